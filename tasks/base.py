@@ -1,0 +1,93 @@
+"""What a task is: a seeded stream of contrasting prompt pairs, cut into three splits that share no prompt.
+
+A task knows nothing of tokenizers. It offers its two answers in several spellings, best first; the engine takes the first
+spelling that a given tokenizer writes as single tokens (`extractor.objective`).
+Paper: Sec. 2.2 and Table 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import pkgutil
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+SPLITS = ("train", "select", "held_out")
+_SHARE = {"train": range(0, 6), "select": range(6, 8), "held_out": range(8, 10)}  # tenths of all prompts
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two prompts that differ in what matters. `positive` is continued by the first answer, `negative` by the second."""
+
+    positive: str
+    negative: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One behaviour.
+
+    name         the paper's name, or ours; the name of the file
+    description  one line: what has to be chosen, by what
+    answers      spellings of (answer to the positive prompt, answer to the negative prompt), best first
+    write        (random generator) -> Pair; called again and again
+    aliases      other names users may type
+    """
+
+    name: str
+    description: str
+    answers: tuple[tuple[str, str], ...]
+    write: Callable[[random.Random], Pair]
+    aliases: tuple[str, ...] = ()
+
+    def pairs(self, split: str, seed: int = 0) -> Iterator[Pair]:
+        """Endless distinct pairs of one split ('train', 'select' or 'held_out'), the same for the same seed.
+
+        A pair belongs to the split that the hash of its positive prompt says, so no prompt is in two splits whatever the seed.
+        The stream ends when the task has nothing new to write (1,000 repeats in a row).
+        """
+        rng = random.Random(f"{self.name}/{split}/{seed}")
+        seen: set[str] = set()
+        stale = 0
+        while stale < 1000:
+            pair = self.write(rng)
+            if pair.positive in seen or _tenth(pair.positive) not in _SHARE[split]:
+                stale += 1
+                continue
+            stale = 0
+            seen.add(pair.positive)
+            yield pair
+
+
+def _tenth(text: str) -> int:
+    return hashlib.sha256(text.encode()).digest()[0] * 10 // 256
+
+
+def task_names() -> list[str]:
+    """Names of all tasks, from the files of this folder, without importing them."""
+    package = importlib.import_module("tasks")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in ("base", "words"))
+
+
+def find_task(name: str) -> Task:
+    """The task of that name or alias. Raises KeyError with the nearest names."""
+    names = task_names()
+    if name not in names:
+        for other in names:
+            task = load_task(other)
+            if name in task.aliases:
+                return task
+        near = difflib.get_close_matches(name, names, n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise KeyError(f"task {name!r} not found in tasks/; {hint}available: {', '.join(names)}")
+    return load_task(name)
+
+
+def load_task(name: str) -> Task:
+    """The task defined by tasks/NAME.py."""
+    task: Task = importlib.import_module(f"tasks.{name}").TASK
+    return task
