@@ -1,0 +1,157 @@
+"""Files that are whole or absent: atomic writes, checkpoints, the manifest.
+
+A file or folder is written beside its place and renamed into it. `manifest.json` lists every file with its sha256 and is written last:
+where it exists, the result is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from extractor.errors import BrokenArtifact, ExtractorError, OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "manifest.json"
+WORK = ".work"  # inside an output folder: checkpoints and half-done stages, gone when the job is done
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    with explain_full_disk(path), open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, keys in the order given."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises BrokenArtifact."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BrokenArtifact(f"{path} is not readable JSON: {error}") from None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically."""
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(path.name + ".tmp")
+    with explain_full_disk(path):
+        save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, temporary, metadata)
+    os.replace(temporary, path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises BrokenArtifact."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise BrokenArtifact(f"{path} is not a readable safetensors file: {error}") from None
+
+
+@contextmanager
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Turn 'no space left' and 'quota exceeded' into one clear line; the half-written temporary file is removed."""
+    try:
+        yield
+    except Exception as error:
+        path.with_name(path.name + ".tmp").unlink(missing_ok=True)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if full:
+            raise ExtractorError(f"disk full while writing {path}: free some space and run the same command again, it resumes") from None
+        raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, renamed to `path` when the block ends well. An older half-filled one is thrown away."""
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(temporary, path)
+
+
+def open_output(folder: Path, spec_text: str) -> Path:
+    """Make an output folder for this spec, or reopen the one this spec left unfinished or finished.
+
+    Raises OutputError when the folder cannot be written or holds anything else.
+    """
+    spec_path = folder / "spec.json"
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"output {folder} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not spec_path.is_file():
+            raise OutputError(f"output folder {folder} is not empty and holds no spec.json; name a new folder")
+        if spec_path.read_text(encoding="utf-8") != spec_text:
+            raise OutputError(f"output folder {folder} holds the work of another spec; name a new folder")
+        if not os.access(folder, os.W_OK) and not (folder / MANIFEST).exists():
+            raise OutputError(f"output folder {folder} cannot be written; name another")
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(spec_path, spec_text)
+    except OSError as error:
+        raise OutputError(f"output folder {folder} cannot be written ({error.strerror}); name another") from None
+    return folder
+
+
+def write_manifest(folder: Path) -> None:
+    """Hash every file below `folder` and write manifest.json: the last act of a job."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST and not name.startswith(WORK):
+            files[name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+    write_json(folder / MANIFEST, {"version": 1, "files": files})
+
+
+def verify_manifest(folder: Path) -> dict[str, dict]:
+    """Check a finished result: every listed file is there, inside the folder, and unaltered. Raises BrokenArtifact."""
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise BrokenArtifact(f"{folder / MANIFEST} lists no files")
+    for name, facts in files.items():
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
+            raise BrokenArtifact(f"{folder / MANIFEST} names {name!r}, which is not a plain file inside the folder")
+        if not path.is_file():
+            raise BrokenArtifact(f"{path} is missing; run the job again")
+        if sha256(path) != facts.get("sha256"):
+            raise BrokenArtifact(f"{path} was altered: its sha256 is not the manifest's; run the job again")
+    return files
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,65 @@
+"""What a stage knows about the outside: whom to tell, when to stop, when to save.
+
+The engine never learns who listens. `python -m extractor` turns these calls into JSON lines; tests pass nothing at all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+class Stopped(Exception):  # noqa: N818 - a request that was honoured, not an error
+    """The run was asked to stop; its checkpoint is on disk."""
+
+
+def _silent(event: dict) -> None:
+    pass
+
+
+@dataclass
+class Progress:
+    """on_event receives flat dicts; should_stop is asked once a step; a checkpoint is due every `checkpoint_seconds`."""
+
+    on_event: Callable[[dict], None] = _silent
+    should_stop: Callable[[], bool] = lambda: False
+    checkpoint_seconds: float = 20.0
+    report_seconds: float = 0.5
+    _last_report: float = field(default=0.0, repr=False)
+    _last_checkpoint: float = field(default_factory=time.monotonic, repr=False)
+    _stage: str = field(default="", repr=False)
+    _stage_began: tuple[float, int] = field(default=(0.0, 0), repr=False)
+
+    def stage(self, name: str, index: int, of: int) -> None:
+        """A stage begins: its name, its place (from 1) and the number of stages."""
+        self._stage, self._stage_began, self._last_report = name, (time.monotonic(), -1), 0.0
+        self.on_event({"event": "stage", "stage": name, "index": index, "of": of})
+
+    def step(self, step: int, total: int, **metrics: float) -> None:
+        """Step `step` of `total` is done. At most one report each `report_seconds`, and one at the end."""
+        now = time.monotonic()
+        if self._stage_began[1] < 0:
+            self._stage_began = (now, step)
+        if step < total and now - self._last_report < self.report_seconds:
+            return
+        self._last_report = now
+        began, first = self._stage_began
+        left = (now - began) / (step - first) * (total - step) if step > first else None
+        event: dict = {"event": "progress", "stage": self._stage, "step": step, "total": total, "metrics": metrics}
+        self.on_event(event | {"seconds_left": None if left is None else round(left, 1)})
+
+    def note(self, message: str) -> None:
+        """One line a person should read."""
+        self.on_event({"event": "note", "stage": self._stage, "message": message})
+
+    def checkpoint_due(self) -> bool:
+        """Whether to save now: time has passed, or a stop is asked for."""
+        return self.should_stop() or time.monotonic() - self._last_checkpoint >= self.checkpoint_seconds
+
+    def checkpointed(self, step: int) -> None:
+        """A checkpoint is on disk. Raises Stopped when a stop was asked for."""
+        self._last_checkpoint = time.monotonic()
+        self.on_event({"event": "checkpoint", "stage": self._stage, "step": step})
+        if self.should_stop():
+            raise Stopped
