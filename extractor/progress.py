@@ -29,7 +29,7 @@ class Progress:
     _last_report: float = field(default=0.0, repr=False)
     _last_checkpoint: float = field(default_factory=time.monotonic, repr=False)
     _stage: str = field(default="", repr=False)
-    _stage_began: tuple[float, int] = field(default=(0.0, 0), repr=False)
+    _stage_began: tuple[float, int] = field(default=(0.0, -1), repr=False)
 
     def stage(self, name: str, index: int, of: int) -> None:
         """A stage begins: its name, its place (from 1) and the number of stages."""

@@ -28,7 +28,7 @@ class CorpusSpec(Spec):
     """Where text comes from. `sources` are 'stdlib', 'generated', or absolute paths to a folder, a .txt, .py or .jsonl file."""
 
     sources: tuple[str, ...] = Field(("stdlib", "generated"), min_length=1)
-    generated_programs: Count = 12_000  # programs of the seeded generator, about 130 tokens each
+    generated_programs: Count = 12_000  # programs of the seeded generator, about 190 tokens each at a vocabulary of 1,024
     seed: int = 0
 
 

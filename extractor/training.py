@@ -1,0 +1,166 @@
+"""What every training loop shares: state that fits in one safetensors file, checkpoints, the metrics log, the loop itself.
+
+A loop is a function of (spec, seed): batches and all randomness of step i are derived from (seed, i), and a checkpoint holds every tensor
+that a step changes. So an interrupted and resumed run ends in the same bits as an undisturbed one on the same machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from extractor import artifacts
+from extractor.errors import BrokenArtifact, TrainingDiverged
+from extractor.progress import Progress
+
+KEPT_CHECKPOINTS = 2
+
+
+def set_up_torch(threads: int | None) -> None:
+    """Pin the thread count (results depend on it) and ask for deterministic kernels."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def pick_device() -> torch.device:
+    """The GPU when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass
+class TrainState:
+    """Everything a step changes: modules, optimiser moments, loose tensors."""
+
+    modules: dict[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All live tensors under flat names; moments appear after the first step."""
+        flat = {f"{name}/{key}": t for name, module in self.modules.items() for key, t in module.state_dict().items()}
+        flat |= {f"extra/{name}": t for name, t in self.extra.items()}
+        for index, parameter in enumerate(self._parameters()):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                flat[f"optimizer/{index}/{key}"] = torch.as_tensor(value)
+        return flat
+
+    @torch.no_grad()
+    def restore(self, saved: dict[str, Tensor]) -> None:
+        """Copy a checkpoint's tensors into the live ones. Raises BrokenArtifact when they do not fit."""
+        parameters = self._parameters()
+        for name, tensor in saved.items():
+            kind, _, rest = name.partition("/")
+            if kind == "optimizer":
+                index, _, key = rest.partition("/")
+                target = parameters[int(index)]
+                moved = tensor if key == "step" else tensor.to(target.device)
+                self.optimizer.state[target][key] = moved.clone()
+        live = self.tensors()
+        if live.keys() != saved.keys():
+            raise BrokenArtifact(f"checkpoint does not fit this spec: {sorted(live.keys() ^ saved.keys())[:3]} differ")
+        for name, tensor in live.items():
+            if not name.startswith("optimizer/"):
+                tensor.copy_(saved[name])
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+class Checkpoints:
+    """The newest checkpoints of one stage: NAME-STEP.safetensors, written atomically, a broken one skipped for the one before."""
+
+    def __init__(self, folder: Path, stage: str):
+        self.folder, self.stage = folder, stage
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{self.stage}-*.safetensors"))
+
+    def save(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Save the state before step `step`; older ones beyond the last two are removed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        artifacts.write_tensors(self.folder / f"{self.stage}-{step:08d}.safetensors", tensors)
+        for old in self._paths()[:-KEPT_CHECKPOINTS]:
+            old.unlink()
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        """(step, tensors) of the newest readable checkpoint, or None."""
+        for path in reversed(self._paths()):
+            try:
+                return int(path.stem.rpartition("-")[2]), artifacts.read_tensors(path)
+            except BrokenArtifact:
+                path.unlink()
+        return None
+
+    def clear(self) -> None:
+        for path in self._paths():
+            path.unlink()
+
+
+class MetricsLog:
+    """metrics.jsonl: one line per logged step, {"stage", "step", name: value, ...}; no times, so equal runs leave equal files."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forget lines of `stage` at or after `step`, which a resumed run writes again."""
+        if self.path is None or not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the torn last line of a killed run
+            if entry["stage"] != stage or entry["step"] < step:
+                kept.append(line)
+        artifacts.write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def write(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        if self.path is None:
+            return
+        entry = {"stage": stage, "step": step} | {name: round(value, 6) for name, value in metrics.items()}
+        with artifacts.explain_full_disk(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+@dataclass
+class LoopEnvironment:
+    """Where a loop saves, logs and reports."""
+
+    checkpoints: Checkpoints
+    log: MetricsLog
+    progress: Progress
+
+
+def run_loop(stage: str, steps: int, state: TrainState, step: Callable[[int], dict[str, float]], env: LoopEnvironment) -> None:
+    """Call step(i) for i in [resumed, steps); `step` returns metrics, of which 'loss' must stay finite.
+
+    Raises TrainingDiverged on a NaN or infinite loss (the last good checkpoint stays), Stopped after a requested stop.
+    """
+    saved = env.checkpoints.load()
+    first = 0
+    if saved is not None:
+        first, tensors = saved
+        state.restore(tensors)
+        env.progress.note(f"resumed {stage} at step {first}")
+    env.log.rewind(stage, first)
+    log_every = max(1, steps // 200)
+    for index in range(first, steps):
+        metrics = step(index)
+        if not math.isfinite(metrics["loss"]):
+            raise TrainingDiverged(f"{stage}: the loss became {metrics['loss']} at step {index}; lower the learning rate")
+        if index % log_every == 0 or index == steps - 1:
+            env.log.write(stage, index, metrics)
+        env.progress.step(index + 1, steps, **metrics)
+        if env.progress.checkpoint_due():
+            env.checkpoints.save(index + 1, state.tensors())
+            env.progress.checkpointed(index + 1)
