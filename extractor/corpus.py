@@ -110,6 +110,17 @@ class Corpus:
         rng = np.random.Generator(np.random.Philox(key=[seed, step]))
         return _windows(self.train, rng, rows, context)
 
+    def bigram_counts(self, vocab_size: int) -> np.ndarray:
+        """How often each token follows each in the training tokens, (V, V) float64; every source weighs the same."""
+        counts = np.zeros((vocab_size, vocab_size))
+        for source in self.train:
+            here = np.zeros(vocab_size * vocab_size)
+            for shard in source:
+                ids = shard.astype(np.int64)
+                here += np.bincount(ids[:-1] * vocab_size + ids[1:], minlength=vocab_size * vocab_size)
+            counts += here.reshape(vocab_size, vocab_size) * (self.tokens / len(self.train) / max(1.0, here.sum()))
+        return counts
+
     def held_out_batch(self, seed: int, rows: int, context: int) -> Tensor:
         """Held-out tokens (rows, context), int64."""
         rng = np.random.Generator(np.random.Philox(key=[seed, 1 << 62]))

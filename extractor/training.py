@@ -40,15 +40,15 @@ class TrainState:
     """Everything a step changes: modules, optimiser moments, loose tensors."""
 
     modules: dict[str, nn.Module]
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """All live tensors under flat names; moments appear after the first step."""
         flat = {f"{name}/{key}": t for name, module in self.modules.items() for key, t in module.state_dict().items()}
         flat |= {f"extra/{name}": t for name, t in self.extra.items()}
-        for index, parameter in enumerate(self._parameters()):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+        for index, (optimizer, parameter) in enumerate(self._parameters()):
+            for key, value in optimizer.state.get(parameter, {}).items():
                 flat[f"optimizer/{index}/{key}"] = torch.as_tensor(value)
         return flat
 
@@ -60,9 +60,9 @@ class TrainState:
             kind, _, rest = name.partition("/")
             if kind == "optimizer":
                 index, _, key = rest.partition("/")
-                target = parameters[int(index)]
+                optimizer, target = parameters[int(index)]
                 moved = tensor if key == "step" else tensor.to(target.device)
-                self.optimizer.state[target][key] = moved.clone()
+                optimizer.state[target][key] = moved.clone()
         live = self.tensors()
         if live.keys() != saved.keys():
             raise BrokenArtifact(f"checkpoint does not fit this spec: {sorted(live.keys() ^ saved.keys())[:3]} differ")
@@ -70,8 +70,8 @@ class TrainState:
             if not name.startswith("optimizer/"):
                 tensor.copy_(saved[name])
 
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+    def _parameters(self) -> list[tuple[torch.optim.Optimizer, Tensor]]:
+        return [(optimizer, p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
 
 
 class Checkpoints:

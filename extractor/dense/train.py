@@ -61,7 +61,7 @@ def train_gpt2(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, env:
         return {"loss": loss.item()}
 
     model.train()
-    run_loop("train", optim.steps, TrainState({"model": model}, optimizer), step, env)
+    run_loop("train", optim.steps, TrainState({"model": model}, [optimizer]), step, env)
     return model.eval()
 
 

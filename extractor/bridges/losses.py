@@ -1,0 +1,141 @@
+"""The bridge loss and its terms (App. A.3).
+
+With hd_i, hs_i the dense and sparse residuals before sublayer i (i = 0..2L), f_i and g_i the encoder and decoder there:
+
+1. ce              cross-entropy of the sparse model
+2. nmse_encoder    mean over sites of NMSE(f_i(hd_i), hs_i);   nmse_decoder   of NMSE(g_i(hs_i), hd_i)
+3. kl_to_sparse    sum over sites of KL(yd || sparse tail from site i fed f_i(hd_i))
+4. kl_to_dense     sum over sites of KL(yd || dense tail from site i fed g_i(hs_i))
+5. kl_plain        KL(yd || ys)
+
+The tails are estimated: each sequence of the batch crosses at one site, stratified over the sites, and joins the stream there, so that
+every sublayer runs once per direction on a growing batch. Site by site the mean over its rows is unbiased for the mean over all rows.
+`path_kls` computes them exactly, without gradient. NMSE terms are summed over sites too, as in the paper; reported as means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from extractor.bridges.tuner import BridgeSite
+from extractor.dense.base import DenseSublayers, residuals
+from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+from extractor.specs import BridgeSpec
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """A frozen dense model, a sparse model with as many sublayers, and the bridge sites between them."""
+
+    dense: DenseSublayers
+    sparse: SparseGPTForCausalLM
+    sites: list[BridgeSite]
+
+
+def nmse(value: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over the target's variance; the target is detached. Both (rows, T, width)."""
+    target = target.detach()
+    variance = (target - target.mean((0, 1))).square().mean()
+    return functional.mse_loss(value, target) / variance.clamp_min(1e-12)
+
+
+def kl(log_p: Tensor, logits: Tensor) -> Tensor:
+    """KL(p || softmax(logits)) in nats, mean over rows and positions; log_p normalised, both (rows, T, V)."""
+    log_q = logits.log_softmax(-1)
+    return functional.kl_div(log_q, log_p, log_target=True, reduction="sum") / log_p[..., 0].numel()
+
+
+def split_rows(rows: int, sites: int, generator: torch.Generator) -> list[Tensor]:
+    """A random partition of the batch's rows over the sites, as even as can be; needs rows >= sites."""
+    return list(torch.randperm(rows, generator=generator).tensor_split(sites))
+
+
+def bridge_loss(pair: Coupled, ids: Tensor, crossing: list[Tensor], spec: BridgeSpec) -> tuple[Tensor, dict[str, float]]:
+    """The whole loss (scalar, with gradient) and its terms by name, for ids (B, T) and each site's rows."""
+    with torch.no_grad():
+        dense_h = residuals(pair.dense, ids)
+        log_p = pair.dense.unembed(dense_h[-1]).log_softmax(-1)
+    sparse_h, sparse_logits, kl_to_sparse = _sparse_pass(pair, ids, dense_h, log_p, crossing)
+    kl_to_dense = _dense_pass(pair, sparse_h, log_p, crossing)
+    encoder = torch.stack([nmse(s.encode(d), h) for s, d, h in zip(pair.sites, dense_h, sparse_h, strict=True)])
+    decoder = torch.stack([nmse(s.decode(h), d) for s, d, h in zip(pair.sites, dense_h, sparse_h, strict=True)])
+    ce = functional.cross_entropy(sparse_logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    kl_plain = kl(log_p, sparse_logits)
+    loss = (
+        ce
+        + spec.nmse_coef * (encoder.sum() + decoder.sum())
+        + spec.kl_to_sparse_coef * kl_to_sparse
+        + spec.kl_to_dense_coef * kl_to_dense
+        + spec.kl_plain_coef * kl_plain
+    )
+    terms = {
+        "loss": loss,
+        "ce": ce,
+        "nmse_encoder": encoder.mean(),
+        "nmse_decoder": decoder.mean(),
+        "kl_to_sparse": kl_to_sparse / len(crossing),
+        "kl_to_dense": kl_to_dense / len(crossing),
+        "kl_plain": kl_plain,
+    }
+    return loss, {name: value.item() for name, value in terms.items()}
+
+
+def _sparse_pass(
+    pair: Coupled, ids: Tensor, dense_h: list[Tensor], log_p: Tensor, crossing: list[Tensor]
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Own residuals, own logits, and the sum over sites of the KL of rows that crossed over from the dense model."""
+    batch = len(ids)
+    mask = pair.sparse.causal_mask(ids.shape[1])
+    stream = pair.sparse.embed(ids)
+    own = []
+    for index, (site, rows) in enumerate(zip(pair.sites, crossing, strict=True)):
+        if index:
+            stream = pair.sparse.sublayer(index - 1, stream, mask)
+        own.append(stream[:batch])
+        stream = torch.cat([stream, site.encode(dense_h[index][rows])])
+    order = torch.cat(crossing)
+    logits = pair.sparse.unembed(stream, torch.cat([ids, ids[order]]))
+    return own, logits[:batch], _sum_over_sites(log_p[order], logits[batch:], crossing)
+
+
+def _dense_pass(pair: Coupled, sparse_h: list[Tensor], log_p: Tensor, crossing: list[Tensor]) -> Tensor:
+    """Sum over sites of the KL of rows that crossed over from the sparse model."""
+    mask = pair.dense.mask(sparse_h[0])
+    stream = pair.sites[0].decode(sparse_h[0][crossing[0]])
+    for index in range(1, len(crossing)):
+        stream = pair.dense.sublayer(index - 1, stream, mask)
+        stream = torch.cat([stream, pair.sites[index].decode(sparse_h[index][crossing[index]])])
+    return _sum_over_sites(log_p[torch.cat(crossing)], pair.dense.unembed(stream), crossing)
+
+
+def _sum_over_sites(log_p: Tensor, logits: Tensor, crossing: list[Tensor]) -> Tensor:
+    per_token = functional.kl_div(logits.log_softmax(-1), log_p, log_target=True, reduction="none").sum(-1)  # (rows, T)
+    parts = per_token.split([len(rows) for rows in crossing])
+    return torch.stack([part.mean() for part in parts]).sum()
+
+
+@torch.no_grad()
+def path_kls(pair: Coupled, ids: Tensor) -> dict[str, list[float]]:
+    """Exact KL of every single-crossing path on ids (B, T), nats per token: 'to_sparse' and 'to_dense', one number a site."""
+    dense_h = residuals(pair.dense, ids)
+    log_p = pair.dense.unembed(dense_h[-1]).log_softmax(-1)
+    mask = pair.sparse.causal_mask(ids.shape[1])
+    sparse_h = [pair.sparse.embed(ids)]
+    for index in range(pair.sparse.n_sublayers):
+        sparse_h.append(pair.sparse.sublayer(index, sparse_h[-1], mask))
+    found: dict[str, list[float]] = {"to_sparse": [], "to_dense": []}
+    for start, site in enumerate(pair.sites):
+        h = site.encode(dense_h[start])
+        for index in range(start, pair.sparse.n_sublayers):
+            h = pair.sparse.sublayer(index, h, mask)
+        found["to_sparse"].append(kl(log_p, pair.sparse.unembed(h, ids)).item())
+        h = site.decode(sparse_h[start])
+        dense_mask = pair.dense.mask(h)
+        for index in range(start, pair.dense.n_sublayers):
+            h = pair.dense.sublayer(index, h, dense_mask)
+        found["to_dense"].append(kl(log_p, pair.dense.unembed(h)).item())
+    return found

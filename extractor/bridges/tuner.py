@@ -1,0 +1,138 @@
+"""Bridges as a PEFT tuner of type SPARSE_BRIDGE.
+
+The input of ln_1, ln_2 and ln_f is exactly the residual before attention, before the MLP and before the unembedding. So the tuner wraps
+these norms: each wrapped norm carries an encoder (dense residual -> sparse residual, linear + bias + AbsTopK) and a decoder
+(sparse -> dense, linear + bias). Its forward is the norm's own: a bridged dense model computes what it always did, bit for bit.
+Paper: Sec. 2.3, App. A.3.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, field
+
+import torch
+from peft.config import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor, nn
+
+from extractor.sparse.modeling_sparse_gpt import abs_topk
+
+
+class BridgePeftType(enum.StrEnum):
+    """PEFT's own enum cannot be extended; its tables take any string-like member."""
+
+    SPARSE_BRIDGE = "SPARSE_BRIDGE"
+
+
+@dataclass
+class SparseBridgeConfig(PeftConfig):
+    """d_dense, d_sparse widths; encoder_frac share of channels the encoder's AbsTopK keeps; the sparse model it was trained with."""
+
+    d_dense: int | None = None
+    d_sparse: int = 128
+    encoder_frac: float = 0.25
+    sparse_model_name_or_path: str | None = None
+    target_modules: set[str] | list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    extra: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = BridgePeftType.SPARSE_BRIDGE
+
+
+class BridgeSite(nn.Module, BaseTunerLayer):
+    """One wrapped norm with its encoder and decoder, per adapter name."""
+
+    adapter_layer_names = ("bridge_encoder", "bridge_decoder")
+    other_param_names = ("kept",)
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: SparseBridgeConfig):
+        super().__init__()
+        self.base_layer = base_layer
+        self.bridge_encoder = nn.ModuleDict()
+        self.bridge_decoder = nn.ModuleDict()
+        self.kept: dict[str, int] = {}
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: SparseBridgeConfig) -> None:
+        """Add the encoder and decoder of one adapter, drawn with std 1/sqrt(inputs)."""
+        width = self.base_layer.weight.shape[0]
+        self.kept[adapter_name] = max(1, round(config.encoder_frac * config.d_sparse))
+        for layers, inputs, outputs in ((self.bridge_encoder, width, config.d_sparse), (self.bridge_decoder, config.d_sparse, width)):
+            layer = nn.Linear(inputs, outputs)
+            nn.init.normal_(layer.weight, std=1 / math.sqrt(inputs))
+            nn.init.zeros_(layer.bias)
+            layers[adapter_name] = layer
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def encode(self, h: Tensor) -> Tensor:
+        """Sparse residual (..., S) from dense residual (..., D)."""
+        name = self.active_adapters[0]
+        return abs_topk(self.bridge_encoder[name](h), self.kept[name])
+
+    def decode(self, h: Tensor) -> Tensor:
+        """Dense residual (..., D) from sparse residual (..., S)."""
+        return self.bridge_decoder[self.active_adapters[0]](h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise ValueError("bridges read the dense model and cannot be merged into it; use unload()")
+
+
+class SparseBridgeModel(BaseTuner):
+    """The tuner: wraps the norms that read the residual stream."""
+
+    prefix = "bridge_"
+    tuner_layer_cls = BridgeSite
+    target_module_mapping = {"gpt2": ["ln_1", "ln_2", "ln_f"]}  # noqa: RUF012 - PEFT's own class attribute
+
+    def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None) -> None:
+        if isinstance(target, BridgeSite):
+            target.update_layer(adapter_name, peft_config)
+            return
+        site = BridgeSite(target, adapter_name, peft_config)
+        if adapter_name != self.active_adapter:
+            site.requires_grad_(False)
+        self._replace_module(parent, target_name, site, target)
+
+    def _prepare_adapter_config(self, peft_config, model_config):
+        peft_config = super()._prepare_adapter_config(peft_config, model_config)
+        peft_config.d_dense = peft_config.d_dense or model_config.get("hidden_size") or model_config.get("n_embd")
+        return peft_config
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError("bridges read the dense model and cannot be merged into it; use unload()")
+
+    @property
+    def sites(self) -> list[BridgeSite]:
+        """The 2L + 1 wrapped norms in the order the forward pass meets them."""
+        return [module for module in self.model.modules() if isinstance(module, BridgeSite)]
+
+
+PEFT_TYPE_TO_CONFIG_MAPPING[BridgePeftType.SPARSE_BRIDGE] = SparseBridgeConfig  # type: ignore[index]
+PEFT_TYPE_TO_TUNER_MAPPING[BridgePeftType.SPARSE_BRIDGE] = SparseBridgeModel  # type: ignore[index]
+PEFT_TYPE_TO_PREFIX_MAPPING[BridgePeftType.SPARSE_BRIDGE] = "bridge_"  # type: ignore[index]
+
+
+def site_parameters(sites: list[BridgeSite]) -> list[nn.Parameter]:
+    """Encoder and decoder weights of the active adapter, in site order."""
+    return [p for site in sites for name in site.adapter_layer_names for p in getattr(site, name)[site.active_adapters[0]].parameters()]
+
+
+@torch.no_grad()
+def rms(h: Tensor) -> float:
+    """Root mean square of a residual, over everything."""
+    return h.square().mean().sqrt().item()

@@ -1,0 +1,45 @@
+"""Configuration of the weight-sparse GPT. Travels with saved models, so it imports nothing of this project."""
+
+from transformers import PreTrainedConfig
+
+
+class SparseGPTConfig(PreTrainedConfig):
+    """Shape of a SparseGPT (Gao et al. 2025, arXiv 2511.13653, Sec. 2.1 and App. A.1).
+
+    vocab_size, n_layer, d_model, d_head, d_mlp   the usual GPT shape; d_model / d_head heads
+    n_ctx             tokens it was trained on; there is no positional embedding, so longer inputs run
+    activation_frac   AbsTopK keeps this share of the channels of every site
+    sinks             one learned logit per head in the softmax denominator, its value zero
+    bigram            a (V, V) table, indexed by the current token, added to the logits
+    """
+
+    model_type = "sparse_gpt"
+
+    vocab_size: int = 1024
+    n_layer: int = 2
+    d_model: int = 128
+    d_head: int = 16
+    d_mlp: int = 512
+    n_ctx: int = 64
+    activation_frac: float = 0.25
+    sinks: bool = True
+    bigram: bool = True
+    rms_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    use_cache: bool = False
+    bos_token_id: int | None = 0
+    eos_token_id: int | None = 0
+
+    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}  # noqa: RUF012
+
+    def __post_init__(self, **kwargs):
+        if self.d_model % self.d_head:
+            raise ValueError(f"d_model ({self.d_model}) must be a multiple of d_head ({self.d_head})")
+        if not 0 < self.activation_frac <= 1:
+            raise ValueError(f"activation_frac ({self.activation_frac}) must lie in (0, 1]")
+        super().__post_init__(**kwargs)
+
+    @property
+    def n_head(self) -> int:
+        return self.d_model // self.d_head
