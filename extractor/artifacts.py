@@ -97,28 +97,27 @@ def new_folder(path: Path) -> Iterator[Path]:
     os.replace(temporary, path)
 
 
-def open_output(folder: Path, spec_text: str) -> Path:
-    """Make an output folder for this spec, or reopen the one this spec left unfinished or finished.
+def check_output(folder: Path, spec_text: str) -> None:
+    """Make an output folder for this spec, or accept the one this spec left unfinished or finished.
 
     Raises OutputError when the folder cannot be written or holds anything else.
     """
     spec_path = folder / "spec.json"
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"output {folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not spec_path.is_file():
-            raise OutputError(f"output folder {folder} is not empty and holds no spec.json; name a new folder")
-        if spec_path.read_text(encoding="utf-8") != spec_text:
-            raise OutputError(f"output folder {folder} holds the work of another spec; name a new folder")
-        if not os.access(folder, os.W_OK) and not (folder / MANIFEST).exists():
-            raise OutputError(f"output folder {folder} cannot be written; name another")
-        return folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir() and any(folder.iterdir()):
+            if not spec_path.is_file():
+                raise OutputError(f"output folder {folder} is not empty and holds no spec.json; name a new folder")
+            if spec_path.read_text(encoding="utf-8") != spec_text:
+                raise OutputError(f"output folder {folder} holds the work of another spec; name a new folder")
+            if not (folder / MANIFEST).exists():
+                (folder / WORK).mkdir(exist_ok=True)
+            return
+        (folder / WORK).mkdir(parents=True)
         write_text(spec_path, spec_text)
     except OSError as error:
         raise OutputError(f"output folder {folder} cannot be written ({error.strerror}); name another") from None
-    return folder
 
 
 def write_manifest(folder: Path) -> None:

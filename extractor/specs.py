@@ -97,6 +97,7 @@ class BridgeSpec(Spec):
     nmse_coef: float = Field(1.0, ge=0)  # paper: 1
     kl_to_sparse_coef: float = Field(1.0, ge=0)  # dense residual -> sparse tail; paper: 1
     kl_to_dense_coef: float = Field(1.0, ge=0)  # sparse residual -> dense tail; paper: 1
+    kl_share: Fraction = 0.5  # of positions at which the KL of crossing paths is scored, drawn anew each step
     kl_plain_coef: float = Field(1.0, ge=0)  # KL(dense || sparse), a fourth term
 
 

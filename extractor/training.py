@@ -44,8 +44,10 @@ class TrainState:
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All live tensors under flat names; moments appear after the first step."""
-        flat = {f"{name}/{key}": t for name, module in self.modules.items() for key, t in module.state_dict().items()}
+        """All live tensors under flat names, tied ones once; moments appear after the first step."""
+        named = {f"{name}/{key}": t for name, module in self.modules.items() for key, t in module.state_dict().items()}
+        first = {t.data_ptr(): name for name, t in reversed(named.items())}
+        flat = {name: t for name, t in named.items() if first[t.data_ptr()] == name}
         flat |= {f"extra/{name}": t for name, t in self.extra.items()}
         for index, (optimizer, parameter) in enumerate(self._parameters()):
             for key, value in optimizer.state.get(parameter, {}).items():

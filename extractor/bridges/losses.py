@@ -43,28 +43,79 @@ def nmse(value: Tensor, target: Tensor) -> Tensor:
     return functional.mse_loss(value, target) / variance.clamp_min(1e-12)
 
 
-def kl(log_p: Tensor, logits: Tensor) -> Tensor:
-    """KL(p || softmax(logits)) in nats, mean over rows and positions; log_p normalised, both (rows, T, V)."""
-    log_q = logits.log_softmax(-1)
-    return functional.kl_div(log_q, log_p, log_target=True, reduction="sum") / log_p[..., 0].numel()
+class _FusedKL(torch.autograd.Function):
+    """KL per token with its gradient, softmax(logits) - p, made in the same pass; the plain twin is functional.kl_div."""
+
+    @staticmethod
+    def forward(ctx, p: Tensor, negative_entropy: Tensor, logits: Tensor) -> Tensor:
+        log_z = logits.logsumexp(-1)
+        value = negative_entropy - torch.linalg.vecdot(p, logits) + log_z
+        ctx.save_for_backward((logits - log_z[..., None]).exp_().sub_(p))
+        return value
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (difference,) = ctx.saved_tensors
+        return None, None, difference.mul_(grad[..., None])
 
 
-def split_rows(rows: int, sites: int, generator: torch.Generator) -> list[Tensor]:
-    """A random partition of the batch's rows over the sites, as even as can be; needs rows >= sites."""
-    return list(torch.randperm(rows, generator=generator).tensor_split(sites))
+@dataclass(frozen=True)
+class Target:
+    """The dense model's next-token distribution: p (rows, T, V) and sum p log p (rows, T)."""
+
+    p: Tensor
+    negative_entropy: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Target:
+        log_p = logits.log_softmax(-1)
+        p = log_p.exp()
+        return cls(p, torch.linalg.vecdot(p, log_p))
+
+    def pick(self, rows: Tensor, positions: Tensor) -> Target:
+        return Target(self.p[rows][:, positions], self.negative_entropy[rows][:, positions])
+
+    def kl(self, logits: Tensor) -> Tensor:
+        """KL(target || softmax(logits)) in nats per token, (rows, T). Differentiable once."""
+        return _FusedKL.apply(self.p, self.negative_entropy, logits)
 
 
-def bridge_loss(pair: Coupled, ids: Tensor, crossing: list[Tensor], spec: BridgeSpec) -> tuple[Tensor, dict[str, float]]:
-    """The whole loss (scalar, with gradient) and its terms by name, for ids (B, T) and each site's rows."""
+@dataclass(frozen=True)
+class Crossing:
+    """Where the sequences of one step cross over: for each site its rows of the batch, and the positions whose KL is scored."""
+
+    rows: list[Tensor]
+    positions: Tensor
+
+    @classmethod
+    def draw(cls, batch: int, context: int, sites: int, share: float, generator: torch.Generator, device: torch.device) -> Crossing:
+        """A random partition of the rows over the sites, as even as can be (needs batch >= sites), and a random share of positions."""
+        rows = torch.randperm(batch, generator=generator).to(device).tensor_split(sites)
+        count = max(1, round(share * context))
+        positions = torch.randperm(context, generator=generator)[:count].sort().values.to(device)
+        return cls(list(rows), positions)
+
+    @property
+    def order(self) -> Tensor:
+        return torch.cat(self.rows)
+
+    def sum_over_sites(self, per_token: Tensor) -> Tensor:
+        """Sum over sites of the mean over a site's rows, from (rows in crossing order, positions)."""
+        return torch.stack([part.mean() for part in per_token.split([len(rows) for rows in self.rows])]).sum()
+
+
+def bridge_loss(pair: Coupled, ids: Tensor, crossing: Crossing, spec: BridgeSpec) -> tuple[Tensor, dict[str, float]]:
+    """The whole loss (scalar, with gradient) and its terms by name, for ids (B, T)."""
     with torch.no_grad():
         dense_h = residuals(pair.dense, ids)
-        log_p = pair.dense.unembed(dense_h[-1]).log_softmax(-1)
-    sparse_h, sparse_logits, kl_to_sparse = _sparse_pass(pair, ids, dense_h, log_p, crossing)
-    kl_to_dense = _dense_pass(pair, sparse_h, log_p, crossing)
+        target = Target.of(pair.dense.unembed(dense_h[-1]))
+    crossed = target.pick(crossing.order, crossing.positions)
+    sparse_h, sparse_logits, kl_to_sparse = _sparse_pass(pair, ids, dense_h, crossed, crossing)
+    kl_to_dense = _dense_pass(pair, sparse_h, crossed, crossing)
     encoder = torch.stack([nmse(s.encode(d), h) for s, d, h in zip(pair.sites, dense_h, sparse_h, strict=True)])
     decoder = torch.stack([nmse(s.decode(h), d) for s, d, h in zip(pair.sites, dense_h, sparse_h, strict=True)])
     ce = functional.cross_entropy(sparse_logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    kl_plain = kl(log_p, sparse_logits)
+    kl_plain = target.kl(sparse_logits).mean()
     loss = (
         ce
         + spec.nmse_coef * (encoder.sum() + decoder.sum())
@@ -72,57 +123,54 @@ def bridge_loss(pair: Coupled, ids: Tensor, crossing: list[Tensor], spec: Bridge
         + spec.kl_to_dense_coef * kl_to_dense
         + spec.kl_plain_coef * kl_plain
     )
+    sites = len(crossing.rows)
     terms = {
         "loss": loss,
         "ce": ce,
         "nmse_encoder": encoder.mean(),
         "nmse_decoder": decoder.mean(),
-        "kl_to_sparse": kl_to_sparse / len(crossing),
-        "kl_to_dense": kl_to_dense / len(crossing),
+        "kl_to_sparse": kl_to_sparse / sites,
+        "kl_to_dense": kl_to_dense / sites,
         "kl_plain": kl_plain,
     }
     return loss, {name: value.item() for name, value in terms.items()}
 
 
 def _sparse_pass(
-    pair: Coupled, ids: Tensor, dense_h: list[Tensor], log_p: Tensor, crossing: list[Tensor]
+    pair: Coupled, ids: Tensor, dense_h: list[Tensor], crossed: Target, crossing: Crossing
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Own residuals, own logits, and the sum over sites of the KL of rows that crossed over from the dense model."""
     batch = len(ids)
     mask = pair.sparse.causal_mask(ids.shape[1])
     stream = pair.sparse.embed(ids)
     own = []
-    for index, (site, rows) in enumerate(zip(pair.sites, crossing, strict=True)):
+    for index, (site, rows) in enumerate(zip(pair.sites, crossing.rows, strict=True)):
         if index:
             stream = pair.sparse.sublayer(index - 1, stream, mask)
         own.append(stream[:batch])
         stream = torch.cat([stream, site.encode(dense_h[index][rows])])
-    order = torch.cat(crossing)
-    logits = pair.sparse.unembed(stream, torch.cat([ids, ids[order]]))
-    return own, logits[:batch], _sum_over_sites(log_p[order], logits[batch:], crossing)
+    logits = pair.sparse.unembed(stream[:batch], ids)
+    at = crossing.positions
+    hybrid = pair.sparse.unembed(stream[batch:, at], ids[crossing.order][:, at])
+    return own, logits, crossing.sum_over_sites(crossed.kl(hybrid))
 
 
-def _dense_pass(pair: Coupled, sparse_h: list[Tensor], log_p: Tensor, crossing: list[Tensor]) -> Tensor:
+def _dense_pass(pair: Coupled, sparse_h: list[Tensor], crossed: Target, crossing: Crossing) -> Tensor:
     """Sum over sites of the KL of rows that crossed over from the sparse model."""
     mask = pair.dense.mask(sparse_h[0])
-    stream = pair.sites[0].decode(sparse_h[0][crossing[0]])
-    for index in range(1, len(crossing)):
+    rows = crossing.rows
+    stream = pair.sites[0].decode(sparse_h[0][rows[0]])
+    for index in range(1, len(rows)):
         stream = pair.dense.sublayer(index - 1, stream, mask)
-        stream = torch.cat([stream, pair.sites[index].decode(sparse_h[index][crossing[index]])])
-    return _sum_over_sites(log_p[torch.cat(crossing)], pair.dense.unembed(stream), crossing)
-
-
-def _sum_over_sites(log_p: Tensor, logits: Tensor, crossing: list[Tensor]) -> Tensor:
-    per_token = functional.kl_div(logits.log_softmax(-1), log_p, log_target=True, reduction="none").sum(-1)  # (rows, T)
-    parts = per_token.split([len(rows) for rows in crossing])
-    return torch.stack([part.mean() for part in parts]).sum()
+        stream = torch.cat([stream, pair.sites[index].decode(sparse_h[index][rows[index]])])
+    return crossing.sum_over_sites(crossed.kl(pair.dense.unembed(stream[:, crossing.positions])))
 
 
 @torch.no_grad()
 def path_kls(pair: Coupled, ids: Tensor) -> dict[str, list[float]]:
     """Exact KL of every single-crossing path on ids (B, T), nats per token: 'to_sparse' and 'to_dense', one number a site."""
     dense_h = residuals(pair.dense, ids)
-    log_p = pair.dense.unembed(dense_h[-1]).log_softmax(-1)
+    target = Target.of(pair.dense.unembed(dense_h[-1]))
     mask = pair.sparse.causal_mask(ids.shape[1])
     sparse_h = [pair.sparse.embed(ids)]
     for index in range(pair.sparse.n_sublayers):
@@ -132,10 +180,10 @@ def path_kls(pair: Coupled, ids: Tensor) -> dict[str, list[float]]:
         h = site.encode(dense_h[start])
         for index in range(start, pair.sparse.n_sublayers):
             h = pair.sparse.sublayer(index, h, mask)
-        found["to_sparse"].append(kl(log_p, pair.sparse.unembed(h, ids)).item())
+        found["to_sparse"].append(target.kl(pair.sparse.unembed(h, ids)).mean().item())
         h = site.decode(sparse_h[start])
         dense_mask = pair.dense.mask(h)
         for index in range(start, pair.dense.n_sublayers):
             h = pair.dense.sublayer(index, h, dense_mask)
-        found["to_dense"].append(kl(log_p, pair.dense.unembed(h)).item())
+        found["to_dense"].append(target.kl(pair.dense.unembed(h)).mean().item())
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from extractor.bridges.losses import Coupled, bridge_loss, kl, path_kls, split_rows
+from extractor.bridges.losses import Coupled, Crossing, Target, bridge_loss, path_kls
 from extractor.bridges.tuner import SparseBridgeConfig, site_parameters
 from extractor.corpus import Corpus
 from extractor.dense.base import residuals, wrap_dense
@@ -70,13 +70,13 @@ def train_bridges(
     device = pick_device()
     fill_bigram(bridged.sparse, corpus)
     optimizer = SparseOptimizer(bridged.sparse, optim, spec.sparsity)
-    bridges = torch.optim.AdamW(site_parameters(pair.sites), lr=spec.bridge_lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0)
+    bridges = torch.optim.AdamW(site_parameters(pair.sites), lr=spec.bridge_lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0, fused=True)
     generator = torch.Generator()
 
     def step(index: int) -> dict[str, float]:
         ids = corpus.batch(seed, index, optim.batch, optim.context).to(device)
         generator.manual_seed(seed * 1_000_003 + index)
-        crossing = [rows.to(device) for rows in split_rows(optim.batch, len(pair.sites), generator)]
+        crossing = Crossing.draw(optim.batch, optim.context, len(pair.sites), spec.kl_share, generator, device)
         loss, terms = bridge_loss(pair, ids, crossing, spec)
         bridged.sparse.zero_grad(set_to_none=True)
         bridges.zero_grad(set_to_none=True)
@@ -106,7 +106,7 @@ def faithfulness(pair: Coupled, ids: Tensor) -> dict:
     return {
         "dense_loss": loss(dense_logits),
         "sparse_loss": loss(sparse_logits),
-        "kl_dense_to_sparse": kl(dense_logits.log_softmax(-1), sparse_logits).item(),
+        "kl_dense_to_sparse": Target.of(dense_logits).kl(sparse_logits).mean().item(),
         "agreement": (dense_logits.argmax(-1) == sparse_logits.argmax(-1)).double().mean().item(),
         "path_kl": path_kls(pair, ids),
     }

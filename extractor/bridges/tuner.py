@@ -70,7 +70,7 @@ class BridgeSite(nn.Module, BaseTunerLayer):
         self.kept[adapter_name] = max(1, round(config.encoder_frac * config.d_sparse))
         for layers, inputs, outputs in ((self.bridge_encoder, width, config.d_sparse), (self.bridge_decoder, config.d_sparse, width)):
             layer = nn.Linear(inputs, outputs)
-            nn.init.normal_(layer.weight, std=1 / math.sqrt(inputs))
+            nn.init.normal_(layer.weight, std=0.1 / math.sqrt(inputs))
             nn.init.zeros_(layer.bias)
             layers[adapter_name] = layer
         self._move_adapter_to_device_of_base_layer(adapter_name)

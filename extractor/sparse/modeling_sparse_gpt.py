@@ -164,7 +164,7 @@ class SparseGPTForCausalLM(PreTrainedModel, GenerationMixin):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=1.0)
+            init.normal_(module.weight, std=0.1)
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
         elif isinstance(module, Attention) and module.sink_logit is not None:

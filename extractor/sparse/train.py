@@ -61,7 +61,7 @@ class SparseOptimizer:
             {"params": [p for p in model.parameters() if id(p) in matrices], "weight_decay": optim.weight_decay},
             {"params": [p for p in model.parameters() if id(p) not in matrices], "weight_decay": 0.0},
         ]
-        self.adam = torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
+        self.adam = torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
 
     def step(self, index: int) -> None:
         """Apply the gradients that are in place, then project to the L0 of step `index`."""

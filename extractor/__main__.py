@@ -1,0 +1,69 @@
+"""The engine as a process: a spec in, progress as JSON lines out, a result folder left. No queue.
+
+    python -m extractor SPEC.json --out DIR [--threads N] [--guard]
+
+Standard output carries one JSON object a line (events: stage, progress, checkpoint, note, done, error). SIGTERM and SIGINT ask for a
+checkpoint and exit 75; the same command resumes. With --guard the process ends when its standard input does: no engine outlives its
+supervisor. Exit codes: 0 done (manifest.json is there), 75 stopped, else those of `extractor.errors`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from extractor.errors import ExtractorError
+from extractor.progress import Progress, Stopped
+
+STOPPED = 75
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m extractor", description="Run one job spec in this process.")
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--guard", action="store_true", help="exit when standard input is closed")
+    arguments = parser.parse_args(argv)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if arguments.guard:
+        threading.Thread(target=_exit_with_supervisor, daemon=True).start()
+    try:
+        from extractor.pipeline import run_job
+        from extractor.specs import read_job
+
+        progress = Progress(emit, stop.is_set, checkpoint_seconds=float(os.environ.get("EXTRACT_CHECKPOINT_SECONDS", "20")))
+        run_job(read_job(arguments.spec), arguments.out, progress, arguments.threads)
+    except Stopped:
+        return STOPPED
+    except ExtractorError as error:
+        emit({"event": "error", "type": type(error).__name__, "message": str(error)})
+        return error.exit_code
+    emit({"event": "done"})
+    return 0
+
+
+def emit(event: dict) -> None:
+    """One event as a line. A listener that went away does not stop the work."""
+    try:
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - must outlive this function
+
+
+def _exit_with_supervisor() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(STOPPED)  # at once: another worker may already own this folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

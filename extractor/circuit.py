@@ -1,0 +1,158 @@
+"""A circuit as a value: nodes, exact edges, calibration. Once built it needs no model.
+
+An edge is a nonzero weight between two kept nodes: act_in -> q, k, v; v -> attn.resid_delta (through the output projection);
+mlp.act_in -> post_act; post_act -> mlp.resid_delta. A write and a later read of one residual channel meet without a weight, q and k meet
+inside a head: neither is an edge. The smallest MLP circuit is 3 nodes and 2 edges. Paper: Sec. 2.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from extractor.sites import node_id
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+
+
+@dataclass(frozen=True)
+class Node:
+    """id '0.mlp.post_act.12'; `mean` is its value when ablated; `reads` and `writes` say in tokens what it responds to and promotes."""
+
+    id: str
+    site: str
+    channel: int
+    mean: float
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Edge:
+    source: str
+    target: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibrated answer margin = scale * margin + shift, the margin being first answer's logit minus second answer's."""
+
+    scale: float
+    shift: float
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """`answers` are the two answers, first and second; `answer_ids` their tokens."""
+
+    model: str
+    task: str
+    answers: tuple[str, str]
+    answer_ids: tuple[int, int]
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    calibration: Calibration
+
+    def to_json(self) -> dict:
+        """The content of circuit.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict) -> Circuit:
+        nodes = tuple(Node(**{**n, "reads": tuple(n["reads"]), "writes": tuple(n["writes"])}) for n in data["nodes"])
+        edges = tuple(Edge(**e) for e in data["edges"])
+        head = {k: data[k] for k in ("model", "task")}
+        pairs = {k: tuple(data[k]) for k in ("answers", "answer_ids")}
+        return cls(**head, **pairs, nodes=nodes, edges=edges, calibration=Calibration(**data["calibration"]))
+
+
+def links(model: SparseGPTForCausalLM) -> Iterator[tuple[str, str, Tensor]]:
+    """Every weight matrix between two sites: (source site, target site, weight (target width, source width))."""
+    for layer, block in enumerate(model.transformer.h):
+        for name, weight in zip("qkv", block.attn.c_attn.weight.detach().chunk(3), strict=True):
+            yield f"{layer}.attn.act_in", f"{layer}.attn.{name}", weight
+        yield f"{layer}.attn.v", f"{layer}.attn.resid_delta", block.attn.c_proj.weight.detach()
+        yield f"{layer}.mlp.act_in", f"{layer}.mlp.post_act", block.mlp.c_fc.weight.detach()
+        yield f"{layer}.mlp.post_act", f"{layer}.mlp.resid_delta", block.mlp.c_proj.weight.detach()
+
+
+def edges_between(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> Iterator[Edge]:
+    """The edges among kept nodes; `kept` maps a site to the channels (sorted, int64) that are on."""
+    for source, target, weight in links(model):
+        block = weight[kept[target]][:, kept[source]]
+        for row, column in block.nonzero().tolist():
+            yield Edge(
+                node_id(source, int(kept[source][column])), node_id(target, int(kept[target][row])), float(block[row, column])
+            )
+
+
+def count_edges(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> int:
+    """Number of edges among kept nodes."""
+    return sum(int(weight[kept[target]][:, kept[source]].count_nonzero()) for source, target, weight in links(model))
+
+
+def live_nodes(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> dict[str, set[int]]:
+    """The kept nodes on a path from the input to the logits: reached by a varying input, and reaching the unembedding.
+
+    Forward: a read is fed by an embedding column or an earlier kept write of its channel; any other node by an edge from a fed node.
+    Backward: a write is used by the unembedding or a later used read of its channel; q and k are used when their head has a used v.
+    """
+    on = {site: set(channels.tolist()) for site, channels in kept.items()}
+    incoming = _neighbours(model, kept)
+    fed = _fed(model, on, incoming)
+    return _used(model, fed, incoming)
+
+
+def _neighbours(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> dict[str, list[tuple[str, dict[int, set[int]]]]]:
+    """Per target site: (source site, {target channel: source channels})."""
+    found: dict[str, list[tuple[str, dict[int, set[int]]]]] = {}
+    for source, target, weight in links(model):
+        table: dict[int, set[int]] = {}
+        block = weight[kept[target]][:, kept[source]]
+        for row, column in block.nonzero().tolist():
+            table.setdefault(int(kept[target][row]), set()).add(int(kept[source][column]))
+        found.setdefault(target, []).append((source, table))
+    return found
+
+
+def _fed(model: SparseGPTForCausalLM, on: dict[str, set[int]], incoming: dict) -> dict[str, set[int]]:
+    written = set(model.transformer.wte.weight.detach().any(0).nonzero().flatten().tolist())
+    fed: dict[str, set[int]] = {}
+    for site, channels in on.items():
+        if site.endswith("act_in"):
+            fed[site] = channels & written
+            continue
+        fed[site] = {c for c in channels if any(table.get(c, set()) & fed[source] for source, table in incoming[site])}
+        if site.endswith("resid_delta"):
+            written |= fed[site]
+    return fed
+
+
+def _used(model: SparseGPTForCausalLM, fed: dict[str, set[int]], incoming: dict) -> dict[str, set[int]]:
+    read = set(model.lm_head.weight.detach().any(0).nonzero().flatten().tolist())
+    used: dict[str, set[int]] = {site: set() for site in fed}
+    for site in reversed(fed):
+        if site.endswith("resid_delta"):
+            used[site] = fed[site] & read
+        elif site.endswith(("attn.q", "attn.k")):
+            heads = {c // model.config.d_head for c in used[site[:-1] + "v"]}
+            used[site] = {c for c in fed[site] if c // model.config.d_head in heads}
+        elif site.endswith("act_in"):
+            read |= used[site]
+        for source, table in incoming.get(site, []):
+            for channel in used[site]:
+                used[source] |= table.get(channel, set()) & fed[source]
+    return used
+
+
+def sites_of(nodes: Iterable[Node]) -> dict[str, list[Node]]:
+    """Nodes grouped by site, in the order given."""
+    found: dict[str, list[Node]] = {}
+    for node in nodes:
+        found.setdefault(node.site, []).append(node)
+    return found

@@ -1,0 +1,61 @@
+"""Sizes: `tiny` for two CPU cores and minutes, `small` for one GPU and about an hour, `paper` for the authors' recipe."""
+
+from __future__ import annotations
+
+from extractor.specs import BridgeSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, TrainSpec
+
+PRESETS = ("tiny", "small", "paper")
+
+_SMALL_SHAPE = SparseModelSpec(n_layer=4, d_model=1024, n_ctx=256)
+_SMALL_SPARSITY = SparsitySpec(weight_frac=1 / 64, embedding_frac=1 / 16, bias_frac=1 / 8)
+_SMALL_OPTIM = OptimSpec(steps=20_000, batch=128, context=256)
+
+_PAPER_SHAPE = SparseModelSpec(n_layer=8, d_model=2048, n_ctx=256)
+_PAPER_SPARSITY = SparsitySpec(weight_frac=1 / 256, embedding_frac=1 / 64, bias_frac=1 / 16)
+_PAPER_OPTIM = OptimSpec(steps=100_000, batch=512, context=256)
+
+
+def train_spec(preset: str, architecture: str) -> TrainSpec:
+    """Training from scratch: a sparse model, or with 'gpt2' the recipe of the bundled python-tiny."""
+    if architecture == "gpt2":
+        return TrainSpec(
+            architecture="gpt2",
+            vocab_size={"tiny": 1024, "small": 2048, "paper": 2048}[preset],
+            model={
+                "tiny": SparseModelSpec(n_layer=2, d_model=128, d_head=16, n_ctx=128),
+                "small": SparseModelSpec(n_layer=4, d_model=512, d_head=64, n_ctx=256),
+                "paper": SparseModelSpec(n_layer=8, d_model=1024, d_head=64, n_ctx=256),
+            }[preset],
+            optim={
+                "tiny": OptimSpec(steps=4000, batch=32, context=128, lr=4e-3, beta2=0.99, eps=1e-8, warmup=0.02),
+                "small": OptimSpec(steps=20_000, batch=128, context=256, lr=1e-3, eps=1e-8, warmup=0.02),
+                "paper": OptimSpec(steps=100_000, batch=512, context=256, lr=6e-4, eps=1e-8, warmup=0.02),
+            }[preset],
+        )
+    if preset == "tiny":
+        return TrainSpec()
+    shape, sparsity, optim = {
+        "small": (_SMALL_SHAPE, _SMALL_SPARSITY, _SMALL_OPTIM),
+        "paper": (_PAPER_SHAPE, _PAPER_SPARSITY, _PAPER_OPTIM),
+    }[preset]
+    return TrainSpec(vocab_size=2048, model=shape, sparsity=sparsity, optim=optim)
+
+
+def bridge_spec(preset: str) -> BridgeSpec:
+    """Bridging a dense model; its number of layers and vocabulary replace the shape's."""
+    if preset == "tiny":
+        return BridgeSpec()
+    shape, sparsity, optim = {
+        "small": (_SMALL_SHAPE, _SMALL_SPARSITY, _SMALL_OPTIM),
+        "paper": (_PAPER_SHAPE, _PAPER_SPARSITY, _PAPER_OPTIM),
+    }[preset]
+    return BridgeSpec(model=shape, sparsity=sparsity, optim=optim)
+
+
+def prune_spec(preset: str) -> PruneSpec:
+    """Finding the circuit."""
+    return {
+        "tiny": PruneSpec(),
+        "small": PruneSpec(steps=1000, k_coefs=(3e-5, 1e-4, 3e-4)),
+        "paper": PruneSpec(steps=2000, k_coefs=(1e-5, 3e-5, 1e-4, 3e-4)),
+    }[preset]

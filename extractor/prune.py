@@ -1,0 +1,142 @@
+"""From a ranking of nodes to the smallest circuit that meets the target (Sec. 2.2, App. A.5).
+
+1. Bisect on k, the number of top-ranked nodes kept, for the smallest k whose calibrated loss on one fixed batch meets the target.
+2. Drop nodes without a live path from input to logits.
+3. Try each node once, last-ranked first: it goes if the loss still meets the target without it (ours).
+4. Fit scale and shift of the answer margin once more.
+
+All of it on the select split; the figure to report is measured elsewhere. The same code prunes every sparse model, bridged or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from extractor.ablation import masked_margin
+from extractor.circuit import Calibration, count_edges, live_nodes
+from extractor.masks import NodeIndex
+from extractor.objective import TaskBatch, task_loss
+from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """nodes: flat indices kept, best-ranked first. loss: calibrated, select split, nats. edges: exact count. met: target reached."""
+
+    nodes: Tensor
+    edges: int
+    loss: float
+    calibration: Calibration
+    met: bool
+
+
+class Probe:
+    """Loss of any set of nodes on one fixed batch, with its own best calibration."""
+
+    def __init__(self, model: SparseGPTForCausalLM, means: dict[str, Tensor], batch: TaskBatch):
+        self.model, self.means, self.batch = model, means, batch
+        self.index = NodeIndex.of(model)
+
+    def kept(self, nodes: Tensor) -> dict[str, Tensor]:
+        """{site: sorted channels} of flat node indices."""
+        flat = torch.zeros(len(self.index), dtype=torch.bool)
+        flat[nodes.cpu()] = True
+        return {site: part.nonzero().flatten() for site, part in self.index.split(flat).items()}
+
+    def flat(self, kept: dict[str, set[int]]) -> set[int]:
+        """Flat indices of {site: channels}."""
+        offsets, start = {}, 0
+        for site, width in self.index.widths.items():
+            offsets[site] = start
+            start += width
+        return {offsets[site] + channel for site, channels in kept.items() for channel in channels}
+
+    @torch.no_grad()
+    def measure(self, nodes: Tensor) -> tuple[float, Calibration]:
+        """(calibrated loss in nats, its calibration) of the circuit of these nodes."""
+        masks = self.index.masks(nodes.to(self.model.device))
+        margin = masked_margin(self.model, self.batch, masks, self.means)
+        calibration = calibrate(margin, self.batch.sign)
+        return calibrated_loss(margin, self.batch.sign, calibration), calibration
+
+    def edges(self, nodes: Tensor) -> int:
+        return count_edges(self.model, self.kept(nodes))
+
+
+def calibrate(margin: Tensor, sign: Tensor) -> Calibration:
+    """Scale and shift of the margin that minimise the task loss: 16 L-BFGS steps in fp64, scale kept positive."""
+    margin, sign = margin.detach().double().cpu(), sign.double().cpu()
+    spread = margin.std().clamp_min(1e-6)
+    standard = (margin - margin.mean()) / spread
+    parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # log scale, shift, in units of the spread
+    lbfgs = torch.optim.LBFGS([parameters], max_iter=16, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        lbfgs.zero_grad()
+        # A trace of regularisation: perfectly separated margins have no finite optimum.
+        loss = task_loss(parameters[0].exp() * standard + parameters[1], sign) + 1e-4 * parameters.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        lbfgs.step(closure)
+    scale = parameters[0].exp().item() / spread.item()
+    return Calibration(scale=scale, shift=parameters[1].item() - scale * margin.mean().item())
+
+
+def calibrated_loss(margin: Tensor, sign: Tensor, calibration: Calibration) -> float:
+    """Task loss in nats of calibrated margins."""
+    return task_loss(calibration.scale * margin + calibration.shift, sign).item()
+
+
+def smallest_circuit(
+    ranking: Tensor, probe: Probe, target: float, tick: Callable[[int, int], None] = lambda done, of: None
+) -> PruneResult:
+    """The circuit found from one ranking (N,) at a target loss (nats). `tick(done, of)` is called as nodes are tried.
+
+    When even all nodes miss the target, all are kept and `met` is False.
+    """
+    k = _bisect(lambda k: probe.measure(ranking[:k])[0] <= target, len(ranking))
+    if k is None:
+        loss, calibration = probe.measure(ranking)
+        return PruneResult(ranking, probe.edges(ranking), loss, calibration, False)
+    nodes = _without_dead(ranking[:k], probe, target)
+    nodes = _eliminate(nodes, probe, target, tick)
+    nodes = _without_dead(nodes, probe, target)
+    loss, calibration = probe.measure(nodes)
+    return PruneResult(nodes, probe.edges(nodes), loss, calibration, True)
+
+
+def _bisect(meets: Callable[[int], bool], most: int) -> int | None:
+    """The smallest k in [1, most] that meets, if meeting is monotone in k; None when `most` does not."""
+    low, high = 0, 1
+    while high < most and not meets(high):
+        low, high = high, 2 * high
+    if high >= most:
+        high = most
+        if not meets(most):
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if meets(middle) else (middle, high)
+    return high
+
+
+def _without_dead(nodes: Tensor, probe: Probe, target: float) -> Tensor:
+    """The nodes on live paths, unless dropping the others misses the target."""
+    live = probe.flat(live_nodes(probe.model, probe.kept(nodes)))
+    slim = torch.tensor([n for n in nodes.tolist() if n in live], dtype=nodes.dtype, device=nodes.device)
+    return slim if len(slim) and probe.measure(slim)[0] <= target else nodes
+
+
+def _eliminate(nodes: Tensor, probe: Probe, target: float, tick: Callable[[int, int], None]) -> Tensor:
+    for position in range(len(nodes) - 1, -1, -1):
+        tick(len(nodes) - position, len(nodes))
+        fewer = torch.cat([nodes[:position], nodes[position + 1 :]])
+        if len(fewer) and probe.measure(fewer)[0] <= target:
+            nodes = fewer
+    return nodes

@@ -1,0 +1,118 @@
+"""An engine that keeps the real one's contract and learns nothing: two stages, a checkpoint after each step, a manifest at the end.
+
+It is steered by a JSON file in EXTRACT_FAKE_PLAN, read at the start of each run:
+
+    steps, seconds   of each stage, and between two steps
+    die_at           kill ourselves with SIGKILL after this step, in every run that reaches it
+    crash            message of an exception nobody expected
+    fail             [class name, message, exit code] of an error to end with
+    deaf             whether SIGTERM is ignored
+    chatter          extra progress events per step
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from extractor import artifacts
+
+STAGES = ("bridge", "prune")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--guard", action="store_true")
+    options = parser.parse_args()
+    plan = {"steps": 5, "seconds": 0.02, "die_at": None, "fail": None, "deaf": False, "chatter": 0, "crash": None}
+    plan |= json.loads(Path(os.environ["EXTRACT_FAKE_PLAN"]).read_text()) if os.environ.get("EXTRACT_FAKE_PLAN") else {}
+    if options.guard:
+        threading.Thread(target=guard, daemon=True).start()
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1) if not plan["deaf"] else None)
+    return work(options, plan, asked)
+
+
+def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
+    spec, out = options.spec.read_text(), options.out
+    work_folder = out / artifacts.WORK
+    work_folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = work_folder / "checkpoint.json"
+    if (out / artifacts.MANIFEST).exists():
+        tell(event="done")
+        return 0
+    done = json.loads(checkpoint.read_text())["done"] if checkpoint.exists() else 0
+    tell(event="note", message=f"threads {options.threads} pid {os.getpid()} from {done}")
+    if plan["crash"]:
+        raise RuntimeError(plan["crash"])
+    steps = plan["steps"]
+    for number, stage in enumerate(STAGES):
+        tell(event="stage", stage=stage, index=number + 1, of=len(STAGES))
+        for step in range(max(0, done - number * steps), steps):
+            time.sleep(plan["seconds"])
+            total = number * steps + step + 1
+            for _ in range(1 + plan["chatter"]):
+                tell(event="progress", stage=stage, step=step + 1, total=steps, metrics={"loss": 1 / total}, seconds_left=None)
+            artifacts.write_json(checkpoint, {"done": total})
+            with open(work_folder / "steps.log", "a") as file:
+                file.write(f"{total}\n")
+            if plan["die_at"] is not None and total >= plan["die_at"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if asked:
+                tell(event="checkpoint", stage=stage, step=step + 1)
+                return 75
+    if plan["fail"]:
+        name, message, code = plan["fail"]
+        tell(event="error", type=name, message=message)
+        return code
+    return finish(out, json.loads(spec), work_folder)
+
+
+def finish(out: Path, spec: dict, work_folder: Path) -> int:
+    steps = (work_folder / "steps.log").read_text().split()
+    (out / "model").mkdir(exist_ok=True)
+    artifacts.write_text(out / "model" / "config.json", "{}")
+    if spec["kind"] == "train":
+        artifacts.write_json(out / "result.json", {"loss": 1.25, "steps": steps})
+        return wrap_up(out)
+    conditions = {"full": 0.01, "circuit": 0.14, "without_circuit": 4.5, "random": 2.1}
+    result = {"model": spec["model"], "task": spec["task"], "target_loss": 0.15, "seed": 0, "circuit": {"nodes": 12, "edges": 34}}
+    result |= {"loss": conditions, "accuracy": conditions, "meets_target": True, "held_out_pairs": 64, "seconds": {}, "steps": steps}
+    folder = out / "circuits" / str(spec["task"])
+    folder.mkdir(parents=True, exist_ok=True)
+    artifacts.write_json(folder / "result.json", result)
+    artifacts.write_text(folder / "report.html", "<p>a report</p>")
+    artifacts.write_text(folder / "circuit.svg", "<svg/>")
+    return wrap_up(out)
+
+
+def wrap_up(out: Path) -> int:
+    artifacts.write_manifest(out)
+    tell(event="done")
+    return 0
+
+
+def tell(**event: object) -> None:
+    try:
+        print(json.dumps(event), flush=True)
+    except BrokenPipeError:  # like the real one: only the guard decides that nobody is left to work for
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - must outlive this function
+
+
+def guard() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(70)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

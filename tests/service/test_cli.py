@@ -1,0 +1,357 @@
+"""The command line: what users type, what they read, what their scripts parse."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from service_machine import PROJECT, circuit_spec, wait_for
+
+from extractor import artifacts
+from extractor.tokenizer import save_tokenizer, train_tokenizer
+from worker import cli, client, local
+from worker.cli.view import PlainView
+
+HEAVY = ("torch", "celery", "redis", "rich", "pydantic", "kombu", "transformers", "numpy")
+ALL_COMMANDS = sorted(cli.COMMANDS)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder that passes for a GPT-2: its config, a tokenizer of single bytes, a file where the weights would be."""
+    folder = tmp_path_factory.mktemp("model")
+    save_tokenizer(train_tokenizer(["a"], 257), folder, 64)
+    artifacts.write_json(folder / "config.json", {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
+    (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    return str(folder)
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    script = "import sys; from worker.cli import main\ntry: main(['--help'])\nfinally: print('HEAVY', *{*sys.argv[1:]} & {*sys.modules})"
+    began = time.monotonic()
+    said = subprocess.run([sys.executable, "-c", script, *HEAVY], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    assert time.monotonic() - began < 0.5
+    assert said.splitlines()[-1].strip() == "HEAVY"
+    assert all(f"  {name} " in said for name in ALL_COMMANDS)
+
+
+@pytest.mark.parametrize("name", ALL_COMMANDS)
+def test_each_command_s_help_has_a_summary_line_and_an_example(machine, name):
+    answer = machine.extract(name, "--help")
+    assert answer.code == 0
+    assert "Example: " in answer.out
+    assert f"extract {name}" in answer.out
+    assert "--json" in answer.out
+
+
+def test_a_fresh_machine_goes_from_submit_to_a_circuit_in_one_command(machine, model):
+    answer = machine.shell("submit", "--model", model, "--task", "quote_close", "--wait")
+    assert answer.code == 0, answer.err
+    assert "queued" in answer.out
+    assert "[2/2] prune" in answer.out
+    assert "12 nodes, 34 edges; meets the target loss 0.15" in answer.out
+    assert "report.html" in answer.out
+    assert local.is_registered(machine.settings), "the local worker waits for more"
+
+
+def test_no_command_of_the_service_imports_torch(machine, model):
+    script = "import sys; from worker.cli import main\ntry: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
+    for arguments in (["submit", "--model", model, "--task", "quote_close", "--no-worker"], ["list"], ["status"], ["tasks"]):
+        done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_spec_that_submit_prints_is_one_that_run_takes(machine, model):
+    printed = machine.extract("submit", "--model", model, "--task", "single_double_quote", "--seed", "7", "--print-spec")
+    assert not machine.state.exists(), "printing a spec starts no server"
+    path = machine.home / "spec.json"
+    path.write_text(printed.out)
+    answer = machine.extract("run", str(path), "--out", str(machine.home / "out"), "--json")
+    assert answer.code == 0
+    assert (answer.json["result"]["task"], answer.json["result"]["model"]) == ("quote_close", model)
+
+
+def test_the_model_of_a_finished_job_is_named_by_its_id(machine, model, monkeypatch):
+    seen = []
+
+    def circuit_job(source, task, **_):
+        seen.append(source)
+        return circuit_spec()
+
+    monkeypatch.setattr("extractor.request.circuit_job", circuit_job)
+    machine.finish("mine")
+    assert machine.extract("submit", "--model", "mine", "--task", "quote_close", "--no-worker").code == 0
+    assert machine.extract("submit", "--model", "mine", "--task", "quote_close", "--print-spec").code == 0
+    assert machine.extract("submit", "--model", "gpt2", "--task", "quote_close", "--no-worker").code == 0
+    assert seen == [str(machine.settings.root / "mine" / "result" / "model")] * 2 + ["gpt2"]
+    machine.submit("waiting")
+    answer = machine.extract("submit", "--model", "waiting", "--task", "quote_close", "--no-worker")
+    assert answer.code == 2
+    assert "queued" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind"),
+    [
+        (("submit", "--model", "/nowhere", "--task", "quote_close"), 3, "ModelNotFound"),
+        (("submit", "--model", "MODEL", "--task", "nonsense"), 2, "UnknownTask"),
+        (("submit", "--model", "MODEL", "--task", "quote_close", "--corpus", "/nowhere"), None, None),
+        (("submit", "--task", "quote_close"), 2, "MissingParameter"),
+        (("submit", "--model", "MODEL", "--task", "quote_close", "--preset", "huge"), 2, "BadParameter"),
+        (("submit", "--model", "MODEL", "--task", "quote_close", "--job-id", "../x"), 2, "UsageError"),
+        (("submit", "--model", "MODEL", "--task", "quote_close", "--out", "x"), 2, "UsageError"),
+        (("status", "nobody"), 3, "NotFound"),
+        (("watch", "nobody"), 3, "NotFound"),
+        (("watch", "nobody", "--from", "$"), 2, "UsageError"),
+        (("cancel", "nobody"), 3, "NotFound"),
+        (("result", "nobody"), 3, "NotFound"),
+        (("status", "../../etc/passwd"), 2, "UsageError"),
+        (("result", "a/b"), 2, "UsageError"),
+        (("run", "/nowhere.json", "--out", "x"), 2, "SpecError"),
+        (("submit", "--model", "MODEL", "--task", "quote_close", "--target-loss", "nan"), 2, "BadParameter"),
+        (("nonsense",), 2, None),
+        (("server", "restart"), 2, "BadParameter"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_mistake_is_one_line_on_stderr_and_an_object_with_json(machine, model, arguments, code, kind):
+    answer = machine.extract(*(model if word == "MODEL" else word for word in arguments), "--json")
+    report = answer.json["error"]
+    assert answer.code == report["exit_code"]
+    assert answer.code == code or (code is None and answer.code in (2, 3))
+    assert kind is None or report["type"] == kind
+    assert answer.err == f"error: {report['message']}\n"
+
+
+def test_a_server_that_is_not_there_and_one_that_is_not_safe_are_explained(machine, monkeypatch):
+    monkeypatch.setenv("EXTRACT_REDIS_URL", "redis://:hidden@127.0.0.1:1/0")
+    answer = machine.extract("list", "--json")
+    assert answer.json["error"]["exit_code"] == answer.code == 4
+    assert "redis://:***@127.0.0.1:1/0 cannot be reached" in answer.err
+    assert "hidden" not in answer.err + answer.out
+    monkeypatch.setenv("EXTRACT_REDIS_URL", "redis://10.255.255.1:6379/0")
+    assert "EXTRACT_ALLOW_INSECURE_REDIS" in machine.extract("list").err
+    assert not machine.state.exists()
+
+
+def test_on_a_remote_server_no_worker_is_started_and_its_absence_is_said(machine, monkeypatch):
+    monkeypatch.setenv("EXTRACT_REDIS_URL", machine.service.url)
+    answer = machine.extract("train", "--json")
+    assert answer.json["state"] == "queued"
+    assert answer.err == "warning: no live worker; the job waits until somebody starts `extract worker`\n"
+    assert not (machine.state / "worker.json").exists()
+
+
+def test_the_same_job_id_and_spec_is_the_same_job_and_another_spec_is_refused(machine):
+    for _ in range(2):
+        assert machine.extract("train", "--job-id", "mine", "--no-worker").out == "mine\n"
+    assert len(machine.records.open_ids()) == 1
+    answer = machine.extract("train", "--job-id", "mine", "--seed", "1", "--no-worker")
+    assert answer.code == 2
+    assert "taken" in answer.err
+
+
+def test_every_command_speaks_json(machine, model, monkeypatch):
+    made = machine.extract("submit", "--model", model, "--task", "quote_close", "--wait", "--json", "--out", str(machine.home / "copy"))
+    final = made.json
+    job = final["job"]
+    assert all("event" in line for line in made.lines[:-1])
+    assert (final["state"], final["result"]["meets_target"], final["path"]) == ("succeeded", True, str(machine.home / "copy"))
+    assert machine.extract("status", job, "--json").json["state"] == "succeeded"
+    assert [row["job"] for row in machine.extract("list", "--json").json] == [job]
+    assert machine.extract("status", "--json").json["workers"][0]["name"].startswith("local-")
+    assert machine.extract("result", job, "--json").json["result"]["task"] == "quote_close"
+    assert machine.extract("cancel", job, "--json").json == {"job": job, "state": "succeeded", "cancelling": False}
+    assert machine.extract("watch", job, "--json").json["job"] == job
+    assert "quote_close" in [row["name"] for row in machine.extract("tasks", "--json").json]
+    monkeypatch.setattr("extractor.models.BUNDLED", Path(model).parent)
+    assert model in [row["path"] for row in machine.extract("models", "--json").json]
+    assert machine.extract("server", "status", "--json").json["running"] is True
+    assert machine.shell("worker", "--idle-exit", "0.1", "--json").json["jobs"] == 0
+
+
+def test_people_read_tables_and_lines(machine):
+    machine.finish("mine")
+    listed = machine.extract("list").out
+    assert "mine" in listed
+    assert "succeeded" in listed
+    machine.submit("next")
+    assert "next" in machine.extract("status", "--no-worker").out
+    assert "state:     succeeded" in machine.extract("status", "mine").out
+    assert "quote_close" in machine.extract("tasks", "--example").out
+
+
+def test_watch_ends_by_itself_and_loses_no_event_though_the_server_is_killed_meanwhile(machine):
+    machine.plan(steps=10, seconds=0.1)
+    job = machine.submit()
+    watching = machine.spawn("watch", job, "--json", EXTRACT_NO_WORKER="1")
+    machine.worker()
+    machine.wait_step(job, 5)
+    os.kill(machine.server_pid(), signal.SIGKILL)
+    out, err = watching.communicate(timeout=30)
+    assert watching.returncode == 0, err
+    seen = out.splitlines()[:-1]
+    everything = [event | {"id": key} for key, event in machine.records.events(job, "0", 0.001)]
+    assert [json.loads(line) for line in seen] == everything
+
+
+def test_watch_goes_on_from_an_event(machine):
+    lines = machine.extract("train", "--wait", "--json").lines
+    job, middle = lines[-1]["job"], lines[3]["id"]
+    assert machine.extract("watch", job, "--json", "--from", middle).lines[:-1] == lines[4:-1]
+    assert machine.extract("watch", job, "--json", "--from", lines[-2]["id"]).lines == [lines[-1]]
+
+
+def test_watch_sees_a_dead_local_worker_replaced(machine):
+    machine.plan(steps=10, seconds=0.1)
+    watching = machine.spawn("train", "--job-id", "mine", "--wait", "--json")
+    wait_for(lambda: (machine.settings.root / "mine" / "result" / ".work" / "steps.log").exists(), "the job to run")
+    os.kill(local_pid(machine), signal.SIGKILL)
+    _, err = watching.communicate(timeout=30)
+    assert watching.returncode == 0, err
+    assert machine.records.need("mine")["attempt"] == "2"
+
+
+def test_a_local_worker_that_cannot_start_is_reported_by_whoever_waits(machine, monkeypatch):
+    monkeypatch.setattr(local, "python_module", lambda *_: [sys.executable, "-c", "raise SystemExit('no luck')"])
+    monkeypatch.setattr(client, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(client, "MAX_STARTS", 1)
+    answer = machine.extract("train", "--wait")
+    assert answer.code == 4
+    assert "no luck" in answer.err
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_how_to_go_on(machine):
+    machine.plan(steps=1000, seconds=0.05)
+    watching = machine.spawn("train", "--job-id", "mine", "--wait")
+    wait_for(lambda: (machine.settings.root / "mine" / "result" / ".work" / "steps.log").exists(), "the job to run")
+    watching.send_signal(signal.SIGINT)
+    _, err = watching.communicate(timeout=20)
+    assert watching.returncode == 130
+    assert "extract watch mine" in err
+    assert "Traceback" not in err
+    assert machine.state_of("mine") == "running"
+
+
+def test_a_terminal_shows_bars(machine):
+    machine.plan(steps=5, seconds=0.1)
+    leader, follower = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "worker", "train", "--wait"],
+        cwd=PROJECT, env=os.environ | {"TERM": "xterm"}, stdin=subprocess.DEVNULL, stdout=follower, stderr=follower,
+    ) as process:  # fmt: skip
+        os.close(follower)
+        shown = b""
+        while chunk := read_terminal(leader):
+            shown += chunk
+    os.close(leader)
+    assert process.returncode == 0
+    assert "━" in shown.decode()
+    assert "[2/2] prune" in shown.decode()
+    assert "5/5" in shown.decode()
+
+
+def test_lines_without_a_terminal_are_sparse(capsys):
+    view = PlainView("mine")
+    view.show({"event": "stage", "stage": "bridge", "index": 1, "of": 2, "time": 100.0})
+    for second in range(60):
+        view.show(
+            {
+                "event": "progress",
+                "stage": "bridge",
+                "step": second,
+                "total": 60,
+                "metrics": {"loss": 2.5},
+                "seconds_left": 75,
+                "time": 100.0 + second,
+            }
+        )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["[1/2] bridge", "[1/2] bridge 10/60  loss 2.5  1 min 15 s left"]
+    assert len(lines) == 6
+
+
+def test_a_result_is_copied_and_the_copy_verifies(machine):
+    machine.finish("mine")
+    out = machine.home / "new" / "copy"
+    answer = machine.extract("result", "mine", "--out", str(out), "--json")
+    assert answer.code == 0
+    assert set(answer.json["files"]) == set(artifacts.verify_manifest(out))
+    assert not (out / ".work").exists()
+    assert "not an empty folder" in machine.extract("result", "mine", "--out", str(out)).err
+    assert os.listdir(out.parent) == ["copy"]
+
+
+def test_open_shows_the_report_of_a_circuit_and_says_when_there_is_none(machine, monkeypatch):
+    opened = []
+    monkeypatch.setattr("click.launch", opened.append)
+    folder = machine.finish("mine", circuit_spec())
+    assert machine.extract("result", "mine", "--open").code == 0
+    assert opened == [str(folder / "circuits" / "quote_close" / "report.html")]
+    machine.finish("model")
+    assert "left no report" in machine.extract("result", "model", "--open").err
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "outside", "linked", "linked folder"])
+def test_a_result_that_was_tampered_with_is_not_copied(machine, damage):
+    folder = machine.finish("mine")
+    secret = machine.home / "secret"
+    secret.mkdir()
+    (secret / "config.json").write_text("{}")
+    manifest = artifacts.read_json(folder / "manifest.json")
+    if damage == "changed":
+        (folder / "result.json").write_text("{}")
+    elif damage == "missing":
+        (folder / "result.json").unlink()
+    elif damage == "outside":
+        manifest["files"]["../../../../secret/config.json"] = manifest["files"]["model/config.json"]
+        artifacts.write_json(folder / "manifest.json", manifest)
+    elif damage == "linked":
+        (folder / "model" / "config.json").unlink()
+        (folder / "model" / "config.json").symlink_to(secret / "config.json")
+    else:
+        (folder / "model" / "config.json").unlink()
+        (folder / "model").rmdir()
+        (folder / "model").symlink_to(secret)
+    answer = machine.extract("result", "mine", "--out", str(machine.home / "copy"), "--json")
+    assert answer.code == 1
+    assert answer.json["error"]["type"] == "BrokenArtifact"
+    assert not (machine.home / "copy").exists()
+
+
+def test_a_result_outlives_its_record(machine):
+    machine.finish("mine")
+    machine.records.client.flushall()
+    assert machine.extract("result", "mine", "--json").json["result"]["loss"] == 1.25
+    assert machine.extract("status", "mine").code == 3
+
+
+def test_there_is_no_result_before_the_end(machine):
+    machine.submit("waiting")
+    answer = machine.extract("result", "waiting")
+    assert answer.code == 3
+    assert "queued" in answer.err
+    machine.extract("cancel", "waiting")
+    assert machine.extract("result", "waiting").code == 5
+
+
+def local_pid(machine):
+    from worker import processes
+
+    who = processes.read_pid(machine.state / "worker.json")
+    assert who is not None
+    return who.pid
+
+
+def read_terminal(leader):
+    try:
+        return os.read(leader, 4096)
+    except OSError:  # the other end is closed
+        return b""

@@ -1,0 +1,171 @@
+"""What every live worker does beside its job, from a thread of its main process.
+
+announce   say that this worker lives
+reap       bring back running jobs whose owner is gone: known dead on this machine, or its lease has run out
+republish  bring back queued jobs whose message is nowhere
+idle       leave after a while without work, if asked to
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+from extractor.errors import ExtractorError
+from worker import local, processes, server
+from worker.app import KEY_PREFIX, QUEUES
+from worker.records import Records, Worker
+from worker.settings import Settings
+
+log = logging.getLogger("extract")
+
+
+class Caretaker(threading.Thread):
+    """name: the worker's. publish: asks workers to try a job. current_job: the job this worker runs now, or ''.
+
+    idle_exit: seconds without work after which the worker is asked to leave, None for never. is_local: started by a command.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        records: Records,
+        settings: Settings,
+        publish: Callable[[str], None],
+        current_job: Callable[[], str],
+        idle_exit: float | None = None,
+        is_local: bool = False,
+    ) -> None:
+        super().__init__(name="caretaker", daemon=True)
+        self.worker_name = name
+        self._records, self._settings, self._publish, self._current_job = records, settings, publish, current_job
+        self._idle_exit, self._is_local = idle_exit, is_local
+        self._stopping = threading.Event()
+        self._busy_at = time.monotonic()
+        self._reconnected_at: float | None = None  # None until a connection was lost
+        self._looked_at = 0.0
+        self._cut_off = False
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._tick()
+                if self._cut_off:
+                    self.connection_returned()
+            except redis.RedisError as error:
+                log.warning("Redis cannot be reached (%s)", error)
+                self._cut_off = True
+                self._revive()
+            except Exception:  # the caretaker must outlive any one mishap
+                log.exception("caretaker")
+            self._stopping.wait(self._settings.reap_every)
+
+    def stop(self) -> None:
+        """The worker leaves: no longer announce it."""
+        self._stopping.set()
+        try:
+            self._records.withdraw(self.worker_name)
+        except redis.RedisError:
+            return  # the announcement runs out by itself
+
+    def _tick(self) -> None:
+        self.announce()
+        if not self._cut_off:
+            self.reap()
+            self._republish()
+        self._leave_if_idle()
+
+    def announce(self) -> None:
+        """Tell Redis that this worker lives and what it does."""
+        facts = Worker(self.worker_name, socket.gethostname(), self._current_job(), str(processes.identify()), self._is_local)
+        self._records.announce(facts, ttl=max(3 * self._settings.reap_every, 5))
+
+    def connection_returned(self) -> None:
+        """Redis answers again after an absence."""
+        self._cut_off, self._reconnected_at = False, time.monotonic()
+
+    def reap(self) -> None:
+        """Bring back the jobs whose owner is lost."""
+        leases_count = self._leases_count()
+        for job, record in self._records.open_jobs().items():
+            if record["state"] != "running":
+                continue
+            gone = processes.is_gone(processes.ProcessId.parse(record["process"]), same_machine=self._settings.embedded)
+            if not gone and not leases_count:
+                continue
+            state = self._records.reap(job, record["token"], f"its worker {record['worker']} was lost", gone)
+            if state != "kept":
+                log.warning("job %s: worker %s was lost; now %s", job, record["worker"], state)
+            if state == "queued":
+                self._publish(job)
+
+    def _leases_count(self) -> bool:
+        """Whether an expired lease tells anything.
+
+        After Redis was away, live owners need a moment to renew theirs; they try every heartbeat, so one lease time is plenty. A dead
+        owner on this machine is recognised by its process at once, so a restarted embedded server delays no recovery.
+        """
+        facts: Any = self._records.client.info("server")
+        if facts["uptime_in_seconds"] < self._settings.lease_ttl:
+            return False
+        return self._reconnected_at is None or time.monotonic() - self._reconnected_at >= self._settings.lease_ttl
+
+    def _republish(self) -> None:
+        """An age rule alone would multiply the messages of a long backlog, so this looks into the queues, though seldom."""
+        if time.monotonic() - self._looked_at < self._settings.republish_after / 4:
+            return
+        self._looked_at = time.monotonic()
+        before = time.time() - self._settings.republish_after
+        queued = {job: float(record["updated"]) for job, record in self._records.open_jobs().items() if record["state"] == "queued"}
+        old = [job for job, since in queued.items() if since < before]
+        waiting = self._waiting_jobs() if old else set()
+        for job in old:
+            if job not in waiting:
+                log.warning("job %s: queued, but its message is nowhere; published again", job)
+                self._publish(job)
+
+    def _waiting_jobs(self) -> set[str]:
+        jobs = set()
+        for queue in QUEUES.values():
+            messages: Any = self._records.client.lrange(KEY_PREFIX + queue, 0, -1)
+            for message in messages:
+                try:
+                    jobs.add(json.loads(message)["headers"]["id"].rpartition(".")[0])
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue  # not one of ours: the worker will discard it
+        return jobs
+
+    def _leave_if_idle(self) -> None:
+        if self._idle_exit is None:
+            return
+        if self._current_job() or self._has_queued():
+            self._busy_at = time.monotonic()
+        elif time.monotonic() - self._busy_at >= self._idle_exit:
+            with local.registration(self._settings):
+                # A client records its job before it looks, under the same lock, for a worker: one of us two sees the other.
+                if self._has_queued():
+                    return
+                self.stop()
+                local.forget(self._settings, os.getpid())
+            log.info("nothing to do for %.0f s: leaving", self._idle_exit)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _has_queued(self) -> bool:
+        return any(record["state"] == "queued" for record in self._records.open_jobs().values())
+
+    def _revive(self) -> None:
+        if not self._settings.embedded:
+            return
+        try:
+            server.revive(self._settings)
+        except ExtractorError as error:
+            log.warning("%s", error)

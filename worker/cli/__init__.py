@@ -1,0 +1,96 @@
+"""The `extract` command: a group whose commands are modules of this folder, loaded when they are called.
+
+Exit codes: 0 ok, 1 job failed, 2 usage, 3 not found, 4 service unreachable, 5 cancelled, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from extractor.errors import ExtractorError, ServiceUnavailable
+
+# Command -> module of this folder. `list` is not called list.py: as an attribute of this package it would hide the builtin.
+_SAME_NAME = ("submit", "train", "status", "watch", "cancel", "result", "run", "worker", "server", "tasks", "models")
+COMMANDS = {name: name for name in _SAME_NAME} | {"list": "jobs"}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module, which defines `command`, when it is called or listed. Those modules import nothing heavy at their top."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"worker.cli.{COMMANDS[cmd_name]}").command
+        return command
+
+
+def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            click.echo(f"extract {version('extractor')}")
+        except PackageNotFoundError:
+            click.echo("extract (from a checkout that is not installed)")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version and exit.")
+def group() -> None:
+    """Find the few weights that make a language model do one thing.
+
+    \b
+    Example: extract submit --model python-tiny --task quote_close --wait
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit with its code; an error is one line on stderr, and an object on stdout with --json."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        code = group.main(arguments, prog_name="extract", standalone_mode=False)
+    except click.ClickException as error:
+        code = _complain(type(error).__name__, error.format_message() or "a command is missing; see `extract --help`", 2, arguments)
+    except (KeyboardInterrupt, click.Abort):
+        code = _complain("Interrupted", "interrupted", 130, arguments)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes at exit
+        code = 0
+    except Exception as error:
+        if os.environ.get("EXTRACT_DEBUG"):
+            raise
+        known = _translate(error)
+        code = _complain(type(known).__name__, str(known), known.exit_code, arguments)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _translate(error: Exception) -> ExtractorError:
+    """The error as users may see it. What redis and kombu raise can only come from modules that are loaded by now."""
+    if isinstance(error, ExtractorError):
+        return error
+    for module, name in (("redis.exceptions", "RedisError"), ("kombu.exceptions", "OperationalError")):
+        if module in sys.modules and isinstance(error, getattr(sys.modules[module], name)):
+            return ServiceUnavailable(f"Redis does not answer as it should ({error}); see `extract server status`")
+    if isinstance(error, OSError) and error.filename is not None:
+        return ExtractorError(f"{error.filename}: {error.strerror}")
+    return ExtractorError(f"internal error: {type(error).__name__}: {error}; run again with EXTRACT_DEBUG=1 for the traceback")
+
+
+def _complain(kind: str, message: str, code: int, arguments: Sequence[str]) -> int:
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    if "--json" in arguments:
+        report: dict[str, Any] = {"error": {"type": kind, "message": line, "exit_code": code}}
+        print(json.dumps(report), flush=True)
+    return code

@@ -1,0 +1,34 @@
+"""`extract cancel`."""
+
+from __future__ import annotations
+
+import click
+
+from worker.cli.options import as_json as json_option
+from worker.cli.options import print_json
+
+
+@click.command("cancel", short_help="Cancel a job.")
+@click.argument("job")
+@json_option
+def command(job: str, as_json: bool) -> int:
+    """Cancel a job: at once while it is queued; a running one saves its checkpoint and stops within seconds.
+
+    \b
+    Example: extract cancel k3v9x2mq
+    """
+    from worker.cli.connect import load_settings
+    from worker.client import open_service
+    from worker.records import check_id
+
+    check_id(job)
+    state = open_service(load_settings()).records.cancel(job)
+    if as_json:
+        print_json({"job": job, "state": state, "cancelling": state == "running"})
+    elif state == "running":
+        click.echo(f"job {job} is told to stop; follow it with `extract watch {job}`")
+    elif state == "cancelled":
+        click.echo(f"job {job} is cancelled")
+    else:
+        click.echo(f"job {job} had already ended: {state}")
+    return 0

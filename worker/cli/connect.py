@@ -1,0 +1,38 @@
+"""Opening the service for a command."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from worker.client import Service
+    from worker.settings import Settings
+
+
+def load_settings(no_worker: bool = False) -> Settings:
+    """The settings; `no_worker` forbids starting a local worker."""
+    from worker.settings import from_env
+
+    settings = from_env()
+    return dataclasses.replace(settings, start_worker=settings.start_worker and not no_worker)
+
+
+def open_for(no_worker: bool = False) -> Service:
+    """Connect, and see that open jobs have somebody to run them. Raises ServiceUnavailable."""
+    from worker import client, local
+
+    service = client.open_service(load_settings(no_worker))
+    local.ensure_worker(service.records, service.settings)
+    return service
+
+
+def warn_without_worker(service: Service) -> None:
+    """Say so on stderr when nobody is there to run a job."""
+    from worker import local
+
+    if local.live_workers(service.records, service.settings) or local.is_registered(service.settings):
+        return
+    click.echo("warning: no live worker; the job waits until somebody starts `extract worker`", err=True)

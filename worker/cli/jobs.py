@@ -1,0 +1,32 @@
+"""`extract list`."""
+
+from __future__ import annotations
+
+import click
+
+from worker.cli.options import as_json as json_option
+from worker.cli.options import no_worker as no_worker_option
+from worker.cli.options import print_json
+
+
+@click.command("list", short_help="List jobs, newest first.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Most jobs shown.")
+@no_worker_option
+@json_option
+def command(limit: int, no_worker: bool, as_json: bool) -> int:
+    """List jobs, newest first.
+
+    \b
+    Example: extract list --limit 5
+    """
+    from worker.cli.connect import open_for
+    from worker.records import describe
+
+    jobs = [describe(job, record) for job, record in open_for(no_worker).records.newest(limit)]
+    if as_json:
+        print_json(jobs)
+        return 0
+    from worker.cli.view import show_jobs
+
+    show_jobs(jobs)
+    return 0

@@ -1,0 +1,80 @@
+"""What `submit` and `train` do once they have a spec: print it, or queue it and perhaps follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from extractor.errors import UsageError
+from worker.cli.connect import load_settings, warn_without_worker
+from worker.cli.options import print_json
+
+if TYPE_CHECKING:
+    from extractor.specs import JobSpec
+    from worker.client import Service
+
+Build = Callable[["Service | None"], "JobSpec"]
+
+
+def request(build: Build, options: dict[str, Any]) -> int:
+    """Carry out the options of `request_options`; the command's exit code.
+
+    build: makes the spec; it is given the service, or None when only the spec is wanted. Raises what it raises.
+    """
+    from worker import client
+
+    if options["job_id"] is not None:
+        client.check_id(options["job_id"])
+    if options["out"] is not None:
+        if not options["wait"]:
+            raise UsageError("--out needs --wait; later, use `extract result JOB --out DIR`")
+        client.check_new_folder(options["out"])
+    if options["print_spec"]:
+        from extractor.specs import to_json
+
+        click.echo(to_json(build(None)), nl=False)
+        return 0
+    service = client.open_service(load_settings(options["no_worker"]))
+    job = client.submit(service, build(service), options["job_id"], options["priority"])
+    warn_without_worker(service)
+    if options["wait"]:
+        return follow(service, job, options["out"], options["as_json"])
+    if options["as_json"]:
+        print_json({"job": job, "state": service.records.need(job)["state"]})
+    else:
+        click.echo(job)
+    return 0
+
+
+def follow(service: Service, job: str, out: Path | None, as_json: bool, after: str = "0") -> int:
+    """Show a job until it ends, then its result; copy it to `out` if given. The command's exit code."""
+    from worker import client
+    from worker.cli.view import make_view
+    from worker.records import describe
+
+    view = make_view(as_json, job)
+    try:
+        with view:
+            for event in client.watch(service, job, after):
+                view.show(event)
+    except KeyboardInterrupt:
+        click.echo(f"stopped watching; job {job} goes on. Watch it again: extract watch {job}    End it: extract cancel {job}", err=True)
+        return 130
+    record = service.records.need(job)
+    error = client.ending(job, record)
+    if error is not None:
+        if as_json:
+            print_json(describe(job, record))
+        raise error
+    folder = client.result_folder(service.settings, service.records, job)
+    if out is not None:
+        client.copy_result(folder, out)
+        folder = out
+    if as_json:
+        print_json(describe(job, record) | {"result": client.summary(folder), "path": str(folder.absolute())})
+    else:
+        view.show_summary(client.summary(folder), folder)
+    return 0

@@ -1,0 +1,50 @@
+"""`extract result`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from worker.cli.options import as_json as json_option
+from worker.cli.options import print_json
+
+
+@click.command("result", short_help="Show or copy the result of a job.")
+@click.argument("job")
+@click.option("--out", type=click.Path(path_type=Path), help="Copy the result to this new folder, checking every file.")
+@click.option("--open", "open_report", is_flag=True, help="Open the report in a browser.")
+@json_option
+def command(job: str, out: Path | None, open_report: bool, as_json: bool) -> int:
+    """Show the result of a finished job, copy it, or open its report.
+
+    \b
+    Example: extract result k3v9x2mq --out circuit
+    """
+    from worker import client
+    from worker.cli.connect import load_settings
+    from worker.records import check_id
+
+    check_id(job)
+    settings = load_settings()
+    folder = client.result_folder(settings, client.open_service(settings).records, job)
+    files = client.copy_result(folder, out) if out is not None else list(client.artifacts.verify_manifest(folder))
+    folder = out.absolute() if out is not None else folder
+    facts = client.summary(folder)
+    if as_json:
+        print_json({"job": job, "path": str(folder), "files": files, "result": facts})
+    else:
+        from worker.cli.view import PlainView
+
+        PlainView(job).show_summary(facts, folder)
+    if open_report:
+        _open(facts, job)
+    return 0
+
+
+def _open(facts: dict, job: str) -> None:
+    from extractor.errors import NotFound
+
+    if "report" not in facts["paths"]:
+        raise NotFound(f"job {job} left no report; a report belongs to the circuit of `extract submit`")
+    click.launch(facts["paths"]["report"])

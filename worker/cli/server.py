@@ -1,0 +1,41 @@
+"""`extract server`."""
+
+from __future__ import annotations
+
+import click
+
+from worker.cli.options import as_json as json_option
+from worker.cli.options import print_json
+
+
+@click.command("server", short_help="Start, stop or show the embedded server.")
+@click.argument("action", type=click.Choice(["start", "stop", "status"]))
+@json_option
+def command(action: str, as_json: bool) -> int:
+    """Start, stop or show the embedded server. Other commands start it by themselves; `stop` also ends the local worker.
+
+    \b
+    Example: extract server stop
+    """
+    from extractor.errors import UsageError
+    from worker import local, server
+    from worker.cli.connect import load_settings
+
+    settings = load_settings()
+    if not settings.embedded:
+        raise UsageError("EXTRACT_REDIS_URL is set, so no embedded server is in use; unset it, or manage that server where it runs")
+    if action == "start":
+        server.ensure(settings)
+    elif action == "stop":
+        local.stop(settings)
+        server.stop(settings)
+    facts = server.facts(settings)
+    if as_json:
+        print_json({"running": facts is not None} | (facts or {}))
+    elif facts is None:
+        click.echo("the embedded server is not running")
+    else:
+        click.echo(
+            f"running: pid {facts['pid']}, {facts['binary']} {facts['version']}\nsocket:  {facts['socket']}\ndata:    {facts['data']}"
+        )
+    return 0

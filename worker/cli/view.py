@@ -1,0 +1,268 @@
+"""What people see: a job's progress as bars (terminal), sparse lines (pipe) or JSON lines; tables of jobs and of results."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from worker.cli.options import print_json
+
+LINE_SECONDS = 10.0  # between two plain lines within a stage
+_COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "blue"}
+
+Event = dict[str, Any]
+
+
+class View(Protocol):
+    """Shows the events of one job, in order, inside a `with` block, and its result afterwards."""
+
+    def __enter__(self) -> View: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, event: Event) -> None: ...
+
+    def show_summary(self, facts: dict[str, Any], folder: Path) -> None: ...
+
+
+def make_view(as_json: bool, job: str) -> View:
+    """The view that fits the output."""
+    if as_json:
+        return JsonView()
+    console = Console()
+    return BarView(job, console) if console.is_terminal else PlainView(job)
+
+
+class JsonView:
+    """One JSON object a line."""
+
+    def __enter__(self) -> JsonView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, event: Event) -> None:
+        print_json(event)
+
+    def show_summary(self, facts: dict[str, Any], folder: Path) -> None:
+        print_json({"result": facts, "path": str(folder)})
+
+
+class PlainView:
+    """A line for each change of state or stage, and one about every ten seconds in between."""
+
+    def __init__(self, job: str) -> None:
+        self._job = job
+        self._place = ""
+        self._last = 0.0
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, event: Event) -> None:
+        if event["event"] == "progress":
+            # By the time of the event, not of the reading: a replayed hour is as sparse as one that was watched.
+            at = event.get("time", time.time())
+            if at - self._last < LINE_SECONDS:
+                return
+            self._last = at
+            click.echo(f"{self._place} {describe_progress(event)}")
+            return
+        if event["event"] == "stage":
+            self._place = describe_stage(event)
+            self._last = event.get("time", time.time())
+            click.echo(self._place)
+        elif line := describe_event(event):
+            click.echo(f"job {self._job}: {line}")
+
+    def show_summary(self, facts: dict[str, Any], folder: Path) -> None:
+        Console(width=max(100, Console().width)).print(summary_table(facts), highlight=False)
+        show_paths(facts, folder)
+
+
+class BarView:
+    """A bar for each stage."""
+
+    def __init__(self, job: str, console: Console) -> None:
+        self._job, self._console = job, console
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[facts]}"),
+        )
+        self._progress = Progress(*columns, console=console)
+        self._bar: Any = None
+
+    def __enter__(self) -> BarView:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, event: Event) -> None:
+        if event["event"] == "stage":
+            self._finish_bar()
+            self._bar = self._progress.add_task(describe_stage(event), total=1, facts="")
+        elif event["event"] == "progress" and self._bar is not None:
+            facts = f"{_metrics(event)} {_left(event)}".strip()
+            self._progress.update(self._bar, completed=event["step"], total=event["total"], facts=facts)
+        elif line := describe_event(event):
+            self._progress.console.print(f"job {self._job}: {line}", highlight=False, markup=False)
+        if event["event"] == "state" and event["state"] == "succeeded":
+            self._finish_bar()
+
+    def show_summary(self, facts: dict[str, Any], folder: Path) -> None:
+        self._console.print(summary_table(facts), highlight=False)
+        show_paths(facts, folder)
+
+    def _finish_bar(self) -> None:
+        if self._bar is not None:
+            total = self._progress.tasks[self._progress.task_ids.index(self._bar)].total
+            self._progress.update(self._bar, completed=total, facts="")
+            self._bar = None
+
+
+def describe_stage(event: Event) -> str:
+    """'[2/4] bridge'."""
+    return f"[{event.get('index')}/{event.get('of')}] {event.get('stage')}"
+
+
+def describe_progress(event: Event) -> str:
+    """'120/1500  loss 2.31  1 min 20 s left'."""
+    return "  ".join(filter(None, [f"{event.get('step')}/{event.get('total')}", _metrics(event), _left(event)]))
+
+
+def describe_event(event: Event) -> str:
+    """A line for an event that is neither stage nor progress; '' for one that needs none."""
+    kind = event["event"]
+    if kind == "note":
+        return str(event.get("message"))
+    if kind == "cancelling":
+        return "is told to stop"
+    if kind != "state":
+        return ""
+    if event["state"] == "running":
+        return f"running on {event.get('worker')}" + (f", attempt {event['attempt']}" if event.get("attempt", 1) > 1 else "")
+    if event["state"] == "queued" and event.get("reason"):
+        return f"back in the queue: {event['reason']}"
+    return str(event["state"])
+
+
+def summary_table(facts: dict[str, Any]) -> Table:
+    """The result of a circuit (losses and accuracies under each condition, size, verdict) or of a training."""
+    table = Table(box=None, pad_edge=False)
+    losses = facts.get("loss")
+    if not isinstance(losses, dict):
+        table.add_column("result")
+        table.add_column("")
+        for key, value in facts.items():
+            if isinstance(value, (str, int, float)):
+                table.add_row(key, _number(value))
+        return table
+    table.add_column(f"{facts.get('task')} in {Path(str(facts.get('model'))).name}")
+    for name in losses:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_row("loss (nats)", *(_number(value) for value in losses.values()))
+    accuracies = facts.get("accuracy") or {}
+    table.add_row("accuracy", *(_number(accuracies.get(name)) for name in losses))
+    return table
+
+
+def show_paths(facts: dict[str, Any], folder: Path) -> None:
+    """Below the table: size, verdict, and where things lie."""
+    circuit = facts.get("circuit")
+    if isinstance(circuit, dict):
+        verdict = "meets" if facts.get("meets_target") else "does not meet"
+        size = f"{circuit.get('nodes')} nodes, {circuit.get('edges')} edges"
+        click.echo(f"circuit: {size}; {verdict} the target loss {facts.get('target_loss')} on {facts.get('held_out_pairs')} held-out pairs")
+    for name, path in facts.get("paths", {}).items():
+        click.echo(f"{name}: {path}")
+    click.echo(f"result: {folder}")
+
+
+def show_jobs(jobs: list[dict[str, Any]]) -> None:
+    """A table of jobs."""
+    if not jobs:
+        click.echo("no jobs; queue one with `extract submit`")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("job", "state", "kind", "task", "model", "progress", "age"):
+        table.add_column(name, no_wrap=name == "job")
+    for job in jobs:
+        model = Path(job["model"]).name if job["model"] else ""
+        state = Text(job["state"], style=_COLOURS.get(job["state"], ""))
+        table.add_row(job["job"], state, job["kind"], job["task"] or "", model, _progress(job), _duration(time.time() - job["created"]))
+    Console().print(table, highlight=False)
+
+
+def show_job(job: dict[str, Any]) -> None:
+    """One job, a line for each fact."""
+    lines = {
+        "job": job["job"],
+        "state": job["state"] + (" (cancelling)" if job["cancelling"] else ""),
+        "task": job["task"],
+        "model": job["model"],
+        "attempt": job["attempt"],
+        "worker": job["worker"] if job["state"] == "running" else None,
+        "progress": _progress(job) if job["state"] == "running" else None,
+        "error": f"{job['error']['type']}: {job['error']['message']}" if job["error"] else None,
+        "result": job["artifact"],
+    }
+    for name, value in lines.items():
+        if value is not None:
+            click.echo(f"{name + ':':<10} {value}")
+
+
+def show_overview(facts: dict[str, Any]) -> None:
+    """Server, workers and open jobs."""
+    click.echo(f"server:  {facts['server']}{' (embedded)' if facts['embedded'] else ''}")
+    for worker in facts["workers"]:
+        click.echo(f"worker:  {worker['name']}, {'on job ' + worker['job'] if worker['job'] else 'idle'}")
+    if not facts["workers"]:
+        click.echo("worker:  none")
+    if facts["open"]:
+        show_jobs(facts["open"])
+    else:
+        click.echo("jobs:    none open; `extract list` shows those that have ended")
+
+
+def _progress(job: dict[str, Any]) -> str:
+    progress = job["progress"]
+    if job["state"] != "running" or "stage" not in progress:
+        return ""
+    steps = describe_progress(progress | {"metrics": job["metrics"]}) if "step" in progress else ""
+    return f"{describe_stage(progress)} {steps}".strip()
+
+
+def _metrics(event: Event) -> str:
+    return "  ".join(f"{name} {_number(value)}" for name, value in (event.get("metrics") or {}).items())
+
+
+def _left(event: Event) -> str:
+    left = event.get("seconds_left")
+    return f"{_duration(left)} left" if isinstance(left, (int, float)) else ""
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    for size, name, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {name} {whole % size // smaller} {part}"
+    return f"{whole} s"

@@ -1,0 +1,32 @@
+"""`extract watch`."""
+
+from __future__ import annotations
+
+import click
+
+from worker.cli.options import as_json as json_option
+from worker.cli.options import no_worker as no_worker_option
+
+
+@click.command("watch", short_help="Follow a job until it ends.")
+@click.argument("job")
+@click.option("--from", "after", default="0", help="Only what came after this event id (from --json).")
+@no_worker_option
+@json_option
+def command(job: str, after: str, no_worker: bool, as_json: bool) -> int:
+    """Follow a job until it ends, then show its result. Exit code 1 if it failed, 5 if it was cancelled.
+
+    \b
+    Example: extract watch k3v9x2mq
+    """
+    import re
+
+    from extractor.errors import UsageError
+    from worker.cli.connect import open_for
+    from worker.cli.request import follow
+    from worker.records import check_id
+
+    check_id(job)
+    if not re.fullmatch(r"\d{1,15}(-\d{1,15})?", after):
+        raise UsageError(f"--from {after!r} is not an event id; take the 'id' of an event of `extract watch {job} --json`")
+    return follow(open_for(no_worker), job, None, as_json, after)

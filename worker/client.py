@@ -1,0 +1,257 @@
+"""What a user can do with jobs: submit, look, watch, cancel, fetch. The command line is a caller of these functions and nothing more."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from extractor import artifacts
+from extractor.errors import Cancelled, ExtractorError, NotFound, OutputError, ServiceUnavailable, UsageError
+from worker import local, server, urls
+from worker.records import TERMINAL, Records, check_id, connect, describe
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from extractor.specs import JobSpec
+
+OUTAGE_SECONDS = 60.0  # a watcher outlives an absence of Redis of this length
+LOOK_SECONDS = 2.0  # a watcher looks this often whether somebody works
+MAX_STARTS = 3  # local workers one watcher starts before it calls for help
+_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # no characters that look alike
+
+
+@dataclass(frozen=True)
+class Service:
+    """A connection to the service: its settings, the Redis URL in use, the job records."""
+
+    settings: Settings
+    url: str
+    records: Records
+
+
+def open_service(settings: Settings) -> Service:
+    """Connect to EXTRACT_REDIS_URL, or to the embedded server, started if need be.
+
+    Raises ServiceUnavailable, or UsageError for an address that is none.
+    """
+    if settings.redis_url is None:
+        url = server.ensure(settings)
+        return Service(settings, url, Records(connect(url)))
+    urls.check_safe(settings.redis_url, settings.allow_insecure)
+    records = Records(connect(settings.redis_url))
+    try:
+        records.client.ping()
+    except (redis.RedisError, OSError, ValueError) as error:
+        raise ServiceUnavailable(
+            f"Redis at {urls.mask(settings.redis_url)} cannot be reached ({error}); check EXTRACT_REDIS_URL and that the server runs"
+        ) from None
+    return Service(settings, settings.redis_url, records)
+
+
+def submit(service: Service, spec: JobSpec, job: str | None = None, priority: str = "normal") -> str:
+    """Record a job, see that somebody will run it, publish it: its id.
+
+    job: an id of the caller's choice. Submitting the same spec under it again changes nothing. Raises UsageError if another job has it.
+    """
+    text = spec.model_dump_json()
+    fields: dict[str, str | int] = {
+        "spec": text,
+        "kind": spec.kind,
+        "model": spec.model or "",
+        "task": spec.task or "",
+        "priority": priority,
+        "max_attempts": service.settings.max_attempts,
+    }
+    wanted = check_id(job) if job else _new_id()
+    while not service.records.create(wanted, fields):
+        if job is None:
+            wanted = _new_id()
+        elif (service.records.get(wanted) or {}).get("spec") == text:
+            local.ensure_worker(service.records, service.settings)
+            return wanted
+        else:
+            raise UsageError(f"job id {wanted!r} is taken by another job; choose another --job-id")
+    local.ensure_worker(service.records, service.settings)  # it boots while we publish
+    _publish(service, wanted, priority)
+    return wanted
+
+
+def resolve_model(model: str, settings: Settings, records: Records | None = None) -> str:
+    """A model reference as the engine wants it: a job id becomes the folder of the model that job left, all else stays.
+
+    Raises UsageError when that job has left no model (yet).
+    """
+    if Path(model).exists() or not _is_id(model):
+        return model
+    folder = settings.root / model / "result"
+    record = records.get(model) if records else None
+    if record is not None and record["state"] != "succeeded":
+        raise UsageError(f"model {model!r} is a job that is {record['state']}, not succeeded; see `extract watch {model}`")
+    if record is not None and record.get("artifact"):
+        folder = Path(record["artifact"])
+    elif not (folder / artifacts.MANIFEST).is_file():
+        return model
+    if not (folder / "model").is_dir():
+        raise UsageError(f"job {model} left no model in {folder}; name a job of `extract train`, or a folder")
+    return str(folder / "model")
+
+
+def watch(service: Service, job: str, after: str = "0") -> Iterator[dict[str, Any]]:
+    """Every event of a job after a stream id, as it happens, ending by itself with the job.
+
+    Each event carries its stream id under 'id'. Nothing is lost or doubled when Redis goes away and comes back. On the embedded server, a
+    job whose worker died gets a new one. Raises NotFound, or ServiceUnavailable when nothing answers for a minute.
+    """
+    service.records.need(job)
+    starts, looked_at, away_since = 0, 0.0, None
+    while True:
+        try:
+            events = service.records.events(job, after, block=1.0)
+            if not events and service.records.need(job)["state"] in TERMINAL:
+                # The last event may have come between the two questions.
+                events = service.records.events(job, after, block=0.001)
+                if not events:
+                    return
+            if time.monotonic() - looked_at > LOOK_SECONDS:
+                looked_at = time.monotonic()
+                starts += local.ensure_worker(service.records, service.settings)
+            away_since = None
+        except (redis.RedisError, OSError) as error:
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > OUTAGE_SECONDS:
+                raise ServiceUnavailable(f"Redis went away ({error}); the job is kept, watch it again with `extract watch {job}`") from None
+            service = _reopen(service)
+            continue
+        for after, event in events:
+            yield event | {"id": after}
+            if event["event"] == "state" and event["state"] in TERMINAL:
+                return
+            if event["event"] == "state" and event["state"] == "running":
+                starts = 0
+        if starts > MAX_STARTS:
+            path = local.log_path(service.settings)
+            raise ServiceUnavailable(f"the local worker does not stay up: {server.last_line(path)}; see {path}")
+
+
+def result_folder(settings: Settings, records: Records | None, job: str) -> Path:
+    """The finished result of a job. Works from the files alone when its record has expired.
+
+    Raises NotFound when there is none (yet), Cancelled or ExtractorError when there never will be.
+    """
+    own = settings.root / check_id(job) / "result"
+    record = records.get(job) if records else None
+    if record is None and not (own / artifacts.MANIFEST).is_file():
+        raise NotFound(f"job {job!r} not found; `extract list` shows the jobs there are")
+    if record is not None and record["state"] != "succeeded":
+        raise ending(job, record) or NotFound(f"job {job} has no result yet, it is {record['state']}; follow it with `extract watch {job}`")
+    folder = Path(record["artifact"]) if record is not None and record.get("artifact") else own
+    if not folder.is_dir():
+        raise NotFound(f"the result of job {job} lies on {record and record.get('host')} in {folder}, which is not visible from here")
+    return folder
+
+
+def ending(job: str, record: dict[str, str]) -> ExtractorError | None:
+    """The error that the end of a job means for somebody who waited for it; None if it succeeded or has not ended."""
+    if record["state"] == "cancelled":
+        return Cancelled(f"job {job} was cancelled")
+    if record["state"] == "failed":
+        return ExtractorError(f"job {job} failed: {record.get('error_type')}: {record.get('error_message')}")
+    return None
+
+
+def check_new_folder(out: Path) -> None:
+    """Refuse a place for a copy that is not a new or empty folder. Raises OutputError."""
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise OutputError(f"output {out} exists and is not an empty folder; name a new one")
+
+
+def copy_result(folder: Path, out: Path) -> list[str]:
+    """Copy the files that the manifest names to a new folder, and verify the copy: the names of the files.
+
+    Raises OutputError, or BrokenArtifact when the result or its copy is not what the manifest says.
+    """
+    check_new_folder(out)
+    names = list(artifacts.verify_manifest(folder))
+    outside = [name for name in names if not (folder / name).resolve().is_relative_to(folder.resolve())]
+    if outside:
+        raise artifacts.BrokenArtifact(f"{folder / artifacts.MANIFEST} names {outside[0]!r}, which leads out of the folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"output {out} cannot be written ({error.strerror}); name another folder") from None
+    try:
+        for name in [*names, artifacts.MANIFEST]:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, temporary / name)
+        artifacts.verify_manifest(temporary)
+        temporary.chmod(0o755)
+        temporary.replace(out)
+    except OSError as error:
+        raise OutputError(f"output {out} cannot be written ({error.strerror}); name another folder") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return names
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What a finished result says of itself (result.json), with the absolute paths of what a person may want to open."""
+    found = sorted(folder.glob("circuits/*/result.json")) or [folder / "result.json"]
+    facts = dict(artifacts.read_json(found[0])) if found[0].is_file() else {}
+    names = {"report": "report.html", "picture": "circuit.svg", "circuit": "circuit.json"}
+    paths = {key: str(found[0].with_name(name)) for key, name in names.items() if found[0].with_name(name).is_file()}
+    if (folder / "model").is_dir():
+        paths["model"] = str(folder / "model")
+    return facts | {"paths": paths}
+
+
+def overview(service: Service) -> dict[str, Any]:
+    """The service at a glance: server, live workers, open jobs."""
+    live = set(local.live_workers(service.records, service.settings))
+    workers = [w for w in service.records.workers() if w.name in live]
+    open_jobs = {job: record for job in service.records.open_ids() if (record := service.records.get(job))}
+    return {
+        "server": urls.mask(service.url),
+        "embedded": service.settings.embedded,
+        "workers": [{"name": w.name, "host": w.host, "job": w.job if w.job in open_jobs else None} for w in workers],
+        "open": [describe(job, record) for job, record in open_jobs.items()],
+    }
+
+
+def _publish(service: Service, job: str, priority: str) -> None:
+    from kombu.exceptions import OperationalError
+
+    from worker.app import make_app, publish
+
+    try:
+        publish(make_app(service.url, service.settings), job, service.records.next_message_id(job), priority)
+    except OperationalError as error:
+        raise ServiceUnavailable(f"job {job} is recorded but not yet published ({error}); a worker will pick it up later") from None
+
+
+def _reopen(service: Service) -> Service:
+    time.sleep(0.5)
+    try:
+        return open_service(service.settings)
+    except ServiceUnavailable:
+        return service
+
+
+def _new_id() -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+def _is_id(text: str) -> bool:
+    try:
+        check_id(text)
+    except UsageError:
+        return False
+    return True

@@ -1,0 +1,265 @@
+"""One delivery of one job, in the worker's child process: claim it, supervise the engine, report, and bring it to its end.
+
+    claim -> end any engine that an earlier owner left -> run the engine -> succeeded | failed | cancelled | back to the queue
+
+Redis being away never ends a running engine: reports wait their turn, the lease is renewed when Redis is back, and only an owner that is
+told that the job is no longer its own kills its engine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import RawValue
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from extractor import artifacts, errors
+from extractor.errors import ExtractorError
+from extractor.specs import parse_job
+from worker import processes, runtime
+from worker.records import Records, connect
+from worker.settings import Settings
+
+log = logging.getLogger("extract")
+REPORT_SECONDS = 1.0  # between two progress events of a job
+RETRY_SECONDS = 3.0  # before Redis is tried again after a failed report
+GIVE_UP_SECONDS = 20.0  # a worker that shuts down waits this long to tell Redis how its job ended
+
+
+class Shared:
+    """What the worker's main process and its child tell each other. Plain shared bytes: a child killed while writing can block nobody."""
+
+    def __init__(self) -> None:
+        self._leaving = RawValue("b", 0)
+        self._ended = RawValue("l", 0)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the worker is shutting down."""
+        return bool(self._leaving.value)
+
+    def leave(self) -> None:
+        self._leaving.value = 1
+
+    @property
+    def ended(self) -> int:
+        """How many attempts at a job have ended here."""
+        return int(self._ended.value)
+
+    def count_end(self) -> None:
+        self._ended.value += 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job runs: the worker's name, its Redis, how to publish a job again, and what main process and child share."""
+
+    name: str
+    url: str
+    settings: Settings
+    shared: Shared
+    publish: Callable[[str], None]
+
+
+def run_job(job: str, place: Place) -> str:
+    """Try a job: 'claim' says whether this delivery means work at all. Returns the state reached, for the log."""
+    token = secrets.token_hex(8)
+    records = Records(connect(place.url, timeout=3))
+    claim = records.claim(job, token, place.settings.lease_ttl, socket.gethostname(), place.name, str(processes.identify()))
+    if claim != "claimed":
+        log.info("job %s: nothing to do (%s)", job, claim)
+        return claim
+    attempt = Attempt(job, token, records, place)
+    try:
+        return attempt.run()
+    finally:
+        place.shared.count_end()
+
+
+class Lease:
+    """Renews the lease from a thread of its own, so that neither hashing a large result nor a slow report lets it run out."""
+
+    def __init__(self, job: str, token: str, place: Place) -> None:
+        self.lost = False
+        self.cancelled = False
+        self._job, self._token, self._settings = job, token, place.settings
+        self._records = Records(connect(place.url, timeout=3))
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._done.wait(self._settings.heartbeat):
+            try:
+                wanted = self._records.beat(self._job, self._token, self._settings.lease_ttl)
+            except redis.RedisError as error:
+                log.warning("job %s: heartbeat not delivered (%s); the engine goes on", self._job, error)
+                continue
+            if self._done.is_set():  # the job ended while we asked
+                return
+            self.lost = wanted == "lost"
+            self.cancelled = wanted == "cancel"
+            if self.lost:
+                return
+
+
+class Relay:
+    """Passes engine events on to the record: progress at most once a second, everything else in order, nothing ever raised.
+
+    How the engine ended is left out: the record says it, once it is decided.
+    """
+
+    def __init__(self, job: str, token: str, records: Records) -> None:
+        self._job, self._token, self._records = job, token, records
+        self._waiting: deque[dict[str, Any]] = deque(maxlen=1000)
+        self._not_before = 0.0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] in ("done", "error"):
+            return
+        is_progress = event["event"] == "progress"
+        if is_progress and self._waiting and self._waiting[-1]["event"] == "progress":
+            self._waiting[-1] = event
+        else:
+            self._waiting.append(event)
+        if time.monotonic() >= self._not_before:
+            self.flush()
+            if is_progress and not self._waiting:
+                self._not_before = time.monotonic() + REPORT_SECONDS
+
+    def flush(self) -> None:
+        """Deliver what waits, as far as Redis takes it."""
+        try:
+            while self._waiting:
+                self._records.report(self._job, self._token, self._waiting[0], _fields(self._waiting[0]))
+                self._waiting.popleft()
+        except redis.RedisError as error:
+            log.warning("job %s: progress not delivered (%s)", self._job, error)
+            self._not_before = time.monotonic() + RETRY_SECONDS
+
+
+class Attempt:
+    """One claimed job, until it is ended, given back or lost."""
+
+    def __init__(self, job: str, token: str, records: Records, place: Place) -> None:
+        self.job, self.token, self.records, self.place = job, token, records, place
+        self.folder = place.settings.root / job
+        self.result = self.folder / "result"
+
+    def run(self) -> str:
+        with _sigterm_means_leave(self.place.shared), Lease(self.job, self.token, self.place) as lease:
+            try:
+                state = self._work(lease)
+            except ExtractorError as error:
+                state = self._end("failed", error=error)
+            except Exception as error:  # a mistake of ours: bounded by the number of attempts like any crash
+                log.exception("job %s", self.job)
+                state = self._release(f"the worker failed: {type(error).__name__}: {error}", counts=True)
+        log.info("job %s: %s", self.job, state)
+        return state
+
+    def _work(self, lease: Lease) -> str:
+        spec = self._prepare()
+        engine_log = self.folder / "engine.log"
+        if not runtime.expel(engine_log, wait=self.place.settings.lease_ttl / 2):
+            return self._release("an engine of an earlier attempt is still at work on another machine", counts=False)
+
+        def wish() -> runtime.Wish:
+            if lease.lost:
+                return "kill"
+            return "stop" if lease.cancelled or self.place.shared.leaving else ""
+
+        relay = Relay(self.job, self.token, self.records)
+        outcome = runtime.supervise(spec, self.result, engine_log, self.place.settings, relay, wish)
+        relay.flush()
+        return self._conclude(outcome, lease)
+
+    def _prepare(self) -> Path:
+        """The spec, checked again, as a file in the job's folder: whoever can write to Redis could have written anything."""
+        record = self.records.need(self.job)
+        spec = parse_job(record.get("spec", ""), f"job {self.job}")
+        path = self.folder / "job.json"
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            artifacts.write_json(path, spec.model_dump(mode="json"))
+        except OSError as error:
+            raise errors.OutputError(
+                f"job folder {self.folder} cannot be written ({error.strerror}); set EXTRACT_ROOT to another"
+            ) from None
+        return path
+
+    def _conclude(self, outcome: runtime.Outcome, lease: Lease) -> str:
+        if lease.lost:
+            return "lost"
+        if outcome.kind == "done":
+            return self._end("succeeded")
+        if outcome.kind == "error":
+            return self._end("failed", error=outcome.error)
+        # Released, a job that is to be cancelled becomes cancelled.
+        if self.place.shared.leaving:
+            return self._release("its worker is shutting down", counts=False)
+        return self._release(str(outcome.error or "the engine was stopped by somebody else"), counts=True)
+
+    def _end(self, state: str, error: ExtractorError | None = None) -> str:
+        artifact = str(self.result) if state == "succeeded" else ""
+        reason = (type(error).__name__, str(error)) if error is not None else ("", "")
+        return self._insist(lambda: self.records.end(self.job, self.token, state, artifact, reason))
+
+    def _release(self, reason: str, counts: bool) -> str:
+        state = self._insist(lambda: self.records.release(self.job, self.token, reason, counts))
+        if state == "queued":
+            self.place.publish(self.job)
+        return state
+
+    def _insist(self, tell: Callable[[], str]) -> str:
+        """Tell Redis, however long it is away; give up only when the worker must leave (the reaper then takes over)."""
+        deadline: float | None = None
+        while True:
+            try:
+                return tell()
+            except redis.RedisError as error:
+                if self.place.shared.leaving:
+                    deadline = deadline or time.monotonic() + GIVE_UP_SECONDS
+                    if time.monotonic() > deadline:
+                        return "untold"
+                log.warning("job %s: its end is not delivered yet (%s)", self.job, error)
+                time.sleep(1)
+
+
+@contextmanager
+def _sigterm_means_leave(shared: Shared) -> Iterator[None]:
+    """systemd and containers may send SIGTERM to the child as well: it then means what it means to the worker."""
+    before = signal.signal(signal.SIGTERM, lambda *_: shared.leave())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fields(event: dict[str, Any]) -> dict[str, Any]:
+    """What an event changes in the record."""
+    if event["event"] == "stage":
+        return {key: event.get(key, "") for key in ("stage", "index", "of")} | {"step": "", "total": "", "seconds_left": ""}
+    if event["event"] == "progress":
+        numbers = {key: "" if event.get(key) is None else event[key] for key in ("step", "total", "seconds_left")}
+        return numbers | {"metrics": json.dumps(event.get("metrics") or {})}
+    return {"checkpoint": event.get("step", "")} if event["event"] == "checkpoint" else {"last": event["event"]}

@@ -1,0 +1,115 @@
+"""Which process is meant, and is it still there: across pid reuse, reboots and containers that share a host name."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from extractor import artifacts
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """`boot` names one boot of one machine, `space` one pid namespace in it; `started` tells a reused pid from the first."""
+
+    boot: str
+    space: str
+    pid: int
+    started: str
+
+    def __str__(self) -> str:
+        return f"{self.boot}:{self.space}:{self.pid}:{self.started}"
+
+    @classmethod
+    def parse(cls, text: str) -> ProcessId | None:
+        """The identity written by `str`, or None for anything else."""
+        parts = text.split(":")
+        if len(parts) != 4 or not parts[2].isdecimal():
+            return None
+        return cls(parts[0], parts[1], int(parts[2]), parts[3])
+
+
+def identify(pid: int | None = None) -> ProcessId:
+    """The identity of a process of this machine, by default our own."""
+    pid = os.getpid() if pid is None else pid
+    boot, space = _here()
+    return ProcessId(boot, space, pid, _started(pid) or "")
+
+
+def is_gone(who: ProcessId | None, same_machine: bool = False) -> bool:
+    """Whether that process has certainly ended; False when it cannot be known from here.
+
+    same_machine: it is known to have run on this machine, so another boot means that it is gone.
+    """
+    if who is None:
+        return False
+    boot, space = _here()
+    if who.boot != boot:
+        return same_machine
+    return who.space == space and _started(who.pid) != who.started
+
+
+def write_pid(path: Path, who: ProcessId) -> None:
+    """Leave an identity in a file."""
+    artifacts.write_json(path, {"process": str(who)})
+
+
+def read_pid(path: Path) -> ProcessId | None:
+    """The identity in that file, or None."""
+    try:
+        return ProcessId.parse(artifacts.read_json(path)["process"])
+    except (artifacts.BrokenArtifact, KeyError, TypeError, AttributeError):
+        return None
+
+
+def send(who: ProcessId, number: signal.Signals, group: bool = False) -> None:
+    """Signal a process, or its whole group, if it still is the one that is meant and its pid means the same to us."""
+    if (who.boot, who.space) != _here() or is_gone(who):
+        return
+    try:
+        (os.killpg if group else os.kill)(who.pid, number)
+    except ProcessLookupError:
+        return
+
+
+def wait_gone(who: ProcessId, timeout: float) -> bool:
+    """Wait until the process has ended, at most `timeout` seconds; whether it has."""
+    deadline = time.monotonic() + timeout
+    while not is_gone(who):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@cache
+def _here() -> tuple[str, str]:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return boot, str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:  # no /proc: a name that is stable on this machine, and pids without start times
+        return platform.node().replace(":", "-"), "0"
+
+
+def _started(pid: int) -> str | None:
+    """Start time of a live process in clock ticks since boot, '' where that cannot be read, None if there is no such process."""
+    try:
+        # The command name, in parentheses, may itself hold spaces and parentheses. Zombies have ended: nothing of theirs runs.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return ""
+    return ""

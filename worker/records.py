@@ -1,0 +1,220 @@
+"""Job records in Redis: the truth about every job. Celery only delivers "try job X"; what happens then is decided here.
+
+    ex:job:{id}      hash     the record          ex:open          zset   ids of jobs that have not ended
+    ex:lease:{id}    string   the owner's token   ex:jobs          zset   ids of all jobs by time of creation
+    ex:ev:{id}       stream   what happened       ex:worker:{name} hash, ex:workers zset   live workers
+
+    queued -> running -> succeeded | failed | cancelled;   running -> queued on preemption or after a crash
+
+Each transition is one Lua script, so it happens wholly or not at all, and writes its event to the job's stream. A running job belongs to
+whoever knows its token: a process that lost its lease can neither report nor end the job (fencing). Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+from extractor.errors import NotFound, UsageError
+from worker import urls
+from worker.transitions import SCRIPTS
+
+TERMINAL = ("succeeded", "failed", "cancelled")
+PRIORITIES = ("high", "normal", "low")
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A live worker as it described itself: name, host, the job it runs ('' for none) and its process."""
+
+    name: str
+    host: str
+    job: str
+    process: str
+    local: bool
+
+
+def check_id(job: str) -> str:
+    """The id itself, if it is one. Raises UsageError: ids become file names, so nothing else may pass."""
+    if not _ID.fullmatch(job):
+        raise UsageError(f"{job[:80]!r} is not a job id; an id has 1 to 64 letters, digits, '-' or '_'")
+    return job
+
+
+def connect(url: str, timeout: float = 5) -> redis.Redis:
+    """A client of either URL dialect that gives up after `timeout` seconds rather than retrying for long."""
+    return redis.Redis.from_url(
+        urls.to_redis(url),
+        decode_responses=True,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        retry=Retry(ConstantBackoff(0.1), 1),
+    )
+
+
+class Records:
+    """Access to all job records. Methods raise redis.RedisError when the server cannot be reached."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        self._scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
+
+    def create(self, job: str, fields: dict[str, str | int]) -> bool:
+        """Record a new queued job; False if the id is taken."""
+        flat = [part for item in fields.items() for part in item]
+        return self._run("create", job, flat) != "exists"
+
+    def get(self, job: str) -> dict[str, str] | None:
+        """The record, or None."""
+        record: Any = self.client.hgetall(f"ex:job:{check_id(job)}")
+        return record or None
+
+    def need(self, job: str) -> dict[str, str]:
+        """The record. Raises NotFound."""
+        record = self.get(job)
+        if record is None:
+            raise NotFound(f"job {job!r} not found; `extract list` shows the jobs there are")
+        return record
+
+    def claim(self, job: str, token: str, ttl: float, host: str, worker: str, process: str) -> str:
+        """Take a queued job: 'claimed', or why not: 'unknown', 'held', 'terminal', 'cancelled'."""
+        return self._run("claim", job, [token, _ms(ttl), host, worker, process])
+
+    def beat(self, job: str, token: str, ttl: float) -> str:
+        """Renew the lease: what is wanted of the owner ('' or 'cancel'), or 'lost'."""
+        return self._run("beat", job, [token, _ms(ttl)])
+
+    def report(self, job: str, token: str, event: dict[str, Any], fields: dict[str, Any]) -> str:
+        """Append an event to the stream and set fields of the record: 'ok' or 'lost'."""
+        flat = [str(part) for item in fields.items() for part in item]
+        return self._run("report", job, [token, json.dumps(event | {"time": round(time.time(), 3)}), *flat])
+
+    def end(self, job: str, token: str, state: str, artifact: str = "", error: tuple[str, str] = ("", "")) -> str:
+        """Bring a job to a terminal state, with its result folder or its (error type, message): that state, or 'lost'."""
+        return self._run("end", job, [token, state, artifact, *error])
+
+    def release(self, job: str, token: str, reason: str, counts: bool) -> str:
+        """Give a job back: 'queued', 'failed' after the last attempt, 'cancelled' if that is wanted, or 'lost'.
+
+        counts: whether this attempt was a crash and counts; a preemption does not.
+        """
+        return self._run("release", job, [token, reason, int(counts)])
+
+    def cancel(self, job: str) -> str:
+        """Cancel: 'cancelled' at once when queued, 'running' when its owner was told, else the terminal state it had. Raises NotFound."""
+        state = self._run("cancel", job, [])
+        if state == "unknown":
+            self.need(job)
+        return state
+
+    def reap(self, job: str, token: str, reason: str, gone: bool) -> str:
+        """Requeue a running job whose lease has run out, or whose owner is known to be gone: the new state, or 'kept'."""
+        return self._run("reap", job, [token, reason, int(gone)])
+
+    def next_message_id(self, job: str) -> str:
+        """A new message id of the form JOB.N."""
+        return f"{job}.{self.client.hincrby(f'ex:job:{check_id(job)}', 'published', 1)}"
+
+    def newest(self, limit: int) -> list[tuple[str, dict[str, str]]]:
+        """The newest jobs as (id, record); ids whose record has expired are forgotten on the way."""
+        ids: Any = self.client.zrange("ex:jobs", 0, limit - 1, desc=True)
+        with self.client.pipeline(transaction=False) as batch:
+            for job in ids:
+                batch.hgetall(f"ex:job:{job}")
+            found = dict(zip(ids, batch.execute(), strict=True))
+        if expired := [job for job, record in found.items() if not record]:
+            self.client.zrem("ex:jobs", *expired)
+        return [(job, record) for job, record in found.items() if record]
+
+    def open_jobs(self) -> dict[str, dict[str, str]]:
+        """What the caretaker needs to know of each open job, oldest first: state, token, process, worker, updated."""
+        ids, fields = self.open_ids(), ("state", "token", "process", "worker", "updated")
+        with self.client.pipeline(transaction=False) as batch:
+            for job in ids:
+                batch.hmget(f"ex:job:{job}", fields)
+            rows = batch.execute()
+        return {job: {key: value or "" for key, value in zip(fields, row, strict=True)} for job, row in zip(ids, rows, strict=True)}
+
+    def open_ids(self) -> list[str]:
+        """Ids of the jobs that have not ended, oldest first."""
+        ids: Any = self.client.zrange("ex:open", 0, -1)
+        return ids
+
+    def events(self, job: str, after: str, block: float) -> list[tuple[str, dict[str, Any]]]:
+        """Events after a stream id, waiting up to `block` seconds for the first."""
+        answer: Any = self.client.xread({f"ex:ev:{check_id(job)}": after}, count=500, block=max(1, int(block * 1000)))
+        return [(key, json.loads(fields["json"])) for _, entries in answer or [] for key, fields in entries]
+
+    def announce(self, worker: Worker, ttl: float) -> None:
+        """Say that a worker lives, for `ttl` seconds."""
+        key = f"ex:worker:{worker.name}"
+        facts = {"host": worker.host, "job": worker.job, "process": worker.process, "local": int(worker.local)}
+        with self.client.pipeline() as batch:
+            batch.hset(key, mapping=facts)  # type: ignore[arg-type]
+            batch.pexpire(key, int(_ms(ttl)))
+            batch.zadd("ex:workers", {worker.name: time.time()})
+            batch.execute()
+
+    def withdraw(self, name: str) -> None:
+        """A worker leaves."""
+        self.client.delete(f"ex:worker:{name}")
+        self.client.zrem("ex:workers", name)
+
+    def workers(self) -> list[Worker]:
+        """The workers whose announcement has not run out."""
+        names: Any = self.client.zrange("ex:workers", 0, -1)
+        found = []
+        for name in names:
+            facts: Any = self.client.hgetall(f"ex:worker:{name}")
+            if facts:
+                found.append(Worker(name, facts["host"], facts["job"], facts["process"], facts["local"] == "1"))
+            else:
+                self.client.zrem("ex:workers", name)
+        return found
+
+    def _run(self, script: str, job: str, arguments: list[Any]) -> str:
+        check_id(job)
+        keys = [f"ex:job:{job}", f"ex:lease:{job}", f"ex:ev:{job}", "ex:open", "ex:jobs"]
+        return str(self._scripts[script](keys=keys, args=arguments))
+
+
+def _ms(seconds: float) -> str:
+    return str(max(1, int(seconds * 1000)))
+
+
+def describe(job: str, record: dict[str, str]) -> dict[str, Any]:
+    """A record as the object that users see with --json."""
+    progress = {key: record[key] for key in ("stage", "index", "of", "step", "total", "seconds_left") if record.get(key)}
+    error = {"type": record["error_type"], "message": record["error_message"]} if record.get("error_type") else None
+    return {
+        "job": job,
+        "state": record["state"],
+        "kind": record.get("kind", ""),
+        "model": record.get("model") or None,
+        "task": record.get("task") or None,
+        "cancelling": record["state"] == "running" and record.get("want") == "cancel",
+        "attempt": int(record["attempt"]),
+        "worker": record.get("worker") or None,
+        "created": _number(record.get("created")),
+        "started": _number(record.get("started")),
+        "ended": _number(record.get("ended")),
+        "progress": {key: value if key == "stage" else _number(value) for key, value in progress.items()},
+        "metrics": json.loads(record.get("metrics") or "{}"),
+        "artifact": record.get("artifact") or None,
+        "error": error,
+    }
+
+
+def _number(text: str | None) -> float | int | None:
+    if not text or text == "None":
+        return None
+    value = float(text)
+    return int(value) if value.is_integer() and "." not in text else value

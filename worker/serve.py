@@ -1,0 +1,89 @@
+"""A worker: Celery's prefork pool with one child, our caretaker beside it, and a polite way to leave.
+
+SIGTERM or Ctrl-C: the running job saves its checkpoint, goes back to the queue without losing an attempt, and the worker exits 0.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+import redis
+from celery import signals
+from celery.exceptions import Reject
+from celery.worker import state
+from kombu.exceptions import OperationalError
+
+from worker.app import TASK, make_app, publish
+from worker.caretaker import Caretaker
+from worker.jobs import Place, Shared, run_job
+from worker.records import Records, check_id, connect
+from worker.settings import Settings
+
+log = logging.getLogger("extract")
+
+
+def serve(url: str, settings: Settings, max_jobs: int | None = None, idle_exit: float | None = None, is_local: bool = False) -> int:
+    """Work until told to leave; how many attempts at jobs were made.
+
+    max_jobs   leave after that many attempts
+    idle_exit  leave after that many seconds without work
+    """
+    app = make_app(url, settings)
+    name = f"{'local' if is_local else 'worker'}-{os.getpid()}@{socket.gethostname()}"
+    records = Records(connect(url))
+    shared = Shared()
+
+    def publish_again(job: str) -> None:
+        try:
+            record = records.get(job) or {}
+            publish(app, job, records.next_message_id(job), record.get("priority", "normal"))
+        except (OperationalError, redis.RedisError, OSError) as error:
+            log.warning("job %s: not published (%s); it will be, once Redis is back", job, error)
+
+    place = Place(name, url, settings, shared, publish_again)
+
+    def run(job: str) -> str:
+        if shared.leaving:
+            raise Reject("the worker is leaving", requeue=True)
+        reached = run_job(check_id(job), place)
+        if max_jobs is not None and shared.ended >= max_jobs:
+            _leave_now(shared)
+        return reached
+
+    app.task(run, name=TASK, bind=False)
+    caretaker = Caretaker(name, records, settings, publish_again, _current_job, idle_exit, is_local)
+
+    def on_ready(**_: Any) -> None:
+        if not caretaker.is_alive():  # the signal comes again after each reconnection
+            caretaker.start()
+
+    def on_leaving(**_: Any) -> None:
+        shared.leave()
+        caretaker.stop()
+
+    signals.worker_ready.connect(on_ready, weak=False)
+    signals.worker_shutting_down.connect(on_leaving, weak=False)
+    worker = app.Worker(
+        hostname=name, loglevel="INFO", quiet=True, no_color=True, without_gossip=True, without_mingle=True, concurrency=1, pool="prefork"
+    )
+    worker.start()
+    return shared.ended
+
+
+def _leave_now(shared: Shared) -> None:
+    """From the child: make the main process shut down before this task ends, so that it takes no further job."""
+    os.kill(os.getppid(), signal.SIGTERM)
+    deadline = time.monotonic() + 5
+    while not shared.leaving and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _current_job() -> str:
+    for request in [*state.active_requests, *state.reserved_requests]:
+        return str(request.id).rpartition(".")[0]
+    return ""

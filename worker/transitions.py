@@ -1,0 +1,117 @@
+"""The transitions of a job as Lua scripts: each happens wholly or not at all, and writes its event to the job's stream.
+
+Keys: ex:job:{id}, ex:lease:{id}, ex:ev:{id}, ex:open, ex:jobs. A script answers with a word; `worker.records` says which.
+"""
+
+from __future__ import annotations
+
+MAX_EVENTS = 2000  # kept per job, about
+KEEP_SECONDS = 30 * 24 * 3600  # how long the record of an ended job stays; its artifact stays for ever
+
+_PRELUDE = """
+local job, lease, ev, open = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local t = redis.call('TIME')
+local now = string.format('%d.%03d', tonumber(t[1]), math.floor(tonumber(t[2]) / 1000))
+local function tell(event)
+  event.time = tonumber(now)
+  redis.call('XADD', ev, 'MAXLEN', '~', MAX_EVENTS, '*', 'json', cjson.encode(event))
+end
+local function become(state, event)
+  redis.call('HSET', job, 'state', state, 'updated', now)
+  event.event, event.state = 'state', state
+  event.attempt = tonumber(redis.call('HGET', job, 'attempt'))
+  if state ~= 'running' then
+    redis.call('DEL', lease)
+    redis.call('HSET', job, 'token', '')
+  end
+  tell(event)
+  if state == 'succeeded' or state == 'failed' or state == 'cancelled' then
+    redis.call('HSET', job, 'ended', now)
+    redis.call('ZREM', open, string.sub(job, 8))
+    redis.call('EXPIRE', job, KEEP_SECONDS)
+    redis.call('EXPIRE', ev, KEEP_SECONDS)
+  end
+  return state
+end
+local function mine(token)
+  return token ~= '' and redis.call('HGET', job, 'token') == token and redis.call('HGET', job, 'state') == 'running'
+end
+local function requeue(reason)
+  if redis.call('HGET', job, 'want') == 'cancel' then return become('cancelled', {reason = reason}) end
+  local attempt, most = tonumber(redis.call('HGET', job, 'attempt')), tonumber(redis.call('HGET', job, 'max_attempts'))
+  if attempt >= most then
+    local message = reason .. ' (' .. attempt .. ' of ' .. most .. ' attempts)'
+    redis.call('HSET', job, 'error_type', 'Crashed', 'error_message', message)
+    return become('failed', {error = {type = 'Crashed', message = message}})
+  end
+  return become('queued', {reason = reason})
+end
+"""
+
+_BODIES = {
+    "create": """
+if redis.call('EXISTS', job) == 1 then return 'exists' end
+redis.call('HSET', job, 'attempt', 0, 'token', '', 'want', '', 'published', 0, 'created', now, unpack(ARGV))
+redis.call('ZADD', open, now, string.sub(job, 8))
+redis.call('ZADD', KEYS[5], now, string.sub(job, 8))
+return become('queued', {})
+""",
+    "claim": """
+local token, ttl, owner, worker, process = unpack(ARGV)
+local state = redis.call('HGET', job, 'state')
+if not state then return 'unknown' end
+if state == 'running' then return 'held' end
+if state ~= 'queued' then return 'terminal' end
+if redis.call('HGET', job, 'want') == 'cancel' then return become('cancelled', {}) end
+redis.call('HINCRBY', job, 'attempt', 1)
+redis.call('HSET', job, 'token', token, 'worker', worker, 'process', process, 'host', owner, 'started', now)
+redis.call('SET', lease, token, 'PX', ttl)
+become('running', {worker = worker})
+return 'claimed'
+""",
+    # A lease that ran out while Redis was down is renewed as long as nobody else has taken the job.
+    "beat": """
+if not mine(ARGV[1]) then return 'lost' end
+redis.call('SET', lease, ARGV[1], 'PX', ARGV[2])
+return redis.call('HGET', job, 'want')
+""",
+    "report": """
+if not mine(ARGV[1]) then return 'lost' end
+redis.call('HSET', job, 'updated', now, unpack(ARGV, 3))
+redis.call('XADD', ev, 'MAXLEN', '~', MAX_EVENTS, '*', 'json', ARGV[2])
+return 'ok'
+""",
+    "end": """
+local token, state, artifact, kind, message = unpack(ARGV)
+if not mine(token) then return 'lost' end
+redis.call('HSET', job, 'artifact', artifact, 'error_type', kind, 'error_message', message)
+local event = {}
+if kind ~= '' then event.error = {type = kind, message = message} end
+return become(state, event)
+""",
+    "release": """
+local token, reason, counts = unpack(ARGV)
+if not mine(token) then return 'lost' end
+if counts == '0' then redis.call('HINCRBY', job, 'attempt', -1) end
+return requeue(reason)
+""",
+    "cancel": """
+local state = redis.call('HGET', job, 'state')
+if not state then return 'unknown' end
+if state == 'queued' then return become('cancelled', {}) end
+if state == 'running' and redis.call('HGET', job, 'want') ~= 'cancel' then
+  redis.call('HSET', job, 'want', 'cancel')
+  tell({event = 'cancelling'})
+end
+return state
+""",
+    "reap": """
+local token, reason, gone = unpack(ARGV)
+if not mine(token) then return 'kept' end
+if gone == '0' and redis.call('EXISTS', lease) == 1 then return 'kept' end
+return requeue(reason)
+""",
+}
+
+_CONSTANTS = f"local KEEP_SECONDS, MAX_EVENTS = {KEEP_SECONDS}, {MAX_EVENTS}"
+SCRIPTS = {name: _CONSTANTS + _PRELUDE + body for name, body in _BODIES.items()}
