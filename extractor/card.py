@@ -86,8 +86,9 @@ model = AutoModelForCausalLM.from_pretrained(FOLDER)
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 ```
 
-Recipe: {train.optim.steps:,} steps of {train.optim.batch} x {train.optim.context} tokens ({result["trained_tokens"] / 1e6:.1f} million) over a corpus of \
-{result["corpus_tokens"] / 1e6:.1f} million tokens ({", ".join(spec.corpus.sources)}); AdamW, peak learning rate {train.optim.lr}; seed {spec.seed}.
+Recipe: {train.optim.steps:,} steps of {train.optim.batch} x {train.optim.context} tokens \
+({result["trained_tokens"] / 1e6:.1f} million) over a corpus of {result["corpus_tokens"] / 1e6:.1f} million tokens \
+({", ".join(spec.corpus.sources)}); AdamW, peak learning rate {train.optim.lr}; seed {spec.seed}.
 Nonzero share of the matrices: {result["nonzero_share"]}.
 
 Held-out loss: {result["held_out_loss"]:.4f} nats per token. Held-out task loss (nats per prompt; chance is 0.6931):

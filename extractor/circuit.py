@@ -66,14 +66,13 @@ class Circuit:
     def from_json(cls, data: dict) -> Circuit:
         nodes = tuple(Node(**{**n, "reads": tuple(n["reads"]), "writes": tuple(n["writes"])}) for n in data["nodes"])
         edges = tuple(Edge(**e) for e in data["edges"])
-        head = {k: data[k] for k in ("model", "task")}
-        pairs = {k: tuple(data[k]) for k in ("answers", "answer_ids")}
-        return cls(**head, **pairs, nodes=nodes, edges=edges, calibration=Calibration(**data["calibration"]))
+        answers, answer_ids = tuple(data["answers"]), tuple(data["answer_ids"])
+        return cls(data["model"], data["task"], answers, answer_ids, nodes, edges, Calibration(**data["calibration"]))
 
 
 def links(model: SparseGPTForCausalLM) -> Iterator[tuple[str, str, Tensor]]:
     """Every weight matrix between two sites: (source site, target site, weight (target width, source width))."""
-    for layer, block in enumerate(model.transformer.h):
+    for layer, block in enumerate(model.blocks):
         for name, weight in zip("qkv", block.attn.c_attn.weight.detach().chunk(3), strict=True):
             yield f"{layer}.attn.act_in", f"{layer}.attn.{name}", weight
         yield f"{layer}.attn.v", f"{layer}.attn.resid_delta", block.attn.c_proj.weight.detach()
@@ -86,9 +85,7 @@ def edges_between(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> Itera
     for source, target, weight in links(model):
         block = weight[kept[target]][:, kept[source]]
         for row, column in block.nonzero().tolist():
-            yield Edge(
-                node_id(source, int(kept[source][column])), node_id(target, int(kept[target][row])), float(block[row, column])
-            )
+            yield Edge(node_id(source, int(kept[source][column])), node_id(target, int(kept[target][row])), float(block[row, column]))
 
 
 def count_edges(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> int:

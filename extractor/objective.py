@@ -18,6 +18,7 @@ from extractor.errors import TaskNotExpressible, UnknownTask
 from tasks import Pair, Task, find_task
 
 if TYPE_CHECKING:
+    import torch
     from tokenizers import Tokenizer
     from torch import Tensor
 
@@ -52,9 +53,18 @@ class TaskBatch:
     def pairs(self) -> int:
         return len(self.ids) // 2
 
-    def to(self, device: object) -> TaskBatch:
-        moved = (t.to(device) for t in (self.ids, self.last, self.correct, self.wrong, self.sign))  # type: ignore[call-overload]
-        return TaskBatch(*moved, answers=self.answers)
+    def pick(self, pairs: Tensor) -> TaskBatch:
+        """The batch of these pairs (P',), cut to its longest prompt."""
+        import torch
+
+        rows = torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten().to(self.ids.device)
+        width = int(self.last[rows].max()) + 1
+        ids, last, correct, wrong, sign = (t[rows] for t in (self.ids, self.last, self.correct, self.wrong, self.sign))
+        return TaskBatch(ids[:, :width], last, correct, wrong, sign, self.answers)
+
+    def to(self, device: torch.device | str) -> TaskBatch:
+        ids, last, correct, wrong, sign = (t.to(device) for t in (self.ids, self.last, self.correct, self.wrong, self.sign))
+        return TaskBatch(ids, last, correct, wrong, sign, self.answers)
 
 
 def get_task(name: str) -> Task:
@@ -72,7 +82,7 @@ def express(task: Task, tokenizer: Tokenizer) -> Expression:
     for answers in task.answers:
         ids = [tokenizer.encode(answer, add_special_tokens=False).ids for answer in answers]
         if len(ids[0]) != 1 or len(ids[1]) != 1:
-            split = [a for a, i in zip(answers, ids, strict=True) if len(i) != 1][0]
+            split = next(a for a, i in zip(answers, ids, strict=True) if len(i) != 1)
             pieces = [tokenizer.id_to_token(i) for i in tokenizer.encode(split, add_special_tokens=False).ids]
             reasons.append(f"{split!r} is {len(pieces)} tokens {pieces}")
             continue

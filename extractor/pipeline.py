@@ -25,6 +25,7 @@ from extractor.training import Checkpoints, LoopEnvironment, MetricsLog, set_up_
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -101,6 +102,7 @@ def _train(job: Job, tokenizer: Tokenizer, corpus: Corpus) -> None:
     spec = job.spec.train
     assert spec is not None
     env, vocabulary = job.loop("train"), tokenizer.get_vocab_size()
+    model: PreTrainedModel
     if spec.architecture == "gpt2":
         from extractor.dense.train import train_gpt2
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
-class Stopped(Exception):  # noqa: N818 - a request that was honoured, not an error
+class Stopped(Exception):
     """The run was asked to stop; its checkpoint is on disk."""
 
 

@@ -8,6 +8,7 @@ attn.act_in, attn.q, attn.k, attn.v, attn.resid_delta, mlp.act_in, mlp.post_act,
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -22,9 +23,7 @@ PLACES = ("attn.act_in", "attn.q", "attn.k", "attn.v", "attn.resid_delta", "mlp.
 
 def sites(model: SparseGPTForCausalLM) -> dict[str, Site]:
     """All sites by name, in forward order."""
-    return {
-        f"{layer}.{place}": block.get_submodule(place) for layer, block in enumerate(model.transformer.h) for place in PLACES
-    }
+    return {f"{layer}.{place}": operator.attrgetter(place)(block) for layer, block in enumerate(model.blocks) for place in PLACES}
 
 
 def widths(model: SparseGPTForCausalLM) -> dict[str, int]:

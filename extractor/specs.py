@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from extractor.errors import SpecError
 
-SPEC_VERSION = 1
 MAX_BIGRAM_VOCABULARY = 8192  # a dense (V, V) table beyond this costs more memory than the model
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -97,6 +96,7 @@ class BridgeSpec(Spec):
     nmse_coef: float = Field(1.0, ge=0)  # paper: 1
     kl_to_sparse_coef: float = Field(1.0, ge=0)  # dense residual -> sparse tail; paper: 1
     kl_to_dense_coef: float = Field(1.0, ge=0)  # sparse residual -> dense tail; paper: 1
+    crossing_share: Fraction = 1.0  # of a batch's sequences that cross over at some site, in either direction, each step
     kl_share: Fraction = 0.5  # of positions at which the KL of crossing paths is scored, drawn anew each step
     kl_plain_coef: float = Field(1.0, ge=0)  # KL(dense || sparse), a fourth term
 
@@ -104,26 +104,27 @@ class BridgeSpec(Spec):
 class PruneSpec(Spec):
     """Learned node masks, then the smallest k (Sec. 2.2, App. A.5)."""
 
-    steps: Count = 300
+    steps: Count = 200
     pairs: Count = 64  # pairs a batch; paper: 64
-    lr: float = Field(3e-3, gt=0)
+    lr: float = Field(5e-3, gt=0)  # paper: 3e-3 as the centre of its search
     beta2: float = 0.95
     weight_decay: float = 1e-3
     warmup: float = 0.05  # share of steps
     temperature: float = Field(1.0, gt=0)  # of the sigmoid whose derivative stands in for the Heaviside's
     init_mean: float = 0.1
     init_noise: float = 1e-2
-    k_coefs: tuple[float, ...] = Field((1e-4,), min_length=1)  # one mask set is learned per value, the smallest circuit wins
-    select_pairs: Count = 256  # the fixed batch of the bisection
+    k_coefs: tuple[float, ...] = Field((2e-4,), min_length=1)  # one mask set is learned per value, the smallest circuit wins
+    select_pairs: Count = 512  # the fixed batch of the bisection
     held_out_pairs: Count = 512
-    margin: float = Field(0.01, ge=0)  # nats; the bisection aims this far below the target, for the held-out split
+    margin: float = Field(0.02, ge=0)  # nats; the bisection aims this far below the target, for the held-out split
+    necessity: float = Field(0.5, ge=0)  # nats that removing the circuit must cost the full model; 0 (the paper) asks for sufficiency only
     mean_tokens: Count = 32_768  # corpus tokens over which means are measured
 
 
 class JobSpec(Spec):
     """One job. kind 'circuit': a model and a task in, a validated circuit out. kind 'train': a model from scratch."""
 
-    version: Literal[1] = SPEC_VERSION
+    version: Literal[1] = 1
     kind: Literal["circuit", "train"]
     model: str | None = None  # bundled name, absolute folder, or hub id @ revision
     task: str | None = None

@@ -35,6 +35,13 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def place(module: nn.Module) -> torch.device:
+    """Move a module to the device that `pick_device` names, in place; returns the device."""
+    device = pick_device()
+    module.to(device)
+    return device
+
+
 @dataclass
 class TrainState:
     """Everything a step changes: modules, optimiser moments, loose tensors."""

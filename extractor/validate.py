@@ -38,7 +38,6 @@ def validate(result: PruneResult, probe: Probe, held_out: TaskBatch, seed: int) 
     """Measure the four networks; `probe` carries the select batch for the controls' calibration."""
     model, means, index = probe.model, probe.means, probe.index
     everything = torch.arange(len(index))
-    chosen = set(result.nodes.tolist())
     loss: dict[str, float] = {}
     right: dict[str, float] = {}
 
@@ -47,14 +46,11 @@ def validate(result: PruneResult, probe: Probe, held_out: TaskBatch, seed: int) 
         if calibration is None:
             calibration = calibrate(masked_margin(model, probe.batch, masks, means), probe.batch.sign)
         margin = masked_margin(model, held_out, masks, means)
-        return calibrated_loss(margin, held_out.sign, calibration), accuracy(
-            calibration.scale * margin + calibration.shift, held_out.sign
-        )
+        return calibrated_loss(margin, held_out.sign, calibration), accuracy(calibration.scale * margin + calibration.shift, held_out.sign)
 
     loss["full"], right["full"] = measure(everything, _PLAIN)
     loss["circuit"], right["circuit"] = measure(result.nodes, result.calibration)
-    rest = torch.tensor([n for n in everything.tolist() if n not in chosen], dtype=torch.int64)
-    loss["without_circuit"], right["without_circuit"] = measure(rest, None)
+    loss["without_circuit"], right["without_circuit"] = measure(probe.others(result.nodes), None)
     draws = [measure(_random_like(probe, result.nodes, seed + d), None) for d in range(RANDOM_DRAWS)]
     loss["random"] = sum(d[0] for d in draws) / len(draws)
     right["random"] = sum(d[1] for d in draws) / len(draws)

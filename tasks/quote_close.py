@@ -1,10 +1,10 @@
-'''Close a string with the quote that opened it.
+"""Close a string with the quote that opened it.
 
     positive: 'print("hello'   answer '")'
     negative: "print('hello"   answer "')"
 
 Paper: Table 1, single_double_quote.
-'''
+"""
 
 import random
 

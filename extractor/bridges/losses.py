@@ -88,10 +88,15 @@ class Crossing:
     positions: Tensor
 
     @classmethod
-    def draw(cls, batch: int, context: int, sites: int, share: float, generator: torch.Generator, device: torch.device) -> Crossing:
-        """A random partition of the rows over the sites, as even as can be (needs batch >= sites), and a random share of positions."""
-        rows = torch.randperm(batch, generator=generator).to(device).tensor_split(sites)
-        count = max(1, round(share * context))
+    def draw(cls, spec: BridgeSpec, sites: int, generator: torch.Generator, device: torch.device) -> Crossing:
+        """Random rows, as many as crossing_share says but at least one a site, dealt over the sites as evenly as can be; random positions.
+
+        Needs batch >= sites.
+        """
+        batch, context = spec.optim.batch, spec.optim.context
+        crossing = max(sites, round(spec.crossing_share * batch))
+        rows = torch.randperm(batch, generator=generator)[:crossing].to(device).tensor_split(sites)
+        count = max(1, round(spec.kl_share * context))
         positions = torch.randperm(context, generator=generator)[:count].sort().values.to(device)
         return cls(list(rows), positions)
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from extractor.bridges.losses import Coupled, Crossing, Target, bridge_loss, path_kls
-from extractor.bridges.tuner import SparseBridgeConfig, site_parameters
+from extractor.bridges.tuner import SparseBridgeConfig, bridge_sites, site_parameters
 from extractor.corpus import Corpus
 from extractor.dense.base import residuals, wrap_dense
 from extractor.errors import SpecError
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 from extractor.sparse.train import SparseOptimizer, fill_bigram, new_sparse_gpt
 from extractor.specs import BridgeSpec
-from extractor.training import LoopEnvironment, TrainState, pick_device, run_loop
+from extractor.training import LoopEnvironment, TrainState, pick_device, place, run_loop
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -36,17 +36,18 @@ class Bridged:
         """The sparse model at the root of `folder`, the PEFT adapter in `bridges/`."""
         self.sparse.save_pretrained(folder)
         # 'auto' would ask the hub about the base model's embeddings.
-        self.adapter.save_pretrained(folder / "bridges", save_embedding_layers=False)
+        self.adapter.save_pretrained(str(folder / "bridges"), save_embedding_layers=False)
 
 
 def couple(dense_model: PreTrainedModel, spec: BridgeSpec, seed: int, name: str) -> Bridged:
     """A new sparse model with the dense model's layers and vocabulary, and untrained bridges between the two."""
     from peft import PeftModelForCausalLM
 
-    device = pick_device()
-    dense_model = dense_model.to(device).eval().requires_grad_(False)
+    place(dense_model)
+    dense_model.eval().requires_grad_(False)
     dense = wrap_dense(dense_model)
-    sparse = new_sparse_gpt(spec.model, dense.n_sublayers // 2, dense_model.config.vocab_size, seed).to(device)
+    sparse = new_sparse_gpt(spec.model, dense.n_sublayers // 2, dense_model.config.vocab_size, seed)
+    place(sparse)
     config = SparseBridgeConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=name,
@@ -56,12 +57,10 @@ def couple(dense_model: PreTrainedModel, spec: BridgeSpec, seed: int, name: str)
     )
     torch.manual_seed(seed + 1)
     adapter = PeftModelForCausalLM(dense_model, config)
-    return Bridged(sparse, adapter, Coupled(dense, sparse, adapter.base_model.sites))
+    return Bridged(sparse, adapter, Coupled(dense, sparse, bridge_sites(adapter)))
 
 
-def train_bridges(
-    dense_model: PreTrainedModel, spec: BridgeSpec, corpus: Corpus, seed: int, name: str, env: LoopEnvironment
-) -> Bridged:
+def train_bridges(dense_model: PreTrainedModel, spec: BridgeSpec, corpus: Corpus, seed: int, name: str, env: LoopEnvironment) -> Bridged:
     """Train sparse model, encoders and decoders together; the dense model stays as it is. Raises what `run_loop` raises."""
     bridged = couple(dense_model, spec, seed, name)
     pair, optim = bridged.pair, spec.optim
@@ -70,13 +69,15 @@ def train_bridges(
     device = pick_device()
     fill_bigram(bridged.sparse, corpus)
     optimizer = SparseOptimizer(bridged.sparse, optim, spec.sparsity)
-    bridges = torch.optim.AdamW(site_parameters(pair.sites), lr=spec.bridge_lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0, fused=True)
+    bridges = torch.optim.AdamW(
+        site_parameters(pair.sites), lr=spec.bridge_lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0, fused=True
+    )
     generator = torch.Generator()
 
     def step(index: int) -> dict[str, float]:
         ids = corpus.batch(seed, index, optim.batch, optim.context).to(device)
         generator.manual_seed(seed * 1_000_003 + index)
-        crossing = Crossing.draw(optim.batch, optim.context, len(pair.sites), spec.kl_share, generator, device)
+        crossing = Crossing.draw(spec, len(pair.sites), generator, device)
         loss, terms = bridge_loss(pair, ids, crossing, spec)
         bridged.sparse.zero_grad(set_to_none=True)
         bridges.zero_grad(set_to_none=True)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -40,7 +39,6 @@ class SparseBridgeConfig(PeftConfig):
     modules_to_save: list[str] | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
-    extra: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +64,7 @@ class BridgeSite(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: SparseBridgeConfig) -> None:
         """Add the encoder and decoder of one adapter, drawn with std 1/sqrt(inputs)."""
-        width = self.base_layer.weight.shape[0]
+        width = int(self.get_parameter("base_layer.weight").shape[0])
         self.kept[adapter_name] = max(1, round(config.encoder_frac * config.d_sparse))
         for layers, inputs, outputs in ((self.bridge_encoder, width, config.d_sparse), (self.bridge_decoder, config.d_sparse, width)):
             layer = nn.Linear(inputs, outputs)
@@ -116,23 +114,17 @@ class SparseBridgeModel(BaseTuner):
     def _check_merge_allowed(self) -> None:
         raise ValueError("bridges read the dense model and cannot be merged into it; use unload()")
 
-    @property
-    def sites(self) -> list[BridgeSite]:
-        """The 2L + 1 wrapped norms in the order the forward pass meets them."""
-        return [module for module in self.model.modules() if isinstance(module, BridgeSite)]
-
 
 PEFT_TYPE_TO_CONFIG_MAPPING[BridgePeftType.SPARSE_BRIDGE] = SparseBridgeConfig  # type: ignore[index]
 PEFT_TYPE_TO_TUNER_MAPPING[BridgePeftType.SPARSE_BRIDGE] = SparseBridgeModel  # type: ignore[index]
 PEFT_TYPE_TO_PREFIX_MAPPING[BridgePeftType.SPARSE_BRIDGE] = "bridge_"  # type: ignore[index]
 
 
+def bridge_sites(model: nn.Module) -> list[BridgeSite]:
+    """The 2L + 1 wrapped norms of a bridged model, in the order its forward pass meets them."""
+    return [module for module in model.modules() if isinstance(module, BridgeSite)]
+
+
 def site_parameters(sites: list[BridgeSite]) -> list[nn.Parameter]:
     """Encoder and decoder weights of the active adapter, in site order."""
     return [p for site in sites for name in site.adapter_layer_names for p in getattr(site, name)[site.active_adapters[0]].parameters()]
-
-
-@torch.no_grad()
-def rms(h: Tensor) -> float:
-    """Root mean square of a residual, over everything."""
-    return h.square().mean().sqrt().item()

@@ -1,6 +1,6 @@
 """What a dense model offers to the bridges: the list of its sublayers, entered and left at any residual.
 
-Sublayer 2i is block i's attention, 2i + 1 its MLP. Residual i is the stream before sublayer i; residual 2L is the one before the final norm.
+Sublayer 2i is block i's attention, 2i + 1 its MLP. Residual i is the stream before sublayer i, residual 2L the one before the final norm.
 One file per architecture, named after Hugging Face's model_type, defines `DENSE`.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,10 +28,12 @@ class GPT2Sublayers:
         # GPT-2's eager attention is not causal without a mask; this returns None only where the kernel is causal by itself.
         from transformers.masking_utils import create_causal_mask
 
-        return create_causal_mask(config=self.model.config, inputs_embeds=h, attention_mask=None, past_key_values=None)
+        return create_causal_mask(  # type: ignore[return-value]
+            config=self.model.config, inputs_embeds=h, attention_mask=None, past_key_values=None
+        )
 
     def sublayer(self, index: int, h: Tensor, mask: Tensor | None) -> Tensor:
-        block = self.model.transformer.h[index // 2]
+        block: Any = self.model.transformer.h[index // 2]
         if index % 2 == 0:
             return block.attn(block.ln_1(h), attention_mask=mask)[0] + h
         return h + block.mlp(block.ln_2(h))

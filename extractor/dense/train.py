@@ -12,7 +12,7 @@ import torch
 
 from extractor.corpus import Corpus
 from extractor.specs import TrainSpec
-from extractor.training import LoopEnvironment, TrainState, pick_device, run_loop
+from extractor.training import LoopEnvironment, TrainState, place, run_loop
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -42,8 +42,9 @@ def new_gpt2(spec: TrainSpec, vocab_size: int, seed: int) -> GPT2LMHeadModel:
 
 def train_gpt2(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, env: LoopEnvironment) -> GPT2LMHeadModel:
     """Train from scratch; returns the model in eval mode on its device. Raises what `run_loop` raises."""
-    device, optim = pick_device(), spec.optim
-    model = new_gpt2(spec, vocab_size, seed).to(device)
+    optim = spec.optim
+    model = new_gpt2(spec, vocab_size, seed)
+    device = place(model)
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -9,6 +9,7 @@ Paper: Sec. 2.1, App. A.1.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -178,6 +179,11 @@ class SparseGPTForCausalLM(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, first to last."""
+        return [block for block in self.transformer.h if isinstance(block, Block)]
+
     # The model as a list of sublayers: 2i is block i's attention, 2i + 1 its MLP.
 
     @property
@@ -201,7 +207,7 @@ class SparseGPTForCausalLM(PreTrainedModel, GenerationMixin):
 
     def sublayer(self, index: int, h: Tensor, mask: Tensor) -> Tensor:
         """Residual after sublayer `index`, given the residual before it, (B, T, S)."""
-        block = self.transformer.h[index // 2]
+        block = self.blocks[index // 2]
         if index % 2 == 0:
             return h + block.attn(block.ln_1(h), mask)
         return h + block.mlp(block.ln_2(h))
@@ -232,5 +238,5 @@ class SparseGPTForCausalLM(PreTrainedModel, GenerationMixin):
             loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         return CausalLMOutput(loss=loss, logits=logits)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs) -> dict:
+    def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, attention_mask: Any = None, **kwargs: Any) -> dict:
         return {"input_ids": input_ids, "attention_mask": attention_mask, "logits_to_keep": 1}

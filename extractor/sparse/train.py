@@ -15,7 +15,7 @@ from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 from extractor.sparse.projection import constraints, project
 from extractor.sparse.schedule import sharkfin
 from extractor.specs import MAX_BIGRAM_VOCABULARY, OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
-from extractor.training import LoopEnvironment, TrainState, pick_device, run_loop
+from extractor.training import LoopEnvironment, TrainState, place, run_loop
 
 
 def new_sparse_gpt(shape: SparseModelSpec, n_layer: int, vocab_size: int, seed: int) -> SparseGPTForCausalLM:
@@ -86,10 +86,9 @@ def normalise_gradients(measured: list[torch.Tensor], scaled: list[nn.Parameter]
 
 def train_sparse(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, env: LoopEnvironment) -> SparseGPTForCausalLM:
     """Train from scratch; returns the model in eval mode. Raises what `run_loop` raises."""
-    device = pick_device()
     model = new_sparse_gpt(spec.model, spec.model.n_layer, vocab_size, seed)
     fill_bigram(model, corpus)
-    model = model.to(device)
+    device = place(model)
     optimizer = SparseOptimizer(model, spec.optim, spec.sparsity)
 
     def step(index: int) -> dict[str, float]:

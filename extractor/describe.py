@@ -1,0 +1,66 @@
+"""What nodes read and write, in tokens, for labels a person can use.
+
+reads    current tokens at which the node's magnitude is largest on average, over a sample of the corpus
+writes   tokens whose logits the node raises when it has its usual sign: through the unembedding for residual writes, through the output
+         projection and the unembedding for v and neurons; empty for the others
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from extractor.circuit import Node, sites_of
+from extractor.sites import record
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+
+SHOWN = 3
+RARE = 4  # tokens seen fewer times in the sample are not shown
+
+
+@torch.no_grad()
+def describe_nodes(nodes: list[Node], model: SparseGPTForCausalLM, tokenizer: Tokenizer, ids: Tensor) -> list[Node]:
+    """The nodes with `reads` and `writes` filled in from a sample of token ids (B, T)."""
+    ids = ids.to(model.device)
+    grouped = sites_of(nodes)
+    with record(model, list(grouped)) as values:
+        model(input_ids=ids, logits_to_keep=1)
+    counts = torch.bincount(ids.flatten(), minlength=model.config.vocab_size)
+    described: dict[str, Node] = {}
+    for site, members in grouped.items():
+        channels = torch.tensor([node.channel for node in members], device=ids.device)
+        x = values[site][..., channels].flatten(0, 1)  # (B * T, nodes)
+        totals = torch.zeros(len(counts), len(members), device=ids.device).index_add_(0, ids.flatten(), x.abs())
+        average = torch.where(counts[:, None] >= RARE, totals / counts.clamp_min(1)[:, None], 0)
+        usual_sign = torch.where(x.sum(0) < 0, -1.0, 1.0)
+        written = _written(model, site, channels)
+        for i, node in enumerate(members):
+            reads = _top_tokens(average[:, i], tokenizer)
+            writes = () if written is None else _top_tokens(written[:, i] * usual_sign[i], tokenizer)
+            described[node.id] = replace(node, reads=reads, writes=writes)
+    return [described[node.id] for node in nodes]
+
+
+def _written(model: SparseGPTForCausalLM, site: str, channels: Tensor) -> Tensor | None:
+    """Direct effect of a node's unit value on the logits, (V, nodes), norm aside."""
+    layer, _, place = site.partition(".")
+    block = model.blocks[int(layer)]
+    if place.endswith("resid_delta"):
+        return model.lm_head.weight[:, channels]
+    if place == "attn.v":
+        return model.lm_head.weight @ block.attn.c_proj.weight[:, channels]
+    if place == "mlp.post_act":
+        return model.lm_head.weight @ block.mlp.c_proj.weight[:, channels]
+    return None
+
+
+def _top_tokens(score: Tensor, tokenizer: Tokenizer) -> tuple[str, ...]:
+    best = score.topk(min(SHOWN, len(score)))
+    return tuple(tokenizer.decode([i]) for i, s in zip(best.indices.tolist(), best.values.tolist(), strict=True) if s > 0)
