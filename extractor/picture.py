@@ -43,6 +43,7 @@ _SWEEPS = 12
 _CURVE = [i / 24 for i in range(25)]
 _STRIP, _SMOOTH = 512, 2  # the PNG is drawn in strips at twice its size, so that memory stays small
 _MOST_PIXELS = 40e6
+_LONGEST_NAME = 48
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,14 @@ def visible(text: str, space: str = "·") -> str:
     return "".join(space if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def short_name(model: str) -> str:
+    """A model's name fit for a title: of a path, or of an endless name, the last part."""
+    text = model.rstrip("/")
+    if text.startswith(("/", ".", "~")) or len(text) > _LONGEST_NAME:
+        text = text.rpartition("/")[2]
+    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
+
+
 def describe(node: Node) -> str:
     """A node in a few lines: name, mean, what it reads and writes."""
     lines = [visible(node.id), f"mean {node.mean:.4g}"]
@@ -280,16 +289,15 @@ def _told_width(tokens: list[str]) -> float:
 
 def _tokens(tokens: tuple[str, ...], detail: _Detail) -> list[str]:
     """The first tokens as labels, in the few characters that the PNG's bundled font has."""
-    shown = [_drawable(visible(t)) for t in tokens[: detail.tokens]]
+    shown = [_drawable(t) for t in tokens[: detail.tokens]]
     return [t if len(t) <= detail.chars else t[: detail.chars - 1] + "…" for t in shown]
 
 
-def _drawable(text: str) -> str:
-    return "".join(c if c.isascii() or c == "·" else c.encode("ascii", "backslashreplace").decode() for c in text)
+def _drawable(text: str, space: str = "·") -> str:
+    return visible(text, "\0").encode("ascii", "backslashreplace").decode().replace("\0", space)
 
 
 def _clip(text: str, width: float, size: float) -> str:
-    text = _drawable(visible(text, " "))
     if _text_width(text, size) <= width:
         return text
     while text and _text_width(text + "…", size) > width:
@@ -370,7 +378,7 @@ def _stack(rows: list[_Row], edges: list[Edge]) -> float:
 def _compose(circuit: Circuit, rows: list[_Row], edges: list[Edge], streams: list[tuple[str, str]], width: float, floor: float) -> Scene:
     spots = {s.node.id: s for row in rows for s in row.spots}
     ceiling, left, total = _MARGIN + _HEADER, _MARGIN + _GUTTER, _MARGIN * 2 + _GUTTER + width
-    title = f"{visible(circuit.task, ' ')} in {visible(circuit.model, ' ')}"
+    title = f"{_drawable(circuit.task, ' ')} in {_drawable(short_name(circuit.model), ' ')}"
     bands = [Box(_MARGIN - 8, row.y - 9, width + _GUTTER + 16, row.height + 18, "#f4f6f8", "none", 10) for row in rows]
     bars = [Box(left, y, width, _BAR, "#e9edf2", FAINT, 10) for y in (ceiling, floor)]
     largest = max([abs(e.weight) for e in edges if math.isfinite(e.weight)], default=0.0)
@@ -444,9 +452,9 @@ def _told_labels(x: float, y: float, tokens: list[str], color: str) -> Iterator[
 def _row_labels(row: _Row) -> list[Label]:
     layer, _, place = row.sites[0].partition(".")
     middle = row.y + row.height / 2
-    names = ", ".join(PLACE_NAMES.get(site.partition(".")[2], site) for site in row.sites)
-    heading = f"layer {layer} · {names}" if place in PLACE_NAMES else row.sites[0]
-    return _two_lines(middle, heading, "  ".join(row.sites))
+    names = ", ".join(PLACE_NAMES.get(site.partition(".")[2], "") for site in row.sites)
+    heading = f"layer {_drawable(layer)} · {names}" if place in PLACE_NAMES else _drawable(row.sites[0], " ")
+    return _two_lines(middle, heading, "  ".join(_drawable(site, " ") for site in row.sites))
 
 
 def _two_lines(middle: float, heading: str, note: str) -> list[Label]:

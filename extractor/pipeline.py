@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from extractor import artifacts
 from extractor.corpus import Corpus, build_corpus, documents
-from extractor.progress import Progress
+from extractor.progress import Progress, Stopped
 from extractor.specs import CorpusSpec, JobSpec, to_json
 from extractor.training import Checkpoints, LoopEnvironment, MetricsLog, set_up_torch
 
@@ -44,7 +44,9 @@ class Job:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Announce a stage and time it."""
+        """Announce a stage and time it. Raises Stopped when a stop is asked for before it begins."""
+        if self.progress.should_stop():
+            raise Stopped
         self.progress.stage(name, self.stages.index(name) + 1, len(self.stages))
         began = time.monotonic()
         yield

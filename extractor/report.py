@@ -1,0 +1,311 @@
+"""A circuit and its validation as one folder a person can read: circuit.svg, circuit.png, report.html.
+
+report.html is self-contained (styles, picture and script inline, nothing loaded) and states the finding in one sentence, failures included.
+Its frame is report_page.html; the functions here fill it, each one section. Everything that comes from a model is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from extractor import picture
+from extractor.artifacts import write_text
+from extractor.circuit import Circuit, Edge
+from extractor.picture import short_name, visible
+
+CHANCE = math.log(2)
+_AT_CHANCE = 0.9 * CHANCE
+_STRONGEST = 20
+_ABSENT = "&ndash;"
+_NETWORKS = (
+    ("full", "Whole model", "full"),
+    ("circuit", "Circuit alone", "circuit"),
+    ("without_circuit", "Without the circuit", "without"),
+    ("random", "Random nodes, as many", "random"),
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out prompt; `full`, `circuit` and `without` are the probability of `answer` against `other` under the three networks."""
+
+    prompt: str
+    answer: str
+    other: str
+    full: float
+    circuit: float
+    without: float
+
+
+def write_report(folder: Path, circuit: Circuit, result: dict, examples: list[Example]) -> None:
+    """Write circuit.svg, circuit.png and report.html into an existing folder.
+
+    `result` is the content of result.json: losses in nats per prompt, accuracies as fractions, times in seconds.
+    Raises ExtractorError when the disk is full.
+    """
+    scene = picture.layout(circuit)
+    write_text(folder / "circuit.svg", picture.to_svg(scene))
+    picture.write_png(scene, folder / "circuit.png")
+    write_text(folder / "report.html", page(circuit, result, examples, scene))
+
+
+def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: picture.Scene) -> str:
+    """report.html as text."""
+    frame = resources.files("extractor").joinpath("report_page.html").read_text(encoding="utf-8")
+    scale, shift = circuit.calibration.scale, circuit.calibration.shift
+    shown = f"{min(len(circuit.edges), _STRONGEST)} of {len(circuit.edges)}, by the size of the weight."
+    return Template(frame).substitute(
+        title=_plain(f"{result['task']} in {short_name(result['model'])}"),
+        eyebrow=f"Circuit report · {_plain(result['task'])}",
+        headline=headline(circuit, result),
+        description=f"<p>The task: {_plain(result['description'])}.</p>" if result.get("description") else "",
+        meta=_meta(circuit, result),
+        verdicts=_verdicts(result),
+        picture=picture.to_svg(scene),
+        least_width=round(0.85 * scene.width),
+        losses_note=_losses_note(result),
+        losses=_losses(result),
+        examples=_examples(examples),
+        edges_note=f"{shown} A positive weight passes a signal on, a negative one inverts it.",
+        edges=_edges(circuit),
+        nodes_note=_count(len(circuit.nodes), "node"),
+        nodes=_nodes(circuit),
+        bridge=_bridge(result),
+        chance=f"{CHANCE:.3f}",
+        calibration=f"{scale:.3g} and {shift:+.3g}",
+        seconds=_seconds(result.get("seconds") or {}),
+    )
+
+
+def headline(circuit: Circuit, result: dict) -> str:
+    """The finding in one or two sentences of HTML; says so when the target was missed or the circuit is not needed."""
+    size = f"{_count(len(circuit.nodes), 'node')} and {_count(len(circuit.edges), 'edge')}"
+    owner = f"{_plain(short_name(result['model']))}{'&rsquo;s sparse twin' if result.get('bridge') else ''}"
+    first, second = (_token(answer) for answer in circuit.answers)
+    score = f"{_nats(result['loss'].get('circuit'))} nats, {_percent(result['accuracy'].get('circuit'))} right"
+    if result["meets_target"]:
+        verb = "chooses" if len(circuit.nodes) == 1 and not circuit.edges else "choose"
+        return f"{size} of {owner} {verb} between {first} and {second}: {score}. {_without(result)}"
+    found = f"The best circuit found to choose between {first} and {second}, {size} of {owner}, reaches {score}"
+    return f"Target not met. {found}; the target is {_nats(result['target_loss'])} nats. {_without(result)}"
+
+
+def _without(result: dict) -> str:
+    loss, right = result["loss"].get("without_circuit"), _percent(result["accuracy"].get("without_circuit"))
+    who = "twin" if result.get("bridge") else "model"
+    if loss is None or not math.isfinite(loss):
+        return ""
+    if loss >= _AT_CHANCE:
+        return f"Without them the {who} is at chance."
+    if loss > result["target_loss"]:
+        return f"Without them the {who} is still {right} right, above chance."
+    return f"The {who} does not need them: without them it is still {right} right."
+
+
+def _meta(circuit: Circuit, result: dict) -> str:
+    facts = [
+        f"Model {_plain(result['model'])}",
+        f"answers {_token(circuit.answers[0])} and {_token(circuit.answers[1])}",
+        f"target {_nats(result['target_loss'])} nats",
+        f"{result['held_out_pairs']} held-out pairs of prompts",
+        f"seed {result['seed']}",
+    ]
+    return " · ".join(facts)
+
+
+def _verdicts(result: dict) -> str:
+    """Sufficient, necessary, better than luck: three claims, each with the number it rests on."""
+    loss, target = result["loss"], result["target_loss"]
+    alone, without, random = (_worst_if_absent(loss.get(k)) for k in ("circuit", "without_circuit", "random"))
+    enough = ("yes", "Sufficient") if result["meets_target"] else ("no", "Not sufficient")
+    if without >= _AT_CHANCE:
+        needed = ("yes", "Necessary")
+    else:
+        needed = ("part", "Necessary in part") if without > target else ("no", "Not necessary")
+    lucky = ("yes", "No accident") if random > max(target, alone) else ("no", "No better than random nodes")
+    told = (
+        (*enough, f"alone {_nats(loss.get('circuit'))} nats; target {_nats(target)}"),
+        (*needed, f"without it {_nats(loss.get('without_circuit'))} nats; chance {_nats(CHANCE)}"),
+        (*lucky, f"as many random nodes {_nats(loss.get('random'))} nats"),
+    )
+    return "".join(f'<li class="card {kind}"><b>{name}</b><span>{numbers}</span></li>' for kind, name, numbers in told)
+
+
+def _losses_note(result: dict) -> str:
+    full, target = _worst_if_absent(result["loss"].get("full")), result["target_loss"]
+    text = "Loss on held-out prompts, lower is better; right: how often the right one of the two answers is preferred."
+    return text + (" Even the whole model is above the target." if full > target else "")
+
+
+def _losses(result: dict) -> str:
+    """The four networks as a table with bars, the target and chance marked on every bar."""
+    loss, target = result["loss"], result["target_loss"]
+    top = 1.08 * max([CHANCE, target, *(v for v in loss.values() if v is not None and math.isfinite(v))])
+    marks = f'<u style="left:{_share(target, top)}"></u><u class="chance" style="left:{_share(CHANCE, top)}"></u>'
+    legend = (
+        f'<div class="scale"><span style="left:{_share(target, top)}">target {_nats(target)}</span>'
+        f'<span style="left:{_share(CHANCE, top)}">chance {_nats(CHANCE)}</span></div>'
+    )
+    rows = [
+        f'<tr><th scope="row">{name}</th><td class="bar">{_track(loss.get(key), top, kind, marks)}</td>'
+        f'<td class="number">{_nats(loss.get(key))}</td><td class="number">{_percent(result["accuracy"].get(key))}</td></tr>'
+        for key, name, kind in _NETWORKS
+    ]
+    head = f'<tr><th scope="col">Network</th><th scope="col" class="bar">{legend}</th>'
+    head += '<th scope="col" class="number">nats</th><th scope="col" class="number">right</th></tr>'
+    return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _examples(examples: Sequence[Example]) -> str:
+    if not examples:
+        return ""
+    cards = "".join(_example(e) for e in examples)
+    note = "Held-out prompts, the right answer marked, and its probability against the other answer."
+    return _section("examples", "Examples", f'<p class="note">{note}</p><div class="examples">{cards}</div>')
+
+
+def _example(example: Example) -> str:
+    prompt = '<span class="space">↵</span>\n'.join(map(_spaced, example.prompt.split("\n")))
+    names = ("whole model", "circuit alone", "without it")
+    rows = zip(names, (example.full, example.circuit, example.without), ("full", "circuit", "without"), strict=True)
+    bars = "".join(f"<dt>{name}</dt><dd>{_track(p, 1.0, kind)}</dd><dd class='number'>{_percent(p)}</dd>" for name, p, kind in rows)
+    caption = f'<p class="note">{_token(example.answer)}, not {_token(example.other)}</p>'
+    return f'<div class="card"><pre>{prompt}<mark>{_spaced(example.answer)}</mark></pre>{caption}<dl class="bars">{bars}</dl></div>'
+
+
+def _edges(circuit: Circuit) -> str:
+    told = {node.id: node for node in circuit.nodes}
+    strongest = sorted(circuit.edges, key=lambda e: (-_size(e), e.source, e.target))[:_STRONGEST]
+    rows = []
+    for edge in strongest:
+        source, target = told.get(edge.source), told.get(edge.target)
+        reads, writes = _tokens(source.reads[:2] if source else ()), _tokens(target.writes[:2] if target else ())
+        sign = "negative" if edge.weight < 0 else "positive"
+        rows.append((_id(edge.source), reads, _id(edge.target), writes, f'<span class="{sign}">{edge.weight:+.3f}</span>'))
+    return _table(("from", "which reads", "to", "which writes", "weight"), rows, numbers={4})
+
+
+def _nodes(circuit: Circuit) -> str:
+    rows = [(_id(n.id), f"{n.mean:.4g}", _tokens(n.reads), _tokens(n.writes)) for n in circuit.nodes]
+    return _table(("node", "mean", "reads", "writes"), rows, numbers={1})
+
+
+def _bridge(result: dict) -> str:
+    """How well the dense model and its sparse twin agree, and the path KLs, one row for each crossing between them."""
+    bridge = result.get("bridge")
+    if not bridge:
+        return ""
+    name = _plain(short_name(result["model"]))
+    text = (
+        f"The circuit lives in a sparse twin that was trained beside {name} and tied to it by bridges. The two pick the same next token "
+        f"{_percent(bridge.get('agreement'))} of the time. Loss on text: {name} {_nats(bridge.get('dense_loss'))}, "
+        f"twin {_nats(bridge.get('sparse_loss'))} nats per token; divergence of the twin from {name}: "
+        f"{_nats(bridge.get('kl_dense_to_sparse'))} nats. The closer to zero, the more the circuit says about {name} itself."
+    )
+    paths = bridge.get("path_kl") or {}
+    to_sparse, to_dense = list(paths.get("to_sparse") or []), list(paths.get("to_dense") or [])
+    count = max(len(to_sparse), len(to_dense))
+    pad = [None] * count
+    rows = [
+        (_crossing(i, count), _nats(s), _nats(d))
+        for i, (s, d) in enumerate(zip([*to_sparse, *pad][:count], [*to_dense, *pad][:count], strict=True))
+    ]
+    note = "Divergence from the dense model, in nats per token, when a run starts in one model and crosses to the other at one place:"
+    table = _table(("crossing", "dense, then sparse", "sparse, then dense"), rows, numbers={1, 2}) if rows else ""
+    return _section("bridge", "Dense and sparse", f'<p>{text}</p><p class="note">{note}</p><div class="card scroll">{table}</div>')
+
+
+def _crossing(index: int, count: int) -> str:
+    if index == count - 1:
+        return "before the final norm"
+    return f"layer {index // 2}, before {'the MLP' if index % 2 else 'attention'}"
+
+
+def _seconds(seconds: dict[str, float]) -> str:
+    if not seconds:
+        return ""
+    rows = [(_plain(stage), _duration(value)) for stage, value in seconds.items()]
+    rows.append(("total", _duration(sum(seconds.values()))))
+    return _section("seconds", "Time", f'<div class="card">{_table(("stage", "time"), rows, numbers={1})}</div>')
+
+
+def _section(name: str, title: str, body: str) -> str:
+    return f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>{body}</section>'
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: set[int]) -> str:
+    """Cells are HTML; the columns in `numbers` are set flush right."""
+    kinds = [' class="number"' if i in numbers else "" for i in range(len(head))]
+    top = "".join(f'<th scope="col"{kind}>{cell}</th>' for kind, cell in zip(kinds, head, strict=True))
+    body = "".join(f"<tr>{''.join(f'<td{k}>{c}</td>' for k, c in zip(kinds, row, strict=True))}</tr>" for row in rows)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _track(value: float | None, top: float, kind: str, marks: str = "") -> str:
+    bar = f'<i class="{kind}" style="width:{_share(value, top)}"></i>' if value is not None and math.isfinite(value) else ""
+    return f'<div class="track" aria-hidden="true">{bar}{marks}</div>'
+
+
+def _share(value: float, top: float) -> str:
+    return f"{100 * min(max(value / top, 0.0), 1.0):.1f}%"
+
+
+def _plain(text: object) -> str:
+    return escape(visible(str(text), " "))
+
+
+def _spaced(text: str) -> str:
+    """Escaped, every space marked."""
+    return escape(visible(text, "\0")).replace("\0", '<span class="space">·</span>')
+
+
+def _token(text: str) -> str:
+    return f'<code class="token">{_spaced(text)}</code>'
+
+
+def _tokens(tokens: Sequence[str]) -> str:
+    return " ".join(map(_token, tokens))
+
+
+def _id(name: str) -> str:
+    return f'<code class="id">{_plain(name)}</code>'
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _nats(value: Any) -> str:
+    if value is None or not math.isfinite(value):
+        return _ABSENT
+    return "under 0.001" if 0 <= value < 0.001 else f"{value:.3f}"
+
+
+def _percent(value: Any) -> str:
+    """A fraction as a percentage; 100 % is only said of all."""
+    if value is None or not math.isfinite(value):
+        return _ABSENT
+    text = f"{100 * value:.1f}".removesuffix(".0")
+    return f"{'99.9' if text == '100' and value < 1 else text}&nbsp;%"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _worst_if_absent(value: float | None) -> float:
+    return value if value is not None else math.inf
+
+
+def _size(edge: Edge) -> float:
+    return abs(edge.weight) if math.isfinite(edge.weight) else 0.0
