@@ -144,20 +144,26 @@ def find_circuit(job: Job, probe: Probe, question: Question) -> PruneResult:
     assert prune is not None
     demand = Demand.of(probe, spec.target_loss, prune.margin, prune.necessity)
 
+    def draw(number: int, pairs: int) -> TaskBatch:
+        generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + number)
+        return question.train.pick(torch.randperm(question.train.pairs, generator=generator)[:pairs])
+
     def batch_of(step: int) -> TaskBatch:
-        generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + step)
-        return question.train.pick(torch.randperm(question.train.pairs, generator=generator)[: prune.pairs])
+        return draw(step, prune.pairs)
+
+    def fresh(trial: int) -> TaskBatch:
+        return draw(prune.steps + trial, prune.trial_pairs)
 
     def tick(done: int, of: int) -> None:
         if job.progress.should_stop():
             raise Stopped
-        job.progress.step(prune.steps, prune.steps, tried=done, of=of)
+        job.progress.step(done, of)
 
     found = []
     for number, k_coef in enumerate(prune.k_coefs):
         stage = f"prune{number}"
         ranking = learn_ranking(probe.model, probe.means, batch_of, prune, k_coef, spec.seed, job.loop(stage), stage)
-        found.append(smallest_circuit(ranking, probe, demand, tick))
+        found.append(smallest_circuit(ranking, probe, demand, fresh, tick))
     return min(found, key=lambda r: (not r.met, r.edges, len(r.nodes)))
 
 

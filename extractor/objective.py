@@ -57,7 +57,10 @@ class TaskBatch:
         """The batch of these pairs (P',), cut to its longest prompt."""
         import torch
 
-        rows = torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten().to(self.ids.device)
+        return self.rows(torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten().to(self.ids.device))
+
+    def rows(self, rows: Tensor) -> TaskBatch:
+        """The prompts at these rows, cut to the longest; members of a pair may part."""
         width = int(self.last[rows].max()) + 1
         ids, last, correct, wrong, sign = (t[rows] for t in (self.ids, self.last, self.correct, self.wrong, self.sign))
         return TaskBatch(ids[:, :width], last, correct, wrong, sign, self.answers)

@@ -3,12 +3,13 @@
 1. A set of nodes will do when it is sufficient (alone, calibrated, it meets the target loss) and necessary (the model without it loses
    a given number of nats). The paper asks only for the first; but models are redundant, and the smallest sufficient set is often one of
    several ways to do the task, which the model does not miss (ours).
-2. Bisect on k, the number of top-ranked nodes kept, for the smallest k that will do on one fixed batch.
+2. Bisect on k, the number of top-ranked nodes kept, for the smallest k that will do on one fixed batch of the select split.
 3. Drop nodes without a live path from input to logits, if the rest will do.
-4. Try each node once, last-ranked first: it goes if the rest will do (ours).
-5. Fit scale and shift of the answer margin once more.
+4. Try each node once, last-ranked first: it goes if the rest will do on pairs of the train split drawn for this trial alone (ours). On one
+   fixed batch, fifty such choices over-fitted it by 0.03 nats.
+5. Take the last nodes that went back in until the circuit will do on the select batch again; fit scale and shift there.
 
-All of it on the select split; the figure to report is measured elsewhere. The same code prunes every sparse model, bridged or not.
+The figure to report is measured on a third split. The same code prunes every sparse model, bridged or not.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from extractor.ablation import masked_margin
+from extractor.ablation import measured_margin
 from extractor.circuit import Calibration, count_edges, live_nodes
 from extractor.masks import NodeIndex
 from extractor.objective import TaskBatch, task_loss
@@ -86,7 +87,7 @@ class Probe:
     def measure(self, nodes: Tensor) -> tuple[float, Calibration]:
         """(calibrated loss in nats, its calibration) of the circuit of these nodes."""
         masks = self.index.masks(nodes.to(self.model.device))
-        margin = masked_margin(self.model, self.batch, masks, self.means)
+        margin = measured_margin(self.model, self.batch, masks, self.means)
         calibration = calibrate(margin, self.batch.sign)
         return calibrated_loss(margin, self.batch.sign, calibration), calibration
 
@@ -127,10 +128,15 @@ def calibrated_loss(margin: Tensor, sign: Tensor, calibration: Calibration) -> f
 
 
 def smallest_circuit(
-    ranking: Tensor, probe: Probe, demand: Demand, tick: Callable[[int, int], None] = lambda done, of: None
+    ranking: Tensor,
+    probe: Probe,
+    demand: Demand,
+    fresh: Callable[[int], TaskBatch],
+    tick: Callable[[int, int], None] = lambda done, of: None,
 ) -> PruneResult:
-    """The circuit found from one ranking (N,). `tick(done, of)` is called as nodes are tried.
+    """The circuit found from one ranking (N,).
 
+    probe carries the fixed select batch; fresh(i) gives the train pairs of the i-th trial; tick(done, of) is called as nodes are tried.
     When no number of top-ranked nodes will do, all are kept and `met` is False.
     """
     k = _bisect(lambda k: demand.is_met(ranking[:k], probe), len(ranking))
@@ -138,7 +144,7 @@ def smallest_circuit(
         loss, calibration = probe.measure(ranking)
         return PruneResult(ranking, probe.edges(ranking), loss, calibration, False)
     nodes = _without_dead(ranking[:k], probe, demand)
-    nodes = _eliminate(nodes, probe, demand, tick)
+    nodes = _eliminate(nodes, probe, demand, fresh, tick)
     nodes = _without_dead(nodes, probe, demand)
     loss, calibration = probe.measure(nodes)
     return PruneResult(nodes, probe.edges(nodes), loss, calibration, True)
@@ -166,10 +172,17 @@ def _without_dead(nodes: Tensor, probe: Probe, demand: Demand) -> Tensor:
     return slim if demand.is_met(slim, probe) else nodes
 
 
-def _eliminate(nodes: Tensor, probe: Probe, demand: Demand, tick: Callable[[int, int], None]) -> Tensor:
-    for position in range(len(nodes) - 1, -1, -1):
-        tick(len(nodes) - position, len(nodes))
-        fewer = torch.cat([nodes[:position], nodes[position + 1 :]])
-        if demand.is_met(fewer, probe):
-            nodes = fewer
-    return nodes
+def _eliminate(nodes: Tensor, probe: Probe, demand: Demand, fresh: Callable[[int], TaskBatch], tick: Callable[[int, int], None]) -> Tensor:
+    gone: list[int] = []
+    for trial, node in enumerate(reversed(nodes.tolist())):
+        tick(trial + 1, len(nodes))
+        trial_probe = Probe(probe.model, probe.means, fresh(trial))
+        if demand.is_met(_less(nodes, [*gone, node]), trial_probe):
+            gone.append(node)
+    while gone and not demand.is_met(_less(nodes, gone), probe):
+        gone.pop()
+    return _less(nodes, gone)
+
+
+def _less(nodes: Tensor, gone: list[int]) -> Tensor:
+    return nodes[~torch.isin(nodes, torch.tensor(gone, dtype=nodes.dtype, device=nodes.device))]

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from extractor.ablation import masked_margin
+from extractor.ablation import measured_margin
 from extractor.objective import TaskBatch, accuracy
 from extractor.prune import Calibration, Probe, PruneResult, calibrate, calibrated_loss
 
-RANDOM_DRAWS = 8
+RANDOM_DRAWS = 5
 _PLAIN = Calibration(1.0, 0.0)
 
 
@@ -44,8 +44,8 @@ def validate(result: PruneResult, probe: Probe, held_out: TaskBatch, seed: int) 
     def measure(nodes: Tensor, calibration: Calibration | None) -> tuple[float, float]:
         masks = index.masks(nodes.to(model.device))
         if calibration is None:
-            calibration = calibrate(masked_margin(model, probe.batch, masks, means), probe.batch.sign)
-        margin = masked_margin(model, held_out, masks, means)
+            calibration = calibrate(measured_margin(model, probe.batch, masks, means), probe.batch.sign)
+        margin = measured_margin(model, held_out, masks, means)
         return calibrated_loss(margin, held_out.sign, calibration), accuracy(calibration.scale * margin + calibration.shift, held_out.sign)
 
     loss["full"], right["full"] = measure(everything, _PLAIN)

@@ -1,0 +1,13 @@
+"""A circuit as a picture: one layout, drawn as SVG and as PNG. Same circuit, same bytes; no model and no torch needed.
+
+scene    what there is to draw, in pixels: boxes, wires, chips, labels; colours, and text as one can see it
+arrange  rows of nodes, bottom to top in forward order, and where in them each node goes
+layout   a circuit to a scene
+drawing  a scene to SVG and to PNG, as it is
+"""
+
+from extractor.picture.drawing import to_svg, write_png
+from extractor.picture.layout import layout
+from extractor.picture.scene import NEGATIVE, PLACE_NAMES, POSITIVE, Scene, describe, short_name, visible
+
+__all__ = ["NEGATIVE", "PLACE_NAMES", "POSITIVE", "Scene", "describe", "layout", "short_name", "to_svg", "visible", "write_png"]

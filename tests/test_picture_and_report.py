@@ -1,0 +1,283 @@
+"""The picture and the report: same circuit, same bytes; nothing left out; nothing a token says can break the page."""
+
+import math
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from extractor.circuit import Calibration, Circuit, Edge, Node
+from extractor.picture import NEGATIVE, POSITIVE, drawing, layout, to_svg, visible, write_png
+from extractor.report import Example, headline, write_report
+from extractor.sites import PLACES
+
+SVG = "{http://www.w3.org/2000/svg}"
+HOSTILE = ("</title><script>alert(1)</script>", "\x00", "&", '" onload="x', "\ud800", "\u202e", "]]>", "\ufffe", "é漢")
+LINKS = (("attn.act_in", "attn.q"), ("attn.act_in", "attn.v"), ("attn.v", "attn.resid_delta"))
+LINKS += (("mlp.act_in", "mlp.post_act"), ("mlp.post_act", "mlp.resid_delta"))
+
+
+def make(nodes=(), edges=(), model="python-tiny-sparse", task="quote_close", answers=('")', "')")) -> Circuit:
+    return Circuit(model, task, answers, (1, 2), tuple(nodes), tuple(edges), Calibration(1.5, -0.2))
+
+
+def node(site: str, channel: int, reads=(), writes=()) -> Node:
+    return Node(f"{site}.{channel}", site, channel, 0.25, tuple(reads), tuple(writes))
+
+
+def tiny() -> Circuit:
+    """The smallest MLP circuit: one edge of each sign."""
+    read, neuron, write = node("0.mlp.act_in", 7, ['("']), node("0.mlp.post_act", 300, [" in"], ['")']), node("0.mlp.resid_delta", 9)
+    return make([read, neuron, write], [Edge(read.id, neuron.id, 1.25), Edge(neuron.id, write.id, -0.5)])
+
+
+def grid(layers: int, per_site: int, most_edges: int) -> Circuit:
+    """`per_site` nodes at every site of every layer, and edges between neighbouring sites, signs and sizes mixed."""
+    nodes = [
+        node(f"{layer}.{place}", 3 * c, ["print", " in"], [" not"]) for layer in range(layers) for place in PLACES for c in range(per_site)
+    ]
+    pairs = [
+        (f"{layer}.{low}.{3 * a}", f"{layer}.{high}.{3 * b}")
+        for a in range(per_site)
+        for b in range(per_site)
+        for layer in range(layers)
+        for low, high in LINKS
+    ]
+    return make(nodes, [Edge(s, t, math.sin(i) + 0.01) for i, (s, t) in enumerate(pairs[:most_edges])])
+
+
+def drawn(circuit: Circuit) -> ElementTree.Element:
+    return ElementTree.fromstring(to_svg(layout(circuit)))
+
+
+def of_class(tree: ElementTree.Element, name: str) -> list[ElementTree.Element]:
+    return [e for e in tree.iter() if name in e.get("class", "").split()]
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", data[16:24])
+
+
+def result_of(circuit: Circuit, **changes) -> dict:
+    return {
+        "model": circuit.model,
+        "task": circuit.task,
+        "target_loss": 0.15,
+        "seed": 11,
+        "circuit": {"nodes": len(circuit.nodes), "edges": len(circuit.edges)},
+        "loss": {"full": 0.0123, "circuit": 0.1312, "without_circuit": 0.6904, "random": 0.6921},
+        "accuracy": {"full": 0.998, "circuit": 0.9688, "without_circuit": 0.517, "random": 0.503},
+        "meets_target": True,
+        "held_out_pairs": 257,
+        "seconds": {"prune": 88.14, "validate": 4.2},
+    } | changes
+
+
+def written(folder: Path, circuit: Circuit, examples=(), **changes) -> str:
+    write_report(folder, circuit, result_of(circuit, **changes), list(examples))
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_same_circuit_same_bytes_even_in_another_process(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_picture_and_report as t;"
+        "c = t.grid(2, 4, 90); t.write_report(Path(sys.argv[2]), c, t.result_of(c), []); assert 'torch' not in sys.modules"
+    )
+    (tmp_path / "other").mkdir()
+    subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "other")], check=True, timeout=60)
+    written(tmp_path, grid(2, 4, 90))
+    for name in ("circuit.svg", "circuit.png", "report.html"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
+
+
+def test_the_order_in_which_nodes_and_edges_are_listed_does_not_change_the_picture():
+    circuit = grid(2, 4, 90)
+    assert to_svg(layout(make(circuit.nodes[::-1], circuit.edges[::-1]))) == to_svg(layout(circuit))
+
+
+def test_every_node_and_edge_is_in_the_svg_once():
+    circuit = grid(2, 5, 120)
+    tree = drawn(circuit)
+    assert sorted(e.get("data-id") for e in of_class(tree, "node")) == sorted(n.id for n in circuit.nodes)
+    found = sorted((e.get("data-source"), e.get("data-target")) for e in of_class(tree, "edge"))
+    assert found == sorted((e.source, e.target) for e in circuit.edges)
+    assert len(found) == 120
+
+
+def test_edges_are_coloured_by_sign_and_wider_when_larger():
+    large, small = of_class(drawn(tiny()), "edge")[::-1]
+    assert (large.get("data-weight"), large.get("stroke")) == ("1.25", POSITIVE)
+    assert (small.get("data-weight"), small.get("stroke")) == ("-0.5", NEGATIVE)
+    assert float(large.get("stroke-width")) > float(small.get("stroke-width"))
+    assert float(large.get("stroke-opacity")) > float(small.get("stroke-opacity"))
+
+
+def test_a_channel_written_and_read_later_is_joined_by_a_line_that_is_no_edge():
+    write, read = node("0.mlp.resid_delta", 9), node("1.attn.act_in", 9)
+    tree = drawn(make([write, read, node("1.attn.act_in", 8)]))
+    joined = [(e.get("data-source"), e.get("data-target")) for e in of_class(tree, "stream")]
+    assert (write.id, read.id) in joined
+    assert ("", "1.attn.act_in.8") in joined  # never written inside the circuit: it comes from the input
+    assert not of_class(tree, "edge")
+
+
+def test_the_signal_runs_upwards_and_nodes_do_not_overlap():
+    for circuit in (grid(2, 5, 120), grid(1, 60, 300)):
+        scene = layout(circuit)
+        boxes = {chip.node.id: chip.box for chip in scene.chips}
+        for edge in circuit.edges:
+            assert boxes[edge.source].y > boxes[edge.target].y + boxes[edge.target].height
+        placed = sorted(boxes.values(), key=lambda b: (b.y, b.x))
+        for i, a in enumerate(placed):
+            assert a.x >= 0
+            assert a.x + a.width <= scene.width
+            for b in placed[i + 1 :]:
+                assert b.y >= a.y + a.height or b.x >= a.x + a.width or a.x >= b.x + b.width
+
+
+def test_tooltips_say_what_a_node_reads_and_writes_and_what_an_edge_weighs():
+    tree = drawn(tiny())
+    tips = [e.find(f"{SVG}title").text for e in of_class(tree, "node")]
+    assert '0.mlp.post_act.300\nmean 0.25\nreads ·in\nwrites ")' in tips
+    assert of_class(tree, "edge")[-1].find(f"{SVG}title").text == "0.mlp.act_in.7 to 0.mlp.post_act.300: +1.25"
+
+
+def test_hostile_tokens_stay_text(tmp_path):
+    nodes = [node("0.mlp.act_in", i, [token, token], [token]) for i, token in enumerate(HOSTILE)]
+    nodes += [node("0.mlp.post_act", 1), node("</svg><script>", 1)]
+    circuit = make(nodes, [Edge(nodes[0].id, "0.mlp.post_act.1", 1.0)], model=HOSTILE[0], task=HOSTILE[3], answers=HOSTILE[:2])
+    tree = drawn(circuit)
+    assert len(of_class(tree, "node")) == len(nodes)
+    assert not list(tree.iter(f"{SVG}script"))
+    examples = [Example(token, token, token, 0.9, 0.8, 0.5) for token in HOSTILE]
+    html = written(tmp_path, circuit, examples, description=HOSTILE[0])
+    assert html.count("<script") == 1  # our own
+    assert "&lt;script&gt;alert(1)" in html
+    assert "\x00" not in html
+    assert 'onload="x' not in html
+
+
+def test_what_does_not_print_is_shown_as_its_escape():
+    assert visible(" in\n\t\x00é") == "·in\\n\\t\\x00é"
+
+
+@pytest.mark.parametrize(
+    "circuit",
+    [
+        make(),
+        make([node("0.attn.q", 5)]),
+        make([node("0.mlp.act_in", 1), node("0.mlp.post_act", 2)]),
+        make(
+            [node("somewhere", 1), node("x.y.z", 10**9)], [Edge("somewhere.1", "x.y.z.1000000000", math.nan), Edge("absent", "gone", 1.0)]
+        ),
+        make([node("0.mlp.act_in", 1), node("0.mlp.post_act", 2)], [Edge("0.mlp.act_in.1", "0.mlp.post_act.2", 0.0)]),
+        make([node("0.mlp.act_in", 1, ["x" * 999])], model="m" * 999),
+        grid(12, 1, 60),
+        make([node("0.mlp.post_act", 3 * i, ["print"]) for i in range(300)]),
+    ],
+    ids=["empty", "one node", "no edges", "unknown sites", "zero weight", "endless names", "12 layers", "300 nodes in a row"],
+)
+def test_odd_circuits_are_drawn_and_reported(tmp_path, circuit, monkeypatch):
+    monkeypatch.setattr(drawing, "_MOST_PIXELS", 1e6)
+    html = written(tmp_path, circuit)
+    assert len(of_class(drawn(circuit), "node")) == len(circuit.nodes)
+    assert html.count('class="node"') == len(circuit.nodes)
+    assert min(png_size(tmp_path / "circuit.png")) > 300
+
+
+def test_a_large_circuit_keeps_its_numbers_and_a_page_width():
+    scene = layout(grid(2, 25, 2000))
+    assert len(scene.chips) == 400
+    assert sum(w.kind == "edge" for w in scene.wires) == 2000
+    assert scene.width < 1500
+    assert all(str(chip.node.channel) in [label.text for label in chip.labels] for chip in scene.chips)
+
+
+def test_png_has_the_scene_in_it_at_the_scale_asked(tmp_path):
+    from PIL import Image
+
+    scene = layout(tiny())
+    for scale in (1, 2):
+        write_png(scene, tmp_path / f"{scale}.png", scale)
+        assert png_size(tmp_path / f"{scale}.png") == (round(scene.width * scale), round(scene.height * scale))
+    colors = {tuple(c) for _, c in Image.open(tmp_path / "2.png").convert("RGB").getcolors(1 << 24)}
+    assert any(b > r + 80 for r, _, b in colors)
+    assert any(r > b + 80 for r, _, b in colors)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1.png", "2.png"]
+
+
+def test_a_png_of_an_enormous_scene_is_scaled_down(tmp_path, monkeypatch):
+    monkeypatch.setattr(drawing, "_MOST_PIXELS", 1e6)
+    write_png(layout(tiny()), tmp_path / "c.png", scale=1000)
+    width, height = png_size(tmp_path / "c.png")
+    assert 0.99e6 < width * height < 1.01e6
+
+
+def test_the_report_states_the_finding_and_every_number(tmp_path):
+    html = written(tmp_path, tiny(), [Example('print("a b', '")', "')", 0.998, 0.912, 0.487)], description="close a string")
+    sentence = re.sub(r"<[^>]+>", "", headline(tiny(), result_of(tiny()))).replace("&nbsp;", " ")
+    assert sentence.startswith("3 nodes and 2 edges of python-tiny-sparse choose between &quot;) and &#x27;): 0.131 nats, 96.9 % right.")
+    assert sentence.endswith("Without them the model is at chance.")
+    for text in ("0.012", "0.131", "0.690", "0.692", "99.8&nbsp;%", "51.7&nbsp;%", "50.3&nbsp;%", "target 0.150", "chance 0.693", "257"):
+        assert text in html, text
+    for text in ("seed 11", "1 min 28 s", "+1.250", "-0.500", "91.2&nbsp;%", "48.7&nbsp;%", "close a string", "1.5 and -0.2"):
+        assert text in html, text
+    assert "Not sufficient" not in html
+    assert "Dense and sparse" not in html
+
+
+def test_a_missed_target_is_said_first():
+    losses = {"full": 0.01, "circuit": 0.21, "without_circuit": 0.4, "random": 0.69}
+    right = {"full": 0.99, "circuit": 0.91, "without_circuit": 0.8, "random": 0.5}
+    sentence = headline(tiny(), result_of(tiny(), meets_target=False, loss=losses, accuracy=right)).replace("&nbsp;", " ")
+    assert sentence.startswith("Target not met.")
+    assert "reaches 0.210 nats, 91 % right; the target is 0.150 nats" in sentence
+    assert "Without them the model is still 80 % right, above chance." in sentence
+    assert "at chance" not in sentence
+
+
+def test_a_circuit_the_model_does_not_need_is_said_so(tmp_path):
+    losses = {"full": 0.01, "circuit": 0.1, "without_circuit": 0.02, "random": 0.09}
+    html = written(tmp_path, tiny(), loss=losses)
+    assert "The model does not need them" in html
+    assert "Not necessary" in html
+    assert "No better than random nodes" in html
+
+
+def test_the_bridge_section_has_a_row_for_every_crossing(tmp_path):
+    paths = {"to_sparse": [0.511, 0.42, 0.33, 0.24, 0.151], "to_dense": [0.61, 0.52, 0.43, 0.34, 0.25]}
+    bridge = {"dense_loss": 2.19, "sparse_loss": 2.66, "kl_dense_to_sparse": 0.65, "agreement": 0.62, "path_kl": paths}
+    html = written(tmp_path, tiny(), bridge=bridge)
+    for text in (
+        "sparse twin",
+        "62&nbsp;%",
+        "2.190",
+        "2.660",
+        "0.650",
+        "0.511",
+        "0.250",
+        "layer 1, before the MLP",
+        "before the final norm",
+    ):
+        assert text in html, text
+    assert "Without them the twin is at chance" in html
+
+
+def test_the_report_loads_nothing_from_anywhere(tmp_path):
+    html = written(tmp_path, tiny(), [Example("x", "y", "z", 0.5, 0.5, 0.5)])
+    assert set(re.findall(r"https?://[^\"' <]+", html)) == {"http://www.w3.org/2000/svg"}
+    assert sorted(set(re.findall(r'(?:src|href)="([^"]*)"', html))) == ["circuit.json", "circuit.png", "circuit.svg", "result.json"]
+    assert not re.search(r"<link|<script\s|<iframe|@import|url\(", html)
+    assert "$" not in re.sub(r"<script>.*?</script>|<style>.*?</style>", "", html, flags=re.S)
+
+
+def test_numbers_that_are_missing_do_not_stop_the_report(tmp_path):
+    html = written(tmp_path, tiny(), loss={"circuit": math.nan}, accuracy={}, meets_target=False, seconds={})
+    assert "&ndash;" in html
+    assert "nan" not in re.sub(r"<script>.*?</script>", "", html, flags=re.S)

@@ -1,0 +1,64 @@
+"""What the package promises by name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+
+import extractor
+from extractor import errors
+
+FAMILY = {cls.__name__: cls for cls in vars(errors).values() if inspect.isclass(cls) and issubclass(cls, Exception)}
+
+
+def drawn() -> dict[str, tuple[int, int, int | None]]:
+    """The tree in the docstring: name -> (line, depth, exit code or None where it is inherited)."""
+    tree = {}
+    for number, line in enumerate((errors.__doc__ or "").splitlines()):
+        match = re.match(r"    ([ │├└─]*)([A-Z]\w+)\s*(?:exit (\d+))?", line)
+        if match:
+            tree[match[2]] = (number, len(match[1]) // 4, int(match[3]) if match[3] else None)
+    return tree
+
+
+def test_every_public_name_can_be_imported_and_comes_from_its_home():
+    for name in extractor.__all__:
+        assert getattr(extractor, name).__module__ == extractor._HOME[name]
+
+
+def test_the_public_list_is_exactly_the_names_that_have_a_home():
+    assert sorted(extractor.__all__) == extractor.__all__
+    assert set(extractor.__all__) == set(extractor._HOME)
+
+
+def test_other_names_are_refused():
+    with pytest.raises(AttributeError, match="no attribute 'prune_everything'"):
+        extractor.prune_everything  # noqa: B018 - the access is the test
+
+
+def test_the_drawn_tree_holds_exactly_the_error_classes():
+    assert set(drawn()) == set(FAMILY)
+
+
+def test_every_error_has_its_documented_parent_and_exit_code():
+    path: list[str] = []
+    codes: dict[str, int] = {}
+    for name, (_, depth, code) in sorted(drawn().items(), key=lambda item: item[1]):
+        path = [*path[:depth], name]
+        parent = path[depth - 1] if depth else "Exception"
+        assert FAMILY[name].__bases__[0].__name__ == parent
+        codes[name] = code if code is not None else codes[parent]
+        assert FAMILY[name].exit_code == codes[name]
+
+
+@pytest.mark.parametrize("name", sorted(FAMILY))
+def test_an_error_survives_a_process_boundary_by_its_name(name: str):
+    rebuilt = errors.by_name(name, "what happened")
+    assert type(rebuilt) is FAMILY[name]
+    assert str(rebuilt) == "what happened"
+
+
+def test_an_unknown_error_name_becomes_the_base():
+    assert type(errors.by_name("KeyboardInterrupt", "x")) is errors.ExtractorError

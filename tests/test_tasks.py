@@ -1,0 +1,161 @@
+"""The contract of a task, for every file in tasks/, under the tokenizer of the bundled model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from extractor.errors import TaskNotExpressible, UnknownTask
+from extractor.models import open_model
+from extractor.objective import accuracy, answer_margin, express, get_task, task_batch, task_loss
+from extractor.tokenizer import load_tokenizer, train_tokenizer
+from tasks import find_task, task_names
+from tasks.base import SPLITS
+
+every_task = pytest.mark.parametrize("name", task_names())
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load_tokenizer(open_model("python-tiny").path)
+
+
+def prompts(name: str, split: str, seed: int, pairs: int = 200) -> list[str]:
+    return [p for pair in itertools.islice(find_task(name).pairs(split, seed), pairs) for p in (pair.positive, pair.negative)]
+
+
+def test_the_first_three_tasks_are_there():
+    assert {"quote_close", "bracket_counting", "for_while"} <= set(task_names())
+
+
+@every_task
+def test_a_task_is_named_after_its_file_and_describes_itself_in_one_line(name: str):
+    task = find_task(name)
+    assert task.name == name
+    assert task.description
+    assert "\n" not in task.description
+
+
+@every_task
+def test_answers_are_single_different_tokens(name: str, bundled):
+    expression = express(find_task(name), bundled)
+    assert [bundled.encode(a).ids for a in expression.answers] == [[i] for i in expression.answer_ids]
+    assert expression.answer_ids[0] != expression.answer_ids[1]
+
+
+@every_task
+def test_prompts_of_a_pair_have_equal_length_and_differ(name: str, bundled):
+    batch = task_batch(express(find_task(name), bundled), bundled, "held_out", 64, 0, 128)
+    assert torch.equal(batch.last[0::2], batch.last[1::2])
+    assert (batch.ids[0::2] != batch.ids[1::2]).any(1).all()
+    assert batch.sign.tolist() == [1.0, -1.0] * 64
+    assert torch.equal(batch.correct[0::2], batch.wrong[1::2])
+
+
+@every_task
+def test_a_prompt_goes_on_with_its_answer_as_its_own_token(name: str, bundled):
+    expression = express(find_task(name), bundled)
+    batch = task_batch(expression, bundled, "train", 8, 0, 128)
+    for row in range(16):
+        ids = batch.ids[row, : int(batch.last[row]) + 1].tolist()
+        text = bundled.decode(ids) + expression.answers[row % 2]
+        assert bundled.encode(text).ids == [*ids, int(batch.correct[row])]
+
+
+@every_task
+def test_pairs_repeat_under_a_seed_and_differ_between_seeds(name: str):
+    assert prompts(name, "train", 0) == prompts(name, "train", 0)
+    assert prompts(name, "train", 0) != prompts(name, "train", 1)
+
+
+@every_task
+def test_no_prompt_is_in_two_splits_whatever_the_seed(name: str):
+    seen = {split: {p for seed in (0, 1) for p in prompts(name, split, seed, 400)} for split in SPLITS}
+    for one, two in itertools.combinations(SPLITS, 2):
+        assert not seen[one] & seen[two]
+
+
+@every_task
+def test_pairs_of_a_stream_are_distinct(name: str):
+    positive = prompts(name, "select", 3, 400)[0::2]
+    assert len(set(positive)) == len(positive)
+
+
+@every_task
+def test_every_split_holds_what_the_tiny_preset_asks_for(name: str, bundled):
+    from extractor.circuit_job import TRAIN_POOL
+    from extractor.presets import prune_spec
+
+    spec, expression = prune_spec("tiny"), express(find_task(name), bundled)
+    for split, pairs in (("train", TRAIN_POOL), ("select", spec.select_pairs), ("held_out", spec.held_out_pairs)):
+        assert task_batch(expression, bundled, split, pairs, 0, 64).pairs == pairs
+
+
+def test_the_papers_name_for_quote_close_works_too():
+    assert get_task("single_double_quote") is get_task("quote_close")
+
+
+def test_an_unknown_task_is_answered_with_the_nearest_and_all_names():
+    with pytest.raises(UnknownTask) as caught:
+        get_task("quote_closer")
+    assert "did you mean quote_close?" in str(caught.value)
+    assert all(name in str(caught.value) for name in task_names())
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A tokenizer that has merged no bracket and no quote with anything."""
+    return train_tokenizer(["plain words without any of it"] * 4, 280)
+
+
+def test_quote_close_falls_back_to_the_quote_alone(plain):
+    assert express(find_task("quote_close"), plain).answers == ('"', "'")
+
+
+@pytest.mark.parametrize("name", ["bracket_counting", "for_while"])
+def test_a_tokenizer_that_splits_the_answers_is_refused_with_the_pieces(name: str, plain):
+    task = find_task(name)
+    with pytest.raises(TaskNotExpressible) as caught:
+        express(task, plain)
+    text = str(caught.value)
+    assert name in text
+    assert "\n" not in text
+    split = next(a for a in task.answers[0] if len(plain.encode(a).ids) > 1)
+    assert repr(split) in text
+    assert str([plain.id_to_token(i) for i in plain.encode(split).ids]) in text
+
+
+def test_more_pairs_than_a_split_has_are_refused(bundled):
+    with pytest.raises(TaskNotExpressible, match="of at most 2 tokens in split 'train', 10 were asked for"):
+        task_batch(express(find_task("quote_close"), bundled), bundled, "train", 10, 0, 2)
+
+
+def test_task_loss_is_the_cross_entropy_of_the_two_answers():
+    margin, sign = torch.tensor([2.0, -1.0]), torch.tensor([1.0, -1.0])
+    by_hand = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2  # 0.220095
+    assert task_loss(margin, sign).item() == pytest.approx(by_hand, abs=1e-6)
+    assert task_loss(torch.zeros(2), sign).item() == pytest.approx(math.log(2), abs=1e-6)
+    assert accuracy(margin, sign) == 1.0
+    assert accuracy(margin, -sign) == 0.0
+
+
+@every_task
+def test_task_loss_equals_the_softmax_over_the_two_logits(name: str, bundled):
+    batch = task_batch(express(find_task(name), bundled), bundled, "select", 8, 0, 128)
+    logits = torch.randn(16, bundled.get_vocab_size(), generator=torch.Generator().manual_seed(0))
+    rows = torch.arange(16)
+    both = torch.stack([logits[rows, batch.correct], logits[rows, batch.wrong]], dim=1)
+    twin = torch.nn.functional.cross_entropy(both, torch.zeros(16, dtype=torch.long))
+    assert torch.allclose(task_loss(answer_margin(logits, batch), batch.sign), twin, atol=1e-6)
+
+
+def test_picking_pairs_keeps_both_members_and_cuts_the_padding(bundled):
+    batch = task_batch(express(find_task("quote_close"), bundled), bundled, "train", 32, 0, 128)
+    shortest = int(batch.last[0::2].argmin())
+    one = batch.pick(torch.tensor([shortest]))
+    assert one.ids.shape == (2, int(batch.last[2 * shortest]) + 1)
+    assert torch.equal(one.ids, batch.ids[2 * shortest : 2 * shortest + 2, : one.ids.shape[1]])
+    assert one.sign.tolist() == [1.0, -1.0]
