@@ -120,6 +120,13 @@ def check_output(folder: Path, spec_text: str) -> None:
         raise OutputError(f"output folder {folder} cannot be written ({error.strerror}); name another") from None
 
 
+def discard_unstarted(folder: Path) -> None:
+    """Remove an output folder in which no work was left: nothing but the spec and the engine's log."""
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    if files <= {"spec.json", f"{WORK}/engine.log", f"{WORK}/engine.log.pid"}:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_manifest(folder: Path) -> None:
     """Hash every file below `folder` and write manifest.json: the last act of a job."""
     files = {}

@@ -53,7 +53,7 @@ def task_losses(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int) -
 def train_result(spec: JobSpec, model: PreTrainedModel, corpus: Corpus, tokenizer: Tokenizer) -> dict:
     """result.json of a train job: sizes, held-out loss (nats per token), task losses (nats per prompt)."""
     assert spec.train is not None
-    weights = [p for p in model.parameters() if p.dim() >= 2]
+    weights = [p for name, p in model.named_parameters() if p.dim() >= 2 and name != "bigram_table"]
     return {
         "model": spec.train.architecture,
         "seed": spec.seed,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
 TRAIN_POOL = 4096  # pairs of the train split that batches are drawn from
-DESCRIBED_ROWS = 128  # corpus sequences over which nodes' reads are measured
+DESCRIBED_PAIRS = 512  # over which nodes' reads are measured
 FAITHFULNESS_ROWS = 64
 SHOWN_PAIRS = 4
 
@@ -74,7 +74,7 @@ def run_circuit_job(job: Job) -> None:
     with job.stage("validate"):
         report = validate(result, probe, question.held_out, spec.seed)
     with job.stage("report"):
-        circuit = name_circuit(job, result, probe, question, tokenizer, corpus)
+        circuit = name_circuit(job, result, probe, question, tokenizer)
         leave_files(job, circuit, result, report, probe, question, tokenizer)
 
 
@@ -167,7 +167,7 @@ def find_circuit(job: Job, probe: Probe, question: Question) -> PruneResult:
     return min(found, key=lambda r: (not r.met, r.edges, len(r.nodes)))
 
 
-def name_circuit(job: Job, result: PruneResult, probe: Probe, question: Question, tokenizer: Tokenizer, corpus: Corpus) -> Circuit:
+def name_circuit(job: Job, result: PruneResult, probe: Probe, question: Question, tokenizer: Tokenizer) -> Circuit:
     """The circuit as a value, nodes in forward order, edges by source and target."""
     spec, expression = job.spec, question.expression
     kept = probe.kept(result.nodes)
@@ -176,13 +176,12 @@ def name_circuit(job: Job, result: PruneResult, probe: Probe, question: Question
         for site, channels in kept.items()
         for channel in channels.tolist()
     ]
-    sample = corpus.batch(spec.seed, 1 << 41, DESCRIBED_ROWS, probe.model.config.n_ctx)
     return Circuit(
         model=spec.model or "",
         task=spec.task or "",
         answers=expression.answers,
         answer_ids=expression.answer_ids,
-        nodes=tuple(describe_nodes(nodes, probe.model, tokenizer, sample)),
+        nodes=tuple(describe_nodes(nodes, probe.model, tokenizer, question.train.pick(torch.arange(DESCRIBED_PAIRS)))),
         edges=tuple(edges_between(probe.model, kept)),
         calibration=result.calibration,
     )

@@ -1,6 +1,6 @@
 """What nodes read and write, in tokens, for labels a person can use.
 
-reads    current tokens at which the node's magnitude is largest on average, over a sample of the corpus
+reads    current tokens at which the node is furthest from its mean, on average over prompts of the task
 writes   tokens whose logits the node raises when it has its usual sign: through the unembedding for residual writes, through the output
          projection and the unembedding for v and neurons; empty for the others
 """
@@ -19,27 +19,31 @@ from extractor.sites import record
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from extractor.objective import TaskBatch
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
 SHOWN = 3
-RARE = 4  # tokens seen fewer times in the sample are not shown
+RARE = 4  # tokens seen fewer times in the prompts are not shown
 
 
 @torch.no_grad()
-def describe_nodes(nodes: list[Node], model: SparseGPTForCausalLM, tokenizer: Tokenizer, ids: Tensor) -> list[Node]:
-    """The nodes with `reads` and `writes` filled in from a sample of token ids (B, T)."""
-    ids = ids.to(model.device)
+def describe_nodes(nodes: list[Node], model: SparseGPTForCausalLM, tokenizer: Tokenizer, prompts: TaskBatch) -> list[Node]:
+    """The nodes with `reads` and `writes` filled in, from prompts of the task."""
+    ids = prompts.ids
     grouped = sites_of(nodes)
     with record(model, list(grouped)) as values:
         model(input_ids=ids, logits_to_keep=1)
-    counts = torch.bincount(ids.flatten(), minlength=model.config.vocab_size)
+    real = torch.arange(ids.shape[1], device=ids.device) <= prompts.last[:, None]  # not padding
+    tokens = ids[real]
+    counts = torch.bincount(tokens, minlength=model.config.vocab_size)
     described: dict[str, Node] = {}
     for site, members in grouped.items():
         channels = torch.tensor([node.channel for node in members], device=ids.device)
-        x = values[site][..., channels].flatten(0, 1)  # (B * T, nodes)
-        totals = torch.zeros(len(counts), len(members), device=ids.device).index_add_(0, ids.flatten(), x.abs())
+        mean = torch.tensor([node.mean for node in members], device=ids.device)
+        x = values[site][..., channels][real]  # (tokens, nodes)
+        totals = torch.zeros(len(counts), len(members), device=ids.device).index_add_(0, tokens, (x - mean).abs())
         average = torch.where(counts[:, None] >= RARE, totals / counts.clamp_min(1)[:, None], 0)
-        usual_sign = torch.where(x.sum(0) < 0, -1.0, 1.0)
+        usual_sign = torch.where((x - mean).sum(0) < 0, -1.0, 1.0)
         written = _written(model, site, channels)
         for i, node in enumerate(members):
             reads = _top_tokens(average[:, i], tokenizer)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from extractor import artifacts
 from extractor.corpus import Corpus, build_corpus, documents
+from extractor.errors import NotFound, UsageError
 from extractor.progress import Progress, Stopped
 from extractor.specs import CorpusSpec, JobSpec, to_json
 from extractor.training import Checkpoints, LoopEnvironment, MetricsLog, set_up_torch
@@ -70,9 +71,14 @@ def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads:
     artifacts.check_output(folder, to_json(spec))
     if (folder / artifacts.MANIFEST).exists():
         artifacts.verify_manifest(folder)
+        shutil.rmtree(folder / artifacts.WORK, ignore_errors=True)
         return
     job = Job(spec, folder, progress or Progress(), stages)
-    runner(job)
+    try:
+        runner(job)
+    except (UsageError, NotFound):
+        artifacts.discard_unstarted(folder)
+        raise
     shutil.rmtree(job.work, ignore_errors=True)
     artifacts.write_manifest(folder)
 

@@ -36,7 +36,7 @@ def train_spec(preset: str, architecture: str) -> TrainSpec:
             }[preset],
         )
     if preset == "tiny":
-        return TrainSpec(sparsity=_TINY_SPARSITY, optim=_TINY_OPTIM.model_copy(update={"steps": 1500}))
+        return TrainSpec(sparsity=_TINY_SPARSITY, optim=_TINY_OPTIM.model_copy(update={"steps": 3000}))
     shape, sparsity, optim = {
         "small": (_SMALL_SHAPE, _SMALL_SPARSITY, _SMALL_OPTIM),
         "paper": (_PAPER_SHAPE, _PAPER_SPARSITY, _PAPER_OPTIM),

@@ -117,7 +117,7 @@ class PruneSpec(Spec):
     select_pairs: Count = 512  # the fixed batch of the bisection
     trial_pairs: Count = 256  # drawn anew for each node that is tried for elimination
     held_out_pairs: Count = 512
-    margin: float = Field(0.03, ge=0)  # nats; the bisection aims this far below the target, for the held-out split
+    margin: float = Field(0.04, ge=0)  # nats; the bisection aims this far below the target, for the held-out split
     necessity: float = Field(0.5, ge=0)  # nats that removing the circuit must cost the full model; 0 (the paper) asks for sufficiency only
     mean_tokens: Count = 32_768  # corpus tokens over which means are measured
 

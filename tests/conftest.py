@@ -48,7 +48,7 @@ def corpus(tokenizer, cache: Path) -> Corpus:
     return build_corpus(CORPUS, tokenizer, cache)
 
 
-def random_gpt2(*, n_layer: int = 2, vocab_size: int = VOCABULARY, seed: int = 0, attention: str = "sdpa"):
+def random_gpt2(*, n_layer: int = 2, vocab_size: int = VOCABULARY, seed: int = 0, attention: str = "sdpa", scale: float = 0.3):
     """A GPT2LMHeadModel of width 32 with weights large enough that its logits say something."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -59,7 +59,7 @@ def random_gpt2(*, n_layer: int = 2, vocab_size: int = VOCABULARY, seed: int = 0
         n_embd=32,
         n_layer=n_layer,
         n_head=2,
-        initializer_range=0.3,
+        initializer_range=scale,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

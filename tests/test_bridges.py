@@ -205,9 +205,7 @@ def test_every_sequence_crosses_once_and_every_site_is_crossed():
     assert sorted(crossing.order.tolist()) == list(range(12))
     assert sorted(len(rows) for rows in crossing.rows) == [2, 2, 2, 3, 3]
     assert len(set(crossing.positions.tolist())) == 8
-    few = Crossing.draw(
-        spec.model_copy(update={"crossing_share": 0.1}), SITES, torch.Generator().manual_seed(0), torch.device("cpu")
-    )
+    few = Crossing.draw(spec.model_copy(update={"crossing_share": 0.1}), SITES, torch.Generator().manual_seed(0), torch.device("cpu"))
     assert [len(rows) for rows in few.rows] == [1] * SITES
 
 
@@ -301,7 +299,7 @@ def test_path_kls_end_in_the_plain_ones(bridged: Bridged):
 def test_training_lowers_the_loss_and_leaves_the_dense_model_alone(corpus, tmp_path: Path):
     import json
 
-    dense = random_gpt2()
+    dense = random_gpt2(scale=0.05)
     before = {name: p.detach().clone() for name, p in dense.named_parameters()}
     spec = SPEC.model_copy(update={"optim": SPEC.optim.model_copy(update={"batch": 10})})
     bridged = train_bridges(dense, spec, corpus, 0, "tiny", environment(tmp_path))
@@ -311,7 +309,8 @@ def test_training_lowers_the_loss_and_leaves_the_dense_model_alone(corpus, tmp_p
     log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == list(range(30))
     assert sum(e["loss"] for e in log[-5:]) < 0.8 * sum(e["loss"] for e in log[:5])
-    assert sum(e["nmse_encoder"] for e in log[-5:]) < sum(e["nmse_encoder"] for e in log[:5])
+    for term in ("kl_to_sparse", "kl_plain", "nmse_decoder"):
+        assert log[-1][term] < log[0][term], term
 
 
 def test_a_batch_smaller_than_the_number_of_sites_is_refused(corpus, env):

@@ -1,10 +1,12 @@
 """The picture and the report: same circuit, same bytes; nothing left out; nothing a token says can break the page."""
 
 import math
+import random
 import re
 import struct
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -50,12 +52,60 @@ def grid(layers: int, per_site: int, most_edges: int) -> Circuit:
     return make(nodes, [Edge(s, t, math.sin(i) + 0.01) for i, (s, t) in enumerate(pairs[:most_edges])])
 
 
+def found_in_training() -> Circuit:
+    """A circuit that pruning found: most of its streams pass rows of other nodes."""
+    reads = {
+        ("0.mlp.act_in", "0.mlp.post_act"): {186: (15, 87)},
+        ("0.mlp.post_act", "0.mlp.resid_delta"): {14: (186,)},
+        ("1.attn.act_in", "1.attn.k"): {67: (15, 22), 79: (11, 14, 15, 22)},
+        ("1.attn.act_in", "1.attn.v"): {65: (14, 32, 89, 111, 112), 69: (89, 111, 112), 76: (11, 32, 89, 106, 112)},
+        ("1.attn.v", "1.attn.resid_delta"): {35: (65, 69), 48: (65, 69), 76: (65, 69, 76), 98: (69, 76), 124: (65, 69, 76)},
+        ("1.mlp.post_act", "1.mlp.resid_delta"): {114: (247, 424)},
+    }
+    pairs = [((low, a), (high, b)) for (low, high), found in reads.items() for b, sources in found.items() for a in sources]
+    nodes = [node(site, c, ["(", " word"], [" video", "]"] if "delta" in site else []) for site, c in sorted({n for p in pairs for n in p})]
+    return make(nodes, [Edge(f"{s}.{a}", f"{t}.{b}", math.sin(i) + 0.01) for i, ((s, a), (t, b)) in enumerate(pairs)])
+
+
+def scattered(layers: int, per_site: int, channels: int, most_edges: int) -> Circuit:
+    """Like a grid, but channels differ from site to site, so that streams are long and many."""
+    chance = random.Random(5)
+    spread = {f"{layer}.{place}": sorted(chance.sample(range(channels), per_site)) for layer in range(layers) for place in PLACES}
+    ways = [(f"{layer}.{low}", f"{layer}.{high}") for layer in range(layers) for low, high in LINKS]
+    pairs = [(f"{low}.{a}", f"{high}.{b}") for low, high in ways for a in spread[low] for b in spread[high]]
+    chance.shuffle(pairs)
+    nodes = [node(site, c, ["print", " in"], [" not"]) for site, cs in spread.items() for c in cs]
+    return make(nodes, [Edge(s, t, math.sin(i) + 0.01) for i, (s, t) in enumerate(pairs[:most_edges])])
+
+
 def drawn(circuit: Circuit) -> ElementTree.Element:
     return ElementTree.fromstring(to_svg(layout(circuit)))
 
 
 def of_class(tree: ElementTree.Element, name: str) -> list[ElementTree.Element]:
     return [e for e in tree.iter() if name in e.get("class", "").split()]
+
+
+def along(path: ElementTree.Element) -> list[tuple[float, float]]:
+    """Points along a path of cubic curves."""
+    numbers = [float(x) for x in re.findall(r"-?[\d.]+", path.get("d"))]
+    points = list(zip(numbers[::2], numbers[1::2], strict=True))
+    curves = [points[start : start + 4] for start in range(0, len(points) - 1, 3)]
+    steps = [(k / 60, 1 - k / 60) for k in range(61)]
+    weights = [(u**3, 3 * u * u * t, 3 * u * t * t, t**3) for t, u in steps]
+    return [tuple(sum(w * p[i] for w, p in zip(ws, curve, strict=True)) for i in (0, 1)) for curve in curves for ws in weights]
+
+
+def chips_hit(circuit: Circuit) -> set[tuple[str, str, str]]:
+    """Streams that pass through, or almost touch, a chip that is not their end: (source, target, the chip)."""
+    boxes = [(chip.node.id, chip.box) for chip in layout(circuit).chips]
+    hit = set()
+    for wire in of_class(drawn(circuit), "stream"):
+        ends = wire.get("data-source"), wire.get("data-target")
+        for x, y in along(wire):
+            level = [(name, b) for name, b in boxes if b.y - 1 < y < b.y + b.height + 1]
+            hit |= {(*ends, name) for name, b in level if b.x - 3 < x < b.x + b.width + 3 and name not in ends}
+    return hit
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -139,6 +189,53 @@ def test_the_signal_runs_upwards_and_nodes_do_not_overlap():
             assert a.x + a.width <= scene.width
             for b in placed[i + 1 :]:
                 assert b.y >= a.y + a.height or b.x >= a.x + a.width or a.x >= b.x + b.width
+
+
+@pytest.mark.parametrize(
+    "circuit", [found_in_training(), scattered(2, 4, 100, 90), scattered(12, 2, 40, 150)], ids=["real", "64 nodes", "12 layers"]
+)
+def test_no_stream_passes_through_a_chip_that_is_not_its_end(circuit):
+    """Else it looks like a link of that chip."""
+    assert any(len(wire.points) > 4 for wire in layout(circuit).wires if wire.kind == "stream")  # some have to go round
+    assert not chips_hit(circuit)
+    assert to_svg(layout(make(circuit.nodes[::-1], circuit.edges[::-1]))) == to_svg(layout(circuit))
+
+
+def test_streams_join_what_they_did_and_end_at_their_chips():
+    circuit = found_in_training()
+    boxes = {chip.node.id: chip.box for chip in layout(circuit).chips}
+    wires = {(w.get("data-source"), w.get("data-target")): along(w) for w in of_class(drawn(circuit), "stream")}
+    assert len(wires) == 17
+    assert {"1.attn.resid_delta.124", "1.mlp.resid_delta.114"} <= {s for s, t in wires if not t}
+    assert ("0.mlp.resid_delta.14", "1.attn.act_in.14") in wires
+    for (source, target), points in wires.items():
+        assert all(low[1] >= high[1] for low, high in pairwise(points))  # upwards
+        for name, (x, y), side in ((source, points[0], 0), (target, points[-1], 1)):
+            if name:
+                box = boxes[name]
+                assert (x, y) == pytest.approx((box.x + box.width / 2, box.y + side * box.height), abs=0.02)
+
+
+def test_the_png_has_the_streams_where_the_svg_has_them(tmp_path):
+    from PIL import Image
+
+    circuit = make(found_in_training().nodes)
+    write_png(layout(circuit), tmp_path / "c.png", scale=2)
+    image = Image.open(tmp_path / "c.png").convert("RGB")
+    for wire in of_class(drawn(circuit), "stream"):
+        for x, y in along(wire)[10:-10:7]:
+            near = [image.getpixel((round(2 * x) + dx, round(2 * y) + dy)) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+            assert min(map(sum, near)) < 3 * 215, (x, y)  # the paper and the bands are lighter
+
+
+def test_hundreds_of_streams_share_lanes_and_keep_to_the_page():
+    circuit = scattered(3, 17, 256, 2000)
+    scene = layout(circuit)
+    assert len(circuit.nodes) > 400
+    assert sum(w.kind == "stream" for w in scene.wires) > 170
+    assert scene.width < 1600
+    rows = {n.id: n.site.replace("attn.q", "attn.k").replace("attn.v", "attn.k") for n in circuit.nodes} | {"": ""}
+    assert all(rows[hit] in (rows[source], rows[target]) for source, target, hit in chips_hit(circuit))  # staggered lines of its own row
 
 
 def test_tooltips_say_what_a_node_reads_and_writes_and_what_an_edge_weighs():

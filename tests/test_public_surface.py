@@ -6,6 +6,7 @@ import inspect
 import re
 
 import pytest
+from conftest import python
 
 import extractor
 from extractor import errors
@@ -23,9 +24,23 @@ def drawn() -> dict[str, tuple[int, int, int | None]]:
     return tree
 
 
-def test_every_public_name_can_be_imported_and_comes_from_its_home():
+@pytest.mark.parametrize("order", ["names first", "modules first"])
+def test_every_public_name_is_what_its_home_defines_however_often_it_is_asked_for(order: str):
+    out = python(
+        """
+import importlib, sys, extractor
+if sys.argv[1] == 'modules first':
+    for home in extractor._HOME.values():
+        importlib.import_module(home)
+for _ in range(2):
     for name in extractor.__all__:
-        assert getattr(extractor, name).__module__ == extractor._HOME[name]
+        found = getattr(extractor, name)
+        if found is not getattr(importlib.import_module(extractor._HOME[name]), name):
+            print(name, 'is', found)
+""",
+        order,
+    )
+    assert out == ""
 
 
 def test_the_public_list_is_exactly_the_names_that_have_a_home():

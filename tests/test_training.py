@@ -142,7 +142,7 @@ def test_rewinding_leaves_other_stages_alone(tmp_path: Path):
 
 
 def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path):
-    spec = TrainSpec(architecture="gpt2", model=SHAPE)
+    spec = TrainSpec(architecture="gpt2", model=SHAPE, optim=GPT2_OPTIM)
     model = new_gpt2(spec, VOCABULARY, 0)
     checkpoints = Checkpoints(tmp_path, "train")
     checkpoints.save(1, TrainState({"model": model}, []).tensors())

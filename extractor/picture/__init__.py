@@ -1,7 +1,9 @@
 """A circuit as a picture: one layout, drawn as SVG and as PNG. Same circuit, same bytes; no model and no torch needed.
 
 scene    what there is to draw, in pixels: boxes, wires, chips, labels; colours, and text as one can see it
-arrange  rows of nodes, bottom to top in forward order, and where in them each node goes
+rows     rows of nodes, bottom to top in forward order, and how much each node can say there
+lanes    the residual stream: from node to node, and where it passes between the nodes of other rows
+arrange  where in the rows every node goes
 layout   a circuit to a scene
 drawing  a scene to SVG and to PNG, as it is
 """

@@ -104,17 +104,19 @@ def _draw_box(pen: ImageDraw.ImageDraw, box: Box, scale: float, top: int) -> Non
 
 
 def _draw_wire(pen: ImageDraw.ImageDraw, wire: Wire, scale: float, top: int, height: int) -> None:
-    """One polygon along the curve: overlapping segments would blend twice."""
-    ys = [y * scale - top for _, y in wire.points]
-    if max(ys) < -wire.width * scale or min(ys) > height + wire.width * scale:
-        return
+    """One polygon along the curves that show in the strip: overlapping segments would blend twice."""
     left, right = [], []
-    for x, y, dx, dy in _samples(wire.points):
-        reach = wire.width * scale / 2 / (math.hypot(dx, dy) or 1.0)
-        left.append(_pixel(x * scale - dy * reach, y * scale - top + dx * reach))
-        right.append(_pixel(x * scale + dy * reach, y * scale - top - dx * reach))
-    alpha = f"{round(255 * wire.opacity):02x}"
-    pen.polygon(left + right[::-1], fill=wire.color + alpha)
+    for start in range(0, len(wire.points) - 3, 3):
+        curve = wire.points[start : start + 4]
+        ys = [y * scale - top for _, y in curve]
+        if max(ys) < -wire.width * scale or min(ys) > height + wire.width * scale:
+            continue
+        for x, y, dx, dy in _samples(curve):
+            reach = wire.width * scale / 2 / (math.hypot(dx, dy) or 1.0)
+            left.append(_pixel(x * scale - dy * reach, y * scale - top + dx * reach))
+            right.append(_pixel(x * scale + dy * reach, y * scale - top - dx * reach))
+    if left:
+        pen.polygon(left + right[::-1], fill=wire.color + f"{round(255 * wire.opacity):02x}")
 
 
 def _pixel(x: float, y: float) -> tuple[int, int]:
@@ -123,7 +125,8 @@ def _pixel(x: float, y: float) -> tuple[int, int]:
 
 def _samples(points: tuple[tuple[float, float], ...]) -> Iterator[tuple[float, float, float, float]]:
     """Points of a cubic curve with its direction there: (x, y, dx, dy)."""
-    for t in _CURVE:
+    upright = len({x for x, _ in points}) == 1
+    for t in (0.0, 1.0) if upright else _CURVE:
         u = 1 - t
         weights = (u**3, 3 * u * u * t, 3 * u * t * t, t**3)
         slopes = (-3 * u * u, 3 * u * u - 6 * u * t, 6 * u * t - 3 * t * t, 3 * t * t)

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 from extractor.circuit import Circuit, Edge
-from extractor.picture.arrange import (
-    BAR,
-    GUTTER,
-    HEADER,
-    MARGIN,
+from extractor.picture.arrange import BAR, GUTTER, HEADER, MARGIN, Arrangement, arrange
+from extractor.picture.lanes import Stream
+from extractor.picture.rows import (
+    GROUP_LEFT,
+    GROUP_RIGHT,
     TOKEN_FONT,
     TOKEN_GAP,
     TOKEN_LINE,
     Detail,
     Row,
     Spot,
-    arrange,
-    residual_streams,
     shown_tokens,
     told_width,
 )
@@ -52,25 +51,25 @@ def layout(circuit: Circuit) -> Scene:
     """Place a circuit of any size, even an empty one. Edges that name a node the circuit does not hold are left out."""
     names = {node.id for node in circuit.nodes}
     edges = [e for e in circuit.edges if e.source in names and e.target in names]
-    streams = residual_streams(circuit.nodes)
-    rows, width, floor = arrange(circuit.nodes, edges, streams)
-    return _compose(circuit, rows, edges, streams, width, floor)
+    return _compose(circuit, arrange(circuit.nodes, edges), edges)
 
 
-def _compose(circuit: Circuit, rows: list[Row], edges: list[Edge], streams: list[tuple[str, str]], width: float, floor: float) -> Scene:
+def _compose(circuit: Circuit, plan: Arrangement, edges: list[Edge]) -> Scene:
+    rows, width, floor = plan.rows, plan.width, plan.floor
+    row_of = {s.node.id: row for row in rows for s in row.spots}
     spots = {s.node.id: s for row in rows for s in row.spots}
     ceiling, left, total = MARGIN + HEADER, MARGIN + GUTTER, MARGIN * 2 + GUTTER + width
     title = f"{drawable(circuit.task, ' ')} in {drawable(short_name(circuit.model), ' ')}"
     bands = [Box(MARGIN - 8, row.y - 9, width + GUTTER + 16, row.height + 18, "#f4f6f8", "none", 10) for row in rows]
     bars = [Box(left, y, width, BAR, "#e9edf2", FAINT, 10) for y in (ceiling, floor)]
     largest = max([abs(e.weight) for e in edges if math.isfinite(e.weight)], default=0.0)
-    wires = [_stream_wire(spots, s, t, ceiling + BAR, floor) for s, t in streams]
+    wires = [_stream_wire(spots, row_of, stream, ceiling + BAR, floor) for stream in plan.streams]
     wires += sorted((_edge_wire(spots, e, largest) for e in edges), key=lambda w: (w.width, w.source, w.target))
     chips = [_chip(spot, row) for row in rows for spot in row.spots]
     labels = [Label(MARGIN, MARGIN + 18, clip(title, total - 2 * MARGIN, 21), 21, INK, "start")]
     labels.append(Label(MARGIN, MARGIN + 40, f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges", 13, SOFT, "start"))
     labels += [label for row in rows for label in _row_labels(row)] + _bar_labels(circuit, ceiling, floor, width)
-    groups = [_group(row, number) for row in rows for number in sorted({s.group for s in row.spots}) if number]
+    groups = [_group(row, int(number)) for row in rows for number in sorted({s.group for s in row.spots}) if number]
     samples, legend = _legend(largest)
     return Scene(
         width=total,
@@ -86,8 +85,8 @@ def _compose(circuit: Circuit, rows: list[Row], edges: list[Edge], streams: list
 def _group(row: Row, number: int) -> tuple[Box, Label]:
     """A panel round the queries, keys or values of a row, with its letter at the left."""
     spots = [s for s in row.spots if s.group == number]
-    left = min(s.x - s.width / 2 for s in spots) - 20
-    right = max(s.x + s.width / 2 for s in spots) + 6
+    left = min(s.x - s.width / 2 for s in spots) - GROUP_LEFT
+    right = max(s.x + s.width / 2 for s in spots) + GROUP_RIGHT
     middle = row.y + row.height / 2
     return Box(left, row.y - 5, right - left, row.height + 10, "#e9edf2", "none", 8), Label(left + 10, middle + 4, " qkv"[number], 12, SOFT)
 
@@ -104,10 +103,24 @@ def _edge_wire(spots: dict[str, Spot], edge: Edge, largest: float) -> Wire:
     return Wire(points, color, 0.8 + 3.7 * share, 0.28 + 0.62 * share, "edge", edge.source, edge.target, edge.weight)
 
 
-def _stream_wire(spots: dict[str, Spot], source: str, target: str, ceiling: float, floor: float) -> Wire:
-    low = spots[source].head if source else (spots[target].x, floor)
-    high = spots[target].foot if target else (spots[source].x, ceiling)
-    return Wire(_rise(low, high), STREAM, 1.0, 0.75, "stream", source, target)
+def _stream_wire(spots: dict[str, Spot], row_of: dict[str, Row], stream: Stream, ceiling: float, floor: float) -> Wire:
+    """Upright inside rows, through the lanes; from lane to lane between the rows."""
+    stops: list[tuple[float, float]] = []
+    if stream.source:
+        head = spots[stream.source.id].head
+        stops += [head, (head[0], row_of[stream.source.id].y)]
+    for row, lane in stream.lanes:
+        stops += [(lane.x, row.y + row.height), (lane.x, row.y)]
+    if stream.target:
+        foot, row = spots[stream.target.id].foot, row_of[stream.target.id]
+        stops += [(foot[0], row.y + row.height), foot]
+    stops = [*([] if stream.source else [(stops[0][0], floor)]), *stops, *([] if stream.target else [(stops[-1][0], ceiling)])]
+    bends = [stops[i] for i in range(1, len(stops) - 1) if not stops[i - 1][0] == stops[i][0] == stops[i + 1][0]]
+    points = stops[:1]
+    for low, high in pairwise([stops[0], *bends, stops[-1]]):
+        points += _rise(low, high)[1:]
+    names = (stream.source.id if stream.source else "", stream.target.id if stream.target else "")
+    return Wire(tuple(points), STREAM, 1.0, 1.0, "stream", *names)
 
 
 def _chip(spot: Spot, row: Row) -> Chip:

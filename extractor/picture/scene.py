@@ -11,7 +11,7 @@ from extractor.circuit import Node
 from extractor.sites import PLACES
 
 POSITIVE, NEGATIVE = "#0072b2", "#d55e00"  # Okabe and Ito's pair: told apart under every common colour blindness
-INK, SOFT, FAINT, STREAM = "#1b1f24", "#57606a", "#c8d0d9", "#a3adb8"
+INK, SOFT, FAINT, STREAM = "#1b1f24", "#57606a", "#c8d0d9", "#b4bcc6"
 READS, WRITES = "#57606a", "#6a3d9a"
 PLACE_NAMES = dict(
     zip(
@@ -48,7 +48,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Wire:
-    """A cubic curve from one node up to another. kind: 'edge', 'stream' (residual, not an edge) or 'sample' (in the legend)."""
+    """Cubic curves from one node up to another, each from where the one before ends.
+
+    kind: 'edge', 'stream' (residual, not an edge) or 'sample' (in the legend).
+    """
 
     points: tuple[tuple[float, float], ...]
     color: str
@@ -89,10 +92,11 @@ def visible(text: str, space: str = "·") -> str:
 
 
 def short_name(model: str) -> str:
-    """A model's name fit for a title: of a path, or of an endless name, the last part."""
+    """A model's name fit for a title: of a path, or of an endless name, the last part that says something."""
     text = model.rstrip("/")
     if text.startswith(("/", ".", "~")) or len(text) > _LONGEST_NAME:
-        text = text.rpartition("/")[2]
+        parts = [part for part in text.split("/") if part not in ("", "model", "result")]
+        text = parts[-1] if parts else text
     return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
 
 

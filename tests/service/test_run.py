@@ -56,8 +56,8 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on_from_it(machine,
 def test_the_engine_dies_with_a_killed_run(machine, spec):
     machine.plan(steps=1000, seconds=0.05)
     process = machine.spawn("run", str(spec), "--out", str(machine.home / "out"))
-    log = machine.home / "out.log"
-    wait_for(lambda: (machine.home / "out.log.pid").exists(), "the engine to start")
+    log = machine.home / "out" / ".work" / "engine.log"
+    wait_for(lambda: log.with_name("engine.log.pid").exists(), "the engine to start")
     assert runtime._is_free(log) is False
     process.kill()
     wait_for(lambda: runtime._is_free(log), "the engine to end", seconds=5)
@@ -101,7 +101,7 @@ def test_what_a_library_prints_lands_in_the_log_and_not_among_the_events(machine
     answer = machine.extract("run", str(spec), "--out", str(machine.home / "out"), "--json")
     assert answer.code == 0
     assert all("event" in line or "result" in line for line in answer.lines)
-    assert "Loading weights" in (machine.home / "out.log").read_text()
+    assert "Loading weights" in (machine.home / "out" / ".work" / "engine.log").read_text()
 
 
 def test_a_second_run_in_the_same_place_is_refused_while_the_first_works(machine, spec):
@@ -127,7 +127,7 @@ def test_a_spec_file_that_does_not_validate_is_refused_before_anything_starts(ma
     assert answer.code == 2
     assert answer.err.startswith(f"error: {path}: ")
     assert said in answer.err
-    assert not (machine.home / "out.log").exists()
+    assert not (machine.home / "out").exists()
 
 
 def test_a_place_that_cannot_be_written_is_explained(machine, spec):

@@ -29,13 +29,14 @@ def command(spec: Path, out: Path, threads: int | None, as_json: bool) -> int:
     Example: extract submit --model python-tiny --task quote_close --print-spec > spec.json
              extract run spec.json --out circuit
     """
-    from extractor.specs import read_job
+    from extractor import artifacts
+    from extractor.specs import read_job, to_json
     from worker import client
     from worker.cli.connect import load_settings
     from worker.cli.view import make_view
 
-    read_job(spec)
     out = out.absolute()
+    artifacts.check_output(out, to_json(read_job(spec)))
     outcome = _run(spec.absolute(), out, threads, load_settings(), make_view(as_json, out.name))
     if outcome.kind == "stopped":
         from extractor.errors import Cancelled
@@ -51,9 +52,10 @@ def command(spec: Path, out: Path, threads: int | None, as_json: bool) -> int:
 
 
 def _run(spec: Path, out: Path, threads: int | None, settings: Settings, view: View) -> Outcome:
-    """Supervise the engine. The first SIGINT, SIGTERM or SIGHUP asks it to stop, a second one ends it at once."""
+    """Supervise the engine, its log among the files that vanish when the job is done. The first SIGINT, SIGTERM or SIGHUP asks it to stop, a second one ends it at once."""
     import signal
 
+    from extractor import artifacts
     from worker.runtime import supervise
 
     asked: list[int] = []
@@ -65,7 +67,7 @@ def _run(spec: Path, out: Path, threads: int | None, settings: Settings, view: V
 
     try:
         with view:
-            return supervise(spec, out, out.with_name(out.name + ".log"), settings, view.show, wish, threads)
+            return supervise(spec, out, out / artifacts.WORK / "engine.log", settings, view.show, wish, threads)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,0 +1,70 @@
+"""The model that comes with the package does what its card says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
+
+from extractor.models import bundled_models, open_model
+from extractor.objective import answer_margin, express, get_task, task_batch, task_loss
+from extractor.tokenizer import load_tokenizer
+
+FOLDER = open_model("python-tiny").path
+CARD = (FOLDER / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(FOLDER).eval()
+
+
+def test_it_is_small():
+    assert sum(p.stat().st_size for p in FOLDER.rglob("*") if p.is_file()) <= 5 * 2**20
+
+
+def test_it_is_an_ordinary_gpt2(model):
+    assert type(model) is GPT2LMHeadModel
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in CARD
+
+
+def test_its_card_names_the_command_that_makes_it_again():
+    from extractor.request import train_job
+    from extractor.specs import read_job
+
+    command = next(line for line in CARD.splitlines() if line.startswith("extract train"))
+    assert command.split() == "extract train --architecture gpt2 --preset tiny --seed 0 --corpus stdlib --corpus generated --wait".split()
+    made = read_job(FOLDER / "spec.json")
+    again = train_job(preset="tiny", architecture="gpt2", seed=0, corpus=("stdlib", "generated"))
+    assert again == made
+
+
+def test_it_is_listed_with_a_description():
+    listed = {model["name"]: model for model in bundled_models()}
+    assert listed["python-tiny"]["path"] == str(FOLDER)
+    assert "GPT-2" in listed["python-tiny"]["description"]
+
+
+def test_its_two_tokenizers_agree():
+    text = "def get_name(self, item):\n    print('hello')\n    return [[1, 2]]\n"
+    assert AutoTokenizer.from_pretrained(FOLDER)(text)["input_ids"] == load_tokenizer(FOLDER).encode(text).ids
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("task", ["quote_close", "bracket_counting", "for_while"])
+def test_it_does_the_task(model, task: str):
+    tokenizer = load_tokenizer(FOLDER)
+    batch = task_batch(express(get_task(task), tokenizer), tokenizer, "held_out", 512, 0, 128)
+    margins = []
+    for ids, last in zip(batch.ids.split(256), batch.last.split(256), strict=True):
+        hidden = model.transformer(input_ids=ids).last_hidden_state[torch.arange(len(ids)), last]
+        margins.append(answer_margin(model.lm_head(hidden), batch))
+    assert task_loss(torch.cat(margins), batch.sign).item() <= 0.1
+
+
+@torch.no_grad()
+def test_it_writes_python(model):
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    prompt = tokenizer("for item", return_tensors="pt")
+    made = model.generate(**prompt, max_new_tokens=1, do_sample=False, pad_token_id=0)
+    assert tokenizer.decode(made[0]) == "for item in"

@@ -1,0 +1,195 @@
+"""The engine as a process: events on standard output, exit codes, signals, and the guard."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import CORPUS, ROOT
+
+from extractor import artifacts
+from extractor.specs import JobSpec, OptimSpec, SparseModelSpec, TrainSpec, to_json
+
+SHAPE = SparseModelSpec(n_layer=1, d_model=16, d_head=8, mlp_ratio=2, n_ctx=16)
+
+
+def train_spec(steps: int) -> JobSpec:
+    optim = OptimSpec(steps=steps, batch=4, context=16, lr=0.05)
+    return JobSpec(kind="train", corpus=CORPUS, train=TrainSpec(vocab_size=400, model=SHAPE, optim=optim))
+
+
+@pytest.fixture
+def home(tmp_path: Path, cache: Path) -> Path:
+    return tmp_path
+
+
+def command(home: Path, spec: JobSpec | str, *options: str) -> list[str]:
+    path = home / "spec.json"
+    path.write_text(spec if isinstance(spec, str) else to_json(spec))
+    return [sys.executable, "-m", "extractor", str(path), "--out", str(home / "out"), "--threads", "1", *options]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | extra
+
+
+def run(home: Path, spec: JobSpec | str, **extra: str) -> tuple[int, list[dict], str]:
+    done = subprocess.run(command(home, spec), cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=120)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def start(home: Path, spec: JobSpec, *options: str, **extra: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(home, spec, *options),
+        cwd=ROOT,
+        env=environment(**extra),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def wait_for(process: subprocess.Popen, kind: str) -> list[dict]:
+    """Events up to the first of a kind."""
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(json.loads(line))
+        if seen[-1]["event"] == kind:
+            return seen
+    raise AssertionError(f"no {kind} event: {seen}")
+
+
+def test_a_job_tells_its_events_as_json_lines_and_leaves_its_manifest(home: Path):
+    code, events, _ = run(home, train_spec(30), EXTRACT_CHECKPOINT_SECONDS="0")
+    assert code == 0
+    assert events[0] == {"event": "stage", "stage": "corpus", "index": 1, "of": 2}
+    assert events[-1] == {"event": "done"}
+    assert {e["event"] for e in events} == {"stage", "progress", "checkpoint", "done"}
+    last = [e for e in events if e["event"] == "progress"][-1]
+    assert (last["stage"], last["step"], last["total"]) == ("train", 30, 30)
+    assert "loss" in last["metrics"]
+    artifacts.verify_manifest(home / "out")
+    assert not (home / "out" / ".work").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_for_a_checkpoint_and_the_same_command_resumes(home: Path, number: signal.Signals):
+    spec = train_spec(600)
+    process = start(home, spec)
+    wait_for(process, "progress")
+    process.send_signal(number)
+    rest = [json.loads(line) for line in process.communicate(timeout=60)[0].splitlines()]
+    assert process.returncode == 75
+    assert rest[-1]["event"] == "checkpoint"
+    stopped_at = rest[-1]["step"]
+    assert not (home / "out" / "manifest.json").exists()
+    assert list((home / "out" / ".work").glob("train-*.safetensors"))
+    code, events, _ = run(home, spec)
+    assert code == 0
+    assert {"event": "note", "stage": "train", "message": f"resumed train at step {stopped_at}"} in events
+    artifacts.verify_manifest(home / "out")
+    steps = [json.loads(line)["step"] for line in (home / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_a_killed_job_resumes_from_its_checkpoint(home: Path):
+    spec = train_spec(600)
+    process = start(home, spec, EXTRACT_CHECKPOINT_SECONDS="0.05")
+    wait_for(process, "checkpoint")
+    process.kill()
+    process.communicate()
+    code, events, _ = run(home, spec)
+    assert code == 0
+    assert any(e["event"] == "note" and e["message"].startswith("resumed train at step") for e in events)
+    artifacts.verify_manifest(home / "out")
+
+
+def test_a_guarded_engine_ends_with_its_supervisor(home: Path):
+    process = start(home, train_spec(100_000), "--guard")
+    wait_for(process, "progress")
+    assert process.stdin is not None
+    assert process.poll() is None
+    process.stdin.close()
+    assert process.wait(timeout=20) == 75
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_an_unguarded_engine_does_not_mind_a_closed_standard_input(home: Path):
+    process = start(home, train_spec(30))
+    assert process.communicate(timeout=120)[0].splitlines()[-1] == '{"event": "done"}'
+    assert process.returncode == 0
+
+
+def test_a_listener_that_goes_away_does_not_stop_the_work(home: Path):
+    process = start(home, train_spec(300))
+    wait_for(process, "stage")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert process.stdin is not None
+    process.stdin.close()
+    artifacts.verify_manifest(home / "out")
+
+
+def circuit(**changes: object) -> str:
+    facts = {"kind": "circuit", "model": "python-tiny", "task": "quote_close", "bridge": {}, "prune": {}}
+    return json.dumps(facts | changes)
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "kind"),
+    [
+        ("{", 2, "SpecError"),
+        ("{}", 2, "SpecError"),
+        (circuit(version=2), 2, "SpecError"),
+        (circuit(surprise=1), 2, "SpecError"),
+        (circuit(bridge=None), 2, "SpecError"),
+        (circuit(task="quote_clsoe"), 2, "UnknownTask"),
+        (circuit(model="/nowhere/at/all"), 3, "ModelNotFound"),
+        (circuit(corpus={"sources": ["/nowhere/at/all"]}), 2, "SpecError"),
+    ],
+    ids=["no json", "empty", "future", "unknown key", "half a job", "unknown task", "unknown model", "no corpus"],
+)
+def test_an_error_is_one_event_and_its_exit_code(home: Path, spec: str, code: int, kind: str):
+    found, events, stderr = run(home, spec)
+    errors = [e for e in events if e["event"] == "error"]
+    assert found == code
+    assert [e["type"] for e in errors] == [kind]
+    assert events[-1] is errors[0] or events[-1] == errors[0]
+    assert "\n" not in errors[0]["message"]
+    assert "Traceback" not in stderr
+    assert not (home / "out" / "manifest.json").exists()
+    left = [p.relative_to(home / "out").as_posix() for p in (home / "out").rglob("*") if p.is_file()]
+    assert left in ([], ["spec.json"])
+
+
+def test_a_spec_that_is_not_there_is_one_event(home: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "extractor", "/nowhere.json", "--out", str(home / "out")],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    event = json.loads(done.stdout)
+    assert done.returncode == 2
+    assert (event["event"], event["type"]) == ("error", "SpecError")
+    assert "cannot be read" in event["message"]
+    assert not (home / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_one_event(home: Path):
+    (home / "out").write_text("precious")
+    code, events, stderr = run(home, train_spec(5))
+    assert code == 2
+    assert [e["type"] for e in events] == ["OutputError"]
+    assert "Traceback" not in stderr
+    assert (home / "out").read_text() == "precious"

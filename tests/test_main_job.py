@@ -1,0 +1,45 @@
+"""The README's main job, as its reader runs it: one command, an empty machine, the queue, the real engine, the full preset."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHANCE = math.log(2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_one_command_on_an_empty_machine_leaves_a_small_sufficient_and_necessary_circuit(tmp_path: Path):
+    env = os.environ | {"EXTRACT_STATE_DIR": str(tmp_path / "state"), "EXTRACT_CACHE_DIR": str(tmp_path / "cache")}
+    for name in ("EXTRACT_REDIS_URL", "EXTRACT_THREADS", "OMP_NUM_THREADS"):
+        env.pop(name, None)
+    extract = [sys.executable, "-m", "worker"]
+    command = [*extract, "submit", "--model", "python-tiny", "--task", "quote_close", "--wait", "--out", str(tmp_path / "out")]
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1100)
+    finally:
+        subprocess.run([*extract, "server", "stop"], env=env, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "out" / "circuits" / "quote_close"
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert result["meets_target"]
+    assert result["loss"]["circuit"] <= 0.15
+    assert result["accuracy"]["circuit"] >= 0.95
+    assert result["circuit"]["edges"] <= 200
+    assert result["loss"]["without_circuit"] - result["loss"]["full"] >= 0.5
+    assert result["loss"]["random"] > 0.9 * CHANCE
+    assert (folder / "circuit.png").read_bytes()[:4] == b"\x89PNG"
+    assert "<svg" in (folder / "report.html").read_text(encoding="utf-8")
+
+    script = Path(__file__).with_name("rerun_circuit.py")
+    again = subprocess.run(
+        [sys.executable, script, tmp_path / "out", "quote_close"], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert float(again.stdout.split()[-1]) == pytest.approx(result["loss"]["circuit"], abs=1e-4)

@@ -1,0 +1,472 @@
+"""Whole jobs, in this process: what they leave, that they repeat themselves, and that they go on where they were stopped."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+from extractor import artifacts
+from extractor.circuit import Circuit, count_edges
+from extractor.errors import BrokenArtifact, ModelNotFound, OutputError, TaskNotExpressible
+from extractor.pipeline import run_job
+from extractor.progress import Progress, Stopped
+from extractor.specs import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, TrainSpec
+from tasks import find_task
+from tasks.words import NOUNS
+
+TASK = "for_while"
+SHAPE = SparseModelSpec(n_layer=1, d_model=32, d_head=8, mlp_ratio=2, n_ctx=32, activation_frac=0.5)
+BRIDGE = BridgeSpec(
+    model=SHAPE,
+    sparsity=SparsitySpec(weight_frac=0.5, embedding_frac=0.5, bias_frac=0.5),
+    optim=OptimSpec(steps=100, batch=64, context=8, lr=0.2, warmup=0.05),
+    nmse_coef=0.05,
+    kl_to_sparse_coef=0.05,
+    kl_to_dense_coef=0.05,
+    kl_plain_coef=2.0,
+    crossing_share=0.2,
+    kl_share=0.25,
+)
+PRUNE = PruneSpec(
+    steps=40,
+    pairs=16,
+    lr=0.03,
+    k_coefs=(1e-3,),
+    select_pairs=64,
+    trial_pairs=32,
+    held_out_pairs=64,
+    necessity=0.0,
+    mean_tokens=2048,
+)
+
+
+@pytest.fixture(scope="module")
+def loops(tmp_path_factory: pytest.TempPathFactory) -> CorpusSpec:
+    """A corpus of nothing but loop headers, from the train split of the task."""
+    path = tmp_path_factory.mktemp("loops") / "loops.jsonl"
+    with open(path, "w") as file:
+        for number, pair in enumerate(itertools.islice(find_task(TASK).pairs("train"), 1500)):
+            for text in (f"{pair.positive} in {NOUNS[number % len(NOUNS)]}:", f"{pair.negative}:"):
+                file.write(json.dumps({"text": text}) + "\n")
+    return CorpusSpec(sources=(str(path),))
+
+
+@pytest.fixture(scope="module")
+def dense(loops: CorpusSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result folder of a train job: a GPT-2 of one layer that has seen loop headers."""
+    optim = OptimSpec(steps=150, batch=64, context=8, lr=8e-3, beta2=0.99, eps=1e-8, warmup=0.05)
+    spec = TrainSpec(architecture="gpt2", vocab_size=400, model=SHAPE, optim=optim)
+    out = tmp_path_factory.mktemp("dense") / "result"
+    run_job(JobSpec(kind="train", corpus=loops, train=spec), out, threads=1)
+    return out
+
+
+def circuit_spec(model: Path, loops: CorpusSpec, **changes) -> JobSpec:
+    facts = {"kind": "circuit", "model": str(model), "task": TASK, "target_loss": 0.6, "corpus": loops, "bridge": BRIDGE, "prune": PRUNE}
+    return JobSpec(**(facts | changes))
+
+
+@pytest.fixture(scope="module")
+def spec(dense: Path, loops: CorpusSpec) -> JobSpec:
+    return circuit_spec(dense / "model", loops)
+
+
+@pytest.fixture(scope="module")
+def events() -> list[dict]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(spec: JobSpec, events: list[dict], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result folder of a whole circuit job."""
+    out = tmp_path_factory.mktemp("circuit") / "result"
+    run_job(spec, out, Progress(events.append), threads=1)
+    return out
+
+
+def files_of(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def numbers_of(folder: Path) -> dict:
+    return json.loads((folder / "circuits" / TASK / "result.json").read_text())
+
+
+def circuit_bytes(folder: Path) -> bytes:
+    return (folder / "circuits" / TASK / "circuit.json").read_bytes()
+
+
+def test_a_train_job_leaves_a_model_its_card_and_its_numbers(dense: Path):
+    assert files_of(dense) == {
+        "spec.json",
+        "result.json",
+        "metrics.jsonl",
+        "manifest.json",
+        *(
+            f"model/{name}"
+            for name in (
+                "config.json",
+                "generation_config.json",
+                "model.safetensors",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "README.md",
+            )
+        ),
+    }
+    artifacts.verify_manifest(dense)
+    numbers = json.loads((dense / "result.json").read_text())
+    assert set(numbers) == {
+        "model",
+        "seed",
+        "parameters",
+        "nonzero_share",
+        "corpus_tokens",
+        "trained_tokens",
+        "held_out_loss",
+        "task_loss",
+    }
+    assert numbers["trained_tokens"] == 150 * 64 * 8
+    assert numbers["held_out_loss"] < math.log(400) - 2
+    assert set(numbers["task_loss"]) >= {"quote_close", "bracket_counting", "for_while"}
+
+
+def test_a_train_jobs_numbers_are_those_of_its_model(dense: Path, loops: CorpusSpec):
+    from transformers import AutoModelForCausalLM
+
+    from extractor.corpus import build_corpus
+    from extractor.tokenizer import load_tokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(dense / "model").eval()
+    numbers = json.loads((dense / "result.json").read_text())
+    assert sum(p.numel() for p in model.parameters()) == numbers["parameters"]
+    ids = build_corpus(loops, load_tokenizer(dense / "model")).held_out_batch(0, 256, 8)
+    with torch.no_grad():
+        assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(numbers["held_out_loss"], abs=1e-4)
+
+
+def test_a_circuit_job_leaves_exactly_the_documented_files(result: Path):
+    model = "config.json generation_config.json model.safetensors configuration_sparse_gpt.py modeling_sparse_gpt.py".split()
+    model += "faithfulness.json tokenizer.json tokenizer_config.json".split()
+    bridges = "README.md adapter_config.json adapter_model.safetensors".split()
+    circuit = "circuit.json circuit.svg circuit.png report.html result.json means.safetensors held_out.safetensors".split()
+    assert files_of(result) == {
+        "spec.json",
+        "metrics.jsonl",
+        "manifest.json",
+        *(f"model/{name}" for name in model),
+        *(f"model/bridges/{name}" for name in bridges),
+        *(f"circuits/{TASK}/{name}" for name in circuit),
+    }
+    assert set(artifacts.verify_manifest(result)) == files_of(result) - {"manifest.json"}
+
+
+def test_the_result_has_exactly_the_documented_keys(result: Path):
+    numbers = numbers_of(result)
+    assert set(numbers) == {
+        "model",
+        "task",
+        "description",
+        "target_loss",
+        "seed",
+        "circuit",
+        "loss",
+        "accuracy",
+        "meets_target",
+        "held_out_pairs",
+        "seconds",
+        "bridge",
+    }
+    assert set(numbers["loss"]) == set(numbers["accuracy"]) == {"full", "circuit", "without_circuit", "random"}
+    assert set(numbers["bridge"]) == {"dense_loss", "sparse_loss", "kl_dense_to_sparse", "agreement", "path_kl"}
+    assert {name: len(kls) for name, kls in numbers["bridge"]["path_kl"].items()} == {"to_sparse": 3, "to_dense": 3}
+    assert numbers["held_out_pairs"] == 64
+    assert numbers["description"] == find_task(TASK).description
+    assert numbers["meets_target"] is (numbers["loss"]["circuit"] <= 0.6)
+    assert all(math.isfinite(v) for v in [*numbers["loss"].values(), *numbers["accuracy"].values()])
+
+
+def test_the_circuit_does_the_task_better_than_chance_and_as_many_random_nodes(result: Path):
+    loss = numbers_of(result)["loss"]
+    assert loss["circuit"] < 0.66
+    assert loss["circuit"] < loss["random"]
+    assert loss["circuit"] < loss["without_circuit"]
+
+
+def test_the_circuit_is_made_of_nodes_and_edges_of_the_saved_model(result: Path):
+    from transformers import AutoModelForCausalLM
+
+    import extractor.sparse  # noqa: F401
+
+    circuit = Circuit.from_json(json.loads(circuit_bytes(result)))
+    assert json.loads(circuit_bytes(result)) == json.loads(json.dumps(circuit.to_json()))
+    numbers = numbers_of(result)
+    assert (len(circuit.nodes), len(circuit.edges)) == (numbers["circuit"]["nodes"], numbers["circuit"]["edges"])
+    assert 3 <= len(circuit.nodes) < 8 * 32 + 32
+    model = AutoModelForCausalLM.from_pretrained(result / "model")
+    means = load_file(result / "circuits" / TASK / "means.safetensors")
+    kept = {site: torch.tensor(sorted(n.channel for n in circuit.nodes if n.site == site), dtype=torch.long) for site in means}
+    assert count_edges(model, kept) == len(circuit.edges)
+    ids = [node.id for node in circuit.nodes]
+    assert len(set(ids)) == len(ids)
+    assert all({edge.source, edge.target} <= set(ids) for edge in circuit.edges)
+    assert all(node.mean == means[node.site][node.channel].item() for node in circuit.nodes)
+
+
+def test_the_held_out_pairs_share_no_prompt_with_the_others(result: Path, dense: Path):
+    from extractor.objective import express, task_batch
+    from extractor.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(dense / "model")
+    pairs = load_file(result / "circuits" / TASK / "held_out.safetensors")
+    assert pairs["ids"].shape[0] == 128
+
+    def prompts(ids: torch.Tensor, last: torch.Tensor) -> set[tuple[int, ...]]:
+        return {tuple(row[: int(end) + 1].tolist()) for row, end in zip(ids, last, strict=True)}
+
+    mine = prompts(pairs["ids"], pairs["last"])
+    assert len(mine) == 128
+    for split in ("train", "select"):
+        batch = task_batch(express(find_task(TASK), tokenizer), tokenizer, split, 500, 0, 32)
+        assert not mine & prompts(batch.ids, batch.last)
+
+
+def test_the_circuits_loss_can_be_recomputed_from_its_files_alone(result: Path):
+    script = ROOT / "tests" / "rerun_circuit.py"
+    done = subprocess.run([sys.executable, script, result, TASK], capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(numbers_of(result)["loss"]["circuit"], abs=1e-4)
+
+
+def test_the_recomputation_knows_nothing_of_us():
+    from test_arrows import imports_of
+
+    assert imports_of(ROOT / "tests" / "rerun_circuit.py") == {
+        "json",
+        "sys",
+        "pathlib",
+        "torch",
+        "torch.nn.functional",
+        "safetensors.torch",
+    }
+
+
+def test_the_stages_are_told_in_order(result: Path, events: list[dict]):
+    stages = [e for e in events if e["event"] == "stage"]
+    assert [(e["stage"], e["index"], e["of"]) for e in stages] == [
+        ("corpus", 1, 5),
+        ("bridge", 2, 5),
+        ("prune", 3, 5),
+        ("validate", 4, 5),
+        ("report", 5, 5),
+    ]
+    assert set(numbers_of(result)["seconds"]) >= {"corpus", "bridge", "prune", "validate"}
+    log = [json.loads(line) for line in (result / "metrics.jsonl").read_text().splitlines()]
+    assert [e["stage"] for e in log] == ["bridge"] * 100 + ["prune0"] * 40
+
+
+def test_the_bridges_open_around_the_dense_model_they_were_made_for(result: Path, dense: Path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    import extractor.bridges  # noqa: F401 - registers the tuner
+    from extractor.bridges.losses import Coupled, path_kls
+    from extractor.bridges.tuner import bridge_sites
+    from extractor.corpus import build_corpus
+    from extractor.dense.base import wrap_dense
+    from extractor.tokenizer import load_tokenizer
+
+    told = numbers_of(result)["bridge"]
+    inner = AutoModelForCausalLM.from_pretrained(dense / "model").eval()
+    adapter = PeftModel.from_pretrained(inner, result / "model" / "bridges")
+    sparse = AutoModelForCausalLM.from_pretrained(result / "model").eval()
+    spec = json.loads((result / "spec.json").read_text())
+    corpus = build_corpus(CorpusSpec(**spec["corpus"]), load_tokenizer(result / "model"))
+    ids = corpus.held_out_batch(0, 64, 8)
+    found = path_kls(Coupled(wrap_dense(inner), sparse, bridge_sites(adapter)), ids)
+    for direction, kls in found.items():
+        assert kls == pytest.approx(told["path_kl"][direction], abs=1e-4)
+
+
+def test_a_finished_job_is_only_verified_when_run_again(spec: JobSpec, result: Path):
+    before = {p: p.stat().st_mtime_ns for p in result.rglob("*")}
+    told: list[dict] = []
+    run_job(spec, result, Progress(told.append), threads=1)
+    assert told == []
+    assert {p: p.stat().st_mtime_ns for p in result.rglob("*")} == before
+
+
+def test_a_finished_job_that_was_altered_is_refused(spec: JobSpec, result: Path, tmp_path: Path):
+    import shutil
+
+    copy = Path(shutil.copytree(result, tmp_path / "copy"))
+    (copy / "circuits" / TASK / "circuit.json").write_text("{}")
+    with pytest.raises(BrokenArtifact, match="altered"):
+        run_job(spec, copy, threads=1)
+
+
+def test_another_spec_does_not_go_into_a_finished_folder(spec: JobSpec, result: Path):
+    with pytest.raises(OutputError, match="another spec"):
+        run_job(spec.model_copy(update={"seed": 1}), result, threads=1)
+
+
+def stop_in(stage: str, after: int) -> Progress:
+    """A listener that asks for a stop when it has been asked `after` times whether to, in the given stage."""
+    here: list[str] = []
+    asked = itertools.count()
+
+    def listen(event: dict) -> None:
+        if event["event"] == "stage":
+            here[:] = [event["stage"]]
+
+    return Progress(listen, lambda: here == [stage] and next(asked) >= after)
+
+
+def same_results(one: Path, two: Path) -> None:
+    assert circuit_bytes(one) == circuit_bytes(two)
+    for name in ("model/model.safetensors", "model/bridges/adapter_model.safetensors", "metrics.jsonl", f"circuits/{TASK}/circuit.svg"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    first, second = numbers_of(one), numbers_of(two)
+    assert first.pop("seconds").keys() == second.pop("seconds").keys()
+    assert first == second
+
+
+def test_the_same_job_twice_leaves_the_same_bytes(spec: JobSpec, result: Path, tmp_path: Path):
+    run_job(spec, tmp_path / "again", threads=1)
+    same_results(result, tmp_path / "again")
+
+
+def test_a_job_stopped_in_every_long_stage_ends_in_the_same_bytes(spec: JobSpec, result: Path, tmp_path: Path):
+    out = tmp_path / "stopped"
+    for stage, after in (("bridge", 7), ("bridge", 60), ("prune", 9), ("prune", 2 * 40 + 5)):
+        with pytest.raises(Stopped):
+            run_job(spec, out, stop_in(stage, after), threads=1)
+        assert not (out / "manifest.json").exists()
+        assert not (out / "circuits").exists()
+    run_job(spec, out, threads=1)
+    same_results(result, out)
+    assert not (out / ".work").exists()
+
+
+@pytest.mark.parametrize("reference", ["the folder", "the result"])
+def test_a_sparse_model_is_copied_and_pruned_at_once(result: Path, loops: CorpusSpec, tmp_path: Path, reference: str):
+    given = result / "model" if reference == "the folder" else result
+    run_job(circuit_spec(given, loops), tmp_path / "out", threads=1)
+    out = tmp_path / "out"
+    assert (out / "model" / "model.safetensors").read_bytes() == (result / "model" / "model.safetensors").read_bytes()
+    assert {json.loads(line)["stage"] for line in (out / "metrics.jsonl").read_text().splitlines()} == {"prune0"}
+    found, original = json.loads(circuit_bytes(out)), json.loads(circuit_bytes(result))
+    assert found.pop("model") == str(given)
+    original.pop("model")
+    assert found == original
+
+
+def test_several_k_coefs_keep_the_circuit_with_fewest_edges(result: Path, loops: CorpusSpec, tmp_path: Path):
+    prune = PRUNE.model_copy(update={"k_coefs": (1e-3, 1e-2)})
+    run_job(circuit_spec(result / "model", loops, prune=prune), tmp_path / "out", threads=1)
+    log = (json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    assert [stage for stage, _ in itertools.groupby(e["stage"] for e in log)] == ["prune0", "prune1"]
+    assert numbers_of(tmp_path / "out")["circuit"]["edges"] <= numbers_of(result)["circuit"]["edges"]
+
+
+def test_a_target_out_of_reach_is_reported_and_not_hidden(result: Path, loops: CorpusSpec, tmp_path: Path):
+    prune = PRUNE.model_copy(update={"steps": 2})
+    run_job(circuit_spec(result / "model", loops, prune=prune, target_loss=1e-6), tmp_path / "out", threads=1)
+    numbers = numbers_of(tmp_path / "out")
+    assert numbers["meets_target"] is False
+    assert numbers["circuit"]["nodes"] == 7 * 32 + 64
+    artifacts.verify_manifest(tmp_path / "out")
+
+
+def test_a_handful_of_held_out_pairs_will_do(result: Path, loops: CorpusSpec, tmp_path: Path):
+    prune = PRUNE.model_copy(update={"steps": 2, "held_out_pairs": 2, "select_pairs": 2})
+    run_job(circuit_spec(result / "model", loops, prune=prune), tmp_path / "out", threads=1)
+    assert numbers_of(tmp_path / "out")["held_out_pairs"] == 2
+
+
+def test_a_model_that_is_gone_leaves_only_the_spec(spec: JobSpec, tmp_path: Path):
+    with pytest.raises(ModelNotFound):
+        run_job(spec.model_copy(update={"model": "/nowhere"}), tmp_path / "out", threads=1)
+    assert files_of(tmp_path / "out") == {"spec.json"}
+
+
+def test_a_task_the_tokenizer_cannot_ask_is_refused_before_any_training(dense: Path, loops: CorpusSpec, tmp_path: Path):
+    with pytest.raises(TaskNotExpressible):
+        run_job(circuit_spec(dense / "model", loops, task="bracket_counting"), tmp_path / "out", threads=1)
+    assert files_of(tmp_path / "out") == {"spec.json"}
+
+
+@pytest.fixture
+def sparse_train(loops: CorpusSpec) -> JobSpec:
+    optim = OptimSpec(steps=20, batch=16, context=8, lr=0.1)
+    return JobSpec(kind="train", corpus=loops, train=TrainSpec(vocab_size=400, model=SHAPE, optim=optim))
+
+
+def test_a_sparse_train_job_leaves_a_model_that_can_be_pruned(sparse_train: JobSpec, loops: CorpusSpec, tmp_path: Path):
+    run_job(sparse_train, tmp_path / "sparse", threads=1)
+    numbers = json.loads((tmp_path / "sparse" / "result.json").read_text())
+    assert numbers["nonzero_share"] < 0.7
+    card = (tmp_path / "sparse" / "model" / "README.md").read_text()
+    assert "extract train --architecture sparse_gpt" in card
+    assert "import extractor.sparse" in card
+    prune = PRUNE.model_copy(update={"steps": 2})
+    run_job(circuit_spec(tmp_path / "sparse", loops, prune=prune), tmp_path / "out", threads=1)
+    assert "bridge" not in numbers_of(tmp_path / "out")
+
+
+def test_a_stopped_train_job_ends_in_the_same_bytes(sparse_train: JobSpec, tmp_path: Path):
+    run_job(sparse_train, tmp_path / "calm", threads=1)
+    for after in (3, 11):
+        with pytest.raises(Stopped):
+            run_job(sparse_train, tmp_path / "stopped", stop_in("train", after), threads=1)
+    run_job(sparse_train, tmp_path / "stopped", threads=1)
+    for name in files_of(tmp_path / "calm"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes(), name
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_job_can_go_on(sparse_train: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import errno
+    import os
+
+    from extractor.errors import ExtractorError
+
+    plain: Callable[[int], None] = os.fsync
+    written = itertools.count()
+
+    def fills_up(fd: int) -> None:
+        if next(written) >= 1:  # the spec still fits
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fills_up)
+        with pytest.raises(ExtractorError, match="disk full"):
+            run_job(sparse_train, tmp_path / "out", threads=1)
+    assert not [name for name in files_of(tmp_path / "out") if name.endswith(".tmp")]
+    run_job(sparse_train, tmp_path / "out", threads=1)
+    artifacts.verify_manifest(tmp_path / "out")
+
+
+def test_a_disk_that_is_full_when_the_model_is_saved_is_one_line(sparse_train: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from extractor.errors import ExtractorError
+
+    def no_space(*_, **__):
+        from safetensors import SafetensorError
+
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", no_space)
+    with pytest.raises(ExtractorError, match="disk full"):
+        run_job(sparse_train, tmp_path / "out", threads=1)
+    assert not (tmp_path / "out" / "model").exists()
+    assert not (tmp_path / "out" / "model.tmp").exists()
