@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def test_bigrams_are_counted_by_hand(tokenizer, tmp_path: Path):
     corpus = build_corpus(of(tmp_path / "a.txt"), tokenizer, tmp_path / "cache")
     ids = corpus.train[0][0].tolist()
     counts = corpus.bigram_counts(tokenizer.get_vocab_size())
-    pairs = list(zip(ids, ids[1:], strict=False))
+    pairs = list(itertools.pairwise(ids))
     for pair in set(pairs):
         assert counts[pair] == pytest.approx(pairs.count(pair) * len(ids) / len(pairs))
     assert counts.sum() == pytest.approx(len(ids))

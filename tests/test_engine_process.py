@@ -13,6 +13,7 @@ import pytest
 from conftest import CORPUS, ROOT
 
 from extractor import artifacts
+from extractor.__main__ import main
 from extractor.specs import JobSpec, OptimSpec, SparseModelSpec, TrainSpec, to_json
 
 SHAPE = SparseModelSpec(n_layer=1, d_model=16, d_head=8, mlp_ratio=2, n_ctx=16)
@@ -39,7 +40,9 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def run(home: Path, spec: JobSpec | str, **extra: str) -> tuple[int, list[dict], str]:
-    done = subprocess.run(command(home, spec), cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=120)
+    """Exit code, events, standard error. Standard input is closed, which without --guard does not matter."""
+    streams = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    done = subprocess.run(command(home, spec), cwd=ROOT, env=environment(**extra), timeout=120, **streams)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
@@ -81,7 +84,7 @@ def test_a_job_tells_its_events_as_json_lines_and_leaves_its_manifest(home: Path
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_asks_for_a_checkpoint_and_the_same_command_resumes(home: Path, number: signal.Signals):
-    spec = train_spec(600)
+    spec = train_spec(250)
     process = start(home, spec)
     wait_for(process, "progress")
     process.send_signal(number)
@@ -100,7 +103,7 @@ def test_a_signal_asks_for_a_checkpoint_and_the_same_command_resumes(home: Path,
 
 
 def test_a_killed_job_resumes_from_its_checkpoint(home: Path):
-    spec = train_spec(600)
+    spec = train_spec(250)
     process = start(home, spec, EXTRACT_CHECKPOINT_SECONDS="0.05")
     wait_for(process, "checkpoint")
     process.kill()
@@ -120,12 +123,6 @@ def test_a_guarded_engine_ends_with_its_supervisor(home: Path):
     assert process.wait(timeout=20) == 75
     assert process.stdout is not None
     process.stdout.close()
-
-
-def test_an_unguarded_engine_does_not_mind_a_closed_standard_input(home: Path):
-    process = start(home, train_spec(30))
-    assert process.communicate(timeout=120)[0].splitlines()[-1] == '{"event": "done"}'
-    assert process.returncode == 0
 
 
 def test_a_listener_that_goes_away_does_not_stop_the_work(home: Path):
@@ -158,38 +155,40 @@ def circuit(**changes: object) -> str:
     ],
     ids=["no json", "empty", "future", "unknown key", "half a job", "unknown task", "unknown model", "no corpus"],
 )
-def test_an_error_is_one_event_and_its_exit_code(home: Path, spec: str, code: int, kind: str):
-    found, events, stderr = run(home, spec)
-    errors = [e for e in events if e["event"] == "error"]
+def test_an_error_is_one_event_and_its_exit_code(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], spec: str, code: int, kind: str
+):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    found = main(command(home, spec)[3:])
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert found == code
-    assert [e["type"] for e in errors] == [kind]
-    assert events[-1] is errors[0] or events[-1] == errors[0]
-    assert "\n" not in errors[0]["message"]
-    assert "Traceback" not in stderr
-    assert not (home / "out" / "manifest.json").exists()
+    assert [e["type"] for e in events if e["event"] == "error"] == [kind]
+    assert events[-1]["event"] == "error"
+    assert "\n" not in events[-1]["message"]
     left = [p.relative_to(home / "out").as_posix() for p in (home / "out").rglob("*") if p.is_file()]
     assert left in ([], ["spec.json"])
 
 
-def test_a_spec_that_is_not_there_is_one_event(home: Path):
-    done = subprocess.run(
-        [sys.executable, "-m", "extractor", "/nowhere.json", "--out", str(home / "out")],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    event = json.loads(done.stdout)
-    assert done.returncode == 2
+def test_an_unknown_model_leaves_nothing_half_written_and_no_traceback(home: Path):
+    code, events, stderr = run(home, circuit(model="/nowhere/at/all"))
+    assert code == 3
+    assert [(e["event"], e["type"]) for e in events] == [("error", "ModelNotFound")]
+    assert "Traceback" not in stderr
+    assert [p.name for p in (home / "out").rglob("*") if p.is_file()] == ["spec.json"]
+
+
+def test_a_spec_that_is_not_there_is_one_event(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main([str(home / "nowhere.json"), "--out", str(home / "out")]) == 2
+    event = json.loads(capsys.readouterr().out)
     assert (event["event"], event["type"]) == ("error", "SpecError")
     assert "cannot be read" in event["message"]
     assert not (home / "out").exists()
 
 
-def test_an_output_that_is_a_file_is_one_event(home: Path):
+def test_an_output_that_is_a_file_is_left_alone(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     (home / "out").write_text("precious")
-    code, events, stderr = run(home, train_spec(5))
-    assert code == 2
-    assert [e["type"] for e in events] == ["OutputError"]
-    assert "Traceback" not in stderr
+    assert main(command(home, train_spec(5))[3:]) == 2
+    assert json.loads(capsys.readouterr().out)["type"] == "OutputError"
     assert (home / "out").read_text() == "precious"

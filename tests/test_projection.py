@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -170,9 +171,7 @@ def test_a_cut_weight_can_come_back(corpus, env, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(SparseOptimizer, "step", watched)
     train_sparse(spec, corpus, VOCABULARY, 0, env)
     returned = [
-        int((after & ~before).sum())
-        for earlier, later in zip(masks, masks[1:], strict=False)
-        for before, after in zip(earlier, later, strict=True)
+        int((after & ~before).sum()) for earlier, later in itertools.pairwise(masks) for before, after in zip(earlier, later, strict=True)
     ]
     assert sum(returned) > 0
 

@@ -274,8 +274,14 @@ print(type(model).__name__, torch.equal(model(input_ids=ids).logits, torch.load(
 def test_a_saved_model_does_not_run_its_code_unasked(tmp_path: Path):
     small_model().save_pretrained(tmp_path / "model")
     out = python(
-        "import sys\nfrom transformers import AutoModelForCausalLM\n"
-        "try:\n    AutoModelForCausalLM.from_pretrained(sys.argv[1])\nexcept ValueError as error:\n    print('trust_remote_code' in str(error))",
+        """
+import sys
+from transformers import AutoModelForCausalLM
+try:
+    AutoModelForCausalLM.from_pretrained(sys.argv[1])
+except ValueError as error:
+    print('trust_remote_code' in str(error))
+""",
         str(tmp_path / "model"),
         isolated=True,
         env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"},

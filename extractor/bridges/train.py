@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from extractor import artifacts
 from extractor.bridges.losses import Coupled, Crossing, Target, bridge_loss, path_kls
 from extractor.bridges.tuner import SparseBridgeConfig, bridge_sites, site_parameters
 from extractor.corpus import Corpus
@@ -37,6 +38,10 @@ class Bridged:
         self.sparse.save_pretrained(folder)
         # 'auto' would ask the hub about the base model's embeddings.
         self.adapter.save_pretrained(str(folder / "bridges"), save_embedding_layers=False)
+        # PEFT keeps the target modules as a set, whose order is not the same in every process.
+        config = artifacts.read_json(folder / "bridges" / "adapter_config.json")
+        config["target_modules"] = sorted(config["target_modules"])
+        artifacts.write_json(folder / "bridges" / "adapter_config.json", config)
 
 
 def couple(dense_model: PreTrainedModel, spec: BridgeSpec, seed: int, name: str) -> Bridged:

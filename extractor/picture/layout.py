@@ -115,6 +115,7 @@ def _stream_wire(spots: dict[str, Spot], row_of: dict[str, Row], stream: Stream,
         foot, row = spots[stream.target.id].foot, row_of[stream.target.id]
         stops += [(foot[0], row.y + row.height), foot]
     stops = [*([] if stream.source else [(stops[0][0], floor)]), *stops, *([] if stream.target else [(stops[-1][0], ceiling)])]
+    stops = [stops[0], *(b for a, b in pairwise(stops) if a[0] != b[0] or a[1] - b[1] > 0.01)]
     bends = [stops[i] for i in range(1, len(stops) - 1) if not stops[i - 1][0] == stops[i][0] == stops[i + 1][0]]
     points = stops[:1]
     for low, high in pairwise([stops[0], *bends, stops[-1]]):

@@ -1,0 +1,60 @@
+"""The queue with the real engine and a small spec: what a killed worker costs is time, not bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from service_machine import wait_for
+
+from extractor.specs import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, to_json
+
+SMALL = JobSpec(
+    kind="circuit",
+    model="python-tiny",
+    task="quote_close",
+    target_loss=0.69,
+    corpus=CorpusSpec(sources=("generated",), generated_programs=300),
+    bridge=BridgeSpec(
+        model=SparseModelSpec(d_model=32, n_ctx=32),
+        sparsity=SparsitySpec(weight_frac=0.3),
+        optim=OptimSpec(steps=150, batch=6, context=24, lr=0.1),
+    ),
+    prune=PruneSpec(steps=20, pairs=8, select_pairs=32, trial_pairs=16, held_out_pairs=32, mean_tokens=2048, necessity=0),
+)
+
+
+def test_a_job_whose_worker_is_killed_in_mid_training_ends_in_the_same_bytes(machine, monkeypatch):
+    monkeypatch.setenv("EXTRACT_ENGINE", "extractor")
+    monkeypatch.setenv("EXTRACT_CHECKPOINT_SECONDS", "0.3")
+    monkeypatch.setenv("EXTRACT_CACHE_DIR", str(machine.home / "cache"))
+    spec = machine.home / "spec.json"
+    spec.write_text(to_json(SMALL))
+    assert machine.extract("run", str(spec), "--out", str(machine.home / "calm")).code == 0
+
+    job = machine.submit("shaken", SMALL)
+    first = machine.worker()
+    wait_for(lambda: _checkpoint(_events(machine, job)) >= 10, "a checkpoint in mid training", seconds=60)
+    first.kill()
+    machine.worker()
+    wait_for(lambda: machine.records.need(job)["state"] == "succeeded", "the job to end", seconds=120)
+    assert int(machine.records.need(job)["attempt"]) == 2
+    notes = [event["message"] for event in _events(machine, job) if event["event"] == "note"]
+    assert any(note.startswith("resumed bridge at step") for note in notes)
+
+    calm, shaken = (_files(folder) for folder in (machine.home / "calm", machine.settings.root / job / "result"))
+    assert calm == shaken
+
+
+def _events(machine, job: str) -> list[dict]:
+    return [event for _, event in machine.records.events(job, "0", block=0.01)]
+
+
+def _checkpoint(events: list[dict]) -> int:
+    return max((event["step"] for event in events if event["event"] == "checkpoint" and event["stage"] == "bridge"), default=0)
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """sha256 by name of every file, times aside (result.json and the page that shows them)."""
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    return {name: facts["sha256"] for name, facts in files.items() if not name.endswith(("result.json", "report.html"))}
