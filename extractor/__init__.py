@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from extractor.request import circuit_job, train_job
     from extractor.sparse.train import train_sparse
     from extractor.specs import JobSpec
-    from extractor.validate import validate
+    from extractor.validation import validate
 
 _HOME = {
     "Circuit": "extractor.circuit",
@@ -30,7 +30,7 @@ _HOME = {
     "train_bridges": "extractor.bridges.train",
     "train_job": "extractor.request",
     "train_sparse": "extractor.sparse.train",
-    "validate": "extractor.validate",
+    "validate": "extractor.validation",
     "write_report": "extractor.report",
 }
 

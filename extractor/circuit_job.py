@@ -28,7 +28,7 @@ from extractor.report import Example, write_report
 from extractor.sites import node_id
 from extractor.tokenizer import copy_tokenizer, load_tokenizer
 from extractor.training import pick_device, place
-from extractor.validate import ValidationReport, validate
+from extractor.validation import ValidationReport, validate
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

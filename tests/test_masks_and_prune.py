@@ -22,7 +22,7 @@ from extractor.prune import CHANCE, Demand, Probe, _bisect, calibrate, calibrate
 from extractor.sites import record, widths
 from extractor.sparse.train import new_sparse_gpt
 from extractor.specs import PruneSpec, SparseModelSpec
-from extractor.validate import validate
+from extractor.validation import validate
 
 BATCH = micro.micro_batch()
 
