@@ -75,7 +75,9 @@ def explain_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        path.with_name(path.name + ".tmp").unlink(missing_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        if temporary.is_file():
+            temporary.unlink()
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         if full:
             raise ExtractorError(f"disk full while writing {path}: free some space and run the same command again, it resumes") from None
@@ -89,7 +91,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with explain_full_disk(path):
+            yield temporary
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -106,7 +109,7 @@ def check_output(folder: Path, spec_text: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"output {folder} is a file; name a folder")
     try:
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and {path.name for path in folder.iterdir()} - {WORK, "spec.json.tmp"}:
             if not spec_path.is_file():
                 raise OutputError(f"output folder {folder} is not empty and holds no spec.json; name a new folder")
             if spec_path.read_text(encoding="utf-8") != spec_text:
@@ -114,7 +117,7 @@ def check_output(folder: Path, spec_text: str) -> None:
             if not (folder / MANIFEST).exists():
                 (folder / WORK).mkdir(exist_ok=True)
             return
-        (folder / WORK).mkdir(parents=True)
+        (folder / WORK).mkdir(parents=True, exist_ok=True)
         write_text(spec_path, spec_text)
     except OSError as error:
         raise OutputError(f"output folder {folder} cannot be written ({error.strerror}); name another") from None
@@ -145,11 +148,11 @@ def verify_manifest(folder: Path) -> dict[str, dict]:
         raise BrokenArtifact(f"{folder / MANIFEST} lists no files")
     for name, facts in files.items():
         path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
+        if Path(name).is_absolute() or path.resolve() != folder.resolve() / name:  # the second: .., or a link on the way
             raise BrokenArtifact(f"{folder / MANIFEST} names {name!r}, which is not a plain file inside the folder")
         if not path.is_file():
             raise BrokenArtifact(f"{path} is missing; run the job again")
-        if sha256(path) != facts.get("sha256"):
+        if not isinstance(facts, dict) or sha256(path) != facts.get("sha256"):
             raise BrokenArtifact(f"{path} was altered: its sha256 is not the manifest's; run the job again")
     return files
 

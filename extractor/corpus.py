@@ -83,14 +83,17 @@ def _file_documents(path: Path) -> Iterator[str]:
         if text.strip():
             yield text
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also split at separators that JSON leaves bare
         if not line.strip():
             continue
         try:
             document = json.loads(line)["text"]
         except (ValueError, KeyError, TypeError):
-            raise SpecError(f"corpus {path} line {number}: expected a JSON object with a 'text' field") from None
-        yield str(document)
+            document = None
+        if not isinstance(document, str):
+            raise SpecError(f"corpus {path} line {number}: expected a JSON object with a 'text' field that is a string")
+        if document.strip():
+            yield document
 
 
 class Corpus:

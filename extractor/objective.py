@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROBED_PAIRS = 64
+UNFIT_IN_A_ROW = 1000  # pairs after which the search for fitting ones ends
 NEEDED_SHARE = 0.25  # of probed pairs that must have equal length and natural answers
 
 
@@ -118,11 +119,15 @@ def task_batch(expression: Expression, tokenizer: Tokenizer, split: str, pairs: 
     import torch
 
     rows: list[list[int]] = []
+    unfit = 0
     for pair in expression.task.pairs(split, seed):
         encoded = _encode_pair(pair, expression, tokenizer)
         if encoded is not None and len(encoded[0]) <= max_tokens:
             rows += encoded
-        if len(rows) == 2 * pairs:
+            unfit = 0
+        else:
+            unfit += 1
+        if len(rows) == 2 * pairs or unfit == UNFIT_IN_A_ROW:
             break
     if len(rows) < 2 * pairs:
         raise TaskNotExpressible(

@@ -60,7 +60,7 @@ class Job:
 
 def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads: int | None = None) -> None:
     """Run a whole job into `out`. Raises ExtractorError, or Stopped when `progress` asked for a stop (call again to go on)."""
-    from extractor.circuit_job import run_circuit_job
+    from extractor.extraction import run_circuit_job
 
     set_up_torch(threads)
     runner, stages = {

@@ -1,4 +1,4 @@
-"""Recompute a circuit's held-out loss from the files of a result folder, with nothing but torch: python tests/rerun_circuit.py FOLDER [TASK]"""
+"""Recompute a circuit's held-out loss from a result folder with nothing but torch: python tests/rerun_circuit.py FOLDER [TASK]"""
 
 import json
 import sys

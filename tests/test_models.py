@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import python
 
-from extractor.circuit_job import load_dense
 from extractor.errors import BrokenArtifact, ModelNotFound, UnsupportedModel
+from extractor.extraction import load_dense
 from extractor.models import inspect_folder, open_model, resolve
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -289,8 +289,7 @@ def test_an_unreachable_hub_is_one_line(tmp_path: Path):
 def test_a_pinned_model_is_downloaded_without_its_pickles_and_code(hub: str, tmp_path: Path, gpt2_folder: Path):
     Hub.fetched.clear()
     out = python(
-        "import sys\nfrom extractor.models import open_model\nfrom extractor.circuit_job import load_dense\n"
-        "source = open_model(sys.argv[1])\nload_dense(source)\nprint(source.model_type, source.path)",
+        "import sys\nfrom extractor.models import open_model\nsource = open_model(sys.argv[1])\nprint(source.model_type, source.path)",
         f"some/tiny@{SHA}",
         env=hub_environment(hub, tmp_path),
     )

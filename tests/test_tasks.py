@@ -86,7 +86,7 @@ def test_pairs_of_a_stream_are_distinct(name: str):
 
 @every_task
 def test_every_split_holds_what_the_tiny_preset_asks_for(name: str, bundled):
-    from extractor.circuit_job import TRAIN_POOL
+    from extractor.extraction import TRAIN_POOL
     from extractor.presets import prune_spec
 
     spec, expression = prune_spec("tiny"), express(find_task(name), bundled)

@@ -25,7 +25,7 @@ class SparseGPTConfig(PreTrainedConfig):
     sinks: bool = True
     bigram: bool = True
     rms_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
+    initializer_range: float = 0.1
     tie_word_embeddings: bool = False
     use_cache: bool = False
     bos_token_id: int | None = 0

@@ -165,7 +165,7 @@ class SparseGPTForCausalLM(PreTrainedModel, GenerationMixin):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=0.1)
+            init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
         elif isinstance(module, Attention) and module.sink_logit is not None:

@@ -52,7 +52,10 @@ def command(spec: Path, out: Path, threads: int | None, as_json: bool) -> int:
 
 
 def _run(spec: Path, out: Path, threads: int | None, settings: Settings, view: View) -> Outcome:
-    """Supervise the engine, its log among the files that vanish when the job is done. The first SIGINT, SIGTERM or SIGHUP asks it to stop, a second one ends it at once."""
+    """Supervise the engine, its log among the files that vanish when the job is done.
+
+    The first SIGINT, SIGTERM or SIGHUP asks it to stop, a second one ends it at once.
+    """
     import signal
 
     from extractor import artifacts

@@ -233,7 +233,7 @@ def result_json(job: Job, circuit: Circuit, report: ValidationReport) -> dict:
 @torch.no_grad()
 def examples(circuit: Circuit, result: PruneResult, probe: Probe, question: Question, tokenizer: Tokenizer) -> list[Example]:
     """A few held-out prompts with the right answer's probability under the full model, the circuit alone, the model without it."""
-    batch = question.held_out.pick(torch.arange(SHOWN_PAIRS))
+    batch = question.held_out.pick(torch.arange(min(SHOWN_PAIRS, question.held_out.pairs)))
     everything = torch.arange(len(probe.index), device=batch.ids.device)
     rest = probe.others(result.nodes)
 
