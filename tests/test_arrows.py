@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, python
+from worlds import ROOT, python
 
 OURS = {"extractor", "worker", "tasks"}
 TRAVELLING = ("configuration_sparse_gpt.py", "modeling_sparse_gpt.py")

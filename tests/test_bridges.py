@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCABULARY, environment, python, random_gpt2
 from peft import PeftModel
 from torch.nn import functional
+from worlds import VOCABULARY, environment, python, random_gpt2
 
 from extractor.bridges.losses import Coupled, Crossing, Target, bridge_loss, nmse, path_kls
 from extractor.bridges.train import Bridged, couple, faithfulness, train_bridges

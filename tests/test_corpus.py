@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CORPUS
+from worlds import CORPUS
 
 from extractor.corpus import _is_held_out, build_corpus, check_sources, documents
 from extractor.errors import SpecError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import VOCABULARY, random_gpt2
 from transformers import BertConfig, BertLMHeadModel
+from worlds import VOCABULARY, random_gpt2
 
 from extractor.dense.base import residuals, wrap_dense
 from extractor.dense.train import cosine

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CORPUS, ROOT
+from worlds import CORPUS, ROOT
 
 from extractor import artifacts
 from extractor.__main__ import main

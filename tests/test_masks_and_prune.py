@@ -9,9 +9,9 @@ from pathlib import Path
 import micro
 import pytest
 import torch
-from conftest import environment, stop_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import environment, stop_after
 
 from extractor.ablation import masked_margin, measure_means, measured_margin
 from extractor.circuit import Calibration

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import python
+from worlds import python
 
 from extractor.errors import BrokenArtifact, ModelNotFound, UnsupportedModel
 from extractor.extraction import load_dense

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from safetensors.torch import load_file
+from worlds import ROOT
 
 from extractor import artifacts
 from extractor.circuit import Circuit, count_edges

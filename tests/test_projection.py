@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from conftest import CORPUS, VOCABULARY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import CORPUS, VOCABULARY
 
 from extractor.sparse import train as sparse_training
 from extractor.sparse.projection import constraints, keep_mask, nonzeros, project

@@ -6,7 +6,7 @@ import inspect
 import re
 
 import pytest
-from conftest import python
+from worlds import python
 
 import extractor
 from extractor import errors

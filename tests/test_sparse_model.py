@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
+from worlds import python
 
 import extractor.sparse  # noqa: F401 - registers the architecture
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM

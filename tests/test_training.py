@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCABULARY, environment, random_gpt2, stop_after
+from worlds import VOCABULARY, environment, random_gpt2, stop_after
 
 from extractor.bridges.train import train_bridges
 from extractor.bridges.tuner import site_parameters
