@@ -60,9 +60,6 @@ class Writer:
         rows = [", ".join(kind() for _ in range(self.rng.randint(1, 4))) for _ in range(self.rng.choice((1, 1, 2, 3)))]
         return "[[" + "], [".join(rows) + "]]"
 
-    def dictionary(self) -> str:
-        return "{" + ", ".join(f"{self.string()}: {self.value()}" for _ in range(self.rng.randint(1, 3))) + "}"
-
     def value(self) -> str:
         return self.rng.choice((self.number, self.noun, self.string, self.flat_list, self.nested_list, self.attribute, self.call))()
 

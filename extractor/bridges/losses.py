@@ -3,14 +3,14 @@
 With hd_i, hs_i the dense and sparse residuals before sublayer i (i = 0..2L), f_i and g_i the encoder and decoder there:
 
 1. ce              cross-entropy of the sparse model
-2. nmse_encoder    mean over sites of NMSE(f_i(hd_i), hs_i);   nmse_decoder   of NMSE(g_i(hs_i), hd_i)
+2. nmse_encoder    sum over sites of NMSE(f_i(hd_i), hs_i);   nmse_decoder   of NMSE(g_i(hs_i), hd_i)
 3. kl_to_sparse    sum over sites of KL(yd || sparse tail from site i fed f_i(hd_i))
 4. kl_to_dense     sum over sites of KL(yd || dense tail from site i fed g_i(hs_i))
 5. kl_plain        KL(yd || ys)
 
 The tails are estimated: each sequence of the batch crosses at one site, stratified over the sites, and joins the stream there, so that
 every sublayer runs once per direction on a growing batch. Site by site the mean over its rows is unbiased for the mean over all rows.
-`path_kls` computes them exactly, without gradient. NMSE terms are summed over sites too, as in the paper; reported as means.
+`path_kls` computes them exactly, without gradient. Sums over sites enter the loss, as in the paper; what is reported are means over sites.
 """
 
 from __future__ import annotations

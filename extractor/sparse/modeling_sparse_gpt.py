@@ -158,7 +158,7 @@ class SparseGPTForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """Matrices normal with std 1/sqrt(inputs), embeddings with config.initializer_range, the rest as in the constructor.
 
-        With AbsTopK and sharp weight decay the usual 0.02 starves narrow models; fan-in scaling keeps every sublayer's write alive.
+        Embeddings of std 1 hardly move in a short training: they must be small beside what the learning rate adds in a few steps.
         """
         if isinstance(module, nn.Linear):
             init.normal_(module.weight, std=1 / math.sqrt(module.weight.shape[1]))
