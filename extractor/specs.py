@@ -23,57 +23,92 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class CorpusSpec(Spec):
-    """Where text comes from. `sources` are 'stdlib', 'generated', or absolute paths to a folder, a .txt, .py or .jsonl file."""
+class DatasetSpec(Spec):
+    """A Hugging Face dataset, streamed: never downloaded whole."""
 
-    sources: tuple[str, ...] = Field(("stdlib", "generated"), min_length=1)
+    name: str  # hub id, or the absolute folder of a local dataset
+    config: str | None = None  # the dataset's configuration ("subset"), where it has several
+    split: str = "train"
+    revision: str | None = None  # commit sha, pinned when the job is made; None for a folder
+    text_column: str = "text"
+    tokens: Count = 10_000_000  # at most this many are taken
+
+
+class CorpusSpec(Spec):
+    """Where text comes from; every source and dataset weighs the same.
+
+    `sources` are 'stdlib', 'generated', or absolute paths to a folder, a .txt, .py or .jsonl file.
+    """
+
+    sources: tuple[str, ...] = ("stdlib", "generated")
+    datasets: tuple[DatasetSpec, ...] = ()
     generated_programs: Count = 12_000  # programs of the seeded generator, about 190 tokens each at a vocabulary of 1,024
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _has_text(self) -> CorpusSpec:
+        if not self.sources and not self.datasets:
+            raise ValueError("a corpus needs at least one source or dataset")
+        return self
 
 
 class SparseModelSpec(Spec):
     """Shape of the weight-sparse GPT (Sec. 2.1, App. A.1)."""
 
-    n_layer: Count = 2
-    d_model: Count = 128  # paper: 2048
+    n_layer: Count = 2  # paper: 8
+    d_model: Count = 128  # paper: 2048; the authors' script: 1024
     d_head: Count = 16  # paper: 16
-    mlp_ratio: Count = 4
+    mlp_ratio: Count = 4  # paper: 4
     n_ctx: Count = 64  # tokens; paper: 256
-    activation_frac: Fraction = 0.25  # AbsTopK keeps this share of each site; paper: 1/4
-    sinks: bool = True  # a learned logit per head in the softmax denominator
-    bigram: bool = True  # a dense (V, V) table added to the logits; off for large vocabularies
+    activation: Literal["gelu", "relu"] = "gelu"  # paper: exact GELU
+    activation_frac: Fraction = 0.25  # AbsTopK keeps this share of each site; paper: 1/4; 1 switches it off
+    d_pos_emb: int = Field(0, ge=0)  # position channels beside the residual that every read sees; paper: none
+    sinks: bool = True  # a learned logit per head in the softmax denominator; the authors' script: off
+    bigram: Literal["none", "dense", "counts", "low_rank"] = "dense"  # by current token, added to the logits; paper: dense (V, V)
+    bigram_top: Count = 32  # 'counts': entries kept per row, those seen most often in the corpus
+    bigram_rank: Count = 64  # 'low_rank': (V, rank) times (rank, V)
+    bigram_init: Literal["counts", "uniform"] = "counts"  # log frequencies of the corpus (ours), or uniform in [0, 0.02] (authors' script)
 
 
 class SparsitySpec(Spec):
     """How many weights stay nonzero, and when (Sec. 2.1, App. A.2)."""
 
-    weight_frac: Fraction = 0.05  # nonzero share of every matrix; paper: about 1/1000 at its scale
-    embedding_frac: Fraction = 0.1  # of embedding and unembedding; the paper's script gives these a fraction of their own
-    bias_frac: Fraction = 0.25
+    weight_frac: Fraction = 0.05  # nonzero share of every matrix; paper: about 1/1000 at its scale; authors' script: 1/64
+    embedding_frac: Fraction = 0.1  # of embedding and unembedding; a fraction of their own, as in the authors' script
+    bias_frac: Fraction = 0.25  # of every bias, as in the authors' script
     min_per_neuron: int = Field(4, ge=0)  # nonzeros kept per neuron and attention channel, on its own side; paper: 4
-    anneal_start: float = Field(0.01, ge=0, le=1)  # share of steps
-    anneal_end: Fraction = 0.5  # share of steps; paper: 0.5
+    anneal: Literal["linear", "exponential"] = "linear"  # of the L0 fraction from 1 to its target; paper: linear
+    anneal_start: float = Field(0.01, ge=0, le=1)  # share of steps; authors' script: 0.01
+    anneal_end: Fraction = 0.5  # share of steps; paper: 0.5, and 0.8 for the largest and sparsest
 
 
 class OptimSpec(Spec):
     """The optimiser and the batches (App. A.2)."""
 
     steps: Count = 1000
-    batch: Count = 64  # sequences
-    context: Count = 64  # tokens a sequence
-    lr: float = Field(1.28e-2, gt=0)  # peak; paper's script: 1.28e-2 at d_model 1024
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 0.1  # makes Adam close to momentum; gradients are normalised to RMS 1 first
-    weight_decay: float = 0.1
-    warmup: float = Field(0.01, ge=0, le=1)  # share of steps
+    batch: Count = 64  # sequences a step, over all ranks; authors' script: 512
+    context: Count = 64  # tokens a sequence; paper: 256
+    lr: float = Field(1.28e-2, gt=0)  # peak; authors' script: 1.28e-2 at d_model 1024
+    beta1: float = Field(0.9, ge=0, lt=1)  # paper: 0.9
+    beta2: float = Field(0.95, ge=0, lt=1)  # paper: 0.95
+    eps: float = Field(0.1, gt=0)  # paper: 0.1, which makes Adam close to momentum SGD
+    weight_decay: float = Field(0.1, ge=0)  # of matrices and biases; paper: 0.1
+    decay_order: Literal["adamw", "after_projection"] = "adamw"  # when weights decay; authors' script: after the projection
+    warmup: float = Field(0.01, ge=0, le=1)  # share of steps; paper: 0.01, longer helps slightly
+    sharkfin: bool = True  # learning rate times sqrt(target / current L0 fraction); without it annealing gives nothing (paper)
+    gradient: Literal["normalise", "clip"] = "normalise"  # divide by the common RMS (authors' script), or clip it to 1 (paper's text)
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; weights, moments and losses stay fp32
+    micro_batch: Count | None = None  # sequences a forward pass; None: all, halved whenever memory runs out
 
 
 class TrainSpec(Spec):
     """A sparse model from scratch, or (`architecture='gpt2'`) an ordinary Hugging Face GPT-2."""
 
     architecture: Literal["sparse_gpt", "gpt2"] = "sparse_gpt"
-    vocab_size: Count = 1024  # of the BPE trained on the corpus
+    vocab_size: Count = 1024  # of the BPE trained on the corpus; paper: 2048
+    tokenizer: str | None = None  # a model reference whose tokenizer is taken instead
+    match_loss: float | None = Field(None, gt=0)  # nats a token on held-out text: find the smallest width that reaches it
+    tensorboard: bool = False  # also write event files to tensorboard/
     model: SparseModelSpec = SparseModelSpec()
     sparsity: SparsitySpec = SparsitySpec()
     optim: OptimSpec = OptimSpec()
@@ -123,12 +158,17 @@ class PruneSpec(Spec):
 
 
 class JobSpec(Spec):
-    """One job. kind 'circuit': a model and a task in, a validated circuit out. kind 'train': a model from scratch."""
+    """One job.
+
+    kind 'circuit'   a model and a task in, a validated circuit out
+    kind 'train'     a model from scratch, and a circuit for each of `tasks`
+    """
 
     version: Literal[1] = 1
     kind: Literal["circuit", "train"]
     model: str | None = None  # bundled name, absolute folder, or hub id @ revision
     task: str | None = None
+    tasks: tuple[str, ...] = ()
     target_loss: float = Field(0.15, gt=0)  # nats; paper: 0.15
     seed: int = Field(0, ge=0, lt=2**31)
     preset: Literal["tiny", "small", "paper"] = "tiny"
@@ -140,6 +180,8 @@ class JobSpec(Spec):
     @model_validator(mode="after")
     def _parts_match_kind(self) -> JobSpec:
         needed = {"circuit": ("model", "task", "bridge", "prune"), "train": ("train",)}[self.kind]
+        if self.tasks:
+            needed = (*needed, "prune")
         missing = [name for name in needed if getattr(self, name) is None]
         if missing:
             raise ValueError(f"a {self.kind} job needs {', '.join(missing)}")

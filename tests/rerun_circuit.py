@@ -40,7 +40,7 @@ for i in range(c["n_layer"]):
     h = h + site(f"{i}.mlp.resid_delta", x @ p["mlp.c_proj.weight"].T + p["mlp.c_proj.bias"])
 last, token = h[torch.arange(rows), pairs["last"]], ids[torch.arange(rows), pairs["last"]]
 logits = rms_norm(last, (width,), w["transformer.ln_f.weight"], c["rms_norm_eps"]) @ w["lm_head.weight"].T
-logits = logits + (w["bigram_table"][token] if c["bigram"] else 0)
+logits = logits + (w["bigram_table"][token] if c["bigram"] == "dense" else 0)
 first, second = circuit["answer_ids"]
 margin = circuit["calibration"]["scale"] * (logits[:, first] - logits[:, second]) + circuit["calibration"]["shift"]
 print(softplus(torch.where(pairs["correct"] == first, -margin, margin)).mean().item())

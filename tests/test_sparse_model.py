@@ -14,7 +14,8 @@ from worlds import python
 
 import extractor.sparse  # noqa: F401 - registers the architecture
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
-from extractor.sparse.modeling_sparse_gpt import Attention, RMSNorm, abs_topk, abs_topk_mask
+from extractor.sparse.abs_topk import abs_topk, abs_topk_mask
+from extractor.sparse.modeling_sparse_gpt import Attention, RMSNorm
 
 
 def small_model(seed: int = 0, **changes) -> SparseGPTForCausalLM:
@@ -115,15 +116,15 @@ def test_attention_without_a_sink_sums_to_one():
 
 
 @pytest.mark.parametrize("sinks", [True, False])
-@pytest.mark.parametrize("bigram", [True, False])
-def test_sinks_and_bigram_are_parts_one_can_leave_out(sinks: bool, bigram: bool):
+@pytest.mark.parametrize("bigram", ["dense", "none"])
+def test_sinks_and_bigram_are_parts_one_can_leave_out(sinks: bool, bigram: str):
     model = small_model(sinks=sinks, bigram=bigram)
     names = [name for name, _ in model.named_parameters()]
     assert any("sink_logit" in n for n in names) == sinks
-    assert ("bigram_table" in names) == bigram
+    assert ("bigram_table" in names) == (bigram == "dense")
     ids = tokens()
     logits = model(input_ids=ids).logits
-    if bigram:
+    if bigram == "dense":
         table = model.bigram_table.detach().clone()
         model.bigram_table.data.zero_()
         assert torch.allclose(logits - model(input_ids=ids).logits, table[ids], atol=1e-5)
@@ -238,7 +239,7 @@ def test_impossible_shapes_are_refused():
         SparseGPTConfig(activation_frac=0.0)
 
 
-@pytest.mark.parametrize("changes", [{}, {"sinks": False, "bigram": False, "activation_frac": 1.0}], ids=["default", "plain"])
+@pytest.mark.parametrize("changes", [{}, {"sinks": False, "bigram": "none", "activation_frac": 1.0}], ids=["default", "plain"])
 def test_saving_and_loading_gives_the_same_bits(tmp_path: Path, changes: dict):
     model, ids = small_model(**changes), tokens()
     model.save_pretrained(tmp_path)

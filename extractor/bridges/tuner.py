@@ -17,7 +17,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-from extractor.sparse.modeling_sparse_gpt import abs_topk
+from extractor.sparse.abs_topk import abs_topk
 
 
 class BridgePeftType(enum.StrEnum):

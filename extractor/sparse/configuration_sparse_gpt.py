@@ -7,10 +7,12 @@ class SparseGPTConfig(PreTrainedConfig):
     """Shape of a SparseGPT (Gao et al. 2025, arXiv 2511.13653, Sec. 2.1 and App. A.1).
 
     vocab_size, n_layer, d_model, d_head, d_mlp   the usual GPT shape; d_model / d_head heads
-    n_ctx             tokens it was trained on; there is no positional embedding, so longer inputs run
+    n_ctx             tokens it was trained on; without position channels longer inputs run too
+    activation        'gelu' (exact) or 'relu'
     activation_frac   AbsTopK keeps this share of the channels of every site
+    d_pos_emb         position channels, normed apart and concatenated to every read before its AbsTopK; 0: none
     sinks             one learned logit per head in the softmax denominator, its value zero
-    bigram            a (V, V) table, indexed by the current token, added to the logits
+    bigram            logits added by current token: 'none', 'dense' (V, V), 'counts' (bigram_top entries a row), 'low_rank' (bigram_rank)
     """
 
     model_type = "sparse_gpt"
@@ -21,9 +23,13 @@ class SparseGPTConfig(PreTrainedConfig):
     d_head: int = 16
     d_mlp: int = 512
     n_ctx: int = 64
+    activation: str = "gelu"
     activation_frac: float = 0.25
+    d_pos_emb: int = 0
     sinks: bool = True
-    bigram: bool = True
+    bigram: str = "dense"
+    bigram_top: int = 32
+    bigram_rank: int = 64
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.1
     tie_word_embeddings: bool = False

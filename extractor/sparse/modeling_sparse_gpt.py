@@ -11,7 +11,6 @@ Paper: Sec. 2.1, App. A.1.
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,39 +18,9 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
+from .abs_topk import abs_topk
 from .configuration_sparse_gpt import SparseGPTConfig
-
-
-def abs_topk_mask(x: Tensor, k: int) -> Tensor:
-    """True at the k largest magnitudes of the last axis (and at ties with the k-th)."""
-    width = x.shape[-1]
-    if k >= width:
-        return torch.ones_like(x, dtype=torch.bool)
-    magnitude = x.detach().abs()
-    if magnitude.dtype == torch.float32 and magnitude.device.type == "cpu":
-        # Magnitudes order like their bit patterns, and numpy partitions integers with SIMD: 8 times faster than torch.topk.
-        bits = magnitude.contiguous().view(torch.int32)
-        threshold = np.partition(bits.numpy(), width - k, axis=-1)[..., width - k : width - k + 1]
-        return bits >= torch.from_numpy(np.ascontiguousarray(threshold))
-    return magnitude >= magnitude.topk(k, dim=-1).values[..., -1:]
-
-
-class _AbsTopK(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, k):
-        mask = abs_topk_mask(x, k)
-        ctx.save_for_backward(mask)
-        return x * mask
-
-    @staticmethod
-    def backward(ctx, grad):
-        (mask,) = ctx.saved_tensors
-        return grad * mask, None
-
-
-def abs_topk(x: Tensor, k: int) -> Tensor:
-    """Keep the k largest magnitudes of the last axis, zero the rest. Gradients pass where values pass."""
-    return x if k >= x.shape[-1] else _AbsTopK.apply(x, k)
+from .sink_attention import attend
 
 
 class Site(nn.Module):
@@ -97,12 +66,7 @@ class Attention(nn.Module):
             site(t).view(batch, length, -1, self.d_head).transpose(1, 2)  # (B, H, T, C)
             for site, t in ((self.q, q), (self.k, k), (self.v, v))
         )
-        scores = q @ k.transpose(-1, -2) / math.sqrt(self.d_head) + mask  # (B, H, T, T)
-        if self.sink_logit is not None:
-            sink = self.sink_logit.to(scores.dtype).view(1, -1, 1, 1).expand(batch, -1, length, 1)
-            scores = torch.cat([scores, sink], dim=-1)
-        attention = scores.softmax(dim=-1)[..., :length]
-        mixed = (attention @ v).transpose(1, 2).reshape(batch, length, width)
+        mixed = attend(q, k, v, mask, self.sink_logit).transpose(1, 2).reshape(batch, length, width)
         return self.resid_delta(self.c_proj(mixed))
 
 
@@ -151,7 +115,7 @@ class SparseGPTForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.bigram_table = nn.Parameter(torch.zeros(config.vocab_size, config.vocab_size)) if config.bigram else None
+        self.bigram_table = nn.Parameter(torch.zeros(config.vocab_size, config.vocab_size)) if config.bigram == "dense" else None
         self.post_init()
 
     @torch.no_grad()

@@ -28,11 +28,20 @@ def new_sparse_gpt(shape: SparseModelSpec, n_layer: int, vocab_size: int, seed: 
         d_head=shape.d_head,
         d_mlp=shape.mlp_ratio * shape.d_model,
         n_ctx=shape.n_ctx,
+        activation=shape.activation,
         activation_frac=shape.activation_frac,
+        d_pos_emb=shape.d_pos_emb,
         sinks=shape.sinks,
-        bigram=shape.bigram and vocab_size <= MAX_BIGRAM_VOCABULARY,
+        bigram=bigram_kind(shape, vocab_size),
+        bigram_top=shape.bigram_top,
+        bigram_rank=shape.bigram_rank,
     )
     return SparseGPTForCausalLM(config)
+
+
+def bigram_kind(shape: SparseModelSpec, vocab_size: int) -> str:
+    """The kind asked for; a dense table gives way to sparse counts where the vocabulary is too large for one."""
+    return "counts" if shape.bigram == "dense" and vocab_size > MAX_BIGRAM_VOCABULARY else shape.bigram
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from extractor.bridges.losses import Target
-from extractor.sparse.modeling_sparse_gpt import abs_topk
+from extractor.sparse.abs_topk import abs_topk
 from extractor.sparse.projection import keep_mask
 from tests.benchmarks.measure import Row, times_faster
 
