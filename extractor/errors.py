@@ -12,6 +12,7 @@
     ├── ServiceUnavailable             exit 4   no Redis, no socket, no server binary
     ├── Cancelled                      exit 5   the job was cancelled
     ├── BrokenArtifact                 exit 1   a file that is truncated, altered or not what its name says
+    ├── OutOfMemory                    exit 1   a model that does not fit, however small the batch
     └── TrainingDiverged               exit 1   a loss that is not a number
 
 Anything else that escapes is a mistake of ours and keeps its traceback in the job's log.
@@ -68,6 +69,10 @@ class Cancelled(ExtractorError):
 
 class BrokenArtifact(ExtractorError):
     """Files that are damaged or incomplete."""
+
+
+class OutOfMemory(ExtractorError):
+    """Memory that does not hold one sequence's pass."""
 
 
 class TrainingDiverged(ExtractorError):

@@ -20,7 +20,7 @@ from extractor.objective import TaskBatch, task_loss
 from extractor.sites import widths
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 from extractor.specs import PruneSpec
-from extractor.training import LoopEnvironment, TrainState, run_loop
+from extractor.training import Loop, LoopEnvironment, TrainState, run_loop
 
 
 class _Heaviside(torch.autograd.Function):
@@ -97,7 +97,7 @@ def learn_ranking(
             last_on[tau > 0] = number + 1
         return {"loss": loss.item(), "nodes": nodes.item()}
 
-    run_loop(stage, spec.steps, TrainState({}, [adam], {"tau": tau.data, "last_on": last_on}), step, env)
+    run_loop(Loop(stage, spec.steps, step), TrainState({}, [adam], {"tau": tau.data, "last_on": last_on}), env)
     # Nodes still on rank by tau (at most 1), nodes that left by when (their step, made negative), ties by index.
     score = torch.where(tau > 0, tau, (last_on - spec.steps - 1))
     return score.detach().argsort(descending=True, stable=True)

@@ -36,8 +36,8 @@ class Progress:
         self._stage, self._stage_began, self._last_report = name, (time.monotonic(), -1), 0.0
         self.on_event({"event": "stage", "stage": name, "index": index, "of": of})
 
-    def step(self, step: int, total: int, **metrics: float) -> None:
-        """Step `step` of `total` is done. At most one report each `report_seconds`, and one at the end."""
+    def step(self, step: int, total: int, tokens: int = 0, **metrics: float) -> None:
+        """Step `step` of `total` is done, each of which takes `tokens`. At most one report each `report_seconds`, and one at the end."""
         now = time.monotonic()
         if self._stage_began[1] < 0:
             self._stage_began = (now, step)
@@ -46,6 +46,8 @@ class Progress:
         self._last_report = now
         began, first = self._stage_began
         left = (now - began) / (step - first) * (total - step) if step > first else None
+        if tokens and step > first:
+            metrics["tokens_per_s"] = round(tokens * (step - first) / (now - began))
         event: dict = {"event": "progress", "stage": self._stage, "step": step, "total": total, "metrics": metrics}
         self.on_event(event | {"seconds_left": None if left is None else round(left, 1)})
 
@@ -58,8 +60,6 @@ class Progress:
         return self.should_stop() or time.monotonic() - self._last_checkpoint >= self.checkpoint_seconds
 
     def checkpointed(self, step: int) -> None:
-        """A checkpoint is on disk. Raises Stopped when a stop was asked for."""
+        """A checkpoint is on disk."""
         self._last_checkpoint = time.monotonic()
         self.on_event({"event": "checkpoint", "stage": self._stage, "step": step})
-        if self.should_stop():
-            raise Stopped

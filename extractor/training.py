@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from extractor import artifacts
+from extractor.compute import Compute
 from extractor.errors import BrokenArtifact, TrainingDiverged
-from extractor.progress import Progress
+from extractor.progress import Progress, Stopped
 
 KEPT_CHECKPOINTS = 2
 
@@ -40,6 +42,12 @@ def place(module: nn.Module) -> torch.device:
     device = pick_device()
     module.to(device)
     return device
+
+
+def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
+    """Mean next-token loss of ids (B, T), nats per token, in fp32 whatever the precision of the pass."""
+    logits = model(input_ids=ids).logits[:, :-1].float()
+    return functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 
 @dataclass
@@ -143,33 +151,83 @@ class MetricsLog:
 
 @dataclass
 class LoopEnvironment:
-    """Where a loop saves, logs and reports."""
+    """Where a loop saves, logs and reports; `board` is the folder for TensorBoard events, if any are wanted."""
 
     checkpoints: Checkpoints
     log: MetricsLog
     progress: Progress
+    board: Path | None = None
 
 
-def run_loop(stage: str, steps: int, state: TrainState, step: Callable[[int], dict[str, float]], env: LoopEnvironment) -> None:
-    """Call step(i) for i in [resumed, steps); `step` returns metrics, of which 'loss' must stay finite.
+@dataclass(frozen=True)
+class Loop:
+    """A training loop. `step` makes step i and returns its metrics, all of which must stay finite; 'loss' is one of them.
 
-    Raises TrainingDiverged on a NaN or infinite loss (the last good checkpoint stays), Stopped after a requested stop.
+    tokens    of one step, for the rate that is shown
+    measure   further metrics for the lines that are logged, slower to compute
     """
+
+    stage: str
+    steps: int
+    step: Callable[[int], dict[str, float]]
+    tokens: int = 0
+    measure: Callable[[int], dict[str, float]] = lambda _index: {}
+
+
+def run_loop(loop: Loop, state: TrainState, env: LoopEnvironment, compute: Compute | None = None) -> None:
+    """Make the steps that the newest checkpoint has not made.
+
+    Raises TrainingDiverged on a NaN or infinite metric or weight (the last good checkpoint stays), Stopped after a requested stop.
+    """
+    first = _resume(loop, state, env)
+    is_main = compute is None or compute.is_main
+    if compute is not None:
+        compute.track(env.board, first)
+    log_every = max(1, loop.steps // 200)
+    for index in range(first, loop.steps):
+        metrics = loop.step(index)
+        _check_finite(loop.stage, index, metrics)
+        if is_main and (index % log_every == 0 or index == loop.steps - 1):
+            metrics |= loop.measure(index)
+            env.log.write(loop.stage, index, metrics)
+            if compute is not None:
+                compute.log(index, metrics)
+        if is_main:
+            env.progress.step(index + 1, loop.steps, loop.tokens, **metrics)
+        due, stop = env.progress.checkpoint_due(), env.progress.should_stop()
+        if compute is not None:
+            due, stop = compute.agree(due), compute.agree(stop)
+        if due or stop:
+            _save(loop, index, state, env, is_main)
+        if stop:
+            raise Stopped
+    if compute is not None:
+        compute.close()
+
+
+def _resume(loop: Loop, state: TrainState, env: LoopEnvironment) -> int:
+    """The first step to make."""
     saved = env.checkpoints.load()
     first = 0
     if saved is not None:
         first, tensors = saved
         state.restore(tensors)
-        env.progress.note(f"resumed {stage} at step {first}")
-    env.log.rewind(stage, first)
-    log_every = max(1, steps // 200)
-    for index in range(first, steps):
-        metrics = step(index)
-        if not math.isfinite(metrics["loss"]):
-            raise TrainingDiverged(f"{stage}: the loss became {metrics['loss']} at step {index}; lower the learning rate")
-        if index % log_every == 0 or index == steps - 1:
-            env.log.write(stage, index, metrics)
-        env.progress.step(index + 1, steps, **metrics)
-        if env.progress.checkpoint_due():
-            env.checkpoints.save(index + 1, state.tensors())
-            env.progress.checkpointed(index + 1)
+        env.progress.note(f"resumed {loop.stage} at step {first}")
+    env.log.rewind(loop.stage, first)
+    return first
+
+
+def _save(loop: Loop, index: int, state: TrainState, env: LoopEnvironment, is_main: bool) -> None:
+    tensors = state.tensors()
+    broken = next((name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
+    if broken is not None:
+        raise TrainingDiverged(f"{loop.stage}: {broken} is no longer finite after step {index}; lower the learning rate")
+    if is_main:
+        env.checkpoints.save(index + 1, tensors)
+    env.progress.checkpointed(index + 1)
+
+
+def _check_finite(stage: str, index: int, metrics: dict[str, float]) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TrainingDiverged(f"{stage}: the {name} became {value} at step {index}; lower the learning rate")

@@ -14,7 +14,7 @@ from worlds import CORPUS, VOCABULARY
 from extractor.sparse import train as sparse_training
 from extractor.sparse.projection import constraints, keep_mask, nonzeros, project
 from extractor.sparse.schedule import annealed_fraction, sharkfin
-from extractor.sparse.train import SparseOptimizer, fill_bigram, new_sparse_gpt, normalise_gradients, train_sparse
+from extractor.sparse.train import SparseOptimizer, fill_bigram, new_sparse_gpt, scale_gradients, train_sparse
 from extractor.specs import OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
 
 SHAPE = SparseModelSpec(n_layer=2, d_model=32, d_head=8, mlp_ratio=2, n_ctx=16)
@@ -128,7 +128,7 @@ def test_the_learning_rate_peaks_where_annealing_ends(weight_frac: float):
 def test_gradients_are_divided_by_their_common_rms():
     one, two, free = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
     one.grad, two.grad, free.grad = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 0.0]), torch.tensor([10.0, 0.0])
-    normalise_gradients([one, two], [one, two, free])
+    assert scale_gradients([one, two], [one, two, free]).item() == 2.5
     assert one.grad.tolist() == pytest.approx([3 / 2.50001, 4 / 2.50001])  # RMS sqrt(25 / 4) = 2.5, plus 1e-5
     assert free.grad.tolist() == pytest.approx([10 / 2.50001, 0.0])
 
@@ -140,10 +140,11 @@ def test_a_real_run_keeps_the_exact_l0_at_every_step_after_annealing(corpus, env
     optimizers: list[SparseOptimizer] = []
     plain_step = SparseOptimizer.step
 
-    def watched(self: SparseOptimizer, index: int) -> None:
-        plain_step(self, index)
+    def watched(self: SparseOptimizer, index: int) -> dict[str, float]:
+        metrics = plain_step(self, index)
         counts[index] = nonzeros(self.model, self.sparsity)
         optimizers.append(self)
+        return metrics
 
     monkeypatch.setattr(SparseOptimizer, "step", watched)
     model = train_sparse(spec, corpus, VOCABULARY, 0, env)
@@ -163,10 +164,11 @@ def test_a_cut_weight_can_come_back(corpus, env, monkeypatch: pytest.MonkeyPatch
     masks: list[list[torch.Tensor]] = []
     plain_step = SparseOptimizer.step
 
-    def watched(self: SparseOptimizer, index: int) -> None:
-        plain_step(self, index)
+    def watched(self: SparseOptimizer, index: int) -> dict[str, float]:
+        metrics = plain_step(self, index)
         if index >= 20:
             masks.append([c.tensor.detach() != 0 for c in self.constrained if c.tensor.dim() == 2])
+        return metrics
 
     monkeypatch.setattr(SparseOptimizer, "step", watched)
     train_sparse(spec, corpus, VOCABULARY, 0, env)

@@ -17,7 +17,7 @@ from extractor.errors import BrokenArtifact, TrainingDiverged
 from extractor.progress import Progress, Stopped
 from extractor.sparse.train import train_sparse
 from extractor.specs import BridgeSpec, OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
-from extractor.training import Checkpoints, LoopEnvironment, MetricsLog, TrainState, run_loop
+from extractor.training import Checkpoints, Loop, LoopEnvironment, MetricsLog, TrainState, run_loop
 
 STEPS = 12
 SHAPE = SparseModelSpec(n_layer=1, d_model=16, d_head=8, mlp_ratio=2, n_ctx=16)
@@ -102,7 +102,7 @@ def loop(env: LoopEnvironment, losses: list[float]) -> torch.Tensor:
         count.add_(1)
         return {"loss": losses[index]}
 
-    run_loop("train", len(losses), TrainState({}, [], {"count": count}), step, env)
+    run_loop(Loop("train", len(losses), step), TrainState({}, [], {"count": count}), env)
     return count
 
 

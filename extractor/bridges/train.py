@@ -18,7 +18,7 @@ from extractor.errors import SpecError
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 from extractor.sparse.train import SparseOptimizer, fill_bigram, new_sparse_gpt
 from extractor.specs import BridgeSpec
-from extractor.training import LoopEnvironment, TrainState, pick_device, place, run_loop
+from extractor.training import Loop, LoopEnvironment, TrainState, pick_device, place, run_loop
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -95,7 +95,7 @@ def train_bridges(dense_model: PreTrainedModel, spec: BridgeSpec, corpus: Corpus
 
     bridged.sparse.train()
     modules = {"sparse": bridged.sparse, "bridges": torch.nn.ModuleList(pair.sites)}
-    run_loop("bridge", optim.steps, TrainState(modules, [optimizer.adam, bridges]), step, env)
+    run_loop(Loop("bridge", optim.steps, step, optim.batch * optim.context), TrainState(modules, [optimizer.adam, bridges]), env)
     bridged.sparse.eval()
     return bridged
 

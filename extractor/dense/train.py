@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from extractor.compute import Compute
 from extractor.corpus import Corpus
 from extractor.specs import TrainSpec
-from extractor.training import LoopEnvironment, TrainState, place, run_loop
+from extractor.training import Loop, LoopEnvironment, TrainState, next_token_loss, run_loop
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -43,26 +44,29 @@ def new_gpt2(spec: TrainSpec, vocab_size: int, seed: int) -> GPT2LMHeadModel:
 def train_gpt2(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, env: LoopEnvironment) -> GPT2LMHeadModel:
     """Train from scratch; returns the model in eval mode on its device. Raises what `run_loop` raises."""
     optim = spec.optim
-    model = new_gpt2(spec, vocab_size, seed)
-    device = place(model)
-    decayed = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    compute = Compute(optim, env.progress.note)
+    model = new_gpt2(spec, vocab_size, seed).to(compute.device)  # type: ignore[arg-type]
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
 
     def step(index: int) -> dict[str, float]:
-        ids = corpus.batch(seed, index, optim.batch, optim.context).to(device)
-        loss = model(input_ids=ids, labels=ids).loss
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        batch = corpus.batch(seed, index, optim.batch, optim.context)
+        loss = compute.accumulate(batch, lambda ids: next_token_loss(model, ids), parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()
+        lr = optim.lr * cosine(index, optim.steps, optim.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = optim.lr * cosine(index, optim.steps, optim.warmup)
-        optimizer.step()
-        return {"loss": loss.item()}
+            group["lr"] = lr
+        if math.isfinite(norm):
+            optimizer.step()
+        return {"loss": loss, "gradient_norm": norm, "lr": lr}
 
     model.train()
-    run_loop("train", optim.steps, TrainState({"model": model}, [optimizer]), step, env)
+    loop = Loop("train", optim.steps, step, optim.batch * optim.context)
+    run_loop(loop, TrainState({"model": model}, [optimizer], compute.state), env, compute)
     return model.eval()
 
 

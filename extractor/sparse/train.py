@@ -6,16 +6,21 @@ Gradients and moments stay dense, so a weight that was cut can come back. Paper:
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import math
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
+from extractor.compute import Compute
 from extractor.corpus import Corpus
 from extractor.sparse.configuration_sparse_gpt import SparseGPTConfig
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 from extractor.sparse.projection import constraints, project
 from extractor.sparse.schedule import sharkfin
+from extractor.sparse.statistics import weight_statistics
 from extractor.specs import MAX_BIGRAM_VOCABULARY, OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
-from extractor.training import LoopEnvironment, TrainState, place, run_loop
+from extractor.training import Loop, LoopEnvironment, TrainState, next_token_loss, run_loop
 
 
 def new_sparse_gpt(shape: SparseModelSpec, n_layer: int, vocab_size: int, seed: int) -> SparseGPTForCausalLM:
@@ -65,49 +70,69 @@ class SparseOptimizer:
     def __init__(self, model: SparseGPTForCausalLM, optim: OptimSpec, sparsity: SparsitySpec):
         self.model, self.optim, self.sparsity = model, optim, sparsity
         self.constrained = constraints(model, sparsity)
+        self.parameters = list(model.parameters())
         matrices = {id(c.tensor) for c in self.constrained if c.tensor.dim() == 2}
+        self.decayed = [p for p in self.parameters if id(p) in matrices]
         groups = [
-            {"params": [p for p in model.parameters() if id(p) in matrices], "weight_decay": optim.weight_decay},
-            {"params": [p for p in model.parameters() if id(p) not in matrices], "weight_decay": 0.0},
+            {"params": self.decayed, "weight_decay": optim.weight_decay if optim.decay_order == "adamw" else 0.0},
+            {"params": [p for p in self.parameters if id(p) not in matrices], "weight_decay": 0.0},
         ]
         self.adam = torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
 
-    def step(self, index: int) -> None:
-        """Apply the gradients that are in place, then project to the L0 of step `index`."""
-        normalise_gradients([c.tensor for c in self.constrained], list(self.model.parameters()))
+    def step(self, index: int) -> dict[str, float]:
+        """Apply the gradients that are in place, then project to the L0 of step `index`.
+
+        Returns the RMS of the gradients of the constrained tensors, before any scaling, and the learning rate. Where that RMS is not
+        finite the weights are left as they are.
+        """
+        optim = self.optim
+        rms = scale_gradients([c.tensor for c in self.constrained], self.parameters, optim.gradient)
+        lr = optim.lr * sharkfin(index, optim, self.sparsity)
+        metrics = {"gradient_rms": rms.item(), "lr": lr}
+        if not math.isfinite(metrics["gradient_rms"]):
+            return metrics
         for group in self.adam.param_groups:
-            group["lr"] = self.optim.lr * sharkfin(index, self.optim, self.sparsity)
+            group["lr"] = lr
         self.adam.step()
-        project(self.constrained, index, self.optim.steps, self.sparsity)
+        project(self.constrained, index, optim.steps, self.sparsity)
+        if optim.decay_order == "after_projection":
+            with torch.no_grad():
+                torch._foreach_mul_(list[Tensor](self.decayed), 1 - lr * optim.weight_decay)
+        return metrics
 
 
-def normalise_gradients(measured: list[torch.Tensor], scaled: list[nn.Parameter]) -> None:
-    """Divide all gradients in `scaled` by the common RMS of those in `measured` (+1e-5).
+def scale_gradients(measured: Sequence[Tensor], scaled: Sequence[Tensor], how: str = "normalise") -> Tensor:
+    """Divide all gradients in `scaled` by the common RMS of those in `measured` ('normalise': always, 'clip': where it exceeds 1).
 
-    The RMS is taken over the L0-constrained tensors only: a bigram table is most of a small model's entries and nearly all of its
-    gradient is zero, so it would make the measure one of vocabulary size.
+    Returns that RMS, a scalar. It is taken over the L0-constrained tensors only: a bigram table is most of a small model's entries and
+    nearly all of its gradient is zero, so it would make the measure one of vocabulary size.
     """
     grads = [p.grad for p in measured if p.grad is not None]
     total = torch.stack([g.square().sum() for g in grads]).sum()
     rms = (total / sum(g.numel() for g in grads)).sqrt()
-    torch._foreach_div_([p.grad for p in scaled if p.grad is not None], rms + 1e-5)
+    divisor = rms + 1e-5 if how == "normalise" else rms.clamp(min=1.0)
+    torch._foreach_div_([p.grad for p in scaled if p.grad is not None], divisor)
+    return rms
 
 
 def train_sparse(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, env: LoopEnvironment) -> SparseGPTForCausalLM:
     """Train from scratch; returns the model in eval mode. Raises what `run_loop` raises."""
+    optim = spec.optim
+    compute = Compute(optim, env.progress.note)
     model = new_sparse_gpt(spec.model, spec.model.n_layer, vocab_size, seed)
     fill_bigram(model, corpus)
-    device = place(model)
-    optimizer = SparseOptimizer(model, spec.optim, spec.sparsity)
+    model.to(compute.device)  # type: ignore[arg-type]
+    optimizer = SparseOptimizer(model, optim, spec.sparsity)
 
     def step(index: int) -> dict[str, float]:
-        ids = corpus.batch(seed, index, spec.optim.batch, spec.optim.context).to(device)
-        loss = model(input_ids=ids, labels=ids).loss
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step(index)
-        return {"loss": loss.item()}
+        batch = corpus.batch(seed, index, optim.batch, optim.context)
+        loss = compute.accumulate(batch, lambda ids: next_token_loss(model, ids), optimizer.parameters)
+        return {"loss": loss} | optimizer.step(index)
+
+    def measure(index: int) -> dict[str, float]:
+        return weight_statistics(model, optimizer.constrained)
 
     model.train()
-    run_loop("train", spec.optim.steps, TrainState({"model": model}, [optimizer.adam]), step, env)
+    loop = Loop("train", optim.steps, step, optim.batch * optim.context, measure)
+    run_loop(loop, TrainState({"model": model}, [optimizer.adam], compute.state), env, compute)
     return model.eval()
