@@ -11,11 +11,12 @@ _TINY_OPTIM = OptimSpec(steps=1200, batch=24, context=48, lr=0.15, warmup=0.03)
 
 _SMALL_SHAPE = SparseModelSpec(n_layer=4, d_model=1024, n_ctx=256)
 _SMALL_SPARSITY = SparsitySpec(weight_frac=1 / 64, embedding_frac=1 / 16, bias_frac=1 / 8)
-_SMALL_OPTIM = OptimSpec(steps=20_000, batch=128, context=256)
+_SMALL_OPTIM = OptimSpec(steps=20_000, batch=128, context=256, precision="bf16")
 
-_PAPER_SHAPE = SparseModelSpec(n_layer=8, d_model=2048, n_ctx=256)
-_PAPER_SPARSITY = SparsitySpec(weight_frac=1 / 256, embedding_frac=1 / 64, bias_frac=1 / 16)
-_PAPER_OPTIM = OptimSpec(steps=100_000, batch=512, context=256)
+# The authors' published minimal script; the number of steps is ours.
+_PAPER_SHAPE = SparseModelSpec(n_layer=8, d_model=1024, n_ctx=256, sinks=False, bigram_init="uniform")
+_PAPER_SPARSITY = SparsitySpec(weight_frac=1 / 64, embedding_frac=1 / 8, bias_frac=1 / 8)
+_PAPER_OPTIM = OptimSpec(steps=100_000, batch=512, context=256, decay_order="after_projection", precision="bf16")
 
 
 def train_spec(preset: str, architecture: str) -> TrainSpec:
@@ -42,6 +43,22 @@ def train_spec(preset: str, architecture: str) -> TrainSpec:
         "paper": (_PAPER_SHAPE, _PAPER_SPARSITY, _PAPER_OPTIM),
     }[preset]
     return TrainSpec(vocab_size=2048, model=shape, sparsity=sparsity, optim=optim)
+
+
+def dense_twin(train: TrainSpec) -> TrainSpec:
+    """The same shape and batches without sparsity: every weight stays, AbsTopK is off, and with them goes the sharkfin.
+
+    The optimiser is an ordinary Adam: with the sparse recipe's eps of 0.1 and its best rate a dense model of preset `tiny` stood at 3.22
+    nats after 600 steps, with eps 1e-8 and this rate at 2.72.
+    """
+    optim = train.optim.model_copy(update={"lr": 0.5 / train.model.d_model, "eps": 1e-8, "warmup": max(0.02, train.optim.warmup)})
+    return train.model_copy(
+        update={
+            "model": train.model.model_copy(update={"activation_frac": 1.0}),
+            "optim": optim,
+            "sparsity": train.sparsity.model_copy(update={"weight_frac": 1.0, "embedding_frac": 1.0, "bias_frac": 1.0}),
+        }
+    )
 
 
 def bridge_spec(preset: str) -> BridgeSpec:

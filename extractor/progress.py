@@ -33,8 +33,12 @@ class Progress:
 
     def stage(self, name: str, index: int, of: int) -> None:
         """A stage begins: its name, its place (from 1) and the number of stages."""
-        self._stage, self._stage_began, self._last_report = name, (time.monotonic(), -1), 0.0
+        self.resume_stage(name)
         self.on_event({"event": "stage", "stage": name, "index": index, "of": of})
+
+    def resume_stage(self, name: str) -> None:
+        """Go on with a stage that another process has announced."""
+        self._stage, self._stage_began, self._last_report = name, (time.monotonic(), -1), 0.0
 
     def step(self, step: int, total: int, tokens: int = 0, **metrics: float) -> None:
         """Step `step` of `total` is done, each of which takes `tokens`. At most one report each `report_seconds`, and one at the end."""

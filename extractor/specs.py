@@ -92,7 +92,7 @@ class OptimSpec(Spec):
     beta1: float = Field(0.9, ge=0, lt=1)  # paper: 0.9
     beta2: float = Field(0.95, ge=0, lt=1)  # paper: 0.95
     eps: float = Field(0.1, gt=0)  # paper: 0.1, which makes Adam close to momentum SGD
-    weight_decay: float = Field(0.1, ge=0)  # of matrices and biases; paper: 0.1
+    weight_decay: float = Field(0.1, ge=0)  # of matrices; paper: 0.1
     decay_order: Literal["adamw", "after_projection"] = "adamw"  # when weights decay; authors' script: after the projection
     warmup: float = Field(0.01, ge=0, le=1)  # share of steps; paper: 0.01, longer helps slightly
     sharkfin: bool = True  # learning rate times sqrt(target / current L0 fraction); without it annealing gives nothing (paper)
@@ -112,6 +112,12 @@ class TrainSpec(Spec):
     model: SparseModelSpec = SparseModelSpec()
     sparsity: SparsitySpec = SparsitySpec()
     optim: OptimSpec = OptimSpec()
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing is sparse: every weight and every activation stays."""
+        sparsity = self.sparsity
+        return sparsity.weight_frac == sparsity.embedding_frac == sparsity.bias_frac == self.model.activation_frac == 1
 
     @model_validator(mode="after")
     def _context_fits(self) -> TrainSpec:

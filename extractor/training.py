@@ -113,7 +113,7 @@ class Checkpoints:
             try:
                 return int(path.stem.rpartition("-")[2]), artifacts.read_tensors(path)
             except BrokenArtifact:
-                path.unlink()
+                path.unlink(missing_ok=True)  # another rank may have been faster
         return None
 
     def clear(self) -> None:
