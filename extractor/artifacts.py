@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WORK = ".work"  # inside an output folder: checkpoints and half-done stages, gone when the job is done
 
 
@@ -71,14 +72,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turn 'no space left' and 'quota exceeded' into one clear line; the half-written temporary file is removed."""
+    """Turn 'no space left', 'quota exceeded' and 'file too large' (for the user's limit) into one clear line; the half-written temporary file is removed."""
     try:
         yield
     except Exception as error:
         temporary = path.with_name(path.name + ".tmp")
         if temporary.is_file():
             temporary.unlink()
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        full = getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
         if full:
             raise ExtractorError(f"disk full while writing {path}: free some space and run the same command again, it resumes") from None
         raise
