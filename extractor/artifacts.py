@@ -72,7 +72,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turn 'no space left', 'quota exceeded' and 'file too large' (for the user's limit) into one clear line; the half-written temporary file is removed."""
+    """Turn 'no space left', 'quota exceeded' and 'file too large' into one clear line; the half-written temporary file is removed."""
     try:
         yield
     except Exception as error:

@@ -1,9 +1,9 @@
 """One training, here or in one process per device (torch.distributed.run).
 
 The engine stays one process: it prepares the corpus, starts the ranks, passes on what rank 0 says, and takes the trained weights from a
-file. A request to stop travels as a file that rank 0 looks for, so that all ranks save and leave after the same step. Ranks whose engine has gone
-leave within a second. How a run ended is read from what rank 0 said and left, not from exit codes: now and then torch's launcher reports a
-failure after a training that finished.
+file. A request to stop travels as a file that rank 0 looks for, so that all ranks save and leave after the same step. Ranks whose engine
+has gone leave within a second. How a run ended is read from what rank 0 said and left, not from exit codes: now and then torch's launcher
+reports a failure after a training that finished.
 """
 
 from __future__ import annotations
