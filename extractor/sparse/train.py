@@ -18,9 +18,11 @@ from extractor.sparse.configuration_sparse_gpt import SparseGPTConfig
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 from extractor.sparse.projection import constraints, project
 from extractor.sparse.schedule import sharkfin
-from extractor.sparse.statistics import weight_statistics
+from extractor.sparse.statistics import activation_statistics, weight_statistics
 from extractor.specs import MAX_BIGRAM_VOCABULARY, OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
 from extractor.training import Loop, LoopEnvironment, TrainState, next_token_loss, run_loop
+
+OBSERVED_ROWS = 16  # held-out sequences over which activations are described at every logged step
 
 
 def new_sparse_gpt(shape: SparseModelSpec, n_layer: int, vocab_size: int, seed: int) -> SparseGPTForCausalLM:
@@ -129,8 +131,10 @@ def train_sparse(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, en
         loss = compute.accumulate(batch, lambda ids: next_token_loss(model, ids), optimizer.parameters)
         return {"loss": loss} | optimizer.step(index)
 
-    def measure(index: int) -> dict[str, float]:
-        return weight_statistics(model, optimizer.constrained)
+    observed = corpus.held_out_batch(seed, OBSERVED_ROWS, optim.context).to(compute.device)
+
+    def measure(_index: int) -> dict[str, float]:
+        return weight_statistics(model, optimizer.constrained) | activation_statistics(model, observed)
 
     model.train()
     loop = Loop("train", optim.steps, step, optim.batch * optim.context, measure)
