@@ -60,9 +60,9 @@ def masked_margin(model: SparseGPTForCausalLM, batch: TaskBatch, masks: Masks, m
         return lambda x: torch.lerp(mean.expand_as(x), x, mask)
 
     with gate(model, {site: keep(site) for site in masks}):
-        h = model.embed(batch.ids)
-        causal = model.causal_mask(batch.ids.shape[1])
+        context = model.context(batch.ids.shape[1])
+        h = model.embed(batch.ids, context)
         for index in range(model.n_sublayers):
-            h = model.sublayer(index, h, causal)
+            h = model.sublayer(index, h, context)
     rows = torch.arange(len(h), device=h.device)
     return answer_margin(model.unembed(h[rows, batch.last], batch.ids[rows, batch.last]), batch)

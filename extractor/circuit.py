@@ -2,7 +2,8 @@
 
 An edge is a nonzero weight between two kept nodes: act_in -> q, k, v; v -> attn.resid_delta (through the output projection);
 mlp.act_in -> post_act; post_act -> mlp.resid_delta. A write and a later read of one residual channel meet without a weight, q and k meet
-inside a head: neither is an edge. The smallest MLP circuit is 3 nodes and 2 edges. Paper: Sec. 2.2.
+inside a head: neither is an edge. The smallest MLP circuit is 3 nodes and 2 edges. Position channels are nodes of the reads that nothing
+in the residual stream writes. Paper: Sec. 2.2.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from extractor.sites import node_id
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Embedding, Linear
 
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
 
 @dataclass(frozen=True)
 class Node:
-    """id '0.mlp.post_act.12'; `mean` is its value when ablated; `reads` and `writes` say in tokens what it responds to and promotes."""
+    """id '0.mlp.post_act.12'; `mean` is its value when ablated; `reads` and `writes` say in tokens what it responds to and promotes.
+
+    position: a position channel of a read; it has no residual source, and `reads` says places in the prompt instead of tokens.
+    """
 
     id: str
     site: str
@@ -29,6 +34,7 @@ class Node:
     mean: float
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    position: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,8 @@ def count_edges(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> int:
 def live_nodes(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> dict[str, set[int]]:
     """The kept nodes on a path from the input to the logits: reached by a varying input, and reaching the unembedding.
 
-    Forward: a read is fed by an embedding column or an earlier kept write of its channel; any other node by an edge from a fed node.
+    Forward: a read is fed by an embedding column or an earlier kept write of its channel, a position channel by its column of the position
+    table; any other node by an edge from a fed node.
     Backward: a write is used by the unembedding or a later used read of its channel; q and k are used when their head has a used v.
     """
     on = {site: set(channels.tolist()) for site, channels in kept.items()}
@@ -118,7 +125,10 @@ def _neighbours(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> dict[st
 
 
 def _fed(model: SparseGPTForCausalLM, on: dict[str, set[int]], incoming: dict) -> dict[str, set[int]]:
-    written = set(model.transformer.wte.weight.detach().any(0).nonzero().flatten().tolist())
+    written = _nonzero_columns(model.transformer.wte)
+    if model.transformer.wpe is not None:
+        offset = 0 if model.config.added_positions else model.config.d_model
+        written |= {offset + channel for channel in _nonzero_columns(model.transformer.wpe)}
     fed: dict[str, set[int]] = {}
     for site, channels in on.items():
         if site.endswith("act_in"):
@@ -131,7 +141,7 @@ def _fed(model: SparseGPTForCausalLM, on: dict[str, set[int]], incoming: dict) -
 
 
 def _used(model: SparseGPTForCausalLM, fed: dict[str, set[int]], incoming: dict) -> dict[str, set[int]]:
-    read = set(model.lm_head.weight.detach().any(0).nonzero().flatten().tolist())
+    read = _nonzero_columns(model.lm_head)
     used: dict[str, set[int]] = {site: set() for site in fed}
     for site in reversed(fed):
         if site.endswith("resid_delta"):
@@ -145,6 +155,10 @@ def _used(model: SparseGPTForCausalLM, fed: dict[str, set[int]], incoming: dict)
             for channel in used[site]:
                 used[source] |= table.get(channel, set()) & fed[source]
     return used
+
+
+def _nonzero_columns(module: Linear | Embedding) -> set[int]:
+    return set(module.weight.detach().any(0).nonzero().flatten().tolist())
 
 
 def sites_of(nodes: Iterable[Node]) -> dict[str, list[Node]]:

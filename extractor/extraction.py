@@ -2,13 +2,16 @@
 
     corpus -> bridge (dense models; a sparse one is copied) -> prune -> validate -> report
 
-What it leaves: model/ (the sparse model, with bridges/ when the given model was dense) and circuits/TASK/.
+What it leaves: model/ (the sparse model, with bridges/ when the given model was dense) and circuits/TASK/. The last three stages are
+`make_circuit`, which a train job runs once for each of its tasks.
 """
 
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +21,7 @@ from extractor.ablation import masked_margin, measure_means
 from extractor.circuit import Circuit, Node, edges_between
 from extractor.corpus import Corpus, build_corpus
 from extractor.describe import describe_nodes
-from extractor.errors import BrokenArtifact, UnsupportedModel
+from extractor.errors import BrokenArtifact, TaskNotExpressible, UnsupportedModel
 from extractor.masks import learn_ranking
 from extractor.models import ModelFolder, open_model
 from extractor.objective import Expression, TaskBatch
@@ -40,6 +43,7 @@ TRAIN_POOL = 4096  # pairs of the train split that batches are drawn from
 DESCRIBED_PAIRS = 512  # over which nodes' reads are measured
 FAITHFULNESS_ROWS = 64
 SHOWN_PAIRS = 4
+MOST_DRAWN = 4000  # edges; a picture of more takes minutes and tens of megabytes, and shows nothing
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,42 @@ class Question:
     train: TaskBatch
     select: TaskBatch
     held_out: TaskBatch
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The sparse model of a job, on the device and frozen, with what it reads and the name that its circuits carry."""
+
+    model: SparseGPTForCausalLM
+    tokenizer: Tokenizer
+    corpus: Corpus
+    name: str
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """One circuit to be found. `suffix`, ' TASK', tells its stages from those of the job's other circuits; '' where there is one only."""
+
+    job: Job
+    subject: Subject
+    question: Question
+    suffix: str = ""
+
+    @property
+    def task(self) -> str:
+        return self.question.expression.task.name
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        return self.job.stage(name + self.suffix)
+
+    def is_drawn(self, circuit: Circuit) -> bool:
+        """Whether picture and report are worth making: among many circuits, one that is nearly the whole model is not."""
+        return not self.suffix or len(circuit.edges) <= MOST_DRAWN
+
+    def seconds(self) -> dict[str, float]:
+        """How long the stages took that this circuit needed, by plain name."""
+        mine = {name: took for name, took in self.job.seconds.items() if " " not in name or name.endswith(self.suffix or "\0")}
+        return {name.removesuffix(self.suffix): took for name, took in mine.items()}
 
 
 def run_circuit_job(job: Job) -> None:
@@ -64,18 +104,53 @@ def run_circuit_job(job: Job) -> None:
         corpus = build_corpus(spec.corpus, tokenizer)
     with job.stage("bridge"):
         sparse_model(job, source, corpus)
-    model = load_sparse(job)
-    question = ask(job, expression, tokenizer, model.config.n_ctx)
-    with job.stage("prune"):
-        assert spec.prune is not None
-        means = measure_means(model, corpus, spec.prune.mean_tokens, spec.seed)
-        probe = Probe(model, means, question.select)
-        result = find_circuit(job, probe, question)
-    with job.stage("validate"):
+    subject = Subject(load_sparse(job), tokenizer, corpus, spec.model)
+    make_circuit(Inquiry(job, subject, ask(job, expression, tokenizer, subject.model.config.n_ctx)))
+
+
+def make_circuit(inquiry: Inquiry) -> None:
+    """Prune, validate, report: leaves circuits/TASK/ of the job's result. Raises ExtractorError, or Stopped."""
+    spec, subject, question = inquiry.job.spec, inquiry.subject, inquiry.question
+    assert spec.prune is not None
+    with inquiry.stage("prune"):
+        means = measure_means(subject.model, subject.corpus, spec.prune.mean_tokens, spec.seed)
+        probe = Probe(subject.model, means, question.select)
+        result = find_circuit(inquiry, probe)
+    with inquiry.stage("validate"):
         report = validate(result, probe, question.held_out, spec.seed)
-    with job.stage("report"):
-        circuit = name_circuit(job, result, probe, question, tokenizer)
-        leave_files(job, circuit, result, report, probe, question, tokenizer)
+    with inquiry.stage("report"):
+        leave_files(inquiry, name_circuit(inquiry, result, probe), result, report, probe)
+
+
+def make_circuits(job: Job, corpus: Corpus) -> dict[str, dict]:
+    """A circuit of model/ for each of the job's tasks: {task: {nodes, edges, loss, meets_target, why, ...}}.
+
+    One with more than MOST_DRAWN edges, as where the target is out of reach, has neither picture nor report. Circuits that an earlier
+    attempt left are not made again. A task that the tokenizer cannot express has None for its numbers and the reason under 'why'.
+    Raises Stopped.
+    """
+    tokenizer = load_tokenizer(job.out / "model")
+    model = load_sparse(job)
+    subject = Subject(model, tokenizer, corpus, f"sparse GPT of width {model.config.d_model}")
+    return {task: circuit_of(job, subject, task) for task in job.spec.tasks}
+
+
+def circuit_of(job: Job, subject: Subject, task: str) -> dict:
+    """One of a train job's circuits, made or found made, as its result.json tells of it."""
+    known = objective.get_task(task)
+    place = circuit_folder(job, known.name) / "result.json"
+    if not place.is_file():
+        try:
+            expression = objective.express(known, subject.tokenizer)
+            question = ask(job, expression, subject.tokenizer, subject.model.config.n_ctx)
+        except TaskNotExpressible as error:
+            return dict.fromkeys(("nodes", "edges", "loss", "full_loss", "accuracy")) | {"meets_target": False, "why": str(error)}
+        make_circuit(Inquiry(job, subject, question, suffix=f" {task}"))
+    numbers = artifacts.read_json(place)
+    loss, full = numbers["loss"]["circuit"], numbers["loss"]["full"]
+    why = None if numbers["meets_target"] else f"best loss {loss:.4f} nats, target {numbers['target_loss']}; the whole model has {full:.4f}"
+    facts = {"loss": loss, "full_loss": full, "accuracy": numbers["accuracy"]["circuit"]}
+    return numbers["circuit"] | facts | {"meets_target": numbers["meets_target"], "why": why}
 
 
 def sparse_model(job: Job, source: ModelFolder, corpus: Corpus) -> None:
@@ -138,8 +213,9 @@ def ask(job: Job, expression: Expression, tokenizer: Tokenizer, longest: int) ->
     return Question(expression, batch("train", pool), batch("select", prune.select_pairs), batch("held_out", prune.held_out_pairs))
 
 
-def find_circuit(job: Job, probe: Probe, question: Question) -> PruneResult:
+def find_circuit(inquiry: Inquiry, probe: Probe) -> PruneResult:
     """One ranking per k_coef, the smallest circuit of each; the one with fewest edges wins."""
+    job, question = inquiry.job, inquiry.question
     spec, prune = job.spec, job.spec.prune
     assert prune is not None
     demand = Demand.of(probe, spec.target_loss, prune.margin, prune.necessity)
@@ -161,15 +237,16 @@ def find_circuit(job: Job, probe: Probe, question: Question) -> PruneResult:
 
     found = []
     for number, k_coef in enumerate(prune.k_coefs):
-        stage = f"prune{number}"
+        stage = f"prune{number}{inquiry.suffix}"
         ranking = learn_ranking(probe.model, probe.means, batch_of, prune, k_coef, spec.seed, job.loop(stage), stage)
         found.append(smallest_circuit(ranking, probe, demand, fresh, tick))
     return min(found, key=lambda r: (not r.met, r.edges, len(r.nodes)))
 
 
-def name_circuit(job: Job, result: PruneResult, probe: Probe, question: Question, tokenizer: Tokenizer) -> Circuit:
+def name_circuit(inquiry: Inquiry, result: PruneResult, probe: Probe) -> Circuit:
     """The circuit as a value, nodes in forward order, edges by source and target."""
-    spec, expression = job.spec, question.expression
+    question, tokenizer = inquiry.question, inquiry.subject.tokenizer
+    expression = question.expression
     kept = probe.kept(result.nodes)
     nodes = [
         Node(node_id(site, channel), site, channel, probe.means[site][channel].item())
@@ -177,8 +254,8 @@ def name_circuit(job: Job, result: PruneResult, probe: Probe, question: Question
         for channel in channels.tolist()
     ]
     return Circuit(
-        model=spec.model or "",
-        task=spec.task or "",
+        model=inquiry.subject.name,
+        task=inquiry.task,
         answers=expression.answers,
         answer_ids=expression.answer_ids,
         nodes=tuple(describe_nodes(nodes, probe.model, tokenizer, question.train.pick(torch.arange(DESCRIBED_PAIRS)))),
@@ -187,30 +264,28 @@ def name_circuit(job: Job, result: PruneResult, probe: Probe, question: Question
     )
 
 
-def leave_files(
-    job: Job,
-    circuit: Circuit,
-    result: PruneResult,
-    report: ValidationReport,
-    probe: Probe,
-    question: Question,
-    tokenizer: Tokenizer,
-) -> None:
+def leave_files(inquiry: Inquiry, circuit: Circuit, result: PruneResult, report: ValidationReport, probe: Probe) -> None:
     """circuits/TASK/: everything a reader, or another program, needs."""
-    held_out = question.held_out
-    with artifacts.new_folder(job.out / "circuits" / circuit.task) as folder:
+    held_out = inquiry.question.held_out
+    with artifacts.new_folder(circuit_folder(inquiry.job, circuit.task)) as folder:
         artifacts.write_json(folder / "circuit.json", circuit.to_json())
         artifacts.write_tensors(folder / "means.safetensors", probe.means)
         pairs = {"ids": held_out.ids, "last": held_out.last, "correct": held_out.correct, "wrong": held_out.wrong}
         artifacts.write_tensors(folder / "held_out.safetensors", pairs)
-        numbers = result_json(job, circuit, report)
+        numbers = result_json(inquiry, circuit, report)
         artifacts.write_json(folder / "result.json", numbers)
-        write_report(folder, circuit, numbers, examples(circuit, result, probe, question, tokenizer))
+        if inquiry.is_drawn(circuit):
+            write_report(folder, circuit, numbers, examples(inquiry, circuit, result, probe))
 
 
-def result_json(job: Job, circuit: Circuit, report: ValidationReport) -> dict:
+def circuit_folder(job: Job, task: str) -> Path:
+    """Where the circuit of a task lies in a job's result."""
+    return job.out / "circuits" / task
+
+
+def result_json(inquiry: Inquiry, circuit: Circuit, report: ValidationReport) -> dict:
     """The content of result.json. Losses in nats per prompt on the held-out split, accuracies as fractions."""
-    spec = job.spec
+    job, spec = inquiry.job, inquiry.job.spec
     found = {
         "model": circuit.model,
         "task": circuit.task,
@@ -222,7 +297,7 @@ def result_json(job: Job, circuit: Circuit, report: ValidationReport) -> dict:
         "accuracy": report.accuracy,
         "meets_target": report.loss["circuit"] <= spec.target_loss,
         "held_out_pairs": report.held_out_pairs,
-        "seconds": job.seconds,
+        "seconds": inquiry.seconds(),
     }
     faithfulness = job.out / "model" / "faithfulness.json"
     if faithfulness.is_file():
@@ -231,8 +306,9 @@ def result_json(job: Job, circuit: Circuit, report: ValidationReport) -> dict:
 
 
 @torch.no_grad()
-def examples(circuit: Circuit, result: PruneResult, probe: Probe, question: Question, tokenizer: Tokenizer) -> list[Example]:
+def examples(inquiry: Inquiry, circuit: Circuit, result: PruneResult, probe: Probe) -> list[Example]:
     """A few held-out prompts with the right answer's probability under the full model, the circuit alone, the model without it."""
+    question, tokenizer = inquiry.question, inquiry.subject.tokenizer
     batch = question.held_out.pick(torch.arange(min(SHOWN_PAIRS, question.held_out.pairs)))
     everything = torch.arange(len(probe.index), device=batch.ids.device)
     rest = probe.others(result.nodes)

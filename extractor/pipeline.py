@@ -1,14 +1,13 @@
 """A job from spec to manifest: the stages in order, each leaving its folder whole or not at all.
 
     circuit job   corpus -> bridge (dense models) -> prune -> validate -> report
-    train job     corpus -> train
+    train job     corpus -> train -> (prune TASK -> validate TASK -> report TASK) for each task
 
 A stage that has left its folder is not run again: an interrupted job goes on where it was, and ends in the same files.
 """
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,15 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extractor import artifacts
-from extractor.corpus import Corpus, build_corpus, documents
-from extractor.errors import NotFound, UsageError
+from extractor.corpus import Corpus, corpus_for
+from extractor.errors import NotFound, UnsupportedModel, UsageError
 from extractor.progress import Progress, Stopped
-from extractor.specs import CorpusSpec, JobSpec, to_json
+from extractor.specs import JobSpec, TrainSpec, to_json
 from extractor.training import Checkpoints, LoopEnvironment, MetricsLog, set_up_torch
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedModel
+
+CIRCUIT_STAGES = ("prune", "validate", "report")
 
 
 @dataclass
@@ -44,18 +44,21 @@ class Job:
         return self.out / artifacts.WORK
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Announce a stage and time it. Raises Stopped when a stop is asked for before it begins."""
+    def stage(self, name: str, shown: str | None = None) -> Iterator[None]:
+        """Announce a stage, as `shown` where one stage has many parts, and time it. Raises Stopped when a stop was asked for before."""
         if self.progress.should_stop():
             raise Stopped
-        self.progress.stage(name, self.stages.index(name) + 1, len(self.stages))
+        self.progress.stage(shown or name, self.stages.index(name) + 1, len(self.stages))
         began = time.monotonic()
         yield
-        self.seconds[name] = round(time.monotonic() - began, 2)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - began, 2)
 
-    def loop(self, name: str) -> LoopEnvironment:
-        """Where a stage's training loop saves, logs and reports."""
-        return LoopEnvironment(Checkpoints(self.work, name), MetricsLog(self.out / "metrics.jsonl"), self.progress)
+    def loop(self, name: str, folder: Path | None = None) -> LoopEnvironment:
+        """Where a stage's training loop saves, logs and reports; `folder` is for a stage that keeps its work apart."""
+        work, log = (folder, folder / "metrics.jsonl") if folder else (self.work, self.out / "metrics.jsonl")
+        wants_board = name == "train" and self.spec.train is not None and self.spec.train.tensorboard
+        board = self.out / "tensorboard" / (folder.name if folder else "") if wants_board else None
+        return LoopEnvironment(Checkpoints(work, name), MetricsLog(log), self.progress, board)
 
 
 def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads: int | None = None) -> None:
@@ -63,17 +66,14 @@ def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads:
     from extractor.extraction import run_circuit_job
 
     set_up_torch(threads)
-    runner, stages = {
-        "circuit": (run_circuit_job, ("corpus", "bridge", "prune", "validate", "report")),
-        "train": (run_train_job, ("corpus", "train")),
-    }[spec.kind]
+    runner = {"circuit": run_circuit_job, "train": run_train_job}[spec.kind]
     folder = out.absolute()
     artifacts.check_output(folder, to_json(spec))
     if (folder / artifacts.MANIFEST).exists():
         artifacts.verify_manifest(folder)
         shutil.rmtree(folder / artifacts.WORK, ignore_errors=True)
         return
-    job = Job(spec, folder, progress or Progress(), stages)
+    job = Job(spec, folder, progress or Progress(), stages_of(spec))
     try:
         runner(job)
     except (UsageError, NotFound):
@@ -83,45 +83,89 @@ def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads:
     artifacts.write_manifest(folder)
 
 
+def stages_of(spec: JobSpec) -> tuple[str, ...]:
+    """The stages of a job, in order, as they are announced."""
+    if spec.kind == "circuit":
+        return ("corpus", "bridge", *CIRCUIT_STAGES)
+    return ("corpus", "train", *(f"{stage} {task}" for task in spec.tasks for stage in CIRCUIT_STAGES))
+
+
 def run_train_job(job: Job) -> None:
-    """A sparse model from scratch, or an ordinary GPT-2, with its tokenizer, card and result.json."""
+    """A model from scratch with its tokenizer, card and result.json, and a circuit for each task.
+
+    Raises UnknownTask, and UnsupportedModel where circuits are asked of a model that is not a sparse_gpt.
+    """
     spec = job.spec.train
     assert spec is not None  # JobSpec's validator saw to it
+    check_tasks(job.spec)
     with job.stage("corpus"):
-        tokenizer, corpus = own_tokenizer(job.spec.corpus, spec.vocab_size)
+        tokenizer, corpus = corpus_for(job.spec.corpus, spec, job.progress)
     if not (job.out / "model").is_dir():
-        with job.stage("train"):
-            _train(job, tokenizer, corpus)
+        if spec.match_loss is None:
+            with job.stage("train"):
+                leave_model(job, job.out, spec, tokenizer, corpus, job.loop("train"))
+        else:
+            match_width(job, spec, spec.match_loss, tokenizer, corpus)
+    if job.spec.tasks:
+        from extractor.extraction import make_circuits
+
+        circuits = make_circuits(job, corpus)
+        numbers = artifacts.read_json(job.out / "result.json")
+        artifacts.write_json(job.out / "result.json", numbers | {"circuits": circuits})
 
 
-def own_tokenizer(spec: CorpusSpec, vocab_size: int) -> tuple[Tokenizer, Corpus]:
-    """A tokenizer trained on a corpus, and the corpus in its tokens."""
-    from extractor.tokenizer import train_tokenizer
+def check_tasks(spec: JobSpec) -> None:
+    """Refuse, before any training, tasks that no model could be asked. Raises UnknownTask, UnsupportedModel."""
+    from extractor.objective import get_task
 
-    texts = itertools.chain.from_iterable(documents(spec, source) for source in spec.sources)
-    tokenizer = train_tokenizer(texts, vocab_size)
-    return tokenizer, build_corpus(spec, tokenizer)
+    for task in spec.tasks:
+        get_task(task)
+    if spec.tasks and spec.train is not None and spec.train.architecture != "sparse_gpt":
+        raise UnsupportedModel(
+            f"circuits are found in sparse_gpt models, this job trains a {spec.train.architecture}; leave out its tasks, "
+            "or train the dense twin of a sparse model instead"
+        )
 
 
-def _train(job: Job, tokenizer: Tokenizer, corpus: Corpus) -> None:
+def match_width(job: Job, spec: TrainSpec, target: float, tokenizer: Tokenizer, corpus: Corpus) -> None:
+    """Train widths until the smallest that reaches the target loss is known (`extractor.match`); it becomes model/ and result.json.
+
+    Each width keeps a folder of its own below .work, so that an interrupted search repeats no finished training.
+    """
+    from extractor.match import Candidate, search
+
+    def folder_of(width: int) -> Path:
+        return job.work / f"width-{width}"
+
+    def train(at_width: TrainSpec) -> Candidate:
+        width = at_width.model.d_model
+        folder = folder_of(width)
+        if not (folder / "model").is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            with job.stage("train", f"train width {width}"):
+                leave_model(job, folder, at_width, tokenizer, corpus, job.loop("train", folder))
+        return Candidate.of(width, artifacts.read_json(folder / "result.json"))
+
+    found = search(spec, target, train)
+    chosen = folder_of(found.d_model)
+    numbers = artifacts.read_json(chosen / "result.json")
+    artifacts.write_json(job.out / "result.json", numbers | {"match": found.to_json()})
+    artifacts.write_text(job.out / "metrics.jsonl", (chosen / "metrics.jsonl").read_text(encoding="utf-8"))
+    with artifacts.new_folder(job.out / "model") as folder:
+        shutil.copytree(chosen / "model", folder, dirs_exist_ok=True)
+
+
+def leave_model(job: Job, out: Path, spec: TrainSpec, tokenizer: Tokenizer, corpus: Corpus, env: LoopEnvironment) -> None:
+    """Train a model of this spec and leave result.json and, last, model/ in `out`."""
     from extractor.card import train_card, train_result
+    from extractor.ranks import train_model
     from extractor.tokenizer import save_tokenizer
 
-    spec = job.spec.train
-    assert spec is not None
-    env, vocabulary = job.loop("train"), tokenizer.get_vocab_size()
-    model: PreTrainedModel
-    if spec.architecture == "gpt2":
-        from extractor.dense.train import train_gpt2
-
-        model = train_gpt2(spec, corpus, vocabulary, job.spec.seed, env)
-    else:
-        from extractor.sparse.train import train_sparse
-
-        model = train_sparse(spec, corpus, vocabulary, job.spec.seed, env)
-    result = train_result(job.spec, model, corpus, tokenizer)
-    artifacts.write_json(job.out / "result.json", result)
-    with artifacts.new_folder(job.out / "model") as folder:
+    model = train_model(spec, corpus, tokenizer.get_vocab_size(), job.spec.seed, env)
+    made = job.spec.model_copy(update={"train": spec})
+    result = train_result(made, model, corpus, tokenizer)
+    artifacts.write_json(out / "result.json", result)
+    with artifacts.new_folder(out / "model") as folder:
         model.save_pretrained(folder)
         save_tokenizer(tokenizer, folder, spec.model.n_ctx)
-        artifacts.write_text(folder / "README.md", train_card(job.spec, result))
+        artifacts.write_text(folder / "README.md", train_card(made, result))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
 
 from extractor.corpus import check_sources
 from extractor.errors import SpecError
+from extractor.fields import Setting, changed, checked_spec, settings, split_changes
 from extractor.models import open_model, resolve
 from extractor.objective import express, get_task
-from extractor.presets import PRESETS, bridge_spec, prune_spec, train_spec
-from extractor.specs import CorpusSpec, JobSpec
-from extractor.tokenizer import load_tokenizer
+from extractor.presets import PRESETS, bridge_spec, dense_twin, prune_spec, train_spec
+from extractor.specs import CorpusSpec, DatasetSpec, JobSpec
+from extractor.streams import check_dataset, pin_dataset
+from extractor.tokenizer import load_tokenizer, open_tokenizer, resolve_tokenizer
 
 Preset = Literal["tiny", "small", "paper"]
 
@@ -41,12 +44,95 @@ def circuit_job(
     )
 
 
-def train_job(*, preset: str = "tiny", architecture: str = "sparse_gpt", seed: int = 0, corpus: tuple[str, ...] = ()) -> JobSpec:
-    """A training job: a sparse model from scratch, or a dense GPT-2. Raises SpecError."""
+def train_job(
+    *,
+    preset: str = "tiny",
+    architecture: str = "sparse_gpt",
+    dense: bool = False,
+    match_loss: float | None = None,
+    tasks: tuple[str, ...] = (),
+    target_loss: float = 0.15,
+    changes: Mapping[str, str] | None = None,
+    tokenizer: str | None = None,
+    tensorboard: bool = False,
+    seed: int = 0,
+    corpus: tuple[str, ...] = (),
+    datasets: tuple[DatasetSpec, ...] = (),
+) -> JobSpec:
+    """A training job: a sparse model from scratch, its dense twin (`dense`), or a dense GPT-2 (`architecture='gpt2'`).
+
+    match_loss   nats a token on held-out text: search the smallest width that reaches it
+    tasks        behaviours whose circuits are found in the trained model, to `target_loss` nats
+    changes      dotted field -> text, over the preset; `extractor.fields` lists them
+    tokenizer    a model whose tokenizer is taken instead of one trained on the corpus
+    datasets     Hugging Face datasets, pinned and looked into here; with them and no `corpus`, the default two sources are left out
+
+    Raises SpecError, UnknownTask, TaskNotExpressible, NotFound, ModelNotFound, UnsupportedModel, BrokenArtifact.
+    """
+    checked, wanted = _preset(preset), split_changes(changes or {})
+    _check_kind(architecture, dense, match_loss, tasks, wanted)
+    train = changed(train_spec(checked, architecture), wanted[""])
+    if dense:
+        train = changed(dense_twin(train), wanted[""])  # once more: what was asked for goes before what the twin would choose
+    update = {"tokenizer": resolve_tokenizer(tokenizer) if tokenizer else None, "match_loss": match_loss, "tensorboard": tensorboard}
+    if tokenizer and "vocab_size" in wanted[""]:
+        raise SpecError("vocab_size is that of the tokenizer you give; leave one of the two out")
+    found = tuple(dict.fromkeys(get_task(task).name for task in tasks))
+    if update["tokenizer"] and "@" not in str(update["tokenizer"]):
+        for task in found:
+            express(get_task(task), open_tokenizer(str(update["tokenizer"])))
+    return JobSpec(
+        kind="train",
+        tasks=found,
+        target_loss=target_loss,
+        seed=seed,
+        preset=checked,
+        corpus=_corpus(corpus, datasets, wanted["corpus"]),
+        train=train.model_copy(update=update),
+        prune=changed(prune_spec(preset), wanted["prune"], "prune.") if tasks else None,
+    )
+
+
+def _check_kind(
+    architecture: str, dense: bool, match_loss: float | None, tasks: tuple[str, ...], wanted: dict[str, dict[str, str]]
+) -> None:
     if architecture not in ("sparse_gpt", "gpt2"):
         raise SpecError(f"architecture {architecture!r} is unknown; choose sparse_gpt or gpt2")
-    checked = _preset(preset)
-    return JobSpec(kind="train", seed=seed, preset=checked, corpus=_corpus(corpus), train=train_spec(checked, architecture))
+    if architecture == "gpt2":
+        asked = {"--dense": dense, "--match": match_loss is not None, "--task": bool(tasks)}
+        refused = [option for option, given in asked.items() if given]
+        if refused:
+            raise SpecError(f"{refused[0]} needs architecture sparse_gpt: a gpt2 is an ordinary dense model without a sparse twin")
+    if match_loss is not None and not 0 < match_loss < float("inf"):
+        raise SpecError(f"the loss to match must be a positive number of nats a token, not {match_loss}")
+    sparse = [name for name in wanted[""] if name.startswith("sparsity.") or name == "model.activation_frac"]
+    if dense and sparse:
+        raise SpecError(f"a dense twin has no sparsity; leave out {', '.join(sparse)}")
+    if wanted["prune"] and not tasks:
+        raise SpecError(f"prune.{next(iter(wanted['prune']))} shapes a circuit, and no task is asked for; name one with --task")
+
+
+def train_settings(preset: str = "tiny", architecture: str = "sparse_gpt", dense: bool = False) -> list[Setting]:
+    """Every field that `changes` may name, with the values this request would start from. Raises SpecError."""
+    _check_kind(architecture, dense, None, (), split_changes({}))
+    train = train_spec(_preset(preset), architecture)
+    return settings(dense_twin(train) if dense else train, prune_spec(preset), CorpusSpec())
+
+
+def dataset(reference: str, *, config: str | None = None, revision: str | None = None, **fields: str | int) -> DatasetSpec:
+    """The dataset that 'NAME[:CONFIG][@REVISION]' names: a folder or a hub id. `config` and `revision` hold where it gives none.
+
+    fields   split, text_column, tokens
+    Raises SpecError.
+    """
+    name = reference
+    if not Path(reference).expanduser().is_dir():
+        name, _, own_revision = reference.partition("@")
+        name, _, own_config = name.partition(":")
+        config, revision = own_config or config, own_revision or revision
+    if not name:
+        raise SpecError(f"dataset {reference!r} has no name; write NAME, NAME:CONFIG or NAME:CONFIG@REVISION")
+    return checked_spec(DatasetSpec, {"name": name, "config": config, "revision": revision, **fields})
 
 
 def _preset(name: str) -> Preset:
@@ -55,10 +141,12 @@ def _preset(name: str) -> Preset:
     return cast(Preset, name)
 
 
-def _corpus(sources: tuple[str, ...]) -> CorpusSpec:
-    spec = CorpusSpec()
-    if sources:
-        named = tuple(s if s in ("stdlib", "generated") else str(Path(s).expanduser().resolve()) for s in sources)
-        spec = spec.model_copy(update={"sources": named})
-    check_sources(spec)
-    return spec
+def _corpus(sources: tuple[str, ...], datasets: tuple[DatasetSpec, ...] = (), changes: Mapping[str, str] | None = None) -> CorpusSpec:
+    named = tuple(s if s in ("stdlib", "generated") else str(Path(s).expanduser().resolve()) for s in sources)
+    pinned = tuple(pin_dataset(spec) for spec in datasets)
+    for spec in pinned:
+        check_dataset(spec)
+    start = CorpusSpec(sources=named, datasets=pinned) if named or pinned else CorpusSpec()
+    found = changed(start, changes or {}, "corpus.")
+    check_sources(found)
+    return found

@@ -4,13 +4,14 @@ Shapes everywhere: B sequences, T tokens, D dense width, S sparse width, H heads
 
 A site is a place in a block, a node one channel of it, the same at every token: `1.mlp.post_act.12`. Sites in forward order, per layer:
 attn.act_in, attn.q, attn.k, attn.v, attn.resid_delta, mlp.act_in, mlp.post_act, mlp.resid_delta. Paper: App. A.5.
+In a model with position channels the reads (act_in) have those too, behind the S residual channels.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from extractor.sparse.modeling_sparse_gpt import Site, SparseGPTForCausalLM
 
+# The travelling configuration lists them too: it cannot import this module, and this one must not import torch.
 PLACES = ("attn.act_in", "attn.q", "attn.k", "attn.v", "attn.resid_delta", "mlp.act_in", "mlp.post_act", "mlp.resid_delta")
 
 
@@ -35,29 +37,11 @@ def node_id(site: str, channel: int) -> str:
     return f"{site}.{channel}"
 
 
-@contextmanager
-def gate(model: SparseGPTForCausalLM, replace: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def gate(model: SparseGPTForCausalLM, replace: Mapping[str, Callable[[Tensor], Tensor]]) -> AbstractContextManager[None]:
     """Inside the block the values x (B, T, width) of each named site become replace[site](x)."""
-    modules = sites(model)
-    handles = [modules[name].register_forward_hook(lambda _m, _i, x, fn=fn: fn(x)) for name, fn in replace.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return model.edit(replace)
 
 
-@contextmanager
-def record(model: SparseGPTForCausalLM, names: list[str] | None = None) -> Iterator[dict[str, Tensor]]:
+def record(model: SparseGPTForCausalLM, names: list[str] | None = None) -> AbstractContextManager[dict[str, Tensor]]:
     """Inside the block every forward pass fills the dict with the values (B, T, width) of the named sites (default: all)."""
-    found: dict[str, Tensor] = {}
-    modules = sites(model)
-    handles = [
-        modules[name].register_forward_hook(lambda _m, _i, x, name=name: found.__setitem__(name, x.detach()))
-        for name in names or list(modules)
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+    return model.record(names)

@@ -43,7 +43,7 @@ class CorpusSpec(Spec):
     sources: tuple[str, ...] = ("stdlib", "generated")
     datasets: tuple[DatasetSpec, ...] = ()
     generated_programs: Count = 12_000  # programs of the seeded generator, about 190 tokens each at a vocabulary of 1,024
-    seed: int = 0
+    seed: int = 0  # of the generator of programs
 
     @model_validator(mode="after")
     def _has_text(self) -> CorpusSpec:
@@ -85,7 +85,7 @@ class SparsitySpec(Spec):
 class OptimSpec(Spec):
     """The optimiser and the batches (App. A.2)."""
 
-    steps: Count = 1000
+    steps: Count = 1000  # optimiser steps
     batch: Count = 64  # sequences a step, over all ranks; authors' script: 512
     context: Count = 64  # tokens a sequence; paper: 256
     lr: float = Field(1.28e-2, gt=0)  # peak; authors' script: 1.28e-2 at d_model 1024
@@ -145,19 +145,19 @@ class BridgeSpec(Spec):
 class PruneSpec(Spec):
     """Learned node masks, then the smallest k (Sec. 2.2, App. A.5)."""
 
-    steps: Count = 200
+    steps: Count = 200  # of learning masks
     pairs: Count = 64  # pairs a batch; paper: 64
     lr: float = Field(5e-3, gt=0)  # paper: 3e-3 as the centre of its search
-    beta2: float = 0.95
-    weight_decay: float = 1e-3
+    beta2: float = 0.95  # paper: 0.95, the centre of its search
+    weight_decay: float = 1e-3  # of the masks; paper: 1e-3, the centre of its search
     warmup: float = 0.05  # share of steps
     temperature: float = Field(1.0, gt=0)  # of the sigmoid whose derivative stands in for the Heaviside's
-    init_mean: float = 0.1
-    init_noise: float = 1e-2
+    init_mean: float = 0.1  # where masks start; a node is on while its mask is above 0; paper: 0.1
+    init_noise: float = 1e-2  # standard deviation round it; paper: 1e-2
     k_coefs: tuple[float, ...] = Field((2e-4,), min_length=1)  # one mask set is learned per value, the smallest circuit wins
     select_pairs: Count = 512  # the fixed batch of the bisection
     trial_pairs: Count = 256  # drawn anew for each node that is tried for elimination
-    held_out_pairs: Count = 512
+    held_out_pairs: Count = 512  # on which the result is measured
     margin: float = Field(0.04, ge=0)  # nats; the bisection aims this far below the target, for the held-out split
     necessity: float = Field(0.5, ge=0)  # nats that removing the circuit must cost the full model; 0 (the paper) asks for sufficiency only
     mean_tokens: Count = 32_768  # corpus tokens over which means are measured

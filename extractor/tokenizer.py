@@ -1,4 +1,4 @@
-"""Byte-level BPE: trained on a corpus, kept as an ordinary Hugging Face tokenizer."""
+"""Tokenizers: a byte-level BPE trained on a corpus, or that of another model; kept as an ordinary Hugging Face tokenizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extractor.errors import BrokenArtifact, UnsupportedModel
+from extractor.errors import BrokenArtifact, ModelNotFound, UnsupportedModel
+from extractor.models import BUNDLED, HUB_ID
+from extractor.pinning import commit_of, hub_refusal
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -60,6 +62,56 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except Exception as error:  # tokenizers raises bare Exception
         raise BrokenArtifact(f"the tokenizer in {folder} cannot be read: {error}") from None
     raise UnsupportedModel(f"model folder {folder} has no tokenizer.json (nor vocab.json and merges.txt); save its tokenizer there")
+
+
+def resolve_tokenizer(reference: str) -> str:
+    """The form of a tokenizer reference that goes into a TrainSpec: a bundled model's name, an absolute folder, or 'ID@SHA'.
+
+    Raises ModelNotFound, UnsupportedModel, BrokenArtifact. What is on the hub is looked into by the worker, which downloads it.
+    """
+    if (BUNDLED / reference / "tokenizer.json").is_file() and "/" not in reference:
+        return reference
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        path = path.resolve()
+        path = path / "model" if (path / "model").is_dir() and not (path / "tokenizer.json").is_file() else path
+        open_tokenizer(str(path))
+        return str(path)
+    name, _, revision = reference.partition("@")
+    if path.exists() or reference.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name):
+        raise ModelNotFound(f"tokenizer {reference!r} not found: name a bundled model, the folder of a model, or a hub model")
+    return f"{name}@{commit_of('model', name, revision or None)}"
+
+
+def open_tokenizer(reference: str) -> Tokenizer:
+    """The tokenizer of a reference as `resolve_tokenizer` gives it, with `<|endoftext|>` added where it has none.
+
+    Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
+    """
+    folder = BUNDLED / reference if (BUNDLED / reference).is_dir() and "/" not in reference else Path(reference)
+    if not folder.is_absolute():
+        folder = _download(reference)
+    elif not folder.is_dir():
+        raise ModelNotFound(f"tokenizer folder {folder} is not on this machine")
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.token_to_id(END_OF_TEXT) is None:
+        tokenizer.add_special_tokens([END_OF_TEXT])
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    used, size = max(tokenizer.get_vocab().values()) + 1, tokenizer.get_vocab_size()
+    if used != size:
+        raise UnsupportedModel(f"tokenizer of {reference!r} has {size} entries but ids up to {used - 1}; choose one without gaps")
+    return tokenizer
+
+
+def _download(reference: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = reference.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(TOKENIZER_FILES)))
+    except Exception as error:  # the client raises a wide family; all mean that it is not to be had
+        raise hub_refusal("model", name, revision or None, error) from None
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -10,7 +10,15 @@ import pytest
 from worlds import ROOT, python
 
 OURS = {"extractor", "worker", "tasks"}
-TRAVELLING = ("configuration_sparse_gpt.py", "modeling_sparse_gpt.py", "abs_topk.py", "sink_attention.py")
+TRAVELLING = (
+    "configuration_sparse_gpt.py",
+    "modeling_sparse_gpt.py",
+    "abs_topk.py",
+    "abs_topk_triton.py",
+    "sink_attention.py",
+    "bigram.py",
+    "observing.py",
+)
 
 
 def imports_of(path: Path) -> set[str]:
@@ -51,7 +59,7 @@ def test_the_engine_knows_neither_service_nor_queue_nor_command_line(path: Path)
 
 @pytest.mark.parametrize("name", TRAVELLING)
 def test_the_code_that_travels_with_a_model_stands_alone(name: str):
-    allowed = {"torch", "numpy", "transformers", *sys.stdlib_module_names}
+    allowed = {"torch", "numpy", "transformers", "triton", *sys.stdlib_module_names}
     path = ROOT / "extractor" / "sparse" / name
     assert roots(path) <= allowed
     assert {i for i in imports_of(path) if i.startswith(".")} <= {f".{Path(other).stem}" for other in TRAVELLING}

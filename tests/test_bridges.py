@@ -228,15 +228,15 @@ def plain_path_loss(pair: Coupled, ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         dense_h = residuals(pair.dense, ids)
         log_p = pair.dense.unembed(dense_h[-1]).log_softmax(-1)
-    mask = pair.sparse.causal_mask(ids.shape[1])
+    context = pair.sparse.context(ids.shape[1])
     sparse_h = [pair.sparse.embed(ids)]
     for index in range(4):
-        sparse_h.append(pair.sparse.sublayer(index, sparse_h[-1], mask))
+        sparse_h.append(pair.sparse.sublayer(index, sparse_h[-1], context))
     total = torch.zeros(())
     for start, site in enumerate(pair.sites):
         h, d = site.encode(dense_h[start]), site.decode(sparse_h[start])
         for index in range(start, 4):
-            h, d = pair.sparse.sublayer(index, h, mask), pair.dense.sublayer(index, d, pair.dense.mask(d))
+            h, d = pair.sparse.sublayer(index, h, context), pair.dense.sublayer(index, d, pair.dense.mask(d))
         for logits in (pair.sparse.unembed(h, ids), pair.dense.unembed(d)):
             total = total + functional.kl_div(logits.log_softmax(-1), log_p, reduction="none", log_target=True).sum(-1).mean()
     return total

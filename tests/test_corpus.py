@@ -11,10 +11,14 @@ import pytest
 import torch
 from worlds import CORPUS
 
-from extractor.corpus import _is_held_out, build_corpus, check_sources, documents
-from extractor.errors import SpecError
+from extractor import corpus as corpus_module
+from extractor.corpus import Corpus, build_corpus, check_sources, corpus_for, documents
+from extractor.errors import BrokenArtifact, SpecError
 from extractor.programs import programs
-from extractor.specs import CorpusSpec
+from extractor.progress import Progress, Stopped
+from extractor.shards import is_held_out
+from extractor.specs import CorpusSpec, TrainSpec
+from extractor.tokenizer import open_tokenizer, resolve_tokenizer, train_tokenizer
 
 
 def of(*sources: Path | str) -> CorpusSpec:
@@ -46,7 +50,7 @@ def test_a_batch_holds_windows_of_the_training_tokens(corpus):
 
 def test_held_out_documents_are_never_trained_on(corpus, tokenizer):
     kept = list(programs(CORPUS.generated_programs, CORPUS.seed))
-    held = [text for text in kept if _is_held_out(text)]
+    held = [text for text in kept if is_held_out(text)]
     assert held
     assert len(held) < len(kept) / 10
     end = tokenizer.token_to_id("<|endoftext|>")
@@ -55,7 +59,7 @@ def test_held_out_documents_are_never_trained_on(corpus, tokenizer):
         return [i for text in documents for i in [*tokenizer.encode(text).ids, end]]
 
     train = np.concatenate([shard for source in corpus.train for shard in source])
-    assert train.tolist() == stream([text for text in kept if not _is_held_out(text)])
+    assert train.tolist() == stream([text for text in kept if not is_held_out(text)])
     assert corpus.held_out[0].tolist() == stream(held)
 
 
@@ -134,6 +138,107 @@ def test_bigrams_are_counted_by_hand(tokenizer, tmp_path: Path):
     for pair in set(pairs):
         assert counts[pair] == pytest.approx(pairs.count(pair) * len(ids) / len(pairs))
     assert counts.sum() == pytest.approx(len(ids))
+
+
+def plain_batch(sources: list[list[np.ndarray]], seed: int, step: int, rows: int, context: int) -> np.ndarray:
+    """A batch as it is defined: for each row a source, then one of all its windows."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, step]))
+    usable = [[shard for shard in source if len(shard) > context] for source in sources]
+    usable = [source for source in usable if source]
+    out = []
+    for _ in range(rows):
+        source = usable[rng.integers(len(usable))]
+        windows = [shard[i : i + context] for shard in source for i in range(len(shard) - context)]
+        out.append(windows[int(rng.integers(len(windows)))])
+    return np.stack(out).astype(np.int64)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Corpus:
+    """Three sources in twelve shards of uneven length, the shortest no longer than a context; one source is shorter still."""
+    rng = np.random.default_rng(0)
+    lengths = [[40, 300, 9, 77, 500, 24], [8], [90, 24, 25, 26, 31]]
+    facts = []
+    for index, source in enumerate(lengths):
+        names = [f"{index}-{n}.npy" for n in range(len(source))]
+        for name, length in zip(names, source, strict=True):
+            np.save(tmp_path / name, rng.integers(0, 30, length).astype(np.uint16))
+        facts.append({"train": names, "held_out": names[0]})
+    (tmp_path / "corpus.json").write_text(json.dumps({"sources": facts}))
+    return Corpus(tmp_path)
+
+
+@pytest.mark.parametrize(("seed", "step", "context"), [(0, 0, 24), (3, 7, 24), (3, 8, 8), (1, 100, 200)])
+def test_a_batch_over_many_shards_is_that_of_the_plain_definition(many: Corpus, seed: int, step: int, context: int):
+    assert np.array_equal(many.batch(seed, step, 40, context).numpy(), plain_batch(many.train, seed, step, 40, context))
+
+
+def test_a_batch_is_known_by_its_numbers(many: Corpus):
+    """Seeds and windows are part of every result; these were drawn by the first version of this code."""
+    assert many.batch(5, 11, 2, 8).tolist() == [[18, 26, 11, 12, 16, 16, 29, 5], [19, 12, 9, 17, 29, 3, 8, 28]]
+
+
+@pytest.mark.parametrize("cuts", [(0, 40), (0, 7, 8, 40), (0, 10, 20, 30, 40), (0, 0, 40)])
+def test_slices_of_a_batch_make_up_the_batch(many: Corpus, cuts: tuple[int, ...]):
+    slices = [many.batch_rows(3, 7, 40, 24, start, stop) for start, stop in itertools.pairwise(cuts)]
+    assert [len(s) for s in slices] == [stop - start for start, stop in itertools.pairwise(cuts)]
+    assert torch.equal(torch.cat(slices), many.batch(3, 7, 40, 24))
+
+
+@pytest.mark.parametrize("counted_at_once", [1 << 22, 10, 1])
+def test_bigram_triples_are_the_entries_of_the_counts(many: Corpus, monkeypatch: pytest.MonkeyPatch, counted_at_once: int):
+    monkeypatch.setattr(corpus_module, "COUNTED_TOKENS", counted_at_once)
+    rows, columns, counts = many.bigram_triples(30)
+    dense = many.bigram_counts(30)
+    assert np.array_equal(np.stack([rows, columns]), np.stack(dense.nonzero()))
+    assert np.array_equal(counts, dense[rows, columns])
+    assert counts.sum() == pytest.approx(many.tokens)
+
+
+def test_a_given_tokenizer_is_taken_and_a_trained_one_is_kept(gpt2_folder: Path, tokenizer, cache: Path):
+    spec = CorpusSpec(sources=("generated",), generated_programs=30)
+    given, corpus = corpus_for(spec, TrainSpec(tokenizer=str(gpt2_folder)))
+    assert given.get_vocab() == tokenizer.get_vocab()
+    assert corpus.held_out[0].dtype == np.uint16
+    trained, _ = corpus_for(spec, TrainSpec(vocab_size=290))
+    assert trained.to_str() == train_tokenizer(programs(30, 0), 290).to_str()
+    kept = sorted((cache / "tokenizers").glob("*.json"))
+    again, _ = corpus_for(spec, TrainSpec(vocab_size=290))
+    assert again.to_str() == trained.to_str()
+    assert sorted((cache / "tokenizers").glob("*.json")) == kept
+
+
+def test_a_tokenizer_without_an_end_of_text_is_given_one(tmp_path: Path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.add_tokens(list("abc"))
+    plain.save(str(tmp_path / "tokenizer.json"))
+    opened = open_tokenizer(resolve_tokenizer(str(tmp_path)))
+    assert opened.token_to_id("<|endoftext|>") == 3
+    assert opened.get_vocab_size() == 4
+
+
+def test_a_damaged_cache_is_one_line(tokenizer, tmp_path: Path):
+    spec = CorpusSpec(sources=("generated",), generated_programs=20)
+    build_corpus(spec, tokenizer, tmp_path)
+    next(tmp_path.rglob("0-train-*.npy")).write_bytes(b"\x93NUMPY")
+    with pytest.raises(BrokenArtifact, match="delete that folder and run again"):
+        build_corpus(spec, tokenizer, tmp_path)
+
+
+def test_a_stop_leaves_no_half_corpus(tokenizer, tmp_path: Path):
+    with pytest.raises(Stopped):
+        build_corpus(
+            CorpusSpec(sources=("generated",), generated_programs=20), tokenizer, tmp_path, progress=Progress(should_stop=lambda: True)
+        )
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_halves_of_surrogate_pairs_do_no_harm(tokenizer, tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one \\ud800 two"}\n')
+    assert texts(tmp_path / "a.jsonl") == ["one ? two"]
 
 
 def refused(source: Path | str) -> str:

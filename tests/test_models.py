@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from local_hub import LocalHub, Repository, hub_environment, serve
 from worlds import python
 
 from extractor.errors import BrokenArtifact, ModelNotFound, UnsupportedModel
@@ -176,71 +174,14 @@ def test_code_beside_a_model_is_never_run(copy: Path):
     assert type(load_dense(open_model(str(copy)))).__name__ == "GPT2LMHeadModel"
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a model download needs: repository info and files with their etags, all at one commit."""
-
-    repositories: dict[str, dict[str, bytes]] = {}  # noqa: RUF012 - set by the fixture
-    fetched: list[str] = []  # noqa: RUF012
-
-    def log_message(self, *_) -> None:
-        pass
-
-    def answer(self, code: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(code)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0].strip("/")
-        if path.startswith("api/models/"):
-            name, _, rest = path.removeprefix("api/models/").partition("/revision/")
-            return self.tree(name.partition("/tree/")[0]) if "/tree/" in name else self.info(name, rest)
-        name, _, rest = path.partition("/resolve/")
-        revision, _, file = rest.partition("/")
-        content = self.repositories.get(name, {}).get(file)
-        if content is None or revision not in (SHA, "main"):
-            return self.answer(404, X_Error_Code="EntryNotFound")
-        if self.command == "GET":
-            self.fetched.append(file)
-        self.answer(200, content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', X_Repo_Commit=SHA)
-
-    def info(self, name: str, revision: str) -> None:
-        if name == "some/gated":
-            return self.answer(403, b"{}", X_Error_Code="GatedRepo")
-        if name not in self.repositories:
-            return self.answer(404, b'{"error": "Repository not found"}', X_Error_Code="RepoNotFound")
-        if revision not in ("", "main", SHA):
-            return self.answer(404, b'{"error": "Revision not found"}', X_Error_Code="RevisionNotFound")
-        files = [{"rfilename": file} for file in self.repositories[name]]
-        self.answer(200, json.dumps({"id": name, "sha": SHA, "siblings": files}).encode(), Content_Type="application/json")
-
-    def tree(self, name: str) -> None:
-        if name not in self.repositories:
-            return self.answer(404, b'{"error": "Repository not found"}', X_Error_Code="RepoNotFound")
-        files = [
-            {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-            for file, content in self.repositories[name].items()
-        ]
-        self.answer(200, json.dumps(files).encode(), Content_Type="application/json")
-
-    do_HEAD = do_GET
-
-
 @pytest.fixture(scope="module")
-def hub(gpt2_folder: Path) -> Iterator[str]:
+def hub(gpt2_folder: Path) -> Iterator[LocalHub]:
     files = {path.name: path.read_bytes() for path in gpt2_folder.iterdir()}
-    whole = files | {"pytorch_model.bin": b"pickled", "run_me.py": b"raise SystemExit", "README.md": b"# tiny"}
-    Hub.repositories = {"some/tiny": whole, "tiny": whole, "some/pickled": {"config.json": b"{}", "pytorch_model.bin": b"x"}}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    whole = Repository({SHA: files | {"pytorch_model.bin": b"pickled", "run_me.py": b"raise SystemExit", "README.md": b"# tiny"}})
+    pickled = Repository({SHA: {"config.json": b"{}", "pytorch_model.bin": b"x"}})
+    models = {"some/tiny": whole, "tiny": whole, "some/pickled": pickled, "some/gated": Repository({}, gated=True)}
+    with serve(LocalHub(models=models)) as served:
+        yield served
 
 
 ASK = """
@@ -263,13 +204,9 @@ def ask(endpoint: str, home: Path, *references: str) -> list[list[str]]:
     return found
 
 
-def hub_environment(endpoint: str, home: Path) -> dict[str, str]:
-    return {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "", "HF_HUB_DISABLE_XET": "1"}
-
-
-def test_hub_references_are_pinned_or_refused_in_one_line(hub: str, tmp_path: Path):
+def test_hub_references_are_pinned_or_refused_in_one_line(hub: LocalHub, tmp_path: Path):
     references = ("some/tiny", "some/tiny@main", f"some/tiny@{SHA}", "tiny", "some/tiny@v9", "some/pickled", "some/nothing", "some/gated")
-    found = ask(hub, tmp_path, *references)
+    found = ask(hub.endpoint, tmp_path, *references)
     assert found[:4] == [["resolved", f"{name}@{SHA}"] for name in ("some/tiny", "some/tiny", "some/tiny", "tiny")]
     assert found[4] == ["ModelNotFound", "hub model 'some/tiny' has no such revision"]
     assert found[5][0] == "UnsupportedModel"
@@ -286,24 +223,24 @@ def test_an_unreachable_hub_is_one_line(tmp_path: Path):
     assert "the hub cannot be reached" in text
 
 
-def test_a_pinned_model_is_downloaded_without_its_pickles_and_code(hub: str, tmp_path: Path, gpt2_folder: Path):
-    Hub.fetched.clear()
+def test_a_pinned_model_is_downloaded_without_its_pickles_and_code(hub: LocalHub, tmp_path: Path, gpt2_folder: Path):
+    hub.fetched.clear()
     out = python(
         "import sys\nfrom extractor.models import open_model\nsource = open_model(sys.argv[1])\nprint(source.model_type, source.path)",
         f"some/tiny@{SHA}",
-        env=hub_environment(hub, tmp_path),
+        env=hub.environment(tmp_path),
     )
     kind, path = out.split()
     assert kind == "gpt2"
     assert SHA in path
-    fetched = set(Hub.fetched)
+    fetched = {file for _, file in hub.fetched}
     assert fetched == {p.name for p in gpt2_folder.iterdir()}
     assert (Path(path) / "model.safetensors").read_bytes() == (gpt2_folder / "model.safetensors").read_bytes()
 
 
-def test_a_download_that_fails_is_not_found(hub: str, tmp_path: Path):
+def test_a_download_that_fails_is_not_found(hub: LocalHub, tmp_path: Path):
     code = (
         "import sys\nfrom extractor.errors import ModelNotFound\nfrom extractor.models import open_model\n"
         "try:\n    open_model(sys.argv[1])\nexcept ModelNotFound as error:\n    print(str(error))"
     )
-    assert "not on the hub" in python(code, f"some/nothing@{SHA}", env=hub_environment(hub, tmp_path))
+    assert "not on the hub" in python(code, f"some/nothing@{SHA}", env=hub.environment(tmp_path))

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_arrows import TRAVELLING
 from worlds import ROOT
 
 from extractor import artifacts
 from extractor.circuit import Circuit, count_edges
-from extractor.errors import BrokenArtifact, ModelNotFound, OutputError, TaskNotExpressible
+from extractor.errors import BrokenArtifact, ModelNotFound, OutputError, TaskNotExpressible, UnknownTask, UnsupportedModel
 from extractor.pipeline import run_job
 from extractor.progress import Progress, Stopped
 from extractor.specs import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, TrainSpec
@@ -29,7 +30,7 @@ SHAPE = SparseModelSpec(n_layer=1, d_model=32, d_head=8, mlp_ratio=2, n_ctx=32, 
 BRIDGE = BridgeSpec(
     model=SHAPE,
     sparsity=SparsitySpec(weight_frac=0.5, embedding_frac=0.5, bias_frac=0.5),
-    optim=OptimSpec(steps=100, batch=64, context=8, lr=0.2, warmup=0.05),
+    optim=OptimSpec(steps=160, batch=64, context=8, lr=0.06, eps=0.01, warmup=0.05),
     nmse_coef=0.05,
     kl_to_sparse_coef=0.05,
     kl_to_dense_coef=0.05,
@@ -130,6 +131,7 @@ def test_a_train_job_leaves_a_model_its_card_and_its_numbers(dense: Path):
         "model",
         "seed",
         "parameters",
+        "nonzeros",
         "nonzero_share",
         "corpus_tokens",
         "trained_tokens",
@@ -156,7 +158,7 @@ def test_a_train_jobs_numbers_are_those_of_its_model(dense: Path, loops: CorpusS
 
 
 def test_a_circuit_job_leaves_exactly_the_documented_files(result: Path):
-    model = "config.json generation_config.json model.safetensors configuration_sparse_gpt.py modeling_sparse_gpt.py".split()
+    model = ["config.json", "generation_config.json", "model.safetensors", *TRAVELLING]
     model += "faithfulness.json tokenizer.json tokenizer_config.json".split()
     bridges = "README.md adapter_config.json adapter_model.safetensors".split()
     circuit = "circuit.json circuit.svg circuit.png report.html result.json means.safetensors held_out.safetensors".split()
@@ -272,7 +274,7 @@ def test_the_stages_are_told_in_order(result: Path, events: list[dict]):
     ]
     assert set(numbers_of(result)["seconds"]) >= {"corpus", "bridge", "prune", "validate"}
     log = [json.loads(line) for line in (result / "metrics.jsonl").read_text().splitlines()]
-    assert [e["stage"] for e in log] == ["bridge"] * 100 + ["prune0"] * 40
+    assert [e["stage"] for e in log] == ["bridge"] * BRIDGE.optim.steps + ["prune0"] * 40
 
 
 def test_the_bridges_open_around_the_dense_model_they_were_made_for(result: Path, dense: Path):
@@ -417,7 +419,7 @@ def test_a_sparse_train_job_leaves_a_model_that_can_be_pruned(sparse_train: JobS
     numbers = json.loads((tmp_path / "sparse" / "result.json").read_text())
     assert numbers["nonzero_share"] < 0.7
     card = (tmp_path / "sparse" / "model" / "README.md").read_text()
-    assert "extract train --architecture sparse_gpt" in card
+    assert "extract run spec.json" in card
     assert "import extractor.sparse" in card
     prune = PRUNE.model_copy(update={"steps": 2})
     run_job(circuit_spec(tmp_path / "sparse", loops, prune=prune), tmp_path / "out", threads=1)
@@ -432,6 +434,151 @@ def test_a_stopped_train_job_ends_in_the_same_bytes(sparse_train: JobSpec, tmp_p
     run_job(sparse_train, tmp_path / "stopped", threads=1)
     for name in files_of(tmp_path / "calm"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def trained_and_pruned(loops: CorpusSpec) -> JobSpec:
+    """A sparse model of loop headers, and its circuits: for a task that it can do, and for one that its tokenizer cannot ask."""
+    optim = OptimSpec(steps=150, batch=64, context=8, lr=0.02, eps=1e-8, warmup=0.05)
+    train = TrainSpec(vocab_size=400, model=SHAPE, sparsity=BRIDGE.sparsity, optim=optim)
+    return JobSpec(kind="train", tasks=("bracket_counting", TASK), target_loss=0.6, corpus=loops, train=train, prune=PRUNE)
+
+
+@pytest.fixture(scope="module")
+def both(trained_and_pruned: JobSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    """Its result, and what it told."""
+    told: list[dict] = []
+    out = tmp_path_factory.mktemp("both") / "result"
+    run_job(trained_and_pruned, out, Progress(told.append), threads=1)
+    return out, told
+
+
+def test_a_train_job_with_tasks_leaves_their_circuits_and_says_of_each_how_it_went(both: tuple[Path, list[dict]]):
+    out, _ = both
+    artifacts.verify_manifest(out)
+    numbers = json.loads((out / "result.json").read_text())
+    refused, found = numbers["circuits"]["bracket_counting"], numbers["circuits"][TASK]
+    assert refused["nodes"] is refused["edges"] is refused["loss"] is None
+    assert refused["meets_target"] is False
+    assert "cannot be asked under this tokenizer" in refused["why"]
+    assert not (out / "circuits" / "bracket_counting").exists()
+    own = numbers_of(out)
+    assert (found["nodes"], found["edges"]) == (own["circuit"]["nodes"], own["circuit"]["edges"])
+    assert (found["loss"], found["full_loss"]) == (own["loss"]["circuit"], own["loss"]["full"])
+    assert found["meets_target"] is own["meets_target"] is True
+    assert found["why"] is None
+    assert set(own["seconds"]) == {"corpus", "train", "prune", "validate"}
+    assert numbers["held_out_loss"] < math.log(400) - 2
+
+
+def test_the_stages_of_a_train_job_name_the_task_they_are_for(both: tuple[Path, list[dict]]):
+    out, told = both
+    stages = [(e["stage"], e["index"], e["of"]) for e in told if e["event"] == "stage"]
+    # 3 to 5 belong to the task that could not be asked.
+    after = [(f"{name} {TASK}", number, 8) for number, name in enumerate(("prune", "validate", "report"), 6)]
+    assert stages == [("corpus", 1, 8), ("train", 2, 8), *after]
+    log = [json.loads(line)["stage"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert log == ["train"] * 150 + [f"prune0 {TASK}"] * 40
+
+
+def test_a_circuit_of_a_train_job_is_the_one_that_its_model_alone_would_have_given(both: tuple[Path, list[dict]], loops, tmp_path: Path):
+    out, _ = both
+    run_job(circuit_spec(out / "model", loops), tmp_path / "out", threads=1)
+    one, two = json.loads(circuit_bytes(out)), json.loads(circuit_bytes(tmp_path / "out"))
+    assert one.pop("model") == "sparse GPT of width 32"
+    assert two.pop("model") == str(out / "model")
+    assert one == two
+
+
+def test_a_train_job_stopped_in_training_and_in_pruning_ends_in_the_same_bytes(both, trained_and_pruned: JobSpec, tmp_path: Path):
+    calm, out = both[0], tmp_path / "stopped"
+    for stage, after in (("train", 30), (f"prune {TASK}", 9), (f"prune {TASK}", 33), (f"validate {TASK}", 0)):
+        with pytest.raises(Stopped):
+            run_job(trained_and_pruned, out, stop_in(stage, after), threads=1)
+        assert not (out / "manifest.json").exists()
+    run_job(trained_and_pruned, out, threads=1)
+    assert files_of(out) == files_of(calm)
+    timed = {f"circuits/{TASK}/result.json", f"circuits/{TASK}/report.html", "manifest.json"}
+    for name in files_of(calm) - timed:
+        assert (out / name).read_bytes() == (calm / name).read_bytes(), name
+    first, second = numbers_of(calm), numbers_of(out)
+    first.pop("seconds"), second.pop("seconds")
+    assert first == second
+
+
+def test_a_circuit_that_an_earlier_attempt_left_is_not_made_again(both, trained_and_pruned: JobSpec, tmp_path: Path):
+    import shutil
+
+    copy = Path(shutil.copytree(both[0], tmp_path / "copy"))
+    (copy / "manifest.json").unlink()
+    told: list[dict] = []
+    run_job(trained_and_pruned, copy, Progress(told.append), threads=1)
+    assert [e["stage"] for e in told if e["event"] == "stage"] == ["corpus"]
+    assert (copy / "manifest.json").read_bytes() == (both[0] / "manifest.json").read_bytes()
+
+
+def test_a_circuit_too_large_to_look_at_is_left_without_a_picture(both, trained_and_pruned: JobSpec, tmp_path: Path, monkeypatch):
+    import shutil
+
+    out = Path(shutil.copytree(both[0], tmp_path / "copy"))
+    (out / "manifest.json").unlink()
+    shutil.rmtree(out / "circuits")
+    monkeypatch.setattr("extractor.extraction.MOST_DRAWN", 3)
+    run_job(trained_and_pruned, out, threads=1)
+    left = {p.name for p in (out / "circuits" / TASK).iterdir()}
+    assert left == {"circuit.json", "result.json", "means.safetensors", "held_out.safetensors"}
+    assert circuit_bytes(out) == circuit_bytes(both[0])
+
+
+def test_circuits_of_a_model_that_cannot_be_pruned_are_refused_before_any_training(trained_and_pruned: JobSpec, tmp_path: Path):
+    assert trained_and_pruned.train is not None
+    train = trained_and_pruned.train.model_copy(update={"architecture": "gpt2"})
+    with pytest.raises(UnsupportedModel, match="this job trains a gpt2"):
+        run_job(trained_and_pruned.model_copy(update={"train": train}), tmp_path / "out", threads=1)
+    with pytest.raises(UnknownTask, match="quote_open"):
+        run_job(trained_and_pruned.model_copy(update={"tasks": (TASK, "quote_open")}), tmp_path / "out", threads=1)
+    assert not (tmp_path / "out").exists()
+
+
+def matching(sparse_train: JobSpec, loss: float) -> JobSpec:
+    assert sparse_train.train is not None
+    optim = sparse_train.train.optim.model_copy(update={"steps": 60, "batch": 32})
+    return sparse_train.model_copy(update={"train": sparse_train.train.model_copy(update={"match_loss": loss, "optim": optim})})
+
+
+def test_a_train_job_that_matches_a_loss_keeps_the_width_that_does_and_the_curve(sparse_train: JobSpec, tmp_path: Path):
+    spec = matching(sparse_train, 4.2)
+    run_job(spec, tmp_path / "calm", threads=1)
+    numbers = json.loads((tmp_path / "calm" / "result.json").read_text())
+    match = numbers["match"]
+    kept = next(c for c in match["curve"] if c["d_model"] == match["d_model"])
+    assert {name: numbers[name] for name in ("parameters", "nonzeros", "held_out_loss")} == {
+        k: v for k, v in kept.items() if k != "d_model"
+    }
+    assert json.loads((tmp_path / "calm" / "model" / "config.json").read_text())["d_model"] == match["d_model"]
+    assert match["reached"] is (kept["held_out_loss"] <= 4.2)
+    assert 32 in {c["d_model"] for c in match["curve"]}
+    assert len(match["curve"]) >= 2
+
+    told: list[dict] = []
+    stopping = stop_in(f"train width {match['curve'][-1]['d_model']}", 20)
+    with pytest.raises(Stopped):
+        run_job(spec, tmp_path / "stopped", stopping, threads=1)
+    before = {p.name for p in (tmp_path / "stopped" / ".work").glob("width-*") if (p / "model").is_dir()}
+    run_job(spec, tmp_path / "stopped", Progress(told.append), threads=1)
+    again = {e["stage"].replace("train width ", "width-") for e in told if e["event"] == "stage"} - {"corpus"}
+    assert not before & again
+    for name in files_of(tmp_path / "calm"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes(), name
+
+
+def test_a_loss_out_of_reach_is_said_so_and_the_closest_width_is_kept(sparse_train: JobSpec, tmp_path: Path):
+    run_job(matching(sparse_train, 0.01), tmp_path / "out", threads=1)
+    match = json.loads((tmp_path / "out" / "result.json").read_text())["match"]
+    assert [c["d_model"] for c in match["curve"]] == [32, 64, 128]
+    assert match["reached"] is False
+    assert match["d_model"] == min(match["curve"], key=lambda c: c["held_out_loss"])["d_model"]
+    assert "0.01 nats is out of reach" in match["why"]
 
 
 def test_a_disk_that_fills_up_is_one_line_and_the_job_can_go_on(sparse_train: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from worlds import CORPUS, VOCABULARY
 
 from extractor.sparse import train as sparse_training
-from extractor.sparse.projection import constraints, keep_mask, nonzeros, project
+from extractor.sparse.projection import Constraint, Projector, constraints, keep_mask, nonzeros, project, project_together
 from extractor.sparse.schedule import annealed_fraction, sharkfin
 from extractor.sparse.train import SparseOptimizer, fill_bigram, new_sparse_gpt, scale_gradients, train_sparse
 from extractor.specs import OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
@@ -101,6 +101,129 @@ def test_the_mask_is_the_strongest_per_neuron_and_then_the_strongest_of_the_rest
     twin = protected | {(r, c) for _, r, c in rest[: kept - len(protected)]}
     mask = keep_mask(weight, kept, axis, least)
     assert {tuple(place) for place in mask.nonzero().tolist()} == twin
+
+
+def test_equal_magnitudes_are_kept_in_order_and_the_number_is_exact():
+    weight = torch.tensor([[1.0, -1.0, 1.0, 0.5], [-1.0, 1.0, 1.0, 2.0]])
+    assert keep_mask(weight, 3, None, 0).tolist() == [[True, True, False, False], [False, False, False, True]]
+    assert keep_mask(weight, 3, 1, 1).tolist() == [[True, True, False, False], [False, False, False, True]]
+    assert keep_mask(weight, 5, 0, 1).tolist() == [[True, True, True, False], [True, False, False, True]]
+
+
+def weights_like_a_trainings(kind: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Random weights: plain, of few distinct magnitudes, mostly zero, or with weak and dead neurons on both sides."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(shape, generator=generator)
+    if kind == "ties":
+        return weight.mul(3).round()
+    if kind == "zeros":
+        return weight * (torch.rand(shape, generator=generator) < 0.03)
+    if kind == "weak neurons" and len(shape) == 2:
+        weight[:: shape[0] // 5 + 1] *= 1e-3
+        weight[:, :: shape[1] // 4 + 1] *= 1e-4
+        weight[0] = 0
+    return weight
+
+
+def plainly(item: Constraint, fraction: float, least: int) -> torch.Tensor:
+    return item.tensor * keep_mask(item.tensor, item.kept(fraction, least), item.neuron_axis, least)
+
+
+KINDS = ["normal", "ties", "zeros", "weak neurons"]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    rows=st.integers(1, 300),
+    columns=st.integers(1, 300),
+    axis=st.sampled_from([None, 0, 1]),
+    fractions=st.lists(st.floats(0.0005, 0.9999), min_size=1, max_size=4),
+    least=st.integers(0, 6),
+    move=st.sampled_from([0.0, 1e-3, 0.3]),
+    seed=st.integers(0, 999),
+)
+def test_the_projector_equals_the_plain_mask_from_cold_and_from_warm(kind, rows, columns, axis, fractions, least, move, seed):
+    shape = (rows,) if axis is None and columns == 1 else (rows, columns)
+    tensor = weights_like_a_trainings(kind, shape, seed)
+    warm = None
+    for turn, fraction in enumerate(fractions):
+        tensor = tensor + move * weights_like_a_trainings(kind, shape, seed + turn + 1)
+        item = Constraint("w", tensor, fraction, axis)
+        twin = plainly(item, fraction, least)
+        cold = Projector([Constraint("w", tensor.clone(), fraction, axis)], SparsitySpec(min_per_neuron=least))
+        warm = warm or Projector([item], SparsitySpec(min_per_neuron=least))
+        warm.constrained = [item]
+        together = tensor.clone()
+        for projector in (cold, warm):
+            projector.project(99, 100)
+            assert torch.equal(projector.constrained[0].tensor, twin)
+        if item.kept(fraction, least) < tensor.numel():
+            project_together([together], [item.kept(fraction, least)], axis, least)
+            assert torch.equal(together, twin)
+
+
+@pytest.mark.parametrize("weight_frac", [0.05, 0.01])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_model_projected_step_by_step_equals_its_plain_twin(weight_frac: float, threads: int):
+    sparsity = SPARSITY.model_copy(update={"weight_frac": weight_frac})
+    shape = SHAPE.model_copy(update={"d_model": 128, "d_head": 16, "mlp_ratio": 4})
+    fast, plain = (new_sparse_gpt(shape, 1, 200, 0) for _ in range(2))
+    projector, twin = Projector(constraints(fast, sparsity), sparsity), constraints(plain, sparsity)
+    torch_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for step in (0, 5, 6, 7, 20, 48, 49, 50, 51, 90):
+            generator = torch.Generator().manual_seed(step)
+            for one, two in zip(projector.constrained, twin, strict=True):
+                noise = torch.randn(one.tensor.shape, generator=generator)
+                with torch.no_grad():
+                    one.tensor.add_(noise, alpha=1e-2), two.tensor.add_(noise, alpha=1e-2)
+            projector.project(step, 100)
+            project(twin, step, 100, sparsity)
+            for one, two in zip(projector.constrained, twin, strict=True):
+                assert torch.equal(one.tensor, two.tensor), (one.name, step)
+    finally:
+        torch.set_num_threads(torch_threads)
+    assert nonzeros(fast, sparsity) == {item.name: item.kept(item.target, 4) for item in twin}
+
+
+def test_a_wrong_warm_start_costs_time_only():
+    weight = weights_like_a_trainings("weak neurons", (200, 150), 0)
+    item = Constraint("w", weight.clone(), 0.1, 1)
+    projector = Projector([item], SPARSITY)
+    for bracket in ((0, 0), (0x7FFFFFFF, 0x7FFFFFFF), (1 << 29, -(1 << 31)), (0x3F800000, 5)):
+        item.tensor.copy_(weight)
+        projector._brackets["w"] = bracket
+        projector.project(99, 100)
+        assert torch.equal(item.tensor, weight * keep_mask(weight, item.kept(0.1, 4), 1, 4))
+
+
+def test_a_group_of_tensors_is_projected_at_once():
+    weights = [weights_like_a_trainings(kind, (40, 30), seed) for seed, kind in enumerate(KINDS)]
+    kept = [160, 200, 333, 1000]
+    for axis in (None, 0, 1):
+        group = [w.clone() for w in weights]
+        project_together(group, kept, axis, 4)
+        for done, weight, count in zip(group, weights, kept, strict=True):
+            assert torch.equal(done, weight * keep_mask(weight, count, axis, 4))
+
+
+def test_other_layouts_and_types_take_the_plain_path():
+    for weight in (torch.randn(30, 40).T, torch.randn(40, 30, dtype=torch.float64)):
+        item = Constraint("w", weight.clone(), 0.2, 0)
+        Projector([item], SPARSITY).project(99, 100)
+        assert torch.equal(item.tensor, weight * keep_mask(weight, item.kept(0.2, 4), 0, 4))
+
+
+@pytest.mark.gpu
+def test_the_projector_on_a_gpu_equals_the_plain_mask():
+    weights = [weights_like_a_trainings(kind, (700, 500), seed) for seed, kind in enumerate(KINDS)]
+    for axis in (None, 0, 1):
+        items = [Constraint(str(i), w.to("cuda"), 0.02, axis) for i, w in enumerate(weights)]
+        Projector(items, SPARSITY).project(99, 100)
+        for item, weight in zip(items, weights, strict=True):
+            assert torch.equal(item.tensor.cpu(), weight * keep_mask(weight, item.kept(0.02, 4), axis, 4))
 
 
 def test_the_annealed_fraction_by_hand():

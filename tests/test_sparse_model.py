@@ -15,7 +15,7 @@ from worlds import python
 import extractor.sparse  # noqa: F401 - registers the architecture
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
 from extractor.sparse.abs_topk import abs_topk, abs_topk_mask
-from extractor.sparse.modeling_sparse_gpt import Attention, RMSNorm
+from extractor.sparse.modeling_sparse_gpt import Attention, Context, RMSNorm
 
 
 def small_model(seed: int = 0, **changes) -> SparseGPTForCausalLM:
@@ -99,7 +99,7 @@ def test_attention_with_a_sink_by_hand():
     one, two = math.exp(1 / math.sqrt(2)), math.exp(math.sqrt(2))
     first = [2 * one / (one + 3), 0.5]
     second = [2 * (one + two) / (one + two + 3), 2 * two / (one + two + 3) + 0.5]
-    assert torch.allclose(attention(x, mask)[0], torch.tensor([first, second]), atol=1e-6)
+    assert torch.allclose(attention(x, Context(mask))[0], torch.tensor([first, second]), atol=1e-6)
 
 
 def test_attention_without_a_sink_sums_to_one():
@@ -111,7 +111,7 @@ def test_attention_without_a_sink_sums_to_one():
         attention.c_proj.weight.copy_(torch.eye(2))
         attention.c_proj.bias.zero_()
     assert attention.sink_logit is None
-    out = attention(torch.randn(1, 3, 2), torch.zeros(3, 3))
+    out = attention(torch.randn(1, 3, 2), Context(torch.zeros(3, 3)))
     assert torch.allclose(out, torch.tensor([7.0, -3.0]).expand(1, 3, 2), atol=1e-6)
 
 
@@ -137,9 +137,9 @@ def test_sinks_and_bigram_are_parts_one_can_leave_out(sinks: bool, bigram: str):
 
 def test_the_list_of_sublayers_is_the_forward_pass():
     model, ids = small_model(), tokens()
-    h, mask = model.embed(ids), model.causal_mask(ids.shape[1])
+    h, context = model.embed(ids), model.context(ids.shape[1])
     for index in range(model.n_sublayers):
-        h = model.sublayer(index, h, mask)
+        h = model.sublayer(index, h, context)
     assert model.n_sublayers == 4
     assert torch.equal(model.unembed(h, ids), model(input_ids=ids).logits)
 

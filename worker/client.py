@@ -84,6 +84,23 @@ def submit(service: Service, spec: JobSpec, job: str | None = None, priority: st
     return wanted
 
 
+def submit_again(service: Service, spec: JobSpec, job: str, priority: str = "normal") -> str:
+    """Queue a job that failed or was cancelled once more, under its own id: the engine goes on from the checkpoint in its folder.
+
+    A job in any other state is left as it is. Raises what `submit` raises.
+    """
+    key = f"ex:job:{check_id(job)}"
+
+    def forget(pipe: redis.client.Pipeline) -> None:
+        state = pipe.hget(key, "state")
+        pipe.multi()
+        if state in ("failed", "cancelled"):
+            pipe.delete(key, f"ex:ev:{job}")
+
+    service.records.client.transaction(forget, key)
+    return submit(service, spec, job, priority)
+
+
 def resolve_model(model: str, settings: Settings, records: Records | None = None) -> str:
     """A model reference as the engine wants it: a job id becomes the folder of the model that job left, all else stays.
 
@@ -203,14 +220,20 @@ def copy_result(folder: Path, out: Path) -> list[str]:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """What a finished result says of itself (result.json), with the absolute paths of what a person may want to open."""
-    found = sorted(folder.glob("circuits/*/result.json")) or [folder / "result.json"]
-    facts = dict(artifacts.read_json(found[0])) if found[0].is_file() else {}
+    """What a finished result says of itself (result.json), with the absolute paths of what a person may want to open.
+
+    'report', 'picture' and 'circuit' are those of the first circuit; further reports of a train job stand under 'report TASK'.
+    """
+    circuits = sorted(folder.glob("circuits/*/result.json"))
+    own = folder / "result.json"
+    found = own if own.is_file() or not circuits else circuits[0]
+    facts = dict(artifacts.read_json(found)) if found.is_file() else {}
     names = {"report": "report.html", "picture": "circuit.svg", "circuit": "circuit.json"}
-    paths = {key: str(found[0].with_name(name)) for key, name in names.items() if found[0].with_name(name).is_file()}
+    paths = {key: circuits[0].with_name(name) for key, name in names.items() if circuits and circuits[0].with_name(name).is_file()}
+    paths |= {f"report {place.parent.name}": place.with_name("report.html") for place in circuits[1:]}
     if (folder / "model").is_dir():
-        paths["model"] = str(folder / "model")
-    return facts | {"paths": paths}
+        paths["model"] = folder / "model"
+    return facts | {"paths": {key: str(path) for key, path in paths.items()}}
 
 
 def overview(service: Service) -> dict[str, Any]:

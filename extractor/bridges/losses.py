@@ -146,12 +146,12 @@ def _sparse_pass(
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Own residuals, own logits, and the sum over sites of the KL of rows that crossed over from the dense model."""
     batch = len(ids)
-    mask = pair.sparse.causal_mask(ids.shape[1])
+    context = pair.sparse.context(ids.shape[1])
     stream = pair.sparse.embed(ids)
     own = []
     for index, (site, rows) in enumerate(zip(pair.sites, crossing.rows, strict=True)):
         if index:
-            stream = pair.sparse.sublayer(index - 1, stream, mask)
+            stream = pair.sparse.sublayer(index - 1, stream, context)
         own.append(stream[:batch])
         stream = torch.cat([stream, site.encode(dense_h[index][rows])])
     logits = pair.sparse.unembed(stream[:batch], ids)
@@ -176,15 +176,15 @@ def path_kls(pair: Coupled, ids: Tensor) -> dict[str, list[float]]:
     """Exact KL of every single-crossing path on ids (B, T), nats per token: 'to_sparse' and 'to_dense', one number a site."""
     dense_h = residuals(pair.dense, ids)
     target = Target.of(pair.dense.unembed(dense_h[-1]))
-    mask = pair.sparse.causal_mask(ids.shape[1])
+    context = pair.sparse.context(ids.shape[1])
     sparse_h = [pair.sparse.embed(ids)]
     for index in range(pair.sparse.n_sublayers):
-        sparse_h.append(pair.sparse.sublayer(index, sparse_h[-1], mask))
+        sparse_h.append(pair.sparse.sublayer(index, sparse_h[-1], context))
     found: dict[str, list[float]] = {"to_sparse": [], "to_dense": []}
     for start, site in enumerate(pair.sites):
         h = site.encode(dense_h[start])
         for index in range(start, pair.sparse.n_sublayers):
-            h = pair.sparse.sublayer(index, h, mask)
+            h = pair.sparse.sublayer(index, h, context)
         found["to_sparse"].append(target.kl(pair.sparse.unembed(h, ids)).mean().item())
         h = site.decode(sparse_h[start])
         dense_mask = pair.dense.mask(h)

@@ -72,7 +72,7 @@ def train_bridges(dense_model: PreTrainedModel, spec: BridgeSpec, corpus: Corpus
     if optim.batch < len(pair.sites):
         raise SpecError(f"bridge.optim.batch ({optim.batch}) must be at least the number of bridge sites ({len(pair.sites)})")
     device = pick_device()
-    fill_bigram(bridged.sparse, corpus)
+    fill_bigram(bridged.sparse, corpus, spec.model.bigram_init)
     optimizer = SparseOptimizer(bridged.sparse, optim, spec.sparsity)
     bridges = torch.optim.AdamW(
         site_parameters(pair.sites), lr=spec.bridge_lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0, fused=True

@@ -41,7 +41,8 @@ class Stream:
 def residual_streams(nodes: Iterable[Node]) -> list[Stream]:
     """A write to the next read of its channel, a read back to the last write before it.
 
-    Reads with no write before them come from the input, writes with no read after them go to the answers.
+    Reads with no write before them come from the input, writes with no read after them go to the answers. Position channels are not of the
+    stream.
     """
     found: list[Stream] = []
     last: dict[int, Node] = {}
@@ -50,7 +51,7 @@ def residual_streams(nodes: Iterable[Node]) -> list[Stream]:
         if node.site.endswith("resid_delta"):
             last[node.channel] = node
             unread.setdefault(node.channel, []).append(node)
-        elif node.site.endswith("act_in"):
+        elif node.site.endswith("act_in") and not node.position:
             sources: list[Node | None] = [*unread.pop(node.channel, [])] or [last.get(node.channel)]
             found += [Stream(source, node, node.channel) for source in sources]
     return found + [Stream(source, None, source.channel) for sources in unread.values() for source in sources]

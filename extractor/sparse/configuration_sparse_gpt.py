@@ -2,17 +2,25 @@
 
 from transformers import PreTrainedConfig
 
+PLACES = ("attn.act_in", "attn.q", "attn.k", "attn.v", "attn.resid_delta", "mlp.act_in", "mlp.post_act", "mlp.resid_delta")
+_COUNTS = ("vocab_size", "n_layer", "d_model", "d_head", "d_mlp", "n_ctx", "bigram_top", "bigram_rank")
+
 
 class SparseGPTConfig(PreTrainedConfig):
     """Shape of a SparseGPT (Gao et al. 2025, arXiv 2511.13653, Sec. 2.1 and App. A.1).
 
     vocab_size, n_layer, d_model, d_head, d_mlp   the usual GPT shape; d_model / d_head heads
-    n_ctx             tokens it was trained on; without position channels longer inputs run too
+    n_ctx             tokens it was trained on; without positions longer inputs run too
     activation        'gelu' (exact) or 'relu'
-    activation_frac   AbsTopK keeps this share of the channels of every site
+    activation_frac   AbsTopK keeps this share of the channels of every site, rounded to the nearest number
+    site_k            the numbers themselves instead, by site: {'attn.q': 15}; a site that is not named keeps all
     d_pos_emb         position channels, normed apart and concatenated to every read before its AbsTopK; 0: none
+    added_positions   a table (n_ctx, d_model) added to the embeddings (published checkpoints; the paper: none)
     sinks             one learned logit per head in the softmax denominator, its value zero
     bigram            logits added by current token: 'none', 'dense' (V, V), 'counts' (bigram_top entries a row), 'low_rank' (bigram_rank)
+    logits_bias       one number per token added to all logits (published checkpoints; the paper: none)
+
+    Raises ValueError for shapes that no model can have.
     """
 
     model_type = "sparse_gpt"
@@ -25,27 +33,61 @@ class SparseGPTConfig(PreTrainedConfig):
     n_ctx: int = 64
     activation: str = "gelu"
     activation_frac: float = 0.25
+    site_k: dict[str, int] | None = None
     d_pos_emb: int = 0
+    added_positions: bool = False
     sinks: bool = True
     bigram: str = "dense"
     bigram_top: int = 32
     bigram_rank: int = 64
+    logits_bias: bool = False
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.1
     tie_word_embeddings: bool = False
-    use_cache: bool = False
+    use_cache: bool = True
     bos_token_id: int | None = 0
     eos_token_id: int | None = 0
 
-    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}  # noqa: RUF012
+    attribute_map = {  # noqa: RUF012
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_ctx",
+    }
 
     def __post_init__(self, **kwargs):
+        for name in _COUNTS:
+            _check_count(name, getattr(self, name), 1)
+        _check_count("d_pos_emb", self.d_pos_emb, 0)
         if self.d_model % self.d_head:
             raise ValueError(f"d_model ({self.d_model}) must be a multiple of d_head ({self.d_head})")
         if not 0 < self.activation_frac <= 1:
             raise ValueError(f"activation_frac ({self.activation_frac}) must lie in (0, 1]")
+        if self.activation not in ("gelu", "relu"):
+            raise ValueError(f"activation ({self.activation!r}) must be 'gelu' or 'relu'")
+        if self.bigram not in ("none", "dense", "counts", "low_rank"):
+            raise ValueError(f"bigram ({self.bigram!r}) must be 'none', 'dense', 'counts' or 'low_rank'")
+        if self.d_pos_emb and self.added_positions:
+            raise ValueError("d_pos_emb and added_positions exclude each other: there is one position table")
+        if self.tie_word_embeddings:
+            raise ValueError("tie_word_embeddings: embedding and unembedding have their own sparsity and cannot be tied")
+        for place, k in (self.site_k or {}).items():
+            if place not in PLACES:
+                raise ValueError(f"site_k names {place!r}; the sites are {', '.join(PLACES)}")
+            _check_count(f"site_k[{place!r}]", k, 1)
         super().__post_init__(**kwargs)
 
     @property
     def n_head(self) -> int:
         return self.d_model // self.d_head
+
+    def kept(self, place: str, width: int) -> int:
+        """How many of a site's channels AbsTopK keeps."""
+        if self.site_k is not None:
+            return min(self.site_k.get(place, width), width)
+        return max(1, round(self.activation_frac * width))
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} ({value!r}) must be a whole number of at least {least}")

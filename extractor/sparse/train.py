@@ -16,7 +16,7 @@ from extractor.compute import Compute
 from extractor.corpus import Corpus
 from extractor.sparse.configuration_sparse_gpt import SparseGPTConfig
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
-from extractor.sparse.projection import constraints, project
+from extractor.sparse.projection import Projector, constraints
 from extractor.sparse.schedule import sharkfin
 from extractor.sparse.statistics import activation_statistics, weight_statistics
 from extractor.specs import MAX_BIGRAM_VOCABULARY, OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
@@ -51,19 +51,16 @@ def bigram_kind(shape: SparseModelSpec, vocab_size: int) -> str:
     return "counts" if shape.bigram == "dense" and vocab_size > MAX_BIGRAM_VOCABULARY else shape.bigram
 
 
-@torch.no_grad()
-def fill_bigram(model: SparseGPTForCausalLM, corpus: Corpus) -> None:
-    """Start the bigram table at the corpus's smoothed log frequencies, rows centred (ours; the authors start near zero).
+def fill_bigram(model: SparseGPTForCausalLM, corpus: Corpus, how: str = "counts") -> None:
+    """Start the bigram at the corpus's smoothed log frequencies (ours), unless `how` is 'uniform' (the authors start near zero).
 
-    At small token budgets learning the table costs most of the training; counting it costs a second.
+    At small token budgets learning the table costs most of the training; counting it costs a second. Sparse counts need the corpus to
+    know which entries to keep.
     """
-    if model.bigram_table is None:
+    kind, size = model.config.bigram, model.config.vocab_size
+    if kind == "none" or (how == "uniform" and kind != "counts"):
         return
-    counts = torch.from_numpy(corpus.bigram_counts(model.config.vocab_size)).to(model.bigram_table)
-    unigram = counts.sum(0, keepdim=True) + 1
-    smoothed = counts + 8 * unigram / unigram.sum()
-    table = (smoothed / smoothed.sum(1, keepdim=True)).log()
-    model.bigram_table.copy_(table - table.mean(1, keepdim=True))
+    model.set_bigram(corpus.bigram_counts(size) if size <= MAX_BIGRAM_VOCABULARY else corpus.bigram_triples(size))
 
 
 class SparseOptimizer:
@@ -72,6 +69,7 @@ class SparseOptimizer:
     def __init__(self, model: SparseGPTForCausalLM, optim: OptimSpec, sparsity: SparsitySpec):
         self.model, self.optim, self.sparsity = model, optim, sparsity
         self.constrained = constraints(model, sparsity)
+        self.projector = Projector(self.constrained, sparsity)
         self.parameters = list(model.parameters())
         matrices = {id(c.tensor) for c in self.constrained if c.tensor.dim() == 2}
         self.decayed = [p for p in self.parameters if id(p) in matrices]
@@ -96,7 +94,7 @@ class SparseOptimizer:
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.adam.step()
-        project(self.constrained, index, optim.steps, self.sparsity)
+        self.projector.project(index, optim.steps)
         if optim.decay_order == "after_projection":
             with torch.no_grad():
                 torch._foreach_mul_(list[Tensor](self.decayed), 1 - lr * optim.weight_decay)
@@ -122,7 +120,7 @@ def train_sparse(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, en
     optim = spec.optim
     compute = Compute(optim, env.progress.note)
     model = new_sparse_gpt(spec.model, spec.model.n_layer, vocab_size, seed)
-    fill_bigram(model, corpus)
+    fill_bigram(model, corpus, spec.model.bigram_init)
     model.to(compute.device)  # type: ignore[arg-type]
     optimizer = SparseOptimizer(model, optim, spec.sparsity)
 

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from extractor.bridges.losses import Target
 from extractor.sparse.abs_topk import abs_topk
-from extractor.sparse.projection import keep_mask
+from extractor.sparse.projection import Constraint, Projector
+from extractor.specs import SparsitySpec
 from tests.benchmarks.measure import Row, times_faster
 
 
@@ -38,7 +39,9 @@ def _twin(x):
 
 
 def _project(weight):
-    return lambda: weight * keep_mask(weight, weight.numel() // 16, 1, 4)
+    item = Constraint("weight", weight.clone(), 1 / 16, 1)
+    projector = Projector([item], SparsitySpec(min_per_neuron=4))
+    return lambda: (item.tensor.copy_(weight), projector.project(99, 100))
 
 
 def _project_twin(weight):

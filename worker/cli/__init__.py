@@ -17,8 +17,9 @@ import click
 from extractor.errors import ExtractorError, ServiceUnavailable
 
 # Command -> module of this folder. `list` is not called list.py: as an attribute of this package it would hide the builtin.
-_SAME_NAME = ("submit", "train", "status", "watch", "cancel", "result", "run", "worker", "server", "tasks", "models")
-COMMANDS = {name: name for name in _SAME_NAME} | {"list": "jobs"}
+# `import` cannot be a module at all.
+_SAME_NAME = ("submit", "train", "sweep", "status", "watch", "cancel", "result", "run", "worker", "server", "tasks", "models")
+COMMANDS = {name: name for name in _SAME_NAME} | {"list": "jobs", "import": "import_checkpoint"}
 
 
 class LazyGroup(click.Group):

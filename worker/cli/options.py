@@ -30,6 +30,38 @@ _REQUEST = (
 )
 
 
+_DATASET = (
+    click.option(
+        "--dataset",
+        "datasets",
+        multiple=True,
+        metavar="NAME[:CONFIG][@REVISION]",
+        help="Train on a Hugging Face dataset, streamed: a hub id or a folder. Repeatable; the five options below hold for each.",
+    ),
+    click.option("--dataset-config", "config", help="The configuration, of datasets that have several and are named without one."),
+    click.option("--split", default="train", show_default=True, help="The split of every --dataset."),
+    click.option("--revision", help="Branch, tag or commit, of datasets named without one; it is pinned to a commit. Default: main."),
+    click.option("--text-column", default="text", show_default=True, help="The column that holds the text."),
+    click.option(
+        "--dataset-tokens", "tokens", type=click.IntRange(1), default=10_000_000, show_default=True, help="At most so many tokens of each."
+    ),
+)
+
+
+def dataset_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that name Hugging Face datasets."""
+    for option in reversed(_DATASET):
+        function = option(function)
+    return function
+
+
+def positive(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
+    """Callback of options that are a loss."""
+    if value is not None and not 0 < value < float("inf"):
+        raise click.BadParameter(f"{value} is not a positive number of nats")
+    return value
+
+
 def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every command that queues a job."""
     for option in reversed(_REQUEST):

@@ -6,23 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from worker.cli.options import request_options
+from worker.cli.options import positive, request_options
 
 if TYPE_CHECKING:
     from extractor.specs import JobSpec
     from worker.client import Service
 
 
-def _positive(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
-    if not 0 < value < float("inf"):
-        raise click.BadParameter(f"{value} is not a positive number of nats")
-    return value
-
-
 @click.command("submit", short_help="Queue the extraction of a task's circuit from a model.")
 @click.option("--model", required=True, help="A bundled name, a folder, a hub id, or the id of a finished job.")
 @click.option("--task", required=True, help="What the model does; see `extract tasks`.")
-@click.option("--target-loss", type=float, default=0.15, show_default=True, callback=_positive, help="Loss to reach, in nats.")
+@click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss to reach, in nats.")
 @request_options
 def command(model: str, task: str, target_loss: float, preset: str, seed: int, corpus: tuple[str, ...], **options: Any) -> int:
     """Queue the extraction of a task's circuit from a model, and print the job's id.

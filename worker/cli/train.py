@@ -2,31 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from worker.cli.options import request_options
+from worker.cli.options import dataset_options, positive, print_json, request_options
 
 if TYPE_CHECKING:
+    from extractor.request import Setting
     from extractor.specs import JobSpec
     from worker.client import Service
 
+_OPTIONS = (
+    click.option("--architecture", type=click.Choice(["sparse_gpt", "gpt2"]), default="sparse_gpt", show_default=True),
+    click.option("--dense", is_flag=True, help="The dense twin: the same shape without sparsity."),
+    click.option("--match", type=float, metavar="LOSS", callback=positive, help="Search the smallest width that reaches this loss (nats)."),
+    click.option("--task", "tasks", multiple=True, help="Also find this task's circuit in the model; see `extract tasks`. Repeatable."),
+    click.option(
+        "--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss a circuit must reach, in nats."
+    ),
+    click.option(
+        "--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset, as in optim.lr=0.05. Repeatable."
+    ),
+    click.option("--fields", is_flag=True, help="Print every field that --set takes, its value and meaning; queue nothing."),
+    click.option(
+        "--tokenizer", metavar="MODEL", help="Take this model's tokenizer: a bundled name, a folder, a hub id. Default: train one."
+    ),
+    click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files into the result."),
+    dataset_options,
+    request_options,
+)
+
+
+def _train_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
 
 @click.command("train", short_help="Queue the training of a model from scratch.")
-@click.option("--architecture", type=click.Choice(["sparse_gpt", "gpt2"]), default="sparse_gpt", show_default=True)
-@request_options
-def command(architecture: str, preset: str, seed: int, corpus: tuple[str, ...], **options: Any) -> int:
+@_train_options
+def command(fields: bool, tasks: tuple[str, ...], datasets: tuple[str, ...], match: float | None, **options: Any) -> int:
     """Queue the training of a model from scratch, and print the job's id.
 
     \b
     Example: extract train --preset tiny --wait --out my-model
+             extract train --dataset roneneldan/TinyStories --dataset-tokens 50000000 --set model.d_model=256
     """
+    preset, dense, architecture = options["preset"], options.pop("dense"), options.pop("architecture")
+    if fields:
+        from extractor.request import train_settings
+
+        _show_fields(train_settings(preset, architecture, dense), options["as_json"])
+        return 0
     from worker.cli.request import request
 
-    def build(_service: Service | None) -> JobSpec:
-        from extractor.request import train_job
+    same = {name: options.pop(name) for name in ("preset", "target_loss", "tokenizer", "tensorboard", "seed", "corpus")}
+    changes, shared = options.pop("changes"), {name: options.pop(name) for name in ("config", "split", "revision", "text_column", "tokens")}
 
-        return train_job(preset=preset, architecture=architecture, seed=seed, corpus=corpus)
+    def build(_service: Service | None) -> JobSpec:
+        from extractor.fields import parse_changes
+        from extractor.request import dataset, train_job
+
+        return train_job(
+            architecture=architecture,
+            dense=dense,
+            match_loss=match,
+            tasks=tasks,
+            changes=parse_changes(changes),
+            datasets=tuple(dataset(name, **shared) for name in datasets),
+            **same,
+        )
 
     return request(build, options)
+
+
+def _show_fields(found: list[Setting], as_json: bool) -> None:
+    """A line for each field under the heading of its section, or a JSON list."""
+    if as_json:
+        print_json([vars(setting) for setting in found])
+        return
+    section = ""
+    for setting in found:
+        if setting.section != section:
+            click.echo(f"{section and chr(10)}{setting.section}")
+            section = setting.section
+        value = ",".join(f"{v:g}" for v in setting.value) if isinstance(setting.value, tuple) else str(setting.value).lower()
+        click.echo(f"  {setting.name + '=' + value:<40} {setting.kind:<34} {setting.meaning}".rstrip())

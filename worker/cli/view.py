@@ -15,7 +15,7 @@ from rich.text import Text
 from worker.cli.options import print_json
 
 LINE_SECONDS = 10.0  # between two plain lines within a stage
-_COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "blue"}
+COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "blue"}
 
 Event = dict[str, Any]
 
@@ -117,7 +117,7 @@ class BarView:
             self._finish_bar()
             self._bar = self._progress.add_task(describe_stage(event), total=1, facts="")
         elif event["event"] == "progress" and self._bar is not None:
-            facts = f"{_metrics(event)} {_left(event)}".strip()
+            facts = "  ".join(filter(None, [_metrics(event), _left(event)]))
             self._progress.update(self._bar, completed=event["step"], total=event["total"], facts=facts)
         elif line := describe_event(event):
             self._progress.console.print(f"job {self._job}: {line}", highlight=False, markup=False)
@@ -141,7 +141,7 @@ def describe_stage(event: Event) -> str:
 
 
 def describe_progress(event: Event) -> str:
-    """'120/1500  loss 2.31  1 min 20 s left'."""
+    """'120/1500  loss 2.31  12,300 tokens/s  1 min 20 s left'."""
     return "  ".join(filter(None, [f"{event.get('step')}/{event.get('total')}", _metrics(event), _left(event)]))
 
 
@@ -171,6 +171,8 @@ def summary_table(facts: dict[str, Any]) -> Table:
         for key, value in facts.items():
             if isinstance(value, (str, int, float)):
                 table.add_row(key, _number(value))
+        for task, circuit in (facts.get("circuits") or {}).items():
+            table.add_row(task, describe_circuit(circuit))
         return table
     table.add_column(f"{facts.get('task')} in {Path(str(facts.get('model'))).name}")
     for name in losses:
@@ -179,6 +181,14 @@ def summary_table(facts: dict[str, Any]) -> Table:
     accuracies = facts.get("accuracy") or {}
     table.add_row("accuracy", *(_number(accuracies.get(name)) for name in losses))
     return table
+
+
+def describe_circuit(circuit: dict[str, Any]) -> str:
+    """One circuit of a train job in a line."""
+    if circuit.get("nodes") is None:
+        return f"no circuit: {circuit.get('why')}"
+    size = f"{circuit['nodes']} nodes, {circuit['edges']} edges, loss {_number(circuit['loss'])}"
+    return size if circuit.get("meets_target") else f"target not met: {size}; {circuit.get('why')}"
 
 
 def show_paths(facts: dict[str, Any], folder: Path) -> None:
@@ -203,7 +213,7 @@ def show_jobs(jobs: list[dict[str, Any]]) -> None:
         table.add_column(name, no_wrap=name == "job")
     for job in jobs:
         model = Path(job["model"]).name if job["model"] else ""
-        state = Text(job["state"], style=_COLOURS.get(job["state"], ""))
+        state = Text(job["state"], style=COLOURS.get(job["state"], ""))
         table.add_row(job["job"], state, job["kind"], job["task"] or "", model, _progress(job), _duration(time.time() - job["created"]))
     Console().print(table, highlight=False)
 
@@ -248,7 +258,12 @@ def _progress(job: dict[str, Any]) -> str:
 
 
 def _metrics(event: Event) -> str:
-    return "  ".join(f"{name} {_number(value)}" for name, value in (event.get("metrics") or {}).items())
+    """'loss 2.31  12,300 tokens/s': what a person follows; all other metrics are in metrics.jsonl and --json."""
+    metrics = event.get("metrics") or {}
+    parts = [f"loss {_number(metrics['loss'])}"] if "loss" in metrics else []
+    if "tokens_per_s" in metrics:
+        parts.append(f"{metrics['tokens_per_s']:,.0f} tokens/s")
+    return "  ".join(parts)
 
 
 def _left(event: Event) -> str:

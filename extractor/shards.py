@@ -1,0 +1,258 @@
+"""A dataset's stream of documents as token shards in the cache.
+
+1. Documents are read in blocks, each shuffled by (seed, number of the block), tokenized, and held out by the hash of their text.
+2. Tokens go to shards of SHARD_TOKENS. Beside them stands state.json: how far the stream was read. A preparation that was killed goes on
+   from there, and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from extractor import artifacts
+from extractor.errors import BrokenArtifact, ExtractorError, SpecError
+from extractor.progress import Progress, Stopped
+from extractor.specs import DatasetSpec
+from extractor.streams import DocumentStream, pin_dataset
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SHARD_TOKENS = 1 << 24
+HELD_OUT_ONE_IN = 50
+BLOCK_DOCUMENTS = 1024  # shuffled together; a window of training spans few documents, and windows are drawn from everywhere
+BLOCK_CHARACTERS = 1 << 22
+_VERSION = 1  # of the order in which tokens are written
+
+
+def prepare_dataset(
+    spec: DatasetSpec, tokenizer: Tokenizer, seed: int, cache: Path, progress: Progress | None = None, done: int = 0, of: int | None = None
+) -> Path:
+    """The folder of a dataset's shards, written now, or continued, or found in the cache.
+
+    done, of   tokens of other datasets before this one, and of all: what the progress is shown against.
+    Raises what DocumentStream raises, SpecError when there is no text, Stopped on request.
+    """
+    progress = progress or Progress()
+    if spec.revision is None and not Path(spec.name).is_absolute():
+        spec = pin_dataset(spec)  # a spec written by hand; the cache must not mistake tomorrow's main for today's
+    folder = cache / "datasets" / _identity(spec, tokenizer, seed)
+    if not (folder / "corpus.json").is_file():
+        with locked(folder.with_suffix(".lock"), progress):
+            if not (folder / "corpus.json").is_file():
+                _prepare(spec, tokenizer, seed, folder, progress, done, of or spec.tokens)
+    return folder
+
+
+def _prepare(spec: DatasetSpec, tokenizer: Tokenizer, seed: int, folder: Path, progress: Progress, done: int, of: int) -> None:
+    if (folder.with_suffix(".part") / "corpus.json").is_file():
+        _publish(folder)
+        return
+    dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32)
+    shards = Shards.resume(folder.with_suffix(".part"), dtype)
+    if shards.blocks:
+        progress.note(f"dataset {spec.name}: going on after {shards.tokens:,} tokens")
+    stream = DocumentStream(spec, shards.position, progress)
+    progress.step(done + shards.tokens, of, tokens=1)
+    try:
+        while shards.tokens < spec.tokens and (texts := _read_block(stream, spec.tokens - shards.tokens, progress)):
+            order = np.random.Generator(np.random.Philox(key=[seed, shards.blocks])).permutation(len(texts))
+            train, held_out = _tokenize([texts[i] for i in order], tokenizer, spec.tokens - shards.tokens)
+            shards.add(train, held_out, stream.position())
+            if shards.full or progress.checkpoint_due():
+                shards.save()
+                progress.checkpointed(done + shards.tokens)
+            progress.step(done + shards.tokens, of, tokens=1)
+    except (Stopped, ExtractorError):
+        if shards.blocks:
+            shards.save()
+        raise
+    if not shards.tokens:
+        shutil.rmtree(shards.folder, ignore_errors=True)
+        raise SpecError(f"dataset {spec.name!r} holds no text in column {spec.text_column!r} of split {spec.split!r}")
+    shards.finish(spec)
+    _publish(folder)
+
+
+def _publish(folder: Path) -> None:
+    """Rename the finished PART into its place, without what only a continuation needs."""
+    part = folder.with_suffix(".part")
+    for path in (part / "state.json", *part.glob("pending-*.npy"), *part.glob("held-*.npy")):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def _read_block(stream: DocumentStream, tokens: int, progress: Progress) -> list[str]:
+    """The next documents that hold text; few where few tokens are still wanted; none at the end. Raises Stopped on request."""
+    texts, characters = [], 0
+    most = min(BLOCK_CHARACTERS, 8 * tokens)
+    for text in stream:
+        if progress.should_stop():
+            raise Stopped
+        if text.strip():
+            texts.append(text)
+            characters += len(text)
+        if len(texts) == BLOCK_DOCUMENTS or characters >= most:
+            break
+    return texts
+
+
+def _tokenize(texts: list[str], tokenizer: Tokenizer, most: int) -> tuple[list[int], list[int]]:
+    """Tokens to train on and held-out tokens of these documents, at most `most` in all."""
+    end = tokenizer.token_to_id("<|endoftext|>")
+    train: list[int] = []
+    held_out: list[int] = []
+    for start in range(0, len(texts), 64):
+        group = texts[start : start + 64]
+        for text, encoding in zip(group, tokenizer.encode_batch_fast(group, add_special_tokens=False), strict=True):
+            left = most - len(train) - len(held_out)
+            (held_out if is_held_out(text) else train).extend((encoding.ids + ([end] if end is not None else []))[:left])
+        if len(train) + len(held_out) >= most:
+            break
+    return train, held_out
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a document is never trained on: about one in fifty, by the hash of its text."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big") % HELD_OUT_ONE_IN == 0
+
+
+class Shards:
+    """Tokens on their way into a folder: whole shards, what does not fill one yet, and how far the stream was read.
+
+    folder     PART; state.json in it names the files that count, all others are overwritten or removed
+    position   DocumentStream's, after the last block added; blocks: how many those were
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype):
+        self.folder, self.dtype = folder, dtype
+        self.position: dict | None = None
+        self.blocks = self.whole = 0
+        self.pending, self.held_out = np.empty(0, dtype), np.empty(0, dtype)
+
+    @classmethod
+    def resume(cls, folder: Path, dtype: np.dtype) -> Shards:
+        """What an earlier run left in `folder`, or nothing where that is damaged."""
+        shards = cls(folder, dtype)
+        try:
+            state = artifacts.read_json(folder / "state.json")
+            for index in range(state["whole"]):
+                if len(np.load(folder / _shard(index), mmap_mode="r")) != SHARD_TOKENS:
+                    raise ValueError("a shard of another length")
+            pending, held_out = (np.load(folder / f"{name}-{state['blocks']}.npy") for name in ("pending", "held"))
+        except (BrokenArtifact, OSError, ValueError, KeyError, TypeError):
+            shutil.rmtree(folder, ignore_errors=True)
+            return shards
+        shards.position, shards.blocks, shards.whole = state["position"], state["blocks"], state["whole"]
+        shards.pending, shards.held_out = pending, held_out
+        return shards
+
+    @property
+    def tokens(self) -> int:
+        return self.whole * SHARD_TOKENS + len(self.pending) + len(self.held_out)
+
+    @property
+    def full(self) -> bool:
+        """Whether pending tokens fill a shard."""
+        return len(self.pending) >= SHARD_TOKENS
+
+    def add(self, train: list[int], held_out: list[int], position: dict) -> None:
+        """Append a block."""
+        parts = np.asarray(train, self.dtype), np.asarray(held_out, self.dtype)
+        self.pending, self.held_out = np.concatenate([self.pending, parts[0]]), np.concatenate([self.held_out, parts[1]])
+        self.position, self.blocks = position, self.blocks + 1
+
+    def save(self) -> None:
+        """Write whole shards, the rest, and then the state that names them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while self.full:
+            _write_array(self.folder / _shard(self.whole), self.pending[:SHARD_TOKENS])
+            self.pending, self.whole = self.pending[SHARD_TOKENS:], self.whole + 1
+        _write_array(self.folder / f"pending-{self.blocks}.npy", self.pending)
+        _write_array(self.folder / f"held-{self.blocks}.npy", self.held_out)
+        state = {"blocks": self.blocks, "whole": self.whole, "position": self.position}
+        artifacts.write_json(self.folder / "state.json", state)
+        for path in (*self.folder.glob("pending-*.npy"), *self.folder.glob("held-*.npy")):
+            if path.stem.partition("-")[2] != str(self.blocks):
+                path.unlink()
+
+    def _hold_out_the_end(self) -> None:
+        """Where no document was held out, or all were, let the last fiftieth of the tokens stand in."""
+        wanted = max(1, self.tokens // HELD_OUT_ONE_IN)
+        tail = np.concatenate([self.pending, self.held_out])
+        if self.whole and len(tail) < wanted:
+            self.whole -= 1
+            tail = np.concatenate([np.load(self.folder / _shard(self.whole)), tail])
+        cut = len(tail) - min(wanted, len(tail))
+        self.pending, self.held_out = tail[:cut], tail[cut:]
+        self.blocks += 1  # names new files, until state.json names them the old ones count
+
+    def finish(self, spec: DatasetSpec) -> None:
+        """Write the last shard and then corpus.json, with which the folder is whole."""
+        if not (len(self.held_out) and self.whole + len(self.pending)):
+            self._hold_out_the_end()
+        self.save()
+        names = [_shard(index) for index in range(self.whole)]
+        if len(self.pending) or not names:
+            names.append(_shard(self.whole))
+            _write_array(self.folder / names[-1], self.pending)
+        _write_array(self.folder / "held_out.npy", self.held_out)
+        facts = {"source": spec.name, "train": names, "held_out": "held_out.npy", "asked": spec.tokens, "found": self.tokens}
+        artifacts.write_json(self.folder / "corpus.json", {"version": 1, "sources": [facts]})
+
+
+def _shard(index: int) -> str:
+    return f"train-{index:05d}.npy"
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    with artifacts.explain_full_disk(path), open(path, "wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _identity(spec: DatasetSpec, tokenizer: Tokenizer, seed: int) -> str:
+    facts: list = [spec.model_dump(), seed, _VERSION, HELD_OUT_ONE_IN, SHARD_TOKENS, BLOCK_DOCUMENTS, BLOCK_CHARACTERS]
+    digest = hashlib.sha256(json.dumps(facts + stamps(Path(spec.name)) if Path(spec.name).is_absolute() else facts).encode())
+    digest.update(tokenizer.to_str().encode())
+    return digest.hexdigest()[:24]
+
+
+def stamps(path: Path) -> list:
+    """Names, sizes and times of the files at or below a path: what changes when its text does."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
+
+
+@contextmanager
+def locked(path: Path, progress: Progress) -> Iterator[None]:
+    """Hold a lock file against other processes of this machine; it ends with the process. Raises Stopped when told to while waiting."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waiting:
+                    progress.note("another job is preparing the same text; waiting for it")
+                waiting = True
+                if progress.should_stop():
+                    raise Stopped from None
+                time.sleep(0.1)
+        yield

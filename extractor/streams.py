@@ -1,0 +1,218 @@
+"""Hugging Face datasets as streams of documents: pinned to a commit when the job is made, and read through `datasets`.
+
+Streaming: nothing is downloaded whole, and no code of a dataset runs. A stream knows its position, from which another goes on; it
+opens again where a connection broke.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from extractor.errors import BrokenArtifact, ExtractorError, NotFound, SpecError
+from extractor.models import HUB_ID
+from extractor.pinning import commit_of, one_line
+from extractor.progress import Progress, Stopped
+from extractor.specs import DatasetSpec
+
+RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)  # waits after a broken connection, beyond those of the hub's client
+PROBED_ROWS = 1000  # rows read when a job is made, to see that there is text
+
+
+def pin_dataset(spec: DatasetSpec) -> DatasetSpec:
+    """The dataset by its absolute folder, or at the commit its revision (default: main) names now.
+
+    Raises NotFound when there is none or it is gated, SpecError when `datasets` is not installed or a folder is given a revision.
+    """
+    _client()
+    path = Path(spec.name).expanduser()
+    if path.is_dir():
+        if spec.revision is not None:
+            raise SpecError(f"dataset {spec.name!r} is a folder, which has no revision {spec.revision!r}; leave the revision out")
+        return spec.model_copy(update={"name": str(path.resolve())})
+    if path.exists():
+        raise SpecError(f"dataset {spec.name!r} is a file: name its folder, or give a .txt, .py or .jsonl file with --corpus")
+    if spec.name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(spec.name):
+        raise NotFound(f"dataset {spec.name!r} not found: there is no such folder, and it is no hub id (NAME or OWNER/NAME)")
+    return spec.model_copy(update={"revision": commit_of("dataset", spec.name, spec.revision)})
+
+
+def check_dataset(spec: DatasetSpec) -> None:
+    """Read the first rows of a pinned dataset.
+
+    Raises SpecError when configuration, split or text column are not there or hold no text, NotFound, or ExtractorError when the
+    connection breaks.
+    """
+    stream = DocumentStream(spec, retries=0)
+    if next(filter(str.strip, itertools.islice(stream, PROBED_ROWS)), None) is None:
+        raise SpecError(f"dataset {spec.name!r} holds no text in column {spec.text_column!r} of split {spec.split!r}")
+
+
+def first_documents(spec: DatasetSpec, documents: int, characters: int, progress: Progress) -> Iterator[str]:
+    """The first `documents` documents of a dataset in its own order, at most about `characters` of text. Raises Stopped on request."""
+    for text in itertools.islice(DocumentStream(spec, progress=progress), documents):
+        if progress.should_stop():
+            raise Stopped
+        yield text
+        characters -= len(text)
+        if characters <= 0:
+            return
+
+
+class DocumentStream:
+    """The texts of a dataset, row by row in its own order; a row without text yields ''.
+
+    A broken connection is opened again where it broke, after RETRY_SECONDS; then ExtractorError says that running again resumes.
+    """
+
+    def __init__(
+        self, spec: DatasetSpec, position: dict | None = None, progress: Progress | None = None, retries: int = len(RETRY_SECONDS)
+    ):
+        self.spec, self.retries = spec, retries
+        self.progress = progress or Progress()
+        self._mark: dict = position or {"rows": 0, "state": None, "datasets": _client().__version__}
+        self._since = 0  # rows read since the mark
+        self._dataset: Any = None
+        self._rows: Iterator[dict] | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        failures = 0
+        while True:
+            try:
+                if self._rows is None:
+                    self._rows = self._open()
+                text = next(self._rows)[self.spec.text_column]
+                break
+            except (StopIteration, ExtractorError):
+                raise
+            except Exception as error:  # the clients raise a wide family
+                refusal = _refusal(self.spec, error, self._mark["rows"] + self._since)
+                if refusal is not None:
+                    raise refusal from None
+                self._rows = None
+                self._wait(failures, error)
+                failures += 1
+        self._since += 1
+        if text is not None and not isinstance(text, str):
+            row = self._mark["rows"] + self._since
+            raise SpecError(f"dataset {self.spec.name!r} row {row}: column {self.spec.text_column!r} holds {type(text).__name__}, not text")
+        return text or ""
+
+    def position(self) -> dict:
+        """Where the stream stands, as JSON: a new stream goes on from there."""
+        if self._dataset is not None and self._since:
+            rows = self._mark["rows"] + self._since
+            self._mark, self._since = {"rows": rows, "state": self._dataset.state_dict(), "datasets": _client().__version__}, 0
+        return self._mark
+
+    def _open(self) -> Iterator[dict]:
+        self._dataset = _load(self.spec)
+        if self._mark["state"] is not None and self._mark["datasets"] == _client().__version__:
+            self._dataset.load_state_dict(self._mark["state"])
+            skipped = self._since
+        else:
+            skipped = self._mark["rows"] + self._since
+        rows = iter(self._dataset)
+        next(itertools.islice(rows, skipped, skipped), None)
+        return rows
+
+    def _wait(self, failures: int, error: Exception) -> None:
+        if failures >= self.retries:
+            kept = "what is prepared is kept: run the same again and it goes on from there"
+            place = f"stopped after {self._mark['rows'] + self._since} rows" if self._mark["rows"] + self._since else "cannot be reached"
+            raise ExtractorError(f"dataset {self.spec.name!r} {place} ({one_line(error)}); {kept}") from None
+        self.progress.note(f"dataset {self.spec.name}: {one_line(error)}; trying again")
+        until = time.monotonic() + RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
+        while time.monotonic() < until:
+            if self.progress.should_stop():
+                raise Stopped
+            time.sleep(0.1)
+
+
+def _client() -> Any:
+    """The `datasets` library, told to leave retries to us and to keep quiet. Raises SpecError when it is not installed."""
+    if importlib.util.find_spec("datasets") is None:
+        raise SpecError("a dataset was asked for, but the library that reads it is not installed: pip install 'extractor[datasets]'")
+    import datasets
+
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 2
+    datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 1
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _is_folder(spec: DatasetSpec) -> bool:
+    return Path(spec.name).is_absolute()
+
+
+def _load(spec: DatasetSpec) -> Any:
+    """The dataset, streamed, cut to its text column. Raises SpecError, and what `datasets` raises."""
+    # The prefix keeps a folder of the same name in the working directory out of it; our own cache_dir, tables that were built there.
+    from extractor.corpus import cache_root
+
+    dataset = _client().load_dataset(
+        spec.name if _is_folder(spec) else f"hf://datasets/{spec.name}",
+        spec.config,
+        split=spec.split,
+        revision=spec.revision,
+        streaming=True,
+        cache_dir=str(cache_root() / "hub"),
+    )
+    column = spec.text_column
+    if dataset.features is None:
+        kinds = {name: type(value).__name__ for name, value in next(iter(dataset), {}).items()}
+    else:
+        kinds = {name: str(getattr(feature, "dtype", type(feature).__name__)) for name, feature in dataset.features.items()}
+    if kinds and column not in kinds:
+        raise SpecError(f"dataset {spec.name!r} has no column {column!r}; it has {_listed(kinds)}; choose one with --text-column")
+    if kinds and kinds[column] not in ("string", "large_string", "str", "null"):
+        raise SpecError(f"dataset {spec.name!r}: column {column!r} holds {kinds[column]}, not text; the columns are {_listed(kinds)}")
+    return dataset.select_columns([column]) if kinds else dataset
+
+
+def _listed(kinds: dict[str, str]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+
+
+def _refusal(spec: DatasetSpec, error: Exception, row: int) -> ExtractorError | None:
+    """What an error of the client means when trying again cannot help, else None."""
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+
+    name, text = f"dataset {spec.name!r}", " ".join(str(error).split())
+    if isinstance(error, DatasetNotFoundError):
+        return NotFound(f"{name} is not to be had: {one_line(error)}")
+    if isinstance(error, (EmptyDatasetError, DataFilesNotFoundError)):
+        return SpecError(f"{name} holds no data files that can be read (parquet, JSON lines, CSV, text, arrow)")
+    if "Dataset scripts are no longer supported" in text:
+        return SpecError(
+            f"{name} is a script, and remote code is never run; choose a dataset of data files (parquet, JSON lines, CSV, text)"
+        )
+    if text.startswith("Config name is missing"):
+        found = text.partition("available configs:")[2].partition(" Example")[0].strip()
+        return SpecError(f"{name} has several configurations: {found}; choose one with --dataset-config")
+    if text.startswith("BuilderConfig"):
+        found = text.partition("Available:")[2].strip()
+        return SpecError(f"{name} has no configuration {spec.config!r}; available: {found}")
+    if text.startswith(("Bad split", "Unknown split")):
+        return SpecError(f"{name} has no split {spec.split!r}; {text.partition('. ')[2] or text}")
+    if not _is_folder(spec) and _is_connection(error):
+        return None
+    cause = error.__cause__ if error.__cause__ is not None else error
+    return BrokenArtifact(f"{name} cannot be read after row {row}: {one_line(cause)}")
+
+
+def _is_connection(error: BaseException | None) -> bool:
+    """Whether the network, rather than the data, is at fault."""
+    while error is not None:
+        if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "aiohttp", "fsspec"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,253 @@
+"""From what a user types for a training to a checked spec."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from worlds import python
+
+from extractor import presets
+from extractor.errors import ExtractorError, ModelNotFound, NotFound, SpecError, TaskNotExpressible, UnknownTask
+from extractor.request import dataset, train_job, train_settings
+from extractor.specs import CorpusSpec, DatasetSpec, JobSpec, PruneSpec, TrainSpec, parse_job, to_json
+from worker.cli import main
+from worker.cli.view import describe_progress
+
+
+def refused(kind: type[ExtractorError] = SpecError, **arguments) -> str:
+    with pytest.raises(kind) as caught:
+        train_job(corpus=("generated",), **arguments)
+    assert type(caught.value) is kind
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def job(**arguments) -> JobSpec:
+    made = train_job(corpus=("generated",), **arguments)
+    assert parse_job(to_json(made)) == made
+    return made
+
+
+def train(**arguments) -> TrainSpec:
+    found = job(**arguments).train
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+@pytest.mark.parametrize("architecture", ["sparse_gpt", "gpt2"])
+def test_without_options_a_job_is_its_preset(preset: str, architecture: str):
+    assert train(preset=preset, architecture=architecture) == presets.train_spec(preset, architecture)
+
+
+def test_a_field_is_changed_and_nothing_else():
+    changes = {"optim.lr": "0.05", "model.d_model": "64", "sparsity.weight_frac": "0.1", "optim.sharkfin": "false", "vocab_size": "512"}
+    before, after = presets.train_spec("tiny", "sparse_gpt").model_dump(), train(changes=changes).model_dump()
+    assert after["optim"] == before["optim"] | {"lr": 0.05, "sharkfin": False}
+    assert after["model"] == before["model"] | {"d_model": 64}
+    assert after["sparsity"] == before["sparsity"] | {"weight_frac": 0.1}
+    assert {k for k in after if after[k] != before[k]} == {"optim", "model", "sparsity", "vocab_size"}
+
+
+def test_the_corpus_and_the_pruning_are_changed_too():
+    made = job(changes={"prune.steps": "100", "prune.k_coefs": "1e-4, 2e-4", "corpus.generated_programs": "500"}, tasks=("for_while",))
+    assert made.prune == presets.prune_spec("tiny").model_copy(update={"steps": 100, "k_coefs": (1e-4, 2e-4)})
+    assert made.corpus == CorpusSpec(sources=("generated",), generated_programs=500)
+
+
+def test_none_unsets_and_a_word_that_says_none_stays_a_word():
+    changed = train(preset="small", changes={"optim.micro_batch": "none", "model.bigram": "none"})
+    assert (changed.optim.micro_batch, changed.model.bigram) == (None, "none")
+
+
+def test_fields_that_belong_together_are_changed_together():
+    changed = train(changes={"optim.context": "128", "model.n_ctx": "128"})
+    assert (changed.optim.context, changed.model.n_ctx) == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("optim.lr", "fast", "optim.lr: Input should be a valid number"),
+        ("optim.lr", "-1", "optim.lr: Input should be greater than 0, not '-1'"),
+        ("optim.lr", "inf", "optim.lr: "),
+        ("optim.steps", "1.5", "optim.steps: "),
+        ("model.activation", "tanh", "model.activation: Input should be 'gelu' or 'relu', not 'tanh'"),
+        ("corpus.generated_programs", "0", "corpus.generated_programs: "),
+        ("optim.context", "4000", "optim.context (4000) is longer than model.n_ctx (64)"),
+        ("model.dmodel", "3", "no field 'model.dmodel'; did you mean model.d_model"),
+        ("lr", "3", "no field 'lr'; did you mean optim.lr, prune.lr?"),
+        ("model", "3", "no field 'model'; did you mean model.n_layer"),
+        ("optim.lr.x", "3", "no field 'optim.lr.x'"),
+        ("__class__", "3", "no field '__class__'"),
+        ("tokenizer", "x", "--tokenizer"),
+        ("corpus.datasets", "[]", "--dataset"),
+        ("prune.steps", "3", "no task is asked for"),
+    ],
+)
+def test_what_cannot_be_set_is_one_line_that_names_it(name: str, text: str, said: str):
+    assert said in refused(changes={name: text})
+
+
+def test_the_dense_twin_is_the_presets_and_follows_the_shape():
+    assert train(dense=True) == presets.dense_twin(presets.train_spec("tiny", "sparse_gpt"))
+    assert train(dense=True).is_dense
+    wide = train(dense=True, changes={"model.d_model": "256"})
+    assert wide == presets.dense_twin(train(changes={"model.d_model": "256"}))
+    assert train(dense=True, changes={"optim.lr": "0.01"}).optim.lr == 0.01
+
+
+def test_contradictions_are_refused():
+    assert "leave out sparsity.weight_frac" in refused(dense=True, changes={"sparsity.weight_frac": "0.1"})
+    assert "--dense needs architecture sparse_gpt" in refused(architecture="gpt2", dense=True)
+    assert "--match needs architecture sparse_gpt" in refused(architecture="gpt2", match_loss=2.0)
+    assert "--task needs architecture sparse_gpt" in refused(architecture="gpt2", tasks=("for_while",))
+    assert "positive number of nats" in refused(match_loss=-1.0)
+    assert "vocab_size is that of the tokenizer" in refused(tokenizer="python-tiny", changes={"vocab_size": "300"})
+
+
+def test_a_loss_to_match_and_tensorboard_are_passed_on():
+    made = train(dense=True, match_loss=2.5, tensorboard=True)
+    assert (made.match_loss, made.tensorboard) == (2.5, True)
+
+
+def test_tasks_are_checked_and_bring_the_pruning():
+    made = job(tasks=("for_while", "quote_close", "for_while"), target_loss=0.3)
+    assert (made.tasks, made.target_loss, made.prune) == (("for_while", "quote_close"), 0.3, PruneSpec())
+    assert job().prune is None
+    assert "for_whilst" in refused(UnknownTask, tasks=("for_whilst",))
+
+
+def test_a_tokenizer_is_a_bundled_name_or_a_folder(gpt2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert train(tokenizer="python-tiny").tokenizer == "python-tiny"
+    monkeypatch.chdir(gpt2_folder.parent)
+    assert train(tokenizer=gpt2_folder.name).tokenizer == str(gpt2_folder)
+    assert "not found" in refused(ModelNotFound, tokenizer="./nowhere")
+
+
+def test_a_task_that_a_given_tokenizer_cannot_write_is_refused_at_once(tmp_path: Path):
+    from extractor.tokenizer import train_tokenizer
+
+    train_tokenizer(["nothing"], 257).save(str(tmp_path / "tokenizer.json"))
+    refused(TaskNotExpressible, tokenizer=str(tmp_path), tasks=("for_while",))
+
+
+@pytest.mark.parametrize(
+    ("reference", "found"),
+    [
+        ("some/data", ("some/data", "shared", "v1")),
+        ("some/data:en", ("some/data", "en", "v1")),
+        ("some/data@abc", ("some/data", "shared", "abc")),
+        ("some/data:en@abc", ("some/data", "en", "abc")),
+    ],
+)
+def test_a_dataset_is_named_with_configuration_and_revision(reference: str, found: tuple[str, str, str]):
+    spec = dataset(reference, config="shared", revision="v1", split="train", text_column="body", tokens=5)
+    assert (spec.name, spec.config, spec.revision) == found
+    assert (spec.split, spec.text_column, spec.tokens) == ("train", "body", 5)
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path):
+    (tmp_path / "a:b@c").mkdir()
+    assert dataset(str(tmp_path / "a:b@c")).name == str(tmp_path / "a:b@c")
+
+
+def test_a_dataset_is_pinned_looked_into_and_takes_the_place_of_the_default_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("datasets")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text(json.dumps({"text": "x = 1"}) + "\n")
+    monkeypatch.chdir(tmp_path)
+    made = train_job(datasets=(dataset("data"),))
+    assert made.corpus == CorpusSpec(sources=(), datasets=(DatasetSpec(name=str(tmp_path / "data")),))
+    assert job(datasets=(dataset("data"),)).corpus.sources == ("generated",)
+    assert "no column 'body'" in refused(datasets=(dataset("data", text_column="body"),))
+    assert "not found" in refused(NotFound, datasets=(dataset("./nowhere"),))
+
+
+def test_every_field_is_listed_with_its_value_and_meaning():
+    found = {setting.name: setting for setting in train_settings("paper")}
+    assert found["optim.lr"].value == presets.train_spec("paper", "sparse_gpt").optim.lr
+    assert found["optim.lr"].kind == "float > 0"
+    assert found["model.activation"].kind == "gelu | relu"
+    assert found["model.d_head"].meaning == "paper: 16"
+    assert found["sparsity.anneal"].section.startswith("How many weights stay nonzero")
+    assert {"vocab_size", "prune.steps", "corpus.generated_programs"} <= found.keys()
+    assert not {"tokenizer", "corpus.datasets", "model"} & found.keys()
+
+
+def test_every_listed_field_can_be_set_to_the_value_it_has():
+    for setting in train_settings("tiny"):
+        text = ",".join(map(str, setting.value)) if isinstance(setting.value, tuple) else str(setting.value)
+        assert job(changes={setting.name: text}, tasks=("for_while",)) == job(tasks=("for_while",)), setting.name
+
+
+def typed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(["train", *arguments])
+    out, err = capsys.readouterr()
+    return int(caught.value.code or 0), out, err
+
+
+def test_what_is_typed_becomes_the_same_spec(capsys: pytest.CaptureFixture[str]):
+    arguments = "--dense --match 2.5 --task for_while --target-loss 0.2 --tensorboard --tokenizer python-tiny --corpus generated --seed 3"
+    code, out, _ = typed(capsys, *arguments.split(), "--set", "model.d_model=64", "--set", "prune.steps=9", "--print-spec")
+    assert code == 0
+    assert parse_job(out) == job(
+        dense=True,
+        match_loss=2.5,
+        tasks=("for_while",),
+        target_loss=0.2,
+        tensorboard=True,
+        tokenizer="python-tiny",
+        seed=3,
+        changes={"model.d_model": "64", "prune.steps": "9"},
+    )
+
+
+def test_datasets_are_typed(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    pytest.importorskip("datasets")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl").write_text(json.dumps({"body": "x = 1"}) + "\n")
+    shared = ("--text-column", "body", "--dataset-tokens", "1000")
+    code, out, err = typed(capsys, "--dataset", str(tmp_path / "one"), "--dataset", str(tmp_path / "two"), *shared, "--print-spec")
+    assert code == 0, err
+    expected = tuple(DatasetSpec(name=str(tmp_path / name), text_column="body", tokens=1000) for name in ("one", "two"))
+    assert parse_job(out).corpus == CorpusSpec(sources=(), datasets=expected)
+
+
+@pytest.mark.parametrize("text", ["optim.lr", "=3", "optim.lr="])
+def test_an_assignment_without_both_sides_is_refused(capsys: pytest.CaptureFixture[str], text: str):
+    code, _, err = typed(capsys, "--set", text, "--print-spec")
+    assert (code, "write FIELD=VALUE" in err) == (2, True)
+
+
+def test_a_field_set_twice_is_refused(capsys: pytest.CaptureFixture[str]):
+    code, _, err = typed(capsys, "--set", "optim.lr=1", "--set", "optim.lr=2", "--print-spec")
+    assert (code, "set twice, to 1 and to 2" in err) == (2, True)
+
+
+def test_the_fields_are_printed(capsys: pytest.CaptureFixture[str]):
+    code, out, _ = typed(capsys, "--fields", "--preset", "small")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("  optim.batch=")]
+    assert line.split()[:4] == ["optim.batch=128", "int", ">=", "1"]
+    assert line.endswith("sequences a step, over all ranks; authors' script: 512")
+    code, out, _ = typed(capsys, "--fields", "--json")
+    assert [setting["name"] for setting in json.loads(out)] == [setting.name for setting in train_settings()]
+
+
+def test_help_and_the_request_itself_do_without_torch_and_datasets():
+    heavy = "print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
+    assert python(f"import sys, extractor.request; {heavy}").strip() == "[]"
+    heavy = heavy.replace("'pandas'", "'pydantic', 'numpy'")
+    assert python(f"import sys, worker.cli.train; {heavy}").strip() == "[]"
+
+
+def test_a_progress_line_says_loss_speed_and_time_left():
+    metrics = {"loss": 2.31, "ce": 1.0, "nmse_encoder": 0.5, "tokens_per_s": 12345.0, "l0": 0.1}
+    event = {"step": 120, "total": 1500, "metrics": metrics, "seconds_left": 80.0}
+    assert describe_progress(event) == "120/1500  loss 2.31  12,345 tokens/s  1 min 20 s left"
+    assert describe_progress({"step": 3, "total": 9, "metrics": {"k": 4}}) == "3/9"

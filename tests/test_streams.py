@@ -1,0 +1,211 @@
+"""Hugging Face datasets: what is read, and what is refused. The hub is on this machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from local_hub import LocalHub, Repository, serve
+from made_datasets import TEXTS, contents, lines, local, parquet, prepare_killed, programs_folder, refused, save
+from worlds import python
+
+from extractor.errors import NotFound
+from extractor.specs import DatasetSpec
+from extractor.streams import check_dataset, pin_dataset
+
+pytest.importorskip("datasets")
+OLD, NEW = "a" * 40, "b" * 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of three JSON-lines files, 400 programs."""
+    return programs_folder(tmp_path_factory.mktemp("data") / "programs")
+
+
+def test_columns_are_checked(tmp_path: Path):
+    folder = save(tmp_path / "data", {"a.jsonl": lines(TEXTS[:5], "body")})
+    text = refused(lambda: check_dataset(local(folder)))
+    assert "has no column 'text'; it has body (string), n (int64)" in text
+    assert "column 'n' holds int64, not text" in refused(lambda: check_dataset(local(folder, text_column="n")))
+    check_dataset(local(folder, text_column="body"))
+
+
+def test_splits_and_configurations_are_checked(folder: Path):
+    assert "has no split 'validation'; Available splits: ['train']" in refused(lambda: check_dataset(local(folder, split="validation")))
+    assert "no configuration 'en'; available: ['default']" in refused(lambda: check_dataset(local(folder, config="en")))
+
+
+def test_a_folder_without_data_is_refused(tmp_path: Path):
+    save(tmp_path / "data", {"README.md": b"# nothing"})
+    assert "holds no data files" in refused(lambda: check_dataset(local(tmp_path / "data")))
+
+
+def test_a_script_is_never_run(tmp_path: Path):
+    folder = save(tmp_path / "evil", {"evil.py": b"raise SystemExit('the code ran')", "a.jsonl": lines(TEXTS[:3])})
+    assert "remote code is never run" in refused(lambda: check_dataset(local(folder)))
+
+
+def test_references_that_lead_nowhere_are_not_found(tmp_path: Path, folder: Path):
+    for name in ("/nowhere/at/all", "./nowhere", "a b", "a/b/c"):
+        assert "not found" in refused(lambda name=name: pin_dataset(DatasetSpec(name=name)), NotFound)
+    assert "is a file" in refused(lambda: pin_dataset(DatasetSpec(name=str(folder / "part-0.jsonl"))))
+    assert "has no revision 'main'" in refused(lambda: pin_dataset(local(folder, revision="main")))
+
+
+def test_a_folder_becomes_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder.parent)
+    assert pin_dataset(DatasetSpec(name="programs")) == local(folder)
+
+
+def test_without_the_library_one_line_says_what_to_install(folder: Path):
+    code = (
+        "import sys\nfrom importlib.abc import MetaPathFinder\n"
+        "import importlib.util\nfind = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'datasets' else find(name, *a)\n"
+        "from extractor.errors import SpecError\nfrom extractor.request import dataset, train_job\n"
+        "try:\n    train_job(datasets=(dataset(sys.argv[1]),))\nexcept SpecError as error:\n    print(error)"
+    )
+    assert "pip install 'extractor[datasets]'" in python(code, str(folder))
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[LocalHub]:
+    old = {"README.md": b"# old", "train-0.jsonl": lines(TEXTS[:150]), "train-1.jsonl": lines(TEXTS[150:300])}
+    new = {"README.md": b"# new", "train-0.jsonl": lines(TEXTS[300:])}
+    card = b"---\nconfigs:\n- config_name: one\n  data_files: one/*\n- config_name: two\n  data_files: two/*\n---\n"
+    configs = {"README.md": card, "one/a.parquet": parquet(TEXTS[:30]), "two/a.parquet": parquet(TEXTS[30:60])}
+    datasets = {
+        "some/data": Repository({OLD: old, NEW: new}),
+        "some/configs": Repository({OLD: configs}),
+        "some/script": Repository({OLD: {"script.py": b"raise SystemExit('the code ran')"}}),
+        "some/gated": Repository({OLD: {}}, gated=True),
+    }
+    with serve(LocalHub(datasets=datasets)) as served:
+        yield served
+
+
+ASK = """
+import json, sys
+from extractor.errors import ExtractorError
+from extractor.request import dataset
+from extractor import streams
+streams.RETRY_SECONDS = (0.1, 0.1)
+found = []
+for reference in sys.argv[1:]:
+    try:
+        spec = streams.pin_dataset(dataset(reference))
+        streams.check_dataset(spec)
+        found.append([spec.revision, next(streams.DocumentStream(spec))])
+    except ExtractorError as error:
+        found.append([type(error).__name__, str(error)])
+print(json.dumps(found))
+"""
+
+
+def test_a_revision_is_pinned_and_what_is_streamed_is_the_pinned_commit(hub: LocalHub, tmp_path: Path):
+    hub.fetched.clear()
+    found = json.loads(python(ASK, "some/data", f"some/data@{OLD}", "some/configs:two", env=hub.environment(tmp_path)))
+    assert found == [[NEW, TEXTS[300]], [OLD, TEXTS[0]], [OLD, TEXTS[30]]]
+    assert {sha for sha, file in hub.fetched if file == "train-1.jsonl"} <= {OLD}
+    assert {sha for sha, file in hub.fetched if file == "train-0.jsonl"} == {OLD, NEW}
+
+
+def test_what_the_hub_refuses_is_one_line(hub: LocalHub, tmp_path: Path):
+    names = ("some/nothing", "some/gated", "some/data@v9", "some/data:german", "some/configs", "some/script")
+    found = json.loads(python(ASK, *names, env=hub.environment(tmp_path)))
+    assert all("\n" not in text for _, text in found)
+    assert [kind for kind, _ in found] == ["NotFound"] * 3 + ["SpecError"] * 3
+    parts = (
+        "not on the hub",
+        "is gated",
+        "has no revision 'v9'",
+        "no configuration 'german'",
+        "choose one with --dataset-config",
+        "script",
+    )
+    assert all(part in text for part, (_, text) in zip(parts, found, strict=True))
+    assert "['one', 'two']" in found[4][1]
+
+
+def test_an_unreachable_hub_is_one_line(tmp_path: Path):
+    ((kind, text),) = json.loads(python(ASK, "some/data", env=LocalHub(endpoint="http://127.0.0.1:9").environment(tmp_path)))
+    assert kind == "NotFound"
+    assert "the hub cannot be reached" in text
+
+
+@pytest.fixture(scope="module")
+def from_hub(hub: LocalHub, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> tuple[DatasetSpec, Path, dict[str, str]]:
+    """A dataset of the hub, its tokenizer's file, and what an undisturbed preparation leaves."""
+    home = tmp_path_factory.mktemp("hub")
+    tokenizer.save(str(home / "tokenizer.json"))
+    spec = DatasetSpec(name="some/data", revision=OLD)
+    return spec, home / "tokenizer.json", contents(prepare_killed(spec, home / "tokenizer.json", home, hub.environment(home), []))
+
+
+def test_a_killed_preparation_over_the_hub_ends_in_the_same_bytes(hub: LocalHub, from_hub, tmp_path: Path):
+    spec, tokenizer_file, whole = from_hub
+    assert contents(prepare_killed(spec, tokenizer_file, tmp_path, hub.environment(tmp_path), [12])) == whole
+    assert len([name for name in whole if name.startswith("train-")]) > 3
+
+
+BREAK = """
+import json, sys
+from extractor import streams
+from extractor.errors import ExtractorError
+from extractor.progress import Progress
+from extractor.specs import DatasetSpec
+streams.RETRY_SECONDS = (0.0, 0.0, 0.0)
+notes = []
+progress = Progress(lambda event: notes.append(event["message"]))
+stream = streams.DocumentStream(DatasetSpec(name="some/data", revision="a" * 40), progress=progress, retries=3)
+broken, plain = set(map(int, sys.argv[2:])), streams._load
+def load(spec):
+    dataset = plain(spec)
+    class Breaking:
+        state_dict, load_state_dict = dataset.state_dict, dataset.load_state_dict
+        def __iter__(self):
+            for row in dataset:
+                number = len(texts)
+                if number in broken:
+                    if sys.argv[1] == 'once':
+                        broken.discard(number)
+                    raise ConnectionResetError('connection reset by peer')
+                yield row
+    return Breaking()
+streams._load = load
+texts = []
+try:
+    for text in stream:
+        texts.append(text)
+        if len(texts) % 50 == 0:
+            stream.position()
+    print(json.dumps([texts, notes]))
+except ExtractorError as error:
+    print(json.dumps([type(error).__name__, str(error), len(texts)]))
+"""
+
+
+def test_a_broken_connection_is_opened_again_where_it_broke(hub: LocalHub, tmp_path: Path):
+    texts, notes = json.loads(python(BREAK, "once", "0", "70", "71", "200", env=hub.environment(tmp_path)))
+    assert texts == TEXTS[:300]
+    assert len(notes) == 4
+    assert all("connection reset by peer; trying again" in note for note in notes)
+
+
+def test_a_connection_that_stays_broken_is_one_line(hub: LocalHub, tmp_path: Path):
+    kind, text, read = json.loads(python(BREAK, "always", "123", env=hub.environment(tmp_path)))
+    assert (kind, read) == ("ExtractorError", 123)
+    assert "stopped after 123 rows (connection reset by peer)" in text
+    assert "run the same again and it goes on from there" in text
+
+
+def test_reads_that_the_hub_cuts_off_do_no_harm(hub: LocalHub, from_hub, tmp_path: Path):
+    spec, tokenizer_file, whole = from_hub
+    hub.failing, began = 2, time.monotonic()
+    assert contents(prepare_killed(spec, tokenizer_file, tmp_path, hub.environment(tmp_path), [])) == whole
+    assert hub.failing == 0
+    assert time.monotonic() - began < 60

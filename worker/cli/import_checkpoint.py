@@ -1,0 +1,38 @@
+"""`extract import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from worker.cli.options import as_json as json_option
+from worker.cli.options import print_json
+
+
+@click.command("import", short_help="Convert a published circuit-sparsity checkpoint.")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The new model folder.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="A folder with the model's tokenizer.json.")
+@json_option
+def command(folder: Path, out: Path, tokenizer: Path | None, as_json: bool) -> int:
+    """Convert a published circuit-sparsity checkpoint (beeg_config.json and final_model.pt) into a model folder for `extract submit`.
+
+    \b
+    Example: extract import csp_yolo2 --out yolo2 --tokenizer tinypython
+    """
+    from transformers.utils import logging
+
+    from extractor.checkpoint_import import import_checkpoint
+
+    logging.disable_progress_bar()
+    report = import_checkpoint(folder, out, tokenizer)
+    if as_json:
+        print_json({"path": str(out.absolute()), **report})
+        return 0
+    for name, facts in report["files"].items():
+        click.echo(f"read   {name}  sha256 {facts['sha256']}")
+    for note in report["notes"]:
+        click.echo(f"note   {note}")
+    click.echo(f"model  {report['layers']} layers of width {report['width']}, {report['parameters']:,} parameters, in {out}")
+    return 0

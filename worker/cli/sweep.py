@@ -1,0 +1,119 @@
+"""`extract sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from worker.cli.options import as_json as json_option
+from worker.cli.options import no_worker as no_worker_option
+from worker.cli.options import positive, print_json
+
+if TYPE_CHECKING:
+    from extractor.sweep import Sweep
+    from worker.client import Service
+
+
+@click.command("sweep", short_help="Train and prune a grid of models, and draw the frontier.")
+@click.option("--grid", multiple=True, metavar="NAME=VALUE,VALUE", help="An axis: width, l0 (nonzeros: 16k; or a fraction), or any field.")
+@click.option("--task", "tasks", multiple=True, help="A task whose circuit is found in every model; see `extract tasks`. Repeatable.")
+@click.option("--preset", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True, help="How much work to do.")
+@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="A field of every model; see `extract train --fields`.")
+@click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss circuits must reach, in nats.")
+@click.option("--dense", is_flag=True, help="Dense twins: no sparsity.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Same seed, same result.")
+@click.option("--corpus", multiple=True, help="Text: 'stdlib', 'generated', a folder, .txt, .py or .jsonl file. Repeatable.")
+@click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="normal", show_default=True, help="Place in the queue.")
+@click.option("--status", "sweep_id", metavar="ID", help="Look at a sweep that was started earlier, and gather what is there.")
+@click.option("--wait", is_flag=True, help="Follow the sweep until it ends, then draw the frontier.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where the frontier goes; default: STATE_DIR/sweeps/ID.")
+@click.option("--print-specs", is_flag=True, help="Print every point's job and spec as JSON; queue nothing.")
+@no_worker_option
+@json_option
+def command(grid: tuple[str, ...], sweep_id: str | None, **options: Any) -> int:
+    """Queue one training with pruning for each point of a grid; the same command again goes on, or gathers what is there.
+
+    \b
+    Example: extract sweep --grid width=64,128 --grid l0=16k,24k,32k --task quote_close --task bracket_counting --wait
+    """
+    from extractor.errors import UsageError
+    from worker import sweeps
+    from worker.cli.connect import load_settings, open_for, warn_without_worker
+
+    if sweep_id is not None and grid:
+        raise UsageError("--status looks at a sweep that there is; leave out --grid")
+    settings = load_settings(options["no_worker"])
+    sweep = sweeps.open_plan(settings, sweep_id) if sweep_id else _plan(grid, options)
+    if options["print_specs"]:
+        print_json([{"job": p.job, "axes": p.axes, "spec": p.spec.model_dump(mode="json")} for p in sweep.points])
+        return 0
+    out = _check_out(options["out"] or sweeps.folder_of(settings, sweep.id), given=options["out"] is not None)
+    service = open_for(options["no_worker"])
+    if sweep_id is None:
+        sweeps.save_plan(settings, sweep)
+        queued = sweeps.queue(service, sweep, options["priority"])
+        if queued:
+            warn_without_worker(service)
+        if not options["wait"]:
+            return _show_queued(service, sweep, queued, options["as_json"])
+    return _gather(service, sweep, out, options["wait"], options["as_json"])
+
+
+def _plan(grid: tuple[str, ...], options: dict[str, Any]) -> Sweep:
+    from extractor.fields import parse_changes
+    from extractor.sweep import Order, parse_grid, plan
+
+    same = {name: options[name] for name in ("tasks", "preset", "target_loss", "seed", "dense", "corpus")}
+    return plan(Order(settings=parse_changes(options["changes"]), **same), parse_grid(grid))
+
+
+def _check_out(out: Path, given: bool) -> Path:
+    """A new or empty folder, or one that a sweep has filled. Raises OutputError."""
+    from worker.client import check_new_folder
+
+    if given and not (out / "sweep.json").is_file():
+        check_new_folder(out)
+    return out.absolute()
+
+
+def _show_queued(service: Service, sweep: Sweep, queued: list[str], as_json: bool) -> int:
+    from worker import sweeps
+
+    facts = sweeps.look(service, sweep)
+    if as_json:
+        jobs = [{"job": p["job"], "label": p["label"], "state": p["state"], "queued_now": p["job"] in queued} for p in facts]
+        print_json({"sweep": sweep.id, "jobs": jobs})
+        return 0
+    click.echo(sweep.id)
+    for point in facts:
+        click.echo(f"  {point['job']}  {point['state']:<10} {point['label']}")
+    click.echo(f"follow it: extract sweep --status {sweep.id} --wait", err=True)
+    return 0
+
+
+def _gather(service: Service, sweep: Sweep, out: Path, wait: bool, as_json: bool) -> int:
+    """Follow the points if asked to, then draw what is there. 1 where a point has failed."""
+    from extractor.findings import compare
+    from extractor.frontier import write_frontier
+    from worker import sweeps
+    from worker.cli.sweep_view import make_sweep_view, show_frontier
+
+    tasks = sweep.points[0].spec.tasks
+    facts = sweeps.look(service, sweep)
+    if wait:
+        try:
+            with make_sweep_view(as_json, sweep.id, tasks) as view:
+                for facts in sweeps.watch(service, sweep):
+                    view.show(facts)
+        except KeyboardInterrupt:
+            click.echo(f"stopped watching; the jobs go on. Watch again: extract sweep --status {sweep.id} --wait", err=True)
+            return 130
+    comparison = compare(sweeps.without_progress(facts), tasks)
+    told = write_frontier(out, sweep.id, comparison)
+    if as_json:
+        print_json({"sweep": sweep.id, "path": str(out), **told})
+    else:
+        show_frontier(facts, told, out)
+    return 1 if any(point["state"] in ("failed", "cancelled", "missing") for point in facts) else 0
