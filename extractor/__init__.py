@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from extractor.bridges.train import train_bridges
+    from extractor.checkpoint_import import import_checkpoint
     from extractor.circuit import Circuit
     from extractor.corpus import build_corpus
     from extractor.pipeline import run_job
     from extractor.prune import smallest_circuit
     from extractor.report import write_report
     from extractor.request import circuit_job, train_job
+    from extractor.sparse.inference import sparsify
     from extractor.sparse.train import train_sparse
     from extractor.specs import JobSpec
     from extractor.validation import validate
@@ -25,8 +27,10 @@ _HOME = {
     "JobSpec": "extractor.specs",
     "build_corpus": "extractor.corpus",
     "circuit_job": "extractor.request",
+    "import_checkpoint": "extractor.checkpoint_import",
     "run_job": "extractor.pipeline",
     "smallest_circuit": "extractor.prune",
+    "sparsify": "extractor.sparse.inference",
     "train_bridges": "extractor.bridges.train",
     "train_job": "extractor.request",
     "train_sparse": "extractor.sparse.train",
@@ -39,8 +43,10 @@ __all__ = [
     "JobSpec",
     "build_corpus",
     "circuit_job",
+    "import_checkpoint",
     "run_job",
     "smallest_circuit",
+    "sparsify",
     "train_bridges",
     "train_job",
     "train_sparse",
