@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from extractor.bridges.train import train_bridges
     from extractor.checkpoint_import import import_checkpoint
     from extractor.circuit import Circuit
-    from extractor.corpus import build_corpus
+    from extractor.data.corpus import build_corpus
     from extractor.pipeline import run_job
     from extractor.prune import smallest_circuit
     from extractor.report import write_report
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Circuit": "extractor.circuit",
     "JobSpec": "extractor.specs",
-    "build_corpus": "extractor.corpus",
+    "build_corpus": "extractor.data.corpus",
     "circuit_job": "extractor.request",
     "import_checkpoint": "extractor.checkpoint_import",
     "run_job": "extractor.pipeline",

@@ -16,7 +16,7 @@ from extractor.objective import TaskBatch, answer_margin
 from extractor.sites import gate, record
 
 if TYPE_CHECKING:
-    from extractor.corpus import Corpus
+    from extractor.data.corpus import Corpus
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
 Masks = Mapping[str, Tensor]  # site -> (width,), 1 where a node is on; a site that is absent is all on

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
-    from extractor.corpus import Corpus
+    from extractor.data.corpus import Corpus
 
 HELD_OUT_ROWS = 256
 INSIDE_ROWS = 64

@@ -48,7 +48,7 @@ def import_checkpoint(folder: Path, out: Path, tokenizer: Path | None = None) ->
 
     Raises UsageError for a request or model we cannot follow, BrokenArtifact for damaged files; then nothing is left in `out`.
     """
-    from extractor.tokenizer import TOKENIZER_FILES
+    from extractor.data.tokenizer import TOKENIZER_FILES
 
     _check_output(out)
     config_path, weights_path = _find(folder)
@@ -126,7 +126,7 @@ def _first_line(error: Exception) -> str:
 
 def _tokenizer_folder(folder: Path, given: Path | None, settings: dict[str, Any], work: Import) -> Path | None:
     """Where the tokenizer's files are. Raises UnsupportedModel, BrokenArtifact when they are unusable or of another vocabulary."""
-    from extractor.tokenizer import END_OF_TEXT, load_tokenizer
+    from extractor.data.tokenizer import END_OF_TEXT, load_tokenizer
 
     if given is None and not (folder / "tokenizer.json").is_file():
         work.notes.append("no tokenizer.json: the model runs, but tasks need one; import again with --tokenizer FOLDER")
@@ -141,7 +141,7 @@ def _tokenizer_folder(folder: Path, given: Path | None, settings: dict[str, Any]
 
 
 def _write_tokenizer(source: Path, target: Path, n_ctx: int) -> None:
-    from extractor.tokenizer import copy_tokenizer, load_tokenizer, save_tokenizer
+    from extractor.data.tokenizer import copy_tokenizer, load_tokenizer, save_tokenizer
 
     if (source / "tokenizer.json").is_file():
         copy_tokenizer(source, target)

@@ -19,7 +19,8 @@ import torch
 from extractor import artifacts, objective
 from extractor.ablation import masked_margin, measure_means
 from extractor.circuit import Circuit, Node, edges_between
-from extractor.corpus import Corpus, build_corpus
+from extractor.data.corpus import Corpus, build_corpus
+from extractor.data.tokenizer import copy_tokenizer, load_tokenizer
 from extractor.describe import describe_nodes
 from extractor.errors import BrokenArtifact, TaskNotExpressible, UnsupportedModel
 from extractor.masks import learn_ranking
@@ -29,7 +30,6 @@ from extractor.progress import Stopped
 from extractor.prune import Calibration, Demand, Probe, PruneResult, smallest_circuit
 from extractor.report import Example, write_report
 from extractor.sites import node_id
-from extractor.tokenizer import copy_tokenizer, load_tokenizer
 from extractor.training import pick_device, place
 from extractor.validation import ValidationReport, validate
 

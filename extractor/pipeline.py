@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extractor import artifacts
-from extractor.corpus import Corpus, corpus_for
+from extractor.data.corpus import Corpus, corpus_for
 from extractor.errors import NotFound, UnsupportedModel, UsageError
 from extractor.progress import Progress, Stopped
 from extractor.specs import JobSpec, TrainSpec, to_json
@@ -128,11 +128,11 @@ def check_tasks(spec: JobSpec) -> None:
 
 
 def match_width(job: Job, spec: TrainSpec, target: float, tokenizer: Tokenizer, corpus: Corpus) -> None:
-    """Train widths until the smallest that reaches the target loss is known (`extractor.match`); it becomes model/ and result.json.
+    """Train widths until the smallest that reaches the target loss is known (`extractor.sweeps.match`); it becomes model/ and result.json.
 
     Each width keeps a folder of its own below .work, so that an interrupted search repeats no finished training.
     """
-    from extractor.match import Candidate, search
+    from extractor.sweeps.match import Candidate, search
 
     def folder_of(width: int) -> Path:
         return job.work / f"width-{width}"
@@ -158,8 +158,8 @@ def match_width(job: Job, spec: TrainSpec, target: float, tokenizer: Tokenizer, 
 def leave_model(job: Job, out: Path, spec: TrainSpec, tokenizer: Tokenizer, corpus: Corpus, env: LoopEnvironment) -> None:
     """Train a model of this spec and leave result.json and, last, model/ in `out`."""
     from extractor.card import train_card, train_result
+    from extractor.data.tokenizer import save_tokenizer
     from extractor.ranks import train_model
-    from extractor.tokenizer import save_tokenizer
 
     model = train_model(spec, corpus, tokenizer.get_vocab_size(), job.spec.seed, env)
     made = job.spec.model_copy(update={"train": spec})

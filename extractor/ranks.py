@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from extractor import artifacts, errors
-from extractor.corpus import Corpus
+from extractor.data.corpus import Corpus
 from extractor.progress import Progress, Stopped
 from extractor.specs import TrainSpec
 from extractor.training import Checkpoints, LoopEnvironment, MetricsLog, TrainState, set_up_torch

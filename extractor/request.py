@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
 
-from extractor.corpus import check_sources
+from extractor.data.corpus import check_sources
+from extractor.data.streams import check_dataset, pin_dataset
+from extractor.data.tokenizer import load_tokenizer, open_tokenizer, resolve_tokenizer
 from extractor.errors import SpecError
 from extractor.fields import Setting, changed, checked_spec, settings, split_changes
 from extractor.models import open_model, resolve
 from extractor.objective import express, get_task
 from extractor.presets import PRESETS, bridge_spec, dense_twin, prune_spec, train_spec
 from extractor.specs import CorpusSpec, DatasetSpec, JobSpec
-from extractor.streams import check_dataset, pin_dataset
-from extractor.tokenizer import load_tokenizer, open_tokenizer, resolve_tokenizer
 
 Preset = Literal["tiny", "small", "paper"]
 

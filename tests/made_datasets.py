@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from worlds import ROOT
 
+from extractor.data.programs import programs
 from extractor.errors import ExtractorError, SpecError
-from extractor.programs import programs
 from extractor.specs import DatasetSpec
 
 TEXTS = list(programs(400, 7))
@@ -58,7 +58,7 @@ PREPARE = """
 import sys, time
 from pathlib import Path
 from tokenizers import Tokenizer
-from extractor import shards
+from extractor.data import shards
 from extractor.progress import Progress
 from extractor.specs import DatasetSpec
 shards.SHARD_TOKENS, shards.BLOCK_DOCUMENTS = 5_000, 16

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
+from extractor.data.tokenizer import load_tokenizer
 from extractor.models import bundled_models, open_model
 from extractor.objective import answer_margin, express, get_task, task_batch, task_loss
-from extractor.tokenizer import load_tokenizer
 
 FOLDER = open_model("python-tiny").path
 CARD = (FOLDER / "README.md").read_text()

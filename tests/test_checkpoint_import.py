@@ -19,8 +19,8 @@ from worlds import VOCABULARY, python
 
 import extractor.sparse  # noqa: F401 - registers the architecture
 from extractor.checkpoint_import import import_checkpoint
+from extractor.data.tokenizer import save_tokenizer
 from extractor.errors import BrokenArtifact, ExtractorError, OutputError, UnsupportedModel, UsageError
-from extractor.tokenizer import save_tokenizer
 
 SINK = "transformer.h.0.attn.attn_imp.sink_logit"
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from worlds import CORPUS
 
-from extractor import corpus as corpus_module
-from extractor.corpus import Corpus, build_corpus, check_sources, corpus_for, documents
+from extractor.data import corpus as corpus_module
+from extractor.data.corpus import Corpus, build_corpus, check_sources, corpus_for, documents
+from extractor.data.programs import programs
+from extractor.data.shards import is_held_out
+from extractor.data.tokenizer import open_tokenizer, resolve_tokenizer, train_tokenizer
 from extractor.errors import BrokenArtifact, SpecError
-from extractor.programs import programs
 from extractor.progress import Progress, Stopped
-from extractor.shards import is_held_out
 from extractor.specs import CorpusSpec, TrainSpec
-from extractor.tokenizer import open_tokenizer, resolve_tokenizer, train_tokenizer
 
 
 def of(*sources: Path | str) -> CorpusSpec:

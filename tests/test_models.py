@@ -149,7 +149,7 @@ def test_missing_tensors_are_counted(copy: Path):
 
 
 def test_a_model_without_a_tokenizer_is_refused(copy: Path):
-    from extractor.tokenizer import load_tokenizer
+    from extractor.data.tokenizer import load_tokenizer
 
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (copy / name).unlink()
@@ -159,7 +159,7 @@ def test_a_model_without_a_tokenizer_is_refused(copy: Path):
 
 
 def test_gpt2s_older_tokenizer_files_do_too(copy: Path, tokenizer):
-    from extractor.tokenizer import load_tokenizer
+    from extractor.data.tokenizer import load_tokenizer
 
     tokenizer.model.save(str(copy))
     (copy / "tokenizer.json").unlink()

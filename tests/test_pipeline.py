@@ -146,8 +146,8 @@ def test_a_train_job_leaves_a_model_its_card_and_its_numbers(dense: Path):
 def test_a_train_jobs_numbers_are_those_of_its_model(dense: Path, loops: CorpusSpec):
     from transformers import AutoModelForCausalLM
 
-    from extractor.corpus import build_corpus
-    from extractor.tokenizer import load_tokenizer
+    from extractor.data.corpus import build_corpus
+    from extractor.data.tokenizer import load_tokenizer
 
     model = AutoModelForCausalLM.from_pretrained(dense / "model").eval()
     numbers = json.loads((dense / "result.json").read_text())
@@ -226,8 +226,8 @@ def test_the_circuit_is_made_of_nodes_and_edges_of_the_saved_model(result: Path)
 
 
 def test_the_held_out_pairs_share_no_prompt_with_the_others(result: Path, dense: Path):
+    from extractor.data.tokenizer import load_tokenizer
     from extractor.objective import express, task_batch
-    from extractor.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(dense / "model")
     pairs = load_file(result / "circuits" / TASK / "held_out.safetensors")
@@ -284,9 +284,9 @@ def test_the_bridges_open_around_the_dense_model_they_were_made_for(result: Path
     import extractor.bridges  # noqa: F401 - registers the tuner
     from extractor.bridges.losses import Coupled, path_kls
     from extractor.bridges.tuner import bridge_sites
-    from extractor.corpus import build_corpus
+    from extractor.data.corpus import build_corpus
+    from extractor.data.tokenizer import load_tokenizer
     from extractor.dense.base import wrap_dense
-    from extractor.tokenizer import load_tokenizer
 
     told = numbers_of(result)["bridge"]
     inner = AutoModelForCausalLM.from_pretrained(dense / "model").eval()

@@ -20,6 +20,7 @@ from worlds import CORPUS, ROOT, VOCABULARY, environment
 from extractor.ablation import masked_margin
 from extractor.artifacts import write_json, write_tensors
 from extractor.circuit import Calibration, Circuit, Node, edges_between, live_nodes
+from extractor.data.tokenizer import save_tokenizer
 from extractor.describe import describe_nodes
 from extractor.masks import NodeIndex, learn_ranking
 from extractor.objective import TaskBatch, task_loss
@@ -29,7 +30,6 @@ from extractor.prune import Demand, Probe, smallest_circuit
 from extractor.sites import node_id, widths
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
 from extractor.specs import BridgeSpec, JobSpec, PruneSpec
-from extractor.tokenizer import save_tokenizer
 from extractor.validation import validate
 
 PATH = ("0.mlp.act_in.4", "0.mlp.post_act.0", "0.mlp.resid_delta.3")

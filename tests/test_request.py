@@ -128,7 +128,7 @@ def test_a_tokenizer_is_a_bundled_name_or_a_folder(gpt2_folder: Path, tmp_path: 
 
 
 def test_a_task_that_a_given_tokenizer_cannot_write_is_refused_at_once(tmp_path: Path):
-    from extractor.tokenizer import train_tokenizer
+    from extractor.data.tokenizer import train_tokenizer
 
     train_tokenizer(["nothing"], 257).save(str(tmp_path / "tokenizer.json"))
     refused(TaskNotExpressible, tokenizer=str(tmp_path), tasks=("for_while",))

@@ -12,13 +12,13 @@ import pytest
 from made_datasets import PREPARE, TEXTS, contents, lines, local, parquet, prepare_killed, programs_folder, refused, save
 from worlds import ROOT
 
-from extractor import shards, streams
-from extractor.corpus import Corpus, build_corpus, corpus_for
+from extractor.data import shards, streams
+from extractor.data.corpus import Corpus, build_corpus, corpus_for
+from extractor.data.shards import is_held_out, locked, prepare_dataset
+from extractor.data.streams import DocumentStream, check_dataset
 from extractor.errors import BrokenArtifact
 from extractor.progress import Progress, Stopped
-from extractor.shards import is_held_out, locked, prepare_dataset
 from extractor.specs import CorpusSpec, OptimSpec, TrainSpec
-from extractor.streams import DocumentStream, check_dataset
 
 pytest.importorskip("datasets")
 

@@ -12,9 +12,9 @@ from local_hub import LocalHub, Repository, serve
 from made_datasets import TEXTS, contents, lines, local, parquet, prepare_killed, programs_folder, refused, save
 from worlds import python
 
+from extractor.data.streams import check_dataset, pin_dataset
 from extractor.errors import NotFound
 from extractor.specs import DatasetSpec
-from extractor.streams import check_dataset, pin_dataset
 
 pytest.importorskip("datasets")
 OLD, NEW = "a" * 40, "b" * 40
@@ -92,7 +92,7 @@ ASK = """
 import json, sys
 from extractor.errors import ExtractorError
 from extractor.request import dataset
-from extractor import streams
+from extractor.data import streams
 streams.RETRY_SECONDS = (0.1, 0.1)
 found = []
 for reference in sys.argv[1:]:
@@ -154,7 +154,7 @@ def test_a_killed_preparation_over_the_hub_ends_in_the_same_bytes(hub: LocalHub,
 
 BREAK = """
 import json, sys
-from extractor import streams
+from extractor.data import streams
 from extractor.errors import ExtractorError
 from extractor.progress import Progress
 from extractor.specs import DatasetSpec

@@ -10,10 +10,10 @@ import pytest
 
 from extractor.artifacts import write_json
 from extractor.errors import BrokenArtifact, SpecError, UnknownTask, UsageError
-from extractor.findings import compare
-from extractor.frontier import write_frontier
 from extractor.specs import TrainSpec
-from extractor.sweep import Facts, Order, Sweep, block_matrices, facts_of, kept_weights, parse_grid, plan, weight_frac
+from extractor.sweeps.findings import compare
+from extractor.sweeps.frontier import write_frontier
+from extractor.sweeps.grid import Facts, Order, Sweep, block_matrices, facts_of, kept_weights, parse_grid, plan, weight_frac
 
 TASKS = ("quote_close", "for_while")
 ORDER = Order(tasks=TASKS)

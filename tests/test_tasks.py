@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
+from extractor.data.tokenizer import load_tokenizer, train_tokenizer
 from extractor.errors import TaskNotExpressible, UnknownTask
 from extractor.models import open_model
 from extractor.objective import accuracy, answer_margin, express, get_task, task_batch, task_loss
-from extractor.tokenizer import load_tokenizer, train_tokenizer
 from tasks import find_task, task_names
 from tasks.base import SPLITS
 

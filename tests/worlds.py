@@ -14,11 +14,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 import torch
 
-from extractor.corpus import Corpus, build_corpus
-from extractor.programs import programs
+from extractor.data.corpus import Corpus, build_corpus
+from extractor.data.programs import programs
+from extractor.data.tokenizer import save_tokenizer, train_tokenizer
 from extractor.progress import Progress
 from extractor.specs import CorpusSpec
-from extractor.tokenizer import save_tokenizer, train_tokenizer
 from extractor.training import Checkpoints, LoopEnvironment, MetricsLog
 
 torch.set_num_threads(1)

@@ -15,7 +15,7 @@ import redis
 
 from extractor import artifacts
 from extractor.errors import ExtractorError, NotFound, OutputError, ServiceUnavailable
-from extractor.sweep import Facts, Point, Sweep, facts_of
+from extractor.sweeps.grid import Facts, Point, Sweep, facts_of
 from worker import client, local
 from worker.client import Service
 from worker.records import TERMINAL, check_id, describe

@@ -12,7 +12,7 @@ from torch import Tensor
 from extractor import artifacts
 from extractor.bridges.losses import Coupled, Crossing, Target, bridge_loss, path_kls
 from extractor.bridges.tuner import SparseBridgeConfig, bridge_sites, site_parameters
-from extractor.corpus import Corpus
+from extractor.data.corpus import Corpus
 from extractor.dense.base import residuals, wrap_dense
 from extractor.errors import SpecError
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM

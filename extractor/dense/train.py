@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from extractor.compute import Compute
-from extractor.corpus import Corpus
+from extractor.data.corpus import Corpus
 from extractor.specs import TrainSpec
 from extractor.training import Loop, LoopEnvironment, TrainState, next_token_loss, run_loop
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from extractor.compute import Compute
-from extractor.corpus import Corpus
+from extractor.data.corpus import Corpus
 from extractor.sparse.configuration_sparse_gpt import SparseGPTConfig
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 from extractor.sparse.projection import Projector, constraints

@@ -15,7 +15,7 @@ import pytest
 from service_machine import PROJECT, circuit_spec, wait_for
 
 from extractor import artifacts
-from extractor.tokenizer import save_tokenizer, train_tokenizer
+from extractor.data.tokenizer import save_tokenizer, train_tokenizer
 from worker import cli, client, local
 from worker.cli.view import PlainView
 

@@ -12,7 +12,7 @@ from worker.cli.options import no_worker as no_worker_option
 from worker.cli.options import positive, print_json
 
 if TYPE_CHECKING:
-    from extractor.sweep import Sweep
+    from extractor.sweeps.grid import Sweep
     from worker.client import Service
 
 
@@ -63,7 +63,7 @@ def command(grid: tuple[str, ...], sweep_id: str | None, **options: Any) -> int:
 
 def _plan(grid: tuple[str, ...], options: dict[str, Any]) -> Sweep:
     from extractor.fields import parse_changes
-    from extractor.sweep import Order, parse_grid, plan
+    from extractor.sweeps.grid import Order, parse_grid, plan
 
     same = {name: options[name] for name in ("tasks", "preset", "target_loss", "seed", "dense", "corpus")}
     return plan(Order(settings=parse_changes(options["changes"]), **same), parse_grid(grid))
@@ -95,8 +95,8 @@ def _show_queued(service: Service, sweep: Sweep, queued: list[str], as_json: boo
 
 def _gather(service: Service, sweep: Sweep, out: Path, wait: bool, as_json: bool) -> int:
     """Follow the points if asked to, then draw what is there. 1 where a point has failed."""
-    from extractor.findings import compare
-    from extractor.frontier import write_frontier
+    from extractor.sweeps.findings import compare
+    from extractor.sweeps.frontier import write_frontier
     from worker import sweeps
     from worker.cli.sweep_view import make_sweep_view, show_frontier
 

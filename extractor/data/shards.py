@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from extractor import artifacts
+from extractor.data.streams import DocumentStream, pin_dataset
 from extractor.errors import BrokenArtifact, ExtractorError, SpecError
 from extractor.progress import Progress, Stopped
 from extractor.specs import DatasetSpec
-from extractor.streams import DocumentStream, pin_dataset
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

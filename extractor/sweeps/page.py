@@ -1,4 +1,4 @@
-"""The page of a sweep: index.html, filled into frontier_page.html; each function one section. Everything it shows is escaped."""
+"""The page of a sweep: index.html, filled into page.html; each function one section. Everything it shows is escaped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 from importlib import resources
 from string import Template
 
-from extractor.sweep import Facts
+from extractor.sweeps.grid import Facts
 
 _ABSENT = "&ndash;"
 
@@ -17,7 +17,7 @@ def page(sweep: str, comparison: Facts, svg: str, shades: Mapping[int, str]) -> 
     """index.html as text. `svg` is the picture, `shades` its colours by number of parameters."""
     points = comparison["points"]
     done = [point for point in points if "held_out_loss" in point]
-    frame = resources.files("extractor").joinpath("frontier_page.html").read_text(encoding="utf-8")
+    frame = resources.files("extractor.sweeps").joinpath("page.html").read_text(encoding="utf-8")
     return Template(frame).substitute(
         title=escape(f"Sweep {sweep}"),
         eyebrow=escape(f"Sweep {sweep} · {', '.join(comparison['tasks']) or 'no task'}"),

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from extractor import artifacts
+from extractor.data.programs import GENERATOR_VERSION, programs
+from extractor.data.shards import HELD_OUT_ONE_IN, is_held_out, locked, prepare_dataset, stamps
+from extractor.data.streams import first_documents, pin_dataset
 from extractor.errors import BrokenArtifact, SpecError
-from extractor.programs import GENERATOR_VERSION, programs
 from extractor.progress import Progress, Stopped
-from extractor.shards import HELD_OUT_ONE_IN, is_held_out, locked, prepare_dataset, stamps
 from extractor.specs import CorpusSpec, TrainSpec
-from extractor.streams import first_documents, pin_dataset
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -219,7 +219,7 @@ def corpus_for(spec: CorpusSpec, train: TrainSpec, progress: Progress | None = N
 
     Raises what `build_corpus` and `open_tokenizer` raise.
     """
-    from extractor.tokenizer import open_tokenizer
+    from extractor.data.tokenizer import open_tokenizer
 
     progress = progress or Progress()
     tokenizer = open_tokenizer(train.tokenizer) if train.tokenizer else _own_tokenizer(spec, train.vocab_size, progress)
@@ -230,7 +230,7 @@ def _own_tokenizer(spec: CorpusSpec, vocab_size: int, progress: Progress) -> Tok
     """A tokenizer trained on a corpus, kept in the cache: a job that goes on need not stream the text again."""
     import tokenizers
 
-    from extractor.tokenizer import train_tokenizer
+    from extractor.data.tokenizer import train_tokenizer
 
     datasets = [pin_dataset(d) if d.revision is None else d for d in spec.datasets]
     facts = [d.model_dump(exclude={"tokens"}) for d in datasets] + [TOKENIZER_DOCUMENTS, TOKENIZER_CHARACTERS]

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extractor import artifacts
-from extractor.findings import equal_l0
-from extractor.frontier_page import page, summary, thousands
-from extractor.sweep import Facts
+from extractor.sweeps.findings import equal_l0
+from extractor.sweeps.grid import Facts
+from extractor.sweeps.page import page, summary, thousands
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

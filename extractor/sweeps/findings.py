@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from extractor.sweep import Facts
+from extractor.sweeps.grid import Facts
 
 _EQUAL = 0.01  # nonzeros that differ by less than this share count as equal
 _VARIED = ("width", "l0", "sparsity.weight_frac")

@@ -2,8 +2,8 @@
 
     width=64,128  l0=8k,16k,32k   ->   six train jobs with a circuit for each task   ->   sweep.json, the frontier
 
-    width   d_model. The learning rate goes with 1/width (`extractor.match`), the fractions of embeddings and biases with 1/width too, so
-            that their nonzeros stay equal; what is set by hand stays as it is set
+    width   d_model. The learning rate goes with 1/width (`extractor.sweeps.match`), the fractions of embeddings and biases with 1/width
+            too, so that their nonzeros stay equal; what is set by hand stays as it is set
     l0      nonzeros of all block matrices together (c_attn, c_fc, both c_proj; 8k, 1.5M), or a fraction of them where at most 1
     a.b     any field of the training's spec: optim.lr, model.n_layer, sparsity.min_per_neuron
 

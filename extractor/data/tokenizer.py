@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extractor.data.pinning import commit_of, hub_refusal
 from extractor.errors import BrokenArtifact, ModelNotFound, UnsupportedModel
 from extractor.models import BUNDLED, HUB_ID
-from extractor.pinning import commit_of, hub_refusal
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
