@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote
 
 
@@ -44,24 +45,10 @@ def hub_environment(endpoint: str, home: Path) -> dict[str, str]:
     return {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "", "HF_HUB_DISABLE_XET": "1"}
 
 
-@contextmanager
-def serve(hub: LocalHub) -> Iterator[LocalHub]:
-    """Run a hub inside a `with` block; its `endpoint` is set."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
-        yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+class HubHandler(BaseHTTPRequestHandler):
+    """What every hub's handler answers with; `hub` is what it serves."""
 
-
-class _Handler(BaseHTTPRequestHandler):
-    hub: LocalHub
+    hub: Any
 
     def log_message(self, *_: object) -> None:
         pass
@@ -77,6 +64,31 @@ class _Handler(BaseHTTPRequestHandler):
     def json(self, value: object) -> None:
         self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
 
+
+@contextmanager
+def running(hub: Any, handler: type[HubHandler]) -> Iterator[None]:
+    """Run a hub inside a `with` block; its `endpoint` is set."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"hub": hub}))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def serve(hub: LocalHub) -> Iterator[LocalHub]:
+    """Run a hub that one can read from inside a `with` block."""
+    with running(hub, _Handler):
+        yield hub
+
+
+class _Handler(HubHandler):
     def refuse(self, code: int, reason: str) -> None:
         self.answer(code, json.dumps({"error": reason}).encode(), X_Error_Code=reason, X_Error_Message=reason)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
+
+from local_hub import HubHandler, running
 
 
 class WritableHub:
@@ -32,36 +32,11 @@ class WritableHub:
 @contextmanager
 def serve() -> Iterator[WritableHub]:
     hub = WritableHub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with running(hub, _Handler):
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    hub: WritableHub
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def answer(self, code: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(code)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def json(self, value: object) -> None:
-        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
-
+class _Handler(HubHandler):
     def route(self) -> str:
         path = unquote(self.path.partition("?")[0]).strip("/")
         self.hub.log.append((self.command, path))
