@@ -189,8 +189,8 @@ def test_an_owner_that_is_told_its_job_belongs_to_another_kills_its_engine(machi
     job = machine.submit()
     machine.wait_step(job, 2)
     engine = processes.identify(machine.engine_pid(job))
-    machine.records.client.hset(f"ex:job:{job}", mapping={"token": "another's", "process": "otherboot:0:17:4"})
-    machine.records.client.set(f"ex:lease:{job}", "another's", ex=60)  # a live owner elsewhere
+    machine.records.client.hset(f"ex:job:{job}", mapping={"token": "another's", "process": str(processes.identify())})
+    machine.records.client.set(f"ex:lease:{job}", "another's", ex=60)
     assert processes.wait_gone(engine, 5)
     assert machine.state_of(job) == "running"
     assert worker.poll() is None
