@@ -57,6 +57,7 @@ def train_result(spec: JobSpec, model: PreTrainedModel, corpus: Corpus, tokenize
     return {
         "model": spec.train.architecture,
         "seed": spec.seed,
+        "vocab_size": tokenizer.get_vocab_size(),
         "parameters": sum(p.numel() for p in model.parameters()),
         **inside(spec.train, model, corpus),
         "corpus_tokens": corpus.tokens,
@@ -95,8 +96,8 @@ def train_card(spec: JobSpec, result: dict) -> str:
     rows = "\n".join(f"| {name} | {'-' if loss is None else format(loss, '.4f')} |" for name, loss in result["task_loss"].items())
     return f"""# {kind}, {result["parameters"]:,} parameters
 
-A small {kind} that knows simple Python: {shape.n_layer} layers, width {shape.d_model}, {shape.d_model // shape.d_head} heads, \
-vocabulary {train.vocab_size}, context {shape.n_ctx}.
+A {kind}: {shape.n_layer} layers, width {shape.d_model}, {shape.d_model // shape.d_head} heads, \
+vocabulary {result["vocab_size"]:,}, context {shape.n_ctx}.
 
 ```python
 {loading}from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -130,6 +130,7 @@ def test_a_train_job_leaves_a_model_its_card_and_its_numbers(dense: Path):
     assert set(numbers) == {
         "model",
         "seed",
+        "vocab_size",
         "parameters",
         "nonzeros",
         "nonzero_share",
