@@ -52,6 +52,11 @@ class Answer:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
+def hear_interrupts() -> None:
+    """SIGINT is ignored, and inherited so, by what a shell runs in its background; these tests send it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Machine:
     """A user's machine: commands, workers, faults."""
 
@@ -105,6 +110,7 @@ class Machine:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=hear_interrupts,
         )
         self._processes.append(process)
         return process
