@@ -1,6 +1,6 @@
 """Where and how a training step runs: device, precision, ranks, micro-batches. Hugging Face accelerate does the distributed part.
 
-Every rank sees the same global batch and takes its rows of it; a rank's rows go through the model in micro-batches; gradients are added up
+Every rank takes its rows of one global batch; they go through the model in micro-batches; gradients are added up
 weighted by rows. So the gradient is that of the whole batch however it was cut, to fp32 rounding. When memory runs out the micro-batch is
 halved, on all ranks alike, and the step starts again.
 """
@@ -21,7 +21,25 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Compute:
+class Alone:
+    """What a loop asks of a `Compute`, where one process does all and nothing is tracked."""
+
+    is_main = True
+
+    def agree(self, value: int) -> int:
+        return value
+
+    def track(self, folder: Path | None, first_step: int) -> None:
+        pass
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Compute(Alone):
     """One per training. `state` belongs into the checkpoint: it holds the micro-batch that memory allows."""
 
     def __init__(self, optim: OptimSpec, note: Callable[[str], None] = lambda _line: None):
@@ -43,22 +61,29 @@ class Compute:
         return self.accelerator.num_processes
 
     @property
-    def is_main(self) -> bool:
+    def is_main(self) -> bool:  # type: ignore[override]
         """Whether this is the rank that saves, logs and reports."""
         return self.accelerator.is_main_process
 
-    def accumulate(self, batch: Tensor, loss_of: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> float:
-        """Leave the gradient of the mean loss in `parameters`; returns that loss.
+    def share(self, rows: int) -> tuple[int, int]:
+        """Which rows [start, stop) of a global batch are this rank's; the first ranks take one more where it does not divide."""
+        size, more = divmod(rows, self.ranks)
+        rank = self.accelerator.process_index
+        start = rank * size + min(rank, more)
+        return start, start + size + (rank < more)
 
-        batch    (rows, T), the global batch; every rank passes the same
-        loss_of  mean loss of some of its rows, a scalar that is the mean of per-row losses
+    def accumulate(self, share: Tensor, rows: int, loss_of: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> float:
+        """Leave the gradient of the mean loss over the global batch in `parameters`; returns that loss.
+
+        share    this rank's rows of it, (its rows, T)
+        rows     of the global batch
+        loss_of  mean loss of some rows, a scalar that is the mean of per-row losses
 
         Raises OutOfMemory when a single row does not fit.
         """
-        share = batch.tensor_split(self.ranks)[self.accelerator.process_index]
         while True:
-            total = self._pass_over(share, len(batch), loss_of, parameters)
-            if not self._any(total is None):
+            total = self._pass_over(share, rows, loss_of, parameters)
+            if not self._total(total is None):
                 break
             self._halve()
         assert total is not None
@@ -66,12 +91,9 @@ class Compute:
             total = self._add_up(parameters, total)
         return total.item()
 
-    def agree(self, flag: bool) -> bool:
+    def agree(self, value: int) -> int:
         """What the main rank says, on every rank."""
-        if self.ranks == 1:
-            return flag
-        told = torch.tensor(float(flag) if self.is_main else 0.0, device=self.device)
-        return bool(self._sum(told) > 0)
+        return self._total(value if self.is_main else 0)
 
     def track(self, folder: Path | None, first_step: int) -> None:
         """Also write metrics as TensorBoard events to `folder`; a resumed run replaces what it repeats. Raises SpecError."""
@@ -125,10 +147,8 @@ class Compute:
         self.state["micro_batch"].fill_(size // 2)
         self.note(f"memory ran out with {size} sequences a pass; going on with {size // 2}, which gives the same result")
 
-    def _any(self, flag: bool) -> bool:
-        if self.ranks == 1:
-            return flag
-        return bool(self._sum(torch.tensor(float(flag), device=self.device)) > 0)
+    def _total(self, value: int) -> int:
+        return value if self.ranks == 1 else int(self._sum(torch.tensor(value, device=self.device, dtype=torch.int64)))
 
     def _add_up(self, parameters: list[nn.Parameter], total: Tensor) -> Tensor:
         grads = [p.grad for p in parameters if p.grad is not None]

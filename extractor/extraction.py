@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from extractor.pipeline import Job
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+    from extractor.specs import JobSpec
 
 TRAIN_POOL = 4096  # pairs of the train split that batches are drawn from
 DESCRIBED_PAIRS = 512  # over which nodes' reads are measured
@@ -64,6 +66,13 @@ class Subject:
     tokenizer: Tokenizer
     corpus: Corpus
     name: str
+    spec: JobSpec
+
+    @cached_property
+    def means(self) -> dict[str, torch.Tensor]:
+        """The mean of every node over the corpus, by site: the same for all tasks."""
+        assert self.spec.prune is not None
+        return measure_means(self.model, self.corpus, self.spec.prune.mean_tokens, self.spec.seed)
 
 
 @dataclass(frozen=True)
@@ -101,23 +110,21 @@ def run_circuit_job(job: Job) -> None:
     tokenizer = load_tokenizer(source.path)
     expression = objective.express(objective.get_task(spec.task), tokenizer)
     with job.stage("corpus"):
-        corpus = build_corpus(spec.corpus, tokenizer)
+        corpus = build_corpus(spec.corpus, tokenizer, progress=job.progress)
     with job.stage("bridge"):
         sparse_model(job, source, corpus)
-    subject = Subject(load_sparse(job), tokenizer, corpus, spec.model)
+    subject = Subject(load_sparse(job), tokenizer, corpus, spec.model, spec)
     make_circuit(Inquiry(job, subject, ask(job, expression, tokenizer, subject.model.config.n_ctx)))
 
 
 def make_circuit(inquiry: Inquiry) -> None:
     """Prune, validate, report: leaves circuits/TASK/ of the job's result. Raises ExtractorError, or Stopped."""
-    spec, subject, question = inquiry.job.spec, inquiry.subject, inquiry.question
-    assert spec.prune is not None
+    subject, question = inquiry.subject, inquiry.question
     with inquiry.stage("prune"):
-        means = measure_means(subject.model, subject.corpus, spec.prune.mean_tokens, spec.seed)
-        probe = Probe(subject.model, means, question.select)
+        probe = Probe(subject.model, subject.means, question.select)
         result = find_circuit(inquiry, probe)
     with inquiry.stage("validate"):
-        report = validate(result, probe, question.held_out, spec.seed)
+        report = validate(result, probe, question.held_out, subject.spec.seed)
     with inquiry.stage("report"):
         leave_files(inquiry, name_circuit(inquiry, result, probe), result, report, probe)
 
@@ -131,7 +138,7 @@ def make_circuits(job: Job, corpus: Corpus) -> dict[str, dict]:
     """
     tokenizer = load_tokenizer(job.out / "model")
     model = load_sparse(job)
-    subject = Subject(model, tokenizer, corpus, f"sparse GPT of width {model.config.d_model}")
+    subject = Subject(model, tokenizer, corpus, f"sparse GPT of width {model.config.d_model}", job.spec)
     return {task: circuit_of(job, subject, task) for task in job.spec.tasks}
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ENGINE = "EXTRACT_ENGINE_PID"
+FAREWELL_SECONDS = 10
 
 
 def train_model(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, env: LoopEnvironment) -> PreTrainedModel:
@@ -35,6 +36,10 @@ def train_model(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, env
     count = min(process_count(), spec.optim.batch)
     if count > 1:
         return _train_on_ranks(count, spec, corpus, vocab_size, seed, env)
+    return _train_here(spec, corpus, vocab_size, seed, env)
+
+
+def _train_here(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, env: LoopEnvironment) -> PreTrainedModel:
     if spec.architecture == "gpt2":
         from extractor.dense.train import train_gpt2
 
@@ -162,6 +167,9 @@ def main(request_path: str) -> int:
         say({"event": "stopped"})
     except errors.ExtractorError as error:
         say({"event": "error", "type": type(error).__name__, "message": str(error)})
+        # Perhaps only this rank met it and the others wait for it: no farewell. The launcher ends them; rank 0 must speak before that.
+        time.sleep(0 if is_main else FAREWELL_SECONDS)
+        os._exit(1)
     _take_leave()
     return 0
 
@@ -178,11 +186,7 @@ def _train(request: dict[str, Any], stop: Path, is_main: bool) -> dict[str, Any]
     board = Path(request["board"]) if request["board"] else None
     env = LoopEnvironment(Checkpoints(Path(request["work"]), stage), MetricsLog(metrics), progress, board)
     spec = TrainSpec.model_validate(request["spec"])
-    if spec.architecture == "gpt2":
-        from extractor.dense.train import train_gpt2 as train
-    else:
-        from extractor.sparse.train import train_sparse as train  # type: ignore[assignment]
-    model = train(spec, Corpus(*map(Path, request["corpus"])), request["vocab_size"], request["seed"], env)
+    model = _train_here(spec, Corpus(*map(Path, request["corpus"])), request["vocab_size"], request["seed"], env)
     return TrainState({"model": model}, []).tensors()
 
 

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from extractor import artifacts
-from extractor.compute import Compute
+from extractor.compute import Alone
 from extractor.errors import BrokenArtifact, TrainingDiverged
 from extractor.progress import Progress, Stopped
 
 KEPT_CHECKPOINTS = 2
+ALONE = Alone()
+_SAVE, _STOP = 1, 2
 
 
 def set_up_torch(threads: int | None) -> None:
@@ -116,10 +118,6 @@ class Checkpoints:
                 path.unlink(missing_ok=True)  # another rank may have been faster
         return None
 
-    def clear(self) -> None:
-        for path in self._paths():
-            path.unlink()
-
 
 class MetricsLog:
     """metrics.jsonl: one line per logged step, {"stage", "step", name: value, ...}; no times, so equal runs leave equal files."""
@@ -174,35 +172,30 @@ class Loop:
     measure: Callable[[int], dict[str, float]] = lambda _index: {}
 
 
-def run_loop(loop: Loop, state: TrainState, env: LoopEnvironment, compute: Compute | None = None) -> None:
+def run_loop(loop: Loop, state: TrainState, env: LoopEnvironment, compute: Alone = ALONE) -> None:
     """Make the steps that the newest checkpoint has not made.
 
     Raises TrainingDiverged on a NaN or infinite metric or weight (the last good checkpoint stays), Stopped after a requested stop.
     """
     first = _resume(loop, state, env)
-    is_main = compute is None or compute.is_main
-    if compute is not None:
-        compute.track(env.board, first)
+    compute.track(env.board, first)
     log_every = max(1, loop.steps // 200)
     for index in range(first, loop.steps):
         metrics = loop.step(index)
         _check_finite(loop.stage, index, metrics)
-        if is_main and (index % log_every == 0 or index == loop.steps - 1):
+        if compute.is_main and (index % log_every == 0 or index == loop.steps - 1):
             metrics |= loop.measure(index)
             env.log.write(loop.stage, index, metrics)
-            if compute is not None:
-                compute.log(index, metrics)
-        if is_main:
+            compute.log(index, metrics)
+        if compute.is_main:
             env.progress.step(index + 1, loop.steps, loop.tokens, **metrics)
-        due, stop = env.progress.checkpoint_due(), env.progress.should_stop()
-        if compute is not None:
-            due, stop = compute.agree(due), compute.agree(stop)
-        if due or stop:
-            _save(loop, index, state, env, is_main)
-        if stop:
+        wish = _SAVE if env.progress.checkpoint_due() else 0
+        wish = compute.agree(_STOP if env.progress.should_stop() else wish)
+        if wish:
+            _save(loop, index, state, env, compute.is_main)
+        if wish == _STOP:
             raise Stopped
-    if compute is not None:
-        compute.close()
+    compute.close()
 
 
 def _resume(loop: Loop, state: TrainState, env: LoopEnvironment) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from worlds import ROOT, VOCABULARY, environment
 
 from extractor import ranks
 from extractor.compute import Compute
-from extractor.errors import OutOfMemory, SpecError
+from extractor.errors import ExtractorError, OutOfMemory, SpecError
 from extractor.progress import Progress, Stopped
 from extractor.sparse.train import new_sparse_gpt, train_sparse
 from extractor.specs import OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
@@ -32,7 +33,8 @@ def gradient(optim: OptimSpec, corpus, loss_of=None) -> tuple[float, list[torch.
     model = new_sparse_gpt(SHAPE, 1, VOCABULARY, 0)
     compute = Compute(optim)
     batch = corpus.batch(0, 0, optim.batch, optim.context)
-    loss = compute.accumulate(batch, loss_of(model) if loss_of else lambda ids: next_token_loss(model, ids), list(model.parameters()))
+    loss_of_rows = loss_of(model) if loss_of else lambda ids: next_token_loss(model, ids)
+    loss = compute.accumulate(batch, len(batch), loss_of_rows, list(model.parameters()))
     return loss, [p.grad for p in model.parameters() if p.grad is not None], compute
 
 
@@ -144,6 +146,16 @@ def test_two_ranks_give_the_weights_of_one_and_can_be_stopped(corpus, tmp_path: 
 def test_an_error_on_the_ranks_is_the_error_of_the_training(corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(SpecError, match="shorter than one context"):
         train(changed(context=16, steps=2), Short(corpus, tmp_path), tmp_path / "out", 2, monkeypatch)
+
+
+def test_a_rank_that_fails_alone_ends_the_training_instead_of_keeping_the_others_waiting(corpus, tmp_path: Path, monkeypatch):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # the ranks inherit it; only rank 0 writes checkpoints
+    try:
+        with pytest.raises(ExtractorError, match=r"disk full while writing .*train-00000001"):
+            train(changed(steps=4), corpus, tmp_path, 2, monkeypatch, Progress(checkpoint_seconds=0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class Short:
