@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+def pick_device() -> torch.device:
+    """The GPU when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Alone:
     """What a loop asks of a `Compute`, where one process does all and nothing is tracked."""
 

@@ -8,7 +8,6 @@ What it leaves: model/ (the sparse model, with bridges/ when the given model was
 
 from __future__ import annotations
 
-import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,33 +17,36 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from extractor import artifacts, objective
-from extractor.ablation import masked_margin, measure_means
+from extractor.ablation import masked_margin, measure_means, measured_margin
 from extractor.circuit import Circuit, Node, edges_between
-from extractor.data.corpus import Corpus, build_corpus
-from extractor.data.tokenizer import copy_tokenizer, load_tokenizer
+from extractor.compute import pick_device
+from extractor.data.corpus import Corpus
+from extractor.data.tokenizer import load_tokenizer
 from extractor.describe import describe_nodes
-from extractor.errors import BrokenArtifact, TaskNotExpressible, UnsupportedModel
+from extractor.errors import TaskNotExpressible
 from extractor.masks import learn_ranking
-from extractor.models import ModelFolder, open_model
+from extractor.models import inspect_folder
 from extractor.objective import Expression, TaskBatch
 from extractor.progress import Stopped
 from extractor.prune import Calibration, Demand, Probe, PruneResult, smallest_circuit
 from extractor.report import Example, write_report
 from extractor.sites import node_id
-from extractor.training import pick_device, place
+from extractor.twin import FAITHFULNESS_JSON, Source, leave_twin, open_twin
 from extractor.validation import ValidationReport, validate
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from extractor.bridges.coupled import Coupled
+    from extractor.dense.load import DenseModel
     from extractor.pipeline import Job
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
     from extractor.specs import JobSpec
 
 TRAIN_POOL = 4096  # pairs of the train split that batches are drawn from
 DESCRIBED_PAIRS = 512  # over which nodes' reads are measured
-FAITHFULNESS_ROWS = 64
 SHOWN_PAIRS = 4
+RARER_ANSWER = 0.1  # share of prompts that each answer needs, for a choice between them to be there
 MOST_DRAWN = 4000  # edges; a picture of more takes minutes and tens of megabytes, and shows nothing
 
 
@@ -67,6 +69,13 @@ class Subject:
     corpus: Corpus
     name: str
     spec: JobSpec
+    folder: Path
+    dense: DenseModel | None = None
+
+    @cached_property
+    def pair(self) -> Coupled | None:
+        """The model with the dense one it was bridged to; None where there is none. Its sparse half is another copy of the model."""
+        return open_twin(self.folder, self.dense)
 
     @cached_property
     def means(self) -> dict[str, torch.Tensor]:
@@ -104,17 +113,17 @@ class Inquiry:
 def run_circuit_job(job: Job) -> None:
     """All stages, in order; see the module's docstring. Raises ExtractorError, or Stopped."""
     spec = job.spec
-    assert spec.model is not None  # JobSpec's validator saw to it
-    assert spec.task is not None
-    source = open_model(spec.model)
-    tokenizer = load_tokenizer(source.path)
-    expression = objective.express(objective.get_task(spec.task), tokenizer)
+    assert spec.task is not None  # JobSpec's validator saw to it
+    source = Source(job)
+    expression = objective.express(objective.get_task(spec.task), source.tokenizer)
     with job.stage("corpus"):
-        corpus = build_corpus(spec.corpus, tokenizer, progress=job.progress)
+        corpus = source.corpus(job)
     with job.stage("bridge"):
-        sparse_model(job, source, corpus)
-    subject = Subject(load_sparse(job), tokenizer, corpus, spec.model, spec)
-    make_circuit(Inquiry(job, subject, ask(job, expression, tokenizer, subject.model.config.n_ctx)))
+        leave_twin(job, source, corpus)
+    name = source.dense.name if source.dense else str(spec.model)
+    subject = Subject(load_sparse(job), source.tokenizer, corpus, name, spec, job.out / "model", source.dense)
+    question = ask(job, expression, source.tokenizer, subject.model.config.n_ctx)
+    make_circuit(Inquiry(job, subject, as_answered(question, subject) if spec.labels == "model" else question))
 
 
 def make_circuit(inquiry: Inquiry) -> None:
@@ -138,7 +147,7 @@ def make_circuits(job: Job, corpus: Corpus) -> dict[str, dict]:
     """
     tokenizer = load_tokenizer(job.out / "model")
     model = load_sparse(job)
-    subject = Subject(model, tokenizer, corpus, f"sparse GPT of width {model.config.d_model}", job.spec)
+    subject = Subject(model, tokenizer, corpus, f"sparse GPT of width {model.config.d_model}", job.spec, job.out / "model")
     return {task: circuit_of(job, subject, task) for task in job.spec.tasks}
 
 
@@ -160,52 +169,12 @@ def circuit_of(job: Job, subject: Subject, task: str) -> dict:
     return numbers["circuit"] | facts | {"meets_target": numbers["meets_target"], "why": why}
 
 
-def sparse_model(job: Job, source: ModelFolder, corpus: Corpus) -> None:
-    """Make model/: copy a sparse model, bridge a dense one."""
-    target = job.out / "model"
-    if target.is_dir():
-        return
-    if source.is_sparse:
-        with artifacts.new_folder(target) as folder:
-            shutil.copytree(source.path, folder, dirs_exist_ok=True)
-        return
-    from extractor.bridges.train import faithfulness, train_bridges
-
-    spec = job.spec
-    assert spec.bridge is not None
-    dense = load_dense(source)
-    bridged = train_bridges(dense, spec.bridge, corpus, spec.seed, spec.model or "", job.loop("bridge"))
-    ids = corpus.held_out_batch(spec.seed, FAITHFULNESS_ROWS, spec.bridge.optim.context).to(pick_device())
-    with artifacts.new_folder(target) as folder:
-        bridged.save(folder)
-        copy_tokenizer(source.path, folder)
-        artifacts.write_json(folder / "faithfulness.json", faithfulness(bridged.pair, ids))
-
-
-def load_dense(source: ModelFolder):
-    """The dense model in fp32. Raises UnsupportedModel when weights are missing or do not fit its config."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # transformers raises many kinds; each means that these files are not a usable model
-        raise BrokenArtifact(f"model in {source.path} cannot be loaded: {str(error).splitlines()[0][:200]}") from None
-    model, info = loaded
-    if info["missing_keys"] or info["mismatched_keys"]:
-        absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-        raise UnsupportedModel(f"model in {source.path} is not whole: {len(absent)} tensors missing or misshapen, first {absent[0]}")
-    return model
-
-
 def load_sparse(job: Job) -> SparseGPTForCausalLM:
     """model/ of this job, frozen, on the device."""
-    import extractor.sparse  # noqa: F401 - registers the architecture
+    from extractor.dense.load import load_model
 
-    model = load_dense(ModelFolder(job.out / "model", "sparse_gpt"))
-    place(model)
-    return model.eval().requires_grad_(False)
+    model: Any = load_model(inspect_folder(job.out / "model"))
+    return model.to(pick_device()).eval().requires_grad_(False)
 
 
 def ask(job: Job, expression: Expression, tokenizer: Tokenizer, longest: int) -> Question:
@@ -218,6 +187,29 @@ def ask(job: Job, expression: Expression, tokenizer: Tokenizer, longest: int) ->
 
     pool = TRAIN_POOL
     return Question(expression, batch("train", pool), batch("select", prune.select_pairs), batch("held_out", prune.held_out_pairs))
+
+
+def as_answered(question: Question, subject: Subject) -> Question:
+    """The question with what the job's model answers, right or wrong, as its right answers: the dense model where there is one.
+
+    Raises TaskNotExpressible where it gives one answer nearly always.
+    """
+    from extractor.bridges.faithfulness import dense_margins
+
+    def answered(batch: TaskBatch) -> TaskBatch:
+        pair = subject.pair
+        margin = measured_margin(subject.model, batch, {}, {}) if pair is None else dense_margins(pair, batch)
+        found = batch.as_answered(margin)
+        share = (found.sign > 0).double().mean().item()
+        if not RARER_ANSWER <= share <= 1 - RARER_ANSWER:
+            usual = question.expression.answers[0 if share > 0.5 else 1]
+            raise TaskNotExpressible(
+                f"{subject.name} answers {usual!r} on {max(share, 1 - share):.0%} of the prompts of {question.expression.task.name!r}: "
+                "there is no choice to explain; leave out --labels model, or choose another task"
+            )
+        return found
+
+    return Question(question.expression, answered(question.train), answered(question.select), answered(question.held_out))
 
 
 def find_circuit(inquiry: Inquiry, probe: Probe) -> PruneResult:
@@ -279,7 +271,7 @@ def leave_files(inquiry: Inquiry, circuit: Circuit, result: PruneResult, report:
         artifacts.write_tensors(folder / "means.safetensors", probe.means)
         pairs = {"ids": held_out.ids, "last": held_out.last, "correct": held_out.correct, "wrong": held_out.wrong}
         artifacts.write_tensors(folder / "held_out.safetensors", pairs)
-        numbers = result_json(inquiry, circuit, report)
+        numbers = result_json(inquiry, circuit, report, result, probe)
         artifacts.write_json(folder / "result.json", numbers)
         if inquiry.is_drawn(circuit):
             write_report(folder, circuit, numbers, examples(inquiry, circuit, result, probe))
@@ -290,13 +282,14 @@ def circuit_folder(job: Job, task: str) -> Path:
     return job.out / "circuits" / task
 
 
-def result_json(inquiry: Inquiry, circuit: Circuit, report: ValidationReport) -> dict:
+def result_json(inquiry: Inquiry, circuit: Circuit, report: ValidationReport, result: PruneResult, probe: Probe) -> dict:
     """The content of result.json. Losses in nats per prompt on the held-out split, accuracies as fractions."""
-    job, spec = inquiry.job, inquiry.job.spec
+    spec = inquiry.job.spec
     found = {
         "model": circuit.model,
         "task": circuit.task,
         "description": objective.get_task(circuit.task).description,
+        "labels": spec.labels,
         "target_loss": spec.target_loss,
         "seed": spec.seed,
         "circuit": {"nodes": len(circuit.nodes), "edges": len(circuit.edges)},
@@ -306,10 +299,24 @@ def result_json(inquiry: Inquiry, circuit: Circuit, report: ValidationReport) ->
         "held_out_pairs": report.held_out_pairs,
         "seconds": inquiry.seconds(),
     }
-    faithfulness = job.out / "model" / "faithfulness.json"
-    if faithfulness.is_file():
-        found["bridge"] = artifacts.read_json(faithfulness)
-    return found
+    return found | findings_in_dense(inquiry, circuit, probe, result)
+
+
+def findings_in_dense(inquiry: Inquiry, circuit: Circuit, probe: Probe, result: PruneResult) -> dict:
+    """What the circuit says about the dense model: 'bridge' and 'steering' of result.json, where the model is a dense one's twin."""
+    faithful = inquiry.subject.folder / FAITHFULNESS_JSON
+    found: dict = {"bridge": artifacts.read_json(faithful)} if faithful.is_file() else {}
+    pair, question, seed = inquiry.subject.pair, inquiry.question, inquiry.job.spec.seed
+    if pair is None:
+        return found
+    from extractor.bridges.faithfulness import circuit_through_bridges, prompt_agreement
+    from extractor.bridges.steering import steering_report
+
+    masks = probe.index.masks(result.nodes)
+    through = circuit_through_bridges(pair, question.held_out, masks, probe.means, question.select)
+    found.setdefault("bridge", {}).update(prompts=prompt_agreement(pair, question.held_out), circuit=through)
+    steering = steering_report(pair, [node.id for node in circuit.nodes], question.select, question.held_out, seed)
+    return found | ({"steering": steering} if steering else {})
 
 
 @torch.no_grad()
@@ -329,6 +336,6 @@ def examples(inquiry: Inquiry, circuit: Circuit, result: PruneResult, probe: Pro
     found = []
     for row, (full, alone, without) in enumerate(columns):
         prompt = tokenizer.decode(batch.ids[row, : int(batch.last[row]) + 1].tolist())
-        answer, other = circuit.answers if row % 2 == 0 else circuit.answers[::-1]
+        answer, other = circuit.answers if batch.sign[row] > 0 else circuit.answers[::-1]
         found.append(Example(prompt, answer, other, full, alone, without))
     return found

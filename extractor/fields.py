@@ -1,4 +1,4 @@
-"""Every number that shapes a training, by a dotted name: `model.d_model`, `optim.lr`, `prune.steps`, `vocab_size`.
+"""Every number that shapes a job, by a dotted name: `model.d_model`, `vocab_size`, `prune.steps`, and of circuit jobs `bridge.optim.lr`.
 
 A field's meaning is the comment behind it in specs.py; there is no other list to keep.
 """
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from extractor.errors import SpecError
-from extractor.specs import CorpusSpec, PruneSpec, TrainSpec
+from extractor.specs import BridgeSpec, CorpusSpec, PruneSpec, TrainSpec
 
 ELSEWHERE = {  # fields that a request has options of their own for
     "architecture": "--architecture",
@@ -26,7 +26,10 @@ ELSEWHERE = {  # fields that a request has options of their own for
     "tensorboard": "--tensorboard",
     "corpus.sources": "--corpus",
     "corpus.datasets": "--dataset",
+    "bridge.init": "--init",
 }
+TRAIN: dict[str, BaseModel] = {"": TrainSpec(), "prune": PruneSpec(), "corpus": CorpusSpec()}  # what each kind of job is made of
+CIRCUIT: dict[str, BaseModel] = {"bridge": BridgeSpec(), "prune": PruneSpec(), "corpus": CorpusSpec()}
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -41,9 +44,9 @@ class Setting:
     section: str
 
 
-def settings(train: TrainSpec, prune: PruneSpec, corpus: CorpusSpec) -> list[Setting]:
-    """All fields that `changed` accepts, in the order of specs.py, with the values of these specs."""
-    return [*_settings(train, ""), *_settings(prune, "prune."), *_settings(corpus, "corpus.")]
+def settings(parts: Mapping[str, BaseModel]) -> list[Setting]:
+    """All fields of a job's parts that `changed` accepts, in the order of specs.py, with the values these parts have."""
+    return [setting for prefix, spec in parts.items() for setting in _settings(spec, f"{prefix}." if prefix else "")]
 
 
 def _settings(spec: BaseModel, prefix: str) -> Iterator[Setting]:
@@ -123,10 +126,11 @@ def _read(cls: type[BaseModel], name: str, text: str) -> Any:
     return text
 
 
-def split_changes(changes: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Changes by what they change: '' the TrainSpec, 'prune', 'corpus'; each name checked. Raises SpecError with close matches."""
-    known = [setting.name for setting in settings(TrainSpec(), PruneSpec(), CorpusSpec())]
-    found: dict[str, dict[str, str]] = {"": {}, "prune": {}, "corpus": {}}
+def split_changes(changes: Mapping[str, str], parts: Mapping[str, BaseModel] = TRAIN) -> dict[str, dict[str, str]]:
+    """Changes by the part of a job that they change; each name checked. Raises SpecError with close matches."""
+    known = [setting.name for setting in settings(parts)]
+    found: dict[str, dict[str, str]] = {part: {} for part in parts}
+    command = "train" if "" in parts else "submit"
     for name, text in changes.items():
         if name in ELSEWHERE:
             raise SpecError(f"field {name!r} has an option of its own: {ELSEWHERE[name]}")
@@ -134,9 +138,10 @@ def split_changes(changes: Mapping[str, str]) -> dict[str, dict[str, str]]:
             inside = [k for k in known if k.startswith(f"{name}.")]
             last = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]]
             close = inside[:3] or last or difflib.get_close_matches(name, known, 3, 0.5)
-            hint = f"did you mean {', '.join(close)}?" if close else "`extract train --fields` lists them"
+            hint = f"did you mean {', '.join(close)}?" if close else f"`extract {command} --fields` lists them"
             raise SpecError(f"there is no field {name!r}; {hint}")
-        group = name.partition(".")[0] if name.startswith(("prune.", "corpus.")) else ""
+        first = name.partition(".")[0]
+        group = first if first in parts else ""
         found[group][name.removeprefix(f"{group}.") if group else name] = text
     return found
 

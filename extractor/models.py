@@ -1,25 +1,39 @@
-"""What a model reference means: a bundled name, a folder, or a hub id. Torch-free, so that `extract submit` can check it at once.
+"""What references to models and adapters mean: bundled names, folders, hub ids. Torch-free: `extract submit` checks them at once.
 
-Safetensors only, remote code never. A hub id is pinned to a commit when the job is made ("ID@SHA"); the worker downloads that commit.
+A hub id is pinned to a commit when the job is made ("ID@SHA"); the worker downloads that commit.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from extractor import artifacts
-from extractor.errors import BrokenArtifact, ModelNotFound, UnsupportedModel
+from extractor import hub
+from extractor.errors import BrokenArtifact, ModelNotFound, SpecError, UnsupportedModel
+from extractor.model_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    SPARSE_TYPE,
+    Files,
+    FolderFiles,
+    check_adapter,
+    check_model,
+    check_shards,
+    check_size,
+    check_tokenizer,
+    is_adapter,
+)
 
 BUNDLED = Path(__file__).parent / "bundled"
-DENSE_TYPES = ("gpt2",)
-SPARSE_TYPE = "sparse_gpt"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+MAX_PARAMETERS = "EXTRACT_MAX_PARAMETERS"
 HUB_FILES = [
     "config.json",
     "generation_config.json",
-    "*.safetensors",
+    "model*.safetensors",
     "*.safetensors.index.json",
     "tokenizer*",
     "vocab.json",
@@ -30,14 +44,23 @@ HUB_FILES = [
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A checked local model: its folder and its model_type ('gpt2' or 'sparse_gpt')."""
+    """A checked local model: its folder, its model_type ('sparse_gpt' or one of `dense_types()`), and what it was asked for by."""
 
     path: Path
     model_type: str
+    reference: str = ""
 
     @property
     def is_sparse(self) -> bool:
         return self.model_type == SPARSE_TYPE
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """A checked local LoRA adapter: its folder, and what it was asked for by."""
+
+    path: Path
+    reference: str = ""
 
 
 def bundled_models() -> list[dict]:
@@ -50,87 +73,144 @@ def bundled_models() -> list[dict]:
     return found
 
 
+def max_parameters() -> int:
+    """How many parameters a model may have, by EXTRACT_MAX_PARAMETERS. Raises SpecError."""
+    text = os.environ.get(MAX_PARAMETERS, "").strip() or "2e9"
+    try:
+        limit = int(float(text))
+    except (ValueError, OverflowError):
+        limit = 0
+    if limit < 1:
+        raise SpecError(f"{MAX_PARAMETERS} is {text!r}; it must be a positive number, such as 2e9")
+    return limit
+
+
 def resolve(reference: str) -> str:
-    """The form of a reference that goes into a JobSpec: a bundled name, an absolute folder, or 'ID@SHA'.
+    """The form of a model's reference that goes into a JobSpec: a bundled name, an absolute folder, or 'ID@SHA'.
 
-    Raises ModelNotFound or UnsupportedModel.
+    Raises ModelNotFound, UnsupportedModel, BrokenArtifact, SpecError.
     """
-    if (BUNDLED / reference / "config.json").is_file() and "/" not in reference:
-        return reference
-    path = Path(reference).expanduser()
-    if path.is_dir():
-        return str(inspect_folder(path.resolve()).path)
-    if path.exists():
-        raise UnsupportedModel(f"model {reference!r} is a file; name the folder that holds config.json and model.safetensors")
-    if reference.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(reference.partition("@")[0]):
-        raise ModelNotFound(f"model {reference!r} not found: there is no such folder")
-    return _pin_on_hub(reference)
+    return _resolve_model(*_find(reference, "model"))[0]
 
 
-def inspect_folder(path: Path) -> ModelFolder:
+def resolve_pair(model: str, adapter: str | None = None) -> tuple[str, str | None]:
+    """References of a model and the adapter on it, as they go into a JobSpec. A `model` that is an adapter stands for its base and itself.
+
+    Raises ModelNotFound, UnsupportedModel, BrokenArtifact, SpecError.
+    """
+    found, files = _find(model, "model")
+    if adapter is not None:
+        reference, others = _find(adapter, "adapter")
+        check_adapter(others)
+        return _dense(found, files), reference
+    if is_adapter(files):
+        return _base_of(files, check_adapter(files)), found
+    return _resolve_model(found, files)[0], None
+
+
+def is_here(reference: str) -> bool:
+    """Whether the reference that a JobSpec holds is a bundled name or a folder, not a hub id."""
+    return _is_bundled(reference) or Path(reference).is_absolute()
+
+
+def inspect_folder(path: Path, reference: str = "") -> ModelFolder:
     """Check that a folder (or the model/ inside a result folder) is a model we can work on. Raises UnsupportedModel, BrokenArtifact."""
-    if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
-        path = path / "model"
-    if not (path / "config.json").is_file():
-        raise UnsupportedModel(f"folder {path} is no model: it has no config.json")
-    config = artifacts.read_json(path / "config.json")
-    if not isinstance(config, dict):
-        raise BrokenArtifact(f"{path / 'config.json'} is not a model config: expected a JSON object")
-    model_type = str(config.get("model_type"))
-    supported = (*DENSE_TYPES, SPARSE_TYPE)
-    if model_type not in supported:
-        raise UnsupportedModel(f"model in {path} is of type {model_type!r}; supported: {', '.join(supported)}")
-    architectures = config.get("architectures") or []
-    if model_type == "gpt2" and architectures and "GPT2LMHeadModel" not in architectures:
-        raise UnsupportedModel(f"model in {path} is a {architectures[0]}, not a GPT2LMHeadModel: it has no language-model head")
-    if not any(path.glob("*.safetensors")):
-        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.ckpt") for p in path.glob(pattern))
-        found = f"only pickled weights ({', '.join(pickled)}), which can run code when loaded" if pickled else "no weights"
-        raise UnsupportedModel(f"model in {path} has {found}; save it with safetensors")
-    return ModelFolder(path, model_type)
+    path = _model_in(path)
+    model_type = check_model(FolderFiles(path))
+    check_shards(path)
+    return ModelFolder(path, model_type, reference)
 
 
 def open_model(reference: str) -> ModelFolder:
-    """The local folder of a JobSpec's reference, downloaded when it is on the hub. Raises ModelNotFound, UnsupportedModel."""
-    if (BUNDLED / reference / "config.json").is_file() and "/" not in reference:
-        return inspect_folder(BUNDLED / reference)
+    """The local folder of a JobSpec's model, downloaded when it is on the hub.
+
+    Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
+    """
+    if _is_bundled(reference):
+        return inspect_folder(BUNDLED / reference, reference)
+    return inspect_folder(_local(reference, "model", HUB_FILES), reference)
+
+
+def open_adapter(reference: str) -> AdapterFolder:
+    """The local folder of a JobSpec's adapter, downloaded when it is on the hub.
+
+    Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
+    """
+    path = _local(reference, "adapter", [ADAPTER_CONFIG, ADAPTER_WEIGHTS])
+    check_adapter(FolderFiles(path))
+    return AdapterFolder(path, reference)
+
+
+def _local(reference: str, kind: str, patterns: list[str]) -> Path:
     if Path(reference).is_absolute():
-        if not Path(reference).is_dir():
-            raise ModelNotFound(f"model folder {reference} is not on this machine")
-        return inspect_folder(Path(reference))
-    from huggingface_hub import snapshot_download
+        if not _is_folder(reference):
+            raise ModelNotFound(f"{kind} folder {reference} is not on this machine")
+        return Path(reference)
+    if not HUB_ID.fullmatch(reference.partition("@")[0]):
+        raise ModelNotFound(f"{kind} {reference!r} is neither an absolute folder nor a hub id; make the job again with `extract submit`")
+    return hub.download(reference, patterns)
 
-    name, _, revision = reference.partition("@")
+
+def _find(reference: str, kind: str) -> tuple[str, Files]:
+    """The pinned form of a reference and the files it names, not checked yet."""
+    if _is_bundled(reference):
+        return reference, FolderFiles(BUNDLED / reference)
+    if _is_folder(reference):
+        path = _model_in(Path(os.path.expanduser(reference)).resolve())
+        return str(path), FolderFiles(path)
+    if os.path.exists(os.path.expanduser(reference)):
+        raise UnsupportedModel(f"{kind} {reference!r} is a file; name the folder that holds it and its config")
+    if reference.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(reference.partition("@")[0]):
+        raise ModelNotFound(f"{kind} {reference!r} not found: there is no such folder")
+    return _find_on_hub(reference)
+
+
+def _find_on_hub(reference: str) -> tuple[str, Files]:
+    files = hub.look(reference)
+    return files.reference, files
+
+
+def _resolve_model(reference: str, files: Files) -> tuple[str, str]:
+    """The reference and model_type of a model that a job can be made with."""
+    model_type = check_model(files)
+    check_size(files, max_parameters(), MAX_PARAMETERS)
+    check_tokenizer(files)
+    if isinstance(files, FolderFiles):
+        check_shards(files.path)
+    return reference, model_type
+
+
+def _dense(reference: str, files: Files) -> str:
+    if _resolve_model(reference, files)[1] == SPARSE_TYPE:
+        raise UnsupportedModel(f"model {files.label} is a {SPARSE_TYPE}; an adapter goes on a dense model")
+    return reference
+
+
+def _base_of(files: Files, config: dict[str, Any]) -> str:
+    """The reference of the base that an adapter's config names. What comes from the hub never leads to a folder of this machine."""
+    name, revision = str(config.get("base_model_name_or_path") or ""), str(config.get("revision") or "")
+    both = "name a base with --model and this with --adapter"
+    is_folder = isinstance(files, FolderFiles) and _is_folder(name)
+    if not (is_folder or _is_bundled(name) or HUB_ID.fullmatch(name)):
+        named = repr(name) if name else "nothing"
+        raise UnsupportedModel(f"adapter {files.label} names {named} as its base, neither a folder of this machine nor a hub id; {both}")
     try:
-        folder = snapshot_download(name, revision=revision or None, allow_patterns=HUB_FILES)
-    except Exception as error:  # the client raises a wide family; all mean that the model is not to be had
-        raise _hub_error(name, error) from None
-    return inspect_folder(Path(folder))
+        if is_folder or _is_bundled(name):
+            return _dense(*_find(name, "model"))
+        return _dense(*_find_on_hub(f"{name}@{revision}" if revision else name))
+    except (ModelNotFound, UnsupportedModel, BrokenArtifact) as error:
+        raise type(error)(f"base of the adapter {files.label}: {error}; or {both}") from None
 
 
-def _pin_on_hub(reference: str) -> str:
-    from huggingface_hub import HfApi
-
-    name, _, revision = reference.partition("@")
-    try:
-        info = HfApi().model_info(name, revision=revision or None, timeout=20)
-    except Exception as error:
-        raise _hub_error(name, error) from None
-    files = [sibling.rfilename for sibling in info.siblings or []]
-    if not any(f.endswith(".safetensors") for f in files):
-        raise UnsupportedModel(f"hub model {name!r} has no safetensors weights; pickled weights are never loaded")
-    return f"{name}@{info.sha}"
+def _model_in(path: Path) -> Path:
+    """The folder itself, or the model/ inside a result folder."""
+    inside = path / "model"
+    return inside if (inside / "config.json").is_file() and not any((path / n).is_file() for n in ("config.json", ADAPTER_CONFIG)) else path
 
 
-def _hub_error(name: str, error: Exception) -> ModelNotFound:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+def _is_bundled(reference: str) -> bool:
+    return bool(HUB_ID.fullmatch(reference)) and "/" not in reference and (BUNDLED / reference / "config.json").is_file()
 
-    known = ", ".join(model["name"] for model in bundled_models())
-    if isinstance(error, GatedRepoError):
-        return ModelNotFound(f"hub model {name!r} is gated: accept its terms on the hub and set HF_TOKEN")
-    if isinstance(error, RevisionNotFoundError):
-        return ModelNotFound(f"hub model {name!r} has no such revision")
-    if isinstance(error, RepositoryNotFoundError):
-        return ModelNotFound(f"model {name!r} not found: not bundled ({known}), no folder, and not on the hub (or private: set HF_TOKEN)")
-    reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-    return ModelNotFound(f"model {name!r} not found: not bundled ({known}), no folder, and the hub cannot be reached ({reason})")
+
+def _is_folder(reference: str) -> bool:
+    return reference != "" and os.path.isdir(os.path.expanduser(reference))  # unlike pathlib's, these never raise

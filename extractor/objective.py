@@ -66,6 +66,14 @@ class TaskBatch:
         ids, last, correct, wrong, sign = (t[rows] for t in (self.ids, self.last, self.correct, self.wrong, self.sign))
         return TaskBatch(ids[:, :width], last, correct, wrong, sign, self.answers)
 
+    def as_answered(self, margin: Tensor) -> TaskBatch:
+        """The same prompts, the right answer of each being the one that a model with these answer margins (2P,) prefers."""
+        import torch
+
+        flipped = self.sign * margin < 0
+        correct, wrong = torch.where(flipped, self.wrong, self.correct), torch.where(flipped, self.correct, self.wrong)
+        return TaskBatch(self.ids, self.last, correct, wrong, torch.where(flipped, -self.sign, self.sign), self.answers)
+
     def to(self, device: torch.device | str) -> TaskBatch:
         ids, last, correct, wrong, sign = (t.to(device) for t in (self.ids, self.last, self.correct, self.wrong, self.sign))
         return TaskBatch(ids, last, correct, wrong, sign, self.answers)

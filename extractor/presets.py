@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Literal, cast
+
+from extractor.errors import SpecError
 from extractor.specs import BridgeSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, TrainSpec
 
 PRESETS = ("tiny", "small", "paper")
@@ -63,17 +66,23 @@ def dense_twin(train: TrainSpec) -> TrainSpec:
     )
 
 
-def bridge_spec(preset: str) -> BridgeSpec:
-    """Bridging a dense model; its number of layers and vocabulary replace the shape's."""
+def bridge_spec(preset: str, init: str | None = None) -> BridgeSpec:
+    """Bridging a dense model, from `init` or where the preset starts; its number of layers and vocabulary replace the shape's.
+
+    Raises SpecError for an init there is not.
+    """
+    if init not in (None, "scratch", "dense"):
+        raise SpecError(f"init {init!r} is unknown; choose scratch or dense")
+    start = cast(Literal["scratch", "dense"], init or ("dense" if preset == "tiny" else "scratch"))
     if preset == "tiny":
-        # Coefficients on sums over a two-layer model's five sites: 0.2 each makes them means, beside which the sparse model's own
-        # loss still counts. With 1 (the paper) it does the tasks badly after so few steps.
+        # From the dense weights a linear annealing breaks the model when it ends; from scratch it serves better than an exponential one.
+        anneal = {"anneal": "exponential", "anneal_end": 0.7} if start == "dense" else {"anneal": "linear", "anneal_end": 0.5}
         return BridgeSpec(
-            sparsity=_TINY_SPARSITY,
-            optim=_TINY_OPTIM,
-            nmse_coef=0.2,
-            kl_to_sparse_coef=0.2,
-            kl_to_dense_coef=0.2,
+            init=start,
+            model=SparseModelSpec(activation_frac=0.5),
+            sparsity=SparsitySpec.model_validate({"weight_frac": 0.2, "embedding_frac": 0.4, **anneal}),
+            optim=OptimSpec(steps=1200, batch=24, context=48, lr=0.02 if start == "dense" else 0.05, eps=0.03, warmup=0.03),
+            encoder_frac=1.0,
             kl_plain_coef=2.0,
             crossing_share=0.42,
         )
@@ -81,7 +90,9 @@ def bridge_spec(preset: str) -> BridgeSpec:
         "small": (_SMALL_SHAPE, _SMALL_SPARSITY, _SMALL_OPTIM),
         "paper": (_PAPER_SHAPE, _PAPER_SPARSITY, _PAPER_OPTIM),
     }[preset]
-    return BridgeSpec(model=shape, sparsity=sparsity, optim=optim)
+    if preset == "paper":
+        return BridgeSpec(init=start, model=shape, sparsity=sparsity, optim=optim, over_sites="sum")
+    return BridgeSpec(init=start, model=shape, sparsity=sparsity, optim=optim, kl_plain_coef=2.0, kl_share=0.25, own_share=0.5)
 
 
 def prune_spec(preset: str) -> PruneSpec:

@@ -7,23 +7,21 @@ Its frame is report_page.html; the functions here fill it, each one section. Eve
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from extractor import picture
 from extractor.artifacts import write_text
 from extractor.circuit import Circuit, Edge
-from extractor.picture import short_name, visible
+from extractor.picture import short_name
+from extractor.report_bridge import bridge_section
+from extractor.report_parts import CHANCE, count, nats, percent, plain, section, spaced, table, token
 
-CHANCE = math.log(2)
 _AT_CHANCE = 0.9 * CHANCE
 _STRONGEST = 20
-_ABSENT = "&ndash;"
 _NETWORKS = (
     ("full", "Whole model", "full"),
     ("circuit", "Circuit alone", "circuit"),
@@ -62,10 +60,10 @@ def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: pic
     scale, shift = circuit.calibration.scale, circuit.calibration.shift
     shown = f"{min(len(circuit.edges), _STRONGEST)} of {len(circuit.edges)}, by the size of the weight."
     return Template(frame).substitute(
-        title=_plain(f"{result['task']} in {short_name(result['model'])}"),
-        eyebrow=f"Circuit report · {_plain(result['task'])}",
+        title=plain(f"{result['task']} in {short_name(result['model'])}"),
+        eyebrow=f"Circuit report · {plain(result['task'])}",
         headline=headline(circuit, result),
-        description=f"<p>The task: {_plain(result['description'])}.</p>" if result.get("description") else "",
+        description=f"<p>The task: {plain(result['description'])}.</p>" if result.get("description") else "",
         meta=_meta(circuit, result),
         verdicts=_verdicts(result),
         picture=picture.to_svg(scene),
@@ -75,9 +73,10 @@ def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: pic
         examples=_examples(examples),
         edges_note=f"{shown} A positive weight passes a signal on, a negative one inverts it.",
         edges=_edges(circuit),
-        nodes_note=_count(len(circuit.nodes), "node"),
+        nodes_note=count(len(circuit.nodes), "node"),
         nodes=_nodes(circuit),
-        bridge=_bridge(result),
+        bridge=bridge_section(result),
+        steering=_steering(result),
         chance=f"{CHANCE:.3f}",
         calibration=f"{scale:.3g} and {shift:+.3g}",
         seconds=_seconds(result.get("seconds") or {}),
@@ -86,19 +85,19 @@ def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: pic
 
 def headline(circuit: Circuit, result: dict) -> str:
     """The finding in one or two sentences of HTML; says so when the target was missed or the circuit is not needed."""
-    size = f"{_count(len(circuit.nodes), 'node')} and {_count(len(circuit.edges), 'edge')}"
-    owner = f"{_plain(short_name(result['model']))}{'&rsquo;s sparse twin' if result.get('bridge') else ''}"
-    first, second = (_token(answer) for answer in circuit.answers)
-    score = f"{_nats(result['loss'].get('circuit'))} nats, {_percent(result['accuracy'].get('circuit'))} right"
+    size = f"{count(len(circuit.nodes), 'node')} and {count(len(circuit.edges), 'edge')}"
+    owner = f"{plain(short_name(result['model']))}{'&rsquo;s sparse twin' if result.get('bridge') else ''}"
+    first, second = (token(answer) for answer in circuit.answers)
+    score = f"{nats(result['loss'].get('circuit'))} nats, {percent(result['accuracy'].get('circuit'))} right"
     if result["meets_target"]:
         verb = "chooses" if len(circuit.nodes) == 1 and not circuit.edges else "choose"
         return f"{size} of {owner} {verb} between {first} and {second}: {score}. {_without(result)}"
     found = f"The best circuit found to choose between {first} and {second}, {size} of {owner}, reaches {score}"
-    return f"Target not met. {found}; the target is {_nats(result['target_loss'])} nats. {_without(result)}"
+    return f"Target not met. {found}; the target is {nats(result['target_loss'])} nats. {_without(result)}"
 
 
 def _without(result: dict) -> str:
-    loss, right = result["loss"].get("without_circuit"), _percent(result["accuracy"].get("without_circuit"))
+    loss, right = result["loss"].get("without_circuit"), percent(result["accuracy"].get("without_circuit"))
     who = "twin" if result.get("bridge") else "model"
     if loss is None or not math.isfinite(loss):
         return ""
@@ -111,9 +110,9 @@ def _without(result: dict) -> str:
 
 def _meta(circuit: Circuit, result: dict) -> str:
     facts = [
-        f"Model {_plain(result['model'])}",
-        f"answers {_token(circuit.answers[0])} and {_token(circuit.answers[1])}",
-        f"target {_nats(result['target_loss'])} nats",
+        f"Model {plain(result['model'])}",
+        f"answers {token(circuit.answers[0])} and {token(circuit.answers[1])}",
+        f"target {nats(result['target_loss'])} nats",
         f"{result['held_out_pairs']} held-out pairs of prompts",
         f"seed {result['seed']}",
     ]
@@ -131,9 +130,9 @@ def _verdicts(result: dict) -> str:
         needed = ("part", "Necessary in part") if without > target else ("no", "Not necessary")
     lucky = ("yes", "No accident") if random > max(target, alone) else ("no", "No better than random nodes")
     told = (
-        (*enough, f"alone {_nats(loss.get('circuit'))} nats; target {_nats(target)}"),
-        (*needed, f"without it {_nats(loss.get('without_circuit'))} nats; chance {_nats(CHANCE)}"),
-        (*lucky, f"as many random nodes {_nats(loss.get('random'))} nats"),
+        (*enough, f"alone {nats(loss.get('circuit'))} nats; target {nats(target)}"),
+        (*needed, f"without it {nats(loss.get('without_circuit'))} nats; chance {nats(CHANCE)}"),
+        (*lucky, f"as many random nodes {nats(loss.get('random'))} nats"),
     )
     return "".join(f'<li class="card {kind}"><b>{name}</b><span>{numbers}</span></li>' for kind, name, numbers in told)
 
@@ -150,12 +149,12 @@ def _losses(result: dict) -> str:
     top = 1.08 * max([CHANCE, target, *(v for v in loss.values() if v is not None and math.isfinite(v))])
     marks = f'<u style="left:{_share(target, top)}"></u><u class="chance" style="left:{_share(CHANCE, top)}"></u>'
     legend = (
-        f'<div class="scale"><span style="left:{_share(target, top)}">target {_nats(target)}</span>'
-        f'<span style="left:{_share(CHANCE, top)}">chance {_nats(CHANCE)}</span></div>'
+        f'<div class="scale"><span style="left:{_share(target, top)}">target {nats(target)}</span>'
+        f'<span style="left:{_share(CHANCE, top)}">chance {nats(CHANCE)}</span></div>'
     )
     rows = [
         f'<tr><th scope="row">{name}</th><td class="bar">{_track(loss.get(key), top, kind, marks)}</td>'
-        f'<td class="number">{_nats(loss.get(key))}</td><td class="number">{_percent(result["accuracy"].get(key))}</td></tr>'
+        f'<td class="number">{nats(loss.get(key))}</td><td class="number">{percent(result["accuracy"].get(key))}</td></tr>'
         for key, name, kind in _NETWORKS
     ]
     head = f'<tr><th scope="col">Network</th><th scope="col" class="bar">{legend}</th>'
@@ -168,16 +167,16 @@ def _examples(examples: Sequence[Example]) -> str:
         return ""
     cards = "".join(_example(e) for e in examples)
     note = "Held-out prompts, the right answer marked, and its probability against the other answer."
-    return _section("examples", "Examples", f'<p class="note">{note}</p><div class="examples">{cards}</div>')
+    return section("examples", "Examples", f'<p class="note">{note}</p><div class="examples">{cards}</div>')
 
 
 def _example(example: Example) -> str:
-    prompt = '<span class="space">↵</span>\n'.join(map(_spaced, example.prompt.split("\n")))
+    prompt = '<span class="space">↵</span>\n'.join(map(spaced, example.prompt.split("\n")))
     names = ("whole model", "circuit alone", "without it")
     rows = zip(names, (example.full, example.circuit, example.without), ("full", "circuit", "without"), strict=True)
-    bars = "".join(f"<dt>{name}</dt><dd>{_track(p, 1.0, kind)}</dd><dd class='number'>{_percent(p)}</dd>" for name, p, kind in rows)
-    caption = f'<p class="note">{_token(example.answer)}, not {_token(example.other)}</p>'
-    return f'<div class="card"><pre>{prompt}<mark>{_spaced(example.answer)}</mark></pre>{caption}<dl class="bars">{bars}</dl></div>'
+    bars = "".join(f"<dt>{name}</dt><dd>{_track(p, 1.0, kind)}</dd><dd class='number'>{percent(p)}</dd>" for name, p, kind in rows)
+    caption = f'<p class="note">{token(example.answer)}, not {token(example.other)}</p>'
+    return f'<div class="card"><pre>{prompt}<mark>{spaced(example.answer)}</mark></pre>{caption}<dl class="bars">{bars}</dl></div>'
 
 
 def _edges(circuit: Circuit) -> str:
@@ -189,63 +188,28 @@ def _edges(circuit: Circuit) -> str:
         reads, writes = _tokens(source.reads[:2] if source else ()), _tokens(target.writes[:2] if target else ())
         sign = "negative" if edge.weight < 0 else "positive"
         rows.append((_id(edge.source), reads, _id(edge.target), writes, f'<span class="{sign}">{edge.weight:+.3f}</span>'))
-    return _table(("from", "which reads", "to", "which writes", "weight"), rows, numbers={4})
+    return table(("from", "which reads", "to", "which writes", "weight"), rows, numbers={4})
 
 
 def _nodes(circuit: Circuit) -> str:
     rows = [(_id(n.id), f"{n.mean:.4g}", _tokens(n.reads), _tokens(n.writes)) for n in circuit.nodes]
-    return _table(("node", "mean", "reads", "writes"), rows, numbers={1})
+    return table(("node", "mean", "reads", "writes"), rows, numbers={1})
 
 
-def _bridge(result: dict) -> str:
-    """How well the dense model and its sparse twin agree, and the path KLs, one row for each crossing between them."""
-    bridge = result.get("bridge")
-    if not bridge:
+def _steering(result: dict) -> str:
+    if not result.get("steering"):
         return ""
-    name = _plain(short_name(result["model"]))
-    text = (
-        f"The circuit lives in a sparse twin that was trained beside {name} and tied to it by bridges. The two pick the same next token "
-        f"{_percent(bridge.get('agreement'))} of the time. Loss on text: {name} {_nats(bridge.get('dense_loss'))}, "
-        f"twin {_nats(bridge.get('sparse_loss'))} nats per token; divergence of the twin from {name}: "
-        f"{_nats(bridge.get('kl_dense_to_sparse'))} nats. The closer to zero, the more the circuit says about {name} itself."
-    )
-    paths = bridge.get("path_kl") or {}
-    to_sparse, to_dense = list(paths.get("to_sparse") or []), list(paths.get("to_dense") or [])
-    count = max(len(to_sparse), len(to_dense))
-    pad = [None] * count
-    rows = [
-        (_crossing(i, count), _nats(s), _nats(d))
-        for i, (s, d) in enumerate(zip([*to_sparse, *pad][:count], [*to_dense, *pad][:count], strict=True))
-    ]
-    note = "Divergence from the dense model, in nats per token, when a run starts in one model and crosses to the other at one place:"
-    table = _table(("crossing", "dense, then sparse", "sparse, then dense"), rows, numbers={1, 2}) if rows else ""
-    return _section("bridge", "Dense and sparse", f'<p>{text}</p><p class="note">{note}</p><div class="card scroll">{table}</div>')
+    from extractor.report_steering import steering_section
 
-
-def _crossing(index: int, count: int) -> str:
-    if index == count - 1:
-        return "before the final norm"
-    return f"layer {index // 2}, before {'the MLP' if index % 2 else 'attention'}"
+    return steering_section(result)
 
 
 def _seconds(seconds: dict[str, float]) -> str:
     if not seconds:
         return ""
-    rows = [(_plain(stage), _duration(value)) for stage, value in seconds.items()]
+    rows = [(plain(stage), _duration(value)) for stage, value in seconds.items()]
     rows.append(("total", _duration(sum(seconds.values()))))
-    return _section("seconds", "Time", f'<div class="card">{_table(("stage", "time"), rows, numbers={1})}</div>')
-
-
-def _section(name: str, title: str, body: str) -> str:
-    return f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>{body}</section>'
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: set[int]) -> str:
-    """Cells are HTML; the columns in `numbers` are set flush right."""
-    kinds = [' class="number"' if i in numbers else "" for i in range(len(head))]
-    top = "".join(f'<th scope="col"{kind}>{cell}</th>' for kind, cell in zip(kinds, head, strict=True))
-    body = "".join(f"<tr>{''.join(f'<td{k}>{c}</td>' for k, c in zip(kinds, row, strict=True))}</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return section("seconds", "Time", f'<div class="card">{table(("stage", "time"), rows, numbers={1})}</div>')
 
 
 def _track(value: float | None, top: float, kind: str, marks: str = "") -> str:
@@ -257,43 +221,12 @@ def _share(value: float, top: float) -> str:
     return f"{100 * min(max(value / top, 0.0), 1.0):.1f}%"
 
 
-def _plain(text: object) -> str:
-    return escape(visible(str(text), " "))
-
-
-def _spaced(text: str) -> str:
-    """Escaped, every space marked."""
-    return escape(visible(text, "\0")).replace("\0", '<span class="space">·</span>')
-
-
-def _token(text: str) -> str:
-    return f'<code class="token">{_spaced(text)}</code>'
-
-
 def _tokens(tokens: Sequence[str]) -> str:
-    return " ".join(map(_token, tokens))
+    return " ".join(map(token, tokens))
 
 
 def _id(name: str) -> str:
-    return f'<code class="id">{_plain(name)}</code>'
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _nats(value: Any) -> str:
-    if value is None or not math.isfinite(value):
-        return _ABSENT
-    return "under 0.001" if 0 <= value < 0.001 else f"{value:.3f}"
-
-
-def _percent(value: Any) -> str:
-    """A fraction as a percentage; 100 % is only said of all."""
-    if value is None or not math.isfinite(value):
-        return _ABSENT
-    text = f"{100 * value:.1f}".removesuffix(".0")
-    return f"{'99.9' if text == '100' and value < 1 else text}&nbsp;%"
+    return f'<code class="id">{plain(name)}</code>'
 
 
 def _duration(seconds: float) -> str:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
 
-from extractor.data.corpus import check_sources
+from extractor.data.corpus import NAMED_SOURCES, check_sources
+from extractor.data.nature import AUTO
 from extractor.data.streams import check_dataset, pin_dataset
 from extractor.data.tokenizer import load_tokenizer, open_tokenizer, resolve_tokenizer
 from extractor.errors import SpecError
-from extractor.fields import Setting, changed, checked_spec, settings, split_changes
-from extractor.models import open_model, resolve
+from extractor.fields import CIRCUIT, Setting, changed, checked_spec, settings, split_changes
+from extractor.models import is_here, open_model, resolve_pair
 from extractor.objective import express, get_task
 from extractor.presets import PRESETS, bridge_spec, dense_twin, prune_spec, train_spec
 from extractor.specs import CorpusSpec, DatasetSpec, JobSpec
@@ -20,27 +21,50 @@ Preset = Literal["tiny", "small", "paper"]
 
 
 def circuit_job(
-    model: str, task: str, *, preset: str = "tiny", target_loss: float = 0.15, seed: int = 0, corpus: tuple[str, ...] = ()
+    model: str,
+    task: str,
+    *,
+    adapter: str | None = None,
+    labels: str = "task",
+    init: str | None = None,
+    changes: Mapping[str, str] | None = None,
+    preset: str = "tiny",
+    target_loss: float = 0.15,
+    seed: int = 0,
+    corpus: tuple[str, ...] = (),
+    datasets: tuple[DatasetSpec, ...] = (),
 ) -> JobSpec:
-    """A circuit job. `corpus` names sources ('stdlib', 'generated' or paths); empty means the default two.
+    """A circuit job.
 
-    Raises UnknownTask, ModelNotFound, UnsupportedModel, TaskNotExpressible, SpecError. A hub model's tokenizer is checked by the
-    worker, which downloads it.
+    model      a bundled name, folder or hub id of a model; of a LoRA adapter too, which stands for its base with itself on it
+    adapter    a folder or hub id of a LoRA on `model`, whatever base its own config names
+    labels     'task': the right answer is the task's; 'model': it is what the given model answers, right or wrong
+    init       'scratch' or 'dense': where the sparse model starts that a dense one is bridged to; None: the preset's
+    changes    dotted field -> text, over the preset; `circuit_settings` lists them
+    corpus     names sources ('stdlib', 'generated', 'prose' or paths); with none and no datasets the worker takes the kind the model knows
+    datasets   Hugging Face datasets, pinned and looked into here
+
+    Raises UnknownTask, ModelNotFound, UnsupportedModel, BrokenArtifact, TaskNotExpressible, SpecError. The tokenizer is the base's. A hub
+    model's is checked by the worker, which downloads it, and so is whether an adapter fits.
     """
-    found = get_task(task)
-    reference = resolve(model)
-    if "@" not in reference:
+    found, wanted = get_task(task), split_changes(changes or {}, CIRCUIT)
+    if labels not in ("task", "model"):
+        raise SpecError(f"labels {labels!r} is unknown; choose task or model")
+    reference, tuned = resolve_pair(model, adapter)
+    if is_here(reference):
         express(found, load_tokenizer(open_model(reference).path))
     return JobSpec(
         kind="circuit",
         model=reference,
+        adapter=tuned,
         task=found.name,
+        labels=cast(Literal["task", "model"], labels),
         target_loss=target_loss,
         seed=seed,
         preset=_preset(preset),
-        corpus=_corpus(corpus),
-        bridge=bridge_spec(preset),
-        prune=prune_spec(preset),
+        corpus=_corpus(corpus, datasets, wanted["corpus"], CorpusSpec(sources=AUTO)),
+        bridge=changed(bridge_spec(preset, init), wanted["bridge"], "bridge."),
+        prune=changed(prune_spec(preset), wanted["prune"], "prune."),
     )
 
 
@@ -116,7 +140,12 @@ def train_settings(preset: str = "tiny", architecture: str = "sparse_gpt", dense
     """Every field that `changes` may name, with the values this request would start from. Raises SpecError."""
     _check_kind(architecture, dense, None, (), split_changes({}))
     train = train_spec(_preset(preset), architecture)
-    return settings(dense_twin(train) if dense else train, prune_spec(preset), CorpusSpec())
+    return settings({"": dense_twin(train) if dense else train, "prune": prune_spec(preset), "corpus": CorpusSpec()})
+
+
+def circuit_settings(preset: str = "tiny", init: str | None = None) -> list[Setting]:
+    """Every field that `changes` of a circuit job may name, with the values this request would start from. Raises SpecError."""
+    return settings({"bridge": bridge_spec(_preset(preset), init), "prune": prune_spec(preset), "corpus": CorpusSpec()})
 
 
 def dataset(reference: str, *, config: str | None = None, revision: str | None = None, **fields: str | int) -> DatasetSpec:
@@ -141,12 +170,17 @@ def _preset(name: str) -> Preset:
     return cast(Preset, name)
 
 
-def _corpus(sources: tuple[str, ...], datasets: tuple[DatasetSpec, ...] = (), changes: Mapping[str, str] | None = None) -> CorpusSpec:
-    named = tuple(s if s in ("stdlib", "generated") else str(Path(s).expanduser().resolve()) for s in sources)
+def _corpus(
+    sources: tuple[str, ...],
+    datasets: tuple[DatasetSpec, ...] = (),
+    changes: Mapping[str, str] | None = None,
+    default: CorpusSpec = CorpusSpec(),  # noqa: B008 - frozen
+) -> CorpusSpec:
+    named = tuple(s if s in NAMED_SOURCES else str(Path(s).expanduser().resolve()) for s in sources)
     pinned = tuple(pin_dataset(spec) for spec in datasets)
     for spec in pinned:
         check_dataset(spec)
-    start = CorpusSpec(sources=named, datasets=pinned) if named or pinned else CorpusSpec()
+    start = CorpusSpec(sources=named, datasets=pinned) if named or pinned else default
     found = changed(start, changes or {}, "corpus.")
     check_sources(found)
     return found

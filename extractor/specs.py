@@ -37,7 +37,8 @@ class DatasetSpec(Spec):
 class CorpusSpec(Spec):
     """Where text comes from; every source and dataset weighs the same.
 
-    `sources` are 'stdlib', 'generated', or absolute paths to a folder, a .txt, .py or .jsonl file.
+    `sources` are 'stdlib', 'generated', 'prose', or absolute paths to a folder, a .txt, .py or .jsonl file; or 'auto' alone: the kind of
+    text that the model of a circuit job knows.
     """
 
     sources: tuple[str, ...] = ("stdlib", "generated")
@@ -63,6 +64,7 @@ class SparseModelSpec(Spec):
     activation: Literal["gelu", "relu"] = "gelu"  # paper: exact GELU
     activation_frac: Fraction = 0.25  # AbsTopK keeps this share of each site; paper: 1/4; 1 switches it off
     d_pos_emb: int = Field(0, ge=0)  # position channels beside the residual that every read sees; paper: none
+    added_positions: bool = False  # positions added to the embedding; a bridge switches them on where the dense model has them
     sinks: bool = True  # a learned logit per head in the softmax denominator; the authors' script: off
     bigram: Literal["none", "dense", "counts", "low_rank"] = "dense"  # by current token, added to the logits; paper: dense (V, V)
     bigram_top: Count = 32  # 'counts': entries kept per row, those seen most often in the corpus
@@ -127,18 +129,27 @@ class TrainSpec(Spec):
 
 
 class BridgeSpec(Spec):
-    """A sparse model coupled to a frozen dense one (Sec. 2.3, App. A.3). Layers and vocabulary come from the dense model."""
+    """A sparse model coupled to a frozen dense one (Sec. 2.3, App. A.3). Layers and vocabulary come from the dense model.
 
+    init='dense' starts from the dense model's weights (at least as wide, with its d_head, without sinks), and AbsTopK is annealed with
+    the weights.
+    """
+
+    init: Literal["scratch", "dense"] = "scratch"  # paper: scratch
+    over_sites: Literal["mean", "sum"] = "mean"  # how the terms that every site has enter the loss; paper: sum
+    estimator: Literal["split", "exact"] = "split"  # of the paths' KL: each sequence crosses at one site, or at all (paper)
     model: SparseModelSpec = SparseModelSpec()
     sparsity: SparsitySpec = SparsitySpec()
     optim: OptimSpec = OptimSpec()
     bridge_lr: float = Field(3e-3, gt=0)  # encoders and decoders are dense and have a rate of their own
     encoder_frac: Fraction = 0.25  # AbsTopK after the encoder
+    ce_coef: float = Field(1.0, ge=0)  # the sparse model's own loss; paper: 1
     nmse_coef: float = Field(1.0, ge=0)  # paper: 1
     kl_to_sparse_coef: float = Field(1.0, ge=0)  # dense residual -> sparse tail; paper: 1
     kl_to_dense_coef: float = Field(1.0, ge=0)  # sparse residual -> dense tail; paper: 1
     crossing_share: Fraction = 1.0  # of a batch's sequences that cross over at some site, in either direction, each step
     kl_share: Fraction = 0.5  # of positions at which the KL of crossing paths is scored, drawn anew each step
+    own_share: Fraction = 1.0  # of positions at which the sparse model's own loss and KL are scored, drawn anew each step
     kl_plain_coef: float = Field(1.0, ge=0)  # KL(dense || sparse), a fourth term
 
 
@@ -173,7 +184,9 @@ class JobSpec(Spec):
     version: Literal[1] = 1
     kind: Literal["circuit", "train"]
     model: str | None = None  # bundled name, absolute folder, or hub id @ revision
+    adapter: str | None = None  # a LoRA on the dense model: absolute folder, or hub id @ revision
     task: str | None = None
+    labels: Literal["task", "model"] = "task"  # whose answers are the right ones: the task's, or those the given model gives
     tasks: tuple[str, ...] = ()
     target_loss: float = Field(0.15, gt=0)  # nats; paper: 0.15
     seed: int = Field(0, ge=0, lt=2**31)

@@ -34,18 +34,6 @@ def set_up_torch(threads: int | None) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def pick_device() -> torch.device:
-    """The GPU when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def place(module: nn.Module) -> torch.device:
-    """Move a module to the device that `pick_device` names, in place; returns the device."""
-    device = pick_device()
-    module.to(device)
-    return device
-
-
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
     """Mean next-token loss of ids (B, T), nats per token, in fp32 whatever the precision of the pass."""
     logits = model(input_ids=ids).logits[:, :-1].float()

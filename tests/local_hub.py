@@ -1,10 +1,14 @@
-"""A hub on this machine, as much of it as `huggingface_hub` and `datasets` need to read: models and datasets, several commits each."""
+"""A hub on this machine, as much of it as `huggingface_hub` and `datasets` need to read: models and datasets, several commits each.
+
+Refusals are those of the real hub, as its client tells them apart: by status and by the X-Error headers.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,17 +17,38 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
+TOKEN = "hf_good"  # the one token that this hub knows
+
 
 @dataclass
 class Repository:
-    """commits: sha -> {path: content}, oldest first; `main` is the last. A gated one is refused."""
+    """commits: sha -> {path: content}, oldest first; `main` is the last.
+
+    gated         True: everything is refused; 'manual': what is in it may be seen, its files need TOKEN, as on the real hub
+    private       all but TOKEN are told that there is no such repository
+    disabled      everything is refused; 'seen': only its files are
+    status        every request is answered with this error
+    seconds       every answer takes so long
+    parameters    what the hub counts in the safetensors; None: it does not say
+    sizes         path -> bytes the hub claims the file has
+    """
 
     commits: dict[str, dict[str, bytes]]
-    gated: bool = False
+    gated: bool | str = False
+    private: bool = False
+    disabled: bool | str = False
+    status: int = 0
+    seconds: float = 0.0
+    parameters: int | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
         sha = list(self.commits)[-1] if revision in ("", "main") else revision
         return (sha, self.commits[sha]) if sha in self.commits else None
+
+    def siblings(self, files: dict[str, bytes], detailed: bool) -> list[dict[str, object]]:
+        """The files as model_info lists them; with sizes and LFS pointers when `detailed`."""
+        return [{"rfilename": path} | (_blob(content, self.sizes.get(path)) if detailed else {}) for path, content in files.items()]
 
 
 @dataclass
@@ -89,8 +114,9 @@ def serve(hub: LocalHub) -> Iterator[LocalHub]:
 
 
 class _Handler(HubHandler):
-    def refuse(self, code: int, reason: str) -> None:
-        self.answer(code, json.dumps({"error": reason}).encode(), X_Error_Code=reason, X_Error_Message=reason)
+    def refuse(self, code: int, reason: str, message: str | None = None) -> None:
+        headers = {"X_Error_Code": reason} if reason else {}
+        self.answer(code, json.dumps({"error": message or reason}).encode(), X_Error_Message=message or reason, **headers)
 
     def do_GET(self) -> None:
         path = unquote(self.path.partition("?")[0]).strip("/")
@@ -99,7 +125,7 @@ class _Handler(HubHandler):
         kind = "datasets" if path.startswith("datasets/") else "models"
         name, _, rest = path.removeprefix("datasets/").partition("/resolve/")
         revision, _, file = rest.partition("/")
-        found = self.find(kind, name, revision)
+        found = self.find(kind, name, revision, wants_file=True)
         if found is None:
             return None
         sha, files = found
@@ -133,16 +159,29 @@ class _Handler(HubHandler):
         name, _, revision = rest.partition("/revision/")
         found = self.find(kind, name, revision)
         if found is not None:
-            sha, files = found
-            self.json({"id": name, "sha": sha, "siblings": [{"rfilename": file} for file in files], "tags": [], "downloads": 0})
+            (sha, files), repository = found, getattr(self.hub, kind)[name]
+            detailed = "blobs" in parse_qs(self.path.partition("?")[2])
+            info = {"id": name, "sha": sha, "siblings": repository.siblings(files, detailed), "tags": [], "downloads": 0}
+            if repository.parameters is not None:
+                info["safetensors"] = {"parameters": {"F32": repository.parameters}, "total": repository.parameters}
+            self.json(info | {"private": repository.private, "gated": repository.gated, "disabled": bool(repository.disabled)})
 
-    def find(self, kind: str, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+    def find(self, kind: str, name: str, revision: str, wants_file: bool = False) -> tuple[str, dict[str, bytes]] | None:
         """The commit asked for, or None after the refusal was sent."""
         repository = getattr(self.hub, kind, {}).get(name)
-        if repository is None:
-            self.refuse(404, "RepoNotFound")
-        elif repository.gated:
-            self.refuse(403, "GatedRepo")
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if repository is not None:
+            time.sleep(repository.seconds)
+        if token not in ("", TOKEN):
+            self.refuse(401, "", "Invalid credentials in Authorization header")
+        elif repository is not None and repository.status:
+            self.refuse(repository.status, "", "Internal trouble")
+        elif repository is None or (repository.private and not token):
+            self.refuse(*((404, "RepoNotFound") if token or repository is None else (401, "", "Invalid username or password.")))
+        elif repository.disabled is True or (repository.disabled and wants_file):
+            self.refuse(403, "", "Access to this resource is disabled.")
+        elif repository.gated is True or (repository.gated and wants_file and not token):
+            self.refuse(403 if token else 401, "GatedRepo")
         elif repository.at(revision) is None:
             self.refuse(404, "RevisionNotFound")
         else:
@@ -151,6 +190,8 @@ class _Handler(HubHandler):
 
     def download(self, sha: str, file: str, content: bytes) -> None:
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Repo_Commit": sha, "Accept_Ranges": "bytes"}
+        if _is_large(content):
+            headers |= {"X_Linked_Size": str(len(content)), "X_Linked_ETag": headers["ETag"]}
         if self.command == "GET":
             if self.hub.failing and not file.endswith((".md", ".json", ".py")):
                 self.hub.failing -= 1
@@ -171,7 +212,25 @@ def _is_below(path: str, folder: str, deep: bool) -> bool:
     return deep or "/" not in path.removeprefix(folder + "/" if folder else "")
 
 
+def _blob(content: bytes, size: int | None) -> dict[str, object]:
+    """What is told of a file: weights are kept by LFS."""
+    told: dict[str, object] = {"size": len(content) if size is None else size, "blobId": hashlib.sha1(content).hexdigest()}
+    if _is_large(content):
+        told["lfs"] = {"size": told["size"], "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 134}
+    return told
+
+
+def _is_large(content: bytes) -> bool:
+    return content[8:9] == b"{"  # a safetensors header
+
+
 def _tree(files: dict[str, bytes]) -> list[dict[str, object]]:
     folders = {path.rpartition("/")[0] for path in files} - {""}
     found: list[dict[str, object]] = [{"type": "directory", "path": f, "size": 0, "oid": "0" * 40} for f in sorted(folders)]
-    return found + [{"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for p, c in files.items()]
+    return found + [{"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} | _lfs(c) for p, c in files.items()]
+
+
+def _lfs(content: bytes) -> dict[str, object]:
+    if not _is_large(content):
+        return {}
+    return {"lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}}

@@ -1,86 +1,73 @@
-"""Bridges as a PEFT tuner, their loss against the plain definition, and their training."""
+"""Bridges as a PEFT tuner: what a bridged dense model, its adapter folder and PEFT's own ways with them do."""
 
 from __future__ import annotations
 
-import math
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
-from torch.nn import functional
-from worlds import VOCABULARY, environment, python, random_gpt2
+from peft import AutoPeftModelForCausalLM, PeftModel
+from worlds import VOCABULARY, python, random_gpt2, tiny_bridge, tiny_pair
 
-from extractor.bridges.losses import Coupled, Crossing, Target, bridge_loss, nmse, path_kls
-from extractor.bridges.train import Bridged, couple, faithfulness, train_bridges
-from extractor.bridges.tuner import BridgeSite, bridge_sites, site_parameters
+from extractor.bridges.coupled import Coupled, couple, open_coupled
+from extractor.bridges.tuner import BridgeSite, Scaling, bridge_sites, site_parameters
 from extractor.dense.base import residuals
-from extractor.errors import SpecError
-from extractor.specs import BridgeSpec, OptimSpec, SparseModelSpec, SparsitySpec
+from extractor.dense.load import DenseModel
+from extractor.errors import BrokenArtifact, NotFound
 
 SITES = 5  # two layers: two sublayers each, and the place before the unembedding
-SPEC = BridgeSpec(
-    model=SparseModelSpec(d_model=16, d_head=8, mlp_ratio=2, n_ctx=16),
-    sparsity=SparsitySpec(weight_frac=0.5, embedding_frac=0.5, bias_frac=0.5),
-    optim=OptimSpec(steps=30, batch=SITES, context=16, lr=0.1),
-    kl_share=1.0,
-)
 
 
 @pytest.fixture
-def bridged() -> Bridged:
-    found = couple(random_gpt2(), SPEC, 0, "tiny")
-    with torch.no_grad():  # untrained encoders are small; larger ones make every path differ
-        for parameter in site_parameters(found.pair.sites):
-            parameter.mul_(10).add_(0.01)
-    return found
+def pair() -> Coupled:
+    return tiny_pair()
 
 
 def tokens(rows: int = SITES, length: int = 16) -> torch.Tensor:
     return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(4))
 
 
+def saved(pair: Coupled, folder: Path) -> Path:
+    pair.save(folder)
+    return folder
+
+
 def test_wrapping_leaves_the_dense_logits_as_they_are_bit_for_bit(gpt2):
     ids = tokens()
     with torch.no_grad():
         before = gpt2(input_ids=ids).logits
-        adapter = couple(gpt2, SPEC, 0, "tiny").adapter
-        assert torch.equal(adapter(input_ids=ids).logits, before)
+        pair = couple(DenseModel(gpt2.requires_grad_(False), "tiny", {}), tiny_bridge(), 0)
+        assert torch.equal(pair.adapter(input_ids=ids).logits, before)
 
 
-def test_there_is_a_site_before_every_sublayer_and_one_at_the_end(bridged: Bridged):
-    names = [name for name, module in bridged.adapter.named_modules() if isinstance(module, BridgeSite)]
-    assert [".".join(name.split(".")[-3:]) for name in names] == [
-        "h.0.ln_1",
-        "h.0.ln_2",
-        "h.1.ln_1",
-        "h.1.ln_2",
-        "model.transformer.ln_f",
-    ]
-    assert len(bridged.pair.sites) == SITES
+def test_there_is_a_site_before_every_sublayer_and_one_at_the_end(pair: Coupled):
+    names = [name for name, module in pair.adapter.named_modules() if isinstance(module, BridgeSite)]
+    assert [".".join(name.split(".")[-3:]) for name in names] == ["h.0.ln_1", "h.0.ln_2", "h.1.ln_1", "h.1.ln_2", "model.transformer.ln_f"]
+    assert len(pair.sites) == SITES
 
 
-def test_each_site_stands_where_its_residual_is(bridged: Bridged):
+def test_each_site_stands_where_its_residual_is(pair: Coupled):
     seen: list[torch.Tensor] = []
-    handles = [site.register_forward_pre_hook(lambda _m, args: seen.append(args[0])) for site in bridged.pair.sites]
+    handles = [site.register_forward_pre_hook(lambda _m, args: seen.append(args[0])) for site in pair.sites]
     with torch.no_grad():
-        bridged.adapter(input_ids=tokens())
+        pair.adapter(input_ids=tokens())
         count = len(seen)
         for handle in handles:
             handle.remove()
-        expected = residuals(bridged.pair.dense, tokens())
+        expected = residuals(pair.dense, tokens())
     assert count == SITES
     assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 
-def test_only_encoders_and_decoders_can_be_trained(bridged: Bridged):
-    trainable = {name for name, p in bridged.adapter.named_parameters() if p.requires_grad}
+def test_only_encoders_and_decoders_can_be_trained(pair: Coupled):
+    trainable = {name for name, p in pair.adapter.named_parameters() if p.requires_grad}
     assert len(trainable) == SITES * 4
     assert all("bridge_encoder" in name or "bridge_decoder" in name for name in trainable)
 
 
-def test_encoding_by_hand(bridged: Bridged):
-    site = bridged.pair.sites[0]
+def test_encoding_by_hand(pair: Coupled):
+    site = pair.sites[0]
     with torch.no_grad():
         layer = site.bridge_encoder["default"]
         layer.weight.zero_()
@@ -91,229 +78,242 @@ def test_encoding_by_hand(bridged: Bridged):
         assert site.encode(h).tolist() == [-40.0, *[0.0] * 12, 13.0, 14.0, 15.0]  # a quarter of 16 channels stays
 
 
-def test_saved_bridges_open_in_a_fresh_process_with_the_same_bits(bridged: Bridged, tmp_path: Path):
-    random_gpt2().save_pretrained(tmp_path / "dense")
-    bridged.save(tmp_path / "model")
-    ids = tokens()
+def test_normalisation_folds_into_the_maps(pair: Coupled):
+    """While trained, sites see normalised residuals; folded, the same maps take them as they are."""
+    generator = torch.Generator().manual_seed(0)
+    site = pair.sites[1]
+    h = torch.randn(3, 7, 32, generator=generator) * 40 + 5
+    site.scaling["default"] = Scaling(h.mean((0, 1)), h.std((0, 1)))
     with torch.no_grad():
-        h = residuals(bridged.pair.dense, ids)
-        codes = [(site.encode(d), site.decode(site.encode(d))) for site, d in zip(bridged.pair.sites, h, strict=True)]
-    torch.save([[p.detach() for p in site_parameters(bridged.pair.sites)], codes], tmp_path / "expected.pt")
-    out = python(
-        """
+        s = site.encode(h)
+        back = site.decode(s)
+        plain = site.bridge_encoder["default"]((h - h.mean((0, 1))) / h.std((0, 1)))
+        assert torch.equal(s[s != 0], plain[s != 0])
+        site.fold_scaling()
+        assert not site.scaling
+        assert torch.allclose(site.encode(h), s, atol=1e-5)
+        assert torch.allclose(site.decode(s), back, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_set_maps_takes_residuals_as_they_are(pair: Coupled, normalised: bool):
+    generator = torch.Generator().manual_seed(0)
+    site, h = pair.sites[0], torch.randn(4, 32, generator=generator) * 9 + 2
+    if normalised:
+        site.scaling["default"] = Scaling(h.mean(0), h.std(0))
+    encoder, decoder = torch.randn(16, 32, generator=generator), torch.randn(32, 16, generator=generator)
+    site.kept["default"] = 16
+    site.set_maps(encoder, decoder)
+    with torch.no_grad():
+        s = site.encode(h)
+        assert torch.allclose(s, h @ encoder.T, atol=1e-4)
+        assert torch.allclose(site.decode(s), s @ decoder.T, atol=1e-3)
+
+
+def test_a_change_is_added_after_the_norm_and_only_inside_the_block(pair: Coupled):
+    ids, site = tokens(), pair.sites[2]
+    change = torch.randn(SITES, 16, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        plain = pair.adapter(input_ids=ids).logits
+        handle = site.base_layer.register_forward_hook(lambda _m, _i, out: out + change)
+        expected = pair.adapter(input_ids=ids).logits
+        handle.remove()
+        with site.steered(change):
+            steered = pair.adapter(input_ids=ids).logits
+            with pair.adapter.disable_adapter():
+                assert torch.equal(pair.adapter(input_ids=ids).logits, plain)
+        assert torch.equal(steered, expected)
+        assert not torch.equal(steered, plain)
+        assert torch.equal(pair.adapter(input_ids=ids).logits, plain)
+
+
+FRESH = """
 import sys, torch
 from pathlib import Path
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-import extractor.bridges
-from extractor.bridges.tuner import bridge_sites, site_parameters
-from extractor.dense.base import residuals, wrap_dense
+import extractor.bridges, extractor.sparse
+from extractor.bridges import bridge_sites
+from extractor.dense.base import residuals, tail, wrap_dense
 torch.set_num_threads(1)
 here = Path(sys.argv[1])
 dense = AutoModelForCausalLM.from_pretrained(here / 'dense').eval()
-model = PeftModel.from_pretrained(dense, here / 'model' / 'bridges')
-parameters, codes = torch.load(here / 'expected.pt')
-sites = bridge_sites(model)
-print(all(torch.equal(a, b) for a, b in zip(site_parameters(sites), parameters, strict=True)))
-ids = torch.randint(400, (5, 16), generator=torch.Generator().manual_seed(4))
+model = PeftModel.from_pretrained(dense, here / 'model', subfolder='bridges')
+sparse = AutoModelForCausalLM.from_pretrained(here / 'model').eval()
+expected = torch.load(here / 'expected.pt')
+view, ids = wrap_dense(dense), expected['ids']
 with torch.no_grad():
-    for site, h, (encoded, decoded) in zip(sites, residuals(wrap_dense(dense), ids), codes, strict=True):
-        print(torch.equal(site.encode(h), encoded) and torch.equal(site.decode(encoded), decoded))
-""",
-        str(tmp_path),
-        env={"HF_HUB_OFFLINE": "1"},
-    )
-    assert out.split() == ["True"] * (1 + SITES)
+    hd, context = residuals(view, ids), sparse.context(ids.shape[1])
+    hs = [sparse.embed(ids, context)]
+    for index in range(4):
+        hs.append(sparse.sublayer(index, hs[-1], context))
+    for start, site in enumerate(bridge_sites(model)):
+        h = site.encode(hd[start])
+        for index in range(start, 4):
+            h = sparse.sublayer(index, h, context)
+        print(torch.equal(sparse.unembed(h, ids), expected['to_sparse'][start]))
+        d = tail(view, start, site.decode(hs[start]), view.context(ids))
+        print(torch.equal(view.unembed(d), expected['to_dense'][start]))
+"""
 
 
-def test_the_adapter_folder_names_its_two_models_and_widths(bridged: Bridged, tmp_path: Path):
-    import json
+def test_saved_halves_open_in_a_fresh_process_with_bit_equal_hybrid_logits(pair: Coupled, tmp_path: Path):
+    from extractor.bridges.losses import path_logits
 
-    bridged.save(tmp_path)
+    random_gpt2().save_pretrained(tmp_path / "dense")
+    pair.save(tmp_path / "model")
+    ids = tokens()
+    to_sparse, to_dense = zip(*path_logits(pair, ids), strict=True)
+    torch.save({"ids": ids, "to_sparse": list(to_sparse), "to_dense": list(to_dense)}, tmp_path / "expected.pt")
+    out = python(FRESH, str(tmp_path), env={"HF_HUB_OFFLINE": "1"})
+    assert out.split() == ["True"] * (2 * SITES)
+    assert len({t.sum().item() for t in (*to_sparse, *to_dense)}) == 2 * SITES, "the paths should differ"
+
+
+def test_the_adapter_folder_names_its_two_models_and_widths(tmp_path: Path):
+    dense = DenseModel(random_gpt2().requires_grad_(False), "org/tiny@abc", {"model": "org/tiny@abc", "sha256": "f00d"})
+    couple(dense, tiny_bridge(), 0).save(tmp_path)
     config = json.loads((tmp_path / "bridges" / "adapter_config.json").read_text())
     assert config["peft_type"] == "SPARSE_BRIDGE"
-    assert config["base_model_name_or_path"] == "tiny"
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", "abc")
     assert (config["d_dense"], config["d_sparse"], config["encoder_frac"]) == (32, 16, 0.25)
     assert (tmp_path / "bridges" / config["sparse_model_name_or_path"] / "config.json").is_file()
+    card = (tmp_path / "bridges" / "README.md").read_text()
+    assert "import extractor.bridges" in card
+    assert 'from_pretrained("org/tiny", revision="abc")' in card
+    assert "f00d" in card
 
 
-def test_unloading_gives_the_dense_model_back(bridged: Bridged):
+def test_without_the_import_peft_does_not_know_the_adapter(pair: Coupled, tmp_path: Path):
+    """Why the card says to import: PEFT has no entry points."""
+    random_gpt2().save_pretrained(tmp_path / "dense")
+    pair.save(tmp_path / "model")
+    code = (
+        "import sys\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n"
+        "dense = AutoModelForCausalLM.from_pretrained(sys.argv[1] + '/dense')\n"
+        "try:\n    PeftModel.from_pretrained(dense, sys.argv[1] + '/model', subfolder='bridges')\n"
+        "except KeyError as error:\n    print(error)"
+    )
+    assert "SPARSE_BRIDGE" in python(code, str(tmp_path), env={"HF_HUB_OFFLINE": "1"})
+
+
+def test_unloading_gives_the_dense_model_back(pair: Coupled):
     ids, plain = tokens(), random_gpt2()
-    model = bridged.adapter.unload()
+    model = pair.adapter.unload()
     assert not bridge_sites(model)
     assert [n for n, _ in model.named_parameters()] == [n for n, _ in plain.named_parameters()]
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
 
 
-def test_merging_is_refused(bridged: Bridged):
+def test_merging_is_refused(pair: Coupled):
     with pytest.raises(ValueError, match="cannot be merged"):
-        bridged.adapter.merge_and_unload()
+        pair.adapter.merge_and_unload()
     with pytest.raises(ValueError, match="cannot be merged"):
-        bridged.adapter.merge_adapter()
+        pair.adapter.merge_adapter()
 
 
-def test_a_second_adapter_has_its_own_encoders(bridged: Bridged, tmp_path: Path):
-    bridged.save(tmp_path)
-    assert isinstance(bridged.adapter, PeftModel)
-    bridged.adapter.load_adapter(str(tmp_path / "bridges"), adapter_name="other")
-    site = bridged.pair.sites[0]
-    h = torch.ones(32)
+def test_several_sparse_models_hang_on_one_dense_model(pair: Coupled, tmp_path: Path):
+    pair.save(tmp_path)
+    assert isinstance(pair.adapter, PeftModel)
+    pair.adapter.load_adapter(str(tmp_path / "bridges"), adapter_name="other")
+    site, h = pair.sites[0], torch.ones(32)
     first = site.encode(h)
     with torch.no_grad():
         site.bridge_encoder["other"].bias.add_(3)
     assert torch.equal(site.encode(h), first)
-    bridged.adapter.set_adapter("other")
+    pair.adapter.set_adapter("other")
     assert not torch.equal(site.encode(h), first)
-
-
-def test_fused_kl_equals_kl_div_in_values_and_gradients():
-    generator = torch.Generator().manual_seed(0)
-    dense = torch.randn(3, 4, 11, generator=generator, dtype=torch.float64)
-    fast = torch.randn(3, 4, 11, generator=generator, dtype=torch.float64).requires_grad_()
-    plain = fast.detach().clone().requires_grad_()
-    weight = torch.rand(3, 4, generator=generator, dtype=torch.float64)
-    one = Target.of(dense).kl(fast)
-    two = functional.kl_div(plain.log_softmax(-1), dense.log_softmax(-1), reduction="none", log_target=True).sum(-1)
-    assert torch.allclose(one, two, atol=1e-12)
-    (one * weight).sum().backward()
-    (two * weight).sum().backward()
-    assert torch.allclose(fast.grad, plain.grad, atol=1e-12)
-
-
-def test_kl_by_hand():
-    target = Target.of(torch.tensor([[[0.0, math.log(3)]]]))  # 1/4, 3/4
-    assert target.kl(torch.tensor([[[0.0, 0.0]]])).item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), abs=1e-6)
-    assert target.kl(torch.tensor([[[7.0, 7.0 + math.log(3)]]])).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_nmse_by_hand_and_without_gradient_to_its_target():
-    target = torch.tensor([[[0.0, 10.0], [2.0, 10.0]]], requires_grad=True)  # variance per channel 1 and 0, mean 0.5
-    value = torch.tensor([[[1.0, 10.0], [2.0, 10.0]]], requires_grad=True)  # mean squared error 1/4
-    loss = nmse(value, target)
-    assert loss.item() == pytest.approx(0.5)
-    loss.backward()
-    assert target.grad is None
-    assert value.grad[0, 0, 0].item() == pytest.approx(1.0)
-    mean = target.detach().mean((0, 1)).expand_as(target)
-    assert nmse(mean, target).item() == pytest.approx(1.0)
-
-
-def test_every_sequence_crosses_once_and_every_site_is_crossed():
-    spec = SPEC.model_copy(update={"optim": SPEC.optim.model_copy(update={"batch": 12}), "kl_share": 0.5})
-    crossing = Crossing.draw(spec, SITES, torch.Generator().manual_seed(0), torch.device("cpu"))
-    assert sorted(crossing.order.tolist()) == list(range(12))
-    assert sorted(len(rows) for rows in crossing.rows) == [2, 2, 2, 3, 3]
-    assert len(set(crossing.positions.tolist())) == 8
-    few = Crossing.draw(spec.model_copy(update={"crossing_share": 0.1}), SITES, torch.Generator().manual_seed(0), torch.device("cpu"))
-    assert [len(rows) for rows in few.rows] == [1] * SITES
-
-
-def test_the_split_estimate_averaged_over_all_assignments_is_the_exact_sum_of_paths(bridged: Bridged):
-    ids = tokens()
-    totals = {"kl_to_sparse": 0.0, "kl_to_dense": 0.0}
-    for turn in range(SITES):
-        rows = [torch.tensor([(site + turn) % SITES]) for site in range(SITES)]
-        _, terms = bridge_loss(bridged.pair, ids, Crossing(rows, torch.arange(16)), SPEC)
-        for name in totals:
-            totals[name] += terms[name] / SITES
-    exact = path_kls(bridged.pair, ids)
-    assert totals["kl_to_sparse"] == pytest.approx(sum(exact["to_sparse"]) / SITES, rel=1e-5)
-    assert totals["kl_to_dense"] == pytest.approx(sum(exact["to_dense"]) / SITES, rel=1e-5)
-    assert len({round(kl, 3) for kl in exact["to_sparse"] + exact["to_dense"]}) == 2 * SITES, "the paths should differ"
-
-
-def plain_path_loss(pair: Coupled, ids: torch.Tensor) -> torch.Tensor:
-    """Sum over sites and both directions of the KL of the whole batch: the naive, quadratic form of App. A.3, with its gradient."""
+    ids, plain = tokens(), random_gpt2()
     with torch.no_grad():
-        dense_h = residuals(pair.dense, ids)
-        log_p = pair.dense.unembed(dense_h[-1]).log_softmax(-1)
-    context = pair.sparse.context(ids.shape[1])
-    sparse_h = [pair.sparse.embed(ids)]
-    for index in range(4):
-        sparse_h.append(pair.sparse.sublayer(index, sparse_h[-1], context))
-    total = torch.zeros(())
-    for start, site in enumerate(pair.sites):
-        h, d = site.encode(dense_h[start]), site.decode(sparse_h[start])
-        for index in range(start, 4):
-            h, d = pair.sparse.sublayer(index, h, context), pair.dense.sublayer(index, d, pair.dense.mask(d))
-        for logits in (pair.sparse.unembed(h, ids), pair.dense.unembed(d)):
-            total = total + functional.kl_div(logits.log_softmax(-1), log_p, reduction="none", log_target=True).sum(-1).mean()
-    return total
+        assert torch.equal(pair.adapter(input_ids=ids).logits, plain(input_ids=ids).logits)
+    pair.adapter.set_adapter("default")
+    assert torch.equal(site.encode(h), first)
 
 
-def test_the_split_estimates_gradient_averages_to_the_gradient_of_the_exact_paths(bridged: Bridged):
+@pytest.mark.parametrize("how", ["low_memory", "auto", "trainable", "bf16"])
+def test_peft_opens_the_adapter_in_its_other_ways(pair: Coupled, tmp_path: Path, how: str, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    random_gpt2().save_pretrained(tmp_path / "dense")
+    folder = saved(pair, tmp_path / "model") / "bridges"
+    config = json.loads((folder / "adapter_config.json").read_text()) | {
+        "base_model_name_or_path": str(tmp_path / "dense"),
+        "revision": None,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    if how == "auto":
+        model = AutoPeftModelForCausalLM.from_pretrained(folder)
+    else:
+        dense = random_gpt2().to(torch.bfloat16) if how == "bf16" else random_gpt2()
+        model = PeftModel.from_pretrained(dense, folder, low_cpu_mem_usage=how == "low_memory", is_trainable=how == "trainable")
+    found, expected = site_parameters(bridge_sites(model)), site_parameters(pair.sites)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), "a bf16 base keeps its bridges in fp32"
+    assert all(p.requires_grad == (how == "trainable") for p in found)
+    ids, reference = tokens(), random_gpt2().to(model.dtype)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, reference(input_ids=ids).logits)
+
+
+def test_transformers_own_loader_and_generate(pair: Coupled, tmp_path: Path):
+    folder, plain = saved(pair, tmp_path) / "bridges", random_gpt2()
+    model = random_gpt2()
+    model.load_adapter(str(folder))
+    assert torch.equal(bridge_sites(model)[3].bridge_decoder["default"].weight, pair.sites[3].bridge_decoder["default"].weight)
+    ids = tokens(2, 8)
+    wanted = plain.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert torch.equal(pair.adapter.generate(input_ids=ids, max_new_tokens=5, do_sample=False, pad_token_id=0), wanted)
+    with pair.sites[0].steered(torch.full((32,), 3.0)):
+        steered = pair.adapter.generate(input_ids=ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert not torch.equal(steered, wanted)
+
+
+def test_a_pair_opens_again(pair: Coupled, tmp_path: Path):
+    pair.save(tmp_path)
+    again = open_coupled(tmp_path, DenseModel(random_gpt2().requires_grad_(False), "tiny", {}))
+    assert all(torch.equal(a, b) for a, b in zip(site_parameters(again.sites), site_parameters(pair.sites), strict=True))
+    assert not any(p.requires_grad for p in (*again.sparse.parameters(), *site_parameters(again.sites)))
     ids = tokens()
-    only_kl = SPEC.model_copy(update={"nmse_coef": 0.0, "kl_plain_coef": 0.0})
-    no_kl = only_kl.model_copy(update={"kl_to_sparse_coef": 0.0, "kl_to_dense_coef": 0.0})
-    parameters = [*bridged.sparse.parameters(), *site_parameters(bridged.pair.sites)]
-
-    def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-
-    average = [torch.zeros_like(p) for p in parameters]
-    for turn in range(SITES):
-        crossing = Crossing([torch.tensor([(site + turn) % SITES]) for site in range(SITES)], torch.arange(16))
-        with_kl = gradients(bridge_loss(bridged.pair, ids, crossing, only_kl)[0])
-        without = gradients(bridge_loss(bridged.pair, ids, crossing, no_kl)[0])
-        for total, one, two in zip(average, with_kl, without, strict=True):
-            total += (one - two) / SITES
-    for mine, exact in zip(average, gradients(plain_path_loss(bridged.pair, ids)), strict=True):
-        assert torch.allclose(mine, exact, rtol=1e-3, atol=1e-4 * max(1.0, float(exact.abs().max())))
+    with torch.no_grad():
+        assert torch.equal(again.sparse(input_ids=ids).logits, pair.sparse(input_ids=ids).logits)
 
 
-def test_the_loss_is_the_weighted_sum_of_its_reported_terms(bridged: Bridged):
-    spec = SPEC.model_copy(update={"nmse_coef": 0.7, "kl_to_sparse_coef": 0.3, "kl_to_dense_coef": 0.2, "kl_plain_coef": 0.9})
-    crossing = Crossing.draw(spec, SITES, torch.Generator().manual_seed(0), torch.device("cpu"))
-    loss, terms = bridge_loss(bridged.pair, tokens(), crossing, spec)
-    assert set(terms) == {"loss", "ce", "nmse_encoder", "nmse_decoder", "kl_to_sparse", "kl_to_dense", "kl_plain"}
-    by_hand = (
-        terms["ce"]
-        + 0.7 * SITES * (terms["nmse_encoder"] + terms["nmse_decoder"])
-        + 0.3 * SITES * terms["kl_to_sparse"]
-        + 0.2 * SITES * terms["kl_to_dense"]
-        + 0.9 * terms["kl_plain"]
+def test_bridges_of_another_model_are_refused(pair: Coupled, tmp_path: Path):
+    with pytest.raises(NotFound, match="has no bridges"):
+        open_coupled(tmp_path, DenseModel(random_gpt2(), "tiny", {}))
+    pair.save(tmp_path)
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    wide = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=48, n_layer=2, n_head=2))
+    with pytest.raises(BrokenArtifact, match="do not fit wide"):
+        open_coupled(tmp_path, DenseModel(wide, "wide", {}))
+
+
+def test_llama_and_gpt_neo_are_bridged_at_their_norms():
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    llama = LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
     )
-    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
-    assert terms["loss"] == loss.item()
-    ids = tokens()
-    with torch.no_grad():
-        assert terms["ce"] == pytest.approx(bridged.sparse(input_ids=ids, labels=ids).loss.item(), rel=1e-5)
-
-
-@torch.no_grad()
-def test_path_kls_end_in_the_plain_ones(bridged: Bridged):
-    ids, pair = tokens(), bridged.pair
-    found = path_kls(pair, ids)
-    told = faithfulness(pair, ids)
-    assert told["path_kl"] == found
-    dense, sparse = pair.dense.unembed(residuals(pair.dense, ids)[-1]), pair.sparse(input_ids=ids).logits
-    plain = functional.kl_div(sparse.log_softmax(-1), dense.log_softmax(-1), reduction="none", log_target=True).sum(-1).mean().item()
-    assert told["kl_dense_to_sparse"] == pytest.approx(plain, rel=1e-5)
-    assert told["agreement"] == pytest.approx((dense.argmax(-1) == sparse.argmax(-1)).double().mean().item())
-    shifted = functional.cross_entropy(dense[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
-    assert told["dense_loss"] == pytest.approx(shifted, rel=1e-5)
-
-
-def test_training_lowers_the_loss_and_leaves_the_dense_model_alone(corpus, tmp_path: Path):
-    import json
-
-    dense = random_gpt2(scale=0.05)
-    before = {name: p.detach().clone() for name, p in dense.named_parameters()}
-    spec = SPEC.model_copy(update={"optim": SPEC.optim.model_copy(update={"batch": 10})})
-    bridged = train_bridges(dense, spec, corpus, 0, "tiny", environment(tmp_path))
-    after = dict(bridged.adapter.unload().named_parameters())
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in log] == list(range(30))
-    assert sum(e["loss"] for e in log[-5:]) < 0.8 * sum(e["loss"] for e in log[:5])
-    for term in ("kl_to_sparse", "kl_plain", "nmse_decoder"):
-        assert log[-1][term] < log[0][term], term
-
-
-def test_a_batch_smaller_than_the_number_of_sites_is_refused(corpus, env):
-    spec = SPEC.model_copy(update={"optim": SPEC.optim.model_copy(update={"batch": SITES - 1})})
-    with pytest.raises(SpecError, match=r"bridge.optim.batch \(4\) must be at least the number of bridge sites \(5\)"):
-        train_bridges(random_gpt2(), spec, corpus, 0, "tiny", env)
+    neo = GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=64,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=2,
+            attention_types=[[["global"], 2]],
+            max_position_embeddings=32,
+            attention_dropout=0.0,
+            embed_dropout=0.0,
+            resid_dropout=0.0,
+        )
+    )
+    ids = tokens(3, 8) % 64
+    for model, positions in ((llama, False), (neo, True)):
+        model.eval().requires_grad_(False)
+        with torch.no_grad():
+            before = model(input_ids=ids).logits
+            pair = couple(DenseModel(model, "other", {}), tiny_bridge(), 0)
+            assert torch.equal(pair.adapter(input_ids=ids).logits, before)
+        assert len(pair.sites) == SITES
+        assert pair.sparse.config.added_positions is positions

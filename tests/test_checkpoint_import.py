@@ -179,7 +179,7 @@ def test_an_imported_model_generates_and_runs_beyond_nothing_it_has_no_positions
 
 @pytest.mark.parametrize("where", ["beside", "given"])
 def test_with_a_tokenizer_the_import_is_a_model_one_can_submit(tmp_path: Path, tokenizer, where: str):
-    from extractor.extraction import load_dense
+    from extractor.dense.load import load_model
     from extractor.models import open_model
     from extractor.request import circuit_job
 
@@ -190,7 +190,7 @@ def test_with_a_tokenizer_the_import_is_a_model_one_can_submit(tmp_path: Path, t
     spec = circuit_job(str(tmp_path / "out"), "quote_close")
     assert spec.model == str(tmp_path / "out")
     assert open_model(spec.model).is_sparse
-    assert load_dense(open_model(spec.model)).config.eos_token_id == tokenizer.token_to_id("<|endoftext|>")
+    assert load_model(open_model(spec.model)).config.eos_token_id == tokenizer.token_to_id("<|endoftext|>")
     assert "tokenizer.json" in report["files"]
     assert not any("no tokenizer.json" in note for note in report["notes"])
 

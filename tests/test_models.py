@@ -1,21 +1,18 @@
-"""What a model reference means, and what is refused; the hub is a small server on this machine."""
+"""What a reference to a model on this machine means, and what is refused; test_hub.py asks the same of the hub."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from local_hub import LocalHub, Repository, hub_environment, serve
-from worlds import python
 
-from extractor.errors import BrokenArtifact, ModelNotFound, UnsupportedModel
-from extractor.extraction import load_dense
-from extractor.models import inspect_folder, open_model, resolve
-
-SHA = "0123456789abcdef0123456789abcdef01234567"
+from extractor.dense.base import dense_types
+from extractor.dense.load import load_dense, load_model
+from extractor.errors import BrokenArtifact, ModelNotFound, SpecError, UnsupportedModel
+from extractor.models import ModelFolder, inspect_folder, open_model, resolve
 
 
 @pytest.fixture
@@ -63,10 +60,15 @@ def test_a_sparse_model_is_known_as_one(tmp_path: Path):
     from test_sparse_model import small_model
 
     small_model().save_pretrained(tmp_path)
+    change_config(tmp_path, auto_map={"AutoModelForCausalLM": "modeling_sparse_gpt.SparseGPTForCausalLM"})
     assert open_model(str(tmp_path)).is_sparse
+    change_config(tmp_path, attn_implementation="someone/kernels")
+    assert "kernels from the hub" in refused(open_model, str(tmp_path))
 
 
-@pytest.mark.parametrize("reference", ["/nowhere/at/all", "./nowhere", "~/nowhere", "a b", "a/b/c", "../x", "-rf"])
+@pytest.mark.parametrize(
+    "reference", ["/nowhere/at/all", "./nowhere", "~/nowhere", "~nobody-here/x", "a" * 5000 + "!", "", "a b", "a/b/c", "../x", "-rf"]
+)
 def test_a_reference_that_leads_nowhere_is_not_found(reference: str):
     assert "not found" in refused(resolve, reference, ModelNotFound)
 
@@ -99,17 +101,104 @@ def test_a_config_that_is_no_object_is_broken(copy: Path, text: str):
     assert "expected a JSON object" in refused(resolve, str(copy), BrokenArtifact)
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "gpt_neox", None])
+@pytest.mark.parametrize("name", ["bert", "t5", "gpt_neox", None])
 def test_other_families_are_named_and_refused(copy: Path, name: str | None):
     change_config(copy, model_type=name, architectures=["BertForMaskedLM"])
     text = refused(resolve, str(copy))
-    assert f"of type {str(name)!r}; supported: gpt2, sparse_gpt" in text
+    assert f"of type {str(name)!r}: " in text
+    assert all(known in text for known in (*dense_types(), "sparse_gpt"))
 
 
 @pytest.mark.parametrize("architecture", ["GPT2Model", "GPT2DoubleHeadsModel", "GPT2ForSequenceClassification"])
 def test_a_gpt2_without_a_language_model_head_is_refused(copy: Path, architecture: str):
     change_config(copy, architectures=[architecture])
-    assert f"is a {architecture}, not a GPT2LMHeadModel" in refused(resolve, str(copy))
+    assert f"is a {architecture}: it has no language-model head" in refused(resolve, str(copy))
+
+
+@pytest.mark.parametrize("architectures", [None, [], ["GPT2LMHeadModel"], ["MyForCausalLM"], "GPT2LMHeadModel"])
+def test_a_language_model_head_under_any_name_will_do(copy: Path, architectures: object):
+    change_config(copy, architectures=architectures)
+    assert resolve(str(copy)) == str(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is quantized (gptq)"),
+        ({"quantization_config": True}, "is quantized (unnamed)"),
+        ({"attn_implementation": "someone/kernels"}, "kernels from the hub (attn_implementation in config.json)"),
+        ({"_attn_implementation": {"": "someone/kernels"}}, "kernels from the hub (_attn_implementation in config.json)"),
+        ({"auto_map": {"AutoConfig": "mine.Config"}}, "brings code of its own (auto_map in config.json)"),
+    ],
+)
+def test_what_needs_code_or_kernels_of_its_own_is_refused(copy: Path, changes: dict, said: str):
+    change_config(copy, **changes)
+    assert said in refused(resolve, str(copy))
+
+
+@pytest.mark.parametrize(("limit", "fits"), [("", True), ("2e9", True), ("30000", False), ("1e5", True)])
+def test_a_model_has_a_limited_number_of_parameters(copy: Path, monkeypatch: pytest.MonkeyPatch, limit: str, fits: bool):
+    monkeypatch.setenv("EXTRACT_MAX_PARAMETERS", limit)
+    if fits:
+        assert resolve(str(copy)) == str(copy)
+    else:
+        text = refused(resolve, str(copy))
+        assert "has about 4" in text
+        assert "more than the 30,000 allowed" in text
+        assert "set EXTRACT_MAX_PARAMETERS higher" in text
+    assert open_model(str(copy)).model_type == "gpt2"
+
+
+@pytest.mark.parametrize("limit", ["many", "0", "-1", "nan", "inf"])
+def test_a_limit_that_is_no_number_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch, limit: str):
+    monkeypatch.setenv("EXTRACT_MAX_PARAMETERS", limit)
+    assert f"EXTRACT_MAX_PARAMETERS is '{limit}'" in refused(resolve, str(copy), SpecError)
+
+
+def test_half_precision_counts_two_bytes_a_parameter(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("EXTRACT_MAX_PARAMETERS", "60000")
+    assert resolve(str(copy)) == str(copy)
+    change_config(copy, dtype="bfloat16")
+    refused(resolve, str(copy))
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/b.safetensors", "weights.bin", "gone.safetensors"])
+def test_an_index_leads_to_files_of_its_folder_only(copy: Path, name: str):
+    (copy / "model.safetensors").rename(copy / "model-00001-of-00001.safetensors")
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"transformer.wte.weight": name}}))
+    said = "is missing" if name.startswith("gone") else "no safetensors file of its folder"
+    assert said in refused(inspect_folder, copy, BrokenArtifact)
+    assert said in refused(resolve, str(copy), BrokenArtifact)
+
+
+def test_a_model_in_several_files_is_loaded_whole(copy: Path):
+    whole = load_dense(open_model(str(copy)))
+    (copy / "model.safetensors").unlink()
+    whole.model.save_pretrained(copy, max_shard_size="50KB")
+    assert not (copy / "model.safetensors").exists()
+    again = load_dense(open_model(str(copy)))
+    assert again.facts["sha256"] != whole.facts["sha256"]
+    for name, tensor in whole.model.state_dict().items():
+        assert again.model.state_dict()[name].equal(tensor)
+
+
+def test_a_dense_model_is_frozen_and_known_by_its_files(copy: Path):
+    found = load_dense(open_model(str(copy)))
+    assert not found.model.training
+    assert not any(p.requires_grad for p in found.model.parameters())
+    assert found.name == found.facts["model"] == str(copy)
+    assert (found.facts["adapter"], found.facts["adapter_sha256"], found.facts["merged"]) == (None, None, False)
+    assert load_dense(open_model(str(copy))).facts == found.facts
+    change_config(copy, layer_norm_epsilon=1e-3)
+    assert load_dense(open_model(str(copy))).facts["sha256"] != found.facts["sha256"]
+
+
+def test_a_sparse_model_is_not_loaded_as_a_dense_one(tmp_path: Path):
+    from test_sparse_model import small_model
+
+    small_model().save_pretrained(tmp_path)
+    assert type(load_model(open_model(str(tmp_path)))).__name__ == "SparseGPTForCausalLM"
+    assert "is a sparse model" in refused(lambda folder: load_dense(open_model(folder)), str(tmp_path))
 
 
 def test_pickled_weights_are_never_loaded(copy: Path):
@@ -122,19 +211,28 @@ def test_pickled_weights_are_never_loaded(copy: Path):
 
 def test_a_folder_without_weights_is_refused(copy: Path):
     (copy / "model.safetensors").unlink()
-    assert "has no weights" in refused(inspect_folder, copy)
+    assert "has no weights; save" in refused(inspect_folder, copy)
+    (copy / "tf_model.h5").write_bytes(b"")
+    assert "has no weights that can be used (tf_model.h5)" in refused(inspect_folder, copy)
+
+
+def test_a_folder_without_a_fast_tokenizer_is_refused(copy: Path):
+    (copy / "tokenizer.json").rename(copy / "tokenizer.model")
+    text = refused(resolve, str(copy))
+    assert "has no tokenizer.json (found tokenizer.model, tokenizer_config.json)" in text
+    assert "a fast tokenizer is needed" in text
 
 
 def test_truncated_weights_are_broken(copy: Path):
     content = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(content[: len(content) // 2])
-    assert "cannot be loaded" in refused(lambda folder: load_dense(open_model(folder)), str(copy), BrokenArtifact)
+    assert "cannot be loaded" in refused(lambda folder: load_model(open_model(folder)), str(copy), BrokenArtifact)
 
 
 def test_weights_of_another_shape_are_refused(copy: Path):
     change_config(copy, n_embd=64, n_inner=None)
     with pytest.raises((UnsupportedModel, BrokenArtifact)) as caught:
-        load_dense(open_model(str(copy)))
+        load_model(open_model(str(copy)))
     assert "\n" not in str(caught.value)
 
 
@@ -144,7 +242,7 @@ def test_missing_tensors_are_counted(copy: Path):
     weights = load_file(copy / "model.safetensors")
     del weights["transformer.h.1.mlp.c_fc.weight"]
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    text = refused(lambda folder: load_dense(open_model(folder)), str(copy))
+    text = refused(lambda folder: load_model(open_model(folder)), str(copy))
     assert "1 tensors missing or misshapen, first transformer.h.1.mlp.c_fc.weight" in text
 
 
@@ -171,76 +269,5 @@ def test_gpt2s_older_tokenizer_files_do_too(copy: Path, tokenizer):
 def test_code_beside_a_model_is_never_run(copy: Path):
     (copy / "evil.py").write_text("raise SystemExit('the code ran')")
     change_config(copy, auto_map={"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.Config"})
-    assert type(load_dense(open_model(str(copy)))).__name__ == "GPT2LMHeadModel"
-
-
-@pytest.fixture(scope="module")
-def hub(gpt2_folder: Path) -> Iterator[LocalHub]:
-    files = {path.name: path.read_bytes() for path in gpt2_folder.iterdir()}
-    whole = Repository({SHA: files | {"pytorch_model.bin": b"pickled", "run_me.py": b"raise SystemExit", "README.md": b"# tiny"}})
-    pickled = Repository({SHA: {"config.json": b"{}", "pytorch_model.bin": b"x"}})
-    models = {"some/tiny": whole, "tiny": whole, "some/pickled": pickled, "some/gated": Repository({}, gated=True)}
-    with serve(LocalHub(models=models)) as served:
-        yield served
-
-
-ASK = """
-import json, sys
-from extractor.errors import ExtractorError
-from extractor.models import open_model, resolve
-found = []
-for reference in sys.argv[1:]:
-    try:
-        found.append(['resolved', resolve(reference)])
-    except ExtractorError as error:
-        found.append([type(error).__name__, str(error)])
-print(json.dumps(found))
-"""
-
-
-def ask(endpoint: str, home: Path, *references: str) -> list[list[str]]:
-    found = json.loads(python(ASK, *references, env=hub_environment(endpoint, home)))
-    assert all("\n" not in text for _, text in found)
-    return found
-
-
-def test_hub_references_are_pinned_or_refused_in_one_line(hub: LocalHub, tmp_path: Path):
-    references = ("some/tiny", "some/tiny@main", f"some/tiny@{SHA}", "tiny", "some/tiny@v9", "some/pickled", "some/nothing", "some/gated")
-    found = ask(hub.endpoint, tmp_path, *references)
-    assert found[:4] == [["resolved", f"{name}@{SHA}"] for name in ("some/tiny", "some/tiny", "some/tiny", "tiny")]
-    assert found[4] == ["ModelNotFound", "hub model 'some/tiny' has no such revision"]
-    assert found[5][0] == "UnsupportedModel"
-    assert "no safetensors weights" in found[5][1]
-    assert found[6][0] == "ModelNotFound"
-    assert "'some/nothing' not found: not bundled (python-tiny), no folder, and not on the hub" in found[6][1]
-    assert found[7][0] == "ModelNotFound"
-    assert "gated" in found[7][1]
-
-
-def test_an_unreachable_hub_is_one_line(tmp_path: Path):
-    ((kind, text),) = ask("http://127.0.0.1:9", tmp_path, "some/tiny")
-    assert kind == "ModelNotFound"
-    assert "the hub cannot be reached" in text
-
-
-def test_a_pinned_model_is_downloaded_without_its_pickles_and_code(hub: LocalHub, tmp_path: Path, gpt2_folder: Path):
-    hub.fetched.clear()
-    out = python(
-        "import sys\nfrom extractor.models import open_model\nsource = open_model(sys.argv[1])\nprint(source.model_type, source.path)",
-        f"some/tiny@{SHA}",
-        env=hub.environment(tmp_path),
-    )
-    kind, path = out.split()
-    assert kind == "gpt2"
-    assert SHA in path
-    fetched = {file for _, file in hub.fetched}
-    assert fetched == {p.name for p in gpt2_folder.iterdir()}
-    assert (Path(path) / "model.safetensors").read_bytes() == (gpt2_folder / "model.safetensors").read_bytes()
-
-
-def test_a_download_that_fails_is_not_found(hub: LocalHub, tmp_path: Path):
-    code = (
-        "import sys\nfrom extractor.errors import ModelNotFound\nfrom extractor.models import open_model\n"
-        "try:\n    open_model(sys.argv[1])\nexcept ModelNotFound as error:\n    print(str(error))"
-    )
-    assert "not on the hub" in python(code, f"some/nothing@{SHA}", env=hub.environment(tmp_path))
+    refused(open_model, str(copy))
+    assert type(load_model(ModelFolder(copy, "gpt2"))).__name__ == "GPT2LMHeadModel"

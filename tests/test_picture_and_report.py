@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 import sys
+import types
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -327,10 +328,99 @@ def test_a_circuit_the_model_does_not_need_is_said_so(tmp_path):
     assert "No better than random nodes" in html
 
 
-def test_the_bridge_section_has_a_row_for_every_crossing(tmp_path):
-    paths = {"to_sparse": [0.511, 0.42, 0.33, 0.24, 0.151], "to_dense": [0.61, 0.52, 0.43, 0.34, 0.25]}
-    bridge = {"dense_loss": 2.19, "sparse_loss": 2.66, "kl_dense_to_sparse": 0.65, "agreement": 0.62, "path_kl": paths}
-    html = written(tmp_path, tiny(), bridge=bridge)
+def bridge_of(**changes) -> dict:
+    """What a twin's faithfulness.json and its circuit's measurements say, for two layers."""
+    return {
+        "dense_loss": 2.19,
+        "sparse_loss": 2.66,
+        "bigram_loss": 4.19,
+        "kl_dense_to_sparse": 0.65,
+        "agreement": 0.62,
+        "nmse": {"encoder": [0.11, 0.12, 0.13, 0.14, 0.15], "decoder": [0.21, 0.22, 0.23, 0.24, 0.25], "decoder_by_channel": [0.31] * 5},
+        "path_kl": {"to_sparse": [0.511, 0.42, 0.33, 0.24, 0.151], "to_dense": [0.61, 0.52, 0.43, 0.34, 0.252]},
+        "path_loss": {"to_sparse": [2.7, 2.6, 2.5, 2.4, 2.3], "to_dense": [2.8, 2.7, 2.6, 2.5, 2.4]},
+        "recovered": {"sparse": 0.765, "to_sparse": [0.745, 0.795, 0.845, 0.895, 0.945], "to_dense": [0.695] * 5, "mean": 0.771},
+        "prompts": {"agreement": 0.968, "loss": {"dense": 0.016, "sparse": 0.155}, "accuracy": {"dense": 0.995, "sparse": 0.951}},
+        "circuit": {"loss": [0.64, 0.14, 0.13, 0.12, 0.118], "raw_loss": [1] * 5, "accuracy": [0.612, 0.93, 0.94, 0.95, 0.961]},
+    } | changes
+
+
+def words(html: str) -> str:
+    return re.sub(r"<[^>]+>", " ", html).replace("&nbsp;", " ")
+
+
+def plots(html: str) -> list[ElementTree.Element]:
+    figures = re.findall(r'<figure class="card plot">.*?(<svg.*?</svg>)', html.replace("&nbsp;", " "), flags=re.S)
+    return [ElementTree.fromstring(svg) for svg in figures]
+
+
+def test_the_bridge_section_says_how_much_of_the_dense_model_is_there(tmp_path):
+    html = written(tmp_path, tiny(), bridge=bridge_of())
+    text = re.sub(r"\s+", " ", words(html))
+    assert "The twin carries 76.5 % of what python-tiny-sparse knows beyond bigrams; the weakest path 69.5 %" in text
+    assert "(sparse, then dense; layer 0, before attention)" in text
+    assert "prefer the same answer 96.8 % of the time" in text
+    assert "finish the task at 0.118 to 0.640 nats; at 4 of 5 crossings" in text
+    assert "Without them the twin is at chance" in text
+    for number in ("62 %", "2.190", "2.660", "4.190", "0.650", "0.016", "99.5 %", "0.155", "95.1 %", "77.1 %"):
+        assert number in text, number
+
+
+def test_the_bridge_table_has_every_number_of_every_crossing(tmp_path):
+    html = written(tmp_path, tiny(), bridge=bridge_of())
+    (table,) = re.findall(r'<div class="card scroll crossings">(.*?)</div>', html, flags=re.S)
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table.replace("&nbsp;", " "))]
+    assert rows[0] == ["crossing", "NMSE of the bridge", "dense, then sparse", "sparse, then dense", "circuit, then dense"]
+    assert rows[1] == ["encoder", "decoder", "by channel", "KL", "recovered", "KL", "recovered", "nats", "right"]
+    assert rows[2] == ["layer 0, before attention", "0.110", "0.210", "0.310", "0.511", "74.5 %", "0.610", "69.5 %", "0.640", "61.2 %"]
+    assert rows[5][0] == "layer 1, before the MLP"
+    assert rows[6] == ["before the final norm", "0.150", "0.250", "0.310", "0.151", "94.5 %", "0.252", "69.5 %", "0.118", "96.1 %"]
+    assert len(rows) == 7
+
+
+def test_the_bridge_plots_have_a_point_for_every_crossing_at_its_height(tmp_path):
+    shares, circuit = plots(written(tmp_path, tiny(), bridge=bridge_of()))
+    heights = [float(e.get("cy")) for e in shares.iter("circle")]
+    assert heights == sorted(heights, reverse=True)
+    assert len({*heights}) == 5
+    squares = [e for e in shares.iter("rect") if e.get("class") == "point"]
+    assert len({e.get("y") for e in squares}) == 1
+    steps = [b - a for a, b in pairwise(heights)]
+    assert steps == pytest.approx([steps[0]] * 4, abs=0.11)  # equal steps of the values
+    assert [e.find("title").text for e in shares.iter("circle")][1] == "layer 0, before the MLP: dense, then sparse 79.5 %"
+    level = float(re.match(r"M\d+ ([\d.]+)H", shares.find("path[@class='level own']").get("d"))[1])
+    assert heights[1] < level < heights[0]
+    target, chance = (
+        float(re.match(r"M\d+ ([\d.]+)H", circuit.find(f"path[@class='level {k}']").get("d"))[1]) for k in ("target", "chance")
+    )
+    losses = [float(e.get("cy")) for e in circuit.iter("circle")]
+    assert chance < losses[0] < target < losses[1] < losses[4]
+    assert "from 74.5 % to 94.5 %" in shares.get("aria-label")
+    assert "0.118 to 0.640" in circuit.get("aria-label")
+
+
+@pytest.mark.parametrize("layers", [1, 12, 48])
+def test_bridge_plots_of_deep_models_keep_their_points_apart_and_inside(tmp_path, layers):
+    sites = 2 * layers + 1
+    recovered = {"sparse": -0.1, "to_sparse": [-3.0, *[0.5] * (sites - 1)], "to_dense": [1.02] * sites, "mean": 0.4}
+    html = written(tmp_path, tiny(), bridge={"recovered": recovered})
+    (tree,) = plots(html)
+    _, _, width, height = map(float, tree.get("viewBox").split())
+    found = [(float(e.get("cx")), float(e.get("cy"))) for e in tree.iter("circle")]
+    assert all(b[0] - a[0] > 10 for a, b in pairwise(found))
+    assert all(0 < x < width and 0 < y < height for x, y in found)
+    assert [e.get("class") for e in tree.iter("circle")][:2] == ["point beyond", "point"]
+    names = sorted((float(e.get("x")), e.text) for e in tree.iter("text") if e.get("text-anchor") == "middle")
+    assert names[0][1] in ("layer 0", "0")
+    assert names[-1][1] == "end"
+    assert all(b[0] - a[0] > 20 for a, b in pairwise(names))
+    assert "carries nothing of what" in html
+    assert "the weakest path carries none of it" in html
+
+
+def test_results_from_before_the_paths_were_scored_are_still_reported(tmp_path):
+    kept = ("dense_loss", "sparse_loss", "kl_dense_to_sparse", "agreement", "path_kl")
+    html = written(tmp_path, tiny(), bridge={key: value for key, value in bridge_of().items() if key in kept})
     for text in (
         "sparse twin",
         "62&nbsp;%",
@@ -338,16 +428,41 @@ def test_the_bridge_section_has_a_row_for_every_crossing(tmp_path):
         "2.660",
         "0.650",
         "0.511",
-        "0.250",
+        "0.252",
         "layer 1, before the MLP",
         "before the final norm",
     ):
         assert text in html, text
-    assert "Without them the twin is at chance" in html
+    assert not plots(html)
+    assert "NMSE" not in html
+    assert "beyond bigrams" not in html
+
+
+@pytest.mark.parametrize("absent", ["recovered", "circuit", "prompts", "nmse", "agreement"])
+def test_what_a_bridge_result_lacks_is_left_out(tmp_path, absent):
+    html = written(tmp_path, tiny(), bridge=bridge_of(**{absent: None}) if absent != "agreement" else {"circuit": bridge_of()["circuit"]})
+    assert "Dense and sparse" in html
+    assert "None" not in html
+    assert ("knows beyond bigrams" in html) == (absent not in ("recovered", "agreement"))
+    assert len(plots(html)) == (1 if absent in ("recovered", "circuit", "agreement") else 2)
+
+
+def test_a_hostile_model_name_stays_text_in_the_bridge_section(tmp_path):
+    html = written(tmp_path, make(model="a</b><script>&"), bridge=bridge_of())
+    assert html.count("<script") == 1
+    assert "of what a&lt;/b&gt;&lt;script&gt;&amp; knows beyond bigrams" in html
+
+
+def test_steering_is_told_where_it_was_measured(tmp_path, monkeypatch):
+    told = types.ModuleType("extractor.report_steering")
+    told.steering_section = lambda result: f"<p>steered {result['steering']}</p>"
+    monkeypatch.setitem(sys.modules, "extractor.report_steering", told)
+    assert "<p>steered 7</p>" in written(tmp_path, tiny(), steering=7)
+    assert "steered" not in written(tmp_path, tiny())
 
 
 def test_the_report_loads_nothing_from_anywhere(tmp_path):
-    html = written(tmp_path, tiny(), [Example("x", "y", "z", 0.5, 0.5, 0.5)])
+    html = written(tmp_path, tiny(), [Example("x", "y", "z", 0.5, 0.5, 0.5)], bridge=bridge_of())
     assert set(re.findall(r"https?://[^\"' <]+", html)) == {"http://www.w3.org/2000/svg"}
     assert sorted(set(re.findall(r'(?:src|href)="([^"]*)"', html))) == ["circuit.json", "circuit.png", "circuit.svg", "result.json"]
     assert not re.search(r"<link|<script\s|<iframe|@import|url\(", html)

@@ -18,7 +18,7 @@ from worlds import ROOT
 
 from extractor import artifacts
 from extractor.circuit import Circuit, count_edges
-from extractor.errors import BrokenArtifact, ModelNotFound, OutputError, TaskNotExpressible, UnknownTask, UnsupportedModel
+from extractor.errors import BrokenArtifact, ExtractorError, ModelNotFound, OutputError, TaskNotExpressible, UnknownTask, UnsupportedModel
 from extractor.pipeline import run_job
 from extractor.progress import Progress, Stopped
 from extractor.specs import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, TrainSpec
@@ -160,7 +160,7 @@ def test_a_train_jobs_numbers_are_those_of_its_model(dense: Path, loops: CorpusS
 
 def test_a_circuit_job_leaves_exactly_the_documented_files(result: Path):
     model = ["config.json", "generation_config.json", "model.safetensors", *TRAVELLING]
-    model += "faithfulness.json tokenizer.json tokenizer_config.json".split()
+    model += "dense.json faithfulness.json tokenizer.json tokenizer_config.json".split()
     bridges = "README.md adapter_config.json adapter_model.safetensors".split()
     circuit = "circuit.json circuit.svg circuit.png report.html result.json means.safetensors held_out.safetensors".split()
     assert files_of(result) == {
@@ -180,6 +180,7 @@ def test_the_result_has_exactly_the_documented_keys(result: Path):
         "model",
         "task",
         "description",
+        "labels",
         "target_loss",
         "seed",
         "circuit",
@@ -189,9 +190,13 @@ def test_the_result_has_exactly_the_documented_keys(result: Path):
         "held_out_pairs",
         "seconds",
         "bridge",
+        "steering",
     }
     assert set(numbers["loss"]) == set(numbers["accuracy"]) == {"full", "circuit", "without_circuit", "random"}
-    assert set(numbers["bridge"]) == {"dense_loss", "sparse_loss", "kl_dense_to_sparse", "agreement", "path_kl"}
+    assert set(numbers["bridge"]) == {
+        *("dense_loss", "sparse_loss", "bigram_loss", "kl_dense_to_sparse", "agreement", "held_out_tokens"),
+        *("nmse", "path_kl", "path_loss", "recovered", "prompts", "circuit"),
+    }
     assert {name: len(kls) for name, kls in numbers["bridge"]["path_kl"].items()} == {"to_sparse": 3, "to_dense": 3}
     assert numbers["held_out_pairs"] == 64
     assert numbers["description"] == find_task(TASK).description
@@ -278,27 +283,53 @@ def test_the_stages_are_told_in_order(result: Path, events: list[dict]):
     assert [e["stage"] for e in log] == ["bridge"] * BRIDGE.optim.steps + ["prune0"] * 40
 
 
-def test_the_bridges_open_around_the_dense_model_they_were_made_for(result: Path, dense: Path):
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    import extractor.bridges  # noqa: F401 - registers the tuner
-    from extractor.bridges.losses import Coupled, path_kls
-    from extractor.bridges.tuner import bridge_sites
+def test_the_twin_opens_around_the_dense_model_it_was_made_for_with_the_numbers_it_was_told_by(result: Path, dense: Path):
+    from extractor.bridges.faithfulness import faithfulness
     from extractor.data.corpus import build_corpus
     from extractor.data.tokenizer import load_tokenizer
-    from extractor.dense.base import wrap_dense
+    from extractor.twin import open_twin
 
     told = numbers_of(result)["bridge"]
-    inner = AutoModelForCausalLM.from_pretrained(dense / "model").eval()
-    adapter = PeftModel.from_pretrained(inner, result / "model" / "bridges")
-    sparse = AutoModelForCausalLM.from_pretrained(result / "model").eval()
-    spec = json.loads((result / "spec.json").read_text())
-    corpus = build_corpus(CorpusSpec(**spec["corpus"]), load_tokenizer(result / "model"))
-    ids = corpus.held_out_batch(0, 64, 8)
-    found = path_kls(Coupled(wrap_dense(inner), sparse, bridge_sites(adapter)), ids)
-    for direction, kls in found.items():
-        assert kls == pytest.approx(told["path_kl"][direction], abs=1e-4)
+    assert json.loads((result / "model" / "faithfulness.json").read_text()) == {k: told[k] for k in told if k not in ("prompts", "circuit")}
+    pair = open_twin(result / "model")
+    assert pair is not None
+    facts = json.loads((result / "model" / "dense.json").read_text())
+    assert (pair.facts, facts["model"], facts["merged"]) == (facts, str(dense / "model"), False)
+    corpus = build_corpus(CorpusSpec(**json.loads((result / "spec.json").read_text())["corpus"]), load_tokenizer(result / "model"))
+    found = faithfulness(pair, corpus, 8, 0)
+    assert found["path_kl"]["to_dense"] == pytest.approx(told["path_kl"]["to_dense"], abs=1e-4)
+    assert found["recovered"]["mean"] == pytest.approx(told["recovered"]["mean"], abs=1e-3)
+
+
+def test_a_second_task_on_the_same_twin_still_knows_its_dense_model(result: Path, loops: CorpusSpec, tmp_path: Path):
+    """`--model JOB`: the sparse model is pruned at once, and what came with it says what it is the twin of."""
+    run_job(circuit_spec(result / "model", loops, prune=PRUNE.model_copy(update={"steps": 2})), tmp_path / "out", threads=1)
+    again, first = numbers_of(tmp_path / "out"), numbers_of(result)
+    assert again["bridge"]["path_kl"] == first["bridge"]["path_kl"]
+    assert again["bridge"]["prompts"] == first["bridge"]["prompts"]
+
+
+def test_with_the_models_own_labels_the_right_answer_is_what_it_says(result: Path, loops: CorpusSpec, tmp_path: Path):
+    spec = circuit_spec(result / "model", loops, labels="model", prune=PRUNE.model_copy(update={"steps": 2}))
+    run_job(spec, tmp_path / "out", threads=1)
+    assert numbers_of(tmp_path / "out")["bridge"]["prompts"]["accuracy"]["dense"] == 1.0
+    pairs = load_file(tmp_path / "out" / "circuits" / TASK / "held_out.safetensors")
+    assert (pairs["correct"] != pairs["wrong"]).all()
+
+
+def test_a_corpus_the_dense_model_does_not_know_is_said_to_be_one(dense: Path, tmp_path: Path):
+    text = tmp_path / "other.txt"
+    text.write_text("".join(f"{i * 7919 % 1000} {i * 104729 % 997}\n" for i in range(4000)))
+    told: list[dict] = []
+    spec = circuit_spec(
+        dense / "model",
+        CorpusSpec(sources=(str(text),)),
+        bridge=BRIDGE.model_copy(update={"optim": OptimSpec(steps=2, batch=4, context=8)}),
+    )
+    run_job(spec, tmp_path / "out", Progress(told.append), threads=1)
+    warnings = [e["message"] for e in told if e["event"] == "note" and "warning" in e["message"]]
+    assert len(warnings) == 1
+    assert "better than bigrams" in warnings[0]
 
 
 def test_a_finished_job_is_only_verified_when_run_again(spec: JobSpec, result: Path):
@@ -586,8 +617,6 @@ def test_a_disk_that_fills_up_is_one_line_and_the_job_can_go_on(sparse_train: Jo
     import errno
     import os
 
-    from extractor.errors import ExtractorError
-
     plain: Callable[[int], None] = os.fsync
     written = itertools.count()
 
@@ -606,7 +635,6 @@ def test_a_disk_that_fills_up_is_one_line_and_the_job_can_go_on(sparse_train: Jo
 
 
 def test_a_disk_that_is_full_when_the_model_is_saved_is_one_line(sparse_train: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from extractor.errors import ExtractorError
 
     def no_space(*_, **__):
         from safetensors import SafetensorError

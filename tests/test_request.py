@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from worlds import python
 
 from extractor import presets
 from extractor.errors import ExtractorError, ModelNotFound, NotFound, SpecError, TaskNotExpressible, UnknownTask
-from extractor.request import dataset, train_job, train_settings
+from extractor.request import circuit_job, dataset, train_job, train_settings
 from extractor.specs import CorpusSpec, DatasetSpec, JobSpec, PruneSpec, TrainSpec, parse_job, to_json
 from worker.cli import main
 from worker.cli.view import describe_progress
@@ -132,6 +133,31 @@ def test_a_task_that_a_given_tokenizer_cannot_write_is_refused_at_once(tmp_path:
 
     train_tokenizer(["nothing"], 257).save(str(tmp_path / "tokenizer.json"))
     refused(TaskNotExpressible, tokenizer=str(tmp_path), tasks=("for_while",))
+
+
+def test_a_circuit_job_names_its_model_and_adapter(gpt2_folder: Path, tmp_path: Path):
+    made = circuit_job(str(gpt2_folder), "quote_close")
+    assert (made.model, made.adapter) == (str(gpt2_folder), None)
+    lora = {"peft_type": "LORA", "base_model_name_or_path": str(gpt2_folder)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(lora))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    for made in (circuit_job(str(tmp_path), "quote_close"), circuit_job(str(gpt2_folder), "quote_close", adapter=str(tmp_path))):
+        assert (made.model, made.adapter) == (str(gpt2_folder), str(tmp_path))
+        assert parse_job(to_json(made)) == made
+
+
+def test_the_tokenizer_of_a_circuit_job_is_the_bases(gpt2_folder: Path, tmp_path: Path):
+    from extractor.data.tokenizer import train_tokenizer
+
+    base = tmp_path / "base@here"
+    shutil.copytree(gpt2_folder, base)
+    train_tokenizer(["nothing"], 257).save(str(base / "tokenizer.json"))
+    lora = tmp_path / "lora"
+    shutil.copytree(gpt2_folder, lora, ignore=shutil.ignore_patterns("config.json", "model.safetensors"))
+    (lora / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(base)}))
+    (lora / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(TaskNotExpressible):
+        circuit_job(str(lora), "for_while")
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,33 @@ def random_gpt2(*, n_layer: int = 2, vocab_size: int = VOCABULARY, seed: int = 0
     return GPT2LMHeadModel(config).eval()
 
 
+def tiny_bridge(**changes):
+    """A BridgeSpec that trains in a second: width 16, half of all weights, five sequences a step."""
+    from extractor.specs import BridgeSpec, OptimSpec, SparseModelSpec, SparsitySpec
+
+    return BridgeSpec(
+        model=SparseModelSpec(d_model=16, d_head=8, mlp_ratio=2, n_ctx=16),
+        sparsity=SparsitySpec(weight_frac=0.5, embedding_frac=0.5, bias_frac=0.5),
+        optim=OptimSpec(steps=30, batch=5, context=16, lr=0.1),
+        kl_share=1.0,
+        over_sites="sum",
+    ).model_copy(update=changes)
+
+
+def tiny_pair(spec=None, dense=None):
+    """A random GPT-2 and an untrained sparse model, bridged, with bridges large enough that every path differs."""
+    from extractor.bridges.coupled import couple
+    from extractor.bridges.tuner import site_parameters
+    from extractor.dense.load import DenseModel
+
+    model = (dense or random_gpt2()).requires_grad_(False)
+    found = couple(DenseModel(model, "tiny", {"model": "tiny"}), spec or tiny_bridge(), 0)
+    with torch.no_grad():
+        for parameter in site_parameters(found.sites):
+            parameter.mul_(5).add_(0.01)
+    return found
+
+
 @pytest.fixture
 def gpt2():
     """A fresh tiny GPT-2: two layers, width 32, the shared vocabulary."""

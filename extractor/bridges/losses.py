@@ -8,187 +8,158 @@ With hd_i, hs_i the dense and sparse residuals before sublayer i (i = 0..2L), f_
 4. kl_to_dense     sum over sites of KL(yd || dense tail from site i fed g_i(hs_i))
 5. kl_plain        KL(yd || ys)
 
-The tails are estimated: each sequence of the batch crosses at one site, stratified over the sites, and joins the stream there, so that
-every sublayer runs once per direction on a growing batch. Site by site the mean over its rows is unbiased for the mean over all rows.
-`path_kls` computes them exactly, without gradient. Sums over sites enter the loss, as in the paper; what is reported are means over sites.
+NMSE is the mean squared error over the target's variance. The dense side is measured in the site's normalised coordinates (see `start`),
+where every channel's variance is 1; the sparse side over a running mean of its variance, so that a batch's loss is the mean of its rows'
+however it is cut. Reported are means over sites; whether these or the paper's sums enter the loss, `over_sites` says.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from extractor.bridges.tuner import BridgeSite
-from extractor.dense.base import DenseSublayers, residuals
-from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+from extractor.bridges.coupled import Coupled
+from extractor.bridges.crossing import Crossing
+from extractor.bridges.fused import LOGITS_AT_ONCE, Target, in_chunks
+from extractor.dense.base import residuals, tail
 from extractor.specs import BridgeSpec
 
-
-@dataclass(frozen=True)
-class Coupled:
-    """A frozen dense model, a sparse model with as many sublayers, and the bridge sites between them."""
-
-    dense: DenseSublayers
-    sparse: SparseGPTForCausalLM
-    sites: list[BridgeSite]
+TERMS = ("ce", "nmse_encoder", "nmse_decoder", "kl_to_sparse", "kl_to_dense", "kl_plain")
+VARIANCE_MEMORY = 0.9  # of the running variance, per step
 
 
-def nmse(value: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over the target's variance; the target is detached. Both (rows, T, width)."""
-    target = target.detach()
-    variance = (target - target.mean((0, 1))).square().mean()
-    return functional.mse_loss(value, target) / variance.clamp_min(1e-12)
+def bridge_loss(pair: Coupled, ids: Tensor, crossing: Crossing, variance: Tensor, spec: BridgeSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss (scalar, with gradient) of ids (B, T), its TERMS (6,), and `moments` of the sparse residuals.
 
-
-class _FusedKL(torch.autograd.Function):
-    """KL per token with its gradient, softmax(logits) - p, made in the same pass; the plain twin is functional.kl_div."""
-
-    @staticmethod
-    def forward(ctx, p: Tensor, negative_entropy: Tensor, logits: Tensor) -> Tensor:
-        log_z = logits.logsumexp(-1)
-        value = negative_entropy - torch.linalg.vecdot(p, logits) + log_z
-        ctx.save_for_backward((logits - log_z[..., None]).exp_().sub_(p))
-        return value
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        (difference,) = ctx.saved_tensors
-        return None, None, difference.mul_(grad[..., None])
-
-
-@dataclass(frozen=True)
-class Target:
-    """The dense model's next-token distribution: p (rows, T, V) and sum p log p (rows, T)."""
-
-    p: Tensor
-    negative_entropy: Tensor
-
-    @classmethod
-    def of(cls, logits: Tensor) -> Target:
-        log_p = logits.log_softmax(-1)
-        p = log_p.exp()
-        return cls(p, torch.linalg.vecdot(p, log_p))
-
-    def pick(self, rows: Tensor, positions: Tensor) -> Target:
-        return Target(self.p[rows][:, positions], self.negative_entropy[rows][:, positions])
-
-    def kl(self, logits: Tensor) -> Tensor:
-        """KL(target || softmax(logits)) in nats per token, (rows, T). Differentiable once."""
-        return _FusedKL.apply(self.p, self.negative_entropy, logits)
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """Where the sequences of one step cross over: for each site its rows of the batch, and the positions whose KL is scored."""
-
-    rows: list[Tensor]
-    positions: Tensor
-
-    @classmethod
-    def draw(cls, spec: BridgeSpec, sites: int, generator: torch.Generator, device: torch.device) -> Crossing:
-        """Random rows, as many as crossing_share says but at least one a site, dealt over the sites as evenly as can be; random positions.
-
-        Needs batch >= sites.
-        """
-        batch, context = spec.optim.batch, spec.optim.context
-        crossing = max(sites, round(spec.crossing_share * batch))
-        rows = torch.randperm(batch, generator=generator)[:crossing].to(device).tensor_split(sites)
-        count = max(1, round(spec.kl_share * context))
-        positions = torch.randperm(context, generator=generator)[:count].sort().values.to(device)
-        return cls(list(rows), positions)
-
-    @property
-    def order(self) -> Tensor:
-        return torch.cat(self.rows)
-
-    def sum_over_sites(self, per_token: Tensor) -> Tensor:
-        """Sum over sites of the mean over a site's rows, from (rows in crossing order, positions)."""
-        return torch.stack([part.mean() for part in per_token.split([len(rows) for rows in self.rows])]).sum()
-
-
-def bridge_loss(pair: Coupled, ids: Tensor, crossing: Crossing, spec: BridgeSpec) -> tuple[Tensor, dict[str, float]]:
-    """The whole loss (scalar, with gradient) and its terms by name, for ids (B, T)."""
+    variance   of the sparse residual per site, (2L + 1,), by which encoder errors are divided
+    """
+    sites = len(pair.sites)
+    per_site = 1 / sites if spec.over_sites == "mean" else 1.0
     with torch.no_grad():
         dense_h = residuals(pair.dense, ids)
-        target = Target.of(pair.dense.unembed(dense_h[-1]))
-    crossed = target.pick(crossing.order, crossing.positions)
-    sparse_h, sparse_logits, kl_to_sparse = _sparse_pass(pair, ids, dense_h, crossed, crossing)
-    kl_to_dense = _dense_pass(pair, sparse_h, crossed, crossing)
-    encoder = torch.stack([nmse(s.encode(d), h) for s, d, h in zip(pair.sites, dense_h, sparse_h, strict=True)])
-    decoder = torch.stack([nmse(s.decode(h), d) for s, d, h in zip(pair.sites, dense_h, sparse_h, strict=True)])
-    ce = functional.cross_entropy(sparse_logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    kl_plain = target.kl(sparse_logits).mean()
-    loss = (
-        ce
-        + spec.nmse_coef * (encoder.sum() + decoder.sum())
-        + spec.kl_to_sparse_coef * kl_to_sparse
-        + spec.kl_to_dense_coef * kl_to_dense
-        + spec.kl_plain_coef * kl_plain
-    )
-    sites = len(crossing.rows)
-    terms = {
-        "loss": loss,
-        "ce": ce,
-        "nmse_encoder": encoder.mean(),
-        "nmse_decoder": decoder.mean(),
-        "kl_to_sparse": kl_to_sparse / sites,
-        "kl_to_dense": kl_to_dense / sites,
-        "kl_plain": kl_plain,
-    }
-    return loss, {name: value.item() for name, value in terms.items()}
+    own, to_sparse = _sparse_pass(pair, ids, dense_h, crossing)
+    to_dense = _dense_pass(pair, ids, own, crossing)
+    encoder = torch.stack([_error(s.encode(d), h.detach()) for s, d, h in zip(pair.sites, dense_h, own, strict=True)]) / variance
+    decoder = torch.stack([_error(s.normalised(s.decode(h)), s.normalised(d)) for s, d, h in zip(pair.sites, dense_h, own, strict=True)])
+    heads, told = _own_head(pair, ids, own[-1], dense_h[-1], crossing, spec)
+    paths, crossed = _crossing_head(pair, ids, to_sparse, to_dense, dense_h[-1], crossing, spec)
+    loss = heads + per_site * (paths + spec.nmse_coef * (encoder.sum() + decoder.sum()))
+    terms = torch.stack([told[0], encoder.mean(), decoder.mean(), crossed[0] / sites, crossed[1] / sites, told[1]])
+    return loss, terms.detach(), moments(own)
 
 
-def _sparse_pass(
-    pair: Coupled, ids: Tensor, dense_h: list[Tensor], crossed: Target, crossing: Crossing
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Own residuals, own logits, and the sum over sites of the KL of rows that crossed over from the dense model."""
+@torch.no_grad()
+def moments(sparse_h: list[Tensor]) -> Tensor:
+    """Per site the mean of every channel and, last, the mean of all squares: (2L + 1, S + 1), a mean over rows and tokens."""
+    return torch.stack([torch.cat([h.float().mean((0, 1)), h.float().square().mean().reshape(1)]) for h in sparse_h])
+
+
+def variance_of(told: Tensor) -> Tensor:
+    """The variance of every site's channels around their means, averaged, (2L + 1,), from `moments`."""
+    return told[:, -1] - told[:, :-1].square().mean(1)
+
+
+def _error(value: Tensor, target: Tensor) -> Tensor:
+    return functional.mse_loss(value.float(), target.float())
+
+
+def _sparse_pass(pair: Coupled, ids: Tensor, dense_h: list[Tensor], crossing: Crossing) -> tuple[list[Tensor], Tensor]:
+    """The sparse model's own residuals, and the final ones of the rows that crossed over from the dense model."""
     batch = len(ids)
     context = pair.sparse.context(ids.shape[1])
-    stream = pair.sparse.embed(ids)
+    stream = pair.sparse.embed(ids, context)
     own = []
     for index, (site, rows) in enumerate(zip(pair.sites, crossing.rows, strict=True)):
         if index:
             stream = pair.sparse.sublayer(index - 1, stream, context)
         own.append(stream[:batch])
-        stream = torch.cat([stream, site.encode(dense_h[index][rows])])
-    logits = pair.sparse.unembed(stream[:batch], ids)
-    at = crossing.positions
-    hybrid = pair.sparse.unembed(stream[batch:, at], ids[crossing.order][:, at])
-    return own, logits, crossing.sum_over_sites(crossed.kl(hybrid))
+        if len(rows):
+            stream = torch.cat([stream, site.encode(dense_h[index][rows]).to(stream.dtype)])
+    return own, stream[batch:]
 
 
-def _dense_pass(pair: Coupled, sparse_h: list[Tensor], crossed: Target, crossing: Crossing) -> Tensor:
-    """Sum over sites of the KL of rows that crossed over from the sparse model."""
-    mask = pair.dense.mask(sparse_h[0])
-    rows = crossing.rows
-    stream = pair.sites[0].decode(sparse_h[0][rows[0]])
-    for index in range(1, len(rows)):
-        stream = pair.dense.sublayer(index - 1, stream, mask)
-        stream = torch.cat([stream, pair.sites[index].decode(sparse_h[index][rows[index]])])
-    return crossing.sum_over_sites(crossed.kl(pair.dense.unembed(stream[:, crossing.positions])))
+def _dense_pass(pair: Coupled, ids: Tensor, own: list[Tensor], crossing: Crossing) -> Tensor:
+    """The dense model's final residuals of the rows that crossed over from the sparse model."""
+    context = pair.dense.context(ids)
+    stream: Tensor | None = None
+    for index, (site, rows) in enumerate(zip(pair.sites, crossing.rows, strict=True)):
+        if stream is not None:
+            stream = pair.dense.sublayer(index - 1, stream, context)
+        if len(rows):
+            arriving = site.decode(own[index][rows])
+            stream = arriving if stream is None else torch.cat([stream, arriving.to(stream.dtype)])
+    return own[0].new_zeros((0, ids.shape[1], pair.dense.width)) if stream is None else stream
+
+
+def _chunk(pair: Coupled) -> int:
+    return max(1, LOGITS_AT_ONCE // pair.sparse.config.vocab_size)
+
+
+def _head_parameters(pair: Coupled) -> list[Tensor]:
+    """What the sparse model's unembedding is made of."""
+    model = pair.sparse
+    found = [model.lm_head.weight, model.transformer.ln_f.weight, *(getattr(model, name) for name in model.bigram.tensors)]
+    return [p for p in found if p.requires_grad]
+
+
+def _own_head(pair: Coupled, ids: Tensor, sparse_h: Tensor, dense_h: Tensor, crossing: Crossing, spec: BridgeSpec) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy and KL of the sparse model's own predictions at `crossing.own`, and the two by themselves (2,)."""
+    at, last = crossing.own, ids.shape[1] - 1
+    has_next = (at < last).float()
+    following = ids[:, (at + 1).clamp(max=last)]
+    predicted = max(1.0, float(has_next.sum())) * len(ids)
+    everywhere = len(at) * len(ids)
+
+    def body(h: Tensor, d: Tensor, token: Tensor, after: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            target = Target.of(pair.dense.unembed(d))
+        weight = spec.ce_coef * counts / predicted
+        value, kl, ce = target.kl_and_loss(pair.sparse.unembed(h, token), after, spec.kl_plain_coef / everywhere, weight)
+        return value.sum(), torch.stack([(ce * counts).sum() / predicted, kl.sum() / everywhere])
+
+    streams = [t[:, at].flatten(0, 1) for t in (sparse_h, dense_h, ids)] + [following.flatten(), has_next.repeat(len(ids))]
+    return in_chunks(body, streams, _head_parameters(pair), _chunk(pair))
+
+
+def _crossing_head(
+    pair: Coupled, ids: Tensor, to_sparse: Tensor, to_dense: Tensor, dense_h: Tensor, crossing: Crossing, spec: BridgeSpec
+) -> tuple[Tensor, Tensor]:
+    """Weighted KLs of the rows that crossed over, and the sums over sites in both directions by themselves (2,)."""
+    order, at = crossing.order, crossing.positions
+    if not len(order):
+        return torch.zeros((), device=ids.device), torch.zeros(2, device=ids.device)
+    weights = (crossing.weights / len(at)).repeat_interleave(len(at))
+
+    def body(s: Tensor, d: Tensor, truth: Tensor, token: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            target = Target.of(pair.dense.unembed(truth))
+        kl_sparse, kl_dense = target.kl(pair.sparse.unembed(s, token)), target.kl(pair.dense.unembed(d))
+        sums = torch.stack([(kl_sparse * weight).sum(), (kl_dense * weight).sum()])
+        return spec.kl_to_sparse_coef * sums[0] + spec.kl_to_dense_coef * sums[1], sums
+
+    streams = [to_sparse[:, at], to_dense[:, at], dense_h[order][:, at], ids[order][:, at]]
+    return in_chunks(body, [*(s.flatten(0, 1) for s in streams), weights], _head_parameters(pair), _chunk(pair))
 
 
 @torch.no_grad()
-def path_kls(pair: Coupled, ids: Tensor) -> dict[str, list[float]]:
-    """Exact KL of every single-crossing path on ids (B, T), nats per token: 'to_sparse' and 'to_dense', one number a site."""
+def path_logits(pair: Coupled, ids: Tensor):
+    """Generator over sites of the exact logits (B, T, V) of both paths that cross there: (dense then sparse, sparse then dense)."""
     dense_h = residuals(pair.dense, ids)
-    target = Target.of(pair.dense.unembed(dense_h[-1]))
-    context = pair.sparse.context(ids.shape[1])
-    sparse_h = [pair.sparse.embed(ids)]
-    for index in range(pair.sparse.n_sublayers):
-        sparse_h.append(pair.sparse.sublayer(index, sparse_h[-1], context))
-    found: dict[str, list[float]] = {"to_sparse": [], "to_dense": []}
+    sparse_h = sparse_residuals(pair, ids)
+    sparse_context, dense_context = pair.sparse.context(ids.shape[1]), pair.dense.context(ids)
     for start, site in enumerate(pair.sites):
         h = site.encode(dense_h[start])
         for index in range(start, pair.sparse.n_sublayers):
-            h = pair.sparse.sublayer(index, h, context)
-        found["to_sparse"].append(target.kl(pair.sparse.unembed(h, ids)).mean().item())
-        h = site.decode(sparse_h[start])
-        dense_mask = pair.dense.mask(h)
-        for index in range(start, pair.dense.n_sublayers):
-            h = pair.dense.sublayer(index, h, dense_mask)
-        found["to_dense"].append(target.kl(pair.dense.unembed(h)).mean().item())
+            h = pair.sparse.sublayer(index, h, sparse_context)
+        to_sparse = pair.sparse.unembed(h, ids)
+        yield to_sparse, pair.dense.unembed(tail(pair.dense, start, site.decode(sparse_h[start]), dense_context))
+
+
+def sparse_residuals(pair: Coupled, ids: Tensor) -> list[Tensor]:
+    """All 2L + 1 residuals (B, T, S) of the sparse model's own pass."""
+    context = pair.sparse.context(ids.shape[1])
+    found = [pair.sparse.embed(ids, context)]
+    for index in range(pair.sparse.n_sublayers):
+        found.append(pair.sparse.sublayer(index, found[-1], context))
     return found

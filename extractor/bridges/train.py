@@ -2,117 +2,103 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from extractor import artifacts
-from extractor.bridges.losses import Coupled, Crossing, Target, bridge_loss, path_kls
-from extractor.bridges.tuner import SparseBridgeConfig, bridge_sites, site_parameters
+from extractor.bridges.coupled import Coupled, couple
+from extractor.bridges.crossing import Crossing
+from extractor.bridges.losses import TERMS, VARIANCE_MEMORY, bridge_loss, moments, sparse_residuals, variance_of
+from extractor.bridges.start import ActivationAnnealing, normalise_sites, start_from_dense
+from extractor.bridges.tuner import site_parameters
+from extractor.compute import Compute
 from extractor.data.corpus import Corpus
-from extractor.dense.base import residuals, wrap_dense
-from extractor.errors import SpecError
-from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
-from extractor.sparse.train import SparseOptimizer, fill_bigram, new_sparse_gpt
-from extractor.specs import BridgeSpec
-from extractor.training import Loop, LoopEnvironment, TrainState, pick_device, place, run_loop
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
+    from extractor.dense.load import DenseModel
+from extractor.sparse.train import SparseOptimizer, fill_bigram
+from extractor.specs import BridgeSpec
+from extractor.training import Loop, LoopEnvironment, TrainState, run_loop
 
 
-@dataclass(frozen=True)
-class Bridged:
-    """What bridging leaves: the sparse model, and the dense model wrapped with its bridges."""
+class BridgeTrainer:
+    """One bridge training: everything a step needs and changes."""
 
-    sparse: SparseGPTForCausalLM
-    adapter: PeftModel
-    pair: Coupled
+    def __init__(self, dense: DenseModel, spec: BridgeSpec, corpus: Corpus, seed: int, compute: Compute):
+        self.spec, self.corpus, self.seed, self.compute = spec, corpus, seed, compute
+        self.pair = couple(dense, spec, seed, compute.device)
+        normalise_sites(self.pair, corpus, spec.optim.context, seed)
+        self.annealing: ActivationAnnealing | None = None
+        if spec.init == "dense":
+            start_from_dense(self.pair)
+            self.annealing = ActivationAnnealing(self.pair, spec.sparsity)
+        else:
+            fill_bigram(self.pair.sparse, corpus, spec.model.bigram_init)
+        optim = spec.optim
+        self.sparse = SparseOptimizer(self.pair.sparse, optim, spec.sparsity)
+        self.bridges = torch.optim.AdamW(
+            site_parameters(self.pair.sites), lr=spec.bridge_lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0, fused=True
+        )
+        self.parameters = [*self.sparse.parameters, *site_parameters(self.pair.sites)]
+        self.variance = torch.zeros(len(self.pair.sites), device=compute.device)
+        self.state = TrainState(
+            {"sparse": self.pair.sparse, "bridges": torch.nn.ModuleList(self.pair.sites)},
+            [self.sparse.adam, self.bridges],
+            compute.state | {"variance": self.variance},
+        )
 
-    def save(self, folder: Path) -> None:
-        """The sparse model at the root of `folder`, the PEFT adapter in `bridges/`."""
-        self.sparse.save_pretrained(folder)
-        # 'auto' would ask the hub about the base model's embeddings.
-        self.adapter.save_pretrained(str(folder / "bridges"), save_embedding_layers=False)
-        # PEFT keeps the target modules as a set, whose order is not the same in every process.
-        config = artifacts.read_json(folder / "bridges" / "adapter_config.json")
-        config["target_modules"] = sorted(config["target_modules"])
-        artifacts.write_json(folder / "bridges" / "adapter_config.json", config)
+    def step(self, index: int) -> dict[str, float]:
+        """Make step `index`; its loss and terms, nats per token or fractions, means over sites."""
+        spec, optim = self.spec, self.spec.optim
+        if self.annealing is not None:
+            self.annealing.set(index, optim.steps)
+        ids = self.corpus.batch(self.seed, index, optim.batch, optim.context).to(self.compute.device)
+        crossing = Crossing.draw(spec, len(self.pair.sites), torch.Generator().manual_seed(self.seed * 1_000_003 + index))
+        if index == 0:
+            self._start_variance(ids)
+        told = torch.zeros(len(TERMS), device=self.compute.device)
+        spread = torch.zeros(len(self.pair.sites), self.pair.sparse.config.d_model + 1, device=self.compute.device)
 
+        def loss_of(rows: Tensor) -> Tensor:
+            start, stop = int(rows[0]), int(rows[-1]) + 1
+            if start == 0:
+                told.zero_()  # a pass that ran out of memory is made again
+                spread.zero_()
+            part = crossing.part(start, stop, optim.batch).to(self.compute.device)
+            loss, terms, here = bridge_loss(self.pair, ids[start:stop], part, self.variance, spec)
+            told.add_(terms, alpha=(stop - start) / optim.batch)
+            spread.add_(here, alpha=(stop - start) / optim.batch)
+            return loss
 
-def couple(dense_model: PreTrainedModel, spec: BridgeSpec, seed: int, name: str) -> Bridged:
-    """A new sparse model with the dense model's layers and vocabulary, and untrained bridges between the two."""
-    from peft import PeftModelForCausalLM
-
-    place(dense_model)
-    dense_model.eval().requires_grad_(False)
-    dense = wrap_dense(dense_model)
-    sparse = new_sparse_gpt(spec.model, dense.n_sublayers // 2, dense_model.config.vocab_size, seed)
-    place(sparse)
-    config = SparseBridgeConfig(
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=name,
-        d_sparse=spec.model.d_model,
-        encoder_frac=spec.encoder_frac,
-        sparse_model_name_or_path="..",
-    )
-    torch.manual_seed(seed + 1)
-    adapter = PeftModelForCausalLM(dense_model, config)
-    return Bridged(sparse, adapter, Coupled(dense, sparse, bridge_sites(adapter)))
-
-
-def train_bridges(dense_model: PreTrainedModel, spec: BridgeSpec, corpus: Corpus, seed: int, name: str, env: LoopEnvironment) -> Bridged:
-    """Train sparse model, encoders and decoders together; the dense model stays as it is. Raises what `run_loop` raises."""
-    bridged = couple(dense_model, spec, seed, name)
-    pair, optim = bridged.pair, spec.optim
-    if optim.batch < len(pair.sites):
-        raise SpecError(f"bridge.optim.batch ({optim.batch}) must be at least the number of bridge sites ({len(pair.sites)})")
-    device = pick_device()
-    fill_bigram(bridged.sparse, corpus, spec.model.bigram_init)
-    optimizer = SparseOptimizer(bridged.sparse, optim, spec.sparsity)
-    bridges = torch.optim.AdamW(
-        site_parameters(pair.sites), lr=spec.bridge_lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0, fused=True
-    )
-    generator = torch.Generator()
-
-    def step(index: int) -> dict[str, float]:
-        ids = corpus.batch(seed, index, optim.batch, optim.context).to(device)
-        generator.manual_seed(seed * 1_000_003 + index)
-        crossing = Crossing.draw(spec, len(pair.sites), generator, device)
-        loss, terms = bridge_loss(pair, ids, crossing, spec)
-        bridged.sparse.zero_grad(set_to_none=True)
-        bridges.zero_grad(set_to_none=True)
-        loss.backward()
-        for group in bridges.param_groups:
+        loss = self.compute.accumulate(torch.arange(optim.batch), optim.batch, loss_of, self.parameters)
+        for group in self.bridges.param_groups:
             group["lr"] = spec.bridge_lr * min(1.0, (index + 1) / max(1, optim.warmup * optim.steps)) * (1 - index / optim.steps)
-        bridges.step()
-        optimizer.step(index)
-        return terms
+        self.variance.lerp_(variance_of(spread), 1 - VARIANCE_MEMORY)
+        self.bridges.step()
+        self.sparse.step(index)
+        return {"loss": loss} | dict(zip(TERMS, told.tolist(), strict=True))
 
-    bridged.sparse.train()
-    modules = {"sparse": bridged.sparse, "bridges": torch.nn.ModuleList(pair.sites)}
-    run_loop(Loop("bridge", optim.steps, step, optim.batch * optim.context), TrainState(modules, [optimizer.adam, bridges]), env)
-    bridged.sparse.eval()
-    return bridged
+    @torch.no_grad()
+    def _start_variance(self, ids: Tensor) -> None:
+        parts = ids.split(int(self.compute.state["micro_batch"]))
+        told = [moments(sparse_residuals(self.pair, rows)) * (len(rows) / len(ids)) for rows in parts]
+        self.variance.copy_(variance_of(torch.stack(told).sum(0)))
+
+    def finish(self) -> Coupled:
+        """The trained pair, in eval mode, its sites' normalisation folded into their maps."""
+        if self.annealing is not None:
+            self.annealing.finish()
+        for site in self.pair.sites:
+            site.fold_scaling()
+        self.pair.sparse.eval()
+        return self.pair
 
 
-@torch.no_grad()
-def faithfulness(pair: Coupled, ids: Tensor) -> dict:
-    """How interchangeable the two models are on ids (B, T): losses and KLs in nats per token, next-token agreement as a fraction."""
-    dense_logits = pair.dense.unembed(residuals(pair.dense, ids)[-1])
-    sparse_logits = pair.sparse(input_ids=ids).logits
-
-    def loss(logits: Tensor) -> float:
-        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
-
-    return {
-        "dense_loss": loss(dense_logits),
-        "sparse_loss": loss(sparse_logits),
-        "kl_dense_to_sparse": Target.of(dense_logits).kl(sparse_logits).mean().item(),
-        "agreement": (dense_logits.argmax(-1) == sparse_logits.argmax(-1)).double().mean().item(),
-        "path_kl": path_kls(pair, ids),
-    }
+def train_bridges(dense: DenseModel, spec: BridgeSpec, corpus: Corpus, seed: int, env: LoopEnvironment) -> Coupled:
+    """Train sparse model, encoders and decoders together; the dense model stays as it is. Raises what `run_loop` raises, SpecError."""
+    compute = Compute(spec.optim, env.progress.note)
+    trainer = BridgeTrainer(dense, spec, corpus, seed, compute)
+    trainer.pair.sparse.train()
+    run_loop(Loop("bridge", spec.optim.steps, trainer.step, spec.optim.batch * spec.optim.context), trainer.state, env, compute)
+    return trainer.finish()

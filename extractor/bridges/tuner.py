@@ -1,22 +1,25 @@
 """Bridges as a PEFT tuner of type SPARSE_BRIDGE.
 
-The input of ln_1, ln_2 and ln_f is exactly the residual before attention, before the MLP and before the unembedding. So the tuner wraps
-these norms: each wrapped norm carries an encoder (dense residual -> sparse residual, linear + bias + AbsTopK) and a decoder
-(sparse -> dense, linear + bias). Its forward is the norm's own: a bridged dense model computes what it always did, bit for bit.
-Paper: Sec. 2.3, App. A.3.
+The inputs of a model's norms (GPT-2: ln_1, ln_2, ln_f) are exactly the residuals before attention, before the MLP and before the
+unembedding. So the tuner wraps these norms: each carries an encoder (dense residual -> sparse residual, linear + bias + AbsTopK) and a
+decoder (sparse -> dense, linear + bias). Its forward is the norm's own, so a bridged dense model computes what it always did, bit for
+bit; inside `steered` a given change is added to the norm's output, which is what the sublayer reads. Paper: Sec. 2.3, App. A.3, A.4.
 """
 
 from __future__ import annotations
 
 import enum
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
+from extractor.dense.base import dense_types, norms_of
 from extractor.sparse.abs_topk import abs_topk
 
 
@@ -45,6 +48,14 @@ class SparseBridgeConfig(PeftConfig):
         self.peft_type = BridgePeftType.SPARSE_BRIDGE
 
 
+@dataclass
+class Scaling:
+    """How a site's dense residuals are normalised while its bridges are trained: (h - mean) / scale, both (D,)."""
+
+    mean: Tensor
+    scale: Tensor
+
+
 class BridgeSite(nn.Module, BaseTunerLayer):
     """One wrapped norm with its encoder and decoder, per adapter name."""
 
@@ -57,18 +68,20 @@ class BridgeSite(nn.Module, BaseTunerLayer):
         self.bridge_encoder = nn.ModuleDict()
         self.bridge_decoder = nn.ModuleDict()
         self.kept: dict[str, int] = {}
+        self.scaling: dict[str, Scaling] = {}
         self.merged_adapters: list[str] = []
+        self._steer: Tensor | None = None
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: SparseBridgeConfig) -> None:
-        """Add the encoder and decoder of one adapter, drawn with std 1/sqrt(inputs)."""
+        """Add the encoder and decoder of one adapter, drawn with std 0.3/sqrt(inputs)."""
         width = int(self.get_parameter("base_layer.weight").shape[0])
         self.kept[adapter_name] = max(1, round(config.encoder_frac * config.d_sparse))
         for layers, inputs, outputs in ((self.bridge_encoder, width, config.d_sparse), (self.bridge_decoder, config.d_sparse, width)):
             layer = nn.Linear(inputs, outputs)
-            nn.init.normal_(layer.weight, std=0.1 / math.sqrt(inputs))
+            nn.init.normal_(layer.weight, std=0.3 / inputs**0.5)
             nn.init.zeros_(layer.bias)
             layers[adapter_name] = layer
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -77,14 +90,66 @@ class BridgeSite(nn.Module, BaseTunerLayer):
     def encode(self, h: Tensor) -> Tensor:
         """Sparse residual (..., S) from dense residual (..., D)."""
         name = self.active_adapters[0]
-        return abs_topk(self.bridge_encoder[name](h), self.kept[name])
+        return abs_topk(self.bridge_encoder[name](self.normalised(h)), self.kept[name])
 
     def decode(self, h: Tensor) -> Tensor:
         """Dense residual (..., D) from sparse residual (..., S)."""
-        return self.bridge_decoder[self.active_adapters[0]](h)
+        name = self.active_adapters[0]
+        out = self.bridge_decoder[name](h)
+        scaling = self.scaling.get(name)
+        return out if scaling is None else torch.addcmul(scaling.mean, out, scaling.scale)
+
+    def normalised(self, h: Tensor) -> Tensor:
+        """A dense residual (..., D) in the coordinates that the encoder takes: normalised while bridges are trained, as it is later."""
+        scaling = self.scaling.get(self.active_adapters[0])
+        return h if scaling is None else (h - scaling.mean) / scaling.scale
+
+    @torch.no_grad()
+    def set_maps(self, encoder: Tensor, decoder: Tensor) -> None:
+        """Let a dense residual h be encoded as encoder @ h, (S, D), and a sparse one s be decoded as decoder @ s, (D, S)."""
+        scaling = self.scaling.get(self.active_adapters[0])
+        into, back = self._maps()
+        for layer, weight in ((into, encoder), (back, decoder)):
+            layer.weight.copy_(weight)
+            layer.bias.zero_()
+        if scaling is not None:
+            into.bias.copy_(encoder @ scaling.mean)
+            into.weight.mul_(scaling.scale)
+            back.bias.copy_(-scaling.mean / scaling.scale)
+            back.weight.div_(scaling.scale[:, None])
+
+    @torch.no_grad()
+    def fold_scaling(self) -> None:
+        """Put the active adapter's normalisation into its weights: the same maps, and nothing beside them to be saved."""
+        scaling = self.scaling.pop(self.active_adapters[0], None)
+        if scaling is None:
+            return
+        into, back = self._maps()
+        into.weight.div_(scaling.scale)
+        into.bias.sub_(into.weight @ scaling.mean)
+        back.weight.mul_(scaling.scale[:, None])
+        back.bias.mul_(scaling.scale).add_(scaling.mean)
+
+    def _maps(self) -> tuple[nn.Linear, nn.Linear]:
+        """Encoder and decoder of the active adapter."""
+        name = self.active_adapters[0]
+        into, back = self.bridge_encoder[name], self.bridge_decoder[name]
+        assert isinstance(into, nn.Linear)
+        assert isinstance(back, nn.Linear)
+        return into, back
+
+    @contextmanager
+    def steered(self, change: Tensor) -> Iterator[None]:
+        """Inside the block `change`, which broadcasts to (B, T, D), is added to this norm's output, unless adapters are disabled."""
+        before, self._steer = self._steer, change
+        try:
+            yield
+        finally:
+            self._steer = before
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base_layer(x)
+        out = self.base_layer(x)
+        return out if self._steer is None or self.disable_adapters else out + self._steer.to(out.dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise ValueError("bridges read the dense model and cannot be merged into it; use unload()")
@@ -95,7 +160,7 @@ class SparseBridgeModel(BaseTuner):
 
     prefix = "bridge_"
     tuner_layer_cls = BridgeSite
-    target_module_mapping = {"gpt2": ["ln_1", "ln_2", "ln_f"]}  # noqa: RUF012 - PEFT's own class attribute
+    target_module_mapping = {name: list(norms_of(name)) for name in dense_types()}  # noqa: RUF012 - PEFT's own class attribute
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None) -> None:
         if isinstance(target, BridgeSite):

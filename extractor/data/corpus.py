@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from extractor import artifacts
+from extractor.data.nature import AUTO, prose
 from extractor.data.programs import GENERATOR_VERSION, programs
 from extractor.data.shards import HELD_OUT_ONE_IN, is_held_out, locked, prepare_dataset, stamps
 from extractor.data.streams import first_documents, pin_dataset
@@ -39,6 +40,7 @@ SHARD_TOKENS = 1 << 24
 TOKENIZER_DOCUMENTS = 10_000  # of each dataset, from its beginning, that a tokenizer is trained on; other sources are read whole
 TOKENIZER_CHARACTERS = 50_000_000  # of each dataset, at most
 COUNTED_TOKENS = 1 << 22  # at once, when bigrams are counted into triples
+NAMED_SOURCES = ("stdlib", "generated", "prose")
 _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "idle_test"}
 
 
@@ -53,11 +55,13 @@ def cache_root() -> Path:
 def check_sources(spec: CorpusSpec) -> None:
     """Raise SpecError unless every source exists and holds text."""
     for source in spec.sources:
-        if source in ("stdlib", "generated"):
+        if source in (*NAMED_SOURCES, *AUTO):
             continue
         path = Path(source)
         if not path.exists():
-            raise SpecError(f"corpus {source!r} not found: name 'stdlib', 'generated', or a folder, .txt, .py or .jsonl file")
+            raise SpecError(
+                f"corpus {source!r} not found: name {', '.join(map(repr, NAMED_SOURCES))}, or a folder, .txt, .py or .jsonl file"
+            )
         if next(documents(spec.model_copy(update={"sources": (source,)}), source), None) is None:
             raise SpecError(f"corpus {source!r} holds no text: expected UTF-8 text, or JSONL lines with a 'text' field")
 
@@ -66,6 +70,8 @@ def documents(spec: CorpusSpec, source: str) -> Iterator[str]:
     """The documents of one source, in a fixed order."""
     if source == "stdlib":
         yield from _python_files(Path(sysconfig.get_paths()["stdlib"]))
+    elif source == "prose":
+        yield from prose()
     elif source == "generated":
         yield from programs(spec.generated_programs, spec.seed)
     elif Path(source).is_dir():

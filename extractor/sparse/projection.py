@@ -52,14 +52,15 @@ class Constraint:
 
 
 def constraints(model: SparseGPTForCausalLM, sparsity: SparsitySpec) -> list[Constraint]:
-    """All constrained tensors: matrices, embedding, unembedding, biases. Norms, sinks and the bigram table are free."""
+    """All constrained tensors: matrices, embeddings, added positions, unembedding, biases. Norms, sinks and the bigram table are free."""
+    embeddings = ("wte.weight", "lm_head.weight", *(["wpe.weight"] if model.config.added_positions else []))
     found = []
     for name, parameter in model.named_parameters():
         if name.endswith(("c_attn.weight", "c_fc.weight")):
             found.append(Constraint(name, parameter, sparsity.weight_frac, _ROWS))
         elif name.endswith("c_proj.weight"):
             found.append(Constraint(name, parameter, sparsity.weight_frac, _COLUMNS))
-        elif name.endswith(("wte.weight", "lm_head.weight")):
+        elif name.endswith(embeddings):
             found.append(Constraint(name, parameter, sparsity.embedding_frac, None))
         elif name.endswith(".bias"):
             found.append(Constraint(name, parameter, sparsity.bias_frac, None))

@@ -25,7 +25,7 @@ from extractor.training import Loop, LoopEnvironment, TrainState, next_token_los
 OBSERVED_ROWS = 16  # held-out sequences over which activations are described at every logged step
 
 
-def new_sparse_gpt(shape: SparseModelSpec, n_layer: int, vocab_size: int, seed: int) -> SparseGPTForCausalLM:
+def new_sparse_gpt(shape: SparseModelSpec, n_layer: int, vocab_size: int, seed: int, logits_bias: bool = False) -> SparseGPTForCausalLM:
     """An untrained model of the spec's shape. The bigram table is left out where the vocabulary is too large for one."""
     torch.manual_seed(seed)
     config = SparseGPTConfig(
@@ -38,10 +38,12 @@ def new_sparse_gpt(shape: SparseModelSpec, n_layer: int, vocab_size: int, seed: 
         activation=shape.activation,
         activation_frac=shape.activation_frac,
         d_pos_emb=shape.d_pos_emb,
+        added_positions=shape.added_positions,
         sinks=shape.sinks,
         bigram=bigram_kind(shape, vocab_size),
         bigram_top=shape.bigram_top,
         bigram_rank=shape.bigram_rank,
+        logits_bias=logits_bias,
     )
     return SparseGPTForCausalLM(config)
 

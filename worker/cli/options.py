@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from extractor.fields import Setting
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout.")
 no_worker = click.option("--no-worker", is_flag=True, help="Do not start a local worker.")
@@ -25,6 +28,7 @@ _REQUEST = (
     click.option("--wait", is_flag=True, help="Follow the job until it ends and show its result."),
     out_folder,
     click.option("--print-spec", is_flag=True, help="Print the job's spec for `extract run`; queue nothing."),
+    click.option("--dry-run", is_flag=True, help="Say what the job would do, what it needs and how long it takes; queue nothing."),
     no_worker,
     as_json,
 )
@@ -55,6 +59,16 @@ def dataset_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+fields_option = click.option("--fields", is_flag=True, help="Print every field that --set takes, its value and meaning; queue nothing.")
+
+
+def changes_option(example: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--set, repeatable."""
+    return click.option(
+        "--set", "changes", multiple=True, metavar="FIELD=VALUE", help=f"Change a field of the preset, as in {example}. Repeatable."
+    )
+
+
 def positive(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
     """Callback of options that are a loss."""
     if value is not None and not 0 < value < float("inf"):
@@ -72,3 +86,17 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def print_json(value: Any) -> None:
     """One JSON value on one line of stdout."""
     click.echo(json.dumps(value))
+
+
+def show_fields(found: list[Setting], as_json: bool) -> None:
+    """A line for each field under the heading of its section, or a JSON list."""
+    if as_json:
+        print_json([vars(setting) for setting in found])
+        return
+    section = ""
+    for setting in found:
+        if setting.section != section:
+            click.echo(f"{section and chr(10)}{setting.section}")
+            section = setting.section
+        value = ",".join(f"{v:g}" for v in setting.value) if isinstance(setting.value, tuple) else str(setting.value).lower()
+        click.echo(f"  {setting.name + '=' + value:<40} {setting.kind:<34} {setting.meaning}".rstrip())

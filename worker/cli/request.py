@@ -1,4 +1,4 @@
-"""What `submit` and `train` do once they have a spec: print it, or queue it and perhaps follow it."""
+"""What `submit` and `train` do once they have a spec: print it, say what it costs, or queue it and perhaps follow it."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ def request(build: Build, options: dict[str, Any]) -> int:
         from extractor.specs import to_json
 
         click.echo(to_json(build(None)), nl=False)
+        return 0
+    if options["dry_run"]:
+        from worker.cli.preflight_view import show_preflight
+
+        show_preflight(build(None), options["as_json"])
         return 0
     service = client.open_service(load_settings(options["no_worker"]))
     job = client.submit(service, build(service), options["job_id"], options["priority"])

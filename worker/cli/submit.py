@@ -2,36 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from worker.cli.options import positive, request_options
+from worker.cli.options import changes_option, dataset_options, fields_option, positive, request_options, show_fields
 
 if TYPE_CHECKING:
     from extractor.specs import JobSpec
     from worker.client import Service
 
+_OPTIONS = (
+    click.option("--model", help="A bundled name, a folder, a hub id, or the id of a finished job."),
+    click.option("--adapter", help="A LoRA on that model: a folder or a hub id. A --model that is a LoRA brings its base itself."),
+    click.option("--task", help="What the model does; see `extract tasks`."),
+    click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss to reach, in nats."),
+    click.option(
+        "--init", type=click.Choice(["dense", "scratch"]), help="Where the sparse model that a dense one is bridged to starts; by preset."
+    ),
+    click.option(
+        "--labels",
+        type=click.Choice(["task", "model"]),
+        default="task",
+        show_default=True,
+        help="Whose answers the circuit must give: the task's right ones, or the model's own.",
+    ),
+    changes_option("bridge.optim.lr=0.01"),
+    fields_option,
+    dataset_options,
+    request_options,
+)
+
+
+def _submit_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
 
 @click.command("submit", short_help="Queue the extraction of a task's circuit from a model.")
-@click.option("--model", required=True, help="A bundled name, a folder, a hub id, or the id of a finished job.")
-@click.option("--task", required=True, help="What the model does; see `extract tasks`.")
-@click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss to reach, in nats.")
-@request_options
-def command(model: str, task: str, target_loss: float, preset: str, seed: int, corpus: tuple[str, ...], **options: Any) -> int:
+@_submit_options
+def command(model: str | None, task: str | None, fields: bool, datasets: tuple[str, ...], **options: Any) -> int:
     """Queue the extraction of a task's circuit from a model, and print the job's id.
 
     \b
     Example: extract submit --model python-tiny --task quote_close --wait
+             extract submit --model gpt2 --task quote_close --dataset HuggingFaceFW/fineweb-edu:sample-10BT --dry-run
     """
+    if fields:
+        from extractor.request import circuit_settings
+
+        show_fields(circuit_settings(options["preset"], options["init"]), options["as_json"])
+        return 0
+    if not model or not task:
+        raise click.UsageError(f"Missing option '{'--task' if model else '--model'}'.")
     from worker.cli.request import request
 
+    same = {name: options.pop(name) for name in ("adapter", "labels", "init", "preset", "target_loss", "seed", "corpus")}
+    changes, shared = options.pop("changes"), {name: options.pop(name) for name in ("config", "split", "revision", "text_column", "tokens")}
+
     def build(service: Service | None) -> JobSpec:
-        from extractor.request import circuit_job
+        from extractor.fields import parse_changes
+        from extractor.request import circuit_job, dataset
         from worker.client import resolve_model
         from worker.settings import from_env
 
         source = resolve_model(model, service.settings if service else from_env(), service.records if service else None)
-        return circuit_job(source, task, preset=preset, target_loss=target_loss, seed=seed, corpus=corpus)
+        found = tuple(dataset(name, **shared) for name in datasets)
+        return circuit_job(source, task, changes=parse_changes(changes), datasets=found, **same)
 
     return request(build, options)

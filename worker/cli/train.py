@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from worker.cli.options import dataset_options, positive, print_json, request_options
+from worker.cli.options import changes_option, dataset_options, fields_option, positive, request_options, show_fields
 
 if TYPE_CHECKING:
-    from extractor.request import Setting
     from extractor.specs import JobSpec
     from worker.client import Service
 
@@ -22,10 +21,8 @@ _OPTIONS = (
     click.option(
         "--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss a circuit must reach, in nats."
     ),
-    click.option(
-        "--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset, as in optim.lr=0.05. Repeatable."
-    ),
-    click.option("--fields", is_flag=True, help="Print every field that --set takes, its value and meaning; queue nothing."),
+    changes_option("optim.lr=0.05"),
+    fields_option,
     click.option(
         "--tokenizer", metavar="MODEL", help="Take this model's tokenizer: a bundled name, a folder, a hub id. Default: train one."
     ),
@@ -54,7 +51,7 @@ def command(fields: bool, tasks: tuple[str, ...], datasets: tuple[str, ...], mat
     if fields:
         from extractor.request import train_settings
 
-        _show_fields(train_settings(preset, architecture, dense), options["as_json"])
+        show_fields(train_settings(preset, architecture, dense), options["as_json"])
         return 0
     from worker.cli.request import request
 
@@ -76,17 +73,3 @@ def command(fields: bool, tasks: tuple[str, ...], datasets: tuple[str, ...], mat
         )
 
     return request(build, options)
-
-
-def _show_fields(found: list[Setting], as_json: bool) -> None:
-    """A line for each field under the heading of its section, or a JSON list."""
-    if as_json:
-        print_json([vars(setting) for setting in found])
-        return
-    section = ""
-    for setting in found:
-        if setting.section != section:
-            click.echo(f"{section and chr(10)}{setting.section}")
-            section = setting.section
-        value = ",".join(f"{v:g}" for v in setting.value) if isinstance(setting.value, tuple) else str(setting.value).lower()
-        click.echo(f"  {setting.name + '=' + value:<40} {setting.kind:<34} {setting.meaning}".rstrip())

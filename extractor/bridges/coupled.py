@@ -1,0 +1,107 @@
+"""A dense model and a sparse one, coupled by bridges: made new, saved, opened again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from extractor import artifacts
+from extractor.bridges.card import bridge_card
+from extractor.bridges.tuner import BridgeSite, SparseBridgeConfig, bridge_sites
+from extractor.compute import pick_device
+from extractor.dense.base import DenseSublayers, wrap_dense
+from extractor.errors import BrokenArtifact, NotFound
+from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+from extractor.sparse.train import new_sparse_gpt
+from extractor.specs import BridgeSpec, SparseModelSpec
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from extractor.dense.load import DenseModel
+
+FOLDER = "bridges"
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """A frozen dense model, a sparse model with as many sublayers, and the 2L + 1 bridge sites between them.
+
+    adapter   the dense model wrapped with its bridges, as PEFT sees it
+    name      what the dense model is called; facts: its files' digests
+    """
+
+    dense: DenseSublayers
+    sparse: SparseGPTForCausalLM
+    sites: list[BridgeSite]
+    adapter: PeftModel
+    name: str
+    facts: dict
+
+    def save(self, folder: Path) -> None:
+        """The sparse model at the root of `folder`, the PEFT adapter with its card in `bridges/`."""
+        self.sparse.save_pretrained(folder)
+        # 'auto' would ask the hub about the base model's embeddings.
+        self.adapter.save_pretrained(str(folder / FOLDER), save_embedding_layers=False)
+        # PEFT keeps the target modules as a set, whose order is not the same in every process.
+        config = artifacts.read_json(folder / FOLDER / "adapter_config.json")
+        config["target_modules"] = sorted(config["target_modules"])
+        artifacts.write_json(folder / FOLDER / "adapter_config.json", config)
+        artifacts.write_text(folder / FOLDER / "README.md", bridge_card(self.name, self.facts, self.sparse.config))
+
+
+def couple(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.device | None = None) -> Coupled:
+    """A new sparse model with the dense model's layers and vocabulary, and untrained bridges between the two, on the device."""
+    from peft import PeftModelForCausalLM
+
+    device = device or pick_device()
+    sublayers = wrap_dense(dense.model.to(device))  # type: ignore[arg-type]
+    shape = sparse_shape(sublayers, spec)
+    vocabulary, from_dense = dense.model.config.vocab_size, spec.init == "dense"
+    sparse = new_sparse_gpt(shape, sublayers.n_sublayers // 2, vocabulary, seed, logits_bias=from_dense).to(device)  # type: ignore[arg-type]
+    base, _, revision = str(dense.facts.get("model", dense.name)).partition("@")
+    config = SparseBridgeConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        revision=revision or None,
+        d_sparse=shape.d_model,
+        encoder_frac=spec.encoder_frac,
+        sparse_model_name_or_path="..",
+    )
+    torch.manual_seed(seed + 1)
+    adapter = PeftModelForCausalLM(dense.model, config)
+    return Coupled(sublayers, sparse, bridge_sites(adapter), adapter, dense.name, dense.facts)
+
+
+def sparse_shape(dense: DenseSublayers, spec: BridgeSpec) -> SparseModelSpec:
+    """The shape of the dense model's partner: what the spec says, but for what it must share with the dense model."""
+    shape = spec.model
+    positions = dense.has_positions and not shape.d_pos_emb
+    forced: dict = {"added_positions": positions, "n_ctx": spec.optim.context if positions else shape.n_ctx}
+    if spec.init == "dense":
+        weights = dense.weights()
+        d_head = weights.d_head if weights else shape.d_head
+        forced |= {"sinks": False, "d_head": d_head, "d_model": max(shape.d_model, dense.width)}
+    return shape.model_copy(update=forced)
+
+
+def open_coupled(folder: Path, dense: DenseModel) -> Coupled:
+    """What `Coupled.save` left in `folder`, on the device, frozen. Raises NotFound where there are no bridges, BrokenArtifact."""
+    from peft import PeftModel
+
+    from extractor.dense.load import load_model
+    from extractor.models import inspect_folder
+
+    if not (folder / FOLDER / "adapter_config.json").is_file():
+        raise NotFound(f"model {folder} has no bridges: it was not made from a dense model")
+    device = pick_device()
+    sparse = load_model(inspect_folder(folder)).to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    try:
+        adapter = PeftModel.from_pretrained(dense.model.to(device), str(folder), subfolder=FOLDER)  # type: ignore[arg-type]
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise BrokenArtifact(f"bridges in {folder} do not fit {dense.name}: {str(error).splitlines()[0][:160]}") from None
+    adapter.eval().requires_grad_(False)
+    return Coupled(wrap_dense(dense.model), sparse, bridge_sites(adapter), adapter, dense.name, dense.facts)

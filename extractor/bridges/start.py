@@ -1,0 +1,136 @@
+"""Where bridge training starts: normalised sites, and (`init='dense'`) a sparse model that is the dense one.
+
+Dense residuals have any scale, and in GPT-2 a few channels and the first position are a hundred times larger than the rest. So while
+bridges are trained, a site sees (h - mean) / scale, per channel over training text; afterwards this is folded into its linear maps.
+
+A GPT-2 becomes a sparse GPT of width S >= D exactly: the residual is centred (LayerNorm of a centred vector is RMSNorm), norms' gains and
+biases move into the next matrix, channels, heads and neurons beyond the dense model's read at random and write nothing. AbsTopK keeps all
+channels at first and is annealed with the weights. Encoders start as centring, decoders as its inverse.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from extractor.bridges.coupled import Coupled
+from extractor.bridges.tuner import Scaling
+from extractor.data.corpus import Corpus
+from extractor.dense.base import BlockWeights, GPTWeights, Norm, residuals
+from extractor.errors import SpecError
+from extractor.sparse.modeling_sparse_gpt import Block, Site
+from extractor.sparse.schedule import annealed_fraction
+from extractor.specs import SparsitySpec
+
+MEASURED_TOKENS = 16_384
+MEASURED_ROWS = 8  # sequences a pass
+SMALLEST_SCALE = 1e-2  # of a site's median scale: a channel that hardly varies is not blown up
+_PURPOSE = 1 << 41  # a step number that no training reaches: the text for measuring
+
+
+@torch.no_grad()
+def normalise_sites(pair: Coupled, corpus: Corpus, context: int, seed: int) -> None:
+    """Give every site the mean and the standard deviation of its channels over training text."""
+    device = pair.sparse.device
+    rows = max(MEASURED_ROWS, MEASURED_TOKENS // context)
+    sums = [torch.zeros(2, pair.dense.width, dtype=torch.float64, device=device) for _ in pair.sites]
+    for ids in corpus.batch(seed, _PURPOSE, rows, context).split(MEASURED_ROWS):
+        for total, h in zip(sums, residuals(pair.dense, ids.to(device)), strict=True):
+            h = h.double()
+            total += torch.stack([h.sum((0, 1)), h.square().sum((0, 1))])
+    for site, total in zip(pair.sites, sums, strict=True):
+        mean, square = total / (rows * context)
+        scale = (square - mean.square()).clamp_min(0).sqrt()
+        scale = scale.clamp_min(SMALLEST_SCALE * float(scale.median())).clamp_min(1e-12)
+        site.scaling[site.active_adapters[0]] = Scaling(mean.float(), scale.float())
+
+
+@torch.no_grad()
+def start_from_dense(pair: Coupled) -> None:
+    """Make the sparse model and the bridges compute what the dense model does. Raises SpecError where that cannot be."""
+    weights, config = pair.dense.weights(), pair.sparse.config
+    if weights is None:
+        raise SpecError(f"{pair.name} has blocks that a sparse GPT cannot start from; use --init scratch")
+    width = weights.embedding.shape[1]
+    neurons = len(weights.blocks[0].fc)
+    if config.d_mlp < neurons:
+        raise SpecError(f"--init dense needs {neurons} neurons a layer, the spec has {config.d_mlp}; set bridge.model.mlp_ratio higher")
+    _copy_model(pair, weights)
+    padded = torch.eye(config.d_model, width, device=pair.sparse.device)
+    centring = padded - padded @ torch.full((width, width), 1 / width, device=padded.device)
+    for site in pair.sites:
+        site.set_maps(centring, padded.T)
+
+
+def _copy_model(pair: Coupled, weights: GPTWeights) -> None:
+    model, config, width = pair.sparse, pair.sparse.config, weights.embedding.shape[1]
+    ratio = math.sqrt(width / config.d_model)  # the same residual has a smaller RMS where zeros stand beside it
+    _put(model.transformer.wte.weight, _centred(weights.embedding, 1))
+    assert model.transformer.wpe is not None  # `couple` gives positions to the partner of a model that has them
+    _put(model.transformer.wpe.weight, _centred(weights.positions[: config.n_ctx], 1))
+    for block, source in zip(model.blocks, weights.blocks, strict=True):
+        _copy_block(block, source, ratio)
+    gain = weights.final_norm.gain * ratio
+    _put(model.lm_head.weight, weights.unembedding * gain)
+    for name in model.bigram.tensors:
+        if name != "bigram_index":
+            model.get_parameter(name).zero_()
+    if model.logits_bias is not None:
+        model.logits_bias.copy_(weights.unembedding @ weights.final_norm.bias)
+
+
+def _copy_block(block: Block, source: BlockWeights, ratio: float) -> None:
+    for rows, bias, part, part_bias in zip(
+        block.attn.c_attn.weight.chunk(3), block.attn.c_attn.bias.chunk(3), source.qkv.chunk(3), source.qkv_bias.chunk(3), strict=True
+    ):
+        _put_read(rows, bias, part, part_bias, source.attn_norm, ratio)
+    _put_read(block.mlp.c_fc.weight, block.mlp.c_fc.bias, source.fc, source.fc_bias, source.mlp_norm, ratio)
+    _put_write(block.attn.c_proj, source.attn_out, source.attn_out_bias)
+    _put_write(block.mlp.c_proj, source.proj, source.proj_bias)
+
+
+def _put_read(weight: Tensor, bias: Tensor, source: Tensor, source_bias: Tensor, norm: Norm, ratio: float) -> None:
+    """A matrix after a norm, whose gain and bias go into it; its further rows stay as they were drawn."""
+    weight[: len(source)] = 0
+    weight[: len(source), : source.shape[1]] = source * norm.gain * ratio
+    bias[: len(source)] = source_bias + source @ norm.bias
+
+
+def _put_write(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    """A matrix that writes into the residual, centred; further columns write nothing."""
+    _put(layer.weight, _centred(weight, 0))
+    _put(layer.bias, _centred(bias, 0))
+
+
+def _put(target: Tensor, source: Tensor) -> None:
+    target.zero_()
+    target[tuple(slice(size) for size in source.shape)] = source
+
+
+def _centred(x: Tensor, dim: int) -> Tensor:
+    return x - x.mean(dim, keepdim=True)
+
+
+class ActivationAnnealing:
+    """AbsTopK of the sparse model and of the encoders, from all channels to their numbers, as the weights go."""
+
+    def __init__(self, pair: Coupled, sparsity: SparsitySpec):
+        self.pair, self.sparsity = pair, sparsity
+        self.sites = [(m, m.k) for m in pair.sparse.modules() if isinstance(m, Site)]
+        self.encoders = [(s, s.kept[s.active_adapters[0]]) for s in pair.sites]
+
+    def set(self, step: int, steps: int) -> None:
+        """Keep the channels of step `step`."""
+        for module, k in self.sites:
+            module.k = self._kept(k, module.width, step, steps)
+        for site, k in self.encoders:
+            site.kept[site.active_adapters[0]] = self._kept(k, self.pair.sparse.config.d_model, step, steps)
+
+    def finish(self) -> None:
+        """Keep the final numbers of channels."""
+        self.set(1, 1)
+
+    def _kept(self, k: int, width: int, step: int, steps: int) -> int:
+        return max(k, round(width * annealed_fraction(step, steps, k / width, self.sparsity)))

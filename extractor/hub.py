@@ -1,0 +1,148 @@
+"""Repositories of models on the hub: looked at when a job is made, downloaded when it runs, and what the hub's refusals mean.
+
+The only token is HF_TOKEN's. Looking reads what the hub tells of a repository and small JSON files, never weights.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from extractor.errors import BrokenArtifact, ModelNotFound
+
+MOST_JSON_BYTES = 1_000_000  # of a config; real ones have a few kilobytes
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """The files at the top of a repository's commit.
+
+    sizes: name -> bytes, 0 where the hub does not say. parameters: of its safetensors as the hub counts them, None where it does not.
+    """
+
+    name: str
+    sha: str
+    sizes: Mapping[str, int] = field(repr=False)
+    parameters: int | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.name!r} on the hub"
+
+    @property
+    def reference(self) -> str:
+        return f"{self.name}@{self.sha}"
+
+    def json(self, file: str) -> Any:
+        """The content of a small JSON file. Raises BrokenArtifact, ModelNotFound."""
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        if self.sizes[file] > MOST_JSON_BYTES:
+            raise BrokenArtifact(f"{file} of model {self.label} has {self.sizes[file]:,} bytes; that is no config")
+        try:
+            address = hf_hub_url(self.name, file, revision=self.sha)
+            response = get_session().get(address, headers=build_hf_headers(token=token()), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            hf_raise_for_status(response)
+        except Exception as error:  # the client raises a wide family; all mean that it is not to be had
+            raise refusal(self.name, self.sha, error) from None
+        try:
+            return json.loads(response.content)
+        except ValueError as error:
+            raise BrokenArtifact(f"{file} of model {self.label} is not readable JSON: {error}") from None
+
+
+def token() -> str | bool:
+    """HF_TOKEN; False, which keeps the client from any stored token, where it is not set."""
+    return os.environ.get("HF_TOKEN", "").strip() or False
+
+
+def look(reference: str) -> HubFiles:
+    """What 'ID' or 'ID@REVISION' names now. Raises ModelNotFound."""
+    from huggingface_hub import HfApi, constants
+
+    name, _, revision = reference.partition("@")
+    try:
+        info = HfApi(token=token()).model_info(name, revision=revision or None, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # as above
+        raise refusal(name, revision, error) from None
+    if info.disabled:
+        raise ModelNotFound(_disabled(name))
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or [] if "/" not in sibling.rfilename}
+    return HubFiles(name, str(info.sha), sizes, info.safetensors.total if info.safetensors else None)
+
+
+def download(reference: str, patterns: list[str]) -> Path:
+    """The local folder with those files at the top of 'ID@SHA' whose names match. Raises ModelNotFound."""
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = reference.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns, ignore_patterns="*/*", token=token()))
+    except Exception as error:  # as above
+        raise refusal(name, revision, error) from None
+
+
+def refusal(name: str, revision: str, error: Exception) -> ModelNotFound:
+    """What an error of the hub's client means, in one line."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        DisabledRepoError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # "not in the cache either"; the cause says why the hub did not give it
+    if isinstance(error, HFValidationError):
+        return ModelNotFound(f"model {name!r} not found: no folder, not bundled, and no name that the hub allows; write ID or OWNER/ID")
+    if isinstance(error, GatedRepoError):
+        way = "with the account of your HF_TOKEN, which has no access yet" if token() else "and set HF_TOKEN"
+        return ModelNotFound(f"model {name!r} on the hub is gated: accept its terms on its page {way}")
+    if isinstance(error, DisabledRepoError):
+        return ModelNotFound(_disabled(name))
+    if isinstance(error, RevisionNotFoundError):
+        return ModelNotFound(f"model {name!r} on the hub has no revision {revision!r}; give a branch, a tag or a commit of it")
+    if isinstance(error, RepositoryNotFoundError) or (_status(error) == 401 and not token()):
+        private = "not open to your HF_TOKEN" if token() else "set HF_TOKEN"
+        return ModelNotFound(f"model {name!r} not found: no folder, not bundled, and not on the hub, or private: {private}")
+    if isinstance(error, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
+        return ModelNotFound(f"model {name!r} cannot be fetched: HF_HUB_OFFLINE is set; unset it, or name a folder or a bundled model")
+    return ModelNotFound(f"model {name!r} cannot be fetched: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """Why the hub, which may well have the model, does not give it now."""
+    status = _status(error)
+    if status == 401:
+        return "the hub rejects your HF_TOKEN as invalid or expired; set a valid one, or none for public models"
+    if status == 403:
+        return "the hub forbids it; set HF_TOKEN to a token with the right to read this repository"
+    if status == 429:
+        return "the hub wants fewer requests (429); try again in some minutes, or set HF_TOKEN"
+    if status >= 500:
+        return f"the hub is out of order ({status}); try again later"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space is left for it; free some, or point HF_HOME at another disk"
+    if "Timeout" in type(error).__name__:
+        return "the hub does not answer in time; try again later, or set HF_HUB_ETAG_TIMEOUT to more seconds"
+    text = str(error).strip()
+    return f"the hub cannot be reached ({text.splitlines()[0][:120] if text else type(error).__name__})"
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status of the hub's answer, 0 where there was none."""
+    return int(getattr(getattr(error, "response", None), "status_code", 0))
+
+
+def _disabled(name: str) -> str:
+    return f"model {name!r} on the hub is disabled by the hub or its owner; choose another"

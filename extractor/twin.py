@@ -1,0 +1,135 @@
+"""The sparse model of a circuit job: a copy of the one given, or the twin of a dense model, made by bridging.
+
+What lies in model/ of the result besides the sparse model, where a dense one was given: bridges/ (the PEFT adapter), dense.json (which
+model it was, by references and digests, and the text it was bridged on) and faithfulness.json.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from extractor import artifacts
+from extractor.data.corpus import Corpus, build_corpus
+from extractor.data.nature import AUTO, default_sources, nature_of
+from extractor.data.tokenizer import copy_tokenizer, load_tokenizer
+from extractor.errors import NotFound
+from extractor.models import ModelFolder, open_adapter, open_model
+
+if TYPE_CHECKING:
+    from extractor.bridges.coupled import Coupled
+    from extractor.dense.load import DenseModel
+    from extractor.pipeline import Job
+    from extractor.specs import BridgeSpec
+
+DENSE_JSON = "dense.json"
+FAITHFULNESS_JSON = "faithfulness.json"
+FAITHFULNESS_ROWS = 64
+KNOWN_TEXT_ROWS = 32
+KNOWN_TEXT = 0.3  # nats a token by which a model should beat bigrams on the text it is bridged on
+
+
+class Source:
+    """The model that a job names, opened once. `dense` is None where it is a sparse model already."""
+
+    def __init__(self, job: Job):
+        spec = job.spec
+        assert spec.model is not None  # JobSpec's validator saw to it
+        self.folder: ModelFolder = open_model(spec.model)
+        self.tokenizer = load_tokenizer(self.folder.path)
+        self.dense = None if self.folder.is_sparse else open_dense(spec.model, spec.adapter)
+
+    def corpus(self, job: Job) -> Corpus:
+        """The job's text in this model's tokens; where none was asked for, the kind that the model knows."""
+        spec = job.spec.corpus
+        if spec.sources == AUTO:
+            nature = nature_of(self.dense.model, self.tokenizer) if self.dense else "code"
+            spec = spec.model_copy(update={"sources": default_sources(nature)})
+            if nature == "text":
+                job.progress.note(
+                    f"{job.spec.model} knows prose better than code: bridging on {', '.join(spec.sources)}; --corpus or --dataset"
+                )
+        return build_corpus(spec, self.tokenizer, progress=job.progress)
+
+
+def open_dense(reference: str, adapter: str | None) -> DenseModel:
+    """The dense model of a JobSpec's references, the adapter merged. Raises what `open_model` and `load_dense` raise."""
+    from extractor.dense.load import load_dense
+
+    return load_dense(open_model(reference), open_adapter(adapter) if adapter else None)
+
+
+def leave_twin(job: Job, source: Source, corpus: Corpus) -> None:
+    """Make model/: copy a sparse model with all that came with it, bridge a dense one."""
+    target = job.out / "model"
+    if target.is_dir():
+        return
+    if source.dense is None:
+        with artifacts.new_folder(target) as folder:
+            shutil.copytree(source.folder.path, folder, dirs_exist_ok=True)
+        return
+    from extractor.bridges.faithfulness import faithfulness
+    from extractor.bridges.train import train_bridges
+
+    spec = job.spec.bridge
+    assert spec is not None
+    warn_of_unknown_text(job, source.dense, corpus)
+    spec = fitted(job, source.dense, spec)
+    pair = train_bridges(source.dense, spec, corpus, job.spec.seed, job.loop("bridge"))
+    found = faithfulness(pair, corpus, spec.optim.context, job.spec.seed, FAITHFULNESS_ROWS)
+    with artifacts.new_folder(target) as folder:
+        pair.save(folder)
+        copy_tokenizer(source.folder.path, folder)
+        artifacts.write_json(folder / DENSE_JSON, source.dense.facts)
+        artifacts.write_json(folder / FAITHFULNESS_JSON, found)
+
+
+def fitted(job: Job, dense: DenseModel, spec: BridgeSpec) -> BridgeSpec:
+    """The spec with the micro-batch that this machine's memory allows, after saying what is to come. Raises SpecError where nothing fits."""
+    from extractor.bridges import machine, preflight
+
+    plan, memory = preflight.plan(dense.model.config.to_dict(), spec), machine.memory_at_hand()
+    preflight.check(plan, memory)
+    job.progress.note(preflight.line(plan, memory, machine.measure_speed(spec.optim.precision)))
+    rows = preflight.fitting(plan, memory)
+    return spec if rows >= spec.optim.batch else spec.model_copy(update={"optim": spec.optim.model_copy(update={"micro_batch": rows})})
+
+
+def warn_of_unknown_text(job: Job, dense: DenseModel, corpus: Corpus) -> None:
+    """Say so where the dense model is hardly better than bigrams on the corpus: the twin can then learn nothing worth knowing."""
+    from extractor.bridges.faithfulness import bigram_loss
+    from extractor.sparse.bigram import Counts
+    from extractor.training import next_token_loss
+
+    assert job.spec.bridge is not None
+    ids, size = corpus.held_out_batch(job.spec.seed, KNOWN_TEXT_ROWS, job.spec.bridge.optim.context), dense.model.config.vocab_size
+    with torch.no_grad():
+        losses = [next_token_loss(dense.model, row[None].to(dense.model.device)).item() for row in ids]
+    gain = bigram_loss(Counts(size, *corpus.bigram_triples(size)), ids) - sum(losses) / len(losses)
+    if gain < KNOWN_TEXT:
+        job.progress.note(
+            f"warning: on this corpus {job.spec.model} is {gain:.2f} nats a token better than bigrams; "
+            "is it the kind of text the model was trained on? Name another with --corpus"
+        )
+
+
+def open_twin(folder: Path, dense: DenseModel | None = None) -> Coupled | None:
+    """The pair whose sparse half is `folder`; None where there are no bridges, or the dense model is no longer to be had.
+
+    dense   the dense half, where it is open already
+    """
+    from extractor.bridges.coupled import open_coupled
+
+    facts = folder / DENSE_JSON
+    if not facts.is_file():
+        return None
+    if dense is None:
+        known = artifacts.read_json(facts)
+        try:
+            dense = open_dense(known["model"], known["adapter"])
+        except NotFound:
+            return None
+    return open_coupled(folder, dense)

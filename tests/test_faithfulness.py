@@ -1,0 +1,263 @@
+"""How much of a dense model its sparse partner carries: every number against the plain definition, on pairs small enough for it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from worlds import CORPUS, VOCABULARY, tiny_pair
+
+from extractor.ablation import measure_means
+from extractor.bridges import faithfulness as measured
+from extractor.bridges.coupled import Coupled, couple
+from extractor.bridges.faithfulness import bigram_loss, circuit_through_bridges, faithfulness, prompt_agreement
+from extractor.bridges.losses import path_logits, sparse_residuals
+from extractor.bridges.start import start_from_dense
+from extractor.data.corpus import Corpus, build_corpus
+from extractor.data.tokenizer import load_tokenizer
+from extractor.dense.base import residuals, tail
+from extractor.dense.load import load_dense
+from extractor.models import open_model
+from extractor.objective import TaskBatch
+from extractor.prune import calibrate
+from extractor.sites import widths
+from extractor.sparse.bigram import Counts
+from extractor.sparse.train import fill_bigram
+from extractor.specs import BridgeSpec, SparseModelSpec
+
+SITES, ROWS, CONTEXT = 5, 6, 16
+EXACT = BridgeSpec(init="dense", encoder_frac=1.0, model=SparseModelSpec(d_model=144, activation_frac=1.0))
+
+
+@pytest.fixture(scope="module")
+def pair() -> Coupled:
+    """A random pair whose paths all differ."""
+    return tiny_pair()
+
+
+@pytest.fixture(scope="module")
+def python_text(cache: Path) -> Corpus:
+    """The generated programs as python-tiny reads them."""
+    return build_corpus(CORPUS, load_tokenizer(open_model("python-tiny").path), cache)
+
+
+@pytest.fixture(scope="module")
+def exact() -> Coupled:
+    """python-tiny and the sparse model that is the same function."""
+    found = couple(load_dense(open_model("python-tiny")), EXACT, 0)
+    start_from_dense(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def told(pair: Coupled, corpus: Corpus) -> dict:
+    return faithfulness(pair, corpus, CONTEXT, 3, ROWS)
+
+
+def prompts(seed: int, pairs: int = 6) -> TaskBatch:
+    """Random prompts of 3 to 12 tokens, padded on the right with tokens that nobody may read; answers 5 and 9."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(VOCABULARY, (2 * pairs, 12), generator=generator)
+    last = torch.randint(2, 12, (2 * pairs,), generator=generator)
+    last[0] = 11
+    answers, sign = torch.tensor([5, 9]).repeat(pairs), torch.tensor([1.0, -1.0]).repeat(pairs)
+    return TaskBatch(ids, last, answers, answers.flip(0), sign, (5, 9))
+
+
+def one_by_one(batch: TaskBatch) -> Iterator[Tensor]:
+    """Each prompt by itself, (1, tokens), without padding."""
+    for row, last in zip(batch.ids, batch.last.tolist(), strict=True):
+        yield row[None, : last + 1]
+
+
+def margin(logits: Tensor) -> Tensor:
+    return logits[0, -1, 5] - logits[0, -1, 9]
+
+
+def loss_of(margins: Tensor, batch: TaskBatch) -> float:
+    right = batch.sign * margins
+    return float((1 + (-right).exp()).log().mean())
+
+
+def right_of(margins: Tensor, batch: TaskBatch) -> float:
+    return float((batch.sign * margins > 0).double().mean())
+
+
+def everything_on(pair: Coupled) -> dict[str, Tensor]:
+    return {site: torch.ones(width) for site, width in widths(pair.sparse).items()}
+
+
+def test_a_partner_that_is_the_dense_model_recovers_everything(exact: Coupled, python_text: Corpus):
+    told = faithfulness(exact, python_text, 48, 0, 8)
+    assert told["dense_loss"] < told["bigram_loss"] - 0.5
+    assert told["sparse_loss"] == pytest.approx(told["dense_loss"], abs=1e-3)
+    assert told["agreement"] == 1
+    assert [told["kl_dense_to_sparse"], *told["path_kl"]["to_sparse"], *told["path_kl"]["to_dense"]] == pytest.approx([0] * 11, abs=1e-4)
+    shares = told["recovered"]
+    assert [shares["sparse"], shares["mean"], *shares["to_sparse"], *shares["to_dense"]] == pytest.approx([1] * 12, abs=1e-3)
+    assert told["nmse"]["encoder"] == pytest.approx([0] * SITES, abs=1e-5)
+
+
+def test_an_untrained_partner_recovers_nothing(python_text: Corpus):
+    pair = couple(load_dense(open_model("python-tiny")), BridgeSpec(), 0)
+    shares = faithfulness(pair, python_text, 48, 0, 8)["recovered"]
+    assert max(shares["sparse"], *shares["to_sparse"], *shares["to_dense"]) < 0.05
+    assert shares["mean"] < 0
+
+
+def test_a_partner_of_bigrams_recovers_what_bigrams_know(python_text: Corpus):
+    pair = couple(load_dense(open_model("python-tiny")), BridgeSpec(), 0)
+    fill_bigram(pair.sparse, python_text)
+    with torch.no_grad():
+        pair.sparse.lm_head.weight.zero_()
+    told = faithfulness(pair, python_text, 48, 0, 8)
+    assert told["sparse_loss"] == pytest.approx(told["bigram_loss"], abs=1e-4)
+    assert [told["recovered"]["sparse"], *told["recovered"]["to_sparse"]] == pytest.approx([0] * (1 + SITES), abs=1e-4)
+
+
+def test_losses_and_divergences_are_those_of_all_logits_at_once(pair: Coupled, corpus: Corpus, told: dict):
+    ids = corpus.held_out_batch(3, ROWS, CONTEXT)
+    with torch.no_grad():
+        dense, sparse = pair.dense.unembed(residuals(pair.dense, ids)[-1]), pair.sparse(input_ids=ids).logits
+        paths = list(path_logits(pair, ids))
+
+    def loss(logits: Tensor) -> float:
+        return functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
+
+    def kl(logits: Tensor) -> float:
+        p, q = dense.double().log_softmax(-1), logits.double().log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1).mean().item()
+
+    close = {"rel": 1e-4, "abs": 2e-6}
+    assert told["dense_loss"] == pytest.approx(loss(dense), **close)
+    assert told["sparse_loss"] == pytest.approx(loss(sparse), **close)
+    assert told["kl_dense_to_sparse"] == pytest.approx(kl(sparse), **close)
+    assert told["agreement"] == pytest.approx((dense.argmax(-1) == sparse.argmax(-1)).double().mean().item(), abs=1e-6)
+    for way, key in enumerate(("to_sparse", "to_dense")):
+        assert told["path_loss"][key] == pytest.approx([loss(both[way]) for both in paths], **close)
+        assert told["path_kl"][key] == pytest.approx([kl(both[way]) for both in paths], **close)
+    assert len({*told["path_kl"]["to_sparse"], *told["path_kl"]["to_dense"]}) == 2 * SITES
+    assert told["held_out_tokens"] == ROWS * CONTEXT
+
+
+def test_errors_of_the_bridges_are_over_the_variance_around_channel_means(pair: Coupled, corpus: Corpus, told: dict):
+    ids = corpus.held_out_batch(3, ROWS, CONTEXT)
+    with torch.no_grad():
+        for index, (site, d, s) in enumerate(zip(pair.sites, residuals(pair.dense, ids), sparse_residuals(pair, ids), strict=True)):
+            d, s = d.double().flatten(0, 1), s.double().flatten(0, 1)
+            encoded, decoded = (site.encode(d.float()) - s).square().mean(0), (site.decode(s.float()) - d).square().mean(0)
+            dense_variance = d.var(0, correction=0)
+            assert told["nmse"]["encoder"][index] == pytest.approx(float(encoded.sum() / s.var(0, correction=0).sum()), rel=1e-4)
+            assert told["nmse"]["decoder"][index] == pytest.approx(float(decoded.sum() / dense_variance.sum()), rel=1e-4)
+            assert told["nmse"]["decoder_by_channel"][index] == pytest.approx(float((decoded / dense_variance).mean()), rel=1e-4)
+
+
+def test_a_channel_that_never_varies_is_left_out_of_the_mean_over_channels():
+    x = torch.tensor([[[3000.0, 1.0, 0.0], [3000.0, -1.0, 0.0]]])
+    moments = measured._moments(x + torch.tensor([5.0, 0.5, 7.0]), x)[None]
+    assert measured._nmse_by_channel(moments, 2) == [0.25]
+    assert measured._nmse(moments, 2) == [pytest.approx(25 + 0.25 + 49)]
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 4])
+def test_chunks_change_nothing(pair: Coupled, corpus: Corpus, told: dict, monkeypatch: pytest.MonkeyPatch, rows_at_once: int):
+    sizes = []
+    whole = measured._chunk
+    monkeypatch.setattr(measured, "_chunk", lambda pair, ids: sizes.append(len(ids)) or whole(pair, ids))
+    monkeypatch.setattr(measured, "LOGITS_AT_ONCE", rows_at_once * CONTEXT * VOCABULARY)
+    again = faithfulness(pair, corpus, CONTEXT, 3, ROWS)
+    assert sizes == {1: [1] * ROWS, 4: [4, 2]}[rows_at_once]
+    assert again.keys() == told.keys()
+    assert _numbers(again) == pytest.approx(_numbers(told), rel=1e-4, abs=2e-6)
+
+
+def _numbers(value) -> list[float]:
+    if isinstance(value, dict | list):
+        return [n for part in (value.values() if isinstance(value, dict) else value) for n in _numbers(part)]
+    return [] if value is None else [value]
+
+
+def test_a_dense_model_that_knows_less_than_bigrams_has_no_scale(told: dict):
+    assert told["dense_loss"] > told["bigram_loss"]
+    assert told["recovered"] is None
+
+
+def test_the_numbers_are_json_at_six_decimals(told: dict):
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert all(n == round(n, 6) for n in _numbers(told))
+
+
+def test_the_bigram_model_is_that_of_the_dense_table(corpus: Corpus):
+    ids, sparse = corpus.held_out_batch(0, 32, CONTEXT), tiny_pair().sparse
+    fill_bigram(sparse, corpus)
+    table = sparse.get_parameter("bigram_table")
+    expected = functional.cross_entropy(table[ids[:, :-1]].flatten(0, 1), ids[:, 1:].flatten()).item()
+    assert bigram_loss(Counts(VOCABULARY, *corpus.bigram_triples(VOCABULARY)), ids) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, 50_257])
+def test_bigram_loss_by_hand(size: int):
+    """0 1 three times and 0 2 once: token 1 has 8 * 4 / (4 + size) of the prior's counts, 0 has 8 / (4 + size)."""
+    counts = Counts(size, np.array([0, 0]), np.array([1, 2]), np.array([3.0, 1.0]))
+    one, nought = 32 / (4 + size), 8 / (4 + size)
+    expected = -(math.log((3 + one) / 12) + math.log(nought / 8) + math.log(nought / 12)) / 3  # 0 1, then 1 0, then 0 0
+    assert bigram_loss(counts, torch.tensor([[0, 1, 0, 0]])) == pytest.approx(expected)
+
+
+def test_agreement_on_prompts_is_counted_prompt_by_prompt(pair: Coupled):
+    batch = prompts(1, pairs=20)
+    with torch.no_grad():
+        dense = torch.stack([margin(pair.adapter(input_ids=ids).logits) for ids in one_by_one(batch)])
+        sparse = torch.stack([margin(pair.sparse(input_ids=ids).logits) for ids in one_by_one(batch)])
+    told = prompt_agreement(pair, batch)
+    assert told["agreement"] == ((dense > 0) == (sparse > 0)).double().mean().item()
+    assert 0.1 < told["agreement"] < 0.9
+    assert told["loss"] == {
+        "dense": pytest.approx(loss_of(dense, batch), rel=1e-4),
+        "sparse": pytest.approx(loss_of(sparse, batch), rel=1e-4),
+    }
+    assert told["accuracy"] == {"dense": right_of(dense, batch), "sparse": right_of(sparse, batch)}
+
+
+def test_a_circuit_of_all_nodes_is_the_path_from_sparse_to_dense(pair: Coupled, corpus: Corpus):
+    batch, select = prompts(1), prompts(2)
+    means = measure_means(pair.sparse, corpus, 256, 0)
+    paths = [torch.stack(site) for site in zip(*(_crossings(pair, ids) for ids in one_by_one(batch)), strict=True)]
+    chosen = [torch.stack(site) for site in zip(*(_crossings(pair, ids) for ids in one_by_one(select)), strict=True)]
+    told = circuit_through_bridges(pair, batch, everything_on(pair), means, select)
+    assert told["raw_loss"] == pytest.approx([loss_of(m, batch) for m in paths], rel=1e-4)
+    calibrations = [calibrate(m, select.sign) for m in chosen]
+    calibrated = [c.scale * m + c.shift for c, m in zip(calibrations, paths, strict=True)]
+    assert told["loss"] == pytest.approx([loss_of(m, batch) for m in calibrated], rel=1e-3)
+    assert told["accuracy"] == [pytest.approx(right_of(m, batch)) for m in calibrated]
+    assert len(set(told["raw_loss"])) == SITES
+
+
+def _crossings(pair: Coupled, ids: Tensor) -> list[Tensor]:
+    return [margin(to_dense) for _, to_dense in path_logits(pair, ids)]
+
+
+@torch.no_grad()
+def test_a_circuit_without_nodes_is_the_embedding_and_the_means_of_what_is_written(pair: Coupled, corpus: Corpus):
+    batch = prompts(1)
+    means = measure_means(pair.sparse, corpus, 256, 0)
+    off = {site: torch.zeros(width) for site, width in widths(pair.sparse).items()}
+    written = [means[f"{layer}.{place}.resid_delta"] for layer in range(2) for place in ("attn", "mlp")]
+    expected = []
+    for index, site in enumerate(pair.sites):
+        found = []
+        for ids in one_by_one(batch):
+            h = pair.sparse.embed(ids) + sum(written[:index], torch.zeros(16))
+            found.append(margin(pair.dense.unembed(tail(pair.dense, index, site.decode(h), pair.dense.context(ids)))))
+        expected.append(loss_of(torch.stack(found), batch))
+    told = circuit_through_bridges(pair, batch, off, means, batch)
+    assert told["raw_loss"] == pytest.approx(expected, rel=1e-4)
+    assert told["raw_loss"][0] == circuit_through_bridges(pair, batch, everything_on(pair), means, batch)["raw_loss"][0]
+    assert told["raw_loss"][1:] != circuit_through_bridges(pair, batch, everything_on(pair), means, batch)["raw_loss"][1:]

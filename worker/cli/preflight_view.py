@@ -1,0 +1,53 @@
+"""What a job would do, and what its bridging would cost on this machine, without queueing it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from worker.cli.options import print_json
+
+if TYPE_CHECKING:
+    from extractor.specs import JobSpec
+
+NO_BRIDGE = "none: the model is sparse already"
+
+
+def show_preflight(spec: JobSpec, as_json: bool) -> None:
+    """Print the plan as a table or JSON. Raises SpecError where the bridging would not fit, ModelNotFound, BrokenArtifact."""
+    from extractor.bridges import machine, preflight
+    from extractor.pipeline import stages_of
+
+    facts: dict[str, Any] = {"kind": spec.kind, "stages": list(stages_of(spec))}
+    rows = [("job", spec.kind), ("stages", " -> ".join(facts["stages"]))]
+    config = preflight.config_of(spec.model) if spec.bridge is not None and spec.model is not None else None
+    if config is not None and config.get("model_type") == "sparse_gpt":
+        facts["bridge"] = None
+        rows.append(("bridge", NO_BRIDGE))
+    elif config is not None:
+        assert spec.bridge is not None
+        found = preflight.plan(config, spec.bridge)
+        memory = machine.memory_at_hand()
+        preflight.check(found, memory)
+        here = (memory, machine.measure_speed(spec.bridge.optim.precision))
+        facts["bridge"] = preflight.to_json(found, *here)
+        rows += preflight.describe(found, *here)
+    if spec.train is not None:
+        optim = spec.train.optim
+        facts["train"] = {"steps": optim.steps, "tokens": optim.steps * optim.batch * optim.context}
+        rows.append(("training", f"{optim.steps:,} steps of {optim.batch * optim.context:,} tokens"))
+    if as_json:
+        print_json(facts)
+    else:
+        _print_table(rows)
+
+
+def _print_table(rows: list[tuple[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for row in rows:
+        table.add_row(*row)
+    Console(width=max(100, Console().width)).print(table, highlight=False, markup=False)
