@@ -315,7 +315,8 @@ def findings_in_dense(inquiry: Inquiry, circuit: Circuit, probe: Probe, result: 
     masks = probe.index.masks(result.nodes)
     through = circuit_through_bridges(pair, question.held_out, masks, probe.means, question.select)
     found.setdefault("bridge", {}).update(prompts=prompt_agreement(pair, question.held_out), circuit=through)
-    steering = steering_report(pair, [node.id for node in circuit.nodes], question.select, question.held_out, seed)
+    nodes, decode = [node.id for node in circuit.nodes], inquiry.subject.tokenizer.decode
+    steering = steering_report(pair, nodes, question.select, question.held_out, seed, decode)
     return found | ({"steering": steering} if steering else {})
 
 

@@ -83,14 +83,14 @@ def _prompts(name: str, bridge: dict) -> str:
 
 def _circuit(name: str, bridge: dict, target: float) -> str:
     """Whether the circuit's signal means to the dense model what it means to the twin."""
-    losses = known((bridge.get("circuit") or {}).get("loss") or [])
+    losses = known(((bridge.get("circuit") or {}).get("loss") or [])[1:])  # no node has acted yet at the first crossing
     if not losses:
         return ""
     span = dict.fromkeys((nats(min(losses)), nats(max(losses))))
     met = sum(loss <= target for loss in losses)
     return (
         f"The circuit alone, put into {name} through a bridge, lets {name} finish the task at {' to '.join(span)} nats; at {met} of "
-        f"{len(losses)} crossings this meets the target of {nats(target)}."
+        f"{len(losses)} crossings this meets the target of {nats(target)}. The first crossing, before any node has acted, is not counted."
     )
 
 

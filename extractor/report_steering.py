@@ -1,17 +1,18 @@
-"""The report's section on steering: can an edit of the circuit change the dense model's answer? A plot without script, a table, examples."""
+"""The report's section on steering: can an edit of the circuit change the dense model's answer? A plot, examples, a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
-from extractor.picture import short_name, visible
+from extractor.picture import short_name
+from extractor.report_parts import count, percent, plain, section, spaced, table, token
 
 FLIPPED = 0.5
 _STRONGEST = 8
 _WIDTH, _HEIGHT = 360, 236  # of the plot; small units, so that its words stay legible on a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 44
+_TRIED = ("node", "edit of", "other answer")
 _WAYS = {"read": "what one sublayer reads", "stream": "the residual stream, from there on"}
 
 
@@ -20,18 +21,20 @@ def steering_section(result: dict) -> str:
     found = result.get("steering")
     if not found:
         return ""
-    model, together = _plain(short_name(result["model"])), found.get("together")
+    model, together = plain(short_name(result["model"])), found.get("together")
     cards = _card(f"One node: {_id(found['node'])}", found, found["strengths"])
     if together:
-        cards += _card(f"{len(together['nodes'])} nodes at once: {_id(together['site'])}", together, found["strengths"])
+        cards += _card(
+            f"{count(len(together['nodes']), 'node')} of {together['width']} at {_id(together['site'])}", together, found["strengths"]
+        )
     note = (
-        f"Every edit of the sparse twin was carried into {model} by the bridge: a node&rsquo;s change from the presented prompt to the other "
-        "of its pair, times its direction there, times the strength. Random: as long, at every token, in random directions. "
+        f"Edits of the sparse twin, carried into {model} by the bridge: a node&rsquo;s change from the presented prompt to the other of "
+        "its pair, times its direction there, times the strength. Random: as long, at every token, in random directions. "
         f"Means over {found['prompts']} of {2 * found['pairs']} held-out prompts, those that {model} answers rightly by itself; "
         "the probability is that of the other answer against the right one."
     )
-    body = f'<p>{_finding(found, model)}</p><p class="note">{note}</p><div class="examples">{cards}</div>{_tried(found)}'
-    return f'<section aria-labelledby="steering"><h2 id="steering">Steering {model}</h2>{body}</section>'
+    body = f'<p>{_finding(found, model)}</p>{_note(note)}<div class="examples">{cards}</div>{_tried(found)}'
+    return section("steering", f"Steering {model}", body)
 
 
 def _finding(found: dict, model: str) -> str:
@@ -43,9 +46,9 @@ def _finding(found: dict, model: str) -> str:
     together = found.get("together")
     if not together:
         return f"{one}: not enough to change it. {_against_random(found)}"
-    many = f"The circuit&rsquo;s {len(together['nodes'])} nodes at {_id(together['site'])} together reach {_percent(together['probability'][-1])}"
-    enough = "changes the answer" if together["probability"][-1] > FLIPPED else "is not enough either"
-    return f"{one}: no single node changes the answer. {many}, which {enough}. {_against_random(together)}"
+    many, reached = f"All {len(together['nodes'])} of the circuit at {_id(together['site'])} together reach", together["probability"][-1]
+    enough = "changes the answer" if reached > FLIPPED else "is not enough either"
+    return f"{one}: no single node changes the answer. {many} {_percent(reached)}, which {enough}. {_against_random(together)}"
 
 
 def _against_random(curves: dict) -> str:
@@ -58,7 +61,7 @@ def _card(title: str, curves: dict, strengths: Sequence[float]) -> str:
     facts = f"At full strength {flipped} of the prompts change their answer; among all tokens the other answer has {all_tokens}."
     way = f"The edit goes into {_WAYS[curves['way']]}."
     example = _example(curves["example"]) if curves.get("example") else ""
-    return f'<div class="card"><h3>{title}</h3>{_plot(curves, strengths)}<p class="note">{facts} {way}</p>{example}</div>'
+    return f'<div class="card"><h3 style="margin:0 0 12px">{title}</h3>{_plot(curves, strengths)}{_note(f"{facts} {way}")}{example}</div>'
 
 
 def _plot(curves: dict, strengths: Sequence[float]) -> str:
@@ -121,8 +124,8 @@ def _told(curves: dict) -> str:
 
 def _example(example: dict) -> str:
     """A prompt, and what the edit did to the two answers there."""
-    prompt = '<span class="space">↵</span>\n'.join(map(_spaced, example["prompt"].split("\n")))
-    answer, other = _token(example["answer"]), _token(example["other"])
+    prompt = '<span class="space">↵</span>\n'.join(map(spaced, example["prompt"].split("\n")))
+    answer, other = token(example["answer"]), token(example["other"])
     rows = "".join(
         f'<dt>{name}</dt><dd><div class="track" aria-hidden="true"><i class="{kind}" style="width:{100 * p:.1f}%"></i></div></dd>'
         f'<dd class="number">{_percent(p)}</dd>'
@@ -134,36 +137,18 @@ def _example(example: dict) -> str:
 def _tried(found: dict) -> str:
     """The nodes that moved the dense model most, each alone."""
     shown = found["tried"][:_STRONGEST]
-    rows = "".join(
-        f'<tr><td>{_id(node)}</td><td class="number">{_percent(value)}</td><td>{_WAYS[way]}</td></tr>' for node, value, way in shown
-    )
-    head = '<tr><th scope="col">node</th><th scope="col" class="number">other answer</th><th scope="col">edit of</th></tr>'
+    rows = [(_id(node), _WAYS[way], _percent(value)) for node, value, way in shown]
     note = f"Each node of the circuit alone at full strength, on other prompts; {len(shown)} of {len(found['tried'])} tried, best first."
-    return (
-        f'<p class="note" style="margin-top:14px">{note}</p><div class="card scroll"><table><thead>{head}</thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
+    return f'<p class="note" style="margin-top:14px">{note}</p><div class="card scroll">{table(_TRIED, rows, numbers={2})}</div>'
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{text}</p>'
 
 
 def _percent(value: Any) -> str:
-    """A fraction as a percentage; 0 and 100 % are only said of none and of all."""
-    if 0 < value < 0.001:
-        return "under 0.1&nbsp;%"
-    text = f"{100 * value:.1f}".removesuffix(".0")
-    return f"{'99.9' if text == '100' and value < 1 else text}&nbsp;%"
-
-
-def _plain(text: object) -> str:
-    return escape(visible(str(text), " "))
-
-
-def _spaced(text: str) -> str:
-    return escape(visible(text, "\0")).replace("\0", '<span class="space">·</span>')
-
-
-def _token(text: str) -> str:
-    return f'<code class="token">{_spaced(text)}</code>'
+    return "&lt;0.1&nbsp;%" if value is not None and 0 < value < 0.001 else percent(value)
 
 
 def _id(name: str) -> str:
-    return f'<code class="id">{_plain(name)}</code>'
+    return f'<code class="id">{plain(name)}</code>'

@@ -88,12 +88,12 @@ def leave_twin(job: Job, source: Source, corpus: Corpus) -> None:
 
 
 def fitted(job: Job, dense: DenseModel, spec: BridgeSpec) -> BridgeSpec:
-    """The spec with the micro-batch that this machine's memory allows, after saying what is to come. Raises SpecError where nothing fits."""
-    from extractor.bridges import machine, preflight
+    """The spec with the micro-batch that memory allows here, after saying what is to come. Raises SpecError where nothing fits."""
+    from extractor.bridges import machine, plan_text, preflight
 
     plan, memory = preflight.plan(dense.model.config.to_dict(), spec), machine.memory_at_hand()
     preflight.check(plan, memory)
-    job.progress.note(preflight.line(plan, memory, machine.measure_speed(spec.optim.precision)))
+    job.progress.note(plan_text.line(plan, memory, machine.measure_speed(spec.optim.precision)))
     rows = preflight.fitting(plan, memory)
     return spec if rows >= spec.optim.batch else spec.model_copy(update={"optim": spec.optim.model_copy(update={"micro_batch": rows})})
 

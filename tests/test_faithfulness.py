@@ -17,7 +17,7 @@ from worlds import CORPUS, VOCABULARY, tiny_pair
 from extractor.ablation import measure_means
 from extractor.bridges import faithfulness as measured
 from extractor.bridges.coupled import Coupled, couple
-from extractor.bridges.faithfulness import bigram_loss, circuit_through_bridges, faithfulness, prompt_agreement
+from extractor.bridges.faithfulness import bigram_loss, circuit_through_bridges, dense_margins, faithfulness, prompt_agreement
 from extractor.bridges.losses import path_logits, sparse_residuals
 from extractor.bridges.start import start_from_dense
 from extractor.data.corpus import Corpus, build_corpus
@@ -216,6 +216,7 @@ def test_agreement_on_prompts_is_counted_prompt_by_prompt(pair: Coupled):
     with torch.no_grad():
         dense = torch.stack([margin(pair.adapter(input_ids=ids).logits) for ids in one_by_one(batch)])
         sparse = torch.stack([margin(pair.sparse(input_ids=ids).logits) for ids in one_by_one(batch)])
+    assert torch.allclose(dense_margins(pair, batch), dense, atol=1e-4)
     told = prompt_agreement(pair, batch)
     assert told["agreement"] == ((dense > 0) == (sparse > 0)).double().mean().item()
     assert 0.1 < told["agreement"] < 0.9

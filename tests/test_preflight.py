@@ -11,10 +11,12 @@ from benchmarks.measure import in_fresh_process
 from local_hub import LocalHub, Repository, serve
 from worlds import VOCABULARY, python, random_gpt2
 
-from extractor.bridges import machine, preflight
+from extractor import units
+from extractor.bridges import machine, plan_text, preflight
 from extractor.bridges.coupled import couple
 from extractor.bridges.machine import Speed, ram_at_hand
-from extractor.bridges.preflight import check, describe, fitting, plan, plan_with
+from extractor.bridges.plan_text import describe
+from extractor.bridges.preflight import check, fitting, plan, plan_with
 from extractor.bridges.tuner import site_parameters
 from extractor.data.tokenizer import save_tokenizer
 from extractor.errors import SpecError
@@ -86,7 +88,7 @@ def test_the_known_sizes_of_gpt2():
     assert found.parameters["dense"] == 124_439_808
     assert found.parameters["bridges"] == 25 * (2 * 768 * 1024 + 768 + 1024)
     assert found.tokens == 2000 * 16 * 64
-    told = preflight.line(found, 24 * GB, Speed(5e10, 1e10))
+    told = plan_text.line(found, 24 * GB, Speed(5e10, 1e10))
     assert told.startswith("12 layers, 50,257 tokens: 256 M sparse + 124 M dense + 39.4 M bridge parameters; ")
     assert told.endswith("for 2,000 steps")
 
@@ -166,9 +168,9 @@ def test_exact_paths_cost_more_memory_and_more_work():
 
 def test_table_and_json_say_the_same():
     found, here = plan(GPT2, WIDE), (24 * GB, Speed(5e10, 1e10))
-    rows, facts = dict(describe(found, *here)), preflight.to_json(found, *here)
+    rows, facts = dict(describe(found, *here)), plan_text.to_json(found, *here)
     assert rows["sequences a pass"] == f"{facts['micro_batch']} of 16"
-    assert rows["memory in all"] == preflight.show_bytes(facts["memory_needed"])
+    assert rows["memory in all"] == units.show_bytes(facts["memory_needed"])
     assert facts["memory_needed"] == sum(facts["memory"].values())
     assert rows["parameters, dense"] == "124 M"
     json.dumps(facts)
@@ -181,9 +183,9 @@ def test_a_bundled_model_needs_only_its_config():
 
 
 def test_numbers_in_words():
-    assert [preflight.show_count(n) for n in (7, 1234, 254e6, 1.5e9)] == ["7", "1.23 k", "254 M", "1.5 G"]
-    assert [preflight.show_bytes(n) for n in (12, 9.8e9)] == ["12 B", "9.8 GB"]
-    assert [preflight.show_seconds(n) for n in (0.1, 80, 12_000)] == ["1 s", "1 min 20 s", "3 h 20 min"]
+    assert [units.show_count(n) for n in (7, 1234, 254e6, 1.5e9)] == ["7", "1.23 k", "254 M", "1.5 G"]
+    assert [units.show_bytes(n) for n in (12, 9.8e9)] == ["12 B", "9.8 GB"]
+    assert [units.show_seconds(n) for n in (0.1, 80, 12_000)] == ["1 s", "1 min 20 s", "3 h 20 min"]
 
 
 def files(folder: Path, **texts: str) -> Path:

@@ -158,12 +158,7 @@ def prompt_agreement(pair: Coupled, batch: TaskBatch) -> dict:
 
     agreement is the share of prompts where both prefer the same one of the two answers; losses in nats per prompt, not calibrated.
     """
-    dense = torch.empty(len(batch.ids), device=batch.ids.device)
-    for rows in _by_length(batch):
-        part = batch.rows(rows)
-        context = pair.dense.context(part.ids)
-        dense[rows] = _dense_margin(pair, tail(pair.dense, 0, pair.dense.embed(part.ids, context), context), part)
-    margins = {"dense": dense, "sparse": measured_margin(pair.sparse, batch, {}, {})}
+    margins = {"dense": dense_margins(pair, batch), "sparse": measured_margin(pair.sparse, batch, {}, {})}
     return _rounded(
         {
             "agreement": ((margins["dense"] > 0) == (margins["sparse"] > 0)).double().mean().item(),
@@ -174,6 +169,17 @@ def prompt_agreement(pair: Coupled, batch: TaskBatch) -> dict:
 
 
 @torch.no_grad()
+def dense_margins(pair: Coupled, batch: TaskBatch) -> Tensor:
+    """The dense model's own answer margins (2P,)."""
+    margins = torch.empty(len(batch.ids), device=batch.ids.device)
+    for rows in _by_length(batch):
+        part = batch.rows(rows)
+        context = pair.dense.context(part.ids)
+        margins[rows] = _dense_margin(pair, tail(pair.dense, 0, pair.dense.embed(part.ids, context), context), part)
+    return margins
+
+
+@torch.no_grad()
 def circuit_through_bridges(pair: Coupled, batch: TaskBatch, masks: Masks, means: Mapping[str, Tensor], calibrate_on: TaskBatch) -> dict:
     """What the dense model makes of the circuit alone: at every site the circuit's residual is decoded and the dense tail finishes.
 
@@ -181,7 +187,7 @@ def circuit_through_bridges(pair: Coupled, batch: TaskBatch, masks: Masks, means
     calibrate_on     the select split; scale and shift of the margin are fitted there, for every site by itself
 
     Returns {loss, raw_loss, accuracy}, a number a site: nats per prompt, calibrated and not, and the share of prompts that the calibrated
-    margin gets right.
+    margin gets right. No node has acted yet at the first site: there the bridges alone are measured.
     """
     found: dict[str, list[float]] = {"loss": [], "raw_loss": [], "accuracy": []}
     select = _margins_through_bridges(pair, calibrate_on, masks, means)

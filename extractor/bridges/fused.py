@@ -53,6 +53,7 @@ class _InChunks(torch.autograd.Function):
                     total += grad
             loss = loss + here.detach()
             terms = told.detach() if terms is None else terms + told.detach()
+            del leaves, here, told, grads, rest  # or two chunks' gradients exist at once
         ctx.save_for_backward(*of_streams.values(), *(of_parameters or []))
         ctx.wanted, ctx.count = wanted, count
         ctx.mark_non_differentiable(terms)
@@ -67,13 +68,19 @@ class _InChunks(torch.autograd.Function):
         return None, None, None, *streams, *(value.mul_(grad) for value in saved[len(ctx.wanted) :])
 
 
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """sum a b over the last axis in the inputs' own precision, which autocast would lower."""
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.linalg.vecdot(a, b)
+
+
 class _SoftCrossEntropy(torch.autograd.Function):
     """- sum q log softmax(logits) per token, with its gradient, weight * softmax - q, made in the same pass."""
 
     @staticmethod
     def forward(ctx, q: Tensor, weight: Tensor, logits: Tensor):
         log_z = logits.logsumexp(-1)
-        value = weight * log_z - torch.linalg.vecdot(q, logits)
+        value = weight * log_z - _dot(q, logits)
         ctx.save_for_backward((logits - log_z[..., None]).exp_().mul_(weight[..., None]).sub_(q))
         return value, log_z
 
@@ -94,7 +101,7 @@ class Target:
     def of(cls, logits: Tensor) -> Target:
         log_p = logits.float().log_softmax(-1)
         p = log_p.exp()
-        return cls(p, torch.linalg.vecdot(p, log_p))
+        return cls(p, _dot(p, log_p))
 
     def kl(self, logits: Tensor) -> Tensor:
         """KL(target || softmax(logits)) in nats per token, (...). Differentiable once, in the logits."""
@@ -108,5 +115,5 @@ class Target:
         value, log_z = _SoftCrossEntropy.apply(q, kl_weight + loss_weight, logits)
         with torch.no_grad():
             loss = log_z - logits.gather(-1, following[..., None]).squeeze(-1)
-            kl = self.negative_entropy + log_z - torch.linalg.vecdot(self.p, logits)
+            kl = self.negative_entropy + log_z - _dot(self.p, logits)
         return value + kl_weight * self.negative_entropy, kl, loss

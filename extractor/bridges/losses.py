@@ -40,8 +40,10 @@ def bridge_loss(pair: Coupled, ids: Tensor, crossing: Crossing, variance: Tensor
         dense_h = residuals(pair.dense, ids)
     own, to_sparse = _sparse_pass(pair, ids, dense_h, crossing)
     to_dense = _dense_pass(pair, ids, own, crossing)
-    encoder = torch.stack([_error(s.encode(d), h.detach()) for s, d, h in zip(pair.sites, dense_h, own, strict=True)]) / variance
-    decoder = torch.stack([_error(s.normalised(s.decode(h)), s.normalised(d)) for s, d, h in zip(pair.sites, dense_h, own, strict=True)])
+    encoder = torch.stack([_error(s.encode(d), h.detach()) for s, d, h in zip(pair.sites, dense_h, own, strict=True)]) / variance.clamp_min(
+        1e-12
+    )
+    decoder = torch.stack([_error(s.decode_normalised(h), s.normalised(d)) for s, d, h in zip(pair.sites, dense_h, own, strict=True)])
     heads, told = _own_head(pair, ids, own[-1], dense_h[-1], crossing, spec)
     paths, crossed = _crossing_head(pair, ids, to_sparse, to_dense, dense_h[-1], crossing, spec)
     loss = heads + per_site * (paths + spec.nmse_coef * (encoder.sum() + decoder.sum()))

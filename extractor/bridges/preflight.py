@@ -16,6 +16,7 @@ from typing import Any
 from extractor.bridges.machine import Speed
 from extractor.errors import SpecError
 from extractor.specs import MAX_BIGRAM_VOCABULARY, BridgeSpec
+from extractor.units import show_bytes
 
 FLOAT = 4
 LOGITS_AT_ONCE = 1 << 24  # as in `fused`, which imports torch
@@ -191,7 +192,7 @@ def plan(config: Mapping[str, Any], spec: BridgeSpec) -> Plan:
     shape = spec.model
     forced: dict[str, Any] = {"n_layer": dense.layers, "added_positions": bool(dense.positions) and not shape.d_pos_emb}
     if spec.init == "dense":
-        forced |= {"sinks": False, "d_head": dense.width // dense.heads}
+        forced |= {"sinks": False, "d_head": dense.width // dense.heads, "d_model": max(shape.d_model, dense.width)}
     kind = "counts" if shape.bigram == "dense" and dense.vocabulary > MAX_BIGRAM_VOCABULARY else shape.bigram
     real = spec.model_copy(update={"model": shape.model_copy(update=forced)})
     parameters = _parameters(dense, real, kind)
@@ -308,90 +309,3 @@ def _remedies(old: Plan) -> Iterator[dict[str, Any]]:
     yield from ({"model.d_model": width} for width in widths)
     yield from ({"optim.context": length} for length in contexts)
     yield from (bigram | {"model.d_model": width, "optim.context": length} for width in widths for length in contexts)
-
-
-# In words.
-
-
-def describe(plan: Plan, memory: int | None = None, speed: Speed | None = None) -> list[tuple[str, str]]:
-    """Rows (name, value) for a table; with `memory` (bytes at hand) also what fits into it, with `speed` also the time."""
-    rows = _pass_of(plan, memory)
-    optim, known = plan.spec.optim, plan.parameters
-    sparse = f"{show_count(known['sparse'])}, {show_count(known['sparse_nonzero'])} nonzero at the end"
-    found = [
-        ("dense model", f"{plan.dense.layers} layers of {plan.dense.width}, {plan.dense.vocabulary:,} tokens"),
-        ("parameters, dense", show_count(known["dense"])),
-        ("parameters, sparse", sparse),
-        ("parameters, bigram", f"{show_count(known['bigram'])} ({plan.bigram})"),
-        ("parameters, bridges", f"{show_count(known['bridges'])} at {plan.sites} sites"),
-        *((f"memory, {part}", show_bytes(size)) for part, size in plan.memory(rows).items()),
-        ("memory in all", show_bytes(plan.needed(rows))),
-    ]
-    if memory is not None:
-        found.append(("memory at hand", show_bytes(memory)))
-    found.append(("sequences a pass", f"{rows} of {optim.batch}"))
-    found.append(("training", f"{optim.steps:,} steps of {optim.batch * optim.context:,} tokens, {show_count(plan.tokens)} in all"))
-    if speed is not None:
-        seconds = plan.seconds(speed)
-        found.append(("time", f"about {show_seconds(seconds * optim.steps)}, {seconds:.2g} s a step"))
-    return found
-
-
-def to_json(plan: Plan, memory: int | None = None, speed: Speed | None = None) -> dict[str, Any]:
-    """The same as numbers: bytes, seconds, floating-point operations."""
-    rows = _pass_of(plan, memory)
-    return {
-        "layers": plan.dense.layers,
-        "vocabulary": plan.dense.vocabulary,
-        "sites": plan.sites,
-        "bigram": plan.bigram,
-        "parameters": plan.parameters,
-        "micro_batch": rows,
-        "memory": plan.memory(rows),
-        "memory_needed": plan.needed(rows),
-        "memory_at_hand": memory,
-        "flops_a_step": plan.flops,
-        "seconds_a_step": None if speed is None else plan.seconds(speed),
-        "seconds": None if speed is None else plan.seconds(speed) * plan.spec.optim.steps,
-        "steps": plan.spec.optim.steps,
-        "tokens": plan.tokens,
-    }
-
-
-def line(plan: Plan, memory: int | None = None, speed: Speed | None = None) -> str:
-    """One line for a job's notes."""
-    rows, known, steps = _pass_of(plan, memory), plan.parameters, plan.spec.optim.steps
-    sizes = f"{show_count(known['sparse'] + known['bigram'])} sparse + {show_count(known['dense'])} dense + {show_count(known['bridges'])}"
-    time = "" if speed is None else f", about {show_seconds(plan.seconds(speed) * steps)}"
-    return (
-        f"{plan.dense.layers} layers, {plan.dense.vocabulary:,} tokens: {sizes} bridge parameters; "
-        f"{show_bytes(plan.needed(rows))} with {rows} sequence{'s' * (rows > 1)} a pass{time} for {steps:,} steps"
-    )
-
-
-def _pass_of(plan: Plan, memory: int | None) -> int:
-    """Sequences a pass, as the training would choose them."""
-    optim = plan.spec.optim
-    return min(optim.micro_batch or optim.batch, optim.batch) if memory is None else max(1, fitting(plan, memory))
-
-
-def show_count(number: float) -> str:
-    """'254 M'."""
-    for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {name}" if number < 100 * size else f"{number / size:.0f} {name}"
-    return f"{number:.0f}"
-
-
-def show_bytes(number: float) -> str:
-    """'9.8 GB'."""
-    return f"{show_count(number)}B".replace("kB", "kB") if number >= 1e3 else f"{number:.0f} B"
-
-
-def show_seconds(seconds: float) -> str:
-    """'3 h 20 min'."""
-    whole = max(1, round(seconds))
-    for size, name, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size:,} {name} {whole % size // smaller} {part}"
-    return f"{whole} s"

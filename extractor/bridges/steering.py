@@ -97,8 +97,8 @@ def steering_report(
     example                       {prompt, toward, answer, other, before, after}; needs `decode` (token ids to text)
     pairs, prompts                held-out pairs, and how many of their prompts count
     tried                         [[node, probability at strength 1 on select pairs, way], ...], best first
-    together                      the circuit's nodes at the best site, all at once: {site, nodes, width (channels the site has), way, ...} as
-                                  above; None where no site has two
+    together                      the circuit's nodes at the best site, all at once: {site, nodes, width (how many channels the site has),
+                                  way, ...} as above; None where no site has two
     """
     nodes = steerable(pair, circuit_nodes)
     few, many = Steered(pair, select, TRIED_PAIRS), Steered(pair, held_out, MEASURED_PAIRS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,9 +76,10 @@ class BridgeTrainer:
         for group in self.bridges.param_groups:
             group["lr"] = spec.bridge_lr * min(1.0, (index + 1) / max(1, optim.warmup * optim.steps)) * (1 - index / optim.steps)
         self.variance.lerp_(variance_of(spread), 1 - VARIANCE_MEMORY)
-        self.bridges.step()
-        self.sparse.step(index)
-        return {"loss": loss} | dict(zip(TERMS, told.tolist(), strict=True))
+        metrics = {"loss": loss} | dict(zip(TERMS, told.tolist(), strict=True)) | self.sparse.step(index)
+        if math.isfinite(metrics["gradient_rms"]):
+            self.bridges.step()
+        return metrics
 
     @torch.no_grad()
     def _start_variance(self, ids: Tensor) -> None:

@@ -94,10 +94,12 @@ class BridgeSite(nn.Module, BaseTunerLayer):
 
     def decode(self, h: Tensor) -> Tensor:
         """Dense residual (..., D) from sparse residual (..., S)."""
-        name = self.active_adapters[0]
-        out = self.bridge_decoder[name](h)
-        scaling = self.scaling.get(name)
+        out, scaling = self.decode_normalised(h), self.scaling.get(self.active_adapters[0])
         return out if scaling is None else torch.addcmul(scaling.mean, out, scaling.scale)
+
+    def decode_normalised(self, h: Tensor) -> Tensor:
+        """`decode` in the coordinates of `normalised`."""
+        return self.bridge_decoder[self.active_adapters[0]](h)
 
     def normalised(self, h: Tensor) -> Tensor:
         """A dense residual (..., D) in the coordinates that the encoder takes: normalised while bridges are trained, as it is later."""

@@ -14,7 +14,7 @@ NO_BRIDGE = "none: the model is sparse already"
 
 def show_preflight(spec: JobSpec, as_json: bool) -> None:
     """Print the plan as a table or JSON. Raises SpecError where the bridging would not fit, ModelNotFound, BrokenArtifact."""
-    from extractor.bridges import machine, preflight
+    from extractor.bridges import machine, plan_text, preflight
     from extractor.pipeline import stages_of
 
     facts: dict[str, Any] = {"kind": spec.kind, "stages": list(stages_of(spec))}
@@ -29,8 +29,8 @@ def show_preflight(spec: JobSpec, as_json: bool) -> None:
         memory = machine.memory_at_hand()
         preflight.check(found, memory)
         here = (memory, machine.measure_speed(spec.bridge.optim.precision))
-        facts["bridge"] = preflight.to_json(found, *here)
-        rows += preflight.describe(found, *here)
+        facts["bridge"] = plan_text.to_json(found, *here)
+        rows += plan_text.describe(found, *here)
     if spec.train is not None:
         optim = spec.train.optim
         facts["train"] = {"steps": optim.steps, "tokens": optim.steps * optim.batch * optim.context}
