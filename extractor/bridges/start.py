@@ -3,9 +3,9 @@
 Dense residuals have any scale, and in GPT-2 a few channels and the first position are a hundred times larger than the rest. So while
 bridges are trained, a site sees (h - mean) / scale, per channel over training text; afterwards this is folded into its linear maps.
 
-A GPT-2 becomes a sparse GPT of width S >= D exactly: the residual is centred (LayerNorm of a centred vector is RMSNorm), norms' gains and
-biases move into the next matrix, channels, heads and neurons beyond the dense model's read at random and write nothing. AbsTopK keeps all
-channels at first and is annealed with the weights. Encoders start as centring, decoders as its inverse.
+A GPT-2 becomes a sparse GPT of width S >= D exactly (see `basis`): without norms' gains and biases, and turned into the basis in which its
+weights are sparsest. Channels, heads and neurons beyond the dense model's read at random and write nothing. AbsTopK keeps all channels at
+first and is annealed with the weights. Encoders start as centring and turning, decoders as their inverse.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from extractor.bridges.basis import residual_vectors, sparsest_basis, turned, with_sparse_heads, without_norms
 from extractor.bridges.coupled import Coupled
 from extractor.bridges.tuner import Scaling
 from extractor.data.corpus import Corpus
-from extractor.dense.base import BlockWeights, GPTWeights, Norm, residuals
+from extractor.dense.base import GPTWeights, residuals
 from extractor.errors import SpecError
-from extractor.sparse.modeling_sparse_gpt import Block, Site
+from extractor.sparse.modeling_sparse_gpt import Site
 from extractor.sparse.schedule import annealed_fraction
 from extractor.specs import SparsitySpec
 
@@ -53,60 +54,55 @@ def start_from_dense(pair: Coupled) -> None:
     weights, config = pair.dense.weights(), pair.sparse.config
     if weights is None:
         raise SpecError(f"{pair.name} has blocks that a sparse GPT cannot start from; use --init scratch")
-    width = weights.embedding.shape[1]
     neurons = len(weights.blocks[0].fc)
     if config.d_mlp < neurons:
         raise SpecError(f"--init dense needs {neurons} neurons a layer, the spec has {config.d_mlp}; set bridge.model.mlp_ratio higher")
-    _copy_model(pair, weights)
-    padded = torch.eye(config.d_model, width, device=pair.sparse.device)
-    centring = padded - padded @ torch.full((width, width), 1 / width, device=padded.device)
+    plain = without_norms(weights)
+    turn = sparsest_basis(residual_vectors(plain))
+    _copy_model(pair, with_sparse_heads(turned(plain, turn)), weights.unembedding @ weights.final_norm.bias)
+    width = len(turn)
+    into = torch.zeros(config.d_model, width, device=turn.device)
+    into[:width] = turn
     for site in pair.sites:
-        site.set_maps(centring, padded.T)
+        site.set_maps(_centred(into, 1), into.T)
 
 
-def _copy_model(pair: Coupled, weights: GPTWeights) -> None:
-    model, config, width = pair.sparse, pair.sparse.config, weights.embedding.shape[1]
-    ratio = math.sqrt(width / config.d_model)  # the same residual has a smaller RMS where zeros stand beside it
-    _put(model.transformer.wte.weight, _centred(weights.embedding, 1))
+def _copy_model(pair: Coupled, weights: GPTWeights, logits_bias: Tensor) -> None:
+    model, config = pair.sparse, pair.sparse.config
+    ratio = math.sqrt(weights.embedding.shape[1] / config.d_model)  # a residual has a smaller RMS where zeros stand beside it
+    _put(model.transformer.wte.weight, weights.embedding)
     assert model.transformer.wpe is not None  # `couple` gives positions to the partner of a model that has them
-    _put(model.transformer.wpe.weight, _centred(weights.positions[: config.n_ctx], 1))
+    _put(model.transformer.wpe.weight, weights.positions[: config.n_ctx])
     for block, source in zip(model.blocks, weights.blocks, strict=True):
-        _copy_block(block, source, ratio)
-    gain = weights.final_norm.gain * ratio
-    _put(model.lm_head.weight, weights.unembedding * gain)
+        for rows, part in zip(block.attn.c_attn.weight.chunk(3), source.qkv.chunk(3), strict=True):
+            _put_rows(rows, part * ratio)
+        for bias, part in zip(block.attn.c_attn.bias.chunk(3), source.qkv_bias.chunk(3), strict=True):
+            bias[: len(part)] = part
+        _put_rows(block.mlp.c_fc.weight, source.fc * ratio)
+        block.mlp.c_fc.bias[: len(source.fc_bias)] = source.fc_bias
+        for target, weight in (
+            (block.attn.c_proj.weight, source.attn_out),
+            (block.attn.c_proj.bias, source.attn_out_bias),
+            (block.mlp.c_proj.weight, source.proj),
+            (block.mlp.c_proj.bias, source.proj_bias),
+        ):
+            _put(target, weight)
+    _put(model.lm_head.weight, weights.unembedding * ratio)
     for name in model.bigram.tensors:
         if name != "bigram_index":
             model.get_parameter(name).zero_()
     if model.logits_bias is not None:
-        model.logits_bias.copy_(weights.unembedding @ weights.final_norm.bias)
-
-
-def _copy_block(block: Block, source: BlockWeights, ratio: float) -> None:
-    for rows, bias, part, part_bias in zip(
-        block.attn.c_attn.weight.chunk(3), block.attn.c_attn.bias.chunk(3), source.qkv.chunk(3), source.qkv_bias.chunk(3), strict=True
-    ):
-        _put_read(rows, bias, part, part_bias, source.attn_norm, ratio)
-    _put_read(block.mlp.c_fc.weight, block.mlp.c_fc.bias, source.fc, source.fc_bias, source.mlp_norm, ratio)
-    _put_write(block.attn.c_proj, source.attn_out, source.attn_out_bias)
-    _put_write(block.mlp.c_proj, source.proj, source.proj_bias)
-
-
-def _put_read(weight: Tensor, bias: Tensor, source: Tensor, source_bias: Tensor, norm: Norm, ratio: float) -> None:
-    """A matrix after a norm, whose gain and bias go into it; its further rows stay as they were drawn."""
-    weight[: len(source)] = 0
-    weight[: len(source), : source.shape[1]] = source * norm.gain * ratio
-    bias[: len(source)] = source_bias + source @ norm.bias
-
-
-def _put_write(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
-    """A matrix that writes into the residual, centred; further columns write nothing."""
-    _put(layer.weight, _centred(weight, 0))
-    _put(layer.bias, _centred(bias, 0))
+        model.logits_bias.copy_(logits_bias)
 
 
 def _put(target: Tensor, source: Tensor) -> None:
     target.zero_()
     target[tuple(slice(size) for size in source.shape)] = source
+
+
+def _put_rows(target: Tensor, source: Tensor) -> None:
+    """The same, but rows beyond the source's stay as they were drawn: they read, and nothing uses them yet."""
+    _put(target[: len(source)], source)
 
 
 def _centred(x: Tensor, dim: int) -> Tensor:
