@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from worlds import python
 
 from extractor import presets
 from extractor.errors import ExtractorError, ModelNotFound, NotFound, SpecError, TaskNotExpressible, UnknownTask
-from extractor.request import circuit_job, dataset, train_job, train_settings
+from extractor.request import circuit_job, circuit_settings, dataset, train_job, train_settings
 from extractor.specs import CorpusSpec, DatasetSpec, JobSpec, PruneSpec, TrainSpec, parse_job, to_json
 from worker.cli import main
 from worker.cli.view import describe_progress
@@ -277,3 +278,32 @@ def test_a_progress_line_says_loss_speed_and_time_left():
     event = {"step": 120, "total": 1500, "metrics": metrics, "seconds_left": 80.0}
     assert describe_progress(event) == "120/1500  loss 2.31  12,345 tokens/s  1 min 20 s left"
     assert describe_progress({"step": 3, "total": 9, "metrics": {"k": 4}}) == "3/9"
+
+
+def test_a_circuit_job_takes_changes_of_its_bridge_and_its_pruning():
+    spec = circuit_job(
+        "python-tiny", "quote_close", init="scratch", labels="model", changes={"bridge.optim.steps": "5", "prune.steps": "3"}
+    )
+    assert spec.bridge is not None
+    assert spec.prune is not None
+    assert (spec.bridge.init, spec.bridge.optim.steps, spec.prune.steps, spec.labels) == ("scratch", 5, 3, "model")
+    assert circuit_job("python-tiny", "quote_close").bridge.init == "dense"
+    names = [setting.name for setting in circuit_settings()]
+    assert "bridge.sparsity.weight_frac" in names
+    assert "bridge.init" not in names
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"init": "warm"}, "init 'warm' is unknown; choose scratch or dense"),
+        ({"labels": "mine"}, "labels 'mine' is unknown; choose task or model"),
+        ({"changes": {"bridge.init": "dense"}}, "has an option of its own: --init"),
+        ({"changes": {"bridge.optim.stps": "5"}}, "did you mean bridge.optim.steps"),
+        ({"changes": {"optim.steps": "5"}}, "did you mean bridge.optim.steps"),
+        ({"changes": {"bridge.optim.steps": "0"}}, "bridge.optim.steps"),
+    ],
+)
+def test_what_a_circuit_job_cannot_be_asked(wrong: dict, message: str):
+    with pytest.raises(SpecError, match=re.escape(message)):
+        circuit_job("python-tiny", "quote_close", **wrong)
