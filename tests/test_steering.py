@@ -46,7 +46,8 @@ def dense_model():
 
 def exact_pair(model=None, name: str = "tiny"):
     pair = couple(SimpleNamespace(model=model or dense_model(), name=name, facts={"sha256": "0"}), SPEC, 0)
-    start_from_dense(pair)
+    ids = torch.randint(VOCABULARY, (8, 16), generator=torch.Generator().manual_seed(9))
+    start_from_dense(pair, [h.flatten(0, 1) for h in residuals(pair.dense, ids)])
     pair.sparse.eval().requires_grad_(False)
     return pair
 

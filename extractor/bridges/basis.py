@@ -5,12 +5,13 @@ turned              the residual rotated: RMSNorm does not mind, matrices that r
 with_sparse_heads   queries and keys of a head rotated alike, its values and what reads them likewise
 
 A transformer's residual has no axes of its own, and magnitude pruning keeps what lies along axes. So the rotation is chosen that makes
-weights sparsest: the one with the largest sum of fourth powers, found by matching, stretching and projection (Zhai et al. 2020, arXiv
-1906.02435). Ours; the paper trains from scratch. D width, N vectors.
+weights, residuals and values sparsest: the one with the largest sum of fourth powers, found by matching, stretching and projection (Zhai et
+al. 2020, arXiv 1906.02435). Ours; the paper trains from scratch. D width, C channels of a head, N vectors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from extractor.dense.base import BlockWeights, GPTWeights, Norm
 
 ITERATIONS = 100
-MOST_VECTORS = 1 << 15  # of a large vocabulary some stand for all
+MOST_VECTORS = 1 << 15  # of large models some stand for all
 
 
 def without_norms(weights: GPTWeights) -> GPTWeights:
@@ -64,12 +65,14 @@ def turned(weights: GPTWeights, turn: Tensor) -> GPTWeights:
     return replace(weights, blocks=tuple(map(block, weights.blocks)), **outside)
 
 
-def with_sparse_heads(weights: GPTWeights) -> GPTWeights:
-    """The model with every head's queries and keys, and its values, in their sparsest bases."""
-    return replace(weights, blocks=tuple(_sparse_heads(block, weights.d_head) for block in weights.blocks))
+def with_sparse_heads(weights: GPTWeights, residuals: Sequence[Tensor]) -> GPTWeights:
+    """The model with every head's queries and keys, and its values, in their sparsest bases; residuals (N, D): some before each block."""
+    blocks = zip(weights.blocks, residuals, strict=True)
+    return replace(weights, blocks=tuple(_sparse_heads(block, weights.d_head, h) for block, h in blocks))
 
 
-def _sparse_heads(block: BlockWeights, d_head: int) -> BlockWeights:
+def _sparse_heads(block: BlockWeights, d_head: int, h: Tensor) -> BlockWeights:
+    read = h / h.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
     qkv, bias, out = block.qkv.clone(), block.qkv_bias.clone(), block.attn_out.clone()
     queries, keys, values = qkv.chunk(3)
     of_queries, of_keys, of_values = bias.chunk(3)
@@ -78,17 +81,20 @@ def _sparse_heads(block: BlockWeights, d_head: int) -> BlockWeights:
         turn = sparsest_basis(torch.cat([_unit(queries[head].T), _unit(keys[head].T)]))
         for rows, offset in ((queries, of_queries), (keys, of_keys)):
             rows[head], offset[head] = turn @ rows[head], turn @ offset[head]
-        turn = sparsest_basis(torch.cat([_unit(values[head].T), _unit(out[:, head])]))
+        turn = sparsest_basis(torch.cat([_unit(values[head].T), _unit(out[:, head]), _moving(read @ values[head].T)]))
         values[head], of_values[head], out[:, head] = turn @ values[head], turn @ of_values[head], out[:, head] @ turn.T
     return replace(block, qkv=qkv, qkv_bias=bias, attn_out=out)
 
 
-def residual_vectors(weights: GPTWeights) -> Tensor:
-    """All that a model of `without_norms` reads and writes: rows and columns of its matrices as unit vectors (N, D)."""
+def residual_vectors(weights: GPTWeights, residuals: Sequence[Tensor]) -> Tensor:
+    """What a model of `without_norms` reads and writes, rows and columns of its matrices, and its residuals: unit vectors (N, D)."""
     found = [weights.embedding, weights.positions, weights.unembedding]
     for block in weights.blocks:
         found += [block.qkv, block.attn_out.T, block.fc, block.proj.T]
-    return torch.cat([_unit(_some(vectors)) for vectors in found])
+    states = torch.cat([_centred(h, 1) for h in residuals])
+    found.append(states - states.mean(0))
+    every = -(-sum(map(len, found)) // MOST_VECTORS)
+    return torch.cat([_unit(vectors[::every]) for vectors in found])
 
 
 def sparsest_basis(vectors: Tensor) -> Tensor:
@@ -100,8 +106,10 @@ def sparsest_basis(vectors: Tensor) -> Tensor:
     return turn
 
 
-def _some(vectors: Tensor) -> Tensor:
-    return vectors[:: -(-len(vectors) // MOST_VECTORS)]
+def _moving(values: Tensor) -> Tensor:
+    """What of values (N, C) is not their mean, with a mean square length of 1: tokens that say much count for more."""
+    moved = values - values.mean(0)
+    return moved / moved.norm(dim=1).square().mean().sqrt().clamp_min(1e-12)
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -26,19 +26,23 @@ from extractor.sparse.schedule import annealed_fraction
 from extractor.specs import SparsitySpec
 
 MEASURED_TOKENS = 16_384
+SAMPLED_TOKENS = 4096
 MEASURED_ROWS = 8  # sequences a pass
 SMALLEST_SCALE = 1e-2  # of a site's median scale: a channel that hardly varies is not blown up
 _PURPOSE = 1 << 41  # a step number that no training reaches: the text for measuring
 
 
 @torch.no_grad()
-def normalise_sites(pair: Coupled, corpus: Corpus, context: int, seed: int) -> None:
-    """Give every site the mean and the standard deviation of its channels over training text."""
+def normalise_sites(pair: Coupled, corpus: Corpus, context: int, seed: int) -> list[Tensor]:
+    """Give every site the mean and the standard deviation of its channels over training text; returns some residuals of each, (N, D)."""
     device = pair.sparse.device
     rows = max(MEASURED_ROWS, MEASURED_TOKENS // context)
     sums = [torch.zeros(2, pair.dense.width, dtype=torch.float64, device=device) for _ in pair.sites]
+    samples: list[list[Tensor]] = [[] for _ in pair.sites]
     for ids in corpus.batch(seed, _PURPOSE, rows, context).split(MEASURED_ROWS):
-        for total, h in zip(sums, residuals(pair.dense, ids.to(device)), strict=True):
+        for total, sample, h in zip(sums, samples, residuals(pair.dense, ids.to(device)), strict=True):
+            if sum(map(len, sample)) < SAMPLED_TOKENS:
+                sample.append(h.flatten(0, 1))
             h = h.double()
             total += torch.stack([h.sum((0, 1)), h.square().sum((0, 1))])
     for site, total in zip(pair.sites, sums, strict=True):
@@ -46,11 +50,15 @@ def normalise_sites(pair: Coupled, corpus: Corpus, context: int, seed: int) -> N
         scale = (square - mean.square()).clamp_min(0).sqrt()
         scale = scale.clamp_min(SMALLEST_SCALE * float(scale.median())).clamp_min(1e-12)
         site.scaling[site.active_adapters[0]] = Scaling(mean.float(), scale.float())
+    return [torch.cat(sample) for sample in samples]
 
 
 @torch.no_grad()
-def start_from_dense(pair: Coupled) -> None:
-    """Make the sparse model and the bridges compute what the dense model does. Raises SpecError where that cannot be."""
+def start_from_dense(pair: Coupled, samples: list[Tensor]) -> None:
+    """Make the sparse model and the bridges compute what the dense model does. Raises SpecError where that cannot be.
+
+    samples   some residuals of every site, (N, D) each: the axes are chosen such that they are sparse too
+    """
     weights, config = pair.dense.weights(), pair.sparse.config
     if weights is None:
         raise SpecError(f"{pair.name} has blocks that a sparse GPT cannot start from; use --init scratch")
@@ -58,8 +66,9 @@ def start_from_dense(pair: Coupled) -> None:
     if config.d_mlp < neurons:
         raise SpecError(f"--init dense needs {neurons} neurons a layer, the spec has {config.d_mlp}; set bridge.model.mlp_ratio higher")
     plain = without_norms(weights)
-    turn = sparsest_basis(residual_vectors(plain))
-    _copy_model(pair, with_sparse_heads(turned(plain, turn)), weights.unembedding @ weights.final_norm.bias)
+    turn = sparsest_basis(residual_vectors(plain, samples))
+    reads = [_centred(h, 1) @ turn.T for h in samples[:-1:2]]
+    _copy_model(pair, with_sparse_heads(turned(plain, turn), reads), weights.unembedding @ weights.final_norm.bias)
     width = len(turn)
     into = torch.zeros(config.d_model, width, device=turn.device)
     into[:width] = turn

@@ -29,10 +29,10 @@ class BridgeTrainer:
     def __init__(self, dense: DenseModel, spec: BridgeSpec, corpus: Corpus, seed: int, compute: Compute):
         self.spec, self.corpus, self.seed, self.compute = spec, corpus, seed, compute
         self.pair = couple(dense, spec, seed, compute.device)
-        normalise_sites(self.pair, corpus, spec.optim.context, seed)
+        samples = normalise_sites(self.pair, corpus, spec.optim.context, seed)
         self.annealing: ActivationAnnealing | None = None
         if spec.init == "dense":
-            start_from_dense(self.pair)
+            start_from_dense(self.pair, samples)
             self.annealing = ActivationAnnealing(self.pair, spec.sparsity)
         else:
             fill_bigram(self.pair.sparse, corpus, spec.model.bigram_init)
