@@ -35,6 +35,12 @@ def rows(threads: int) -> Iterator[Row]:
     yield Row("main job, all processes' memory, over 2 GB", peak / BYTES, "<= 1.0")
     yield Row("circuit's held-out loss, over the target", result["loss"]["circuit"] / result["target_loss"], "<= 1.0")
     yield Row("circuit's edges, over 200", result["circuit"]["edges"] / 200, "<= 1.0")
+    bridge, steering = result["bridge"], result["steering"]
+    yield Row("share of the dense loss recovered, mean over paths", bridge["recovered"]["mean"], ">= 0.7")
+    yield Row("prompts on which dense and sparse agree", bridge["prompts"]["agreement"], ">= 0.95")
+    yield Row("dense model's probability of the other answer, one node steered", steering["probability"][-1], ">= 0.5")
+    yield Row("the same without steering", steering["probability"][0], "<= 0.05")
+    yield Row("the same, random directions of equal norm, the worst", steering["random_worst"][-1], "<= 0.1")
 
 
 def _run(env: dict[str, str]) -> tuple[float, float, dict]:

@@ -56,7 +56,7 @@ def command(model: str | None, task: str | None, fields: bool, datasets: tuple[s
         show_fields(circuit_settings(options["preset"], options["init"]), options["as_json"])
         return 0
     if not model or not task:
-        raise click.UsageError(f"Missing option '{'--task' if model else '--model'}'.")
+        raise click.MissingParameter(param_hint="'--task'" if model else "'--model'", param_type="option")
     from worker.cli.request import request
 
     same = {name: options.pop(name) for name in ("adapter", "labels", "init", "preset", "target_loss", "seed", "corpus")}

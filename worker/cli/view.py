@@ -198,6 +198,13 @@ def show_paths(facts: dict[str, Any], folder: Path) -> None:
         verdict = "meets" if facts.get("meets_target") else "does not meet"
         size = f"{circuit.get('nodes')} nodes, {circuit.get('edges')} edges"
         click.echo(f"circuit: {size}; {verdict} the target loss {facts.get('target_loss')} on {facts.get('held_out_pairs')} held-out pairs")
+    recovered, steering = (facts.get("bridge") or {}).get("recovered"), facts.get("steering")
+    if recovered:
+        click.echo(f"twin: carries {recovered['mean']:.0%} of what the dense model knows beyond bigrams, mean over all crossings")
+    if steering:
+        moved = "{:.1%} to {:.1%}".format(steering["probability"][0], steering["probability"][-1])
+        worst = f"{steering['random_worst'][-1]:.1%}"
+        click.echo(f"steering: {steering['node']} moves the dense model's other answer from {moved}; random directions to {worst} at most")
     for name, path in facts.get("paths", {}).items():
         click.echo(f"{name}: {path}")
     click.echo(f"result: {folder}")
