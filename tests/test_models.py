@@ -67,7 +67,8 @@ def test_a_sparse_model_is_known_as_one(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "reference", ["/nowhere/at/all", "./nowhere", "~/nowhere", "~nobody-here/x", "a" * 5000 + "!", "", "a b", "a/b/c", "../x", "-rf"]
+    "reference",
+    ["/nowhere/at/all", "./nowhere", "~/nowhere", "~nobody-here/x", "a" * 5000 + "!", "", "a b", "a/b/c", "../no-such-folder", "-rf"],
 )
 def test_a_reference_that_leads_nowhere_is_not_found(reference: str):
     assert "not found" in refused(resolve, reference, ModelNotFound)

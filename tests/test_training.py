@@ -12,6 +12,7 @@ from worlds import VOCABULARY, environment, random_gpt2, stop_after
 
 from extractor.bridges.train import train_bridges
 from extractor.bridges.tuner import site_parameters
+from extractor.dense.load import DenseModel
 from extractor.dense.train import new_gpt2, train_gpt2
 from extractor.errors import BrokenArtifact, TrainingDiverged
 from extractor.progress import Progress, Stopped
@@ -38,9 +39,8 @@ def dense(corpus, env) -> dict[str, torch.Tensor]:
 
 def bridges(corpus, env) -> dict[str, torch.Tensor]:
     spec = BridgeSpec(model=SHAPE, optim=OPTIM, sparsity=SPARSITY)
-    bridged = train_bridges(random_gpt2(n_layer=1), spec, corpus, 0, "tiny", env)
-    found = dict(bridged.sparse.state_dict())
-    return found | {str(i): p.detach() for i, p in enumerate(site_parameters(bridged.pair.sites))}
+    pair = train_bridges(DenseModel(random_gpt2(n_layer=1).requires_grad_(False), "tiny", {}), spec, corpus, 0, env)
+    return dict(pair.sparse.state_dict()) | {str(i): p.detach() for i, p in enumerate(site_parameters(pair.sites))}
 
 
 @pytest.mark.parametrize("train", [sparse, dense, bridges])
