@@ -23,7 +23,7 @@ from extractor.compute import pick_device
 from extractor.data.corpus import Corpus
 from extractor.data.tokenizer import load_tokenizer
 from extractor.describe import describe_nodes
-from extractor.errors import TaskNotExpressible
+from extractor.errors import NotFound, TaskNotExpressible
 from extractor.masks import learn_ranking
 from extractor.models import inspect_folder
 from extractor.objective import Expression, TaskBatch
@@ -74,8 +74,11 @@ class Subject:
 
     @cached_property
     def pair(self) -> Coupled | None:
-        """The model with the dense one it was bridged to; None where there is none. Its sparse half is another copy of the model."""
-        return open_twin(self.folder, self.dense)
+        """The model with the dense one it was bridged to; None where there is none, or it is no longer to be had."""
+        try:
+            return open_twin(self.folder, self.dense, self.model)
+        except NotFound:
+            return None
 
     @cached_property
     def means(self) -> dict[str, torch.Tensor]:

@@ -152,6 +152,17 @@ class BridgeSpec(Spec):
     own_share: Fraction = 1.0  # of positions at which the sparse model's own loss and KL are scored, drawn anew each step
     kl_plain_coef: float = Field(1.0, ge=0)  # KL(dense || sparse), a fourth term
 
+    def shape_beside(self, width: int, d_head: int, has_positions: bool) -> SparseModelSpec:
+        """The shape of a dense model's partner: `model`, but for what it must share with that model.
+
+        A table of positions is as long as the training's contexts: later rows would stay as they were drawn.
+        """
+        shape, positions = self.model, has_positions and not self.model.d_pos_emb
+        shared: dict = {"added_positions": positions, "n_ctx": self.optim.context if positions else shape.n_ctx}
+        if self.init == "dense":
+            shared |= {"sinks": False, "d_head": d_head, "d_model": max(shape.d_model, width)}
+        return shape.model_copy(update=shared)
+
 
 class PruneSpec(Spec):
     """Learned node masks, then the smallest k (Sec. 2.2, App. A.5)."""

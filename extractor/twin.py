@@ -1,7 +1,7 @@
 """The sparse model of a circuit job: a copy of the one given, or the twin of a dense model, made by bridging.
 
 What lies in model/ of the result besides the sparse model, where a dense one was given: bridges/ (the PEFT adapter), dense.json (which
-model it was, by references and digests, and the text it was bridged on) and faithfulness.json.
+model it was, by references and digests) and faithfulness.json.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from extractor.bridges.coupled import Coupled
     from extractor.dense.load import DenseModel
     from extractor.pipeline import Job
+    from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
     from extractor.specs import BridgeSpec
 
 DENSE_JSON = "dense.json"
@@ -46,7 +47,9 @@ class Source:
         """The job's text in this model's tokens; where none was asked for, the kind that the model knows."""
         spec = job.spec.corpus
         if spec.sources == AUTO:
-            nature = nature_of(self.dense.model, self.tokenizer) if self.dense else "code"
+            from extractor.dense.load import load_model
+
+            nature = nature_of(self.dense.model if self.dense else load_model(self.folder), self.tokenizer)
             spec = spec.model_copy(update={"sources": default_sources(nature)})
             if nature == "text":
                 job.progress.note(
@@ -76,8 +79,8 @@ def leave_twin(job: Job, source: Source, corpus: Corpus) -> None:
 
     spec = job.spec.bridge
     assert spec is not None
-    warn_of_unknown_text(job, source.dense, corpus)
     spec = fitted(job, source.dense, spec)
+    warn_of_unknown_text(job, source.dense, corpus)
     pair = train_bridges(source.dense, spec, corpus, job.spec.seed, job.loop("bridge"))
     found = faithfulness(pair, corpus, spec.optim.context, job.spec.seed, FAITHFULNESS_ROWS)
     with artifacts.new_folder(target) as folder:
@@ -85,6 +88,7 @@ def leave_twin(job: Job, source: Source, corpus: Corpus) -> None:
         copy_tokenizer(source.folder.path, folder)
         artifacts.write_json(folder / DENSE_JSON, source.dense.facts)
         artifacts.write_json(folder / FAITHFULNESS_JSON, found)
+    pair.adapter.unload()  # what is found from here on is found with the files
 
 
 def fitted(job: Job, dense: DenseModel, spec: BridgeSpec) -> BridgeSpec:
@@ -116,20 +120,16 @@ def warn_of_unknown_text(job: Job, dense: DenseModel, corpus: Corpus) -> None:
         )
 
 
-def open_twin(folder: Path, dense: DenseModel | None = None) -> Coupled | None:
-    """The pair whose sparse half is `folder`; None where there are no bridges, or the dense model is no longer to be had.
+def open_twin(folder: Path, dense: DenseModel | None = None, sparse: SparseGPTForCausalLM | None = None) -> Coupled:
+    """The pair whose sparse half is `folder`. Raises NotFound where there are no bridges, or the dense model is no longer to be had.
 
-    dense   the dense half, where it is open already
+    dense, sparse   the halves, where they are open already
     """
     from extractor.bridges.coupled import open_coupled
 
-    facts = folder / DENSE_JSON
-    if not facts.is_file():
-        return None
     if dense is None:
-        known = artifacts.read_json(facts)
-        try:
-            dense = open_dense(known["model"], known["adapter"])
-        except NotFound:
-            return None
-    return open_coupled(folder, dense)
+        if not (folder / DENSE_JSON).is_file():
+            raise NotFound(f"model {folder} has no bridges: it was not made from a dense model")
+        known = artifacts.read_json(folder / DENSE_JSON)
+        dense = open_dense(known["model"], known["adapter"])
+    return open_coupled(folder, dense, sparse)

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional
-from worlds import VOCABULARY, environment, random_gpt2, stop_after, tiny_bridge, tiny_pair
+from worlds import VOCABULARY, environment, paths, random_gpt2, stop_after, tiny_bridge, tiny_pair
 
 from extractor.bridges import fused
 from extractor.bridges.basis import sparsest_basis, with_sparse_heads, without_norms
 from extractor.bridges.coupled import Coupled, couple
 from extractor.bridges.crossing import Crossing
 from extractor.bridges.fused import Target, in_chunks
-from extractor.bridges.losses import TERMS, bridge_loss, moments, path_logits, sparse_residuals, variance_of
+from extractor.bridges.losses import TERMS, bridge_loss, moments, sparse_residuals, variance_of
 from extractor.bridges.start import ActivationAnnealing, normalise_sites, start_from_dense
 from extractor.bridges.train import BridgeTrainer, train_bridges
 from extractor.bridges.tuner import site_parameters
@@ -151,7 +151,7 @@ def test_fewer_sequences_than_sites_visit_some_sites_with_more_weight():
 def exact_paths(pair: Coupled, ids: torch.Tensor) -> tuple[list[float], list[float]]:
     with torch.no_grad():
         target = Target.of(pair.dense.unembed(residuals(pair.dense, ids)[-1]))
-        found = [(target.kl(s).mean().item(), target.kl(d).mean().item()) for s, d in path_logits(pair, ids)]
+        found = [(target.kl(s).mean().item(), target.kl(d).mean().item()) for s, d in paths(pair, ids)]
     return [s for s, _ in found], [d for _, d in found]
 
 
@@ -304,7 +304,7 @@ def test_a_start_from_the_dense_weights_is_exact(corpus, width: int, normalised:
     with torch.no_grad():
         wanted = dense.model(input_ids=ids).logits
         assert torch.allclose(pair.sparse(input_ids=ids).logits, wanted, atol=2e-3)
-        for to_sparse, to_dense in path_logits(pair, ids):
+        for to_sparse, to_dense in paths(pair, ids):
             assert torch.allclose(to_sparse, wanted, atol=5e-3)
             assert torch.allclose(to_dense, wanted, atol=5e-3)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from worlds import VOCABULARY, python, random_gpt2, tiny_bridge, tiny_pair
+from worlds import VOCABULARY, paths, python, random_gpt2, tiny_bridge, tiny_pair
 
 from extractor.bridges.coupled import Coupled, couple, open_coupled
 from extractor.bridges.tuner import BridgeSite, Scaling, bridge_sites, site_parameters
@@ -158,12 +158,10 @@ with torch.no_grad():
 
 
 def test_saved_halves_open_in_a_fresh_process_with_bit_equal_hybrid_logits(pair: Coupled, tmp_path: Path):
-    from extractor.bridges.losses import path_logits
-
     random_gpt2().save_pretrained(tmp_path / "dense")
     pair.save(tmp_path / "model")
     ids = tokens()
-    to_sparse, to_dense = zip(*path_logits(pair, ids), strict=True)
+    to_sparse, to_dense = zip(*paths(pair, ids), strict=True)
     torch.save({"ids": ids, "to_sparse": list(to_sparse), "to_dense": list(to_dense)}, tmp_path / "expected.pt")
     out = python(FRESH, str(tmp_path), env={"HF_HUB_OFFLINE": "1"})
     assert out.split() == ["True"] * (2 * SITES)

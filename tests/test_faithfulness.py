@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from worlds import CORPUS, VOCABULARY, tiny_pair
+from worlds import CORPUS, VOCABULARY, paths, tiny_pair
 
 from extractor.ablation import measure_means
 from extractor.bridges import faithfulness as measured
 from extractor.bridges.coupled import Coupled, couple
 from extractor.bridges.faithfulness import bigram_loss, circuit_through_bridges, dense_margins, faithfulness, prompt_agreement
-from extractor.bridges.losses import path_logits, sparse_residuals
+from extractor.bridges.losses import sparse_residuals
 from extractor.bridges.start import start_from_dense
 from extractor.data.corpus import Corpus, build_corpus
 from extractor.data.tokenizer import load_tokenizer
@@ -127,7 +127,7 @@ def test_losses_and_divergences_are_those_of_all_logits_at_once(pair: Coupled, c
     ids = corpus.held_out_batch(3, ROWS, CONTEXT)
     with torch.no_grad():
         dense, sparse = pair.dense.unembed(residuals(pair.dense, ids)[-1]), pair.sparse(input_ids=ids).logits
-        paths = list(path_logits(pair, ids))
+        crossed = paths(pair, ids)
 
     def loss(logits: Tensor) -> float:
         return functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
@@ -142,8 +142,8 @@ def test_losses_and_divergences_are_those_of_all_logits_at_once(pair: Coupled, c
     assert told["kl_dense_to_sparse"] == pytest.approx(kl(sparse), **close)
     assert told["agreement"] == pytest.approx((dense.argmax(-1) == sparse.argmax(-1)).double().mean().item(), abs=1e-6)
     for way, key in enumerate(("to_sparse", "to_dense")):
-        assert told["path_loss"][key] == pytest.approx([loss(both[way]) for both in paths], **close)
-        assert told["path_kl"][key] == pytest.approx([kl(both[way]) for both in paths], **close)
+        assert told["path_loss"][key] == pytest.approx([loss(both[way]) for both in crossed], **close)
+        assert told["path_kl"][key] == pytest.approx([kl(both[way]) for both in crossed], **close)
     assert len({*told["path_kl"]["to_sparse"], *told["path_kl"]["to_dense"]}) == 2 * SITES
     assert told["held_out_tokens"] == ROWS * CONTEXT
 
@@ -243,7 +243,7 @@ def test_a_circuit_of_all_nodes_is_the_path_from_sparse_to_dense(pair: Coupled, 
 
 
 def _crossings(pair: Coupled, ids: Tensor) -> list[Tensor]:
-    return [margin(to_dense) for _, to_dense in path_logits(pair, ids)]
+    return [margin(to_dense) for _, to_dense in paths(pair, ids)]
 
 
 @torch.no_grad()

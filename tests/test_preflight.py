@@ -131,7 +131,7 @@ def test_what_fits_is_not_refused():
         (GPT2, WIDE, 5 * GB, r"--set bridge.model.d_model=\d+ would fit"),
         (GPT2 | {"vocab_size": 8000, "n_embd": 64, "n_layer": 2}, spec(), 2 * GB, "--set bridge.model.bigram=none would fit"),
         (
-            GPT2 | {"vocab_size": 1000, "n_embd": 64, "n_head": 4, "n_layer": 8},
+            GPT2 | {"vocab_size": 1000, "n_embd": 64, "n_head": 4, "n_layer": 8, "n_positions": 4096},
             spec(n_ctx=4096, bigram="none").model_copy(update={"init": "dense", "optim": OptimSpec(context=4096)}),
             400_000_000,
             r"--set bridge.optim.context=\d+ would fit",
@@ -148,6 +148,11 @@ def test_what_does_not_fit_is_refused_with_a_flag_that_makes_it_fit(config: dict
     assert "at hand" in text
     name, _, value = text.partition("--set bridge.")[2].split()[0].partition("=")
     check(plan_with(found, {name: value}), memory)
+
+
+def test_more_tokens_than_the_dense_model_has_positions_are_refused_with_the_flag():
+    with pytest.raises(SpecError, match=r"has positions for 1024; --set bridge.optim.context=1024"):
+        plan(GPT2, WIDE.model_copy(update={"optim": OptimSpec(context=4096)}))
 
 
 def test_where_nothing_helps_that_is_said():

@@ -294,6 +294,7 @@ def result(tokenizer, batches, tmp_path_factory: pytest.TempPathFactory) -> Path
     artifacts.write_json(place / "result.json", {})
     artifacts.write_tensors(place / "held_out.safetensors", {n: getattr(held_out, n) for n in ("ids", "last", "correct", "wrong")})
     artifacts.write_json(folder / "spec.json", {"model": str(dense), "adapter": None})
+    artifacts.write_json(folder / "model" / "dense.json", {"model": str(dense), "adapter": None})
     artifacts.write_manifest(folder)
     return folder
 

@@ -97,6 +97,17 @@ def tiny_pair(spec=None, dense=None):
     return found
 
 
+def paths(pair, ids):
+    """Per site the exact logits of both single-crossing paths: [(dense then sparse, sparse then dense), ...]."""
+    from extractor.bridges.faithfulness import path_logits
+    from extractor.bridges.losses import sparse_residuals
+    from extractor.dense.base import residuals
+
+    with torch.no_grad():
+        found = list(path_logits(pair, ids, residuals(pair.dense, ids), sparse_residuals(pair, ids)))
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
 @pytest.fixture
 def gpt2():
     """A fresh tiny GPT-2: two layers, width 32, the shared vocabulary."""

@@ -28,8 +28,8 @@ def without_norms(weights: GPTWeights) -> GPTWeights:
     plain = Norm(torch.ones_like(weights.final_norm.gain), torch.zeros_like(weights.final_norm.bias))
     return replace(
         weights,
-        embedding=_centred(weights.embedding, 1),
-        positions=_centred(weights.positions, 1),
+        embedding=centred(weights.embedding, 1),
+        positions=centred(weights.positions, 1),
         unembedding=weights.unembedding * weights.final_norm.gain,
         final_norm=plain,
         blocks=tuple(_block_without_norms(block, plain) for block in weights.blocks),
@@ -43,12 +43,12 @@ def _block_without_norms(block: BlockWeights, plain: Norm) -> BlockWeights:
         mlp_norm=plain,
         qkv=block.qkv * block.attn_norm.gain,
         qkv_bias=block.qkv_bias + block.qkv @ block.attn_norm.bias,
-        attn_out=_centred(block.attn_out, 0),
-        attn_out_bias=_centred(block.attn_out_bias, 0),
+        attn_out=centred(block.attn_out, 0),
+        attn_out_bias=centred(block.attn_out_bias, 0),
         fc=block.fc * block.mlp_norm.gain,
         fc_bias=block.fc_bias + block.fc @ block.mlp_norm.bias,
-        proj=_centred(block.proj, 0),
-        proj_bias=_centred(block.proj_bias, 0),
+        proj=centred(block.proj, 0),
+        proj_bias=centred(block.proj_bias, 0),
     )
 
 
@@ -91,7 +91,7 @@ def residual_vectors(weights: GPTWeights, residuals: Sequence[Tensor]) -> Tensor
     found = [weights.embedding, weights.positions, weights.unembedding]
     for block in weights.blocks:
         found += [block.qkv, block.attn_out.T, block.fc, block.proj.T]
-    states = torch.cat([_centred(h, 1) for h in residuals])
+    states = torch.cat([centred(h, 1) for h in residuals])
     found.append(states - states.mean(0))
     every = -(-sum(map(len, found)) // MOST_VECTORS)
     return torch.cat([_unit(vectors[::every]) for vectors in found])
@@ -116,5 +116,6 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
-def _centred(x: Tensor, dim: int) -> Tensor:
+def centred(x: Tensor, dim: int) -> Tensor:
+    """x less its mean along an axis."""
     return x - x.mean(dim, keepdim=True)

@@ -16,7 +16,7 @@ from extractor.dense.base import DenseSublayers, wrap_dense
 from extractor.errors import BrokenArtifact, NotFound
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 from extractor.sparse.train import new_sparse_gpt
-from extractor.specs import BridgeSpec, SparseModelSpec
+from extractor.specs import BridgeSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,7 +59,8 @@ def couple(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.device 
 
     device = device or pick_device()
     sublayers = wrap_dense(dense.model.to(device))  # type: ignore[arg-type]
-    shape = sparse_shape(sublayers, spec)
+    weights = sublayers.weights() if spec.init == "dense" else None
+    shape = spec.shape_beside(sublayers.width, weights.d_head if weights else spec.model.d_head, sublayers.has_positions)
     vocabulary, from_dense = dense.model.config.vocab_size, spec.init == "dense"
     sparse = new_sparse_gpt(shape, sublayers.n_sublayers // 2, vocabulary, seed, logits_bias=from_dense).to(device)  # type: ignore[arg-type]
     base, _, revision = str(dense.facts.get("model", dense.name)).partition("@")
@@ -76,20 +77,11 @@ def couple(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.device 
     return Coupled(sublayers, sparse, bridge_sites(adapter), adapter, dense.name, dense.facts)
 
 
-def sparse_shape(dense: DenseSublayers, spec: BridgeSpec) -> SparseModelSpec:
-    """The shape of the dense model's partner: what the spec says, but for what it must share with the dense model."""
-    shape = spec.model
-    positions = dense.has_positions and not shape.d_pos_emb
-    forced: dict = {"added_positions": positions, "n_ctx": spec.optim.context if positions else shape.n_ctx}
-    if spec.init == "dense":
-        weights = dense.weights()
-        d_head = weights.d_head if weights else shape.d_head
-        forced |= {"sinks": False, "d_head": d_head, "d_model": max(shape.d_model, dense.width)}
-    return shape.model_copy(update=forced)
+def open_coupled(folder: Path, dense: DenseModel, sparse: SparseGPTForCausalLM | None = None) -> Coupled:
+    """What `Coupled.save` left in `folder`, on the device, frozen. Raises NotFound where there are no bridges, BrokenArtifact.
 
-
-def open_coupled(folder: Path, dense: DenseModel) -> Coupled:
-    """What `Coupled.save` left in `folder`, on the device, frozen. Raises NotFound where there are no bridges, BrokenArtifact."""
+    sparse   the sparse model of that folder, where it is open already
+    """
     from peft import PeftModel
 
     from extractor.dense.load import load_model
@@ -98,7 +90,8 @@ def open_coupled(folder: Path, dense: DenseModel) -> Coupled:
     if not (folder / FOLDER / "adapter_config.json").is_file():
         raise NotFound(f"model {folder} has no bridges: it was not made from a dense model")
     device = pick_device()
-    sparse = load_model(inspect_folder(folder)).to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    if sparse is None:
+        sparse = load_model(inspect_folder(folder)).to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
     try:
         adapter = PeftModel.from_pretrained(dense.model.to(device), str(folder), subfolder=FOLDER)  # type: ignore[arg-type]
     except (RuntimeError, ValueError, KeyError) as error:

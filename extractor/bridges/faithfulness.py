@@ -82,21 +82,21 @@ def _chunk(pair: Coupled, ids: Tensor) -> list[Tensor]:
     agreeing = (logits.argmax(-1) == likeliest).sum().double()
     scores.append(_scores(target, logits, ids))
     del logits
-    scores += [_scores(target, logits, ids) for logits in _paths(pair, ids, dense_h, sparse_h)]
+    scores += [_scores(target, logits, ids) for logits in path_logits(pair, ids, dense_h, sparse_h)]
     at_sites = list(zip(pair.sites, dense_h, sparse_h, strict=True))
     encoder = torch.stack([_moments(site.encode(d), s) for site, d, s in at_sites])
     decoder = torch.stack([_moments(site.decode(s), d) for site, d, s in at_sites])
     return [torch.stack(scores), agreeing, encoder, decoder]
 
 
-def _paths(pair: Coupled, ids: Tensor, dense_h: list[Tensor], sparse_h: list[Tensor]) -> Iterator[Tensor]:
-    """The logits of both paths of every site in turn, never two at once."""
+def path_logits(pair: Coupled, ids: Tensor, dense_h: list[Tensor], sparse_h: list[Tensor]) -> Iterator[Tensor]:
+    """The exact logits (B, T, V) of both paths of every site in turn, dense then sparse first, never two at once.
+
+    dense_h, sparse_h   both models' own residuals of ids (B, T)
+    """
     sparse_context, dense_context = pair.sparse.context(ids.shape[1]), pair.dense.context(ids)
     for start, site in enumerate(pair.sites):
-        h = site.encode(dense_h[start])
-        for index in range(start, pair.sparse.n_sublayers):
-            h = pair.sparse.sublayer(index, h, sparse_context)
-        yield pair.sparse.unembed(h, ids)
+        yield pair.sparse.unembed(tail(pair.sparse, start, site.encode(dense_h[start]), sparse_context), ids)
         yield pair.dense.unembed(tail(pair.dense, start, site.decode(sparse_h[start]), dense_context))
 
 

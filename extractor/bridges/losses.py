@@ -22,7 +22,7 @@ from torch.nn import functional
 from extractor.bridges.coupled import Coupled
 from extractor.bridges.crossing import Crossing
 from extractor.bridges.fused import LOGITS_AT_ONCE, Target, in_chunks
-from extractor.dense.base import residuals, tail
+from extractor.dense.base import residuals
 from extractor.specs import BridgeSpec
 
 TERMS = ("ce", "nmse_encoder", "nmse_decoder", "kl_to_sparse", "kl_to_dense", "kl_plain")
@@ -40,10 +40,9 @@ def bridge_loss(pair: Coupled, ids: Tensor, crossing: Crossing, variance: Tensor
         dense_h = residuals(pair.dense, ids)
     own, to_sparse = _sparse_pass(pair, ids, dense_h, crossing)
     to_dense = _dense_pass(pair, ids, own, crossing)
-    encoder = torch.stack([_error(s.encode(d), h.detach()) for s, d, h in zip(pair.sites, dense_h, own, strict=True)]) / variance.clamp_min(
-        1e-12
-    )
-    decoder = torch.stack([_error(s.decode_normalised(h), s.normalised(d)) for s, d, h in zip(pair.sites, dense_h, own, strict=True)])
+    at_sites = list(zip(pair.sites, dense_h, own, strict=True))
+    encoder = torch.stack([_error(site.encode(d), h.detach()) for site, d, h in at_sites]) / variance.clamp_min(1e-12)
+    decoder = torch.stack([_error(site.decode_normalised(h), site.normalised(d)) for site, d, h in at_sites])
     heads, told = _own_head(pair, ids, own[-1], dense_h[-1], crossing, spec)
     paths, crossed = _crossing_head(pair, ids, to_sparse, to_dense, dense_h[-1], crossing, spec)
     loss = heads + per_site * (paths + spec.nmse_coef * (encoder.sum() + decoder.sum()))
@@ -142,20 +141,6 @@ def _crossing_head(
 
     streams = [to_sparse[:, at], to_dense[:, at], dense_h[order][:, at], ids[order][:, at]]
     return in_chunks(body, [*(s.flatten(0, 1) for s in streams), weights], _head_parameters(pair), _chunk(pair))
-
-
-@torch.no_grad()
-def path_logits(pair: Coupled, ids: Tensor):
-    """Generator over sites of the exact logits (B, T, V) of both paths that cross there: (dense then sparse, sparse then dense)."""
-    dense_h = residuals(pair.dense, ids)
-    sparse_h = sparse_residuals(pair, ids)
-    sparse_context, dense_context = pair.sparse.context(ids.shape[1]), pair.dense.context(ids)
-    for start, site in enumerate(pair.sites):
-        h = site.encode(dense_h[start])
-        for index in range(start, pair.sparse.n_sublayers):
-            h = pair.sparse.sublayer(index, h, sparse_context)
-        to_sparse = pair.sparse.unembed(h, ids)
-        yield to_sparse, pair.dense.unembed(tail(pair.dense, start, site.decode(sparse_h[start]), dense_context))
 
 
 def sparse_residuals(pair: Coupled, ids: Tensor) -> list[Tensor]:

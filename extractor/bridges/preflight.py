@@ -190,11 +190,14 @@ def plan(config: Mapping[str, Any], spec: BridgeSpec) -> Plan:
     """The plan of bridging the model with this config.json. Raises SpecError where the config does not say enough."""
     dense = DenseShape.of(config)
     shape = spec.model
-    forced: dict[str, Any] = {"n_layer": dense.layers, "added_positions": bool(dense.positions) and not shape.d_pos_emb}
-    if spec.init == "dense":
-        forced |= {"sinks": False, "d_head": dense.width // dense.heads, "d_model": max(shape.d_model, dense.width)}
+    if dense.positions and spec.optim.context > dense.positions:
+        raise SpecError(
+            f"bridging would read {spec.optim.context} tokens at once, the dense model has positions for {dense.positions}; "
+            f"--set bridge.optim.context={dense.positions}"
+        )
+    partner = spec.shape_beside(dense.width, dense.width // dense.heads, bool(dense.positions))
     kind = "counts" if shape.bigram == "dense" and dense.vocabulary > MAX_BIGRAM_VOCABULARY else shape.bigram
-    real = spec.model_copy(update={"model": shape.model_copy(update=forced)})
+    real = spec.model_copy(update={"model": partner.model_copy(update={"n_layer": dense.layers})})
     parameters = _parameters(dense, real, kind)
     return Plan(config, spec, real, dense, kind, parameters, _flops(dense, real, parameters))
 

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from extractor.bridges.basis import residual_vectors, sparsest_basis, turned, with_sparse_heads, without_norms
+from extractor.bridges.basis import centred, residual_vectors, sparsest_basis, turned, with_sparse_heads, without_norms
 from extractor.bridges.coupled import Coupled
 from extractor.bridges.tuner import Scaling
 from extractor.data.corpus import Corpus
@@ -67,13 +67,13 @@ def start_from_dense(pair: Coupled, samples: list[Tensor]) -> None:
         raise SpecError(f"--init dense needs {neurons} neurons a layer, the spec has {config.d_mlp}; set bridge.model.mlp_ratio higher")
     plain = without_norms(weights)
     turn = sparsest_basis(residual_vectors(plain, samples))
-    reads = [_centred(h, 1) @ turn.T for h in samples[:-1:2]]
+    reads = [centred(h, 1) @ turn.T for h in samples[:-1:2]]
     _copy_model(pair, with_sparse_heads(turned(plain, turn), reads), weights.unembedding @ weights.final_norm.bias)
     width = len(turn)
     into = torch.zeros(config.d_model, width, device=turn.device)
     into[:width] = turn
     for site in pair.sites:
-        site.set_maps(_centred(into, 1), into.T)
+        site.set_maps(centred(into, 1), into.T)
 
 
 def _copy_model(pair: Coupled, weights: GPTWeights, logits_bias: Tensor) -> None:
@@ -112,10 +112,6 @@ def _put(target: Tensor, source: Tensor) -> None:
 def _put_rows(target: Tensor, source: Tensor) -> None:
     """The same, but rows beyond the source's stay as they were drawn: they read, and nothing uses them yet."""
     _put(target[: len(source)], source)
-
-
-def _centred(x: Tensor, dim: int) -> Tensor:
-    return x - x.mean(dim, keepdim=True)
 
 
 class ActivationAnnealing:

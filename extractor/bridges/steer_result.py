@@ -32,18 +32,9 @@ class BridgedResult:
     @cached_property
     def pair(self) -> Coupled:
         """Opened with the dense model that the bridges were made for. Raises what opening a model raises."""
-        from extractor.bridges.coupled import open_coupled
-        from extractor.dense.load import load_dense
-        from extractor.models import open_adapter, open_model
+        from extractor.twin import open_twin
 
-        model, adapter = self._dense()
-        return open_coupled(self.folder / "model", load_dense(open_model(model), open_adapter(adapter) if adapter else None))
-
-    def _dense(self) -> tuple[str, str | None]:
-        """References of the dense model and the adapter on it. A job given a bridged pair names that pair; dense.json tells of its half."""
-        facts = self.folder / "model" / "dense.json"
-        found = artifacts.read_json(facts if facts.is_file() else self.folder / "spec.json")
-        return found["model"], found.get("adapter")
+        return open_twin(self.folder / "model")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

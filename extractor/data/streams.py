@@ -38,7 +38,7 @@ def pin_dataset(spec: DatasetSpec) -> DatasetSpec:
         raise SpecError(f"dataset {spec.name!r} is a file: name its folder, or give a .txt, .py or .jsonl file with --corpus")
     if spec.name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(spec.name):
         raise NotFound(f"dataset {spec.name!r} not found: there is no such folder, and it is no hub id (NAME or OWNER/NAME)")
-    return spec.model_copy(update={"revision": commit_of("dataset", spec.name, spec.revision)})
+    return spec.model_copy(update={"revision": commit_of(spec.name, spec.revision)})
 
 
 def check_dataset(spec: DatasetSpec) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extractor.data.pinning import commit_of, hub_refusal
+from extractor import hub
 from extractor.errors import BrokenArtifact, ModelNotFound, UnsupportedModel
 from extractor.models import BUNDLED, HUB_ID
 
@@ -77,10 +77,10 @@ def resolve_tokenizer(reference: str) -> str:
         path = path / "model" if (path / "model").is_dir() and not (path / "tokenizer.json").is_file() else path
         open_tokenizer(str(path))
         return str(path)
-    name, _, revision = reference.partition("@")
+    name = reference.partition("@")[0]
     if path.exists() or reference.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name):
         raise ModelNotFound(f"tokenizer {reference!r} not found: name a bundled model, the folder of a model, or a hub model")
-    return f"{name}@{commit_of('model', name, revision or None)}"
+    return hub.look(reference).reference
 
 
 def open_tokenizer(reference: str) -> Tokenizer:
@@ -90,7 +90,7 @@ def open_tokenizer(reference: str) -> Tokenizer:
     """
     folder = BUNDLED / reference if (BUNDLED / reference).is_dir() and "/" not in reference else Path(reference)
     if not folder.is_absolute():
-        folder = _download(reference)
+        folder = hub.download(reference, list(TOKENIZER_FILES))
     elif not folder.is_dir():
         raise ModelNotFound(f"tokenizer folder {folder} is not on this machine")
     tokenizer = load_tokenizer(folder)
@@ -102,16 +102,6 @@ def open_tokenizer(reference: str) -> Tokenizer:
     if used != size:
         raise UnsupportedModel(f"tokenizer of {reference!r} has {size} entries but ids up to {used - 1}; choose one without gaps")
     return tokenizer
-
-
-def _download(reference: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = reference.partition("@")
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(TOKENIZER_FILES)))
-    except Exception as error:  # the client raises a wide family; all mean that it is not to be had
-        raise hub_refusal("model", name, revision or None, error) from None
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -30,6 +30,17 @@ PARALLEL = {
 }
 
 
+class Sublayers(Protocol):
+    """What `tail` needs of a model, dense or sparse."""
+
+    @property
+    def n_sublayers(self) -> int:
+        """How many there are."""
+
+    def sublayer(self, index: int, h: Tensor, context: Any) -> Tensor:
+        """Residual index + 1 from residual index, both (B, T, width)."""
+
+
 class DenseSublayers(Protocol):
     """A frozen Hugging Face causal LM as sublayers, by direct calls to its own modules: bit-equal to model(ids, attention_mask=...)."""
 
@@ -136,10 +147,10 @@ def residuals(dense: DenseSublayers, ids: Tensor, attention_mask: Tensor | None 
     return found
 
 
-def tail(dense: DenseSublayers, start: int, h: Tensor, context: Any, stop: int | None = None) -> Tensor:
+def tail(model: Sublayers, start: int, h: Tensor, context: Any, stop: int | None = None) -> Tensor:
     """Residual `stop` (the final one if None) from h, taken as residual `start`."""
-    for index in range(start, dense.n_sublayers if stop is None else stop):
-        h = dense.sublayer(index, h, context)
+    for index in range(start, model.n_sublayers if stop is None else stop):
+        h = model.sublayer(index, h, context)
     return h
 
 
