@@ -52,6 +52,21 @@ def abs_topk_mask(x: Tensor, k: int) -> Tensor:
     return magnitude >= magnitude.topk(min(k, x.shape[-1]), dim=-1).values[..., -1:]
 
 
+@torch.no_grad()
+def kth_magnitude(x: Tensor, k: int) -> Tensor:
+    """The k-th largest magnitude of the last axis, (..., 1); k at most its length."""
+    if x.device.type != "cpu" or x.dtype not in _BITS:
+        return x.abs().topk(k, dim=-1).values[..., -1:]
+    found = torch.empty((*x.shape[:-1], 1), dtype=x.dtype)
+    source, out = _rows(x), found.view(_BITS[x.dtype]).reshape(-1).numpy()
+
+    def work(start: int, stop: int) -> None:
+        out[start:stop] = _thresholds(source[start:stop], k)[1]
+
+    _in_blocks(len(source), x.shape[-1], work)
+    return found
+
+
 @functools.cache
 def _kernel() -> Callable[[Tensor, int], Tensor] | None:
     """The GPU path, tried once; None where Triton is not installed or cannot build a kernel."""
@@ -162,6 +177,12 @@ def _workspace(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
 
 def _mask(source: np.ndarray, k: int) -> np.ndarray:
     """True where a bit pattern's magnitude is at least the k-th largest of its row."""
+    magnitude, threshold = _thresholds(source, k)
+    return magnitude >= threshold[:, None]
+
+
+def _thresholds(source: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Magnitudes as bit patterns, and the k-th largest of every row."""
     rows, width = source.shape
     wide = np.dtype(np.int32) if source.dtype == np.int16 else source.dtype  # not every machine sorts 16-bit integers by SIMD
     low = wide.type(np.iinfo(source.dtype).max)
@@ -172,7 +193,7 @@ def _mask(source: np.ndarray, k: int) -> np.ndarray:
     scratch[:, :width] = magnitude
     scratch[:, width:] = -1  # padding, below every magnitude
     threshold = _kth_largest(scratch, k) if pieces == 1 else _kth_largest_of_pieces(scratch.reshape(rows, pieces, length), k)
-    return magnitude >= threshold[:, None]
+    return magnitude, threshold
 
 
 def _kth_largest(values: np.ndarray, k: int) -> np.ndarray:

@@ -135,14 +135,14 @@ class Block(nn.Module):
 
     def attention(self, h: Tensor, context: Context) -> Tensor:
         h = self.resid_pre(h)
-        return h + self.attn(_read(self.ln_1(h), self.ln_p1, context), context)
+        return h + self.attn(position_read(self.ln_1(h), self.ln_p1, context), context)
 
     def neurons(self, h: Tensor, context: Context) -> Tensor:
         h = self.resid_mid(h)
-        return self.resid_post(h + self.mlp(_read(self.ln_2(h), self.ln_p2, context)))
+        return self.resid_post(h + self.mlp(position_read(self.ln_2(h), self.ln_p2, context)))
 
 
-def _read(x: Tensor, position_norm: RMSNorm | None, context: Context) -> Tensor:
+def position_read(x: Tensor, position_norm: RMSNorm | None, context: Context) -> Tensor:
     """A normed residual (B, T, S), with position channels behind it (B, T, S + P) where the model has some."""
     if position_norm is None:
         return x

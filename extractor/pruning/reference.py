@@ -1,0 +1,99 @@
+"""What a circuit computes, written plainly: the whole model, every position, one set of masks. The twin of `network`.
+
+A node that is off has its replacement value: the mean over the pretraining text, zero, or its value in another run. It does not compete in
+its site's AbsTopK either (ours; the paper lets it): the circuit is a network of its own, in which what is off neither varies nor
+takes another node's place. An edge that is off carries its source's replacement value. Paper: Sec. 2.2, App. A.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from extractor.objective import TaskBatch, answer_margin
+from extractor.sparse.abs_topk import abs_topk, kth_magnitude
+from extractor.sparse.modeling_sparse_gpt import attention_pattern, position_read
+from extractor.sparse.sink_attention import causal_mask
+
+if TYPE_CHECKING:
+    from extractor.pruning.graph import Link
+    from extractor.sparse.modeling_sparse_gpt import MLP, Attention, Context, SparseGPTForCausalLM
+
+Masks = Mapping[str, Tensor]  # site -> (width,): 1 on, 0 off, or between
+Values = Mapping[str, Tensor]  # site -> (width,), or (B, T, width) for values of another run
+
+
+def compete(x: Tensor, on: Tensor, k: int) -> Tensor:
+    """x (..., n) after AbsTopK among the nodes that are on; a value whose node is off stays where it would, were the node on.
+
+    on (..., n) bool, broadcastable to x. Gradients flow to the values that stay.
+    """
+    if int(on.sum(-1).max()) < k or x.shape[-1] <= k:
+        return x
+    return x * (x.detach().abs() >= kth_magnitude(x * on, k))
+
+
+def masked_margin(
+    model: SparseGPTForCausalLM, batch: TaskBatch, masks: Masks, base: Values, edges: Mapping[Link, Tensor] | None = None
+) -> Tensor:
+    """Answer margins (2P,) of the model in which what is off has its value in `base`. Differentiable in masks and edges.
+
+    masks   a site that is absent is all on
+    edges   per link (target width, source width): 1 on, 0 off, or between; None: all on
+    """
+    plain = _Plain(masks, base, edges)
+    context = model.context(batch.ids.shape[1])
+    h = model.embed(batch.ids, context)
+    for layer, block in enumerate(model.blocks):
+        h = h + plain.attention(f"{layer}.attn.", block.attn, position_read(block.ln_1(h), block.ln_p1, context), context)
+        h = h + plain.neurons(f"{layer}.mlp.", block.mlp, position_read(block.ln_2(h), block.ln_p2, context))
+    rows = torch.arange(len(h), device=h.device)
+    return answer_margin(model.unembed(h[rows, batch.last], batch.ids[rows, batch.last]), batch)
+
+
+class _Plain:
+    def __init__(self, masks: Masks, base: Values, edges: Mapping[Link, Tensor] | None):
+        self.masks, self.base, self.edges = masks, base, edges
+
+    def site(self, name: str, k: int, x: Tensor) -> Tensor:
+        mask = self.masks.get(name)
+        if mask is None:
+            return abs_topk(x, k)
+        base = self.base[name]
+        return base + mask * (compete(x, mask > 0, k) - base)
+
+    def through(self, source: str, target: str, weight: Tensor, x: Tensor, base: Tensor) -> Tensor:
+        """The values x sent over a link; what an edge that is off carries is in `base`."""
+        if self.edges is None or (source, target) not in self.edges:
+            return functional.linear(x, weight)
+        mask = self.edges[source, target].to(weight.dtype)
+        return functional.linear(x, weight * mask) + functional.linear(base, weight * (1 - mask))
+
+    def attention(self, prefix: str, attn: Attention, read: Tensor, context: Context) -> Tensor:
+        batch, length, _ = read.shape
+        x = self.site(prefix + "act_in", attn.act_in.k, read)
+        base = self.base[prefix + "act_in"].expand_as(x)
+        parts = zip("qkv", attn.c_attn.weight.chunk(3), attn.c_attn.bias.chunk(3), (attn.q.k, attn.k.k, attn.v.k), strict=True)
+        q, k, v = (
+            self.site(prefix + name, most, self.through(prefix + "act_in", prefix + name, weight, x, base) + bias)
+            for name, weight, bias, most in parts
+        )
+        heads = lambda t: t.view(batch, length, -1, attn.d_head).transpose(1, 2)  # noqa: E731
+        mask = causal_mask(length, q.dtype, q.device) if context.mask is None else context.mask
+        pattern = attention_pattern(heads(q), heads(k), mask, attn.sink_logit)
+        mixed, usual = ((pattern @ heads(t)).transpose(1, 2).flatten(2) for t in (v, self.base[prefix + "v"].expand_as(v)))
+        out = self.through(prefix + "v", prefix + "resid_delta", attn.c_proj.weight, mixed, usual) + attn.c_proj.bias
+        return self.site(prefix + "resid_delta", attn.resid_delta.k, out)
+
+    def neurons(self, prefix: str, mlp: MLP, read: Tensor) -> Tensor:
+        x = self.site(prefix + "act_in", mlp.act_in.k, read)
+        base = self.base[prefix + "act_in"].expand_as(x)
+        before = self.through(prefix + "act_in", prefix + "post_act", mlp.c_fc.weight, x, base) + mlp.c_fc.bias
+        post = self.site(prefix + "post_act", mlp.post_act.k, mlp.activation(before))
+        base = self.base[prefix + "post_act"].expand_as(post)
+        out = self.through(prefix + "post_act", prefix + "resid_delta", mlp.c_proj.weight, post, base) + mlp.c_proj.bias
+        return self.site(prefix + "resid_delta", mlp.resid_delta.k, out)
