@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from extractor.circuit import Circuit
     from extractor.data.corpus import build_corpus
     from extractor.pipeline import run_job
-    from extractor.prune import smallest_circuit
+    from extractor.pruning.engine import find_circuits
     from extractor.report import write_report
     from extractor.request import circuit_job, train_job
     from extractor.sparse.inference import sparsify
@@ -27,9 +27,9 @@ _HOME = {
     "JobSpec": "extractor.specs",
     "build_corpus": "extractor.data.corpus",
     "circuit_job": "extractor.request",
+    "find_circuits": "extractor.pruning.engine",
     "import_checkpoint": "extractor.checkpoint_import",
     "run_job": "extractor.pipeline",
-    "smallest_circuit": "extractor.prune",
     "sparsify": "extractor.sparse.inference",
     "train_bridges": "extractor.bridges.train",
     "train_job": "extractor.request",
@@ -45,7 +45,7 @@ __all__ = [
     "circuit_job",
     "import_checkpoint",
     "run_job",
-    "smallest_circuit",
+    "find_circuits",
     "sparsify",
     "train_bridges",
     "train_job",

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extractor.errors import BrokenArtifact, ExtractorError, OutputError
+from extractor.errors import BrokenArtifact, ExtractorError, OutputError, SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +113,7 @@ def check_output(folder: Path, spec_text: str) -> None:
         if folder.is_dir() and {path.name for path in folder.iterdir()} - {WORK, "spec.json.tmp"}:
             if not spec_path.is_file():
                 raise OutputError(f"output folder {folder} is not empty and holds no spec.json; name a new folder")
-            if spec_path.read_text(encoding="utf-8") != spec_text:
+            if not _is_same_job(spec_path.read_text(encoding="utf-8"), spec_text):
                 raise OutputError(f"output folder {folder} holds the work of another spec; name a new folder")
             if not (folder / MANIFEST).exists():
                 (folder / WORK).mkdir(exist_ok=True)
@@ -122,6 +122,16 @@ def check_output(folder: Path, spec_text: str) -> None:
         write_text(spec_path, spec_text)
     except OSError as error:
         raise OutputError(f"output folder {folder} cannot be written ({error.strerror}); name another") from None
+
+
+def _is_same_job(kept: str, wanted: str) -> bool:
+    """Whether a spec.json says what the text of a spec does, be it in the words of an earlier version."""
+    from extractor.specs import parse_job, to_json
+
+    try:
+        return kept == wanted or to_json(parse_job(kept)) == wanted
+    except SpecError:
+        return False
 
 
 def discard_unstarted(folder: Path) -> None:

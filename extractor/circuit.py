@@ -8,16 +8,18 @@ in the residual stream writes. Paper: Sec. 2.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from extractor.errors import UsageError
 from extractor.sites import node_id
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Embedding, Linear
 
+    from extractor.compiled import CompiledCircuit
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
 
@@ -54,12 +56,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Circuit:
-    """`answers` are the two answers, first and second; `answer_ids` their tokens."""
+    """`answers` are the two answers, first and second; `answer_ids` their tokens. Both are () where every pair of prompts has its own."""
 
     model: str
     task: str
-    answers: tuple[str, str]
-    answer_ids: tuple[int, int]
+    answers: tuple[str, str] | tuple[()]
+    answer_ids: tuple[int, int] | tuple[()]
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
     calibration: Calibration
@@ -75,6 +77,22 @@ class Circuit:
         answers, answer_ids = tuple(data["answers"]), tuple(data["answer_ids"])
         return cls(data["model"], data["task"], answers, answer_ids, nodes, edges, Calibration(**data["calibration"]))
 
+    def compile(self, model: SparseGPTForCausalLM, means: Mapping[str, Tensor], answers: Tensor | None = None) -> CompiledCircuit:
+        """The circuit as a small network of its own, whose margins are not calibrated yet.
+
+        means     {site: (width,)} of means.safetensors
+        answers   (A,) tokens that may be answers, where every pair of prompts has its own
+        Raises BrokenArtifact where circuit or means do not fit the model, UsageError where there are no answers.
+        """
+        import torch
+
+        from extractor.compiled import compile_circuit
+        from extractor.pruning.graph import graph_of
+
+        if answers is None and not self.answer_ids:
+            raise UsageError(f"every pair of {self.task!r} has answers of its own: say which tokens may be answers")
+        return compile_circuit(model, means, graph_of(self, model), torch.tensor(self.answer_ids) if answers is None else answers)
+
 
 def links(model: SparseGPTForCausalLM) -> Iterator[tuple[str, str, Tensor]]:
     """Every weight matrix between two sites: (source site, target site, weight (target width, source width))."""
@@ -86,11 +104,17 @@ def links(model: SparseGPTForCausalLM) -> Iterator[tuple[str, str, Tensor]]:
         yield f"{layer}.mlp.post_act", f"{layer}.mlp.resid_delta", block.mlp.c_proj.weight.detach()
 
 
-def edges_between(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> Iterator[Edge]:
-    """The edges among kept nodes; `kept` maps a site to the channels (sorted, int64) that are on."""
+def edges_between(
+    model: SparseGPTForCausalLM, kept: dict[str, Tensor], edges: Mapping[tuple[str, str], Tensor] | None = None
+) -> Iterator[Edge]:
+    """The edges among kept nodes; `kept` maps a site to the channels (sorted, int64) that are on.
+
+    edges   per link (source site, target site) which edges are on, (target width, source width) bool; None: every nonzero weight
+    """
     for source, target, weight in links(model):
         block = weight[kept[target]][:, kept[source]]
-        for row, column in block.nonzero().tolist():
+        on = block != 0 if edges is None else edges[source, target][kept[target]][:, kept[source]] & (block != 0)
+        for row, column in on.nonzero().tolist():
             yield Edge(node_id(source, int(kept[source][column])), node_id(target, int(kept[target][row])), float(block[row, column]))
 
 
@@ -99,25 +123,32 @@ def count_edges(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> int:
     return sum(int(weight[kept[target]][:, kept[source]].count_nonzero()) for source, target, weight in links(model))
 
 
-def live_nodes(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> dict[str, set[int]]:
+def live_nodes(
+    model: SparseGPTForCausalLM, kept: dict[str, Tensor], edges: Mapping[tuple[str, str], Tensor] | None = None
+) -> dict[str, set[int]]:
     """The kept nodes on a path from the input to the logits: reached by a varying input, and reaching the unembedding.
+
+    edges   per link (source site, target site) which edges are on, (target width, source width) bool; None: every nonzero weight
 
     Forward: a read is fed by an embedding column or an earlier kept write of its channel, a position channel by its column of the position
     table; any other node by an edge from a fed node.
     Backward: a write is used by the unembedding or a later used read of its channel; q and k are used when their head has a used v.
     """
     on = {site: set(channels.tolist()) for site, channels in kept.items()}
-    incoming = _neighbours(model, kept)
+    incoming = _neighbours(model, kept, edges)
     fed = _fed(model, on, incoming)
     return _used(model, fed, incoming)
 
 
-def _neighbours(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> dict[str, list[tuple[str, dict[int, set[int]]]]]:
+def _neighbours(
+    model: SparseGPTForCausalLM, kept: dict[str, Tensor], edges: Mapping[tuple[str, str], Tensor] | None
+) -> dict[str, list[tuple[str, dict[int, set[int]]]]]:
     """Per target site: (source site, {target channel: source channels})."""
     found: dict[str, list[tuple[str, dict[int, set[int]]]]] = {}
     for source, target, weight in links(model):
         table: dict[int, set[int]] = {}
-        block = weight[kept[target]][:, kept[source]]
+        on = weight if edges is None else edges[source, target]
+        block = on[kept[target]][:, kept[source]]
         for row, column in block.nonzero().tolist():
             table.setdefault(int(kept[target][row]), set()).add(int(kept[source][column]))
         found.setdefault(target, []).append((source, table))

@@ -36,7 +36,7 @@ class SpecError(UsageError):
 
 
 class UnknownTask(UsageError):
-    """A task name that no file in `tasks/` carries."""
+    """A task name that no file in `tasks/` and no installed package carries, or a package's task that cannot be used."""
 
 
 class TaskNotExpressible(UsageError):

@@ -1,7 +1,7 @@
 """A task under a tokenizer: token ids, lengths, answers; and the task loss.
 
 1. Take the first spelling of the answers whose two members are single, different tokens that continue the prompts naturally
-   (tokenizing prompt + answer gives the prompt's tokens and then the answer's).
+   (tokenizing prompt + answer gives the prompt's tokens and then the answer's). Where every pair has answers of its own, these must be so.
 2. Keep the pairs whose two prompts have equal length; refuse the task when too few are left.
 3. Task loss (nats): softmax over the two answers' logits at the last position, cross-entropy, mean over both members of all pairs.
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from extractor.errors import TaskNotExpressible, UnknownTask
 from tasks import Pair, Task, find_task
@@ -29,11 +29,11 @@ NEEDED_SHARE = 0.25  # of probed pairs that must have equal length and natural a
 
 @dataclass(frozen=True)
 class Expression:
-    """How one tokenizer writes one task: the two answers as text and as token ids."""
+    """How one tokenizer writes one task: the two answers as text and as token ids; () where every pair has its own."""
 
     task: Task
-    answers: tuple[str, str]
-    answer_ids: tuple[int, int]
+    answers: tuple[str, str] | tuple[()]
+    answer_ids: tuple[int, int] | tuple[()]
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,24 @@ class TaskBatch:
     correct: Tensor
     wrong: Tensor
     sign: Tensor
-    answers: tuple[int, int]
 
     @property
     def pairs(self) -> int:
         return len(self.ids) // 2
+
+    @property
+    def first(self) -> Tensor:
+        """The first answer's token (2P,) of each prompt's pair: the same at every prompt, or varying from pair to pair."""
+        import torch
+
+        return torch.where(self.sign > 0, self.correct, self.wrong)
+
+    @property
+    def second(self) -> Tensor:
+        """The second answer's token (2P,)."""
+        import torch
+
+        return torch.where(self.sign > 0, self.wrong, self.correct)
 
     def pick(self, pairs: Tensor) -> TaskBatch:
         """The batch of these pairs (P',), cut to its longest prompt."""
@@ -64,19 +77,22 @@ class TaskBatch:
         """The prompts at these rows, cut to the longest; members of a pair may part."""
         width = int(self.last[rows].max()) + 1
         ids, last, correct, wrong, sign = (t[rows] for t in (self.ids, self.last, self.correct, self.wrong, self.sign))
-        return TaskBatch(ids[:, :width], last, correct, wrong, sign, self.answers)
+        return TaskBatch(ids[:, :width], last, correct, wrong, sign)
 
     def as_answered(self, margin: Tensor) -> TaskBatch:
-        """The same prompts, the right answer of each being the one that a model with these answer margins (2P,) prefers."""
+        """The same prompts, the right answer of each being the one that a model with these answer margins (2P,) prefers.
+
+        First and second answer stay what they are.
+        """
         import torch
 
         flipped = self.sign * margin < 0
         correct, wrong = torch.where(flipped, self.wrong, self.correct), torch.where(flipped, self.correct, self.wrong)
-        return TaskBatch(self.ids, self.last, correct, wrong, torch.where(flipped, -self.sign, self.sign), self.answers)
+        return TaskBatch(self.ids, self.last, correct, wrong, torch.where(flipped, -self.sign, self.sign))
 
     def to(self, device: torch.device | str) -> TaskBatch:
         ids, last, correct, wrong, sign = (t.to(device) for t in (self.ids, self.last, self.correct, self.wrong, self.sign))
-        return TaskBatch(ids, last, correct, wrong, sign, self.answers)
+        return TaskBatch(ids, last, correct, wrong, sign)
 
 
 def get_task(name: str) -> Task:
@@ -87,36 +103,75 @@ def get_task(name: str) -> Task:
         raise UnknownTask(error.args[0]) from None
 
 
+class EncodedPair(NamedTuple):
+    """Token ids of two prompts of one length and of their answers."""
+
+    positive: list[int]
+    negative: list[int]
+    first: int
+    second: int
+
+
 def express(task: Task, tokenizer: Tokenizer) -> Expression:
     """Choose the answers' spelling. Raises TaskNotExpressible, saying how the tokenizer splits them."""
     probes = list(itertools.islice(task.pairs("select"), PROBED_PAIRS))
     reasons = []
     for answers in task.answers:
-        ids = [tokenizer.encode(answer, add_special_tokens=False).ids for answer in answers]
-        if len(ids[0]) != 1 or len(ids[1]) != 1:
-            split = next(a for a, i in zip(answers, ids, strict=True) if len(i) != 1)
-            pieces = [tokenizer.id_to_token(i) for i in tokenizer.encode(split, add_special_tokens=False).ids]
-            reasons.append(f"{split!r} is {len(pieces)} tokens {pieces}")
+        ids = _answer_ids(answers, tokenizer)
+        if isinstance(ids, str):
+            reasons.append(ids)
             continue
-        if ids[0] == ids[1]:
-            reasons.append(f"{answers[0]!r} and {answers[1]!r} are the same token")
-            continue
-        expression = Expression(task, answers, (ids[0][0], ids[1][0]))
-        fitting = sum(_encode_pair(pair, expression, tokenizer) is not None for pair in probes)
+        expression = Expression(task, answers, ids)
+        fitting = sum(encode_pair(pair, expression, tokenizer) is not None for pair in probes)
         if fitting >= NEEDED_SHARE * len(probes):
             return expression
         reasons.append(f"with answers {answers} only {fitting} of {len(probes)} pairs have equal length and unsplit answers")
+    if not task.answers:
+        expression = Expression(task, (), ())
+        unfit = [pair for pair in probes if encode_pair(pair, expression, tokenizer) is None]
+        if probes and len(unfit) <= (1 - NEEDED_SHARE) * len(probes):
+            return expression
+        example = f": {_unfitness(unfit[0], tokenizer)}" if unfit else ""
+        reasons.append(f"only {len(probes) - len(unfit)} of {len(probes)} pairs have equal length and unsplit answers{example}")
     raise TaskNotExpressible(f"task {task.name!r} cannot be asked under this tokenizer: {'; '.join(reasons)}; choose another model or task")
 
 
-def _encode_pair(pair: Pair, expression: Expression, tokenizer: Tokenizer) -> tuple[list[int], list[int]] | None:
+def _answer_ids(answers: tuple[str, str], tokenizer: Tokenizer) -> tuple[int, int] | str:
+    """Two answers as single, different tokens; a text that says why they are none."""
+    first, second = (tokenizer.encode(answer, add_special_tokens=False).ids for answer in answers)
+    for answer, ids in zip(answers, (first, second), strict=True):
+        if len(ids) != 1:
+            return f"{answer!r} is {len(ids)} tokens {[tokenizer.id_to_token(i) for i in ids]}"
+    if first == second:
+        return f"{answers[0]!r} and {answers[1]!r} are the same token"
+    return first[0], second[0]
+
+
+def _unfitness(pair: Pair, tokenizer: Tokenizer) -> str:
+    """What is wrong with a pair that has answers of its own and does not fit."""
+    if pair.answers is None:
+        return f"{pair.positive!r} has no answer"
+    ids = _answer_ids(pair.answers, tokenizer)
+    return ids if isinstance(ids, str) else f"{pair.positive!r} and {pair.negative!r} differ in length, or merge with their answers"
+
+
+def encode_pair(pair: Pair, expression: Expression, tokenizer: Tokenizer) -> EncodedPair | None:
+    """None for a pair that does not fit: of unequal length, or with an answer that is not one natural token."""
+    answers, answer_ids = expression.answers or pair.answers, expression.answer_ids
+    if not answers:
+        return None
+    if not answer_ids:
+        found = _answer_ids(answers, tokenizer)
+        if isinstance(found, str):
+            return None
+        answer_ids = found
     encoded = []
-    for prompt, answer, answer_id in zip((pair.positive, pair.negative), expression.answers, expression.answer_ids, strict=True):
+    for prompt, answer, answer_id in zip((pair.positive, pair.negative), answers, answer_ids, strict=True):
         ids = tokenizer.encode(prompt, add_special_tokens=False).ids
         if tokenizer.encode(prompt + answer, add_special_tokens=False).ids != [*ids, answer_id]:
             return None
         encoded.append(ids)
-    return (encoded[0], encoded[1]) if len(encoded[0]) == len(encoded[1]) else None
+    return EncodedPair(encoded[0], encoded[1], *answer_ids) if len(encoded[0]) == len(encoded[1]) else None
 
 
 def task_batch(expression: Expression, tokenizer: Tokenizer, split: str, pairs: int, seed: int, max_tokens: int) -> TaskBatch:
@@ -126,35 +181,36 @@ def task_batch(expression: Expression, tokenizer: Tokenizer, split: str, pairs: 
     """
     import torch
 
-    rows: list[list[int]] = []
+    found: list[EncodedPair] = []
     unfit = 0
     for pair in expression.task.pairs(split, seed):
-        encoded = _encode_pair(pair, expression, tokenizer)
-        if encoded is not None and len(encoded[0]) <= max_tokens:
-            rows += encoded
+        encoded = encode_pair(pair, expression, tokenizer)
+        if encoded is not None and len(encoded.positive) <= max_tokens:
+            found.append(encoded)
             unfit = 0
         else:
             unfit += 1
-        if len(rows) == 2 * pairs or unfit == UNFIT_IN_A_ROW:
+        if len(found) == pairs or unfit == UNFIT_IN_A_ROW:
             break
-    if len(rows) < 2 * pairs:
+    if len(found) < pairs:
         raise TaskNotExpressible(
-            f"task {expression.task.name!r} has {len(rows) // 2} fitting pairs of at most {max_tokens} tokens in split {split!r}, "
+            f"task {expression.task.name!r} has {len(found)} fitting pairs of at most {max_tokens} tokens in split {split!r}, "
             f"{pairs} were asked for"
         )
+    rows = [ids for pair in found for ids in (pair.positive, pair.negative)]
     width = max(len(row) for row in rows)
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     last = torch.tensor([len(row) - 1 for row in rows])
     sign = torch.tensor([1.0, -1.0]).repeat(pairs)
-    first, second = expression.answer_ids
-    correct = torch.tensor([first, second]).repeat(pairs)
-    wrong = torch.tensor([second, first]).repeat(pairs)
-    return TaskBatch(ids, last, correct, wrong, sign, expression.answer_ids)
+    correct = torch.tensor([answer for pair in found for answer in (pair.first, pair.second)])
+    wrong = torch.tensor([answer for pair in found for answer in (pair.second, pair.first)])
+    return TaskBatch(ids, last, correct, wrong, sign)
 
 
 def answer_margin(last_logits: Tensor, batch: TaskBatch) -> Tensor:
     """Logit of the first answer minus logit of the second, (2P,), from logits at the last position (2P, V)."""
-    return last_logits[:, batch.answers[0]] - last_logits[:, batch.answers[1]]
+    first, second = (last_logits.gather(1, answer[:, None])[:, 0] for answer in (batch.first, batch.second))
+    return first - second
 
 
 def task_loss(margin: Tensor, sign: Tensor) -> Tensor:

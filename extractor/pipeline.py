@@ -1,6 +1,6 @@
 """A job from spec to manifest: the stages in order, each leaving its folder whole or not at all.
 
-    circuit job   corpus -> bridge (dense models) -> prune -> validate -> report
+    circuit job   corpus -> bridge (dense models) -> prune -> validate -> report; of several tasks as a train job does
     train job     corpus -> train -> (prune TASK -> validate TASK -> report TASK) for each task
 
 A stage that has left its folder is not run again: an interrupted job goes on where it was, and ends in the same files.
@@ -63,7 +63,7 @@ class Job:
 
 def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads: int | None = None) -> None:
     """Run a whole job into `out`. Raises ExtractorError, or Stopped when `progress` asked for a stop (call again to go on)."""
-    from extractor.extraction import run_circuit_job
+    from extractor.task_circuits import run_circuit_job
 
     set_up_torch(threads)
     runner = {"circuit": run_circuit_job, "train": run_train_job}[spec.kind]
@@ -85,15 +85,17 @@ def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads:
 
 def stages_of(spec: JobSpec) -> tuple[str, ...]:
     """The stages of a job, in order, as they are announced."""
-    if spec.kind == "circuit":
+    if spec.kind == "circuit" and len(spec.tasks) == 1:
         return ("corpus", "bridge", *CIRCUIT_STAGES)
-    return ("corpus", "train", *(f"{stage} {task}" for task in spec.tasks for stage in CIRCUIT_STAGES))
+    first = {"circuit": "bridge", "train": "train"}[spec.kind]
+    return ("corpus", first, *(f"{stage} {task}" for task in spec.tasks for stage in CIRCUIT_STAGES))
 
 
 def run_train_job(job: Job) -> None:
     """A model from scratch with its tokenizer, card and result.json, and a circuit for each task.
 
-    Raises UnknownTask, and UnsupportedModel where circuits are asked of a model that is not a sparse_gpt.
+    Raises UnknownTask, NotFound and SpecError for tasks there are not, UnsupportedModel where circuits are asked of a model that is not a
+    sparse_gpt.
     """
     spec = job.spec.train
     assert spec is not None  # JobSpec's validator saw to it
@@ -107,19 +109,18 @@ def run_train_job(job: Job) -> None:
         else:
             match_width(job, spec, spec.match_loss, tokenizer, corpus)
     if job.spec.tasks:
-        from extractor.extraction import make_circuits
+        from extractor.task_circuits import circuits_of_trained
 
-        circuits = make_circuits(job, corpus)
+        circuits = circuits_of_trained(job, corpus)
         numbers = artifacts.read_json(job.out / "result.json")
         artifacts.write_json(job.out / "result.json", numbers | {"circuits": circuits})
 
 
 def check_tasks(spec: JobSpec) -> None:
-    """Refuse, before any training, tasks that no model could be asked. Raises UnknownTask, UnsupportedModel."""
-    from extractor.objective import get_task
+    """Refuse, before any training, tasks that no model could be asked. Raises UnknownTask, NotFound, SpecError, UnsupportedModel."""
+    from extractor.task_sources import open_tasks
 
-    for task in spec.tasks:
-        get_task(task)
+    open_tasks(spec.tasks, spec.task_files)
     if spec.tasks and spec.train is not None and spec.train.architecture != "sparse_gpt":
         raise UnsupportedModel(
             f"circuits are found in sparse_gpt models, this job trains a {spec.train.architecture}; leave out its tasks, "

@@ -34,7 +34,7 @@ def train_spec(preset: str, architecture: str) -> TrainSpec:
                 "paper": SparseModelSpec(n_layer=8, d_model=1024, d_head=64, n_ctx=256),
             }[preset],
             optim={
-                "tiny": OptimSpec(steps=4000, batch=32, context=128, lr=4e-3, beta2=0.99, eps=1e-8, warmup=0.02),
+                "tiny": OptimSpec(steps=5000, batch=32, context=128, lr=4e-3, beta2=0.99, eps=1e-8, warmup=0.02),
                 "small": OptimSpec(steps=20_000, batch=128, context=256, lr=1e-3, eps=1e-8, warmup=0.02),
                 "paper": OptimSpec(steps=100_000, batch=512, context=256, lr=6e-4, eps=1e-8, warmup=0.02),
             }[preset],
@@ -99,6 +99,6 @@ def prune_spec(preset: str) -> PruneSpec:
     """Finding the circuit."""
     return {
         "tiny": PruneSpec(),
-        "small": PruneSpec(steps=1000, k_coefs=(3e-5, 1e-4, 3e-4)),
-        "paper": PruneSpec(steps=2000, k_coefs=(1e-5, 3e-5, 1e-4, 3e-4)),
+        "small": PruneSpec(steps=1000, trials=32, k_coef=1e-4),
+        "paper": PruneSpec(steps=2000, trials=256, k_coef=1e-4),
     }[preset]

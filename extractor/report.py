@@ -87,13 +87,16 @@ def headline(circuit: Circuit, result: dict) -> str:
     """The finding in one or two sentences of HTML; says so when the target was missed or the circuit is not needed."""
     size = f"{count(len(circuit.nodes), 'node')} and {count(len(circuit.edges), 'edge')}"
     owner = f"{plain(short_name(result['model']))}{'&rsquo;s sparse twin' if result.get('bridge') else ''}"
-    first, second = (token(answer) for answer in circuit.answers)
     score = f"{nats(result['loss'].get('circuit'))} nats, {percent(result['accuracy'].get('circuit'))} right"
     if result["meets_target"]:
         verb = "chooses" if len(circuit.nodes) == 1 and not circuit.edges else "choose"
-        return f"{size} of {owner} {verb} between {first} and {second}: {score}. {_without(result)}"
-    found = f"The best circuit found to choose between {first} and {second}, {size} of {owner}, reaches {score}"
+        return f"{size} of {owner} {verb} between {_answers(circuit)}: {score}. {_without(result)}"
+    found = f"The best circuit found to choose between {_answers(circuit)}, {size} of {owner}, reaches {score}"
     return f"Target not met. {found}; the target is {nats(result['target_loss'])} nats. {_without(result)}"
+
+
+def _answers(circuit: Circuit) -> str:
+    return " and ".join(map(token, circuit.answers)) or "the two answers of each pair"
 
 
 def _without(result: dict) -> str:
@@ -111,7 +114,7 @@ def _without(result: dict) -> str:
 def _meta(circuit: Circuit, result: dict) -> str:
     facts = [
         f"Model {plain(result['model'])}",
-        f"answers {token(circuit.answers[0])} and {token(circuit.answers[1])}",
+        f"answers {_answers(circuit)}" if circuit.answers else "answers of each pair its own",
         f"target {nats(result['target_loss'])} nats",
         f"{result['held_out_pairs']} held-out pairs of prompts",
         f"seed {result['seed']}",

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, cast
 
+from extractor.artifacts import read_json
 from extractor.data.corpus import NAMED_SOURCES, check_sources
 from extractor.data.nature import AUTO
 from extractor.data.streams import check_dataset, pin_dataset
 from extractor.data.tokenizer import load_tokenizer, open_tokenizer, resolve_tokenizer
 from extractor.errors import SpecError
 from extractor.fields import CIRCUIT, Setting, changed, checked_spec, settings, split_changes
+from extractor.model_files import CONFIG
 from extractor.models import is_here, open_model, resolve_pair
-from extractor.objective import express, get_task
 from extractor.presets import PRESETS, bridge_spec, dense_twin, prune_spec, train_spec
-from extractor.specs import CorpusSpec, DatasetSpec, JobSpec
+from extractor.pruning import algorithms
+from extractor.specs import CorpusSpec, DatasetSpec, JobSpec, PruneSpec
+from extractor.task_sources import choose, longest_prompt
 
 Preset = Literal["tiny", "small", "paper"]
 
 
 def circuit_job(
     model: str,
-    task: str,
+    tasks: tuple[str, ...],
     *,
     adapter: str | None = None,
+    subject: str = "twin",
     labels: str = "task",
     init: str | None = None,
     changes: Mapping[str, str] | None = None,
@@ -33,38 +37,51 @@ def circuit_job(
     seed: int = 0,
     corpus: tuple[str, ...] = (),
     datasets: tuple[DatasetSpec, ...] = (),
+    tell: Callable[[str], None] = lambda _: None,
 ) -> JobSpec:
     """A circuit job.
 
     model      a bundled name, folder or hub id of a model; of a LoRA adapter too, which stands for its base with itself on it
+    tasks      names, JSONL files of pairs, or 'all': every task of tasks/ that the tokenizer can express
     adapter    a folder or hub id of a LoRA on `model`, whatever base its own config names
+    subject    of a dense model: 'twin', the sparse model it is bridged to; 'dense', it itself
     labels     'task': the right answer is the task's; 'model': it is what the given model answers, right or wrong
     init       'scratch' or 'dense': where the sparse model starts that a dense one is bridged to; None: the preset's
     changes    dotted field -> text, over the preset; `circuit_settings` lists them
     corpus     names sources ('stdlib', 'generated', 'prose' or paths); with none and no datasets the worker takes the kind the model knows
     datasets   Hugging Face datasets, pinned and looked into here
+    tell       is given a line for each task of 'all' that is left out
 
-    Raises UnknownTask, ModelNotFound, UnsupportedModel, BrokenArtifact, TaskNotExpressible, SpecError. The tokenizer is the base's. A hub
-    model's is checked by the worker, which downloads it, and so is whether an adapter fits.
+    Raises UnknownTask, NotFound, ModelNotFound, UnsupportedModel, BrokenArtifact, TaskNotExpressible, SpecError. The tokenizer is the
+    base's. A hub model's is checked by the worker, which downloads it, and so is whether an adapter fits.
     """
-    found, wanted = get_task(task), split_changes(changes or {}, CIRCUIT)
+    if not tasks:
+        raise SpecError("a circuit job needs a task; `extract tasks` lists them")
+    wanted, chosen = split_changes(changes or {}, CIRCUIT), choose(tasks)
     if labels not in ("task", "model"):
         raise SpecError(f"labels {labels!r} is unknown; choose task or model")
+    if subject not in ("twin", "dense"):
+        raise SpecError(f"subject {subject!r} is unknown; choose twin or dense")
     reference, tuned = resolve_pair(model, adapter)
+    bridge = changed(bridge_spec(preset, init), wanted["bridge"], "bridge.")
     if is_here(reference):
-        express(found, load_tokenizer(open_model(reference).path))
+        folder = open_model(reference).path
+        longest = longest_prompt(read_json(folder / CONFIG), bridge) if chosen.files else None
+        chosen = chosen.under(load_tokenizer(folder), longest, tell)
     return JobSpec(
         kind="circuit",
         model=reference,
         adapter=tuned,
-        task=found.name,
+        tasks=chosen.names,
+        task_files=chosen.files,
+        subject=cast(Literal["twin", "dense"], subject),
         labels=cast(Literal["task", "model"], labels),
         target_loss=target_loss,
         seed=seed,
         preset=_preset(preset),
         corpus=_corpus(corpus, datasets, wanted["corpus"], CorpusSpec(sources=AUTO)),
-        bridge=changed(bridge_spec(preset, init), wanted["bridge"], "bridge."),
-        prune=changed(prune_spec(preset), wanted["prune"], "prune."),
+        bridge=bridge,
+        prune=_prune(preset, wanted["prune"]),
     )
 
 
@@ -82,14 +99,16 @@ def train_job(
     seed: int = 0,
     corpus: tuple[str, ...] = (),
     datasets: tuple[DatasetSpec, ...] = (),
+    tell: Callable[[str], None] = lambda _: None,
 ) -> JobSpec:
     """A training job: a sparse model from scratch, its dense twin (`dense`), or a dense GPT-2 (`architecture='gpt2'`).
 
     match_loss   nats a token on held-out text: search the smallest width that reaches it
-    tasks        behaviours whose circuits are found in the trained model, to `target_loss` nats
+    tasks        whose circuits are found in the trained model, to `target_loss` nats; named as those of `circuit_job`
     changes      dotted field -> text, over the preset; `extractor.fields` lists them
     tokenizer    a model whose tokenizer is taken instead of one trained on the corpus
     datasets     Hugging Face datasets, pinned and looked into here; with them and no `corpus`, the default two sources are left out
+    tell         is given a line for each task of 'all' that is left out
 
     Raises SpecError, UnknownTask, TaskNotExpressible, NotFound, ModelNotFound, UnsupportedModel, BrokenArtifact.
     """
@@ -101,19 +120,19 @@ def train_job(
     update = {"tokenizer": resolve_tokenizer(tokenizer) if tokenizer else None, "match_loss": match_loss, "tensorboard": tensorboard}
     if tokenizer and "vocab_size" in wanted[""]:
         raise SpecError("vocab_size is that of the tokenizer you give; leave one of the two out")
-    found = tuple(dict.fromkeys(get_task(task).name for task in tasks))
-    if update["tokenizer"] and "@" not in str(update["tokenizer"]):
-        for task in found:
-            express(get_task(task), open_tokenizer(str(update["tokenizer"])))
+    chosen = choose(tasks)
+    if tasks and update["tokenizer"] and "@" not in str(update["tokenizer"]):
+        chosen = chosen.under(open_tokenizer(str(update["tokenizer"])), train.model.n_ctx, tell)
     return JobSpec(
         kind="train",
-        tasks=found,
+        tasks=chosen.names,
+        task_files=chosen.files,
         target_loss=target_loss,
         seed=seed,
         preset=checked,
         corpus=_corpus(corpus, datasets, wanted["corpus"]),
         train=train.model_copy(update=update),
-        prune=changed(prune_spec(preset), wanted["prune"], "prune.") if tasks else None,
+        prune=_prune(preset, wanted["prune"]) if tasks else None,
     )
 
 
@@ -162,6 +181,13 @@ def dataset(reference: str, *, config: str | None = None, revision: str | None =
     if not name:
         raise SpecError(f"dataset {reference!r} has no name; write NAME, NAME:CONFIG or NAME:CONFIG@REVISION")
     return checked_spec(DatasetSpec, {"name": name, "config": config, "revision": revision, **fields})
+
+
+def _prune(preset: str, wanted: dict[str, str]) -> PruneSpec:
+    found = changed(prune_spec(preset), wanted, "prune.")
+    if found.algorithm not in algorithms.names():
+        raise SpecError(f"pruning algorithm {found.algorithm!r} is unknown; choose {', '.join(algorithms.names())}")
+    return found
 
 
 def _preset(name: str) -> Preset:

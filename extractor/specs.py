@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -165,30 +165,49 @@ class BridgeSpec(Spec):
 
 
 class PruneSpec(Spec):
-    """Learned node masks, then the smallest k (Sec. 2.2, App. A.5)."""
+    """Learned masks in populations, then elimination (Sec. 2.2, App. A.5)."""
 
+    algorithm: str = "masks"  # that ranks nodes: masks (the paper's), attribution, random
+    granularity: Literal["node", "edge"] = "edge"  # what is eliminated; paper: nodes
+    ablation: Literal["mean", "zero", "resample"] = "mean"  # what stands for what is off; paper: mean
+    trials: Count = 8  # mask sets in all, each with hyper-parameters of its own; paper: 256
+    minutes: float | None = Field(None, gt=0)  # no new round of trials is begun after that long; None: all trials are made
+    population: Count = 8  # mask sets learned at once; paper: 8
     steps: Count = 200  # of learning masks
     pairs: Count = 64  # pairs a batch; paper: 64
-    lr: float = Field(5e-3, gt=0)  # paper: 3e-3 as the centre of its search
+    k_coef: float = Field(1e-3, gt=0)  # centre of the search; paper: 1e-4
+    k_coefs: tuple[float, ...] = ()  # given: one mask set per value, and no search
+    lr: float = Field(5e-3, gt=0)  # centre of the search; paper: 3e-3
     beta2: float = 0.95  # paper: 0.95, the centre of its search
-    weight_decay: float = 1e-3  # of the masks; paper: 1e-3, the centre of its search
-    warmup: float = 0.05  # share of steps
-    temperature: float = Field(1.0, gt=0)  # of the sigmoid whose derivative stands in for the Heaviside's
-    init_mean: float = 0.1  # where masks start; a node is on while its mask is above 0; paper: 0.1
+    weight_decay: float = 1e-3  # of the masks, centre of the search; paper: 1e-3
+    warmup: float = 0.05  # share of steps; paper: 0.05, the centre of its search
+    temperature: float = Field(1.0, gt=0)  # of the sigmoid whose derivative stands in for the Heaviside's; centre of the search
+    init_mean: float = 0.1  # where masks start; an element is on while its mask is above 0; paper: 0.1
     init_noise: float = 1e-2  # standard deviation round it; paper: 1e-2
-    k_coefs: tuple[float, ...] = Field((2e-4,), min_length=1)  # one mask set is learned per value, the smallest circuit wins
-    select_pairs: Count = 512  # the fixed batch of the bisection
-    trial_pairs: Count = 256  # drawn anew for each node that is tried for elimination
+    edge_steps: Count = 100  # of learning edge masks, with granularity 'edge'
+    edge_k_coefs: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)  # one edge mask set per value; empty: elimination only
+    targets: tuple[float, ...] = (0.05, 0.3)  # nats; circuits for these too, beside the job's target
+    seeds: Count = 1  # searches from as many seeds, to see how far their circuits agree
+    select_pairs: Count = 512  # the fixed batch on which sizes are chosen
+    trial_pairs: Count = 256  # drawn anew for each round of the elimination
     held_out_pairs: Count = 512  # on which the result is measured
-    margin: float = Field(0.04, ge=0)  # nats; the bisection aims this far below the target, for the held-out split
+    margin: float = Field(0.02, ge=0)  # nats; sizes are chosen this far below the target, for the held-out split
     necessity: float = Field(0.5, ge=0)  # nats that removing the circuit must cost the full model; 0 (the paper) asks for sufficiency only
     mean_tokens: Count = 32_768  # corpus tokens over which means are measured
+
+
+class TaskFileSpec(Spec):
+    """A task of the user's own: a file of pairs (`tasks.files`), and the content that the job was made for."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")  # becomes the name of a folder
+    path: str  # absolute
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class JobSpec(Spec):
     """One job.
 
-    kind 'circuit'   a model and a task in, a validated circuit out
+    kind 'circuit'   a model and tasks in, a validated circuit for each of them out
     kind 'train'     a model from scratch, and a circuit for each of `tasks`
     """
 
@@ -196,9 +215,10 @@ class JobSpec(Spec):
     kind: Literal["circuit", "train"]
     model: str | None = None  # bundled name, absolute folder, or hub id @ revision
     adapter: str | None = None  # a LoRA on the dense model: absolute folder, or hub id @ revision
-    task: str | None = None
+    subject: Literal["twin", "dense"] = "twin"  # of a dense model: the sparse model it is bridged to, or (GPT-2s) the dense model itself
     labels: Literal["task", "model"] = "task"  # whose answers are the right ones: the task's, or those the given model gives
     tasks: tuple[str, ...] = ()
+    task_files: tuple[TaskFileSpec, ...] = ()  # where those of `tasks` are found that are the user's own
     target_loss: float = Field(0.15, gt=0)  # nats; paper: 0.15
     seed: int = Field(0, ge=0, lt=2**31)
     preset: Literal["tiny", "small", "paper"] = "tiny"
@@ -207,14 +227,39 @@ class JobSpec(Spec):
     bridge: BridgeSpec | None = None
     prune: PruneSpec | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_task_as_it_was_written_before(cls, data: Any) -> Any:
+        """A circuit job had a single 'task', and then no 'tasks'."""
+        if not isinstance(data, dict) or "task" not in data:
+            return data
+        content = {name: value for name, value in data.items() if name != "task"}
+        if data["task"] is not None:
+            if content.get("tasks"):
+                raise ValueError("'task' and 'tasks' say the same; leave out 'task'")
+            content["tasks"] = [data["task"]]
+        return content
+
     @model_validator(mode="after")
     def _parts_match_kind(self) -> JobSpec:
-        needed = {"circuit": ("model", "task", "bridge", "prune"), "train": ("train",)}[self.kind]
+        needed = {"circuit": ("model", "tasks", "bridge", "prune"), "train": ("train",)}[self.kind]
         if self.tasks:
             needed = (*needed, "prune")
-        missing = [name for name in needed if getattr(self, name) is None]
+        missing = [name for name in needed if getattr(self, name) in (None, ())]
         if missing:
             raise ValueError(f"a {self.kind} job needs {', '.join(missing)}")
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_are_told_apart(self) -> JobSpec:
+        names = [file.name for file in self.task_files]
+        for listed, kind in ((self.tasks, "tasks"), (names, "task_files")):
+            twice = next((name for name in listed if listed.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{kind} name {twice!r} twice")
+        stray = next((name for name in names if name not in self.tasks), None)
+        if stray is not None:
+            raise ValueError(f"task_files hold {stray!r}, which is none of the job's tasks")
         return self
 
 

@@ -66,13 +66,16 @@ def open_dense(reference: str, adapter: str | None) -> DenseModel:
 
 
 def leave_twin(job: Job, source: Source, corpus: Corpus) -> None:
-    """Make model/: copy a sparse model with all that came with it, bridge a dense one."""
+    """Make model/: copy a sparse model with all that came with it; bridge a dense one, or take it as it is where the job says so."""
     target = job.out / "model"
     if target.is_dir():
         return
     if source.dense is None:
         with artifacts.new_folder(target) as folder:
             shutil.copytree(source.folder.path, folder, dirs_exist_ok=True)
+        return
+    if job.spec.subject == "dense":
+        leave_dense(source, source.dense, target)
         return
     from extractor.bridges.faithfulness import faithfulness
     from extractor.bridges.train import train_bridges
@@ -89,6 +92,16 @@ def leave_twin(job: Job, source: Source, corpus: Corpus) -> None:
         artifacts.write_json(folder / DENSE_JSON, source.dense.facts)
         artifacts.write_json(folder / FAITHFULNESS_JSON, found)
     pair.adapter.unload()  # what is found from here on is found with the files
+
+
+def leave_dense(source: Source, dense: DenseModel, target: Path) -> None:
+    """model/ with the dense model itself, as a sparse GPT without zeros. Raises UnsupportedModel for architectures that are not GPT-2's."""
+    from extractor.bridges.as_sparse import dense_as_sparse
+
+    model = dense_as_sparse(dense)
+    with artifacts.new_folder(target) as folder:
+        model.save_pretrained(folder)
+        copy_tokenizer(source.folder.path, folder)
 
 
 def fitted(job: Job, dense: DenseModel, spec: BridgeSpec) -> BridgeSpec:

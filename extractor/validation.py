@@ -1,67 +1,173 @@
-"""Is the circuit real? Four networks on held-out pairs that pruning never saw (Sec. 3.1, App. C).
+"""Is the circuit real? Networks on held-out pairs that pruning never saw (Sec. 3.1, App. C, E, F).
 
 full              the whole model
-circuit           the circuit alone, everything else mean-ablated, with the circuit's own calibration: is it sufficient?
-without_circuit   the whole model with only the circuit's nodes mean-ablated: is it necessary?
+circuit           the circuit alone, everything else ablated, with the circuit's own calibration: is it sufficient?
+without_circuit   the whole model with only the circuit's nodes ablated: is it necessary?
 random            as many random nodes at every site as the circuit has there, mean of several draws: is it better than chance?
+attribution       as many nodes as the circuit has, those that integrated gradients rank first: is it better than a cheap guess?
+uncalibrated      the circuit with scale 1 and shift 0
+mean, zero, resample   the circuit, what is off being replaced by its mean, by zero, by its value in another prompt
+binarised         the circuit, each node having two values only
 
-The last two are given the calibration that suits them best (fitted on the select split), so that they fail for want of knowledge, not
-of scale.
+Every network without a calibration of its own is given the one that suits it best (fitted on the select split), so that it fails for want
+of knowledge, not of scale. Losses are nats per prompt, intervals bootstrapped over pairs. Beside networks: each edge alone, each node on
+ordinary text, and circuits from other seeds; see `extractor.validating` and `extractor.seeds`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from extractor.ablation import measured_margin
-from extractor.objective import TaskBatch, accuracy
-from extractor.prune import Calibration, Probe, PruneResult, calibrate, calibrated_loss
+from extractor.circuit import Calibration
+from extractor.data.corpus import Corpus
+from extractor.objective import TaskBatch
+from extractor.pruning.algorithms import attribution
+from extractor.pruning.calibration import calibrate
+from extractor.pruning.engine import Pruned
+from extractor.pruning.graph import Graph, edge_count
+from extractor.pruning.problem import Problem
+from extractor.seeds import compare_seeds
+from extractor.validating.ablations import KINDS, ablated_margins
+from extractor.validating.activations import activations
+from extractor.validating.binarise import Binarised
+from extractor.validating.bootstrap import intervals
+from extractor.validating.edge_effects import edge_effects
 
 RANDOM_DRAWS = 5
+RANKED_PAIRS = 128  # train pairs that integrated gradients see
+NETWORKS = ("full", "circuit", "without_circuit", "random")
+HELPLESS = 0.8 * math.log(2)  # nats from which a whole model does not do a task
 _PLAIN = Calibration(1.0, 0.0)
 
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """loss in nats per prompt and accuracy as a fraction, each for 'full', 'circuit', 'without_circuit', 'random'."""
+    """What was measured. Losses in nats per prompt, accuracies as fractions.
+
+    loss, accuracy   of 'full', 'circuit', 'without_circuit', 'random'
+    attribution      {loss, accuracy, nodes, edges} of the control
+    uncalibrated     loss of the circuit
+    ablation         {mean, zero, resample: loss of the circuit}
+    binarised        {loss, accuracy, nodes: {id: loss with it alone binarised}, or None where that was not measured}
+    interval         {network: [low, high]}, 95 %, of all of these
+    edge_effects     see `validating.edge_effects`
+    activations      see `validating.activations`; None without a corpus
+    seeds            see `seeds.compare_seeds`; None where the spec asks for one seed only
+    why              where the circuit misses the target, or the whole model does, what is wrong
+    """
 
     loss: dict[str, float]
     accuracy: dict[str, float]
     held_out_pairs: int
+    attribution: dict[str, Any]
+    uncalibrated: float
+    ablation: dict[str, float]
+    binarised: dict[str, Any]
+    interval: dict[str, list[float]]
+    edge_effects: dict[str, Any]
+    activations: dict[str, Any] | None
+    seeds: dict[str, Any] | None
+    why: str | None
+
+    @property
+    def necessity(self) -> float:
+        """What removing the circuit costs the model, nats."""
+        return self.loss["without_circuit"] - self.loss["full"]
+
+    def details(self) -> dict[str, Any]:
+        """All but what every reader asks for first: 'validation' of result.json."""
+        names = ("attribution", "uncalibrated", "ablation", "binarised", "interval", "edge_effects", "activations", "seeds")
+        return {"necessity": self.necessity} | {name: getattr(self, name) for name in names}
 
 
-@torch.no_grad()
-def validate(result: PruneResult, probe: Probe, held_out: TaskBatch, seed: int) -> ValidationReport:
-    """Measure the four networks; `probe` carries the select batch for the controls' calibration."""
-    model, means, index = probe.model, probe.means, probe.index
-    everything = torch.arange(len(index))
-    loss: dict[str, float] = {}
-    right: dict[str, float] = {}
+def validate(pruned: Pruned, problem: Problem, held_out: TaskBatch, corpus: Corpus | None = None) -> ValidationReport:
+    """Measure everything on held-out pairs; the problem's select split is for calibrations, its train split for what is fitted or ranked.
 
-    def measure(nodes: Tensor, calibration: Calibration | None) -> tuple[float, float]:
-        masks = index.masks(nodes.to(model.device))
-        if calibration is None:
-            calibration = calibrate(measured_margin(model, probe.batch, masks, means), probe.batch.sign)
-        margin = measured_margin(model, held_out, masks, means)
-        return calibrated_loss(margin, held_out.sign, calibration), accuracy(calibration.scale * margin + calibration.shift, held_out.sign)
+    corpus   ordinary text, for the nodes' activations; None: they are left out
+    Raises Stopped.
+    """
+    graph = pruned.graph
+    guess, binarised = _attributed(problem, graph), Binarised(problem, graph)
+    margins = _margins(pruned, problem, held_out, guess)
+    margins["binarised"] = _calibrated(problem, binarised.margins(problem.select), binarised.margins(held_out))
+    right = {name: (held_out.sign * m > 0).double().mean().item() for name, m in margins.items()}
+    by_prompt = {name: functional.softplus(-held_out.sign * m).double().mean(0) for name, m in margins.items()}
+    loss = {name: one.mean().item() for name, one in by_prompt.items()}
+    sizes = {"nodes": int(guess.nodes.sum()), "edges": edge_count(problem.model, guess)}
+    return ValidationReport(
+        loss={name: loss[name] for name in NETWORKS},
+        accuracy={name: right[name] for name in NETWORKS},
+        held_out_pairs=held_out.pairs,
+        attribution={"loss": loss["attribution"], "accuracy": right["attribution"]} | sizes,
+        uncalibrated=loss["uncalibrated"],
+        ablation={kind: loss[kind] for kind in KINDS},
+        binarised={"loss": loss["binarised"], "accuracy": right["binarised"], "nodes": binarised.alone(held_out)},
+        interval=intervals(by_prompt, problem.seed),
+        edge_effects=edge_effects(problem, graph, held_out),
+        activations=None if corpus is None else activations(problem, graph, corpus),
+        seeds=compare_seeds(pruned, problem, held_out) if problem.spec.seeds > 1 else None,
+        why=why_not(loss["circuit"], loss["full"], problem.target),
+    )
 
-    loss["full"], right["full"] = measure(everything, _PLAIN)
-    loss["circuit"], right["circuit"] = measure(result.nodes, result.calibration)
-    loss["without_circuit"], right["without_circuit"] = measure(probe.others(result.nodes), None)
-    draws = [measure(_random_like(probe, result.nodes, seed + d), None) for d in range(RANDOM_DRAWS)]
-    loss["random"] = sum(d[0] for d in draws) / len(draws)
-    right["random"] = sum(d[1] for d in draws) / len(draws)
-    return ValidationReport(loss, right, held_out.pairs)
+
+def why_not(circuit: float, full: float, target: float) -> str | None:
+    """One line for a circuit that misses its target, or a whole model above it; None where all is well. Losses in nats."""
+    if full >= HELPLESS:
+        return f"best loss {circuit:.4g} nats, target {target:g}; the whole model itself has {full:.4g}: it does not do this task"
+    if circuit > target:
+        return f"best loss {circuit:.4g} nats, target {target:g}; the whole model has {full:.4g}"
+    if full > target:
+        return f"the whole model, uncalibrated, has {full:.4g} nats, above the target of {target:g}; the circuit has {circuit:.4g}"
+    return None
 
 
-def _random_like(probe: Probe, nodes: Tensor, seed: int) -> Tensor:
-    """Random nodes, as many at each site as `nodes` has there."""
-    generator = torch.Generator().manual_seed(seed)
-    picked = {
-        site: set(torch.randperm(probe.index.widths[site], generator=generator)[: len(channels)].tolist())
-        for site, channels in probe.kept(nodes).items()
+def _margins(pruned: Pruned, problem: Problem, held_out: TaskBatch, guess: Graph) -> dict[str, Tensor]:
+    """Calibrated margins (draws, 2P) of every network but the binarised one."""
+    chosen, judge, graph = problem.judge(problem.select), problem.judge(held_out), pruned.graph
+
+    def own(some: Graph, calibration: Calibration) -> Tensor:
+        return calibration.scale * judge.margins([some]) + calibration.shift
+
+    def best(some: Graph) -> Tensor:
+        return _calibrated(problem, chosen.margins([some])[0], judge.margins([some])[0])
+
+    margins = {
+        "full": own(Graph(torch.ones_like(graph.nodes)), _PLAIN),
+        "circuit": own(graph, pruned.calibration),
+        "without_circuit": best(graph.others()),
+        "random": torch.cat([best(_random_like(problem, graph, problem.seed + draw)) for draw in range(RANDOM_DRAWS)]),
+        "attribution": best(guess),
+        "uncalibrated": own(graph, _PLAIN),
     }
-    return torch.tensor(sorted(probe.flat(picked)))
+    for kind in KINDS:
+        margins[kind] = _calibrated(problem, *(ablated_margins(problem, graph, kind, batch) for batch in (problem.select, held_out)))
+    return margins
+
+
+def _calibrated(problem: Problem, chosen: Tensor, margin: Tensor) -> Tensor:
+    """Held-out margins (1, 2P) under the calibration that suits the same network's margins on the select split best."""
+    calibration = calibrate(chosen, problem.select.sign)
+    return (calibration.scale * margin + calibration.shift)[None]
+
+
+def _attributed(problem: Problem, graph: Graph) -> Graph:
+    """As many nodes as the graph has, those that integrated gradients rank first, and all edges between them."""
+    few = replace(problem, train=problem.draw(0, RANKED_PAIRS))
+    order = attribution.rank(few).argsort(descending=True, stable=True)
+    return Graph(problem.index.flags(order[: int(graph.nodes.sum())]))
+
+
+def _random_like(problem: Problem, graph: Graph, seed: int) -> Graph:
+    """Random nodes, as many at each site as the graph has there."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn: dict[str, Tensor] = {}
+    for site, on in problem.index.split(graph.nodes).items():
+        drawn[site] = torch.zeros_like(on)
+        drawn[site][torch.randperm(len(on), generator=generator)[: int(on.sum())].to(on.device)] = True
+    return Graph(problem.index.join(drawn))

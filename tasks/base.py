@@ -1,7 +1,7 @@
 """What a task is: a seeded stream of contrasting prompt pairs, cut into three splits that share no prompt.
 
 A task knows nothing of tokenizers. It offers its two answers in several spellings, best first; the engine takes the first
-spelling that a given tokenizer writes as single tokens (`extractor.objective`).
+spelling that a given tokenizer writes as single tokens (`extractor.objective`). Where the answers vary, every pair brings its own.
 Paper: Sec. 2.2 and Table 1.
 """
 
@@ -12,19 +12,27 @@ import hashlib
 import importlib
 import pkgutil
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 SPLITS = ("train", "select", "held_out")
 _SHARE = {"train": range(0, 6), "select": range(6, 8), "held_out": range(8, 10)}  # tenths of all prompts
+_NOT_TASKS = ("base", "files", "installed", "lines", "words")  # modules beside those that are tasks
+ALL = "all"  # stands for all tasks of this folder where users name tasks
+SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of tasks: they become names of folders
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two prompts that differ in what matters. `positive` is continued by the first answer, `negative` by the second."""
+    """Two prompts that differ in what matters. `positive` is continued by the first answer, `negative` by the second.
+
+    answers   this pair's own (first, second), for tasks whose answers vary; None where the task has the same two for all pairs
+    """
 
     positive: str
     negative: str
+    answers: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Task:
 
     name         the paper's name, or ours; the name of the file
     description  one line: what has to be chosen, by what
-    answers      spellings of (answer to the positive prompt, answer to the negative prompt), best first
+    answers      spellings of (answer to the positive prompt, answer to the negative prompt), best first; () where every pair has its own
     write        (random generator) -> Pair; called again and again
     aliases      other names users may type
     """
@@ -62,6 +70,16 @@ class Task:
             seen.add(pair.positive)
             yield pair
 
+    def available(self, split: str) -> int | None:
+        """How many pairs a split holds; None where they are written as long as they are asked for."""
+        return None
+
+
+def split_of(positive: str) -> str:
+    """The split that a pair belongs to, by its positive prompt."""
+    tenth = _tenth(positive)
+    return next(split for split in SPLITS if tenth in _SHARE[split])
+
 
 def _tenth(text: str) -> int:
     return hashlib.sha256(text.encode()).digest()[0] * 10 // 256
@@ -70,21 +88,33 @@ def _tenth(text: str) -> int:
 def task_names() -> list[str]:
     """Names of all tasks, from the files of this folder, without importing them."""
     package = importlib.import_module("tasks")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in ("base", "words"))
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _NOT_TASKS)
 
 
 def find_task(name: str) -> Task:
-    """The task of that name or alias. Raises KeyError with the nearest names."""
+    """The task of that name or alias, of this folder or of an installed package.
+
+    Raises KeyError with the nearest names, or with what is wrong with the package's task.
+    """
+    from tasks.installed import installed_tasks
+
     names = task_names()
-    if name not in names:
-        for other in names:
-            task = load_task(other)
-            if name in task.aliases:
-                return task
-        near = difflib.get_close_matches(name, names, n=3)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise KeyError(f"task {name!r} not found in tasks/; {hint}available: {', '.join(names)}")
-    return load_task(name)
+    if name in names:
+        return load_task(name)
+    for task in map(load_task, names):
+        if name in task.aliases:
+            return task
+    offers = installed_tasks()
+    for offer in offers:
+        if name == offer.name:
+            return offer.load()
+    for offer in offers:
+        if offer.problem is None and name in offer.load().aliases:
+            return offer.load()
+    every = [*names, *(offer.name for offer in offers)]
+    near = difflib.get_close_matches(name, every, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise KeyError(f"task {name!r} not found in tasks/; {hint}available: {', '.join(every)}")
 
 
 def load_task(name: str) -> Task:

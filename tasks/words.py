@@ -7,6 +7,7 @@ NOUNS = tuple(
     "stack tree graph edge root parent child leaf left right start end first last next day month year hour minute second time "
     "date week season animal dog cat bird fish horse flower river stone".split()
 )
+COMMON = NOUNS[:48]  # most tokenizers write these as one token
 VERBS = tuple(
     "get set add find load save read write open close send start stop run make build check count update remove print parse "
     "sort merge split join map filter reset clear copy move show hide draw call apply create delete insert append".split()

@@ -28,11 +28,10 @@ GELU_3 = 3 * 0.5 * (1 + math.erf(3 / math.sqrt(2)))  # 2.99595
 
 
 @torch.no_grad()
-def micro_model(redundant: bool = False) -> SparseGPTForCausalLM:
-    config = SparseGPTConfig(
-        vocab_size=7, n_layer=1, d_model=4, d_head=2, d_mlp=4, n_ctx=8, activation_frac=1.0, sinks=False, rms_norm_eps=1e-12
-    )
-    model = SparseGPTForCausalLM(config)
+def micro_model(redundant: bool = False, **changes) -> SparseGPTForCausalLM:
+    """The model; changes: of its configuration."""
+    shape = {"vocab_size": 7, "n_layer": 1, "d_model": 4, "d_head": 2, "d_mlp": 4, "n_ctx": 8, "activation_frac": 1.0, "sinks": False}
+    model = SparseGPTForCausalLM(SparseGPTConfig(**(shape | {"rms_norm_eps": 1e-12} | changes)))
     for name, parameter in model.named_parameters():
         if "ln_" not in name:
             parameter.zero_()
@@ -65,7 +64,7 @@ def micro_batch() -> TaskBatch:
     ids = torch.tensor([[0, A], [0, B], [FIRST, A], [FIRST, B]])
     correct = torch.tensor([YES, NO, YES, NO])
     wrong = torch.tensor([NO, YES, NO, YES])
-    return TaskBatch(ids, torch.ones(4, dtype=torch.long), correct, wrong, torch.tensor([1.0, -1.0, 1.0, -1.0]), (YES, NO))
+    return TaskBatch(ids, torch.ones(4, dtype=torch.long), correct, wrong, torch.tensor([1.0, -1.0, 1.0, -1.0]))
 
 
 def micro_means(model: SparseGPTForCausalLM, batch: TaskBatch | None = None) -> dict[str, torch.Tensor]:

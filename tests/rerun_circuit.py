@@ -1,4 +1,8 @@
-"""Recompute a circuit's held-out loss from a result folder with nothing but torch: python tests/rerun_circuit.py FOLDER [TASK]"""
+"""Recompute a circuit's held-out loss from a result folder with nothing but torch: python tests/rerun_circuit.py FOLDER [TASK]
+
+A node of the circuit is computed, and competes in its site's AbsTopK with the circuit's other nodes; every other node has its mean.
+A listed edge carries what its source is; every other weight carries its source's mean.
+"""
 
 import json
 import sys
@@ -14,16 +18,30 @@ c, circuit = json.loads((root / "model/config.json").read_text()), json.loads((f
 w, means, pairs = (
     load_file(path) for path in (root / "model/model.safetensors", folder / "means.safetensors", folder / "held_out.safetensors")
 )
+node = {n["id"]: (n["site"], n["channel"]) for n in circuit["nodes"]}
 on = {site: torch.zeros(len(mean), dtype=torch.bool) for site, mean in means.items()}
-for node in circuit["nodes"]:
-    on[node["site"]][node["channel"]] = True
+for site, channel in node.values():
+    on[site][channel] = True
+listed = {}  # (source site, target site): places of the listed edges
+for edge in circuit["edges"]:
+    (source, column), (target, row) = node[edge["source"]], node[edge["target"]]
+    listed.setdefault((source, target), []).append((row, column))
 
 
-def site(name: str, x: torch.Tensor) -> torch.Tensor:
-    width, place = x.shape[-1], name.partition(".")[2]
+def at(site: str, x: torch.Tensor) -> torch.Tensor:
+    """The values of a site's nodes, given what they are before AbsTopK."""
+    width, place = x.shape[-1], site.partition(".")[2]
     k = c["site_k"].get(place, width) if c.get("site_k") else max(1, round(c["activation_frac"] * width))
-    where = x.abs().topk(k, dim=-1).indices
-    return torch.where(on[name], torch.zeros_like(x).scatter(-1, where, x.gather(-1, where)), means[name])
+    rivals = x.abs().masked_fill(~on[site], -1)
+    return torch.where(on[site], x * (rivals >= rivals.topk(k).values[..., -1:]), means[site])
+
+
+def send(source: str, target: str, weight: torch.Tensor, x: torch.Tensor, mean: torch.Tensor | None = None) -> torch.Tensor:
+    """What the values x of a source send to a target; mean: what they would be, were all of them means."""
+    there = torch.zeros_like(weight)
+    for place in listed.get((source, target), []):
+        there[place] = weight[place]
+    return x @ there.T + (means[source] if mean is None else mean) @ (weight - there).T
 
 
 def norm(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
@@ -41,16 +59,19 @@ positions = w["transformer.wpe.weight"][:length] if "transformer.wpe.weight" in 
 h = h + positions if c.get("added_positions") else h
 for i in range(c["n_layer"]):
     p = {name.removeprefix(f"transformer.h.{i}."): t for name, t in w.items() if name.startswith(f"transformer.h.{i}.")}
-    x = site(f"{i}.attn.act_in", read(h, p, 1))
-    parts = zip("qkv", (x @ p["attn.c_attn.weight"].T + p["attn.c_attn.bias"]).split(width, -1), strict=True)
-    q, k, v = (site(f"{i}.attn.{n}", t).view(rows, length, heads, -1).transpose(1, 2) for n, t in parts)
-    weight = (q @ k.transpose(-1, -2) / c["d_head"] ** 0.5).masked_fill(future, -torch.inf).exp()
+    a, m = f"{i}.attn.", f"{i}.mlp."
+    x = at(a + "act_in", read(h, p, 1))
+    parts = zip("qkv", p["attn.c_attn.weight"].split(width), p["attn.c_attn.bias"].split(width), strict=True)
+    split = lambda t: t.view(rows, length, heads, -1).transpose(1, 2)  # noqa: E731
+    q, k, v = (split(at(a + name, send(a + "act_in", a + name, weight, x) + bias)) for name, weight, bias in parts)
+    pattern = (q @ k.mT / c["d_head"] ** 0.5).masked_fill(future, -torch.inf).exp()
     sink = p["attn.sink_logit"].exp().view(heads, 1, 1) if c["sinks"] else 0
-    mixed = ((weight / (weight.sum(-1, keepdim=True) + sink)) @ v).transpose(1, 2).reshape(rows, length, width)
-    h = h + site(f"{i}.attn.resid_delta", mixed @ p["attn.c_proj.weight"].T + p["attn.c_proj.bias"])
-    x = site(f"{i}.mlp.act_in", read(h, p, 2)) @ p["mlp.c_fc.weight"].T + p["mlp.c_fc.bias"]
-    x = site(f"{i}.mlp.post_act", relu(x) if c.get("activation") == "relu" else gelu(x))
-    h = h + site(f"{i}.mlp.resid_delta", x @ p["mlp.c_proj.weight"].T + p["mlp.c_proj.bias"])
+    pattern = pattern / (pattern.sum(-1, keepdim=True) + sink)
+    mixed, usual = ((pattern @ t).transpose(1, 2).reshape(rows, length, width) for t in (v, split(means[a + "v"].expand(rows, length, -1))))
+    h = h + at(a + "resid_delta", send(a + "v", a + "resid_delta", p["attn.c_proj.weight"], mixed, usual) + p["attn.c_proj.bias"])
+    x = send(m + "act_in", m + "post_act", p["mlp.c_fc.weight"], at(m + "act_in", read(h, p, 2))) + p["mlp.c_fc.bias"]
+    x = at(m + "post_act", relu(x) if c.get("activation") == "relu" else gelu(x))
+    h = h + at(m + "resid_delta", send(m + "post_act", m + "resid_delta", p["mlp.c_proj.weight"], x) + p["mlp.c_proj.bias"])
 last, token = h[torch.arange(rows), pairs["last"]], ids[torch.arange(rows), pairs["last"]]
 logits = norm(last, w["transformer.ln_f.weight"]) @ w["lm_head.weight"].T + w.get("logits_bias", 0)
 if c["bigram"] == "dense":
@@ -59,6 +80,6 @@ elif c["bigram"] == "counts":
     logits = logits.scatter_add(-1, w["bigram_index"][token], w["bigram_values"][token])
 elif c["bigram"] == "low_rank":
     logits = logits + w["bigram_left"][token] @ w["bigram_right"]
-first, second = circuit["answer_ids"]
-margin = circuit["calibration"]["scale"] * (logits[:, first] - logits[:, second]) + circuit["calibration"]["shift"]
-print(softplus(torch.where(pairs["correct"] == first, -margin, margin)).mean().item())
+margin = (logits.gather(1, pairs["correct"][:, None]) - logits.gather(1, pairs["wrong"][:, None]))[:, 0]
+sign = pairs["sign"] if "sign" in pairs else torch.where(pairs["correct"] == circuit["answer_ids"][0], 1.0, -1.0)
+print(softplus(-circuit["calibration"]["scale"] * margin - sign * circuit["calibration"]["shift"]).mean().item())

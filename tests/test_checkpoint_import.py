@@ -187,7 +187,7 @@ def test_with_a_tokenizer_the_import_is_a_model_one_can_submit(tmp_path: Path, t
     words = folder if where == "beside" else tmp_path / "words"
     save_tokenizer(tokenizer, words, 24)
     report = import_checkpoint(folder, tmp_path / "out", None if where == "beside" else words)
-    spec = circuit_job(str(tmp_path / "out"), "quote_close")
+    spec = circuit_job(str(tmp_path / "out"), ("quote_close",))
     assert spec.model == str(tmp_path / "out")
     assert open_model(spec.model).is_sparse
     assert load_model(open_model(spec.model)).config.eos_token_id == tokenizer.token_to_id("<|endoftext|>")

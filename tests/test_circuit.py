@@ -216,6 +216,8 @@ def test_a_circuit_survives_json():
         calibration=Calibration(3.5, -0.1),
     )
     assert Circuit.from_json(json.loads(json.dumps(circuit.to_json()))) == circuit
+    varying = replace(circuit, task="class_init", answers=(), answer_ids=())
+    assert Circuit.from_json(json.loads(json.dumps(varying.to_json()))) == varying
 
 
 def test_nodes_are_described_by_the_tokens_they_respond_to_and_promote():

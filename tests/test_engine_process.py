@@ -147,7 +147,7 @@ def test_a_listener_that_goes_away_does_not_stop_the_work(home: Path):
 
 
 def circuit(**changes: object) -> str:
-    facts = {"kind": "circuit", "model": "python-tiny", "task": "quote_close", "bridge": {}, "prune": {}}
+    facts = {"kind": "circuit", "model": "python-tiny", "tasks": ["quote_close"], "bridge": {}, "prune": {}}
     return json.dumps(facts | changes)
 
 
@@ -159,7 +159,7 @@ def circuit(**changes: object) -> str:
         (circuit(version=2), 2, "SpecError"),
         (circuit(surprise=1), 2, "SpecError"),
         (circuit(bridge=None), 2, "SpecError"),
-        (circuit(task="quote_clsoe"), 2, "UnknownTask"),
+        (circuit(tasks=["quote_clsoe"]), 2, "UnknownTask"),
         (circuit(model="/nowhere/at/all"), 3, "ModelNotFound"),
         (circuit(corpus={"sources": ["/nowhere/at/all"]}), 2, "SpecError"),
     ],

@@ -69,7 +69,7 @@ def prompts(seed: int, pairs: int = 6) -> TaskBatch:
     last = torch.randint(2, 12, (2 * pairs,), generator=generator)
     last[0] = 11
     answers, sign = torch.tensor([5, 9]).repeat(pairs), torch.tensor([1.0, -1.0]).repeat(pairs)
-    return TaskBatch(ids, last, answers, answers.flip(0), sign, (5, 9))
+    return TaskBatch(ids, last, answers, answers.flip(0), sign)
 
 
 def one_by_one(batch: TaskBatch) -> Iterator[Tensor]:

@@ -185,7 +185,7 @@ def test_measuring_in_groups_of_like_length_equals_measuring_at_once(model, pair
     last = torch.randint(1, 12, (pairs,), generator=generator).repeat_interleave(2)
     ids = torch.randint(30, (2 * pairs, 12), generator=generator)
     correct = torch.tensor([3, 4]).repeat(pairs)
-    batch = TaskBatch(ids, last, correct, 7 - correct, torch.tensor([1.0, -1.0]).repeat(pairs), (3, 4))
+    batch = TaskBatch(ids, last, correct, 7 - correct, torch.tensor([1.0, -1.0]).repeat(pairs))
     index = NodeIndex.of(model)
     masks = index.masks(torch.randperm(len(index), generator=generator)[: len(index) // 2])
     means = {site: torch.randn(width, generator=generator) for site, width in widths(model).items()}

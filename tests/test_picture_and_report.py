@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -318,6 +319,18 @@ def test_a_missed_target_is_said_first():
     assert "reaches 0.210 nats, 91 % right; the target is 0.150 nats" in sentence
     assert "Without them the model is still 80 % right, above chance." in sentence
     assert "at chance" not in sentence
+
+
+def test_a_circuit_whose_answers_vary_is_drawn_and_told_without_them(tmp_path):
+    circuit = replace(tiny(), task="class_init", answers=(), answer_ids=())
+    labels = [label.text for label in layout(circuit).labels]
+    assert {"first answer", "or", "second answer"} <= set(labels)
+    page = written(tmp_path, circuit, [Example("self.name =", " name", " size", 0.9, 0.8, 0.5)])
+    assert headline(circuit, result_of(circuit)).startswith(
+        "3 nodes and 2 edges of python-tiny-sparse choose between the two answers of each"
+    )
+    assert "answers of each pair its own" in page
+    assert "·</span>name</mark>" in page
 
 
 def test_a_circuit_the_model_does_not_need_is_said_so(tmp_path):

@@ -18,11 +18,22 @@ from worlds import ROOT
 
 from extractor import artifacts
 from extractor.circuit import Circuit, count_edges
-from extractor.errors import BrokenArtifact, ExtractorError, ModelNotFound, OutputError, TaskNotExpressible, UnknownTask, UnsupportedModel
+from extractor.errors import (
+    BrokenArtifact,
+    ExtractorError,
+    ModelNotFound,
+    OutputError,
+    SpecError,
+    TaskNotExpressible,
+    UnknownTask,
+    UnsupportedModel,
+)
 from extractor.pipeline import run_job
 from extractor.progress import Progress, Stopped
 from extractor.specs import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, TrainSpec
+from extractor.task_sources import choose
 from tasks import find_task
+from tasks.base import SPLITS
 from tasks.words import NOUNS
 
 TASK = "for_while"
@@ -73,8 +84,8 @@ def dense(loops: CorpusSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def circuit_spec(model: Path, loops: CorpusSpec, **changes) -> JobSpec:
-    facts = {"kind": "circuit", "model": str(model), "task": TASK, "target_loss": 0.6, "corpus": loops, "bridge": BRIDGE, "prune": PRUNE}
-    return JobSpec(**(facts | changes))
+    facts = {"kind": "circuit", "model": str(model), "tasks": (TASK,), "target_loss": 0.6}
+    return JobSpec(**(facts | {"corpus": loops, "bridge": BRIDGE, "prune": PRUNE} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -440,8 +451,131 @@ def test_a_model_that_is_gone_leaves_nothing(spec: JobSpec, tmp_path: Path):
 
 def test_a_task_the_tokenizer_cannot_ask_is_refused_before_any_training(dense: Path, loops: CorpusSpec, tmp_path: Path):
     with pytest.raises(TaskNotExpressible):
-        run_job(circuit_spec(dense / "model", loops, task="bracket_counting"), tmp_path / "out", threads=1)
+        run_job(circuit_spec(dense / "model", loops, tasks=("bracket_counting",)), tmp_path / "out", threads=1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def own_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL file with short loop headers, twenty of each split."""
+    path = tmp_path_factory.mktemp("own") / "my_loops.jsonl"
+    short = {split: (pair for pair in find_task(TASK).pairs(split, 5) if "def" not in pair.positive) for split in SPLITS}
+    pairs = [pair for split in SPLITS for pair in itertools.islice(short[split], 20)]
+    lines = [{"positive": pair.positive, "negative": pair.negative, "answers": [" in", ":"]} for pair in pairs]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def three(dense: Path, loops: CorpusSpec, own_task: Path) -> JobSpec:
+    """A circuit job of three tasks: one that the tokenizer cannot ask, one of tasks/, one of a file."""
+    bridge = BRIDGE.model_copy(update={"optim": BRIDGE.optim.model_copy(update={"steps": 60})})
+    chosen, prune = choose(["bracket_counting", TASK, str(own_task)]), PRUNE.model_copy(update={"steps": 8})
+    return circuit_spec(dense / "model", loops, tasks=chosen.names, task_files=chosen.files, bridge=bridge, prune=prune)
+
+
+@pytest.fixture(scope="module")
+def several(three: JobSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    """Its result, and what it told."""
+    told: list[dict] = []
+    out = tmp_path_factory.mktemp("several") / "result"
+    run_job(three, out, Progress(told.append), threads=1)
+    return out, told
+
+
+def test_a_circuit_job_of_several_tasks_bridges_once_and_tells_of_each_task(several: tuple[Path, list[dict]], own_task: Path):
+    out, told = several
+    artifacts.verify_manifest(out)
+    stages = [(e["stage"], e["index"], e["of"]) for e in told if e["event"] == "stage"]
+    names = [f"{stage} {task}" for task in (TASK, "my_loops") for stage in ("prune", "validate", "report")]
+    assert stages == [("corpus", 1, 11), ("bridge", 2, 11), *((name, number, 11) for number, name in enumerate(names, 6))]
+
+    rows = json.loads((out / "tasks.json").read_text())
+    assert [row["task"] for row in rows] == ["bracket_counting", TASK, "my_loops"]
+    fields = ["task", "nodes", "edges", "loss", "full_loss", "accuracy", "without", "random", "meets_target", "why"]
+    assert all(sorted(row) == sorted(fields) for row in rows)
+    refused, *made = rows
+    assert {refused[name] for name in fields[1:8]} == {None}
+    assert refused["meets_target"] is False
+    assert "cannot be asked under this tokenizer" in refused["why"]
+    assert {p.name for p in (out / "circuits").iterdir()} == {TASK, "my_loops"}
+    for row in made:
+        numbers = json.loads((out / "circuits" / row["task"] / "result.json").read_text())
+        assert (row["nodes"], row["edges"]) == (numbers["circuit"]["nodes"], numbers["circuit"]["edges"])
+        losses = [numbers["loss"][name] for name in ("circuit", "full", "without_circuit", "random")]
+        assert [row[name] for name in ("loss", "full_loss", "without", "random")] == losses
+        assert row["accuracy"] == numbers["accuracy"]["circuit"]
+        assert (row["why"] is None) is row["meets_target"] is numbers["meets_target"]
+        assert set(numbers["bridge"]) >= {"recovered", "prompts", "circuit"}
+        assert set(numbers["seconds"]) >= {"corpus", "bridge", "prune", "validate"}
+
+
+def test_a_task_of_a_file_is_asked_with_the_pairs_it_has_and_described_by_its_file(several: tuple[Path, list[dict]], own_task: Path):
+    (task,) = choose([str(own_task)]).tasks
+    numbers = json.loads((several[0] / "circuits" / "my_loops" / "result.json").read_text())
+    held = task.available("held_out")
+    assert held is not None
+    assert held < PRUNE.held_out_pairs
+    assert numbers["held_out_pairs"] == held
+    assert numbers["description"] == task.description == "60 pairs of my_loops.jsonl, answered by ' in' or ':'"
+    assert load_file(several[0] / "circuits" / "my_loops" / "held_out.safetensors")["ids"].shape[0] == 2 * held
+
+
+def test_of_several_tasks_each_has_the_circuit_that_it_would_have_alone(several: tuple[Path, list[dict]], three: JobSpec, tmp_path: Path):
+    run_job(three.model_copy(update={"tasks": (TASK,), "task_files": ()}), tmp_path / "alone", threads=1)
+    assert circuit_bytes(tmp_path / "alone") == circuit_bytes(several[0])
+    assert not (tmp_path / "alone" / "tasks.json").exists()
+
+
+def test_of_several_tasks_finished_circuits_are_not_made_again(several: tuple[Path, list[dict]], three: JobSpec, tmp_path: Path):
+    out, told = tmp_path / "stopped", []
+    with pytest.raises(Stopped):
+        run_job(three, out, stop_in("prune my_loops", 9), threads=1)
+    assert {p.name for p in (out / "circuits").iterdir()} == {TASK}
+    run_job(three, out, Progress(told.append), threads=1)
+    assert not [e for e in told if e["event"] == "stage" and e["stage"].endswith(TASK)]
+    timed = {f"circuits/{task}/{name}" for task in (TASK, "my_loops") for name in ("result.json", "report.html")}
+    assert files_of(out) == files_of(several[0])
+    for name in files_of(out) - timed - {"manifest.json"}:
+        assert (out / name).read_bytes() == (several[0] / name).read_bytes(), name
+
+
+def test_tasks_of_which_none_can_be_asked_and_changed_files_are_refused_before_any_work(three: JobSpec, own_task: Path, tmp_path: Path):
+    none = three.model_copy(update={"tasks": ("bracket_counting", "else_elif"), "task_files": ()})
+    with pytest.raises(TaskNotExpressible, match="none of 2 tasks can be asked of this model; the first: task 'bracket_counting'"):
+        run_job(none, tmp_path / "out", threads=1)
+    changed = tmp_path / "my_loops.jsonl"
+    changed.write_text(own_task.read_text().replace("while", "while not"))
+    moved = three.task_files[0].model_copy(update={"path": str(changed)})
+    with pytest.raises(SpecError, match="was changed since the job was made"):
+        run_job(three.model_copy(update={"task_files": (moved,)}), tmp_path / "out", threads=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_task_file_whose_prompts_the_model_cannot_read_is_refused_before_any_work(three: JobSpec, own_task: Path, tmp_path: Path):
+    lines = own_task.read_text().splitlines()
+    lines[4] = json.dumps({"positive": "for x" * 50, "negative": "for y" * 50, "answers": [" in", ":"]})
+    (tmp_path / "long.jsonl").write_text("\n".join(lines))
+    chosen = choose([str(tmp_path / "long.jsonl")])
+    with pytest.raises(TaskNotExpressible, match=r"line 5: .* 1 of 60 pairs"):
+        run_job(three.model_copy(update={"tasks": chosen.names, "task_files": chosen.files}), tmp_path / "out", threads=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_that_an_earlier_version_specified_in_its_words_goes_on(result: Path, spec: JobSpec, tmp_path: Path):
+    import shutil
+
+    copy = Path(shutil.copytree(result, tmp_path / "copy"))
+    before = json.loads((copy / "spec.json").read_text())
+    (before["task"],) = before.pop("tasks")
+    before["tasks"] = []
+    del before["task_files"]
+    (copy / "spec.json").write_text(json.dumps(before))
+    (copy / "manifest.json").unlink()
+    artifacts.write_manifest(copy)
+    told: list[dict] = []
+    run_job(spec, copy, Progress(told.append), threads=1)
+    assert told == []
 
 
 @pytest.fixture

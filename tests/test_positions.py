@@ -83,7 +83,7 @@ def prompts() -> TaskBatch:
     correct = torch.tensor([micro.YES, micro.NO, micro.YES, micro.NO])
     wrong = torch.tensor([micro.NO, micro.YES, micro.NO, micro.YES])
     last = torch.tensor([1, 2, 1, 2])
-    return TaskBatch(ids, last, correct, wrong, torch.tensor([1.0, -1.0, 1.0, -1.0]), (micro.YES, micro.NO))
+    return TaskBatch(ids, last, correct, wrong, torch.tensor([1.0, -1.0, 1.0, -1.0]))
 
 
 def means_of(model: SparseGPTForCausalLM, batch: TaskBatch) -> dict[str, torch.Tensor]:
@@ -227,7 +227,7 @@ def test_a_whole_job_over_a_model_with_position_channels(tokenizer, tmp_path: Pa
     save_tokenizer(tokenizer, tmp_path / "model", 32)
     prune = PruneSpec(steps=10, pairs=8, k_coefs=(1e-3,), select_pairs=16, trial_pairs=8, held_out_pairs=32, necessity=0.0, mean_tokens=512)
     spec = JobSpec(
-        kind="circuit", model=str(tmp_path / "model"), task="for_while", target_loss=0.7, corpus=CORPUS, bridge=BridgeSpec(), prune=prune
+        kind="circuit", model=str(tmp_path / "model"), tasks=("for_while",), target_loss=0.7, corpus=CORPUS, bridge=BridgeSpec(), prune=prune
     )
     run_job(spec, tmp_path / "out", threads=1)
     folder = tmp_path / "out" / "circuits" / "for_while"
@@ -265,7 +265,7 @@ def test_every_options_circuits_can_be_recomputed_from_their_files(name: str, tm
     folder.mkdir(parents=True)
     write_json(folder / "circuit.json", circuit.to_json())
     write_tensors(folder / "means.safetensors", means)
-    write_tensors(folder / "held_out.safetensors", {"ids": batch.ids, "last": batch.last, "correct": batch.correct, "wrong": batch.wrong})
+    write_tensors(folder / "held_out.safetensors", {name: getattr(batch, name) for name in ("ids", "last", "correct", "wrong", "sign")})
     margin = 0.7 * masked_margin(model, batch, index.masks(kept), means) + 0.2
     assert margin.std() > 1e-3
     assert rerun(tmp_path) == pytest.approx(task_loss(margin, batch.sign).item(), abs=1e-4)

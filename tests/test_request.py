@@ -137,14 +137,88 @@ def test_a_task_that_a_given_tokenizer_cannot_write_is_refused_at_once(tmp_path:
 
 
 def test_a_circuit_job_names_its_model_and_adapter(gpt2_folder: Path, tmp_path: Path):
-    made = circuit_job(str(gpt2_folder), "quote_close")
+    made = circuit_job(str(gpt2_folder), ("quote_close",))
     assert (made.model, made.adapter) == (str(gpt2_folder), None)
     lora = {"peft_type": "LORA", "base_model_name_or_path": str(gpt2_folder)}
     (tmp_path / "adapter_config.json").write_text(json.dumps(lora))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    for made in (circuit_job(str(tmp_path), "quote_close"), circuit_job(str(gpt2_folder), "quote_close", adapter=str(tmp_path))):
+    for made in (circuit_job(str(tmp_path), ("quote_close",)), circuit_job(str(gpt2_folder), ("quote_close",), adapter=str(tmp_path))):
         assert (made.model, made.adapter) == (str(gpt2_folder), str(tmp_path))
         assert parse_job(to_json(made)) == made
+
+
+def test_a_circuit_job_takes_several_tasks_each_once_by_their_own_names():
+    made = circuit_job("python-tiny", ("single_double_quote", "for_while", "quote_close"))
+    assert (made.tasks, made.task_files) == (("quote_close", "for_while"), ())
+    assert parse_job(to_json(made)) == made
+    with pytest.raises(UnknownTask, match="for_whilst"):
+        circuit_job("python-tiny", ("quote_close", "for_whilst"))
+    with pytest.raises(SpecError, match="needs a task"):
+        circuit_job("python-tiny", ())
+
+
+def test_all_is_every_task_that_the_tokenizer_can_express_and_the_others_are_told_of(tmp_path: Path, gpt2_folder: Path):
+    from extractor.data.tokenizer import load_tokenizer, train_tokenizer
+    from extractor.models import BUNDLED
+    from extractor.objective import express
+    from tasks import find_task, task_names
+
+    def expressible(name: str) -> bool:
+        try:
+            express(find_task(name), tokenizer)
+        except TaskNotExpressible:
+            return False
+        return True
+
+    told: list[str] = []
+    tokenizer = load_tokenizer(BUNDLED / "python-tiny")
+    made = circuit_job("python-tiny", ("all",), tell=told.append)
+    assert made.tasks == tuple(name for name in task_names() if expressible(name))
+    assert sorted(line.partition(" is left out: ")[0] for line in told) == sorted(set(task_names()) - set(made.tasks))
+    assert circuit_job("python-tiny", ("for_while", "all")).tasks[0] == "for_while"
+
+    model = tmp_path / "model"
+    shutil.copytree(gpt2_folder, model)
+    train_tokenizer(["nothing"], 257).save(str(model / "tokenizer.json"))
+    tokenizer = load_tokenizer(model)
+    with pytest.raises(TaskNotExpressible, match="'for_while' cannot be asked"):  # what was named is not left out in silence
+        circuit_job(str(model), ("all", "for_while"), tell=told.append)
+    monotone = '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"x": 0, "y": 1}, "unk_token": "x"}}'
+    (model / "tokenizer.json").write_text(monotone)
+    with pytest.raises(TaskNotExpressible, match=f"none of {len(task_names())} tasks can be asked of this model; the first: task 'brack"):
+        circuit_job(str(model), ("all",))
+
+
+def test_a_spec_that_names_a_single_task_as_it_was_done_before_is_read():
+    made = circuit_job("python-tiny", ("quote_close",))
+    before = json.loads(to_json(made)) | {"task": "quote_close", "tasks": []}
+    del before["task_files"]
+    assert parse_job(json.dumps(before)) == made
+    del before["tasks"]
+    assert JobSpec.model_validate(before) == made
+    trained = job(tasks=("for_while",))
+    assert parse_job(json.dumps(json.loads(to_json(trained)) | {"task": None})) == trained
+    for wrong, said in (
+        ({"task": "quote_close", "tasks": ["for_while"]}, "leave out 'task'"),
+        ({"task": 3}, "tasks.0"),
+        ({"task": None}, "needs tasks"),
+    ):
+        with pytest.raises(SpecError, match=said):
+            parse_job(json.dumps(before | wrong))
+
+
+def test_the_tasks_of_a_spec_are_told_apart():
+    made = json.loads(to_json(circuit_job("python-tiny", ("quote_close",))))
+    file = {"name": "mine", "path": "/mine.jsonl", "sha256": "0" * 64}
+    for wrong, said in (
+        ({"tasks": ["quote_close"] * 2}, "tasks name 'quote_close' twice"),
+        ({"task_files": [file]}, "'mine', which is none of the job's tasks"),
+        ({"tasks": ["mine"], "task_files": [file] * 2}, "task_files name 'mine' twice"),
+        ({"tasks": ["../mine"], "task_files": [file | {"name": "../mine"}]}, "task_files.0.name"),
+        ({"tasks": ["mine"], "task_files": [file | {"sha256": "0"}]}, "task_files.0.sha256"),
+    ):
+        with pytest.raises(SpecError, match=re.escape(said)):
+            parse_job(json.dumps(made | wrong))
 
 
 def test_the_tokenizer_of_a_circuit_job_is_the_bases(gpt2_folder: Path, tmp_path: Path):
@@ -158,7 +232,7 @@ def test_the_tokenizer_of_a_circuit_job_is_the_bases(gpt2_folder: Path, tmp_path
     (lora / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(base)}))
     (lora / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(TaskNotExpressible):
-        circuit_job(str(lora), "for_while")
+        circuit_job(str(lora), ("for_while",))
 
 
 @pytest.mark.parametrize(
@@ -282,12 +356,12 @@ def test_a_progress_line_says_loss_speed_and_time_left():
 
 def test_a_circuit_job_takes_changes_of_its_bridge_and_its_pruning():
     spec = circuit_job(
-        "python-tiny", "quote_close", init="scratch", labels="model", changes={"bridge.optim.steps": "5", "prune.steps": "3"}
+        "python-tiny", ("quote_close",), init="scratch", labels="model", changes={"bridge.optim.steps": "5", "prune.steps": "3"}
     )
     assert spec.bridge is not None
     assert spec.prune is not None
     assert (spec.bridge.init, spec.bridge.optim.steps, spec.prune.steps, spec.labels) == ("scratch", 5, 3, "model")
-    assert circuit_job("python-tiny", "quote_close").bridge.init == "dense"
+    assert circuit_job("python-tiny", ("quote_close",)).bridge.init == "dense"
     names = [setting.name for setting in circuit_settings()]
     assert "bridge.sparsity.weight_frac" in names
     assert "bridge.init" not in names
@@ -306,4 +380,4 @@ def test_a_circuit_job_takes_changes_of_its_bridge_and_its_pruning():
 )
 def test_what_a_circuit_job_cannot_be_asked(wrong: dict, message: str):
     with pytest.raises(SpecError, match=re.escape(message)):
-        circuit_job("python-tiny", "quote_close", **wrong)
+        circuit_job("python-tiny", ("quote_close",), **wrong)

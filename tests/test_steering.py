@@ -289,10 +289,11 @@ def result(tokenizer, batches, tmp_path_factory: pytest.TempPathFactory) -> Path
     place = folder / "circuits" / "quote_close"
     place.mkdir(parents=True)
     nodes = tuple(Node(node, node.rsplit(".", 1)[0], int(node.rsplit(".", 1)[1]), 0.0) for node in CIRCUIT)
-    circuit = Circuit("tiny", "quote_close", ('")', "')"), held_out.answers, nodes, (), Calibration(1.0, 0.0))
+    answer_ids = int(held_out.first[0]), int(held_out.second[0])
+    circuit = Circuit("tiny", "quote_close", ('")', "')"), answer_ids, nodes, (), Calibration(1.0, 0.0))
     artifacts.write_json(place / "circuit.json", circuit.to_json())
     artifacts.write_json(place / "result.json", {})
-    artifacts.write_tensors(place / "held_out.safetensors", {n: getattr(held_out, n) for n in ("ids", "last", "correct", "wrong")})
+    artifacts.write_tensors(place / "held_out.safetensors", {n: getattr(held_out, n) for n in ("ids", "last", "correct", "wrong", "sign")})
     artifacts.write_json(folder / "spec.json", {"model": str(dense), "adapter": None})
     artifacts.write_json(folder / "model" / "dense.json", {"model": str(dense), "adapter": None})
     artifacts.write_manifest(folder)
@@ -317,7 +318,7 @@ def test_the_command_steers_a_saved_result_as_the_functions_do(pair, result: Pat
     logits = steer(pair, node, ids[:1, : last + 1], ids[1:2, : last + 1], [0.0, 0.5], torch.tensor([last]))
     for step, expected in zip(found["steps"], logits, strict=True):
         everything = expected[0].softmax(0)
-        answers = everything[list(batches[1].answers)]
+        answers = everything[[int(batches[1].first[0]), int(batches[1].second[0])]]
         assert list(step["probability"].values()) == pytest.approx(answers.tolist(), abs=1e-5)
         assert step["top"][0][1] == pytest.approx(everything.max().item(), abs=1e-5)
         other = found["answers"].index(found["other"])
@@ -334,6 +335,26 @@ def test_the_command_finds_prompt_and_node_by_itself(result: Path, batches, toke
     prompt = re.search(r"reads  (.*)\n", out)
     assert prompt is not None
     assert prompt[1] in {repr(tokenizer.decode(row[: last + 1].tolist())) for row in ids}
+
+
+def test_where_answers_vary_they_are_what_the_dense_model_says_after_each_prompt(result: Path, pair, batches, tokenizer, tmp_path, capsys):
+    folder = tmp_path / "varying"
+    shutil.copytree(result, folder)
+    place = folder / "circuits" / "quote_close"
+    artifacts.write_json(place / "circuit.json", artifacts.read_json(place / "circuit.json") | {"answers": [], "answer_ids": []})
+    ids, last = batches[1].ids, batches[1].last
+    said = Contrast(pair, ids, ids, last).plain_logits().argmax(-1)
+    row = 2 * int((said[0::2] != said[1::2]).nonzero()[0, 0])
+    here, there = (tokenizer.decode(ids[r, : int(last[row]) + 1].tolist()) for r in (row, row + 1))
+    code, out, _ = run(capsys, folder, "--prompt", here, "--toward", there, "--node", "0.mlp.act_in.3", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["answers"] == [tokenizer.decode([token]) for token in said[row : row + 2].tolist()]
+    assert found["other"] == found["answers"][1]
+    assert found["steps"][0]["between"] < 0.5
+    code, _, err = run(capsys, folder, "--prompt", here, "--toward", here, "--node", "0.mlp.act_in.3")
+    assert code == 2
+    assert "after both prompts; the answers of quote_close vary, give prompts with different ones" in err
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
+import random
+import re
 
 import pytest
 import torch
@@ -11,11 +14,16 @@ import torch
 from extractor.data.tokenizer import load_tokenizer, train_tokenizer
 from extractor.errors import TaskNotExpressible, UnknownTask
 from extractor.models import open_model
-from extractor.objective import accuracy, answer_margin, express, get_task, task_batch, task_loss
-from tasks import find_task, task_names
+from extractor.objective import PROBED_PAIRS, accuracy, answer_margin, express, get_task, task_batch, task_loss
+from tasks import Pair, Task, find_task, task_names
 from tasks.base import SPLITS
 
 every_task = pytest.mark.parametrize("name", task_names())
+TABLE_1 = """
+single_double_quote bracket_counting for_while final_kwarg set_or_string set_or_string_fixedvarname class_init with_as bracket_brace
+with_open else_elif fstring_brace if_ternary var_swap indent_for lambda_func if_equals enumerate_range var_if while_return_true
+""".split()
+VARYING = ("class_init", "var_swap")
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +35,9 @@ def prompts(name: str, split: str, seed: int, pairs: int = 200) -> list[str]:
     return [p for pair in itertools.islice(find_task(name).pairs(split, seed), pairs) for p in (pair.positive, pair.negative)]
 
 
-def test_the_first_three_tasks_are_there():
-    assert {"quote_close", "bracket_counting", "for_while"} <= set(task_names())
+def test_the_papers_twenty_tasks_are_there():
+    assert len(TABLE_1) == 20
+    assert sorted(get_task(name).name for name in TABLE_1) == task_names()
 
 
 @every_task
@@ -40,10 +49,32 @@ def test_a_task_is_named_after_its_file_and_describes_itself_in_one_line(name: s
 
 
 @every_task
+def test_a_tasks_docstring_names_the_papers_and_shows_a_pair(name: str):
+    text = importlib.import_module(f"tasks.{name}").__doc__
+    assert "Paper: Table 1, " in text
+    assert text.split("Paper: Table 1, ")[1].rstrip(".\n ") in TABLE_1
+    assert all(f"    {member}: " in text for member in ("positive", "negative"))
+
+
+@every_task
+def test_either_the_task_has_answers_or_every_pair_has(name: str):
+    task = find_task(name)
+    pairs = list(itertools.islice(task.pairs("train"), 100))
+    assert (task.answers == ()) == (name in VARYING)
+    assert all((pair.answers is None) == bool(task.answers) for pair in pairs)
+    if not task.answers:
+        assert len({pair.answers for pair in pairs}) > 50
+
+
+@every_task
 def test_answers_are_single_different_tokens(name: str, bundled):
     expression = express(find_task(name), bundled)
     assert [bundled.encode(a).ids for a in expression.answers] == [[i] for i in expression.answer_ids]
-    assert expression.answer_ids[0] != expression.answer_ids[1]
+    assert len(set(expression.answer_ids)) == (0 if name in VARYING else 2)
+    batch = task_batch(expression, bundled, "select", 64, 0, 128)
+    assert (batch.first != batch.second).all()
+    if name not in VARYING:
+        assert {(f, s) for f, s in zip(batch.first.tolist(), batch.second.tolist(), strict=True)} == {expression.answer_ids}
 
 
 @every_task
@@ -53,6 +84,8 @@ def test_prompts_of_a_pair_have_equal_length_and_differ(name: str, bundled):
     assert (batch.ids[0::2] != batch.ids[1::2]).any(1).all()
     assert batch.sign.tolist() == [1.0, -1.0] * 64
     assert torch.equal(batch.correct[0::2], batch.wrong[1::2])
+    assert torch.equal(batch.first, batch.correct[0::2].repeat_interleave(2))
+    assert torch.equal(batch.second, batch.wrong[0::2].repeat_interleave(2))
 
 
 @every_task
@@ -61,7 +94,7 @@ def test_a_prompt_goes_on_with_its_answer_as_its_own_token(name: str, bundled):
     batch = task_batch(expression, bundled, "train", 8, 0, 128)
     for row in range(16):
         ids = batch.ids[row, : int(batch.last[row]) + 1].tolist()
-        text = bundled.decode(ids) + expression.answers[row % 2]
+        text = bundled.decode(ids) + bundled.decode([int(batch.correct[row])])
         assert bundled.encode(text).ids == [*ids, int(batch.correct[row])]
 
 
@@ -115,7 +148,7 @@ def test_quote_close_falls_back_to_the_quote_alone(plain):
     assert express(find_task("quote_close"), plain).answers == ('"', "'")
 
 
-@pytest.mark.parametrize("name", ["bracket_counting", "for_while"])
+@pytest.mark.parametrize("name", ["bracket_counting", "for_while", "if_ternary", "with_as", "enumerate_range"])
 def test_a_tokenizer_that_splits_the_answers_is_refused_with_the_pieces(name: str, plain):
     task = find_task(name)
     with pytest.raises(TaskNotExpressible) as caught:
@@ -126,6 +159,49 @@ def test_a_tokenizer_that_splits_the_answers_is_refused_with_the_pieces(name: st
     split = next(a for a in task.answers[0] if len(plain.encode(a).ids) > 1)
     assert repr(split) in text
     assert str([plain.id_to_token(i) for i in plain.encode(split).ids]) in text
+
+
+@pytest.mark.parametrize("name", VARYING)
+def test_varying_answers_that_a_tokenizer_splits_are_refused_with_an_example(name: str, plain):
+    with pytest.raises(TaskNotExpressible) as caught:
+        express(find_task(name), plain)
+    text = str(caught.value)
+    assert re.search(rf"task '{name}' cannot .*: only \d+ of 64 pairs .*: ' \w+' is \d+ tokens \[", text)
+    assert text.endswith("choose another model or task")
+
+
+def written(pair: Pair) -> Task:
+    """A task without answers of its own that writes this pair, under ever new lines before it."""
+
+    def write(rng: random.Random) -> Pair:
+        before = f"count = {rng.random()}\n"
+        return Pair(before + pair.positive, before + pair.negative, pair.answers)
+
+    return Task("mine", "mine", (), write)
+
+
+@pytest.mark.parametrize(
+    ("pair", "told"),
+    [
+        (Pair("for item", "while item"), "has no answer"),
+        (Pair("for item", "while item", (" in", " in")), "' in' and ' in' are the same token"),
+        (Pair("for item", "while item, name", (" in", ":")), "differ in length, or merge with their answers"),
+        (Pair("get(", "set(", (")", ":")), "differ in length, or merge with their answers"),
+    ],
+)
+def test_pairs_that_do_not_fit_are_told_by_what_is_wrong_with_one(pair: Pair, told: str, bundled):
+    with pytest.raises(TaskNotExpressible) as caught:
+        express(written(pair), bundled)
+    assert f"only 0 of {PROBED_PAIRS} pairs have equal length and unsplit answers: " in str(caught.value)
+    assert told in str(caught.value)
+
+
+def test_a_pairs_own_answers_are_its_rows_answers(bundled):
+    task = written(Pair("for item", "while item", (" in", ":")))
+    batch = task_batch(express(task, bundled), bundled, "train", 4, 0, 128)
+    ids = [bundled.encode(a).ids[0] for a in (" in", ":")]
+    assert batch.correct.tolist() == ids * 4
+    assert batch.wrong.tolist() == ids[::-1] * 4
 
 
 @pytest.mark.timeout(5)
@@ -152,6 +228,17 @@ def test_task_loss_equals_the_softmax_over_the_two_logits(name: str, bundled):
     both = torch.stack([logits[rows, batch.correct], logits[rows, batch.wrong]], dim=1)
     twin = torch.nn.functional.cross_entropy(both, torch.zeros(16, dtype=torch.long))
     assert torch.allclose(task_loss(answer_margin(logits, batch), batch.sign), twin, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["for_while", "class_init"])
+def test_a_models_own_answers_change_sides_and_stay_first_and_second(name: str, bundled):
+    batch = task_batch(express(find_task(name), bundled), bundled, "select", 8, 0, 128)
+    margin = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    told = batch.as_answered(margin)
+    assert torch.equal(told.first, batch.first)
+    assert torch.equal(told.second, batch.second)
+    assert torch.equal(told.correct, torch.where(margin > 0, batch.first, batch.second))
+    assert accuracy(margin, told.sign) == 1.0
 
 
 def test_picking_pairs_keeps_both_members_and_cuts_the_padding(bundled):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 OUTAGE_SECONDS = 60.0  # a watcher outlives an absence of Redis of this length
 LOOK_SECONDS = 2.0  # a watcher looks this often whether somebody works
+NAMED_TASKS = 3  # of more, lists of jobs say how many they are
 MAX_STARTS = 3  # local workers one watcher starts before it calls for help
 _ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # no characters that look alike
 
@@ -66,7 +68,8 @@ def submit(service: Service, spec: JobSpec, job: str | None = None, priority: st
         "spec": text,
         "kind": spec.kind,
         "model": spec.model or "",
-        "task": spec.task or "",
+        "task": name_tasks(spec.tasks),
+        "tasks": json.dumps(spec.tasks),
         "priority": priority,
         "max_attempts": service.settings.max_attempts,
     }
@@ -74,7 +77,7 @@ def submit(service: Service, spec: JobSpec, job: str | None = None, priority: st
     while not service.records.create(wanted, fields):
         if job is None:
             wanted = _new_id()
-        elif (service.records.get(wanted) or {}).get("spec") == text:
+        elif _is_same(service.records.get(wanted), spec):
             local.ensure_worker(service.records, service.settings)
             return wanted
         else:
@@ -82,6 +85,21 @@ def submit(service: Service, spec: JobSpec, job: str | None = None, priority: st
     local.ensure_worker(service.records, service.settings)  # it boots while we publish
     _publish(service, wanted, priority)
     return wanted
+
+
+def name_tasks(tasks: Sequence[str]) -> str:
+    """Tasks in a few words: 'for_while, quote_close', or '20 tasks'."""
+    return ", ".join(tasks) if len(tasks) <= NAMED_TASKS else f"{len(tasks)} tasks"
+
+
+def _is_same(record: dict[str, str] | None, spec: JobSpec) -> bool:
+    """Whether a job's record holds this spec, however it was written then."""
+    from extractor.specs import parse_job
+
+    try:
+        return record is not None and parse_job(record.get("spec", "")) == spec
+    except UsageError:
+        return False
 
 
 def submit_again(service: Service, spec: JobSpec, job: str, priority: str = "normal") -> str:
@@ -222,18 +240,30 @@ def copy_result(folder: Path, out: Path) -> list[str]:
 def summary(folder: Path) -> dict[str, Any]:
     """What a finished result says of itself (result.json), with the absolute paths of what a person may want to open.
 
-    'report', 'picture' and 'circuit' are those of the first circuit; further reports of a train job stand under 'report TASK'.
+    Of a circuit job of several tasks: model, labels, target_loss, seed, bridge, and under 'tasks' the rows of tasks.json.
+    'report', 'picture' and 'circuit' are those of the first circuit; further reports stand under 'report TASK'.
     """
-    circuits = sorted(folder.glob("circuits/*/result.json"))
+    circuits = sorted(folder.glob("circuits/*/result.json"), key=lambda place: (not place.with_name("report.html").is_file(), place))
     own = folder / "result.json"
     found = own if own.is_file() or not circuits else circuits[0]
     facts = dict(artifacts.read_json(found)) if found.is_file() else {}
+    if (folder / "tasks.json").is_file():
+        twin = folder / "model" / "faithfulness.json"
+        facts = {key: facts[key] for key in ("model", "labels", "target_loss", "seed") if key in facts}
+        facts |= {"bridge": artifacts.read_json(twin)} if twin.is_file() else {}
+        facts["tasks"] = task_rows(folder)
     names = {"report": "report.html", "picture": "circuit.svg", "circuit": "circuit.json"}
     paths = {key: circuits[0].with_name(name) for key, name in names.items() if circuits and circuits[0].with_name(name).is_file()}
-    paths |= {f"report {place.parent.name}": place.with_name("report.html") for place in circuits[1:]}
+    further = {f"report {place.parent.name}": place.with_name("report.html") for place in circuits[1:]}
+    paths |= {key: place for key, place in further.items() if place.is_file()}
     if (folder / "model").is_dir():
         paths["model"] = folder / "model"
     return facts | {"paths": {key: str(path) for key, path in paths.items()}}
+
+
+def task_rows(folder: Path) -> list[dict[str, Any]]:
+    """What a job of several tasks says of each, the rows of tasks.json; none of other jobs, or of a result out of sight."""
+    return artifacts.read_json(folder / "tasks.json") if (folder / "tasks.json").is_file() else []
 
 
 def overview(service: Service) -> dict[str, Any]:

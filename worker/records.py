@@ -200,6 +200,7 @@ def describe(job: str, record: dict[str, str]) -> dict[str, Any]:
         "kind": record.get("kind", ""),
         "model": record.get("model") or None,
         "task": record.get("task") or None,
+        "tasks": json.loads(record["tasks"]) if record.get("tasks") else [record["task"]] if record.get("task") else [],
         "cancelling": record["state"] == "running" and record.get("want") == "cancel",
         "attempt": int(record["attempt"]),
         "worker": record.get("worker") or None,

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extractor.ablation import LENGTH_GROUPS, Masks, measured_margin
 from extractor.bridges.coupled import Coupled
 from extractor.bridges.fused import LOGITS_AT_ONCE, Target
 from extractor.bridges.losses import sparse_residuals
 from extractor.data.corpus import Corpus
 from extractor.dense.base import residuals, tail
 from extractor.objective import TaskBatch, accuracy, answer_margin, task_loss
-from extractor.prune import calibrate, calibrated_loss
-from extractor.sites import gate
+from extractor.pruning.calibration import calibrate, calibrated_loss
+from extractor.pruning.graph import Graph, NodeIndex
+from extractor.pruning.network import LENGTH_GROUPS
+from extractor.pruning.reference import masked_margin, masked_residuals
 from extractor.sparse.bigram import PRIOR, Counts
 
 DIRECTIONS = ("to_sparse", "to_dense")  # dense then sparse, sparse then dense
@@ -158,7 +159,7 @@ def prompt_agreement(pair: Coupled, batch: TaskBatch) -> dict:
 
     agreement is the share of prompts where both prefer the same one of the two answers; losses in nats per prompt, not calibrated.
     """
-    margins = {"dense": dense_margins(pair, batch), "sparse": measured_margin(pair.sparse, batch, {}, {})}
+    margins = {"dense": dense_margins(pair, batch), "sparse": masked_margin(pair.sparse, batch, {}, {})}
     return _rounded(
         {
             "agreement": ((margins["dense"] > 0) == (margins["sparse"] > 0)).double().mean().item(),
@@ -180,18 +181,18 @@ def dense_margins(pair: Coupled, batch: TaskBatch) -> Tensor:
 
 
 @torch.no_grad()
-def circuit_through_bridges(pair: Coupled, batch: TaskBatch, masks: Masks, means: Mapping[str, Tensor], calibrate_on: TaskBatch) -> dict:
+def circuit_through_bridges(pair: Coupled, batch: TaskBatch, graph: Graph, base: Mapping[str, Tensor], calibrate_on: TaskBatch) -> dict:
     """What the dense model makes of the circuit alone: at every site the circuit's residual is decoded and the dense tail finishes.
 
-    masks, means     as for `masked_margin`: everything outside the circuit is mean-ablated
+    base             values of what is off, as for `masked_margin`
     calibrate_on     the select split; scale and shift of the margin are fitted there, for every site by itself
 
     Returns {loss, raw_loss, accuracy}, a number a site: nats per prompt, calibrated and not, and the share of prompts that the calibrated
     margin gets right. No node has acted yet at the first site: there the bridges alone are measured.
     """
     found: dict[str, list[float]] = {"loss": [], "raw_loss": [], "accuracy": []}
-    select = _margins_through_bridges(pair, calibrate_on, masks, means)
-    for chosen, margin in zip(select, _margins_through_bridges(pair, batch, masks, means), strict=True):
+    select = _margins_through_bridges(pair, calibrate_on, graph, base)
+    for chosen, margin in zip(select, _margins_through_bridges(pair, batch, graph, base), strict=True):
         calibration = calibrate(chosen, calibrate_on.sign)
         found["loss"].append(calibrated_loss(margin, batch.sign, calibration))
         found["raw_loss"].append(task_loss(margin, batch.sign).item())
@@ -199,23 +200,16 @@ def circuit_through_bridges(pair: Coupled, batch: TaskBatch, masks: Masks, means
     return _rounded(found)
 
 
-def _margins_through_bridges(pair: Coupled, batch: TaskBatch, masks: Masks, means: Mapping[str, Tensor]) -> Tensor:
+def _margins_through_bridges(pair: Coupled, batch: TaskBatch, graph: Graph, base: Mapping[str, Tensor]) -> Tensor:
     """Answer margins (sites, 2P) of the paths that start in the circuit alone and end in the dense model."""
     margins = torch.empty(len(pair.sites), len(batch.ids), device=batch.ids.device)
-
-    def keep(site: str):
-        mask, mean = masks[site], means[site]
-        return lambda x: torch.lerp(mean.expand_as(x), x, mask)
-
-    with gate(pair.sparse, {site: keep(site) for site in masks}):
-        for rows in _by_length(batch):
-            part = batch.rows(rows)
-            sparse_context, dense_context = pair.sparse.context(part.ids.shape[1]), pair.dense.context(part.ids)
-            h = pair.sparse.embed(part.ids, sparse_context)
-            for index, site in enumerate(pair.sites):
-                if index:
-                    h = pair.sparse.sublayer(index - 1, h, sparse_context)
-                margins[index, rows] = _dense_margin(pair, tail(pair.dense, index, site.decode(h), dense_context), part)
+    masks = NodeIndex.of(pair.sparse).split(graph.nodes.float())
+    for rows in _by_length(batch):
+        part = batch.rows(rows)
+        context = pair.dense.context(part.ids)
+        residuals = masked_residuals(pair.sparse, part.ids, masks, base, graph.edges)
+        for index, (site, h) in enumerate(zip(pair.sites, residuals, strict=True)):
+            margins[index, rows] = _dense_margin(pair, tail(pair.dense, index, site.decode(h), context), part)
     return margins
 
 

@@ -10,16 +10,15 @@ first and is annealed with the weights. Encoders start as centring and turning, 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from extractor.bridges.as_sparse import copy_weights
 from extractor.bridges.basis import centred, residual_vectors, sparsest_basis, turned, with_sparse_heads, without_norms
 from extractor.bridges.coupled import Coupled
 from extractor.bridges.tuner import Scaling
 from extractor.data.corpus import Corpus
-from extractor.dense.base import GPTWeights, residuals
+from extractor.dense.base import residuals
 from extractor.errors import SpecError
 from extractor.sparse.modeling_sparse_gpt import Site
 from extractor.sparse.schedule import annealed_fraction
@@ -68,50 +67,12 @@ def start_from_dense(pair: Coupled, samples: list[Tensor]) -> None:
     plain = without_norms(weights)
     turn = sparsest_basis(residual_vectors(plain, samples))
     reads = [centred(h, 1) @ turn.T for h in samples[:-1:2]]
-    _copy_model(pair, with_sparse_heads(turned(plain, turn), reads), weights.unembedding @ weights.final_norm.bias)
+    copy_weights(pair.sparse, with_sparse_heads(turned(plain, turn), reads), weights.unembedding @ weights.final_norm.bias)
     width = len(turn)
     into = torch.zeros(config.d_model, width, device=turn.device)
     into[:width] = turn
     for site in pair.sites:
         site.set_maps(centred(into, 1), into.T)
-
-
-def _copy_model(pair: Coupled, weights: GPTWeights, logits_bias: Tensor) -> None:
-    model, config = pair.sparse, pair.sparse.config
-    ratio = math.sqrt(weights.embedding.shape[1] / config.d_model)  # a residual has a smaller RMS where zeros stand beside it
-    _put(model.transformer.wte.weight, weights.embedding)
-    assert model.transformer.wpe is not None  # `couple` gives positions to the partner of a model that has them
-    _put(model.transformer.wpe.weight, weights.positions[: config.n_ctx])
-    for block, source in zip(model.blocks, weights.blocks, strict=True):
-        for rows, part in zip(block.attn.c_attn.weight.chunk(3), source.qkv.chunk(3), strict=True):
-            _put_rows(rows, part * ratio)
-        for bias, part in zip(block.attn.c_attn.bias.chunk(3), source.qkv_bias.chunk(3), strict=True):
-            bias[: len(part)] = part
-        _put_rows(block.mlp.c_fc.weight, source.fc * ratio)
-        block.mlp.c_fc.bias[: len(source.fc_bias)] = source.fc_bias
-        for target, weight in (
-            (block.attn.c_proj.weight, source.attn_out),
-            (block.attn.c_proj.bias, source.attn_out_bias),
-            (block.mlp.c_proj.weight, source.proj),
-            (block.mlp.c_proj.bias, source.proj_bias),
-        ):
-            _put(target, weight)
-    _put(model.lm_head.weight, weights.unembedding * ratio)
-    for name in model.bigram.tensors:
-        if name != "bigram_index":
-            model.get_parameter(name).zero_()
-    if model.logits_bias is not None:
-        model.logits_bias.copy_(logits_bias)
-
-
-def _put(target: Tensor, source: Tensor) -> None:
-    target.zero_()
-    target[tuple(slice(size) for size in source.shape)] = source
-
-
-def _put_rows(target: Tensor, source: Tensor) -> None:
-    """The same, but rows beyond the source's stay as they were drawn: they read, and nothing uses them yet."""
-    _put(target[: len(source)], source)
 
 
 class ActivationAnnealing:

@@ -74,7 +74,7 @@ def steer_result(
 
     {model, task, nodes, way, prompt, toward, answers, other (the one it does not give by itself), steps}; a step is {strength,
     probability: both answers' among all tokens, between: the other's against the first, random, random_worst: the same of random
-    directions, top: [[token, probability], ...]}.
+    directions, top: [[token, probability], ...]}. Where a task's answers vary, they are what the model says after the two prompts.
 
     prompt   None: a held-out prompt of the task with the other answer, as near to `toward` as there is
     nodes    none: the best of the circuit
@@ -89,8 +89,9 @@ def steer_result(
     here = _encode(result, prompt) if prompt is not None else _held_out(result, there)
     _check_lengths(result, here, there)
     contrast = Contrast(pair, _row(result, here), _row(result, there), _row(result, [len(here) - 1])[0])
+    choice = _choice(result, contrast)
     if not chosen:
-        chosen, way = _best(result, contrast, way)
+        chosen, way = _best(result, contrast, choice, way)
     change = contrast.change(chosen, way or "read")
     return {
         "model": pair.name,
@@ -99,33 +100,65 @@ def steer_result(
         "way": change.way,
         "prompt": result.tokenizer.decode(here),
         "toward": toward,
-        "answers": list(circuit.answers),
-        "other": circuit.answers[_other(result, contrast)],
-        "steps": _steps(result, contrast, change, strengths, seed),
+        "answers": list(choice.answers),
+        "other": choice.answers[choice.other],
+        "steps": _steps(result, contrast, choice, change, strengths, seed),
     }
 
 
-def _steps(result: BridgedResult, contrast: Contrast, change: Change, strengths: Sequence[float], seed: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Choice:
+    """The two answers, their tokens, and which of them (0 or 1) the dense model does not give by itself."""
+
+    answers: tuple[str, str]
+    ids: tuple[int, int]
+    other: int
+
+    def between(self, logits: Tensor) -> float:
+        """The other answer's probability against the first's, from logits (1, V)."""
+        return logits[0, list(self.ids)].double().softmax(0)[self.other].item()
+
+
+def _choice(result: BridgedResult, contrast: Contrast) -> Choice:
+    """Between the task's answers; where these vary, between what the dense model says after each prompt, which must differ."""
+    circuit = result.circuit
+    if circuit.answers and circuit.answer_ids:
+        return Choice(circuit.answers, circuit.answer_ids, int(contrast.plain_logits()[0, list(circuit.answer_ids)].argmin()))
+    ids = _said(result, contrast.presented), _said(result, contrast.toward)
+    answers = result.tokenizer.decode([ids[0]]), result.tokenizer.decode([ids[1]])
+    if ids[0] == ids[1]:
+        raise UsageError(
+            f"{result.pair.name} says {answers[0]!r} after both prompts; the answers of {circuit.task} vary, give prompts with different ones"
+        )
+    return Choice(answers, ids, 1)
+
+
+def _said(result: BridgedResult, ids: Tensor) -> int:
+    """What the dense model finds likeliest after a prompt (1, T): one of the task's two answers, or any token where these vary."""
+    from extractor.bridges.contrast import Contrast
+
+    logits, known = Contrast(result.pair, ids, ids, _row(result, [ids.shape[1] - 1])[0]).plain_logits()[0], result.circuit.answer_ids
+    return known[int(logits[list(known)].argmax())] if known else int(logits.argmax())
+
+
+def _steps(
+    result: BridgedResult, contrast: Contrast, choice: Choice, change: Change, strengths: Sequence[float], seed: int
+) -> list[dict[str, Any]]:
     from extractor.bridges.contrast import random_directions
     from extractor.bridges.steering import RANDOM_DRAWS
 
-    answers, ids, other = result.circuit.answers, list(result.circuit.answer_ids), _other(result, contrast)
     drawn = random_directions(change, RANDOM_DRAWS, seed)
-
-    def between(logits: Tensor) -> float:
-        return logits[0, ids].double().softmax(0)[other].item()
-
     found = []
     for strength in strengths:
         logits = contrast.logits(change, strength)
         everything = logits[0].softmax(0)
         best = everything.topk(TOP_TOKENS)
-        chance = [between(contrast.logits(turned, strength)) for turned in drawn]
+        chance = [choice.between(contrast.logits(turned, strength)) for turned in drawn]
         found.append(
             {
                 "strength": strength,
-                "probability": dict(zip(answers, everything[ids].tolist(), strict=True)),
-                "between": between(logits),
+                "probability": dict(zip(choice.answers, everything[list(choice.ids)].tolist(), strict=True)),
+                "between": choice.between(logits),
                 "random": sum(chance) / len(chance),
                 "random_worst": max(chance),
                 "top": [[result.tokenizer.decode([i]), p] for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)],
@@ -134,25 +167,19 @@ def _steps(result: BridgedResult, contrast: Contrast, change: Change, strengths:
     return found
 
 
-def _other(result: BridgedResult, contrast: Contrast) -> int:
-    """Which of the two answers the dense model does not give by itself: 0 or 1."""
-    return int(contrast.plain_logits()[0, list(result.circuit.answer_ids)].argmin())
-
-
-def _best(result: BridgedResult, contrast: Contrast, way: Way | None) -> tuple[list[SteeredNode], Way | None]:
+def _best(result: BridgedResult, contrast: Contrast, choice: Choice, way: Way | None) -> tuple[list[SteeredNode], Way | None]:
     """The node that the report found best, and its way; where there is no such finding, the best for these prompts."""
     from extractor.bridges.contrast import find_node, steerable
 
     known = artifacts.read_json(result.circuit_folder / "result.json").get("steering")
     if known:
         return [find_node(result.pair, known["node"])], way or known["way"]
-    other, ids = _other(result, contrast), list(result.circuit.answer_ids)
     nodes = steerable(result.pair, [node.id for node in result.circuit.nodes])
     if not nodes:
         raise UsageError(f"the circuit of {result.circuit.task} has no node that can be steered; name one of the model with --node")
 
     def moved(node: SteeredNode) -> float:
-        return contrast.logits(contrast.change([node], way or "read"))[0, ids].softmax(0)[other].item()
+        return choice.between(contrast.logits(contrast.change([node], way or "read")))
 
     return [max(nodes, key=moved)], way
 
@@ -178,16 +205,12 @@ def _check_lengths(result: BridgedResult, here: list[int], there: list[int]) -> 
 
 
 def _held_out(result: BridgedResult, there: list[int]) -> list[int]:
-    """The held-out prompt nearest to `there`, token by token, whose answer is not the one that the dense model gives there."""
+    """The held-out prompt nearest to `there`, token by token, whose wrong answer is the one that the dense model gives there."""
     import torch
-
-    from extractor.bridges.contrast import Contrast
 
     kept = artifacts.read_tensors(result.circuit_folder / "held_out.safetensors")
     fitting = (kept["last"] == len(there) - 1).nonzero()[:, 0]
-    row = _row(result, there)
-    given = result.circuit.answer_ids[1 - _other(result, Contrast(result.pair, row, row, _row(result, [len(there) - 1])[0]))]
-    rows = fitting[kept["correct"][fitting] != given]
+    rows = fitting[kept["wrong"][fitting] == _said(result, _row(result, there))]
     if not len(rows):
         lengths = sorted({int(last) + 1 for last in kept["last"]})
         raise UsageError(

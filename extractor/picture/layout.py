@@ -164,7 +164,7 @@ def _two_lines(middle: float, heading: str, note: str) -> list[Label]:
 
 def _bar_labels(circuit: Circuit, ceiling: float, floor: float, width: float) -> list[Label]:
     middle = MARGIN + GUTTER + width / 2
-    first, second = shown_tokens(circuit.answers, Detail(2, 24, 1, 12, 0))
+    first, second = shown_tokens(circuit.answers, Detail(2, 24, 1, 12, 0)) or ("first answer", "second answer")
     return [
         Label(middle - 18, ceiling + 22, first, 15, INK, "end"),
         Label(middle, ceiling + 22, "or", 12, SOFT),

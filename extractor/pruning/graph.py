@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from extractor.circuit import links, live_nodes
+from extractor.errors import BrokenArtifact
 from extractor.sites import widths
 
 if TYPE_CHECKING:
+    from extractor.circuit import Circuit
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
 Link = tuple[str, str]  # source site, target site
@@ -65,6 +67,10 @@ class Graph:
     nodes: Tensor
     edges: Mapping[Link, Tensor] | None = None
 
+    def others(self) -> Graph:
+        """All nodes but these, and every edge between them."""
+        return Graph(~self.nodes)
+
     def channels(self, index: NodeIndex) -> dict[str, Tensor]:
         """{site: channels on, sorted}."""
         return {site: part.nonzero().flatten() for site, part in index.split(self.nodes).items()}
@@ -79,6 +85,11 @@ def present_edges(model: SparseGPTForCausalLM, graph: Graph) -> dict[Link, Tenso
         there = (weight != 0) & on[target][:, None] & on[source]
         found[source, target] = there if graph.edges is None else there & graph.edges[source, target]
     return found
+
+
+def with_edges(model: SparseGPTForCausalLM, graph: Graph) -> Graph:
+    """The same graph with every edge named."""
+    return Graph(graph.nodes, present_edges(model, graph))
 
 
 def edge_count(model: SparseGPTForCausalLM, graph: Graph) -> int:
@@ -98,3 +109,26 @@ def without_dead(model: SparseGPTForCausalLM, graph: Graph) -> Graph:
         flags[site][sorted(channels)] = True
     slim = replace(graph, nodes=index.join(flags) & graph.nodes)
     return slim if graph.edges is None else replace(slim, edges=present_edges(model, slim))
+
+
+@torch.no_grad()
+def graph_of(circuit: Circuit, model: SparseGPTForCausalLM) -> Graph:
+    """The nodes and edges that a circuit lists as masks of `model`; edges None where it lists every nonzero weight between its nodes.
+
+    Raises BrokenArtifact for a node or an edge that the model does not have.
+    """
+    index, matrices = NodeIndex.of(model), {(source, target): weight for source, target, weight in links(model)}
+    place = {node.id: (node.site, node.channel) for node in circuit.nodes}
+    starts, chosen = index.starts(), []
+    for site, channel in place.values():
+        if site not in starts or not isinstance(channel, int) or not 0 <= channel < index.widths[site]:
+            raise BrokenArtifact(f"the circuit of {circuit.task!r} does not fit the model: it has no node {site}.{channel}")
+        chosen.append(starts[site] + channel)
+    edges = {link: torch.zeros_like(weight, dtype=torch.bool) for link, weight in matrices.items()}
+    for edge in circuit.edges:
+        (source, column), (target, row) = place.get(edge.source, ("", 0)), place.get(edge.target, ("", 0))
+        if (source, target) not in matrices or not matrices[source, target][row, column]:
+            raise BrokenArtifact(f"the circuit of {circuit.task!r} does not fit the model: no weight joins {edge.source} to {edge.target}")
+        edges[source, target][row, column] = True
+    graph = Graph(index.flags(torch.tensor(chosen, dtype=torch.long, device=model.device)))
+    return graph if edge_count(model, graph) == sum(int(mask.sum()) for mask in edges.values()) else replace(graph, edges=edges)

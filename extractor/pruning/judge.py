@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,38 +10,48 @@ from torch import Tensor
 
 from extractor.objective import TaskBatch
 from extractor.pruning.calibration import calibrate_all
-from extractor.pruning.graph import Link, NodeIndex
-from extractor.pruning.layers import Base, Masks
-from extractor.pruning.network import Network
+from extractor.pruning.graph import Graph
+from extractor.pruning.layers import Masks
 
 if TYPE_CHECKING:
-    from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+    from extractor.pruning.problem import Prunable
 
-VALUES_AT_ONCE = 1 << 25  # of node values, prompts times tokens times sets times nodes: what one pass may hold
+VALUES_AT_ONCE = 1 << 25  # node values: sets times prompts times tokens times nodes; what one pass may hold
 
 
 class Judge:
-    """Losses of circuits on one batch, each under its own best calibration."""
+    """Losses of circuits on one batch, each under its own best calibration.
 
-    def __init__(self, model: SparseGPTForCausalLM, base: Base, batch: TaskBatch):
-        self.model, self.base, self.batch = model, base, batch
-        self.index = NodeIndex.of(model)
+    network   kept nodes (N,) bool -> the network that computes them
+    """
 
-    def margins(self, nodes: Tensor, edges: dict[Link, Tensor] | None = None) -> Tensor:
-        """Answer margins (P, 2 x pairs) of the circuits with these nodes (P, N) bool and edges (P, out, in) per link."""
-        network = Network(self.model, self.base, nodes.any(0))
-        prompts = network.prepare(self.batch)
-        size = max(1, VALUES_AT_ONCE // max(1, len(network) * self.batch.ids.numel()))
-        parts = []
-        for rows in torch.arange(len(nodes), device=nodes.device).split(size):
-            some = None if edges is None else {link: mask[rows].float() for link, mask in edges.items()}
-            parts.append(network.margins(prompts, Masks(nodes[rows].float(), some)))
-        return torch.cat(parts)
+    def __init__(self, network: Callable[[Tensor], Prunable], batch: TaskBatch):
+        self.network, self.batch = network, batch
 
     @torch.no_grad()
-    def losses(self, nodes: Tensor, edges: dict[Link, Tensor] | None = None) -> Tensor:
+    def margins(self, graphs: Sequence[Graph]) -> Tensor:
+        """Answer margins (P, 2 x pairs)."""
+        network = self.network(torch.stack([graph.nodes for graph in graphs]).any(0))
+        prompts = network.prepare(self.batch)
+        size = max(1, VALUES_AT_ONCE // max(1, len(network) * self.batch.ids.numel()))
+        parts = [network.margins(prompts, _masks(network, graphs[at : at + size])) for at in range(0, len(graphs), size)]
+        return torch.cat(parts)
+
+    def losses(self, graphs: Sequence[Graph]) -> Tensor:
         """Calibrated task losses (P,) in nats."""
-        return calibrate_all(self.margins(nodes, edges), self.batch.sign)[0]
+        return calibrate_all(self.margins(graphs), self.batch.sign)[0]
+
+    def loss(self, graph: Graph) -> float:
+        return self.losses([graph])[0].item()
+
+
+def _masks(network: Prunable, graphs: Sequence[Graph]) -> Masks:
+    nodes = torch.stack([graph.nodes for graph in graphs]).float()
+    if all(graph.edges is None for graph in graphs):
+        return Masks(nodes)
+    cut = [network.cut(graph.edges) for graph in graphs if graph.edges is not None]
+    assert len(cut) == len(graphs), "graphs with and without edge masks cannot be judged together"
+    return Masks(nodes, {link: torch.stack([one[link] for one in cut]).float() for link in cut[0]})
 
 
 def smallest(meets: Callable[[Tensor], Tensor], most: Tensor) -> Tensor:

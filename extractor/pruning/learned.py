@@ -1,35 +1,31 @@
-"""Rank nodes by learning masks (Sec. 2.2, App. A.5), many mask sets at once.
+"""Rank nodes or edges by learning masks (Sec. 2.2, App. A.5), many mask sets at once.
 
-1. One real number tau per node and set, starting at +0.1 with a little noise; a node is on where tau > 0 (forward: Heaviside; backward: the
-   derivative of a sigmoid at temperature T). q and k of one channel share theirs.
-2. AdamW on task loss + k_coef x (number of nodes on), the same fresh pairs for all sets, each set with hyper-parameters of its own;
+1. One real number tau per element and set, starting at +0.1 with a little noise; an element is on where tau > 0 (forward: Heaviside;
+   backward: the derivative of a sigmoid at temperature T). q and k of one channel share theirs.
+2. AdamW on task loss + k_coef x (number of elements on), the same fresh pairs for all sets, each set with hyper-parameters of its own;
    gradient norm of a set clipped to 1; linear warm-up and decay; tau clamped to [-1, 1].
-3. Nodes that were off in every set for a while are cut out of the network for good (ours): most of the steps cost little.
-4. Rank by the final tau; nodes that fell out by how late they were last on (ours: at the clamp their tau says nothing).
+3. Elements that were off in every set for a while are gone for good, and the network shrinks to what is left (ours).
+4. Half-way the worse half of the sets stops (ours), if `measure` can tell which they are.
+5. Rank by the final tau; elements that fell out by how late they were last on (ours: at the clamp their tau says nothing).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from extractor.objective import TaskBatch
-from extractor.pruning.graph import NodeIndex
-from extractor.pruning.layers import Base, Masks
-from extractor.pruning.network import Network
+from extractor.pruning.elements import Elements
+from extractor.pruning.problem import Problem, Prunable
 from extractor.training import Loop, LoopEnvironment, TrainState, run_loop
 
-if TYPE_CHECKING:
-    from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
-    from extractor.specs import PruneSpec
-
-PATIENCE = 0.05  # share of the steps that a node may be off in every set before it is cut out
-SHRINK = 0.9  # the network is cut again when at most this share of its nodes is still wanted
+PATIENCE = 0.05  # share of the steps that an element may be off in every set before it is gone
+SHRINK = 0.9  # the network is cut again when at most this share of its elements is still wanted
+HALVED_AT = 0.5  # share of the steps after which the worse half of the sets stops
 
 
 @dataclass(frozen=True)
@@ -58,73 +54,92 @@ class _Heaviside(torch.autograd.Function):
         return grad * s * (1 - s) / temperature, None
 
 
-def tied(index: NodeIndex) -> Tensor:
-    """(N,) for every node the node whose mask it shares: k has that of q, all others their own."""
-    own = torch.arange(len(index))
-    starts = index.starts()
-    for site, width in index.widths.items():
-        if site.endswith("attn.k"):
-            own[starts[site] : starts[site] + width] = torch.arange(width) + starts[site[:-1] + "q"]
-    return own
+class MaskSets:
+    """The population: numbers, optimiser, who is still in the race. P sets, E elements."""
+
+    def __init__(self, problem: Problem, elements: Elements, trials: Sequence[Trial], steps: int):
+        device, spec, count = problem.model.device, problem.spec, len(elements)
+        self.problem, self.elements, self.trials, self.steps = problem, elements, trials, steps
+        self.taus: list[Tensor] = [torch.nn.Parameter(_start(count, t.seed, spec).to(device)) for t in trials]
+        self.adam = torch.optim.AdamW([_group(tau, trial) for tau, trial in zip(self.taus, trials, strict=True)])
+        self.temperature = torch.tensor([[t.temperature] for t in trials], device=device)
+        self.k_coef = torch.tensor([t.k_coef for t in trials], device=device)
+        self.last_on = torch.zeros(len(trials), count, device=device)
+        self.kept = torch.ones(count, device=device)
+        self.alive = torch.ones(len(trials), device=device)
+        self._network: Prunable | None = None
+
+    def state(self) -> TrainState:
+        own = {"last_on": self.last_on, "kept": self.kept, "alive": self.alive}
+        return TrainState({}, [self.adam], own | {f"tau{i}": tau.data for i, tau in enumerate(self.taus)})
+
+    def scores(self, step: int) -> Tensor:
+        """(P, E) after `step` steps, the higher the more needed: tau where on, else when it left, made negative."""
+        tau = torch.stack(self.taus).detach()
+        return torch.where((tau > 0) & (self.kept > 0), tau, self.last_on - step - 1)[:, self.elements.ties]
+
+    def network(self, step: int) -> Prunable:
+        """The network for this step, cut again where enough elements have left."""
+        recent = (self.last_on > step - max(1, PATIENCE * self.steps))[self.alive > 0].any(0)
+        wanted = recent[self.elements.ties] * self.kept
+        if step and wanted.sum() <= SHRINK * self.kept.sum():
+            self.kept.copy_(wanted)
+            self._network = None
+        if self._network is None:
+            self._network = self.problem.network(self.elements.graph(self.kept > 0).nodes)
+        return self._network
+
+    def halve(self, values: Tensor) -> None:
+        """Stop the worse half; values (P,), lower is better."""
+        self.alive[values.argsort(stable=True)[(len(values) + 1) // 2 :]] = 0.0
+
+    def step(self, step: int) -> dict[str, float]:
+        batch, network = self.problem.draw(step, self.problem.spec.pairs), self.network(step)
+        live = self.alive.nonzero().flatten().tolist()
+        on = _Heaviside.apply(torch.stack([self.taus[i] for i in live]), self.temperature[live])[:, self.elements.ties] * self.kept
+        losses = functional.softplus(-batch.sign * network.margins(network.prepare(batch), self.elements.masks(on))).mean(-1)
+        count = on.sum(-1)
+        self.adam.zero_grad()
+        (losses + self.k_coef[live] * count).sum().backward()
+        for i in live:
+            trial = self.trials[i]
+            torch.nn.utils.clip_grad_norm_([self.taus[i]], 1.0)
+            warm = min(1.0, (step + 1) / max(1.0, trial.warmup * self.steps))
+            self.adam.param_groups[i]["lr"] = trial.lr * warm * (1 - step / self.steps)
+        self.adam.step()
+        with torch.no_grad():
+            for i in live:
+                self.last_on[i][(self.taus[i].clamp_(-1, 1) > 0) & (self.kept > 0)] = step + 1
+        return {"loss": losses.min().item(), "on": count.min().item(), "kept": self.kept.sum().item()}
 
 
 def learn_scores(
-    model: SparseGPTForCausalLM,
-    base: Base,
-    batch_of: Callable[[int], TaskBatch],
+    problem: Problem,
+    elements: Elements,
     trials: Sequence[Trial],
-    spec: PruneSpec,
+    steps: int,
     env: LoopEnvironment,
     stage: str,
-) -> Tensor:
-    """Scores (P, N), the higher the more needed, of one mask set per trial. `batch_of(step)` gives that step's pairs."""
-    index, device = NodeIndex.of(model), model.device
-    ties = tied(index).to(device)
-    temperature = torch.tensor([[trial.temperature] for trial in trials], device=device)
-    k_coef = torch.tensor([trial.k_coef for trial in trials], device=device)
-    taus: list[Tensor] = [torch.nn.Parameter(_start(len(index), trial.seed, spec).to(device)) for trial in trials]
-    adam = torch.optim.AdamW([_group(tau, trial) for tau, trial in zip(taus, trials, strict=True)])
-    last_on = torch.zeros(len(trials), len(index), device=device)
-    kept = torch.ones(len(index), device=device)
-    model.requires_grad_(False)
-    cut: list[Network] = []
+    measure: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(scores (P, E), alive (P,) bool) of one mask set per trial.
 
-    def network(number: int) -> Network:
-        wanted = (last_on > number - max(1, PATIENCE * spec.steps)).any(0)[ties] * kept
-        if number and wanted.sum() <= SHRINK * kept.sum():
-            kept.copy_(wanted)
-            cut.clear()
-        if not cut:
-            cut.append(Network(model, base, kept > 0))
-        return cut[0]
+    measure   scores (P, E) -> (P,), lower is better; None: all sets run to the end
+    """
+    problem.model.requires_grad_(False)
+    sets = MaskSets(problem, elements, trials, steps)
 
     def step(number: int) -> dict[str, float]:
-        batch, here = batch_of(number), network(number)
-        on = _Heaviside.apply(torch.stack(taus), temperature)[:, ties] * here.kept
-        margins = here.margins(here.prepare(batch), Masks(on))
-        losses = functional.softplus(-batch.sign * margins).mean(-1)
-        nodes = on.sum(-1)
-        adam.zero_grad()
-        (losses + k_coef * nodes).sum().backward()
-        for tau, group, trial in zip(taus, adam.param_groups, trials, strict=True):
-            torch.nn.utils.clip_grad_norm_([tau], 1.0)
-            warm = min(1.0, (number + 1) / max(1.0, trial.warmup * spec.steps))
-            group["lr"] = trial.lr * warm * (1 - number / spec.steps)
-        adam.step()
-        with torch.no_grad():
-            for row, tau in zip(last_on, taus, strict=True):
-                row[(tau.clamp_(-1, 1) > 0) & (kept > 0)] = number + 1
-        return {"loss": losses.min().item(), "nodes": nodes.min().item(), "computed": float(len(here))}
+        if measure is not None and len(trials) > 1 and number == int(HALVED_AT * steps):
+            sets.halve(measure(sets.scores(number)))
+        return sets.step(number)
 
-    state = TrainState({}, [adam], {"last_on": last_on, "kept": kept} | {f"tau{i}": tau.data for i, tau in enumerate(taus)})
-    run_loop(Loop(stage, spec.steps, step), state, env)
-    tau = torch.stack(taus).detach()
-    # Nodes still on rank by tau (at most 1), nodes that left by when (their step, made negative).
-    return torch.where((tau > 0) & (kept > 0), tau, last_on - spec.steps - 1)[:, ties]
+    run_loop(Loop(stage, steps, step), sets.state(), env)
+    return sets.scores(steps), sets.alive > 0
 
 
-def _start(nodes: int, seed: int, spec: PruneSpec) -> Tensor:
-    return spec.init_mean + spec.init_noise * torch.randn(nodes, generator=torch.Generator().manual_seed(seed))
+def _start(count: int, seed: int, spec: Any) -> Tensor:
+    return spec.init_mean + spec.init_noise * torch.randn(count, generator=torch.Generator().manual_seed(seed))
 
 
 def _group(tau: Tensor, trial: Trial) -> dict:

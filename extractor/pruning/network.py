@@ -165,7 +165,7 @@ class Network:
     def _read(self, site: str, k: int, norm: RMSNorm, position_norm: RMSNorm | None) -> Read:
         width, channels, table = self.model.config.d_model, self._channels[site], self.model.transformer.wpe
         inside, positions = channels[channels < width], torch.zeros(0, 0, device=channels.device)
-        if position_norm is not None and len(channels) > len(inside):
+        if position_norm is not None and table is not None and len(channels) > len(inside):
             positions = position_norm(table.weight)[:, channels[len(inside) :] - width]
         return Read(self._slots(site, k), self._place[inside], norm.weight[inside], positions, norm.eps, width)
 
@@ -210,7 +210,7 @@ class Network:
         if sinks:
             leak = self._leak(names[2], attn)[self._channels[written]][:, active]
             assert attn.sink_logit is not None
-            sink = attn.sink_logit[active] - self._constant_score(prefix, score.view(len(active), -1), attn, active)
+            sink = attn.sink_logit[active] - self._constant_score(prefix, score, attn, active)
         q, k, v = matrices
         return AttentionCut(
             self._read(reads, attn.act_in.k, block.ln_1, block.ln_p1),

@@ -7,7 +7,7 @@ takes another node's place. An edge that is off carries its source's replacement
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,45 +38,64 @@ def compete(x: Tensor, on: Tensor, k: int) -> Tensor:
 
 
 def masked_margin(
-    model: SparseGPTForCausalLM, batch: TaskBatch, masks: Masks, base: Values, edges: Mapping[Link, Tensor] | None = None
+    model: SparseGPTForCausalLM,
+    batch: TaskBatch,
+    masks: Masks,
+    base: Values,
+    edges: Mapping[Link, Tensor] | None = None,
+    rewrite: Callable[[str, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Answer margins (2P,) of the model in which what is off has its value in `base`. Differentiable in masks and edges.
 
-    masks   a site that is absent is all on
-    edges   per link (target width, source width): 1 on, 0 off, or between; None: all on
+    masks     a site that is absent is all on
+    edges     per link (target width, source width): 1 on, 0 off, or between; None: all on
+    rewrite   (site, its values (B, T, width)) -> the values that go on from there; None: as they are
     """
-    plain = _Plain(masks, base, edges)
-    context = model.context(batch.ids.shape[1])
-    h = model.embed(batch.ids, context)
-    for layer, block in enumerate(model.blocks):
-        h = h + plain.attention(f"{layer}.attn.", block.attn, position_read(block.ln_1(h), block.ln_p1, context), context)
-        h = h + plain.neurons(f"{layer}.mlp.", block.mlp, position_read(block.ln_2(h), block.ln_p2, context))
+    h = masked_residuals(model, batch.ids, masks, base, edges, rewrite)[-1]
     rows = torch.arange(len(h), device=h.device)
     return answer_margin(model.unembed(h[rows, batch.last], batch.ids[rows, batch.last]), batch)
 
 
+def masked_residuals(
+    model: SparseGPTForCausalLM,
+    ids: Tensor,
+    masks: Masks,
+    base: Values,
+    edges: Mapping[Link, Tensor] | None = None,
+    rewrite: Callable[[str, Tensor], Tensor] | None = None,
+) -> list[Tensor]:
+    """The residuals (B, T, S) before every sublayer and after the last, 2L + 1; see `masked_margin`."""
+    plain = _Plain(masks, base, edges, rewrite)
+    context = model.context(ids.shape[1])
+    found = [model.embed(ids, context)]
+    for layer, block in enumerate(model.blocks):
+        h = found[-1]
+        h = h + plain.attention(f"{layer}.attn.", block.attn, position_read(block.ln_1(h), block.ln_p1, context), context)
+        found.append(h)
+        found.append(h + plain.neurons(f"{layer}.mlp.", block.mlp, position_read(block.ln_2(h), block.ln_p2, context)))
+    return found
+
+
 class _Plain:
-    def __init__(self, masks: Masks, base: Values, edges: Mapping[Link, Tensor] | None):
-        self.masks, self.base, self.edges = masks, base, edges
+    def __init__(self, masks: Masks, base: Values, edges: Mapping[Link, Tensor] | None, rewrite: Callable[[str, Tensor], Tensor] | None):
+        self.masks, self.base, self.edges, self.rewrite = masks, base, edges, rewrite
 
     def site(self, name: str, k: int, x: Tensor) -> Tensor:
-        mask = self.masks.get(name)
-        if mask is None:
-            return abs_topk(x, k)
-        base = self.base[name]
-        return base + mask * (compete(x, mask > 0, k) - base)
+        mask, base = self.masks.get(name), self.base.get(name)
+        x = abs_topk(x, k) if mask is None or base is None else base + mask * (compete(x, mask > 0, k) - base)
+        return x if self.rewrite is None else self.rewrite(name, x)
 
-    def through(self, source: str, target: str, weight: Tensor, x: Tensor, base: Tensor) -> Tensor:
-        """The values x sent over a link; what an edge that is off carries is in `base`."""
-        if self.edges is None or (source, target) not in self.edges:
+    def through(self, source: str, target: str, weight: Tensor, x: Tensor, base: Callable[[], Tensor]) -> Tensor:
+        """The values x sent over a link; what edges that are off carry is `base()`."""
+        if self.edges is None:
             return functional.linear(x, weight)
         mask = self.edges[source, target].to(weight.dtype)
-        return functional.linear(x, weight * mask) + functional.linear(base, weight * (1 - mask))
+        return functional.linear(x, weight * mask) + functional.linear(base(), weight * (1 - mask))
 
     def attention(self, prefix: str, attn: Attention, read: Tensor, context: Context) -> Tensor:
         batch, length, _ = read.shape
         x = self.site(prefix + "act_in", attn.act_in.k, read)
-        base = self.base[prefix + "act_in"].expand_as(x)
+        base = lambda: self.base[prefix + "act_in"].expand_as(x)  # noqa: E731
         parts = zip("qkv", attn.c_attn.weight.chunk(3), attn.c_attn.bias.chunk(3), (attn.q.k, attn.k.k, attn.v.k), strict=True)
         q, k, v = (
             self.site(prefix + name, most, self.through(prefix + "act_in", prefix + name, weight, x, base) + bias)
@@ -85,15 +104,19 @@ class _Plain:
         heads = lambda t: t.view(batch, length, -1, attn.d_head).transpose(1, 2)  # noqa: E731
         mask = causal_mask(length, q.dtype, q.device) if context.mask is None else context.mask
         pattern = attention_pattern(heads(q), heads(k), mask, attn.sink_logit)
-        mixed, usual = ((pattern @ heads(t)).transpose(1, 2).flatten(2) for t in (v, self.base[prefix + "v"].expand_as(v)))
-        out = self.through(prefix + "v", prefix + "resid_delta", attn.c_proj.weight, mixed, usual) + attn.c_proj.bias
+
+        def mixed(values: Tensor) -> Tensor:
+            return (pattern @ heads(values)).transpose(1, 2).flatten(2)
+
+        usual = lambda: mixed(self.base[prefix + "v"].expand_as(v))  # noqa: E731
+        out = self.through(prefix + "v", prefix + "resid_delta", attn.c_proj.weight, mixed(v), usual) + attn.c_proj.bias
         return self.site(prefix + "resid_delta", attn.resid_delta.k, out)
 
     def neurons(self, prefix: str, mlp: MLP, read: Tensor) -> Tensor:
         x = self.site(prefix + "act_in", mlp.act_in.k, read)
-        base = self.base[prefix + "act_in"].expand_as(x)
+        base = lambda: self.base[prefix + "act_in"].expand_as(x)  # noqa: E731
         before = self.through(prefix + "act_in", prefix + "post_act", mlp.c_fc.weight, x, base) + mlp.c_fc.bias
         post = self.site(prefix + "post_act", mlp.post_act.k, mlp.activation(before))
-        base = self.base[prefix + "post_act"].expand_as(post)
-        out = self.through(prefix + "post_act", prefix + "resid_delta", mlp.c_proj.weight, post, base) + mlp.c_proj.bias
+        usual = lambda: self.base[prefix + "post_act"].expand_as(post)  # noqa: E731
+        out = self.through(prefix + "post_act", prefix + "resid_delta", mlp.c_proj.weight, post, usual) + mlp.c_proj.bias
         return self.site(prefix + "resid_delta", mlp.resid_delta.k, out)

@@ -11,7 +11,7 @@ class SparseGPTConfig(PreTrainedConfig):
 
     vocab_size, n_layer, d_model, d_head, d_mlp   the usual GPT shape; d_model / d_head heads
     n_ctx             tokens it was trained on; without positions longer inputs run too
-    activation        'gelu' (exact) or 'relu'
+    activation        'gelu' (exact), 'gelu_tanh' (GPT-2's approximation) or 'relu'
     activation_frac   AbsTopK keeps this share of the channels of every site, rounded to the nearest number
     site_k            the numbers themselves instead, by site: {'attn.q': 15}; a site that is not named keeps all
     d_pos_emb         position channels, normed apart and concatenated to every read before its AbsTopK; 0: none
@@ -63,8 +63,8 @@ class SparseGPTConfig(PreTrainedConfig):
             raise ValueError(f"d_model ({self.d_model}) must be a multiple of d_head ({self.d_head})")
         if not 0 < self.activation_frac <= 1:
             raise ValueError(f"activation_frac ({self.activation_frac}) must lie in (0, 1]")
-        if self.activation not in ("gelu", "relu"):
-            raise ValueError(f"activation ({self.activation!r}) must be 'gelu' or 'relu'")
+        if self.activation not in ("gelu", "gelu_tanh", "relu"):
+            raise ValueError(f"activation ({self.activation!r}) must be 'gelu', 'gelu_tanh' or 'relu'")
         if self.bigram not in ("none", "dense", "counts", "low_rank"):
             raise ValueError(f"bigram ({self.bigram!r}) must be 'none', 'dense', 'counts' or 'low_rank'")
         if self.d_pos_emb and self.added_positions:

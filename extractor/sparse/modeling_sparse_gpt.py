@@ -112,7 +112,8 @@ class MLP(nn.Module):
         width, read = config.d_model, config.d_model + config.d_pos_emb
         self.c_fc = nn.Linear(read, config.d_mlp)
         self.c_proj = nn.Linear(config.d_mlp, width)
-        self.activation = nn.ReLU() if config.activation == "relu" else nn.GELU()
+        approximate = "tanh" if config.activation == "gelu_tanh" else "none"
+        self.activation = nn.ReLU() if config.activation == "relu" else nn.GELU(approximate=approximate)
         self.act_in = Site(read, config.kept("mlp.act_in", read))
         self.resid_delta = Site(width, config.kept("mlp.resid_delta", width))
         self.post_act = Site(config.d_mlp, config.kept("mlp.post_act", config.d_mlp))

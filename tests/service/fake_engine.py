@@ -24,6 +24,7 @@ from pathlib import Path
 from extractor import artifacts
 
 STAGES = ("bridge", "prune")
+NUMBERS = ("nodes", "edges", "loss", "full_loss", "accuracy", "without", "random")
 
 
 def main() -> int:
@@ -85,13 +86,22 @@ def finish(out: Path, spec: dict, work_folder: Path) -> int:
         artifacts.write_json(out / "result.json", {"loss": 1.25, "steps": steps})
         return wrap_up(out)
     conditions = {"full": 0.01, "circuit": 0.14, "without_circuit": 4.5, "random": 2.1}
-    result = {"model": spec["model"], "task": spec["task"], "target_loss": 0.15, "seed": 0, "circuit": {"nodes": 12, "edges": 34}}
-    result |= {"loss": conditions, "accuracy": conditions, "meets_target": True, "held_out_pairs": 64, "seconds": {}, "steps": steps}
-    folder = out / "circuits" / str(spec["task"])
-    folder.mkdir(parents=True, exist_ok=True)
-    artifacts.write_json(folder / "result.json", result)
-    artifacts.write_text(folder / "report.html", "<p>a report</p>")
-    artifacts.write_text(folder / "circuit.svg", "<svg/>")
+    rows = []
+    for task in spec["tasks"]:
+        if task == "lambda_func" and len(spec["tasks"]) > 1:
+            rows.append({"task": task} | dict.fromkeys(NUMBERS) | {"meets_target": False, "why": "its answers are two tokens"})
+            continue
+        result = {"model": spec["model"], "task": task, "target_loss": 0.15, "seed": 0, "circuit": {"nodes": 12, "edges": 34}}
+        result |= {"loss": conditions, "accuracy": conditions, "meets_target": True, "held_out_pairs": 64, "seconds": {}, "steps": steps}
+        folder = out / "circuits" / str(task)
+        folder.mkdir(parents=True, exist_ok=True)
+        artifacts.write_json(folder / "result.json", result)
+        artifacts.write_text(folder / "report.html", "<p>a report</p>")
+        artifacts.write_text(folder / "circuit.svg", "<svg/>")
+        numbers = dict(zip(NUMBERS, (12, 34, 0.14, 0.01, 0.96, 4.5, 2.1), strict=True))
+        rows.append({"task": task} | numbers | {"meets_target": True, "why": None})
+    if len(rows) > 1:
+        artifacts.write_json(out / "tasks.json", rows)
     return wrap_up(out)
 
 

@@ -232,5 +232,5 @@ def train_spec(seed: int = 0) -> JobSpec:
     return JobSpec(kind="train", seed=seed, train=TrainSpec())
 
 
-def circuit_spec() -> JobSpec:
-    return JobSpec(kind="circuit", model="somewhere", task="quote_close", bridge=BridgeSpec(), prune=PruneSpec())
+def circuit_spec(*tasks: str) -> JobSpec:
+    return JobSpec(kind="circuit", model="somewhere", tasks=tasks or ("quote_close",), bridge=BridgeSpec(), prune=PruneSpec())

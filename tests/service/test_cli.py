@@ -97,6 +97,87 @@ def test_the_model_of_a_finished_job_is_named_by_its_id(machine, model, monkeypa
     assert "queued" in answer.err
 
 
+def test_several_tasks_go_into_one_job_whose_result_is_a_table(machine):
+    asked = ("submit", "--model", "python-tiny", "--task", "single_double_quote", "--task", "for_while", "--job-id", "mine", "--wait")
+    answer = machine.shell(*asked)
+    assert answer.code == 0, answer.err
+    lines = {line.split()[0]: line.split() for line in answer.out.splitlines() if line}
+    assert lines["task"] == "task nodes edges loss full accuracy without random target".split()
+    assert lines["for_while"] == "for_while 12 34 0.14 0.01 0.96 4.5 2.1 met".split()
+    assert lines["quote_close"][-1] == "met"
+    assert "circuits: 2 of 2 meet the target loss" in answer.out
+    assert f"reports: {machine.settings.root / 'mine' / 'result' / 'circuits' / 'TASK' / 'report.html'}" in answer.out
+
+    rows = json.loads((machine.settings.root / "mine" / "result" / "tasks.json").read_text())
+    facts = machine.extract("result", "mine", "--json").json["result"]
+    assert facts["tasks"] == rows
+    assert {name for name in facts["paths"] if name.startswith("report")} == {"report", "report quote_close"}
+    assert machine.extract("watch", "mine", "--json").json["result"] == facts
+    assert "for_while" in machine.extract("result", "mine").out
+    said = machine.extract("status", "mine").out
+    assert "task:      quote_close, for_while" in said
+    assert "circuits:  2 of 2 meet the target loss" in said
+    status = machine.extract("status", "mine", "--json").json
+    assert (status["task"], status["tasks"], status["circuits"]) == ("quote_close, for_while", ["quote_close", "for_while"], rows)
+
+
+def test_of_many_tasks_lists_tell_the_number_and_the_table_says_what_was_not_made(machine):
+    machine.finish("mine", circuit_spec("quote_close", "for_while", "lambda_func", "with_as"))
+    assert machine.extract("list", "--json").json[0]["task"] == "4 tasks"
+    assert "4 tasks" in machine.extract("list").out
+    said = machine.extract("result", "mine").out
+    assert "no circuit: its answers are two tokens" in " ".join(said.split())
+    assert "circuits: 3 of 4 meet the target loss, 1 task cannot be asked of this model" in said
+
+
+def test_all_tasks_are_those_that_the_tokenizer_expresses_and_the_others_are_said_on_stderr(machine, model):
+    answer = machine.extract("submit", "--model", model, "--task", "all", "--print-spec")
+    made = json.loads(answer.out)["tasks"]
+    assert answer.code == 0
+    assert "quote_close" in made
+    left_out = [line.partition(" is left out: ")[0] for line in answer.err.splitlines()]
+    assert "for_while" in left_out
+    assert sorted([*made, *left_out]) == [row["name"] for row in machine.extract("tasks", "--json").json]
+    dry = machine.extract("submit", "--model", "python-tiny", "--task", "for_while", "--task", "quote_close", "--dry-run")
+    assert "corpus -> bridge -> (prune -> validate -> report) for each of for_while, quote_close" in " ".join(dry.out.split())
+
+
+def test_a_file_of_pairs_is_a_task_and_one_that_is_not_right_is_refused_in_a_line(machine):
+    lines = [{"positive": f'print("{n}', "negative": f"print('{n}", "answers": ['")', "')"]} for n in ("name", "value", "item", "data")]
+    path = machine.home / "mine.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    answer = machine.extract("submit", "--model", "python-tiny", "--task", str(path), "--json")
+    assert (answer.code, answer.json["error"]["type"]) == (2, "SpecError")
+    assert answer.err == f"error: task file {path} has 4 pairs, at least 32 are needed; write more\n"
+    more = [
+        line | {side: f"{line[side].replace('print', noun)}" for side in ("positive", "negative")}
+        for line in lines
+        for noun in ("print", "get", "find", "open", "len", "str", "add", "split", "join", "append", "ValueError", "KeyError")
+    ]
+    path.write_text("\n".join(json.dumps(line) for line in more))
+    spec = json.loads(machine.extract("submit", "--model", "python-tiny", "--task", str(path), "--print-spec").out)
+    assert (spec["tasks"], spec["task_files"][0]["path"]) == (["mine"], str(path))
+    answer = machine.extract("submit", "--model", "python-tiny", "--task", str(machine.home / "no.jsonl"), "--json")
+    assert (answer.code, answer.json["error"]["type"]) == (3, "NotFound")
+
+
+def test_a_job_that_an_earlier_version_recorded_is_still_read(machine):
+    spec = circuit_spec()
+    machine.submit("mine", spec)
+    before = json.loads(spec.model_dump_json())
+    (before["task"],) = before["tasks"]
+    before["tasks"] = []
+    del before["task_files"]
+    machine.records.client.hset("ex:job:mine", "spec", json.dumps(before))
+    machine.records.client.hdel("ex:job:mine", "tasks")
+    assert machine.submit("mine", spec) == "mine", "the same spec under the same id"
+    described = machine.extract("status", "mine", "--no-worker", "--json").json
+    assert (described["task"], described["tasks"]) == ("quote_close", ["quote_close"])
+    machine.worker()
+    machine.wait_state("mine", "succeeded")
+    assert machine.extract("result", "mine", "--json").json["result"]["task"] == "quote_close"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "kind"),
     [

@@ -12,7 +12,7 @@ from extractor.specs import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpe
 SMALL = JobSpec(
     kind="circuit",
     model="python-tiny",
-    task="quote_close",
+    tasks=("quote_close",),
     target_loss=0.69,
     corpus=CorpusSpec(sources=("generated",), generated_programs=300),
     bridge=BridgeSpec(

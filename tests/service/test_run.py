@@ -117,7 +117,7 @@ def test_a_second_run_in_the_same_place_is_refused_while_the_first_works(machine
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "JSON"), ('{"kind": "circuit"}', "needs model, task"), ('{"kind": "train", "x": 1}', "x")],
+    [("{", "JSON"), ('{"kind": "circuit"}', "needs model, tasks"), ('{"kind": "train", "x": 1}', "x")],
     ids=["json", "parts", "key"],
 )
 def test_a_spec_file_that_does_not_validate_is_refused_before_anything_starts(machine, text, said):

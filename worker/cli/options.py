@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from extractor.pruning import algorithms
 
 if TYPE_CHECKING:
     from extractor.fields import Setting
@@ -59,6 +62,19 @@ def dataset_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+_PRUNING = {
+    "granularity": click.option(
+        "--granularity", type=click.Choice(["edge", "node"]), help="What is eliminated one by one.  [default: edge]"
+    ),
+    "algorithm": click.option("--algorithm", type=click.Choice(algorithms.names()), help="What ranks the nodes.  [default: masks]"),
+    "ablation": click.option(
+        "--ablation", type=click.Choice(["mean", "zero", "resample"]), help="What stands for what is off.  [default: mean]"
+    ),
+    "trials": click.option("--trials", type=click.IntRange(1), help="Mask sets to try, by preset."),
+    "minutes": click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Begin no new round of trials after that long."),
+    "seeds": click.option("--seeds", type=click.IntRange(1), help="Prune from so many seeds, and say how far their circuits agree."),
+}
+
 fields_option = click.option("--fields", is_flag=True, help="Print every field that --set takes, its value and meaning; queue nothing.")
 
 
@@ -67,6 +83,20 @@ def changes_option(example: str) -> Callable[[Callable[..., Any]], Callable[...,
     return click.option(
         "--set", "changes", multiple=True, metavar="FIELD=VALUE", help=f"Change a field of the preset, as in {example}. Repeatable."
     )
+
+
+def prune_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The choices of pruning that have options of their own: each stands for `--set prune.NAME=VALUE`. They arrive as `pruning`."""
+
+    @functools.wraps(function)
+    def gathered(*arguments: Any, **options: Any) -> Any:
+        given = {name: options.pop(name) for name in _PRUNING}
+        pruning = tuple(f"prune.{name}={value}" for name, value in given.items() if value is not None)
+        return function(*arguments, pruning=pruning, **options)
+
+    for option in reversed(list(_PRUNING.values())):
+        gathered = option(gathered)
+    return gathered
 
 
 def positive(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
@@ -81,6 +111,11 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_REQUEST):
         function = option(function)
     return function
+
+
+def say(line: str) -> None:
+    """A line for people beside the output, on stderr."""
+    click.echo(line, err=True)
 
 
 def print_json(value: Any) -> None:

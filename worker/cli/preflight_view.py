@@ -18,7 +18,7 @@ def show_preflight(spec: JobSpec, as_json: bool) -> None:
     from extractor.pipeline import stages_of
 
     facts: dict[str, Any] = {"kind": spec.kind, "stages": list(stages_of(spec))}
-    rows = [("job", spec.kind), ("stages", " -> ".join(facts["stages"]))]
+    rows = [("job", spec.kind), ("stages", describe_stages(facts["stages"]))]
     config = preflight.config_of(spec.model) if spec.bridge is not None and spec.model is not None else None
     if config is not None and config.get("model_type") == "sparse_gpt":
         facts["bridge"] = None
@@ -39,6 +39,14 @@ def show_preflight(spec: JobSpec, as_json: bool) -> None:
         print_json(facts)
     else:
         _print_table(rows)
+
+
+def describe_stages(stages: list[str]) -> str:
+    """'corpus -> bridge -> prune -> ...'; of several tasks the stages of one, and the tasks."""
+    shared = [stage for stage in stages if " " not in stage]
+    tasks = list(dict.fromkeys(stage.partition(" ")[2] for stage in stages if " " in stage))
+    own = list(dict.fromkeys(stage.partition(" ")[0] for stage in stages if " " in stage))
+    return " -> ".join(shared) + (f" -> ({' -> '.join(own)}) for each of {', '.join(tasks)}" if tasks else "")
 
 
 def _print_table(rows: list[tuple[str, str]]) -> None:

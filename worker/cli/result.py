@@ -46,5 +46,5 @@ def _open(facts: dict, job: str) -> None:
     from extractor.errors import NotFound
 
     if "report" not in facts["paths"]:
-        raise NotFound(f"job {job} left no report; a report belongs to the circuit of `extract submit`")
+        raise NotFound(f"job {job} left no report; a report belongs to the circuits of `extract submit`")
     click.launch(facts["paths"]["report"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from worker.cli.options import as_json as json_option
@@ -20,17 +22,18 @@ def command(job: str | None, no_worker: bool, as_json: bool) -> int:
     Example: extract status k3v9x2mq
     """
     from worker.cli.connect import open_for
-    from worker.client import overview
+    from worker.client import overview, task_rows
     from worker.records import check_id, describe
 
     if job is not None:
         check_id(job)
     service = open_for(no_worker)
     facts = overview(service) if job is None else describe(job, service.records.need(job))
+    rows = task_rows(Path(facts["artifact"])) if facts.get("artifact") else []
     if as_json:
-        print_json(facts)
+        print_json(facts | {"circuits": rows} if rows else facts)
         return 0
     from worker.cli.view import show_job, show_overview
 
-    show_overview(facts) if job is None else show_job(facts)
+    show_overview(facts) if job is None else show_job(facts, rows)
     return 0

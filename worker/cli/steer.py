@@ -34,7 +34,9 @@ def command(job: str, strength: float | None, task: str | None, as_json: bool, *
 
     if strength is not None and not 0 <= strength <= 1:
         raise UsageError(f"--strength {strength:g} is not between 0 (no change) and 1 (the whole change)")
-    _quieten()
+    from worker.cli.view import quieten
+
+    quieten()
     from extractor.bridges.steer_result import open_result, steer_result
     from extractor.bridges.steering import STRENGTHS
 
@@ -46,16 +48,6 @@ def command(job: str, strength: float | None, task: str | None, as_json: bool, *
     else:
         _show(found)
     return 0
-
-
-def _quieten() -> None:
-    """No bars and no advice of transformers between a question and its answer."""
-    import warnings
-
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    warnings.simplefilter("ignore", FutureWarning)
 
 
 def _folder(job: str) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from worker.cli.options import changes_option, dataset_options, fields_option, positive, request_options, show_fields
+from worker.cli.options import changes_option, dataset_options, fields_option, positive, prune_options, request_options, say, show_fields
 
 if TYPE_CHECKING:
     from extractor.specs import JobSpec
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 _OPTIONS = (
     click.option("--model", help="A bundled name, a folder, a hub id, or the id of a finished job."),
     click.option("--adapter", help="A LoRA on that model: a folder or a hub id. A --model that is a LoRA brings its base itself."),
-    click.option("--task", help="What the model does; see `extract tasks`."),
+    click.option(
+        "--task",
+        "tasks",
+        multiple=True,
+        help="What the model does: a name of `extract tasks`, a JSONL file of pairs, or 'all'. Repeatable: one bridging serves all.",
+    ),
     click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss to reach, in nats."),
     click.option(
         "--init", type=click.Choice(["dense", "scratch"]), help="Where the sparse model that a dense one is bridged to starts; by preset."
@@ -28,6 +33,8 @@ _OPTIONS = (
         show_default=True,
         help="Whose answers the circuit must give: the task's right ones, or the model's own.",
     ),
+    click.option("--dense", "is_dense", is_flag=True, help="Prune the dense model itself (a GPT-2) in place of a sparse twin."),
+    prune_options,
     changes_option("bridge.optim.lr=0.01"),
     fields_option,
     dataset_options,
@@ -41,13 +48,14 @@ def _submit_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.command("submit", short_help="Queue the extraction of a task's circuit from a model.")
+@click.command("submit", short_help="Queue the extraction of tasks' circuits from a model.")
 @_submit_options
-def command(model: str | None, task: str | None, fields: bool, datasets: tuple[str, ...], **options: Any) -> int:
-    """Queue the extraction of a task's circuit from a model, and print the job's id.
+def command(model: str | None, tasks: tuple[str, ...], fields: bool, datasets: tuple[str, ...], **options: Any) -> int:
+    """Queue the extraction of tasks' circuits from a model, and print the job's id.
 
     \b
     Example: extract submit --model python-tiny --task quote_close --wait
+             extract submit --model python-tiny --task for_while --task my_pairs.jsonl
              extract submit --model gpt2 --task quote_close --dataset HuggingFaceFW/fineweb-edu:sample-10BT --dry-run
     """
     if fields:
@@ -55,12 +63,16 @@ def command(model: str | None, task: str | None, fields: bool, datasets: tuple[s
 
         show_fields(circuit_settings(options["preset"], options["init"]), options["as_json"])
         return 0
-    if not model or not task:
+    if not model or not tasks:
         raise click.MissingParameter(param_hint="'--task'" if model else "'--model'", param_type="option")
     from worker.cli.request import request
 
     same = {name: options.pop(name) for name in ("adapter", "labels", "init", "preset", "target_loss", "seed", "corpus")}
-    changes, shared = options.pop("changes"), {name: options.pop(name) for name in ("config", "split", "revision", "text_column", "tokens")}
+    same["subject"] = "dense" if options.pop("is_dense") else "twin"
+    changes, shared = (
+        (*options.pop("pruning"), *options.pop("changes")),
+        {name: options.pop(name) for name in ("config", "split", "revision", "text_column", "tokens")},
+    )
 
     def build(service: Service | None) -> JobSpec:
         from extractor.fields import parse_changes
@@ -70,6 +82,6 @@ def command(model: str | None, task: str | None, fields: bool, datasets: tuple[s
 
         source = resolve_model(model, service.settings if service else from_env(), service.records if service else None)
         found = tuple(dataset(name, **shared) for name in datasets)
-        return circuit_job(source, task, changes=parse_changes(changes), datasets=found, **same)
+        return circuit_job(source, tasks, changes=parse_changes(changes), datasets=found, tell=say, **same)
 
     return request(build, options)

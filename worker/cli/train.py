@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from worker.cli.options import changes_option, dataset_options, fields_option, positive, request_options, show_fields
+from worker.cli.options import changes_option, dataset_options, fields_option, positive, request_options, say, show_fields
 
 if TYPE_CHECKING:
     from extractor.specs import JobSpec
@@ -17,7 +17,7 @@ _OPTIONS = (
     click.option("--architecture", type=click.Choice(["sparse_gpt", "gpt2"]), default="sparse_gpt", show_default=True),
     click.option("--dense", is_flag=True, help="The dense twin: the same shape without sparsity."),
     click.option("--match", type=float, metavar="LOSS", callback=positive, help="Search the smallest width that reaches this loss (nats)."),
-    click.option("--task", "tasks", multiple=True, help="Also find this task's circuit in the model; see `extract tasks`. Repeatable."),
+    click.option("--task", "tasks", multiple=True, help="Also find this task's circuit in the model: as of `submit`. Repeatable."),
     click.option(
         "--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss a circuit must reach, in nats."
     ),
@@ -69,6 +69,7 @@ def command(fields: bool, tasks: tuple[str, ...], datasets: tuple[str, ...], mat
             tasks=tasks,
             changes=parse_changes(changes),
             datasets=tuple(dataset(name, **shared) for name in datasets),
+            tell=say,
             **same,
         )
 

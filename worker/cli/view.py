@@ -32,6 +32,16 @@ class View(Protocol):
     def show_summary(self, facts: dict[str, Any], folder: Path) -> None: ...
 
 
+def quieten() -> None:
+    """No bars and no advice of transformers between a question and its answer."""
+    import warnings
+
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)
+
+
 def make_view(as_json: bool, job: str) -> View:
     """The view that fits the output."""
     if as_json:
@@ -162,7 +172,9 @@ def describe_event(event: Event) -> str:
 
 
 def summary_table(facts: dict[str, Any]) -> Table:
-    """The result of a circuit (losses and accuracies under each condition, size, verdict) or of a training."""
+    """The result of a circuit (losses and accuracies under each condition, size, verdict), of several, or of a training."""
+    if "tasks" in facts:
+        return tasks_table(facts["tasks"])
     table = Table(box=None, pad_edge=False)
     losses = facts.get("loss")
     if not isinstance(losses, dict):
@@ -183,6 +195,22 @@ def summary_table(facts: dict[str, Any]) -> Table:
     return table
 
 
+def tasks_table(rows: list[dict[str, Any]]) -> Table:
+    """The circuits of a job of several tasks: losses in nats of the circuit, the full model, the model without it, random circuits."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("task", no_wrap=True)
+    for name in ("nodes", "edges", "loss", "full", "accuracy", "without", "random"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("target")
+    for row in rows:
+        numbers = (row[name] for name in ("nodes", "edges", "loss", "full_loss", "accuracy", "without", "random"))
+        verdict = Text("met", style="green") if row["meets_target"] else Text("not met", style="yellow")
+        if row["nodes"] is None:
+            verdict = Text(f"no circuit: {row['why']}", style="red")
+        table.add_row(row["task"], *(_number(number) for number in numbers), verdict)
+    return table
+
+
 def describe_circuit(circuit: dict[str, Any]) -> str:
     """One circuit of a train job in a line."""
     if circuit.get("nodes") is None:
@@ -198,6 +226,8 @@ def show_paths(facts: dict[str, Any], folder: Path) -> None:
         verdict = "meets" if facts.get("meets_target") else "does not meet"
         size = f"{circuit.get('nodes')} nodes, {circuit.get('edges')} edges"
         click.echo(f"circuit: {size}; {verdict} the target loss {facts.get('target_loss')} on {facts.get('held_out_pairs')} held-out pairs")
+    if "tasks" in facts:
+        click.echo(f"circuits: {describe_tasks(facts['tasks'])}")
     recovered, steering = (facts.get("bridge") or {}).get("recovered"), facts.get("steering")
     if recovered:
         click.echo(f"twin: carries {recovered['mean']:.0%} of what the dense model knows beyond bigrams, mean over all crossings")
@@ -205,9 +235,20 @@ def show_paths(facts: dict[str, Any], folder: Path) -> None:
         moved = "{:.1%} to {:.1%}".format(steering["probability"][0], steering["probability"][-1])
         worst = f"{steering['random_worst'][-1]:.1%}"
         click.echo(f"steering: {steering['node']} moves the dense model's other answer from {moved}; random directions to {worst} at most")
-    for name, path in facts.get("paths", {}).items():
+    paths = facts.get("paths", {})
+    if "tasks" in facts:  # a line for each of twenty would hide the table
+        paths = {name: path for name, path in paths.items() if name == "model"}
+        click.echo(f"reports: {folder / 'circuits' / 'TASK' / 'report.html'}")
+    for name, path in paths.items():
         click.echo(f"{name}: {path}")
     click.echo(f"result: {folder}")
+
+
+def describe_tasks(rows: list[dict[str, Any]]) -> str:
+    """'17 of 20 meet the target loss, 1 task cannot be asked of this model'."""
+    missing = sum(row["nodes"] is None for row in rows)
+    met = f"{sum(row['meets_target'] for row in rows)} of {len(rows)} meet the target loss"
+    return f"{met}, {missing} {'task' if missing == 1 else 'tasks'} cannot be asked of this model" if missing else met
 
 
 def show_jobs(jobs: list[dict[str, Any]]) -> None:
@@ -225,17 +266,18 @@ def show_jobs(jobs: list[dict[str, Any]]) -> None:
     Console().print(table, highlight=False)
 
 
-def show_job(job: dict[str, Any]) -> None:
-    """One job, a line for each fact."""
+def show_job(job: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """One job, a line for each fact; `rows` are those of its tasks.json."""
     lines = {
         "job": job["job"],
         "state": job["state"] + (" (cancelling)" if job["cancelling"] else ""),
-        "task": job["task"],
+        "task": ", ".join(job["tasks"]) or None,
         "model": job["model"],
         "attempt": job["attempt"],
         "worker": job["worker"] if job["state"] == "running" else None,
         "progress": _progress(job) if job["state"] == "running" else None,
         "error": f"{job['error']['type']}: {job['error']['message']}" if job["error"] else None,
+        "circuits": describe_tasks(rows) if rows else None,
         "result": job["artifact"],
     }
     for name, value in lines.items():

@@ -1,0 +1,30 @@
+"""Ways to rank nodes, one file each: `rank(problem)` gives scores (N,), the higher the more needed; k of a channel has the score of its q.
+
+What follows, from the smallest number of nodes to the elimination of edges, is the same for all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
+
+from extractor.errors import SpecError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from extractor.pruning.problem import Problem
+
+
+def names() -> list[str]:
+    """The algorithms: the files of this folder."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def rank(problem: Problem) -> Tensor:
+    """Scores (N,) by the algorithm that the problem's spec names. Raises SpecError for one there is not."""
+    name = problem.spec.algorithm
+    if name not in names():
+        raise SpecError(f"pruning algorithm {name!r} is unknown; choose {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}").rank(problem)

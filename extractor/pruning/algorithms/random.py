@@ -1,0 +1,17 @@
+"""A random order: what any ranking must beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from extractor.pruning.elements import Nodes
+from extractor.pruning.graph import Graph
+from extractor.pruning.problem import Problem
+
+
+def rank(problem: Problem) -> Tensor:
+    """Scores (N,), uniform in [0, 1), by the problem's seed."""
+    everything = torch.ones(len(problem.index), dtype=torch.bool, device=problem.model.device)
+    drawn = torch.rand(len(problem.index), generator=torch.Generator().manual_seed(problem.seed))
+    return drawn.to(problem.model.device)[Nodes(problem.model, Graph(everything)).ties]

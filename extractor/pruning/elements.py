@@ -1,0 +1,110 @@
+"""What is pruned, one by one: nodes or edges. Both offer the same: masks of some of them for a network, and the graph that is left.
+
+E elements, P mask sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from extractor.pruning.graph import Graph, Link, NodeIndex, present_edges
+from extractor.pruning.layers import Masks
+
+if TYPE_CHECKING:
+    from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+
+
+class Elements(Protocol):
+    """Nodes or edges of a graph, in a fixed order."""
+
+    ties: Tensor
+
+    def __len__(self) -> int:
+        """E."""
+
+    def masks(self, on: Tensor) -> Masks:
+        """Masks for a network that computes the graph's nodes, from (P, E), 1 where an element is on. Differentiable."""
+
+    def graph(self, on: Tensor) -> Graph:
+        """The graph with these elements, (E,) bool, only."""
+
+    def places(self, graph: Graph) -> Tensor:
+        """(E,) bool: which elements are on in another graph."""
+
+
+class Nodes:
+    """The nodes of a graph. `ties` (E,): k of a channel shares the element of its q where both are there."""
+
+    def __init__(self, model: SparseGPTForCausalLM, graph: Graph):
+        self.index, self.whole = NodeIndex.of(model), graph
+        self.nodes = graph.nodes.nonzero().flatten()
+        self.ties = _tied(self.index, self.nodes)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def masks(self, on: Tensor) -> Masks:
+        flat = on.new_zeros(len(on), len(self.index))
+        return Masks(nodes=flat.index_copy(1, self.nodes, on))
+
+    def graph(self, on: Tensor) -> Graph:
+        return Graph(self.index.flags(self.nodes[on]))
+
+    def places(self, graph: Graph) -> Tensor:
+        return graph.nodes[self.nodes]
+
+
+class Edges:
+    """The edges of a graph, link by link."""
+
+    def __init__(self, model: SparseGPTForCausalLM, graph: Graph):
+        self.whole, self.there = graph, present_edges(model, graph)
+        self.kept = graph.channels(NodeIndex.of(model))
+        self._ends = {link: mask.nonzero(as_tuple=True) for link, mask in self.there.items()}
+        self.ties = torch.arange(len(self), device=graph.nodes.device)
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows, _ in self._ends.values())
+
+    def masks(self, on: Tensor) -> Masks:
+        found: dict[Link, Tensor] = {}
+        for (link, (rows, columns)), part in zip(self._ends.items(), on.split(self._sizes(), dim=1), strict=True):
+            source, target = (self.kept[site] for site in link)
+            places = torch.searchsorted(target, rows) * len(source) + torch.searchsorted(source, columns)
+            mask = on.new_zeros(len(on), len(target) * len(source)).index_copy(1, places, part)
+            found[link] = mask.view(len(on), len(target), len(source))
+        return Masks(edges=found)
+
+    def graph(self, on: Tensor) -> Graph:
+        left: dict[Link, Tensor] = {}
+        for (link, (rows, columns)), part in zip(self._ends.items(), on.split(self._sizes()), strict=True):
+            left[link] = torch.zeros_like(self.there[link])
+            left[link][rows[part], columns[part]] = True
+        return Graph(self.whole.nodes, left)
+
+    def places(self, graph: Graph) -> Tensor:
+        assert graph.edges is not None
+        return torch.cat([graph.edges[link][ends] for link, ends in self._ends.items()])
+
+    def _sizes(self) -> list[int]:
+        return [len(rows) for rows, _ in self._ends.values()]
+
+
+ELEMENTS: Mapping[str, type[Nodes] | type[Edges]] = {"node": Nodes, "edge": Edges}
+
+
+def _tied(index: NodeIndex, nodes: Tensor) -> Tensor:
+    """(E,) for every node the element whose mask it shares: k has that of its q, all others, and a k without its q, their own."""
+    partner = torch.arange(len(index), device=nodes.device)
+    starts = index.starts()
+    for site, width in index.widths.items():
+        if site.endswith("attn.k"):
+            partner[starts[site] : starts[site] + width] -= starts[site] - starts[site[:-1] + "q"]
+    place = torch.full((len(index),), -1, device=nodes.device)
+    place[nodes] = torch.arange(len(nodes), device=nodes.device)
+    shared = place[partner[nodes]]
+    return torch.where(shared < 0, place[nodes], shared)

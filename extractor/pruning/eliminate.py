@@ -1,0 +1,138 @@
+"""From a graph to nothing, the cheapest elements first: a path of nested circuits (ours).
+
+Each round, on train pairs drawn for it alone:
+
+1. One backward pass predicts what the loss would rise by, were an element removed (first order, calibrated).
+2. The cheapest few are tried one by one, exactly; growing prefixes of the order are tried at once, while there are many.
+3. The largest prefix goes that costs no more than its share of the loss that is left to spend; else the single element that costs least.
+4. What is on no live path any more goes with it, for free.
+
+An element whose removal would make the circuit unnecessary (the model does the task without it) stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from extractor.objective import TaskBatch
+from extractor.pruning.calibration import calibrate_all
+from extractor.pruning.elements import ELEMENTS, Edges, Nodes
+from extractor.pruning.graph import Graph, without_dead
+from extractor.pruning.problem import Problem, Prunable
+
+SINGLES = 16  # elements tried one by one in a round
+LARGEST_SHARE = 0.25  # of the elements, to go at once
+SPENT_AT_ONCE = 0.5  # of the loss left to spend, times the share of elements that go
+_DRAWS = 1 << 20  # numbers of draws, beyond those of mask learning
+
+
+@dataclass
+class Round:
+    """One round's view: the elements that are on, and what removing some of them costs on this round's pairs."""
+
+    elements: Nodes | Edges
+    network: Prunable
+    prompts: Any
+    batch: TaskBatch
+
+    def losses(self, removed: Tensor) -> Tensor:
+        """Calibrated losses (P,) without the elements in removed (P, E) bool."""
+        with torch.no_grad():
+            margins = self.network.margins(self.prompts, self.elements.masks((~removed).float()))
+        return calibrate_all(margins, self.batch.sign)[0]
+
+    def predicted(self) -> tuple[float, Tensor]:
+        """(loss now, by how much it would rise without each element (E,), to first order)."""
+        on = torch.ones(1, len(self.elements), device=self.batch.ids.device, requires_grad=True)
+        margins = self.network.margins(self.prompts, self.elements.masks(on))
+        loss, scale, shift = calibrate_all(margins, self.batch.sign)
+        calibrated = scale.item() * margins[0] + shift.item()
+        rise = -torch.autograd.grad(functional.softplus(-self.batch.sign * calibrated).mean(), on)[0][0]
+        return loss.item(), rise
+
+
+def eliminate(problem: Problem, kind: str, graph: Graph, most: float, is_necessary: Callable[[Graph], bool]) -> list[Graph]:
+    """Nested graphs, from `graph` on, until the loss on train pairs exceeds `most` nats or nothing is left that may go.
+
+    kind           of the elements that go: 'node', or 'edge' of a graph that names its edges
+    is_necessary   whether the model fails without these nodes; asked whenever nodes leave. Raises Stopped.
+    """
+    path, whole = [graph], 0
+    stays = Graph(torch.zeros_like(graph.nodes), graph.edges and {link: torch.zeros_like(mask) for link, mask in graph.edges.items()})
+    while True:
+        elements = ELEMENTS[kind](problem.model, path[-1])
+        whole = whole or len(elements)
+        problem.tick(whole - len(elements), whole)
+        free = ~elements.places(stays)
+        if not bool(free.any()):
+            return path
+        here = _round(problem, elements, path[-1], len(path))
+        removed, loss = _chosen(here, free, most)
+        if loss > most:
+            return path
+        smaller = without_dead(problem.model, elements.graph(~removed))
+        if not bool(smaller.nodes.any()):
+            return path
+        if int(smaller.nodes.sum()) < int(path[-1].nodes.sum()) and not is_necessary(smaller):
+            removed = _first(here, free)
+            smaller = without_dead(problem.model, elements.graph(~removed))
+            if not is_necessary(smaller):
+                _protect(stays, elements.graph(removed))
+                continue
+        path.append(smaller)
+
+
+def _round(problem: Problem, elements: Nodes | Edges, graph: Graph, number: int) -> Round:
+    batch = problem.draw(_DRAWS + number, problem.spec.trial_pairs)
+    network = problem.network(graph.nodes)
+    return Round(elements, network, network.prepare(batch), batch)
+
+
+def _chosen(here: Round, free: Tensor, most: float) -> tuple[Tensor, float]:
+    """(which elements go (E,) bool, the loss without them)."""
+    now, rise = here.predicted()
+    order = torch.where(free, rise, torch.inf).argsort(stable=True)[: int(free.sum())]
+    singles = order[:SINGLES, None]
+    sizes = _sizes(len(order))
+    removed = torch.zeros(len(singles) + len(sizes), len(rise), dtype=torch.bool, device=rise.device)
+    removed.scatter_(1, torch.cat([singles, singles[:1].expand(len(sizes), 1)]), True)
+    for row, size in enumerate(sizes, len(singles)):
+        removed[row, order[:size]] = True
+    losses = here.losses(removed)
+    budget = SPENT_AT_ONCE * max(0.0, most - now)
+    for row in range(len(removed) - 1, len(singles) - 1, -1):
+        if losses[row] - now <= budget * sizes[row - len(singles)] / len(rise):
+            return removed[row], losses[row].item()
+    best = int(losses[: len(singles)].argmin())
+    return removed[best], losses[best].item()
+
+
+def _sizes(count: int) -> list[int]:
+    """Powers of two from 2 to the largest share of the elements."""
+    sizes: list[int] = []
+    while 2 << len(sizes) <= LARGEST_SHARE * count:
+        sizes.append(2 << len(sizes))
+    return sizes
+
+
+def _first(here: Round, free: Tensor) -> Tensor:
+    """The single element that costs least, (E,) bool."""
+    _, rise = here.predicted()
+    order = torch.where(free, rise, torch.inf).argsort(stable=True)[: min(SINGLES, int(free.sum()))]
+    removed = torch.zeros(len(order), len(rise), dtype=torch.bool, device=rise.device)
+    removed.scatter_(1, order[:, None], True)
+    return removed[int(here.losses(removed).argmin())]
+
+
+def _protect(stays: Graph, elements: Graph) -> None:
+    if stays.edges is None:
+        stays.nodes.logical_or_(elements.nodes)
+        return
+    for link, mask in (elements.edges or {}).items():
+        stays.edges[link].logical_or_(mask)

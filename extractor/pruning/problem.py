@@ -1,0 +1,90 @@
+"""One model, one task, one seed: everything that finding a circuit needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from extractor.objective import TaskBatch
+from extractor.pruning.graph import Link, NodeIndex
+from extractor.pruning.judge import Judge
+from extractor.pruning.layers import Masks
+from extractor.pruning.network import Network
+from extractor.pruning.plain import PlainNetwork
+from extractor.training import LoopEnvironment
+
+if TYPE_CHECKING:
+    from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+    from extractor.specs import PruneSpec
+
+
+class Prunable(Protocol):
+    """What `network.Network` and its plain twin offer. kept (N,) bool: the nodes that are computed."""
+
+    kept: Tensor
+
+    def __len__(self) -> int:
+        """How many they are."""
+
+    def prepare(self, batch: TaskBatch) -> Any:
+        """What of a batch does not depend on masks."""
+
+    def margins(self, prompts: Any, masks: Masks = Masks()) -> Tensor:  # noqa: B008 - frozen
+        """Answer margins (P, 2 x pairs), in the batch's order. Differentiable in the masks."""
+
+    def cut(self, edges: Mapping[Link, Tensor]) -> dict[Link, Tensor]:
+        """Edge masks (..., target width, source width) per link, cut to the kept nodes."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What to prune, and how.
+
+    means    {site: (width,)} mean of every node over the pretraining text
+    train    the pairs that masks are learned on and elements are tried on
+    select   the fixed batch on which sizes are chosen; the figure to report is measured on a third one
+    target   task loss to reach, nats
+    env      a stage's name -> where its loop saves, logs and reports
+    tick     called with (done, of) while elements are tried one by one; raises Stopped when a stop was asked for
+    work     a folder for what an interrupted search goes on from; None: nothing is kept
+    """
+
+    model: SparseGPTForCausalLM
+    means: Mapping[str, Tensor]
+    train: TaskBatch
+    select: TaskBatch
+    spec: PruneSpec
+    target: float
+    seed: int
+    env: Callable[[str], LoopEnvironment]
+    tick: Callable[[int, int], None] = lambda done, of: None
+    work: Path | None = None
+
+    @cached_property
+    def index(self) -> NodeIndex:
+        return NodeIndex.of(self.model)
+
+    @cached_property
+    def base(self) -> dict[str, Tensor]:
+        """{site: (width,)} the values of nodes that are off; not used where these come from another run."""
+        return {site: torch.zeros_like(mean) if self.spec.ablation == "zero" else mean for site, mean in self.means.items()}
+
+    def network(self, kept: Tensor) -> Prunable:
+        """The model with the nodes kept (N,) bool computed and the others off."""
+        if self.spec.ablation == "resample":
+            return PlainNetwork(self.model, kept, None)
+        return Network(self.model, self.base, kept)
+
+    def judge(self, batch: TaskBatch) -> Judge:
+        return Judge(self.network, batch)
+
+    def draw(self, number: int, pairs: int) -> TaskBatch:
+        """Train pairs, drawn anew for each number."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        return self.train.pick(torch.randperm(self.train.pairs, generator=generator)[:pairs])

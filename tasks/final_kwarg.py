@@ -1,0 +1,30 @@
+"""Give the last parameter a default, or end the list, by whether earlier parameters have defaults.
+
+    positive: 'def load(path=None, size'   answer '='
+    negative: 'def load(path, mode, size'  answer '):'
+
+Paper: Table 1, final_kwarg.
+"""
+
+import random
+
+from tasks.base import Pair, Task
+from tasks.lines import earlier
+from tasks.words import COMMON, VERBS
+
+
+def write(rng: random.Random) -> Pair:
+    """A function header; one parameter with a default is as long as two without, or two as three where '=None' is one token."""
+    with_default, without = rng.choice(((1, 2), (2, 4), (2, 3), (2, 3)))
+    *others, last = names = rng.sample(COMMON, without + 1)
+    first = ", ".join(f"{name}=None" for name in others[:with_default])
+    header = f"{earlier(rng)}def {rng.choice(VERBS)}{rng.choice(('', '_' + rng.choice(COMMON)))}("
+    return Pair(f"{header}{first}, {last}", f"{header}{', '.join(names)}")
+
+
+TASK = Task(
+    name="final_kwarg",
+    description="the last parameter: '=' (None) after parameters with defaults, '):' after ones without",
+    answers=(("=None", "):"), ("=None", "):\n"), ("=", "):"), ("=", ")")),
+    write=write,
+)
