@@ -132,64 +132,68 @@ def live_nodes(
 
     Forward: a read is fed by an embedding column or an earlier kept write of its channel, a position channel by its column of the position
     table; any other node by an edge from a fed node.
-    Backward: a write is used by the unembedding or a later used read of its channel; q and k are used when their head has a used v.
+    Backward: a write is used by the unembedding or a later used read of its channel; q and k are used when their head has a used v, and
+    without sinks q only where its k varies.
     """
-    on = {site: set(channels.tolist()) for site, channels in kept.items()}
-    incoming = _neighbours(model, kept, edges)
-    fed = _fed(model, on, incoming)
-    return _used(model, fed, incoming)
-
-
-def _neighbours(
-    model: SparseGPTForCausalLM, kept: dict[str, Tensor], edges: Mapping[tuple[str, str], Tensor] | None
-) -> dict[str, list[tuple[str, dict[int, set[int]]]]]:
-    """Per target site: (source site, {target channel: source channels})."""
-    found: dict[str, list[tuple[str, dict[int, set[int]]]]] = {}
+    incoming: dict[str, list[tuple[str, Tensor]]] = {}  # target site -> (source site, which edges between kept nodes are on)
     for source, target, weight in links(model):
-        table: dict[int, set[int]] = {}
-        on = weight if edges is None else edges[source, target]
-        block = on[kept[target]][:, kept[source]]
-        for row, column in block.nonzero().tolist():
-            table.setdefault(int(kept[target][row]), set()).add(int(kept[source][column]))
-        found.setdefault(target, []).append((source, table))
-    return found
+        on = weight != 0 if edges is None else edges[source, target]
+        incoming.setdefault(target, []).append((source, on[kept[target]][:, kept[source]]))
+    fed = _fed(model, kept, incoming)
+    used = _used(model, kept, fed, incoming)
+    return {site: set(kept[site][flags].tolist()) for site, flags in used.items()}
 
 
-def _fed(model: SparseGPTForCausalLM, on: dict[str, set[int]], incoming: dict) -> dict[str, set[int]]:
-    written = _nonzero_columns(model.transformer.wte)
+def _fed(model: SparseGPTForCausalLM, kept: dict[str, Tensor], incoming: dict) -> dict[str, Tensor]:
+    """Per site which kept nodes vary with the input, (kept,) bool."""
+    width = model.config.d_model
+    written = _nonzero_columns(model.transformer.wte, width + model.config.d_pos_emb, 0)
     if model.transformer.wpe is not None:
-        offset = 0 if model.config.added_positions else model.config.d_model
-        written |= {offset + channel for channel in _nonzero_columns(model.transformer.wpe)}
-    fed: dict[str, set[int]] = {}
-    for site, channels in on.items():
+        written |= _nonzero_columns(model.transformer.wpe, len(written), 0 if model.config.added_positions else width)
+    fed: dict[str, Tensor] = {}
+    for site, channels in kept.items():
         if site.endswith("act_in"):
-            fed[site] = channels & written
+            fed[site] = written[channels]
             continue
-        fed[site] = {c for c in channels if any(table.get(c, set()) & fed[source] for source, table in incoming[site])}
+        fed[site] = sum((on[:, fed[source]].any(1) for source, on in incoming[site]), start=channels < 0)
         if site.endswith("resid_delta"):
-            written |= fed[site]
+            written[channels[fed[site]]] = True
     return fed
 
 
-def _used(model: SparseGPTForCausalLM, fed: dict[str, set[int]], incoming: dict) -> dict[str, set[int]]:
-    read = _nonzero_columns(model.lm_head)
-    used: dict[str, set[int]] = {site: set() for site in fed}
+def _used(model: SparseGPTForCausalLM, kept: dict[str, Tensor], fed: dict[str, Tensor], incoming: dict) -> dict[str, Tensor]:
+    """Per site which of the fed nodes something reads that reaches the logits, (kept,) bool."""
+    import torch
+
+    config = model.config
+    read = _nonzero_columns(model.lm_head, config.d_model + config.d_pos_emb, 0)
+    used = {site: flags & False for site, flags in fed.items()}
     for site in reversed(fed):
+        channels = kept[site]
         if site.endswith("resid_delta"):
-            used[site] = fed[site] & read
+            used[site] = fed[site] & read[channels]
         elif site.endswith(("attn.q", "attn.k")):
-            heads = {c // model.config.d_head for c in used[site[:-1] + "v"]}
-            used[site] = {c for c in fed[site] if c // model.config.d_head in heads}
+            values = site[:-1] + "v"
+            heads = torch.isin(channels // config.d_head, kept[values][used[values]] // config.d_head)
+            used[site] = fed[site] & heads
+            if site.endswith("q") and not config.sinks:  # a query on a constant key adds the same to every score
+                keys = site[:-1] + "k"
+                used[site] &= torch.isin(channels, kept[keys][fed[keys]])
         elif site.endswith("act_in"):
-            read |= used[site]
-        for source, table in incoming.get(site, []):
-            for channel in used[site]:
-                used[source] |= table.get(channel, set()) & fed[source]
+            read[channels[used[site]]] = True
+        for source, on in incoming.get(site, []):
+            used[source] |= on[used[site]].any(0) & fed[source]
     return used
 
 
-def _nonzero_columns(module: Linear | Embedding) -> set[int]:
-    return set(module.weight.detach().any(0).nonzero().flatten().tolist())
+def _nonzero_columns(module: Linear | Embedding, width: int, offset: int) -> Tensor:
+    """(width,) bool, at offset + c whether column c of the module's weight holds anything."""
+    import torch
+
+    found = torch.zeros(width, dtype=torch.bool, device=module.weight.device)
+    columns = module.weight.detach().any(0)
+    found[offset : offset + len(columns)] = columns
+    return found
 
 
 def sites_of(nodes: Iterable[Node]) -> dict[str, list[Node]]:

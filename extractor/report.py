@@ -7,7 +7,7 @@ Its frame is report_page.html; the functions here fill it, each one section. Eve
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,8 +17,11 @@ from extractor import picture
 from extractor.artifacts import write_text
 from extractor.circuit import Circuit, Edge
 from extractor.picture import short_name
+from extractor.report_bars import Bar, bars_table
 from extractor.report_bridge import bridge_section
-from extractor.report_parts import CHANCE, count, nats, percent, plain, section, spaced, table, token
+from extractor.report_parts import ABSENT, CHANCE, count, identifier, nats, percent, plain, section, share, spaced, table, token, track
+from extractor.report_validation import activations_of, controls, effects_of, interval_of, validation_section
+from extractor.report_validation_plots import distribution
 
 _AT_CHANCE = 0.9 * CHANCE
 _STRONGEST = 20
@@ -58,23 +61,26 @@ def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: pic
     """report.html as text."""
     frame = resources.files("extractor").joinpath("report_page.html").read_text(encoding="utf-8")
     scale, shift = circuit.calibration.scale, circuit.calibration.shift
-    shown = f"{min(len(circuit.edges), _STRONGEST)} of {len(circuit.edges)}, by the size of the weight."
+    effects = effects_of(result)
+    order = "those whose removal costs most" if effects else "by the size of the weight"
+    shown = f"{min(len(circuit.edges), _STRONGEST)} of {len(circuit.edges)}, {order}."
     return Template(frame).substitute(
         title=plain(f"{result['task']} in {short_name(result['model'])}"),
         eyebrow=f"Circuit report · {plain(result['task'])}",
         headline=headline(circuit, result),
-        description=f"<p>The task: {plain(result['description'])}.</p>" if result.get("description") else "",
+        description=_description(result),
         meta=_meta(circuit, result),
         verdicts=_verdicts(result),
         picture=picture.to_svg(scene),
         least_width=round(0.85 * scene.width),
         losses_note=_losses_note(result),
         losses=_losses(result),
+        validation=validation_section(result),
         examples=_examples(examples),
-        edges_note=f"{shown} A positive weight passes a signal on, a negative one inverts it.",
-        edges=_edges(circuit),
+        edges_note=f"{shown} A positive weight passes a signal on, a negative one inverts it.{_EFFECT if effects else ''}",
+        edges=_edges(circuit, effects),
         nodes_note=count(len(circuit.nodes), "node"),
-        nodes=_nodes(circuit),
+        nodes=_nodes(circuit, result),
         bridge=bridge_section(result),
         steering=_steering(result),
         chance=f"{CHANCE:.3f}",
@@ -93,6 +99,11 @@ def headline(circuit: Circuit, result: dict) -> str:
         return f"{size} of {owner} {verb} between {_answers(circuit)}: {score}. {_without(result)}"
     found = f"The best circuit found to choose between {_answers(circuit)}, {size} of {owner}, reaches {score}"
     return f"Target not met. {found}; the target is {nats(result['target_loss'])} nats. {_without(result)}"
+
+
+def _description(result: dict) -> str:
+    task = f"<p>The task: {plain(result['description'])}.</p>" if result.get("description") else ""
+    return task + (f'<p class="why">Why: {plain(result["why"])}.</p>' if result.get("why") else "")
 
 
 def _answers(circuit: Circuit) -> str:
@@ -147,22 +158,10 @@ def _losses_note(result: dict) -> str:
 
 
 def _losses(result: dict) -> str:
-    """The four networks as a table with bars, the target and chance marked on every bar."""
-    loss, target = result["loss"], result["target_loss"]
-    top = 1.08 * max([CHANCE, target, *(v for v in loss.values() if v is not None and math.isfinite(v))])
-    marks = f'<u style="left:{_share(target, top)}"></u><u class="chance" style="left:{_share(CHANCE, top)}"></u>'
-    legend = (
-        f'<div class="scale"><span style="left:{_share(target, top)}">target {nats(target)}</span>'
-        f'<span style="left:{_share(CHANCE, top)}">chance {nats(CHANCE)}</span></div>'
-    )
-    rows = [
-        f'<tr><th scope="row">{name}</th><td class="bar">{_track(loss.get(key), top, kind, marks)}</td>'
-        f'<td class="number">{nats(loss.get(key))}</td><td class="number">{percent(result["accuracy"].get(key))}</td></tr>'
-        for key, name, kind in _NETWORKS
-    ]
-    head = f'<tr><th scope="col">Network</th><th scope="col" class="bar">{legend}</th>'
-    head += '<th scope="col" class="number">nats</th><th scope="col" class="number">right</th></tr>'
-    return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+    """The four networks, and the attribution control, as a table with bars."""
+    loss, right = result["loss"], result["accuracy"]
+    bars = [Bar(name, kind, loss.get(key), right.get(key), interval_of(result, key)) for key, name, kind in _NETWORKS]
+    return bars_table("Network", [*bars, *controls(result)], result["target_loss"])
 
 
 def _examples(examples: Sequence[Example]) -> str:
@@ -177,26 +176,48 @@ def _example(example: Example) -> str:
     prompt = '<span class="space">↵</span>\n'.join(map(spaced, example.prompt.split("\n")))
     names = ("whole model", "circuit alone", "without it")
     rows = zip(names, (example.full, example.circuit, example.without), ("full", "circuit", "without"), strict=True)
-    bars = "".join(f"<dt>{name}</dt><dd>{_track(p, 1.0, kind)}</dd><dd class='number'>{percent(p)}</dd>" for name, p, kind in rows)
+    bars = "".join(f"<dt>{name}</dt><dd>{track(p, 1.0, kind)}</dd><dd class='number'>{percent(p)}</dd>" for name, p, kind in rows)
     caption = f'<p class="note">{token(example.answer)}, not {token(example.other)}</p>'
     return f'<div class="card"><pre>{prompt}<mark>{spaced(example.answer)}</mark></pre>{caption}<dl class="bars">{bars}</dl></div>'
 
 
-def _edges(circuit: Circuit) -> str:
+_EFFECT = " Without it: by how many nats the loss rises when this edge alone is removed."
+
+
+def _edges(circuit: Circuit, effects: Mapping[tuple[str, str], float]) -> str:
+    """The edges that matter most, by their effects where these were measured, else by weight."""
     told = {node.id: node for node in circuit.nodes}
-    strongest = sorted(circuit.edges, key=lambda e: (-_size(e), e.source, e.target))[:_STRONGEST]
+    strongest = sorted(circuit.edges, key=lambda e: (-effects.get((e.source, e.target), -math.inf), -_size(e), e.source, e.target))
+    top = max([0.01, *effects.values()])
     rows = []
-    for edge in strongest:
+    for edge in strongest[:_STRONGEST]:
         source, target = told.get(edge.source), told.get(edge.target)
         reads, writes = _tokens(source.reads[:2] if source else ()), _tokens(target.writes[:2] if target else ())
         sign = "negative" if edge.weight < 0 else "positive"
-        rows.append((_id(edge.source), reads, _id(edge.target), writes, f'<span class="{sign}">{edge.weight:+.3f}</span>'))
-    return table(("from", "which reads", "to", "which writes", "weight"), rows, numbers={4})
+        weight = f'<span class="{sign}">{edge.weight:+.3f}</span>'
+        rows.append((identifier(edge.source), reads, identifier(edge.target), writes, weight, _effect(effects, edge, top)))
+    head = ("from", "which reads", "to", "which writes", "weight", "without it")
+    kept = len(head) if effects else len(head) - 1
+    return table(head[:kept], [row[:kept] for row in rows], numbers={4, 5})
 
 
-def _nodes(circuit: Circuit) -> str:
-    rows = [(_id(n.id), f"{n.mean:.4g}", _tokens(n.reads), _tokens(n.writes)) for n in circuit.nodes]
-    return table(("node", "mean", "reads", "writes"), rows, numbers={1})
+def _effect(effects: Mapping[tuple[str, str], float], edge: Edge, top: float) -> str:
+    rise = effects.get((edge.source, edge.target))
+    if rise is None:
+        return ABSENT
+    return f'<span class="effect"><i style="width:{share(rise, top)}"></i></span>{rise:+.3f}'
+
+
+def _nodes(circuit: Circuit, result: dict) -> str:
+    found = activations_of(result)
+    rows = []
+    for n in circuit.nodes:
+        one = found["nodes"].get(n.id) if found else None
+        spread = (distribution(found["percentiles"], one["values"]), percent(one["nonzero"])) if found and one else (ABSENT, ABSENT)
+        rows.append((identifier(n.id), f"{n.mean:.4g}", _tokens(n.reads), _tokens(n.writes), *spread))
+    head = ("node", "mean", "reads", "writes", "values on text, 1&ndash;99&nbsp;%", "not zero")
+    kept = len(head) if found else len(head) - 2
+    return table(head[:kept], [row[:kept] for row in rows], numbers={1, 5})
 
 
 def _steering(result: dict) -> str:
@@ -215,21 +236,8 @@ def _seconds(seconds: dict[str, float]) -> str:
     return section("seconds", "Time", f'<div class="card">{table(("stage", "time"), rows, numbers={1})}</div>')
 
 
-def _track(value: float | None, top: float, kind: str, marks: str = "") -> str:
-    bar = f'<i class="{kind}" style="width:{_share(value, top)}"></i>' if value is not None and math.isfinite(value) else ""
-    return f'<div class="track" aria-hidden="true">{bar}{marks}</div>'
-
-
-def _share(value: float, top: float) -> str:
-    return f"{100 * min(max(value / top, 0.0), 1.0):.1f}%"
-
-
 def _tokens(tokens: Sequence[str]) -> str:
     return " ".join(map(token, tokens))
-
-
-def _id(name: str) -> str:
-    return f'<code class="id">{plain(name)}</code>'
 
 
 def _duration(seconds: float) -> str:

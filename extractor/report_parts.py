@@ -54,3 +54,19 @@ def percent(value: Any) -> str:
         return ABSENT
     text = f"{100 * value:.1f}".removesuffix(".0")
     return f"{'99.9' if text == '100' and value < 1 else text}&nbsp;%"
+
+
+def identifier(name: str) -> str:
+    """A node's id."""
+    return f'<code class="id">{plain(name)}</code>'
+
+
+def share(value: float, top: float) -> str:
+    """A length as CSS: value's part of top."""
+    return f"{100 * min(max(value / top, 0.0), 1.0):.1f}%"
+
+
+def track(value: float | None, top: float, kind: str, marks: str = "") -> str:
+    """A bar of `value`, where `top` is the whole width; its number stands beside it for those who do not see it."""
+    bar = f'<i class="{kind}" style="width:{share(value, top)}"></i>' if value is not None and math.isfinite(value) else ""
+    return f'<div class="track" aria-hidden="true">{bar}{marks}</div>'

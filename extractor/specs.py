@@ -175,9 +175,9 @@ class PruneSpec(Spec):
     population: Count = 8  # mask sets learned at once; paper: 8
     steps: Count = 200  # of learning masks
     pairs: Count = 64  # pairs a batch; paper: 64
-    k_coef: float = Field(1e-3, gt=0)  # centre of the search; paper: 1e-4
+    k_coef: float = Field(2e-3, gt=0)  # centre of the search; paper: 1e-4
     k_coefs: tuple[float, ...] = ()  # given: one mask set per value, and no search
-    lr: float = Field(5e-3, gt=0)  # centre of the search; paper: 3e-3
+    lr: float = Field(1e-2, gt=0)  # centre of the search; paper: 3e-3
     beta2: float = 0.95  # paper: 0.95, the centre of its search
     weight_decay: float = 1e-3  # of the masks, centre of the search; paper: 1e-3
     warmup: float = 0.05  # share of steps; paper: 0.05, the centre of its search
@@ -185,7 +185,7 @@ class PruneSpec(Spec):
     init_mean: float = 0.1  # where masks start; an element is on while its mask is above 0; paper: 0.1
     init_noise: float = 1e-2  # standard deviation round it; paper: 1e-2
     edge_steps: Count = 100  # of learning edge masks, with granularity 'edge'
-    edge_k_coefs: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)  # one edge mask set per value; empty: elimination only
+    edge_k_coefs: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)  # one edge mask set per value; empty: elimination only
     targets: tuple[float, ...] = (0.05, 0.3)  # nats; circuits for these too, beside the job's target
     seeds: Count = 1  # searches from as many seeds, to see how far their circuits agree
     select_pairs: Count = 512  # the fixed batch on which sizes are chosen

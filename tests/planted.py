@@ -28,7 +28,7 @@ where any bracket opens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -37,7 +37,7 @@ from torch import Tensor
 
 from extractor.circuit import links
 from extractor.objective import Expression, TaskBatch, express, get_task, task_batch
-from extractor.pruning.graph import Graph, Link, NodeIndex
+from extractor.pruning.graph import Graph, Link, NodeIndex, present_edges
 from extractor.sites import record, widths
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
 
@@ -73,7 +73,7 @@ def planted(task: str, tokenizer: Tokenizer, seed: int = 0, **variant) -> Plante
     torch.manual_seed(0)  # of weights that are all overwritten
     config = SparseGPTConfig(vocab_size=tokenizer.get_vocab_size(), **{**shape, **variant})
     expression = express(get_task(task), tokenizer)
-    plant = _Plant(SparseGPTForCausalLM(config), torch.Generator().manual_seed(seed))
+    plant = _Planter(SparseGPTForCausalLM(config), torch.Generator().manual_seed(seed))
     texts = [tokenizer.decode([token], skip_special_tokens=False) for token in range(config.vocab_size)]
     with torch.no_grad():
         CIRCUITS[task](plant, texts)
@@ -88,7 +88,7 @@ def graph_of(plant: Planted) -> Graph:
     return graph(plant.model, plant.nodes, plant.edges)
 
 
-def graph(model: SparseGPTForCausalLM, nodes: set[str], edges: set[tuple[str, str]]) -> Graph:
+def graph(model: SparseGPTForCausalLM, nodes: Iterable[str], edges: Iterable[tuple[str, str]]) -> Graph:
     """These nodes and edges as masks."""
     index = NodeIndex.of(model)
     flags = {site: torch.zeros(width, dtype=torch.bool) for site, width in index.widths.items()}
@@ -102,10 +102,21 @@ def graph(model: SparseGPTForCausalLM, nodes: set[str], edges: set[tuple[str, st
     return Graph(index.join(flags), masks)
 
 
+def names(model: SparseGPTForCausalLM, found: Graph) -> tuple[set[str], set[tuple[str, str]]]:
+    """The nodes and edges of a graph as they are named here."""
+    nodes = {f"{site}.{channel}" for site, channels in found.channels(NodeIndex.of(model)).items() for channel in channels.tolist()}
+    edges = {
+        (f"{source}.{column}", f"{target}.{row}")
+        for (source, target), there in present_edges(model, found).items()
+        for row, column in there.nonzero().tolist()
+    }
+    return nodes, edges
+
+
 # The circuits.
 
 
-def _quote_close(plant: _Plant, texts: list[str]) -> None:
+def _quote_close(plant: _Planter, texts: list[str]) -> None:
     double, single = (torch.tensor([text.endswith(q) and text.count('"') + text.count("'") == 1 for text in texts]) for q in "\"'")
     opens = double | single
     plant.telling = opens
@@ -137,7 +148,7 @@ def _quote_close(plant: _Plant, texts: list[str]) -> None:
     plant.answer("answer", 2.0)
 
 
-def _bracket_counting(plant: _Plant, texts: list[str]) -> None:
+def _bracket_counting(plant: _Planter, texts: list[str]) -> None:
     depth = torch.tensor([max(0, text.count("[") - text.count("]")) for text in texts])
     opens = depth > 0
     plant.telling = opens
@@ -163,14 +174,14 @@ def _bracket_counting(plant: _Plant, texts: list[str]) -> None:
     plant.answer("answer", -3.0)  # positive prompts are the flat ones
 
 
-CIRCUITS: dict[str, Callable[[_Plant, list[str]], None]] = {"quote_close": _quote_close, "bracket_counting": _bracket_counting}
+CIRCUITS: dict[str, Callable[[_Planter, list[str]], None]] = {"quote_close": _quote_close, "bracket_counting": _bracket_counting}
 
 
 # How they are planted.
 
 
 @dataclass
-class _Plant:
+class _Planter:
     """A model whose weights are written. Channels are named; where a name lies is drawn.
 
     telling   (V,) bool: the tokens that tell a pair's two prompts apart, which look alike to ignorant noise

@@ -17,6 +17,7 @@ import pytest
 from extractor.circuit import Calibration, Circuit, Edge, Node
 from extractor.picture import NEGATIVE, POSITIVE, drawing, layout, to_svg, visible, write_png
 from extractor.report import Example, headline, write_report
+from extractor.report_validation_plots import effects_plot
 from extractor.sites import PLACES
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -466,6 +467,166 @@ def test_a_hostile_model_name_stays_text_in_the_bridge_section(tmp_path):
     assert "of what a&lt;/b&gt;&lt;script&gt;&amp; knows beyond bigrams" in html
 
 
+def validation_of(circuit: Circuit, **changes) -> dict:
+    """What validation says of the smallest circuit."""
+    names = ("full", "circuit", "without_circuit", "random", "attribution", "uncalibrated", "mean", "zero", "resample", "binarised")
+    spread = {"values": [-1.25, -0.5, 0.0, 0.0, 0.25, 1.0, 3.75], "nonzero": 0.375}
+    return {
+        "necessity": 0.678,
+        "attribution": {"loss": 0.611, "accuracy": 0.625, "nodes": 3, "edges": 1},
+        "uncalibrated": 0.222,
+        "ablation": {"mean": 0.1312, "zero": 0.333, "resample": 0.444},
+        "binarised": {"loss": 0.155, "accuracy": 0.95, "nodes": {n.id: 0.1312 + 0.03 * i for i, n in enumerate(circuit.nodes)}},
+        "interval": {name: [0.101 + 0.01 * i, 0.161 + 0.01 * i] for i, name in enumerate(names)},
+        "edge_effects": {
+            "edges": [[e.source, e.target, 0.25 * i - 0.01] for i, e in enumerate(circuit.edges)],
+            "of": len(circuit.edges),
+            "raising": 0.5,
+            "pairs": 257,
+        },
+        "activations": {"percentiles": [1, 10, 25, 50, 75, 90, 99], "tokens": 16384, "nodes": {circuit.nodes[0].id: spread}},
+        "seeds": None,
+    } | changes
+
+
+CURVE = [
+    {"target": 0.05, "nodes": 60, "edges": 80, "loss": 0.045, "accuracy": 0.99, "met": True},
+    {"target": 0.15, "nodes": 30, "edges": 40, "loss": 0.131, "accuracy": 0.97, "met": True},
+    {"target": 0.3, "nodes": 16, "edges": 20, "loss": 0.335, "accuracy": 0.9, "met": False},
+]
+
+
+def test_validation_is_left_out_where_there_is_none(tmp_path):
+    html = written(tmp_path, tiny())
+    assert 'id="validation"' not in html
+    assert "without it" not in re.sub(r"<dl.*?</dl>", "", html, flags=re.S).split('id="edges"')[1].split('id="nodes"')[0]
+    assert "values on text" not in html
+
+
+def test_losses_have_their_intervals_as_whiskers_and_as_numbers(tmp_path):
+    circuit = tiny()
+    html = written(tmp_path, circuit, validation=validation_of(circuit))
+    text = words(html)
+    losses = html.split('id="losses"')[1].split("</table>")[0]
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>.*?<b style="left:([\d.]+)%;width:([\d.]+)%"></b>', losses)
+    assert [row[0] for row in rows] == [
+        "Whole model",
+        "Circuit alone",
+        "Without the circuit",
+        "Random nodes, as many",
+        "Attribution&rsquo;s first 3 nodes",
+    ]
+    top = 1.08 * math.log(2)
+    assert [float(row[1]) for row in rows] == pytest.approx([100 * (0.101 + 0.01 * i) / top for i in range(5)], abs=0.06)
+    assert {row[2] for row in rows} == {f"{100 * 0.06 / top:.1f}"}
+    assert "0.111&ndash;0.171" in losses
+    assert "0.611" in losses
+    assert "would lie between 0.111 and 0.171 nats (95 %); not all of that meets the target of 0.150" in text
+
+
+def test_the_circuit_under_other_conditions(tmp_path):
+    circuit = tiny()
+    html = written(tmp_path, circuit, validation=validation_of(circuit), ablation="zero")
+    table = html.split('id="validation"')[1].split("</table>")[0]
+    rows = re.findall(r'<th scope="row">(.*?)</th>.*?<td class="number">([\d.]+)</td>', table)
+    assert rows == [
+        ("<strong>The rest at zero</strong>: as found", "0.333"),
+        ("The rest at its mean", "0.131"),
+        ("The rest from another prompt", "0.444"),
+        ("Every node two-valued", "0.155"),
+        ("Not calibrated", "0.222"),
+    ]
+    text = re.sub(r"\s+", " ", words(html))
+    assert "1 of 3 nodes can be two-valued at less than 0.01 nats." in text
+    assert "finer values matter: 0.mlp.resid_delta.9 +0.060, 0.mlp.post_act.300 +0.030." in text
+    assert "Removed alone, 1 of 2 edges makes the loss worse." in text
+
+
+def test_edges_stand_by_what_they_cost_and_nodes_with_their_values(tmp_path):
+    circuit = tiny()  # the edge with the larger weight costs nothing
+    html = written(tmp_path, circuit, validation=validation_of(circuit))
+    edges = re.findall(r"<tr>(.*?)</tr>", html.split('id="edges"')[1].split("</table>")[0])[1:]
+    cells = [[words(cell).strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", row)] for row in edges]
+    assert [(row[0], row[4], row[5]) for row in cells] == [
+        ("0.mlp.post_act.300", "-0.500", "+0.240"),
+        ("0.mlp.act_in.7", "+1.250", "-0.010"),
+    ]
+    nodes = re.findall(r"<tr>(.*?)</tr>", html.split('id="nodes"')[1].split("</table>")[0])
+    (svg,) = re.findall(r"<svg.*?</svg>", nodes[1])
+    tree = ElementTree.fromstring(svg)
+    assert tree.get("aria-label") == "percentiles 1: -1.25, 10: -0.5, 25: 0, 50: 0, 75: 0.25, 90: 1, 99: 3.75"
+    most, middle = tree.iter("rect")
+    assert (float(most.get("x")), float(most.get("width"))) == pytest.approx((15, 30))  # -0.5 to 1 of -1.25 to 3.75
+    assert (float(middle.get("x")), float(middle.get("width"))) == pytest.approx((25, 5))
+    assert "37.5&nbsp;%" in nodes[1]
+    assert "&ndash;" in nodes[2]  # not measured
+
+
+def test_a_node_that_never_changes_is_told_in_words(tmp_path):
+    circuit, still = tiny(), {"values": [0.0] * 7, "nonzero": 0.001}
+    found = validation_of(circuit)
+    found["activations"]["nodes"] = {circuit.nodes[0].id: still}
+    assert "nearly always 0<" in written(tmp_path, circuit, validation=found)
+
+
+def test_the_curve_has_a_point_for_every_target_and_a_hollow_one_where_it_was_missed(tmp_path):
+    html = written(tmp_path, tiny(), curve=CURVE)
+    (tree,) = plots(html)
+    points = [(float(e.get("cx")), float(e.get("cy")), e.get("class"), float(e.get("r"))) for e in tree.iter("circle")]
+    assert [p[0] for p in points] == sorted(p[0] for p in points)
+    assert points[1][0] - points[0][0] == pytest.approx(points[2][0] - points[1][0], abs=0.2)  # 20, 40, 80: even in logs
+    assert [p[1] for p in points] == sorted(p[1] for p in points)
+    assert [p[2] for p in points] == ["point beyond", "point", "point"]
+    assert points[1][3] > points[0][3]  # the job's own target
+    assert "target 0.150: 40 edges, 30 nodes, 0.131 nats, 97 % right" in [e.find("title").text for e in tree.iter("circle")]
+    _, _, width, height = map(float, tree.get("viewBox").split())
+    assert all(0 < x < width and 0 < y < height for x, y, *_ in points)
+    assert "0.300 | 16 | 20 | 0.335 | 90 % | no" in re.sub(r"(\s*\|\s*)+", " | ", re.sub(r"<[^>]+>", "|", html).replace("&nbsp;", " "))
+    assert not plots(written(tmp_path, tiny(), curve=CURVE[:1]))
+
+
+def test_every_measured_edge_has_a_bar_by_its_effect(tmp_path):
+    circuit = tiny()
+    (tree,) = plots(written(tmp_path, circuit, validation=validation_of(circuit)))
+    first, second = tree.iter("rect")
+    assert [e.get("class") for e in (first, second)] == ["helps", "harms"]
+    assert float(first.get("height")) > 10 * float(second.get("height"))
+    assert float(first.get("y")) + float(first.get("height")) == pytest.approx(float(second.get("y")), abs=0.6)  # they meet at zero
+    assert first.find("title").text == "0.mlp.post_act.300 to 0.mlp.resid_delta.9: +0.240"
+
+
+def test_two_thousand_effects_fit_the_plot():
+    tree = ElementTree.fromstring(effects_plot([[f"0.mlp.act_in.{i}", "0.mlp.post_act.1", math.sin(i)] for i in range(2000)]))
+    bars = [(float(e.get("x")), float(e.get("width"))) for e in tree.iter("rect")]
+    assert len(bars) == 2000
+    assert all(x >= 0 and width > 0 and x + width <= 420 for x, width in bars)
+    assert not list(tree.iter("title"))
+
+
+def test_other_seeds_are_told(tmp_path):
+    circuit = tiny()
+    rows = [{"seed": s, "nodes": 3 + s, "edges": 2 + s, "loss": 0.13, "met": s == 11} for s in (11, 12)]
+    seeds = {"circuits": rows, "node_overlap": 0.6, "edge_overlap": 0.25, "shared": [circuit.nodes[0].id]}
+    text = re.sub(r"\s+", " ", words(written(tmp_path, circuit, validation=validation_of(circuit, seeds=seeds))))
+    assert "The same search from 2 seeds: two circuits share 60 % of their nodes and 25 % of their edges on average" in text
+    assert "1 node is in all of them" in text
+    assert "12 15 14 0.130 no" in text
+
+
+@pytest.mark.parametrize("absent", ["ablation", "binarised", "interval", "edge_effects", "activations", "attribution", "uncalibrated"])
+def test_what_validation_lacks_is_left_out(tmp_path, absent):
+    circuit = tiny()
+    html = written(tmp_path, circuit, validation=validation_of(circuit, **{absent: None}), curve=CURVE)
+    assert 'id="validation"' in html
+    assert "None" not in html
+
+
+def test_why_a_target_was_missed_is_said_and_stays_text(tmp_path):
+    html = written(tmp_path, tiny(), meets_target=False, why="best loss <b>0.61</b> nats")
+    assert "Why: best loss &lt;b&gt;0.61&lt;/b&gt; nats." in html
+    assert "Why:" not in written(tmp_path, tiny(), why=None)
+
+
 def test_steering_is_told_where_it_was_measured(tmp_path, monkeypatch):
     told = types.ModuleType("extractor.report_steering")
     told.steering_section = lambda result: f"<p>steered {result['steering']}</p>"
@@ -475,7 +636,9 @@ def test_steering_is_told_where_it_was_measured(tmp_path, monkeypatch):
 
 
 def test_the_report_loads_nothing_from_anywhere(tmp_path):
-    html = written(tmp_path, tiny(), [Example("x", "y", "z", 0.5, 0.5, 0.5)], bridge=bridge_of())
+    circuit = tiny()
+    found = {"bridge": bridge_of(), "validation": validation_of(circuit), "curve": CURVE}
+    html = written(tmp_path, circuit, [Example("x", "y", "z", 0.5, 0.5, 0.5)], **found)
     assert set(re.findall(r"https?://[^\"' <]+", html)) == {"http://www.w3.org/2000/svg"}
     assert sorted(set(re.findall(r'(?:src|href)="([^"]*)"', html))) == ["circuit.json", "circuit.png", "circuit.svg", "result.json"]
     assert not re.search(r"<link|<script\s|<iframe|@import|url\(", html)

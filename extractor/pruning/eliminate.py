@@ -12,7 +12,7 @@ An element whose removal would make the circuit unnecessary (the model does the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,43 @@ from torch.nn import functional
 from extractor.objective import TaskBatch
 from extractor.pruning.calibration import calibrate_all
 from extractor.pruning.elements import ELEMENTS, Edges, Nodes
-from extractor.pruning.graph import Graph, without_dead
+from extractor.pruning.graph import Graph, edge_count, without_dead
 from extractor.pruning.problem import Problem, Prunable
 
 SINGLES = 16  # elements tried one by one in a round
 LARGEST_SHARE = 0.25  # of the elements, to go at once
 SPENT_AT_ONCE = 0.5  # of the loss left to spend, times the share of elements that go
 _DRAWS = 1 << 20  # numbers of draws, beyond those of mask learning
+
+
+class Path(Sequence[Graph]):
+    """Circuits that were passed. Each is kept as the flags of the elements it started from: masks of a large model fill memory."""
+
+    def __init__(self) -> None:
+        self.edges: list[int] = []  # of every circuit
+        self._entries: list[tuple[Nodes | Edges, Tensor, Tensor]] = []
+
+    def append(self, elements: Nodes | Edges, graph: Graph, edges: int) -> None:
+        self.edges.append(edges)
+        self._entries.append((elements, elements.places(graph), graph.nodes))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        elements, on, nodes = self._entries[index]
+        return Graph(nodes, elements.graph(on).edges)
+
+    @classmethod
+    def joined(cls, paths: Sequence[Path]) -> Path:
+        """All circuits of some paths, the largest first."""
+        every = [(count, entry) for path in paths for count, entry in zip(path.edges, path._entries, strict=True)]
+        every.sort(key=lambda one: -one[0])
+        found = cls()
+        found.edges, found._entries = [count for count, _ in every], [entry for _, entry in every]
+        return found
 
 
 @dataclass
@@ -57,35 +87,38 @@ class Round:
         return loss.item(), rise
 
 
-def eliminate(problem: Problem, kind: str, graph: Graph, most: float, is_necessary: Callable[[Graph], bool]) -> list[Graph]:
-    """Nested graphs, from `graph` on, until the loss on train pairs exceeds `most` nats or nothing is left that may go.
+def eliminate(problem: Problem, kind: str, graph: Graph, most: float, is_necessary: Callable[[Graph], bool]) -> Path:
+    """Nested circuits, from `graph` on, until the loss on train pairs exceeds `most` nats or nothing is left that may go.
 
     kind           of the elements that go: 'node', or 'edge' of a graph that names its edges
-    is_necessary   whether the model fails without these nodes; asked whenever nodes leave. Raises Stopped.
+    is_necessary   whether the model fails without these nodes; asked whenever nodes leave
+
+    Raises Stopped.
     """
-    path, whole = [graph], 0
-    stays = Graph(torch.zeros_like(graph.nodes), graph.edges and {link: torch.zeros_like(mask) for link, mask in graph.edges.items()})
+    first, path, number = ELEMENTS[kind](problem.model, graph), Path(), 0
+    path.append(first, graph, edge_count(problem.model, graph))
+    stays = torch.zeros(len(first), dtype=torch.bool, device=graph.nodes.device)
     while True:
-        elements = ELEMENTS[kind](problem.model, path[-1])
-        whole = whole or len(elements)
-        problem.tick(whole - len(elements), whole)
-        free = ~elements.places(stays)
+        elements, number = ELEMENTS[kind](problem.model, graph), number + 1
+        problem.tick(len(first) - len(elements), len(first))
+        free = ~stays[first.places(graph)]
         if not bool(free.any()):
             return path
-        here = _round(problem, elements, path[-1], len(path))
+        here = _round(problem, elements, graph, number)
         removed, loss = _chosen(here, free, most)
         if loss > most:
             return path
         smaller = without_dead(problem.model, elements.graph(~removed))
         if not bool(smaller.nodes.any()):
             return path
-        if int(smaller.nodes.sum()) < int(path[-1].nodes.sum()) and not is_necessary(smaller):
+        if int(smaller.nodes.sum()) < int(graph.nodes.sum()) and not is_necessary(smaller):
             removed = _first(here, free)
             smaller = without_dead(problem.model, elements.graph(~removed))
             if not is_necessary(smaller):
-                _protect(stays, elements.graph(removed))
+                stays |= first.places(elements.graph(removed))
                 continue
-        path.append(smaller)
+        graph = smaller
+        path.append(first, graph, edge_count(problem.model, graph))
 
 
 def _round(problem: Problem, elements: Nodes | Edges, graph: Graph, number: int) -> Round:
@@ -128,11 +161,3 @@ def _first(here: Round, free: Tensor) -> Tensor:
     removed = torch.zeros(len(order), len(rise), dtype=torch.bool, device=rise.device)
     removed.scatter_(1, order[:, None], True)
     return removed[int(here.losses(removed).argmin())]
-
-
-def _protect(stays: Graph, elements: Graph) -> None:
-    if stays.edges is None:
-        stays.nodes.logical_or_(elements.nodes)
-        return
-    for link, mask in (elements.edges or {}).items():
-        stays.edges[link].logical_or_(mask)

@@ -26,7 +26,7 @@ from extractor.circuit import Calibration
 from extractor.pruning import algorithms
 from extractor.pruning.calibration import calibrate, calibrated_loss
 from extractor.pruning.elements import Edges
-from extractor.pruning.eliminate import eliminate
+from extractor.pruning.eliminate import Path, eliminate
 from extractor.pruning.graph import Graph, edge_count, with_edges, without_dead
 from extractor.pruning.judge import Judge, smallest
 from extractor.pruning.learned import Trial, learn_scores
@@ -55,7 +55,7 @@ class Found:
 
     best: Pruned
     curve: tuple[Pruned, ...]
-    path: tuple[Graph, ...]
+    path: Path
 
 
 class Demand:
@@ -87,11 +87,10 @@ def find_circuits(problem: Problem) -> Found:
     targets = sorted({problem.target, *problem.spec.targets})
     demand = Demand(problem)
     graph = _start(problem, algorithms.rank(problem), demand, targets)
-    path = _paths(problem, graph, demand, targets[-1])
-    path.sort(key=lambda one: -edge_count(problem.model, one))
+    path = _path(problem, graph, demand, targets[-1])
     losses = demand.judge.losses(path).tolist()
     curve = tuple(_chosen(problem, path, losses, demand, target) for target in targets)
-    return Found(next(one for one in curve if one.target == problem.target), curve, tuple(path))
+    return Found(next(one for one in curve if one.target == problem.target), curve, path)
 
 
 def _start(problem: Problem, scores: Tensor, demand: Demand, targets: Sequence[float]) -> Graph:
@@ -117,10 +116,10 @@ def _start(problem: Problem, scores: Tensor, demand: Demand, targets: Sequence[f
     return Graph(torch.ones_like(place, dtype=torch.bool))
 
 
-def _paths(problem: Problem, graph: Graph, demand: Demand, largest: float) -> list[Graph]:
+def _path(problem: Problem, graph: Graph, demand: Demand, largest: float) -> Path:
     """All circuits passed while nodes go one by one and, with granularity 'edge', edges from several starts on."""
 
-    def passed(kind: str, start: Graph, target: float) -> list[Graph]:
+    def passed(kind: str, start: Graph, target: float) -> Path:
         most = max(demand.aim(target), demand.judge.loss(start)) + problem.spec.margin
         return eliminate(problem, kind, start, most, demand.is_roughly_necessary)
 
@@ -128,13 +127,13 @@ def _paths(problem: Problem, graph: Graph, demand: Demand, largest: float) -> li
         return passed("node", graph, largest)
     fewer = _last_below(demand, passed("node", graph, SLACK * problem.target), SLACK * problem.target)
     starts = [*_edge_starts(problem, graph, demand), fewer]
-    return [one for start in starts for one in passed("edge", with_edges(problem.model, start), largest)]
+    return Path.joined([passed("edge", with_edges(problem.model, start), largest) for start in starts])
 
 
-def _last_below(demand: Demand, path: Sequence[Graph], loss: float) -> Graph:
+def _last_below(demand: Demand, path: Path, loss: float) -> Graph:
     """The smallest circuit of a path that is at most so bad; the first where none is."""
     losses = demand.judge.losses(path).tolist()
-    return next((one for one, found in reversed(list(zip(path, losses, strict=True))) if found <= loss), path[0])
+    return path[max((place for place, found in enumerate(losses) if found <= loss), default=0)]
 
 
 def _edge_starts(problem: Problem, graph: Graph, demand: Demand) -> list[Graph]:
@@ -145,7 +144,7 @@ def _edge_starts(problem: Problem, graph: Graph, demand: Demand) -> list[Graph]:
         return [whole]
     centre = Trial(0.0, spec.lr, spec.weight_decay, spec.beta2, spec.warmup, spec.temperature, problem.seed)
     trials = [replace(centre, k_coef=k) for k in spec.edge_k_coefs]
-    scores, _ = learn_scores(problem, elements, trials, spec.edge_steps, problem.env("edges"), "edges")
+    scores, _ = learn_scores(problem, elements, trials, spec.edge_steps, problem.env("edges"))
     place = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
     def graphs(k: Tensor) -> list[Graph]:
@@ -158,7 +157,7 @@ def _edge_starts(problem: Problem, graph: Graph, demand: Demand) -> list[Graph]:
     return [whole, *sorted(slim, key=lambda one: edge_count(problem.model, one))[:1]]
 
 
-def _chosen(problem: Problem, path: Sequence[Graph], losses: Sequence[float], demand: Demand, target: float) -> Pruned:
+def _chosen(problem: Problem, path: Path, losses: Sequence[float], demand: Demand, target: float) -> Pruned:
     good = [i for i, loss in enumerate(losses) if loss <= demand.aim(target)]
     # From the smallest circuit on, the first that the model misses when it is gone.
     which = next((i for i in reversed(good) if demand.is_necessary(path[i])), None)

@@ -16,6 +16,7 @@ from extractor.pruning.layers import Masks
 if TYPE_CHECKING:
     from extractor.pruning.problem import Prunable
 
+GRAPHS_AT_ONCE = 16  # masks of a large model fill memory
 VALUES_AT_ONCE = 1 << 25  # node values: sets times prompts times tokens times nodes; what one pass may hold
 
 
@@ -31,10 +32,14 @@ class Judge:
     @torch.no_grad()
     def margins(self, graphs: Sequence[Graph]) -> Tensor:
         """Answer margins (P, 2 x pairs)."""
-        network = self.network(torch.stack([graph.nodes for graph in graphs]).any(0))
-        prompts = network.prepare(self.batch)
-        size = max(1, VALUES_AT_ONCE // max(1, len(network) * self.batch.ids.numel()))
-        parts = [network.margins(prompts, _masks(network, graphs[at : at + size])) for at in range(0, len(graphs), size)]
+        parts, at = [], 0
+        while at < len(graphs):
+            some = list(graphs[at : at + GRAPHS_AT_ONCE])
+            network = self.network(torch.stack([graph.nodes for graph in some]).any(0))
+            size = max(1, VALUES_AT_ONCE // max(1, len(network) * self.batch.ids.numel()))
+            prompts = network.prepare(self.batch)
+            parts += [network.margins(prompts, _masks(network, some[i : i + size])) for i in range(0, len(some), size)]
+            at += len(some)
         return torch.cat(parts)
 
     def losses(self, graphs: Sequence[Graph]) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from extractor.objective import TaskBatch
 from extractor.pruning.elements import Elements
 from extractor.pruning.problem import Problem, Prunable
 from extractor.training import Loop, LoopEnvironment, TrainState, run_loop
@@ -93,14 +94,23 @@ class MaskSets:
         """Stop the worse half; values (P,), lower is better."""
         self.alive[values.argsort(stable=True)[(len(values) + 1) // 2 :]] = 0.0
 
+    def _effects(self, on: Tensor, network: Prunable, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        """Task losses (P',) of masks (P', E), and their derivatives by the masks. Equal masks, as all are at first, are run once."""
+        different, which = torch.unique(on.detach(), dim=0, return_inverse=True)
+        different.requires_grad_()
+        margins = network.margins(network.prepare(batch), self.elements.masks(different))
+        losses = functional.softplus(-batch.sign * margins).mean(-1)
+        (effects,) = torch.autograd.grad(losses.sum(), different)
+        return losses.detach()[which], effects[which]
+
     def step(self, step: int) -> dict[str, float]:
         batch, network = self.problem.draw(step, self.problem.spec.pairs), self.network(step)
         live = self.alive.nonzero().flatten().tolist()
         on = _Heaviside.apply(torch.stack([self.taus[i] for i in live]), self.temperature[live])[:, self.elements.ties] * self.kept
-        losses = functional.softplus(-batch.sign * network.margins(network.prepare(batch), self.elements.masks(on))).mean(-1)
+        losses, effects = self._effects(on, network, batch)
         count = on.sum(-1)
         self.adam.zero_grad()
-        (losses + self.k_coef[live] * count).sum().backward()
+        on.backward(effects + self.k_coef[live, None])
         for i in live:
             trial = self.trials[i]
             torch.nn.utils.clip_grad_norm_([self.taus[i]], 1.0)
@@ -119,7 +129,6 @@ def learn_scores(
     trials: Sequence[Trial],
     steps: int,
     env: LoopEnvironment,
-    stage: str,
     measure: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(scores (P, E), alive (P,) bool) of one mask set per trial.
@@ -134,7 +143,7 @@ def learn_scores(
             sets.halve(measure(sets.scores(number)))
         return sets.step(number)
 
-    run_loop(Loop(stage, steps, step), sets.state(), env)
+    run_loop(Loop(env.checkpoints.stage, steps, step), sets.state(), env)
     return sets.scores(steps), sets.alive > 0
 
 

@@ -20,7 +20,7 @@ from extractor.pruning.calibration import calibrate_all
 from extractor.pruning.elements import Edges
 from extractor.pruning.graph import Graph, NodeIndex
 from extractor.pruning.judge import VALUES_AT_ONCE
-from extractor.pruning.layers import Masks, Slots
+from extractor.pruning.layers import Masks, Read, Slots, Write
 from extractor.pruning.network import Network
 from extractor.pruning.problem import Problem
 from extractor.sites import node_id
@@ -68,7 +68,8 @@ def fit_steps(problem: Problem, graph: Graph) -> Steps:
     values = torch.cat([torch.cat(found) for found in seen.values()], dim=1)  # (tokens, nodes on)
     flat = torch.zeros(3, len(problem.index), device=values.device)
     flat[:, graph.nodes] = torch.stack(two_means(values)).to(flat.dtype)
-    return Steps(*flat, graph.nodes)
+    threshold, low, high = flat
+    return Steps(threshold, low, high, graph.nodes)
 
 
 def two_means(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,15 +117,18 @@ def stepped_network(network: Network, steps: Steps) -> Network:
     def site(slots: Slots) -> SteppedSlots:
         return SteppedSlots(slots.channels, slots.nodes, slots.base, slots.k, Steps(*(t[slots.nodes] for t in flat)))
 
+    def read(part: Read) -> Read:
+        return replace(part, slots=site(part.slots))
+
+    def write(part: Write) -> Write:
+        return replace(part, slots=site(part.slots))
+
     found = copy.copy(network)
     found.layers = []
     for attention, neurons in network.layers:
         q, k, v = map(site, attention.sites)
-        ends = [
-            {"read": replace(part.read, slots=site(part.read.slots)), "write": replace(part.write, slots=site(part.write.slots))}
-            for part in (attention, neurons)
-        ]
-        found.layers.append((replace(attention, sites=(q, k, v), **ends[0]), replace(neurons, site=site(neurons.site), **ends[1])))
+        heads = replace(attention, read=read(attention.read), sites=(q, k, v), write=write(attention.write))
+        found.layers.append((heads, replace(neurons, read=read(neurons.read), site=site(neurons.site), write=write(neurons.write))))
     return found
 
 

@@ -26,10 +26,10 @@ FEWEST_PAIRS = 64
 
 
 def edge_effects(problem: Problem, graph: Graph, held_out: TaskBatch) -> dict[str, Any]:
-    """The effects of the strongest weights' edges, of the strongest first.
+    """The effects of the edges with the largest weights.
 
     edges     [[source, target, rise of the loss without it, nats], ...], the largest weights first
-    of        how many edges the circuit has
+    of        how many edges the circuit has, measured or not
     raising   the share of those measured whose removal raises the loss; None where there is none
     pairs     held-out pairs that were asked
     """
@@ -70,6 +70,8 @@ def _width(problem: Problem, graph: Graph) -> int:
 @torch.no_grad()
 def _rises(problem: Problem, elements: Edges, chosen: Tensor, batch: TaskBatch) -> Tensor:
     """By how much the loss rises without each of the chosen edges, alone."""
+    if not len(chosen):
+        return torch.zeros(0)
     network = problem.network(elements.whole.nodes)
     prompts = network.prepare(batch)
     size = max(1, VALUES_AT_ONCE // (_width(problem, elements.whole) * batch.ids.numel()))
@@ -78,7 +80,7 @@ def _rises(problem: Problem, elements: Edges, chosen: Tensor, batch: TaskBatch) 
         return calibrate_all(network.margins(prompts, elements.masks(on)), batch.sign)[0]
 
     whole = torch.ones(1, len(elements), device=batch.ids.device)
-    found = [torch.zeros(0, dtype=torch.float64)]
+    found = []
     for done, some in enumerate(chosen.split(size)):
         problem.tick(done * size, len(chosen))
         found.append(losses(whole.repeat(len(some), 1).scatter(1, some[:, None], 0.0)))

@@ -84,7 +84,7 @@ def everything(model: SparseGPTForCausalLM) -> Graph:
 
 def nodes_of(model: SparseGPTForCausalLM, *names: str) -> Graph:
     """The graph of these nodes, such as '0.mlp.post_act.0'."""
-    return Graph(NodeIndex.of(model).flags(micro.flat_indices(model, names)))
+    return Graph(NodeIndex.of(model).flags(micro.flat_indices(model, names).long()))
 
 
 def names_of(model: SparseGPTForCausalLM, nodes: torch.Tensor) -> set[str]:
@@ -115,7 +115,7 @@ def graded_problem(folder: Path | None = None, *, seed: int = 0, target: float =
     train, select = (_preferred(model, random_batch(64, seed + offset)) for offset in (100, 200))
     with record(model) as values:
         model(input_ids=train.ids)
-    made = PruneSpec(**(SMALL | {"targets": (0.05, 0.3), "pairs": 16, "trial_pairs": 32, "necessity": 0.2} | spec))
+    made = PruneSpec(**(SMALL | {"targets": (0.05, 0.3), "pairs": 16, "trial_pairs": 64, "necessity": 0.2} | spec))
     means = {site: x.mean((0, 1)) for site, x in values.items()}
     return in_folder(Problem(model, means, train, select, made, target, seed, _nowhere), folder)
 

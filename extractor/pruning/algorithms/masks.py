@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 JUDGED_PAIRS = 256  # of the select split, by which trials are compared
 # Factors round the spec's values, searched evenly in logs.
-_RANGE = {"k_coef": 30.0, "lr": 4.0, "weight_decay": 10.0, "temperature": 3.0}
+_RANGE = {"k_coef": 10.0, "lr": 4.0, "weight_decay": 10.0, "temperature": 3.0}
 
 
 def rank(problem: Problem) -> Tensor:
@@ -67,8 +67,8 @@ class Search:
         problem = self.problem
         count = min(problem.spec.population, self._wanted() - len(self.trials))
         trials = self._fixed(count) if problem.spec.k_coefs else self._proposed(number, count)
-        name = f"round{number}"
-        scores, alive = learn_scores(problem, self.nodes, trials, problem.spec.steps, problem.env(name), name, self._edges_at_target)
+        env = problem.env(f"round{number}")
+        scores, alive = learn_scores(problem, self.nodes, trials, problem.spec.steps, env, self._edges_at_target)
         values = self._edges_at_target(scores)
         lowest = min((t["value"] for t in self.trials if t["value"] is not None), default=float("inf"))
         for row, (trial, value, lives) in enumerate(zip(trials, values.tolist(), alive.tolist(), strict=True)):
@@ -78,14 +78,16 @@ class Search:
         self._keep()
 
     def _edges_at_target(self, scores: Tensor) -> Tensor:
-        """Edges (P,) of the smallest prefix of each ranking (P, E) that reaches the target; where none does, more than all."""
+        """Edges (P,) of the smallest prefix of each ranking (P, E) that reaches the target; where none of some size does, more than all."""
         place = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
         def graphs(k: Tensor) -> list[Graph]:
             return [self.nodes.graph(row < most) for row, most in zip(place, k, strict=True)]
 
         aim = max(self.problem.target - self.problem.spec.margin, self.problem.target / 2)
-        k = smallest(lambda k: self._judge.losses(graphs(k)).to(k.device) <= aim, torch.full((len(scores),), scores.shape[1]))
+        # A set that collapsed would need most of the model: it is not worth the search.
+        most = (2 * (scores > 0).sum(-1).cpu()).clamp(min(32, scores.shape[1]), scores.shape[1])
+        k = smallest(lambda k: self._judge.losses(graphs(k)).to(k.device) <= aim, most)
         every = edge_count(self.problem.model, self.graph)
         found = [
             edge_count(self.problem.model, without_dead(self.problem.model, graph)) if reached else every + 1
@@ -104,13 +106,10 @@ class Search:
         return [self._centre(k_coef=k) for k in self.problem.spec.k_coefs[len(self.trials) :][:count]]
 
     def _proposed(self, number: int, count: int) -> list[Trial]:
-        """The first round spreads k_coef and lr evenly round the centre; the others ask Optuna, which sees all trials so far."""
+        """The first round spreads k_coef evenly round the centre; the others ask Optuna, which sees all trials so far."""
         if number == 0:
             steps = [2 * (i + 0.5) / count - 1 for i in range(count)]
-            return [
-                self._centre(k_coef=self.problem.spec.k_coef * 10**step, lr=self.problem.spec.lr * (1.0, 2.0)[i % 2], seed=self._seed(i))
-                for i, step in enumerate(steps)
-            ]
+            return [self._centre(k_coef=self.problem.spec.k_coef * 10 ** (step / 2), seed=self._seed(i)) for i, step in enumerate(steps)]
         study = self._study(number)
         asked = [study.ask(self._space()) for _ in range(count)]
         return [self._centre(**one.params, seed=self._seed(len(self.trials) + i)) for i, one in enumerate(asked)]

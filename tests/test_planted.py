@@ -1,0 +1,163 @@
+"""Circuits that are known by construction (planted.py): they are what they claim to be, and pruning finds them, whole and alone."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import planted
+import pytest
+import torch
+from worlds import environment
+
+from extractor.circuit import count_edges, live_nodes
+from extractor.data.tokenizer import load_tokenizer
+from extractor.models import open_model
+from extractor.objective import task_loss
+from extractor.pruning.calibration import calibrate_all
+from extractor.pruning.engine import find_circuits
+from extractor.pruning.graph import Graph, NodeIndex
+from extractor.pruning.problem import Problem
+from extractor.pruning.reference import masked_margin
+from extractor.sites import record
+from extractor.specs import PruneSpec
+
+QUOTE, BRACKET = "quote_close", "bracket_counting"
+PLANTS = [
+    (QUOTE, {}),
+    (QUOTE, {"activation_frac": 0.5, "sinks": False}),
+    (BRACKET, {}),
+    (BRACKET, {"activation_frac": 0.5, "d_pos_emb": 4}),
+    (BRACKET, {"sinks": False, "activation": "relu"}),
+]
+SEARCH = {"trials": 4, "population": 4, "steps": 80, "pairs": 16, "edge_steps": 30, "edge_k_coefs": (1e-2,), "trial_pairs": 64, "targets": ()}
+
+every_plant = pytest.mark.parametrize(("task", "variant"), PLANTS, ids=lambda value: value if isinstance(value, str) else str(value))
+
+
+def plant_of(task: str, variant: dict, seed: int = 0) -> planted.Planted:
+    return _plant(task, seed, tuple(variant.items()))
+
+
+@lru_cache
+def _plant(task: str, seed: int, variant: tuple) -> planted.Planted:
+    return planted.planted(task, load_tokenizer(open_model("python-tiny").path), seed, **dict(variant))
+
+
+def loss(plant: planted.Planted, circuit: Graph | None = None) -> float:
+    """Calibrated loss of a circuit, or of the whole model, by the plain definition: nats on 64 held-out pairs."""
+    batch = plant.batch("held_out", 64)
+    if circuit is None:
+        margin = masked_margin(plant.model, batch, {}, plant.means)
+    else:
+        masks = {site: on.float() for site, on in NodeIndex.of(plant.model).split(circuit.nodes).items()}
+        edges = None if circuit.edges is None else {link: on.float() for link, on in circuit.edges.items()}
+        margin = masked_margin(plant.model, batch, masks, plant.means, edges)
+    return calibrate_all(margin[None], batch.sign)[0].item()
+
+
+def everything(plant: planted.Planted) -> dict[str, torch.Tensor]:
+    return {site: torch.arange(width) for site, width in NodeIndex.of(plant.model).widths.items()}
+
+
+def noise(plant: planted.Planted, values: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Values (B, N') of the live noise nodes, from {site: (B, width)}."""
+    live = live_nodes(plant.model, everything(plant))
+    return torch.stack([values[site][:, c] for site, some in live.items() for c in sorted(some) if f"{site}.{c}" not in plant.nodes], dim=1)
+
+
+@every_plant
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_model_does_the_task_and_the_plant_alone_does(task, variant, seed):
+    plant = plant_of(task, variant, seed)
+    batch = plant.batch("held_out", 64)
+    assert task_loss(masked_margin(plant.model, batch, {}, plant.means), batch.sign).item() < 0.02
+    assert loss(plant) < 0.02
+    assert loss(plant, planted.graph_of(plant)) < 0.05
+
+
+@every_plant
+def test_every_planted_edge_is_needed(task, variant):
+    plant = plant_of(task, variant)
+    for edge in sorted(plant.edges):
+        without = loss(plant, planted.graph(plant.model, plant.nodes, plant.edges - {edge}))
+        assert without > 0.3, f"without {edge} the plant still has {without:.3f} nats"
+
+
+@every_plant
+def test_every_planted_node_is_missed_by_the_whole_model(task, variant):
+    plant = plant_of(task, variant)
+    for node in sorted(plant.nodes):
+        without = loss(plant, Graph(~planted.graph(plant.model, {node}, ()).nodes))
+        assert without > 0.3, f"without {node} the model still has {without:.3f} nats"
+
+
+@every_plant
+def test_the_noise_does_not_do_the_task(task, variant):
+    plant = plant_of(task, variant)
+    assert loss(plant, Graph(~planted.graph_of(plant).nodes)) > 0.68
+
+
+@every_plant
+def test_the_noise_is_much_and_alive(task, variant):
+    plant = plant_of(task, variant)
+    assert len(NodeIndex.of(plant.model)) > 20 * len(plant.nodes)
+    assert count_edges(plant.model, everything(plant)) > 50 * len(plant.edges)
+    batch = plant.batch("held_out", 64)
+    with record(plant.model) as values:
+        plant.model(input_ids=batch.ids)
+    rows = torch.arange(len(batch.ids))
+    last = noise(plant, {site: x[rows, batch.last] for site, x in values.items()})
+    assert last.shape[1] > 20 * len(plant.nodes)  # on live paths from the tokens to the logits
+    assert (last.std(0) > 0.05).float().mean() > 0.9  # varying from prompt to prompt
+    of_pairs = (last[::2] - last[1::2]).abs()
+    assert (of_pairs.mean(0) > 0.05).float().mean() > 0.1  # some know the answer
+
+
+def test_the_seed_changes_the_noise_and_the_places_and_nothing_else_does():
+    one, same, other = planted.planted(QUOTE, _plant(QUOTE, 0, ()).tokenizer), plant_of(QUOTE, {}), plant_of(QUOTE, {}, 1)
+    assert one.nodes == same.nodes
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), same.model.parameters(), strict=True))
+    assert one.nodes != other.nodes
+    assert len(one.edges) == len(other.edges)
+
+
+def find(plant: planted.Planted, folder: Path, **changes) -> Graph:
+    """What the engine keeps for a target of 0.15 nats."""
+    spec = PruneSpec(**(SEARCH | changes))
+
+    def env(stage: str):
+        return environment(folder / stage, stage=stage)
+
+    problem = Problem(plant.model, plant.means, plant.batch("train", 128), plant.batch("select", 64), spec, 0.15, 0, env)
+    found = find_circuits(problem).best
+    assert found.met, f"the best circuit has {found.loss:.3f} nats"
+    return found.graph
+
+
+def difference(name: str, kept: set, wanted: set) -> str:
+    """What is kept and should not be, and what should be and is not; '' where there is none."""
+    lines = [f"{name} {what}: {sorted(some)}" for what, some in (("missing", wanted - kept), ("kept beside the plant", kept - wanted)) if some]
+    return "\n".join(lines)
+
+
+@every_plant
+def test_the_engine_finds_the_planted_edges_and_nothing_else(task, variant, tmp_path):
+    plant = plant_of(task, variant)
+    nodes, edges = planted.names(plant.model, find(plant, tmp_path))
+    wrong = [difference("nodes", nodes, plant.nodes), difference("edges", edges, plant.edges)]
+    assert not any(wrong), "\n".join(wrong)
+
+
+def test_pruning_nodes_only_finds_the_planted_nodes(tmp_path):
+    plant = plant_of(QUOTE, {})
+    nodes, edges = planted.names(plant.model, find(plant, tmp_path, granularity="node"))
+    assert not difference("nodes", nodes, plant.nodes)
+    assert edges > plant.edges  # with the strays between them
+
+
+def test_the_engine_finds_a_plant_from_a_poor_ranking(tmp_path):
+    plant = plant_of(BRACKET, {})
+    nodes, edges = planted.names(plant.model, find(plant, tmp_path, algorithm="attribution"))
+    wrong = [difference("nodes", nodes, plant.nodes), difference("edges", edges, plant.edges)]
+    assert not any(wrong), "\n".join(wrong)

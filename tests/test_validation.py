@@ -1,0 +1,411 @@
+"""Validation on models that a person can compute: every number that is not a mere loss of a known circuit is checked by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import micro
+import pytest
+import torch
+from torch.nn import functional
+from worlds import environment
+
+from extractor import seeds as seeds_module
+from extractor.circuit import Calibration
+from extractor.objective import TaskBatch
+from extractor.progress import Stopped
+from extractor.pruning.calibration import calibrate
+from extractor.pruning.engine import Found, Pruned
+from extractor.pruning.graph import Graph, edge_count, present_edges
+from extractor.pruning.problem import Problem
+from extractor.pruning.reference import masked_margin
+from extractor.seeds import compare_seeds, overlap
+from extractor.sites import record
+from extractor.sparse.train import new_sparse_gpt
+from extractor.specs import PruneSpec, SparseModelSpec
+from extractor.validating.ablations import ablated_margins, parts, plain_margins
+from extractor.validating.activations import activations
+from extractor.validating.binarise import Binarised, Steps, fit_steps, two_means
+from extractor.validating.bootstrap import intervals
+from extractor.validating.edge_effects import edge_effects
+from extractor.validation import validate, why_not
+
+BATCH = micro.micro_batch()
+QUICK = PruneSpec(trials=2, population=2, steps=40, edge_steps=20, targets=(), necessity=0.0)
+ZERO = QUICK.model_copy(update={"ablation": "zero"})
+CHANCE = math.log(2)
+
+
+def pose(folder: Path, model=None, spec: PruneSpec = QUICK, batch: TaskBatch = BATCH, **changes) -> Problem:
+    """A problem whose three splits are one batch."""
+    model = model or micro.micro_model()
+    with record(model) as values:
+        model(input_ids=batch.ids)
+    means = {site: x[:, -1].mean(0) for site, x in values.items()}
+    return Problem(model, means, batch, batch, spec, 0.15, 0, lambda stage: environment(folder / stage), **changes)
+
+
+def circuit_of(problem: Problem, nodes: tuple[str, ...] = micro.CIRCUIT) -> Pruned:
+    graph = Graph(problem.index.flags(micro.flat_indices(problem.model, nodes)))
+    calibration = calibrate(problem.judge(problem.select).margins([graph])[0], problem.select.sign)
+    return Pruned(graph, edge_count(problem.model, graph), 0.0, calibration, problem.target, True)
+
+
+@pytest.fixture
+def problem(tmp_path) -> Problem:
+    return pose(tmp_path)
+
+
+@pytest.fixture
+def pruned(problem) -> Pruned:
+    return circuit_of(problem)
+
+
+def prompts(lengths: list[int], vocabulary: int) -> TaskBatch:
+    """A pair for every length, of random tokens."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(1, vocabulary, (2 * len(lengths), max(lengths)), generator=generator)
+    last = torch.tensor(lengths).repeat_interleave(2) - 1
+    answers = torch.tensor([[3, 4], [4, 3]] * len(lengths))
+    return TaskBatch(ids, last, answers[:, 0], answers[:, 1], torch.tensor([1.0, -1.0] * len(lengths)))
+
+
+def noisy(folder: Path, spec: PruneSpec = QUICK) -> tuple[Problem, Graph]:
+    """A random model whose every site competes, prompts of many lengths, and a graph of a third of its nodes and half of their edges."""
+    model = new_sparse_gpt(SparseModelSpec(d_model=16, d_head=4, n_ctx=8, mlp_ratio=2), 2, 40, 0).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "ln_" not in name:
+            parameter.mul_(4)
+    posed = pose(folder, model, spec, prompts([3, 8, 5, 8, 4, 5], 40))
+    generator = torch.Generator().manual_seed(1)
+    graph = Graph(torch.rand(len(posed.index), generator=generator) < 0.6)
+    edges = {link: there & (torch.rand(there.shape, generator=generator) < 0.7) for link, there in present_edges(model, graph).items()}
+    return posed, Graph(graph.nodes, edges)
+
+
+# replacements
+
+
+def by_hand(third: float, second: float) -> float:
+    """The margin of a prompt whose residual ends as 1 in the prompt's own channel, `second` and `third` in channels 2 and 3."""
+    return 4 * third / math.sqrt(1 + second**2 + third**2) + micro.BIGRAM
+
+
+def test_what_is_off_is_zero_or_its_mean_by_hand(problem, pruned):
+    before, after = (problem.means[site][2].item() for site in ("0.attn.resid_delta", "0.mlp.resid_delta"))
+    assert min(before, after) > 0.02
+    neuron = functional.gelu(torch.tensor(3 / math.sqrt(1 + before**2))).item()  # what attention wrote lessens what the MLP reads
+    usual = [by_hand(neuron - 1.5, before + after), by_hand(-1.5, before + after)]
+    expected = {"zero": [by_hand(micro.GELU_3 - 1.5, 0), by_hand(-1.5, 0)], "mean": usual}
+    for kind, margins in expected.items():
+        assert ablated_margins(problem, pruned.graph, kind, BATCH).tolist() == pytest.approx(margins * 2, abs=1e-5), kind
+
+
+def test_resampled_nodes_have_their_values_in_the_other_prompt_of_equal_length(problem, pruned):
+    pair = BATCH.pick(torch.tensor([0]))  # each of the two is the other's only partner
+    with record(problem.model) as values:
+        problem.model(input_ids=pair.ids)
+    before, after = (values[site][:, -1, 2].tolist() for site in ("0.attn.resid_delta", "0.mlp.resid_delta"))
+    neuron = functional.gelu(torch.tensor(3 / math.sqrt(1 + before[1] ** 2))).item()
+    expected = [by_hand(neuron - 1.5, before[1] + after[1]), by_hand(-1.5, before[0] + after[0])]
+    found = ablated_margins(problem, pruned.graph, "resample", pair)
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    nothing = ablated_margins(problem, Graph(torch.zeros_like(pruned.graph.nodes)), "resample", pair)
+    assert nothing[0] < 0 < nothing[1]  # all that is left speaks for the other prompt
+
+
+def test_a_part_holds_whole_pairs_and_does_not_line_up_those_that_differ(tmp_path, monkeypatch):
+    problem = pose(tmp_path, batch=prompts([8, 3, 8, 8, 5, 8, 8, 8], 7))
+    monkeypatch.setattr("extractor.validating.ablations.VALUES_AT_ONCE", 2 * len(problem.index) * 8 * 3)
+    found = parts(problem, problem.select)
+    assert sorted(torch.cat(found).tolist()) == list(range(16))
+    assert [len(rows) for rows in found] == [6, 6, 4]
+    assert all(int(row) ^ 1 in rows for rows in found for row in rows)
+    order = torch.cat(found)
+    assert any(a % 2 == b % 2 for a, b in pairwise(order.tolist()))  # a prompt's next is not always one of the other answer
+    margins = plain_margins(problem, Graph(torch.ones(len(problem.index), dtype=torch.bool)), problem.select)
+    assert torch.allclose(margins, masked_margin(problem.model, problem.select, {}, {}), atol=1e-6)
+
+
+# intervals
+
+
+def test_intervals_are_those_of_pairs_seeded_and_as_wide_as_theory_says():
+    halves = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(100)  # 200 pairs, half of them all wrong
+    within = torch.tensor([0.0, 1.0]).repeat(200)  # every pair is half wrong
+    found = intervals({"halves": halves, "within": within}, 0)
+    assert found["within"] == [0.5, 0.5]
+    spread = 1.96 * 0.5 / math.sqrt(200)
+    assert found["halves"] == pytest.approx([0.5 - spread, 0.5 + spread], abs=0.012)
+    assert intervals({"halves": halves}, 0)["halves"] == found["halves"]
+    assert intervals({"halves": halves}, 1)["halves"] != found["halves"]
+
+
+# edges
+
+
+def test_without_either_of_its_edges_the_micro_circuit_knows_nothing(problem, pruned):
+    found = edge_effects(problem, pruned.graph, BATCH)
+    first, second = found["edges"]
+    assert first[:2] == ["0.mlp.act_in.0", "0.mlp.post_act.0"]  # the weight is 1.5, the other's 1
+    assert second[:2] == ["0.mlp.post_act.0", "0.mlp.resid_delta.3"]
+    own = problem.judge(BATCH).loss(pruned.graph)
+    assert [first[2], second[2]] == pytest.approx([CHANCE - own] * 2, abs=1e-4)
+    assert own < 0.01
+    assert (found["of"], found["raising"], found["pairs"]) == (2, 1.0, 2)
+
+
+def test_an_edge_effect_is_the_loss_of_the_graph_without_it(tmp_path, monkeypatch):
+    problem, graph = noisy(tmp_path)
+    monkeypatch.setattr("extractor.validating.edge_effects.MOST_EDGES", 7)
+    monkeypatch.setattr("extractor.validating.edge_effects.VALUES_AT_ONCE", int(graph.nodes.sum()) * problem.select.ids.numel() * 3)
+    found = edge_effects(problem, graph, problem.select)
+    there, judge = present_edges(problem.model, graph), problem.judge(problem.select)
+    assert found["of"] == sum(int(mask.sum()) for mask in there.values()) > len(found["edges"]) == 7
+    for source, target, rise in found["edges"]:
+        (a, _, column), (b, _, row) = source.rpartition("."), target.rpartition(".")
+        cut = {link: mask.clone() for link, mask in there.items()}
+        assert cut[a, b][int(row), int(column)]
+        cut[a, b][int(row), int(column)] = False
+        assert rise == pytest.approx(judge.loss(Graph(graph.nodes, cut)) - judge.loss(graph), abs=1e-5)
+
+
+def test_large_circuits_are_asked_fewer_pairs(problem, pruned, monkeypatch):
+    monkeypatch.setattr("extractor.validating.edge_effects.MOST_VALUES", 1)
+    monkeypatch.setattr("extractor.validating.edge_effects.FEWEST_PAIRS", 1)
+    assert edge_effects(problem, pruned.graph, BATCH)["pairs"] == 1
+
+
+def test_a_circuit_without_edges_has_no_effects(problem):
+    found = edge_effects(problem, circuit_of(problem, micro.CIRCUIT[:1]).graph, BATCH)
+    assert (found["edges"], found["of"], found["raising"]) == ([], 0, None)
+
+
+# two values
+
+
+def test_two_means_are_the_best_split_there_is():
+    torch.manual_seed(0)
+    values = torch.cat([torch.randn(40, 6), torch.tensor([[0.0], [0.0], [1.0], [10.0], [11.0]]).repeat(8, 6)]) * torch.arange(6)
+    values[:, 5] = torch.tensor([2.0, 7.0]).repeat(40)
+    threshold, low, high = two_means(values)
+    assert (low[5], high[5], threshold[5]) == (2, 7, 4.5)
+    assert (low[0], high[0]) == (0, 0)  # a constant
+
+    def left(column: torch.Tensor, at: float) -> float:
+        below = column > at
+        return sum(((part - part.mean()) ** 2).sum().item() for part in (column[below], column[~below]) if len(part))
+
+    for column in range(1, 6):
+        ordered = values[:, column].double().unique()
+        best = min(left(values[:, column].double(), (a + b) / 2) for a, b in pairwise(ordered.tolist()))
+        assert left(values[:, column].double(), threshold[column].item()) == pytest.approx(best)
+        assert low[column] < threshold[column] < high[column]
+
+
+def test_nodes_that_have_two_values_anyway_are_the_same_binarised(tmp_path):
+    """With zero for all else the micro circuit's nodes are 2, gelu(3) and gelu(3) - 1.5 on A, else 0, 0 and -1.5."""
+    problem = pose(tmp_path, spec=ZERO)
+    pruned = circuit_of(problem)
+    binarised = Binarised(problem, pruned.graph)
+    on = pruned.graph.nodes
+    assert binarised.steps.low[on].tolist() == pytest.approx([0, 0, -1.5], abs=1e-6)
+    assert binarised.steps.high[on].tolist() == pytest.approx([2, micro.GELU_3, micro.GELU_3 - 1.5], abs=1e-5)
+    plain = problem.judge(BATCH).margins([pruned.graph])[0]
+    assert torch.allclose(binarised.margins(BATCH), plain, atol=1e-5)
+    own = problem.judge(BATCH).loss(pruned.graph)
+    assert binarised.alone(BATCH) == pytest.approx(dict.fromkeys(micro.CIRCUIT, own), abs=1e-6)
+
+
+def test_tokens_beyond_a_prompts_end_do_not_move_the_steps(tmp_path):
+    padded = TaskBatch(functional.pad(BATCH.ids, (0, 3), value=micro.A), BATCH.last, BATCH.correct, BATCH.wrong, BATCH.sign)
+    for batch in (BATCH, padded):
+        problem = pose(tmp_path, spec=ZERO, batch=batch)
+        steps = fit_steps(problem, circuit_of(problem).graph)
+        assert steps.high[micro.flat_index(problem.model, "0.mlp.act_in.0")] == pytest.approx(2, abs=1e-6)
+        assert steps.low[micro.flat_index(problem.model, "0.mlp.act_in.0")] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero", "resample"])
+def test_binarising_on_the_small_network_is_rewriting_the_whole_ones_values(tmp_path, ablation):
+    problem, graph = noisy(tmp_path, QUICK.model_copy(update={"ablation": ablation}))
+    binarised = Binarised(problem, graph)
+    rewrite = binarised.steps.rewriter(problem.index)
+    expected = plain_margins(problem, graph, problem.select, lambda part: rewrite)
+    assert torch.allclose(binarised.margins(problem.select), expected, atol=1e-4)
+    assert not torch.allclose(expected, plain_margins(problem, graph, problem.select), atol=1e-2)
+    alone = binarised.alone(problem.select)
+    if ablation == "resample":
+        assert alone is None
+        return
+    assert alone is not None
+    nodes = graph.nodes.nonzero().flatten()
+    for place in (0, len(nodes) // 2, len(nodes) - 1):
+        one = replace(binarised.steps, on=problem.index.flags(nodes[place : place + 1])).rewriter(problem.index)
+        margin = plain_margins(problem, graph, problem.select, lambda part, one=one: one)
+        calibration = calibrate(margin, problem.select.sign)
+        loss = functional.softplus(-problem.select.sign * (calibration.scale * margin + calibration.shift)).mean().item()
+        assert list(alone.values())[place] == pytest.approx(loss, abs=1e-3)
+
+
+def test_many_nodes_are_not_binarised_one_by_one(problem, pruned, monkeypatch):
+    monkeypatch.setattr("extractor.validating.binarise.MOST_NODES", 2)
+    assert Binarised(problem, pruned.graph).alone(BATCH) is None
+
+
+def test_a_step_leaves_other_nodes_alone():
+    steps = Steps(torch.zeros(2), torch.full((2,), -1.0), torch.ones(2), torch.tensor([True, False]))
+    assert steps.apply(torch.tensor([[0.3, 0.3], [0.0, 5.0]])).tolist() == [[1.0, pytest.approx(0.3)], [-1.0, 5.0]]
+
+
+# ordinary text
+
+
+class Text:
+    """A corpus of one A among four tokens."""
+
+    def batch(self, seed: int, step: int, rows: int, context: int) -> torch.Tensor:
+        return torch.tensor([micro.A, micro.B, micro.FIRST, micro.OTHER]).repeat(rows * context // 4).view(rows, context)
+
+
+def test_activations_are_told_by_percentile(problem, pruned):
+    found = activations(problem, pruned.graph, Text(), tokens=600)
+    assert (found["percentiles"], found["tokens"]) == ([1, 10, 25, 50, 75, 90, 99], 600)
+    assert list(found["nodes"]) == list(micro.CIRCUIT)
+    read, write = found["nodes"]["0.mlp.act_in.0"], found["nodes"]["0.mlp.resid_delta.3"]
+    assert read["values"] == pytest.approx([0, 0, 0, 0, 0, 2, 2], abs=1e-5)
+    assert read["nonzero"] == 0.25
+    assert write["values"] == pytest.approx([-1.5] * 5 + [micro.GELU_3 - 1.5] * 2, abs=1e-5)
+    assert write["nonzero"] == 1.0
+
+
+# the report
+
+
+def test_the_report_of_the_micro_circuit(problem, pruned):
+    report = validate(pruned, problem, BATCH, Text())
+    assert set(report.loss) == set(report.accuracy) == {"full", "circuit", "without_circuit", "random"}
+    full = masked_margin(problem.model, BATCH, {}, {})
+    assert report.loss["full"] == pytest.approx(functional.softplus(-BATCH.sign * full).mean().item(), abs=1e-6)
+    assert report.loss["without_circuit"] == pytest.approx(CHANCE, abs=1e-5)
+    assert report.necessity == report.loss["without_circuit"] - report.loss["full"]
+    uncalibrated = functional.softplus(-BATCH.sign * problem.judge(BATCH).margins([pruned.graph])[0]).mean().item()
+    assert report.uncalibrated == pytest.approx(uncalibrated, abs=1e-6)
+    assert report.loss["circuit"] < report.uncalibrated
+    assert report.ablation["mean"] == pytest.approx(report.loss["circuit"], abs=1e-6)
+    assert report.binarised["loss"] == pytest.approx(report.loss["circuit"], abs=1e-4)
+    assert report.attribution["nodes"] == 3
+    assert (report.attribution["edges"], report.attribution["accuracy"]) == (2, 1.0)  # gradients see the micro circuit, too
+    assert report.seeds is None
+    measured = {**report.loss, **report.ablation, "attribution": report.attribution["loss"], "uncalibrated": report.uncalibrated}
+    measured["binarised"] = report.binarised["loss"]
+    assert report.interval.keys() == measured.keys()
+    for name, (low, high) in report.interval.items():
+        assert low - 1e-9 <= measured[name] <= high + 1e-9, name
+    assert json.loads(json.dumps(report.details())).keys() >= {"necessity", "edge_effects", "activations", "interval"}
+
+
+def test_without_text_there_are_no_activations(problem, pruned):
+    assert validate(pruned, problem, BATCH).activations is None
+
+
+@pytest.mark.parametrize("ablation", ["zero", "resample"])
+def test_the_problems_own_replacement_is_the_circuits_own_loss(tmp_path, ablation):
+    problem = pose(tmp_path, spec=QUICK.model_copy(update={"ablation": ablation}))
+    report = validate(circuit_of(problem), problem, BATCH)
+    assert set(report.ablation) == {"mean", "zero", "resample"}
+    assert report.loss["circuit"] < 0.01
+    if ablation == "zero":
+        assert report.ablation["zero"] == pytest.approx(report.loss["circuit"], abs=1e-6)
+
+
+def test_a_stop_is_heeded_while_validating(tmp_path):
+    def stop(done: int, of: int) -> None:
+        raise Stopped
+
+    problem = pose(tmp_path, tick=stop)
+    with pytest.raises(Stopped):
+        validate(circuit_of(problem), problem, BATCH)
+
+
+def test_why_says_who_missed_the_target():
+    assert why_not(0.12, 0.01, 0.15) is None
+    assert why_not(0.21, 0.19, 0.15) == "best loss 0.21 nats, target 0.15; the whole model has 0.19"
+    assert why_not(0.61, 0.62, 0.15) == "best loss 0.61 nats, target 0.15; the whole model itself has 0.62: it does not do this task"
+    assert "uncalibrated, has 0.19 nats, above the target of 0.15; the circuit has 0.14" in (why_not(0.14, 0.19, 0.15) or "")
+
+
+# seeds
+
+
+def test_overlap_is_the_mean_over_pairs_of_shared_over_all():
+    sets = [dict.fromkeys(names) for names in ("abc", "bcd", "abc")]
+    assert overlap(sets) == pytest.approx((2 / 4 + 1 + 2 / 4) / 3)
+    assert overlap([{}, {}]) == 1.0
+
+
+def told(problem: Problem, nodes: tuple[str, ...], loss: float) -> Found:
+    pruned = replace(circuit_of(problem, nodes), loss=loss, calibration=Calibration(2.0, 0.5))
+    edges = present_edges(problem.model, pruned.graph)
+    best = replace(pruned, graph=Graph(pruned.graph.nodes, edges))
+    return Found(best, (best,), (best.graph,))
+
+
+OTHER = ("0.mlp.act_in.1", "0.mlp.post_act.1", "0.mlp.resid_delta.2")
+
+
+def test_seeds_are_compared_by_hand_and_kept(tmp_path, monkeypatch):
+    problem = pose(tmp_path, micro.micro_model(redundant=True), QUICK.model_copy(update={"seeds": 3}), work=tmp_path / "work")
+    both = (*micro.CIRCUIT, *OTHER)
+    asked = []
+
+    def find(other: Problem) -> Found:
+        asked.append(other.seed)
+        other.env("masks").checkpoints.save(0, {})
+        return told(other, both if other.seed == 1 else OTHER, 0.1 * other.seed)
+
+    monkeypatch.setattr(seeds_module, "find_circuits", find)
+    pruned = circuit_of(problem, both)
+    found = compare_seeds(pruned, problem, BATCH)
+    assert asked == [1, 2]
+    assert [(row["seed"], row["nodes"], row["edges"]) for row in found["circuits"]] == [(0, 6, 4), (1, 6, 4), (2, 3, 2)]
+    assert found["node_overlap"] == found["edge_overlap"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
+    assert found["shared"] == sorted(OTHER)
+    margin = problem.judge(BATCH).margins([told(problem, OTHER, 0).best.graph])[0]
+    assert found["circuits"][2]["loss"] == pytest.approx(functional.softplus(-BATCH.sign * (2 * margin + 0.5)).mean().item())
+    assert sorted(path.name for path in tmp_path.iterdir() if "seed" in path.name) == ["seed1-masks", "seed2-masks"]
+    monkeypatch.setattr(seeds_module, "find_circuits", None)
+    assert compare_seeds(pruned, problem, BATCH) == found  # read again, not made again
+
+
+def test_an_interrupted_comparison_goes_on_with_the_seed_it_was_at(tmp_path, monkeypatch):
+    calls = 0
+
+    def impatient(done: int, of: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Stopped
+
+    spec = QUICK.model_copy(update={"seeds": 2})
+    problem = pose(tmp_path / "one", spec=spec, work=tmp_path / "one" / "work", tick=impatient)
+    pruned = circuit_of(problem)
+    with pytest.raises(Stopped):
+        compare_seeds(pruned, problem, BATCH)
+    assert (tmp_path / "one" / "work" / "seed1" / "search.json").is_file()
+    found = compare_seeds(pruned, problem, BATCH)
+    undisturbed = pose(tmp_path / "two", spec=spec)
+    assert found == compare_seeds(pruned, undisturbed, BATCH)
+    assert found["circuits"][1]["nodes"] >= 3
+
+
+def test_validation_asks_for_seeds_where_the_spec_does(tmp_path, monkeypatch):
+    problem = pose(tmp_path, spec=QUICK.model_copy(update={"seeds": 2}))
+    monkeypatch.setattr(seeds_module, "find_circuits", lambda other: told(other, micro.CIRCUIT, 0.1))
+    found = validate(circuit_of(problem), problem, BATCH).seeds
+    assert found is not None
+    assert (found["node_overlap"], found["shared"]) == (1.0, list(micro.CIRCUIT))
