@@ -146,7 +146,8 @@ class CompiledCircuit(nn.Module):
     def save(self, path: Path) -> Path:
         """Write one safetensors file, whole or not at all: `path`, or compiled.safetensors in the folder `path`. Returns where."""
         place = _file(path)
-        write_tensors(place, self.state_dict(), {"kind": _KIND, "layers": json.dumps(self._described), "longest": json.dumps(self.longest)})
+        # Under one key: safetensors writes several in an order of its own, and equal circuits must be equal files.
+        write_tensors(place, self.state_dict(), {_KIND: json.dumps({"layers": self._described, "longest": self.longest})})
         return place
 
     @classmethod
@@ -158,10 +159,10 @@ class CompiledCircuit(nn.Module):
         tensors = read_tensors(place)
         with safe_open(place, "pt") as file:
             said = file.metadata() or {}
-        if said.get("kind") != _KIND:
+        if _KIND not in said:
             raise BrokenArtifact(f"{place} is no {_KIND}")
         try:
-            found = cls(tensors, json.loads(said["layers"]), json.loads(said["longest"]))
+            found = cls(tensors, **json.loads(said[_KIND]))
             ids = torch.full((1, found.longest or 1), len(found.tracked) - 1)
             found(ids, first=found.answers[-1:], second=found.answers[-1:])
         except Exception as error:  # whatever is missing or misshapen shows in one pass, as an error of torch's or Python's

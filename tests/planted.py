@@ -244,7 +244,7 @@ class _Planter:
         """Noise in every weight matrix, in biases, norms, bigrams and sinks."""
         for (source, target), weight in self.weights.items():
             self._noise_weights((source, target), weight)
-        for site in {target for _, target in self.weights}:
+        for site in dict.fromkeys(target for _, target in self.weights):
             noisy = (self._kinds(site) != PLANTED) & (self._bias(site) == 0)
             self._bias(site).add_(torch.where(noisy, self._randn(len(noisy), 0.2), 0.0))
         for layer, block in enumerate(self.model.blocks):

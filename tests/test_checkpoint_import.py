@@ -337,7 +337,7 @@ def test_tensors_without_a_place_are_refused_unless_they_do_nothing(tmp_path: Pa
 
 def test_another_models_tokenizer_is_refused(checkpoint: Path, tmp_path: Path, tokenizer):
     save_tokenizer(tokenizer, tmp_path / "words", 24)
-    assert "400 entries, the model 30" in refused(checkpoint, tmp_path / "out", UnsupportedModel, tmp_path / "words")
+    assert f"{VOCABULARY} entries, the model 30" in refused(checkpoint, tmp_path / "out", UnsupportedModel, tmp_path / "words")
     assert "no tokenizer.json" in refused(checkpoint, tmp_path / "out", UnsupportedModel, tmp_path)
 
 

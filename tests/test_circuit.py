@@ -185,24 +185,24 @@ def test_an_unfed_read_and_all_behind_it_are_dead():
 def test_q_and_k_live_with_a_used_v_of_their_head():
     model = micro.micro_model()
     model.blocks[0].attn.c_attn.weight[0, 1] = 1.0  # q.0
-    model.blocks[0].attn.c_attn.weight[4 + 1, 1] = 1.0  # k.1
+    model.blocks[0].attn.c_attn.weight[4 : 4 + 2, 1] = 1.0  # k.0, which q.0 meets, and k.1
     model.blocks[0].attn.c_attn.weight[2, 1] = 1.0  # q.2, of the second head
     value = ("0.attn.act_in.1", "0.attn.v.0", "0.attn.resid_delta.2")
-    assert live(model, *value, "0.attn.q.0", "0.attn.k.1", "0.attn.q.2") == {*value, "0.attn.q.0", "0.attn.k.1"}
+    assert live(model, *value, "0.attn.q.0", "0.attn.k.0", "0.attn.k.1", "0.attn.q.2") == {*value, "0.attn.q.0", "0.attn.k.0", "0.attn.k.1"}
 
 
 def test_dead_nodes_of_a_random_model_do_not_matter():
     """Replacing every dead node by its mean leaves the logits alone, wherever the mean is what an unvarying node has."""
-    from extractor.ablation import masked_margin
-    from extractor.masks import NodeIndex
+    from extractor.pruning.graph import NodeIndex
+    from extractor.pruning.reference import masked_margin
 
     model = micro.micro_model()
     batch, means, index = micro.micro_batch(), micro.micro_means(model), NodeIndex.of(model)
     alive = live(model, *(node_id(site, c) for site, width in widths(model).items() for c in range(width)))
     assert set(micro.CIRCUIT) < alive
-    nodes = torch.tensor([micro.flat_index(model, node) for node in sorted(alive)])
-    full = masked_margin(model, batch, index.masks(torch.arange(len(index))), means)
-    assert torch.allclose(masked_margin(model, batch, index.masks(nodes), means), full, atol=1e-5)
+    on = index.flags(torch.tensor([micro.flat_index(model, node) for node in sorted(alive)])).float()
+    full = masked_margin(model, batch, {}, {})
+    assert torch.allclose(masked_margin(model, batch, index.split(on), means), full, atol=1e-5)
 
 
 def test_a_circuit_survives_json():

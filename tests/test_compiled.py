@@ -196,13 +196,13 @@ print(CompiledCircuit.load(Path(sys.argv[1]))(**read_tensors(Path(sys.argv[1]) /
     assert_same(torch.tensor(json.loads(said)), margins(compiled, b))
 
 
-def rewritten(path: Path, change, metadata: dict[str, str] | None = None) -> None:
-    """The file with its tensors changed in place, and its metadata, unless others are given."""
+def rewritten(path: Path, change, structure: str | None = None) -> None:
+    """The file with its tensors changed in place, and what it says of their structure."""
     tensors = read_tensors(path)
     with safe_open(path, "pt") as file:
-        said = file.metadata()
+        ((kind, said),) = file.metadata().items()
     change(tensors)
-    write_tensors(path, tensors, said | (metadata or {}))
+    write_tensors(path, tensors, {kind: said if structure is None else structure})
 
 
 BREAKS = {
@@ -214,9 +214,11 @@ BREAKS = {
     "a_weight_gone": lambda path: rewritten(path, lambda tensors: tensors.pop("0_mlp_fc_weight")),
     "a_table_short": lambda path: rewritten(path, lambda tensors: tensors.update(direct=tensors["direct"][:-1].clone())),
     "a_weight_misshapen": lambda path: rewritten(path, lambda tensors: tensors.update({"0_mlp_fc_weight": torch.zeros(2, 1)})),
-    "structure_not_json": lambda path: rewritten(path, lambda tensors: None, {"layers": "[["}),
-    "structure_of_another_sort": lambda path: rewritten(path, lambda tensors: None, {"layers": '[[{"part": "Module", "of": {}}]]'}),
-    "no_layers": lambda path: rewritten(path, lambda tensors: None, {"layers": "[]"}),
+    "structure_not_json": lambda path: rewritten(path, lambda tensors: None, "[["),
+    "structure_of_another_sort": lambda path: rewritten(
+        path, lambda tensors: None, '{"layers": [[{"part": "Module", "of": {}}]], "longest": null}'
+    ),
+    "no_layers": lambda path: rewritten(path, lambda tensors: None, '{"layers": [], "longest": null}'),
     "a_tensor_with_a_methods_name": lambda path: rewritten(path, lambda tensors: tensors.update(forward=torch.zeros(1))),
 }
 

@@ -26,8 +26,8 @@ from extractor.dense.base import residuals, tail
 from extractor.dense.load import load_dense
 from extractor.models import open_model
 from extractor.objective import TaskBatch
-from extractor.prune import calibrate
-from extractor.sites import widths
+from extractor.pruning.calibration import calibrate
+from extractor.pruning.graph import Graph, NodeIndex
 from extractor.sparse.bigram import Counts
 from extractor.sparse.train import fill_bigram
 from extractor.specs import BridgeSpec, SparseModelSpec
@@ -91,8 +91,8 @@ def right_of(margins: Tensor, batch: TaskBatch) -> float:
     return float((batch.sign * margins > 0).double().mean())
 
 
-def everything_on(pair: Coupled) -> dict[str, Tensor]:
-    return {site: torch.ones(width) for site, width in widths(pair.sparse).items()}
+def everything_on(pair: Coupled) -> Graph:
+    return Graph(torch.ones(len(NodeIndex.of(pair.sparse)), dtype=torch.bool))
 
 
 def test_a_partner_that_is_the_dense_model_recovers_everything(exact: Coupled, python_text: Corpus):
@@ -250,7 +250,7 @@ def _crossings(pair: Coupled, ids: Tensor) -> list[Tensor]:
 def test_a_circuit_without_nodes_is_the_embedding_and_the_means_of_what_is_written(pair: Coupled, corpus: Corpus):
     batch = prompts(1)
     means = measure_means(pair.sparse, corpus, 256, 0)
-    off = {site: torch.zeros(width) for site, width in widths(pair.sparse).items()}
+    off = everything_on(pair).others()
     written = [means[f"{layer}.{place}.resid_delta"] for layer in range(2) for place in ("attn", "mlp")]
     expected = []
     for index, site in enumerate(pair.sites):

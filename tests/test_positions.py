@@ -17,16 +17,17 @@ from test_formats import variant
 from test_sparse_model import small_model
 from worlds import CORPUS, ROOT, VOCABULARY, environment
 
-from extractor.ablation import masked_margin
 from extractor.artifacts import write_json, write_tensors
 from extractor.circuit import Calibration, Circuit, Node, edges_between, live_nodes
 from extractor.data.tokenizer import save_tokenizer
 from extractor.describe import describe_nodes
-from extractor.masks import NodeIndex, learn_ranking
 from extractor.objective import TaskBatch, task_loss
 from extractor.picture import layout, to_svg
 from extractor.pipeline import run_job
-from extractor.prune import Demand, Probe, smallest_circuit
+from extractor.pruning.engine import find_circuits
+from extractor.pruning.graph import Graph, NodeIndex
+from extractor.pruning.problem import Problem
+from extractor.pruning.reference import masked_margin
 from extractor.sites import node_id, widths
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
 from extractor.specs import BridgeSpec, JobSpec, PruneSpec
@@ -93,10 +94,13 @@ def means_of(model: SparseGPTForCausalLM, batch: TaskBatch) -> dict[str, torch.T
     return {site: x[rows, batch.last].mean(0) for site, x in values.items()}
 
 
+SPEC = PruneSpec(steps=120, lr=0.03, pairs=2, trial_pairs=2, k_coef=2e-3, trials=2, population=2, edge_steps=20, targets=())
+
+
 @pytest.fixture
-def probe() -> Probe:
-    model, batch = model_that_counts(), prompts()
-    return Probe(model, means_of(model, batch), batch)
+def problem(tmp_path: Path) -> Problem:
+    model, batch = model_that_counts().requires_grad_(False), prompts()
+    return Problem(model, means_of(model, batch), batch, batch, SPEC, 0.15, 0, lambda stage: environment(tmp_path, stage=stage))
 
 
 def all_nodes(model: SparseGPTForCausalLM) -> dict[str, torch.Tensor]:
@@ -154,26 +158,20 @@ def test_an_added_position_table_feeds_the_stream():
     assert {n for n in live(model) if "act_in" in n} == {"0.mlp.act_in.3"}
 
 
-def test_ranking_and_pruning_find_the_position_circuit(probe: Probe, tmp_path: Path):
-    spec = PruneSpec(steps=120, lr=0.03, pairs=2)
-    ranking = learn_ranking(
-        probe.model, probe.means, lambda step: probe.batch, spec, 2e-3, 0, environment(tmp_path, stage="prune0"), "prune0"
-    )
-    demand = Demand.of(probe, 0.15, 0.02, 0.5)
-    result = smallest_circuit(ranking, probe, demand, lambda trial: probe.batch)
-    wanted = {micro.flat_index(probe.model, node) for node in PATH}
-    assert set(result.nodes.tolist()) == wanted
-    assert (result.met, result.edges) == (True, 2)
-    report = validate(result, probe, probe.batch, 0)
+def test_ranking_and_pruning_find_the_position_circuit(problem: Problem):
+    best = find_circuits(problem).best
+    assert set(best.graph.nodes.nonzero().flatten().tolist()) == {micro.flat_index(problem.model, node) for node in PATH}
+    assert (best.met, best.edges) == (True, 2)
+    report = validate(best, problem, problem.select)
     assert report.accuracy["circuit"] == report.accuracy["full"] == 1.0
     assert report.loss["circuit"] < 0.15
     assert report.loss["without_circuit"] > 0.6
 
 
-def test_a_masked_position_channel_takes_its_mean(probe: Probe):
-    index = NodeIndex.of(probe.model)
-    without = torch.tensor([n for n in range(len(index)) if n != micro.flat_index(probe.model, PATH[0])])
-    margin = masked_margin(probe.model, probe.batch, index.masks(without), probe.means)
+def test_a_masked_position_channel_takes_its_mean(problem: Problem):
+    on = torch.ones(len(problem.index))
+    on[micro.flat_index(problem.model, PATH[0])] = 0
+    margin = masked_margin(problem.model, problem.select, problem.index.split(on), problem.means)
     pre = 2 * math.sqrt(2) / 2  # the mean of channel 4 is sqrt(2) / 2, wherever the prompt ends
     write = pre * 0.5 * (1 + math.erf(pre / math.sqrt(2))) - 1.4
     norm = math.sqrt(((1**2) + write**2) / 4)
@@ -186,18 +184,18 @@ class Letters:
         return "0ABYNO6"[ids[0]]
 
 
-def circuit_of(probe: Probe) -> Circuit:
+def circuit_of(problem: Problem) -> Circuit:
     names = [*PATH, "0.mlp.act_in.0"]
     nodes = [Node(n, n.rpartition(".")[0], int(n.rpartition(".")[2]), 0.0) for n in names]
-    batch = probe.batch.pick(torch.tensor([0, 1, 0, 1]))
-    told = describe_nodes(nodes, probe.model, Letters(), batch)
-    kept = {site: torch.tensor(sorted(n.channel for n in nodes if n.site == site), dtype=torch.long) for site in widths(probe.model)}
-    edges = tuple(edges_between(probe.model, kept))
+    batch = problem.select.pick(torch.tensor([0, 1, 0, 1]))
+    told = describe_nodes(nodes, problem.model, Letters(), batch)
+    kept = {site: torch.tensor(sorted(n.channel for n in nodes if n.site == site), dtype=torch.long) for site in widths(problem.model)}
+    edges = tuple(edges_between(problem.model, kept))
     return Circuit("m", "count", ("YES", "NO"), (3, 4), tuple(told), edges, Calibration(1.0, 0.0))
 
 
-def test_position_reads_are_described_by_places(probe: Probe):
-    told = {node.id: node for node in circuit_of(probe).nodes}
+def test_position_reads_are_described_by_places(problem: Problem):
+    told = {node.id: node for node in circuit_of(problem).nodes}
     assert told[PATH[0]].position
     assert told[PATH[0]].reads == ("place 1",)
     assert not told["0.mlp.act_in.0"].position
@@ -205,8 +203,8 @@ def test_position_reads_are_described_by_places(probe: Probe):
     assert not told[PATH[2]].position
 
 
-def test_the_picture_draws_no_residual_wire_to_a_position_read(probe: Probe):
-    circuit = circuit_of(probe)
+def test_the_picture_draws_no_residual_wire_to_a_position_read(problem: Problem):
+    circuit = circuit_of(problem)
     scene = layout(circuit)
     streams = {(wire.source, wire.target) for wire in scene.wires if wire.kind == "stream"}
     assert streams == {("", "0.mlp.act_in.0"), (PATH[2], "")}
@@ -215,8 +213,8 @@ def test_the_picture_draws_no_residual_wire_to_a_position_read(probe: Probe):
     assert Circuit.from_json(json.loads(json.dumps(circuit.to_json()))) == circuit
 
 
-def test_circuits_from_before_position_channels_still_open(probe: Probe):
-    data = circuit_of(probe).to_json()
+def test_circuits_from_before_position_channels_still_open(problem: Problem):
+    data = circuit_of(problem).to_json()
     data["nodes"] = [{k: v for k, v in node.items() if k != "position"} for node in data["nodes"]]
     assert not any(node.position for node in Circuit.from_json(data).nodes)
 
@@ -225,9 +223,17 @@ def test_a_whole_job_over_a_model_with_position_channels(tokenizer, tmp_path: Pa
     model = small_model(vocab_size=VOCABULARY, n_layer=1, d_model=16, d_mlp=16, n_ctx=32, d_pos_emb=4, activation="relu")
     model.save_pretrained(tmp_path / "model")
     save_tokenizer(tokenizer, tmp_path / "model", 32)
-    prune = PruneSpec(steps=10, pairs=8, k_coefs=(1e-3,), select_pairs=16, trial_pairs=8, held_out_pairs=32, necessity=0.0, mean_tokens=512)
+    prune = PruneSpec(
+        steps=10, pairs=8, trials=1, edge_steps=5, select_pairs=16, trial_pairs=8, held_out_pairs=32, necessity=0.0, mean_tokens=512
+    )
     spec = JobSpec(
-        kind="circuit", model=str(tmp_path / "model"), tasks=("for_while",), target_loss=0.7, corpus=CORPUS, bridge=BridgeSpec(), prune=prune
+        kind="circuit",
+        model=str(tmp_path / "model"),
+        tasks=("for_while",),
+        target_loss=0.7,
+        corpus=CORPUS,
+        bridge=BridgeSpec(),
+        prune=prune,
     )
     run_job(spec, tmp_path / "out", threads=1)
     folder = tmp_path / "out" / "circuits" / "for_while"
@@ -259,13 +265,15 @@ def test_every_options_circuits_can_be_recomputed_from_their_files(name: str, tm
     kept = torch.randperm(len(index), generator=generator)[: len(index) // 2]
     names = [node_id(site, c) for site, width in widths(model).items() for c in range(width)]
     nodes = tuple(Node(names[n], names[n].rpartition(".")[0], int(names[n].rpartition(".")[2]), 0.0) for n in kept.tolist())
-    circuit = Circuit("m", "t", ("YES", "NO"), (micro.YES, micro.NO), nodes, (), Calibration(0.7, 0.2))
+    on = index.flags(kept)
+    edges = tuple(edges_between(model, Graph(on).channels(index)))
+    circuit = Circuit("m", "t", ("YES", "NO"), (micro.YES, micro.NO), nodes, edges, Calibration(0.7, 0.2))
     model.save_pretrained(tmp_path / "model")
     folder = tmp_path / "circuits" / "t"
     folder.mkdir(parents=True)
     write_json(folder / "circuit.json", circuit.to_json())
     write_tensors(folder / "means.safetensors", means)
     write_tensors(folder / "held_out.safetensors", {name: getattr(batch, name) for name in ("ids", "last", "correct", "wrong", "sign")})
-    margin = 0.7 * masked_margin(model, batch, index.masks(kept), means) + 0.2
+    margin = 0.7 * masked_margin(model, batch, index.split(on.float()), means) + 0.2
     assert margin.std() > 1e-3
     assert rerun(tmp_path) == pytest.approx(task_loss(margin, batch.sign).item(), abs=1e-4)

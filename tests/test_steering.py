@@ -88,8 +88,8 @@ def edited_sparse(pair, contrast: Contrast, site: str, strength: float, channels
 def test_all_nodes_of_a_site_do_to_the_dense_model_what_they_do_to_its_exact_twin(pair, site: str, strength: float):
     contrast = Contrast(pair, *prompts())
     found = contrast.logits(contrast.change(all_of(pair, site)), strength)
-    assert torch.allclose(found, edited_sparse(pair, contrast, site, strength), atol=2e-3)
-    assert not torch.allclose(found, contrast.plain_logits(), atol=2e-2)
+    assert torch.allclose(found, edited_sparse(pair, contrast, site, strength), atol=1e-2)
+    assert not torch.allclose(found, contrast.plain_logits(), atol=1.0)
 
 
 @pytest.mark.parametrize("node", ["0.attn.act_in.3", "0.mlp.act_in.31", "1.attn.act_in.0", "1.mlp.act_in.17"])
@@ -354,7 +354,7 @@ def test_where_answers_vary_they_are_what_the_dense_model_says_after_each_prompt
     assert found["steps"][0]["between"] < 0.5
     code, _, err = run(capsys, folder, "--prompt", here, "--toward", here, "--node", "0.mlp.act_in.3")
     assert code == 2
-    assert "after both prompts; the answers of quote_close vary, give prompts with different ones" in err
+    assert "after both prompts; the answers of quote_close vary: give prompts with different ones" in err
 
 
 @pytest.mark.parametrize(
@@ -364,8 +364,8 @@ def test_where_answers_vary_they_are_what_the_dense_model_says_after_each_prompt
         (["--node", "0.mlp.post_act.555"], 2, "has 192 channels"),
         (["--strength", "1.5"], 2, "between 0"),
         (["--strength", "nan"], 2, "between 0"),
-        (["--prompt", "print"], 2, r"same number of tokens: --prompt has 3 tokens \['p', 'r', 'int'\], --toward 8 tokens"),
-        (["--prompt", "print(" * 30], 2, r"has \d+ tokens, the models take at most \d+"),
+        (["--prompt", "print"], 2, r"same number of tokens: --prompt has \d tokens \[.*'(pr)?int'\], --toward \d tokens"),
+        (["--prompt", "print(" * 60], 2, r"has \d+ tokens, the models take at most \d+"),
         (["--prompt", ""], 2, "empty"),
         (["--task", "for_while"], 2, "no circuit of 'for_while'; it has quote_close"),
     ],

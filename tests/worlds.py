@@ -23,7 +23,7 @@ from extractor.training import Checkpoints, LoopEnvironment, MetricsLog
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
-VOCABULARY = 400
+VOCABULARY = 600
 CORPUS = CorpusSpec(sources=("generated",), generated_programs=300)
 
 
@@ -38,7 +38,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """A BPE of 400 entries that writes the answers of every task as single tokens."""
+    """A BPE of 600 entries that writes the answers of nearly every task as single tokens."""
     return train_tokenizer(programs(300, 0), VOCABULARY)
 
 

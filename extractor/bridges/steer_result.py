@@ -128,7 +128,8 @@ def _choice(result: BridgedResult, contrast: Contrast) -> Choice:
     answers = result.tokenizer.decode([ids[0]]), result.tokenizer.decode([ids[1]])
     if ids[0] == ids[1]:
         raise UsageError(
-            f"{result.pair.name} says {answers[0]!r} after both prompts; the answers of {circuit.task} vary, give prompts with different ones"
+            f"{result.pair.name} says {answers[0]!r} after both prompts; the answers of {circuit.task} vary: "
+            "give prompts with different ones"
         )
     return Choice(answers, ids, 1)
 

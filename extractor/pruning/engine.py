@@ -25,7 +25,7 @@ from torch import Tensor
 from extractor.circuit import Calibration
 from extractor.pruning import algorithms
 from extractor.pruning.calibration import calibrate, calibrated_loss
-from extractor.pruning.elements import Edges
+from extractor.pruning.elements import Edges, Nodes
 from extractor.pruning.eliminate import Path, eliminate
 from extractor.pruning.graph import Graph, edge_count, with_edges, without_dead
 from extractor.pruning.judge import Judge, smallest
@@ -33,6 +33,7 @@ from extractor.pruning.learned import Trial, learn_scores
 from extractor.pruning.problem import Problem
 
 CHANCE = math.log(2)
+HELPLESS = 0.95 * CHANCE  # calibrated loss from which a whole model does not do the task at all
 SLACK = 0.5  # of the smallest target: what the circuit has at which elimination starts
 NECESSITY_PAIRS = 128  # on which it is checked, at each step, that the model still fails without the circuit
 
@@ -107,7 +108,8 @@ def _start(problem: Problem, scores: Tensor, demand: Demand, targets: Sequence[f
     def reaches(loss: float, k: Tensor) -> Tensor:
         return demand.judge.losses([prefix(k)]) <= loss
 
-    for loss in dict.fromkeys((SLACK * targets[0], SLACK * problem.target, demand.aim(problem.target), demand.full + 1e-3)):
+    wanted = [SLACK * targets[0], SLACK * problem.target, demand.aim(problem.target), demand.full + 1e-3]
+    for loss in dict.fromkeys(one for one in wanted if one < HELPLESS):
         k = smallest(partial(reaches, loss), count)
         if k and not demand.is_necessary(live(k)):  # the dead would count too: without one node of a way, that way is gone
             k = torch.maximum(k, smallest(lambda k: torch.tensor([demand.is_necessary(live(k))]), count))
@@ -123,6 +125,10 @@ def _path(problem: Problem, graph: Graph, demand: Demand, largest: float) -> Pat
         most = max(demand.aim(target), demand.judge.loss(start)) + problem.spec.margin
         return eliminate(problem, kind, start, most, demand.is_roughly_necessary)
 
+    if demand.full >= HELPLESS:  # nothing to explain: the whole model is left as it is
+        path = Path()
+        path.append(Nodes(problem.model, graph), graph, edge_count(problem.model, graph))
+        return path
     if problem.spec.granularity == "node":
         return passed("node", graph, largest)
     fewer = _last_below(demand, passed("node", graph, SLACK * problem.target), SLACK * problem.target)

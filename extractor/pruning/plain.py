@@ -60,15 +60,16 @@ class PlainNetwork:
 
 @torch.no_grad()
 def resampled(model: SparseGPTForCausalLM, batch: TaskBatch) -> Values:
-    """{site: (B, T, width)} every node's value in another prompt of the batch with as many tokens: the next one, in the order of rows.
+    """{site: (B, T, width)} every node's value in another prompt of the batch with as many tokens, drawn once and for all.
 
     A prompt that is alone with its length has the values of its own run.
     """
     with record(model) as values:
         model(input_ids=batch.ids, logits_to_keep=1)
     partner = torch.arange(len(batch.ids), device=batch.ids.device)
+    generator = torch.Generator().manual_seed(0)
     for length in batch.last.unique():
         alike = (batch.last == length).nonzero().flatten()
-        # By one row and not by two: a pair's second prompt follows its first, so half of the values come from the other answer.
-        partner[alike] = alike.roll(-1)
+        shuffled = alike[torch.randperm(len(alike), generator=generator).to(alike.device)]
+        partner[shuffled] = shuffled.roll(1)
     return {site: x[partner] for site, x in values.items()}

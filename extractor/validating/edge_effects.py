@@ -21,7 +21,7 @@ from extractor.pruning.problem import Problem
 from extractor.sites import node_id
 
 MOST_EDGES = 2000
-MOST_VALUES = 1 << 33  # edges times prompts times tokens times nodes; beyond, fewer pairs are asked
+MOST_VALUES = 1 << 32  # edges times prompts times tokens times nodes; beyond, fewer pairs are asked
 FEWEST_PAIRS = 64
 
 

@@ -104,18 +104,18 @@ def micro_problem(folder: Path | None = None, *, redundant: bool = False, target
     return in_folder(Problem(model, micro.micro_means(model), batch, batch, made, target, 0, _nowhere), folder)
 
 
-def graded_problem(folder: Path | None = None, *, seed: int = 0, target: float = 0.15, **spec) -> Problem:
+def graded_problem(folder: Path | None = None, *, seed: int = 6, target: float = 0.15, **spec) -> Problem:
     """A random model asked which of two tokens it prefers. Some weights are far larger than others: every target has another circuit."""
-    model = random_model(seed, n_layer=1, d_mlp=12, activation_frac=1.0)
+    model = random_model(seed, n_layer=1, d_model=8, d_mlp=8, activation_frac=1.0)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, _, weight in links(model):
             weight.mul_(torch.randn(weight.shape, generator=generator).mul(2).exp() / 8)
         model.bigram_table.zero_()
-    train, select = (_preferred(model, random_batch(64, seed + offset)) for offset in (100, 200))
+    train, select = (_preferred(model, random_batch(32, seed + offset)) for offset in (100, 200))
     with record(model) as values:
         model(input_ids=train.ids)
-    made = PruneSpec(**(SMALL | {"targets": (0.05, 0.3), "pairs": 16, "trial_pairs": 64, "necessity": 0.2} | spec))
+    made = PruneSpec(**(SMALL | {"targets": (0.05, 0.3), "pairs": 16, "trial_pairs": 32, "necessity": 0.2} | spec))
     means = {site: x.mean((0, 1)) for site, x in values.items()}
     return in_folder(Problem(model, means, train, select, made, target, seed, _nowhere), folder)
 
@@ -128,7 +128,9 @@ def _preferred(model: SparseGPTForCausalLM, batch: TaskBatch) -> TaskBatch:
     return asked.as_answered(margin)
 
 
-def in_folder(problem: Problem, folder: Path | None, progress: Progress | None = None, tick: Callable[[int, int], None] | None = None) -> Problem:
+def in_folder(
+    problem: Problem, folder: Path | None, progress: Progress | None = None, tick: Callable[[int, int], None] | None = None
+) -> Problem:
     """The problem with its work kept in a folder; progress hears its loops, tick its elimination."""
     if folder is None:
         return problem

@@ -54,7 +54,9 @@ def reference(model, batch: TaskBatch, base, nodes: torch.Tensor, edges=None, gr
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-8, atol=1e-8 * (1 + other.abs().max().item() if other.numel() else 1))
+    return one.shape == other.shape and torch.allclose(
+        one, other, rtol=1e-8, atol=1e-8 * (1 + other.abs().max().item() if other.numel() else 1)
+    )
 
 
 def mask_sets(kept: torch.Tensor, seed: int, fractional: bool, dtype=torch.float64) -> torch.Tensor:

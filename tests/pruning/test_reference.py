@@ -9,6 +9,7 @@ import micro
 import pytest
 import torch
 from problems import KINDS, everything, names_of, nodes_of, random_base, random_batch, random_model
+from worlds import VOCABULARY
 
 from extractor.ablation import measure_means
 from extractor.circuit import links
@@ -108,7 +109,7 @@ def test_the_values_and_residuals_of_everything_on_are_the_models(kind: str):
 
 
 def test_one_node_off_changes_the_margins_of_a_random_model(corpus):
-    model = new_sparse_gpt(SparseModelSpec(d_model=32, d_head=8, n_ctx=16), 2, 400, 0).eval().requires_grad_(False)
+    model = new_sparse_gpt(SparseModelSpec(d_model=32, d_head=8, n_ctx=16), 2, VOCABULARY, 0).eval().requires_grad_(False)
     means = measure_means(model, corpus, 512, 0)
     masks = masks_of(model, everything(model))
     full = masked_margin(model, BATCH, masks, means)
@@ -161,30 +162,32 @@ def test_zero_is_a_base_like_any_other(model):
 
 
 def test_a_base_of_another_run_is_taken_prompt_by_prompt_and_token_by_token(model):
-    """A prompt takes the next one's values, and A and B take turns: so the circuit off says NO on A and YES on B."""
-    swapped = resampled(model, BATCH)
-    order = [1, 2, 3, 0]
+    """A and B take each other's values: so the circuit off says NO on A and YES on B."""
     with record(model) as values:
         model(input_ids=BATCH.ids)
-    for site, x in values.items():
-        assert torch.equal(swapped[site], x[order]), site
+    swapped = {site: x[[1, 0, 3, 2]] for site, x in values.items()}
     masks = without(model, *micro.CIRCUIT)
     seen = values_of(model, BATCH, masks, swapped)
-    assert torch.equal(seen["0.mlp.post_act"][..., 0], values["0.mlp.post_act"][order][..., 0])
-    margin = masked_margin(model, BATCH, masks, swapped)
-    assert (margin < 0).tolist() == [True, False, True, False]
+    assert torch.equal(seen["0.mlp.post_act"][..., 0], values["0.mlp.post_act"][[1, 0, 3, 2]][..., 0])
+    assert seen["0.mlp.post_act"][1, :, 0].tolist() == pytest.approx([0.0, micro.GELU_3], abs=1e-5)
+    assert (masked_margin(model, BATCH, masks, swapped) > 0).tolist() == [False, True, False, True]
 
 
-def test_values_are_borrowed_among_prompts_of_one_length_only():
+def test_values_are_borrowed_from_other_prompts_of_the_same_length():
     model, batch = random_model(6), random_batch(12, 4)
     with record(model) as values:
         model(input_ids=batch.ids)
-    borrowed = resampled(model, batch)["0.attn.act_in"]
-    for row, last in enumerate(batch.last.tolist()):
-        alike = [other for other, length in enumerate(batch.last.tolist()) if length == last]
-        partner = alike[(alike.index(row) + 1) % len(alike)]
-        assert torch.equal(borrowed[row], values["0.attn.act_in"][partner])
-    assert len(set(batch.last.tolist())) > 3
+    borrowed, again = resampled(model, batch), resampled(model, batch)
+    first = values["0.attn.act_in"]
+    partners = [next(other for other in range(24) if torch.equal(borrowed["0.attn.act_in"][row], first[other])) for row in range(24)]
+    assert sorted(partners) == list(range(24)), "every prompt lends once"
+    assert batch.last[partners].tolist() == batch.last.tolist()
+    lengths = batch.last.tolist()
+    assert all((partner != row) == (lengths.count(lengths[row]) > 1) for row, partner in enumerate(partners))
+    assert 0.2 < sum(row % 2 != partner % 2 for row, partner in enumerate(partners)) / 24 < 0.8, "either answer's"
+    for site, x in values.items():
+        assert torch.equal(borrowed[site], x[partners]), site
+        assert torch.equal(again[site], borrowed[site]), site
 
 
 # AbsTopK among what is on
@@ -267,9 +270,7 @@ def test_the_gradient_of_a_mask_is_its_difference_quotient(kind: str):
     index = NodeIndex.of(model)
     generator = torch.Generator().manual_seed(0)
     flat = 0.5 + 0.5 * torch.rand(len(index), generator=generator, dtype=torch.float64)
-    edges = {
-        (s, t): 0.5 + 0.5 * torch.rand(w.shape, generator=generator, dtype=torch.float64) for s, t, w in links(model)
-    }
+    edges = {(s, t): 0.5 + 0.5 * torch.rand(w.shape, generator=generator, dtype=torch.float64) for s, t, w in links(model)}
     weight = torch.randn(len(batch.ids), generator=generator, dtype=torch.float64)
 
     def told() -> torch.Tensor:
@@ -315,7 +316,7 @@ def test_nothing_is_hooked(model, means):
 
 
 def test_means_are_those_of_the_network_over_the_corpus(corpus):
-    model = new_sparse_gpt(SparseModelSpec(d_model=32, d_head=8, n_ctx=16), 2, 400, 0).eval()
+    model = new_sparse_gpt(SparseModelSpec(d_model=32, d_head=8, n_ctx=16), 2, VOCABULARY, 0).eval()
     means = measure_means(model, corpus, 80 * 16, 3)
     with record(model) as values, torch.no_grad():
         model(input_ids=corpus.batch(3, 1 << 40, 80, 16))

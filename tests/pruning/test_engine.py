@@ -1,0 +1,319 @@
+"""From a problem to its circuits: what is demanded, what is found, and that it is found again."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import micro
+import pytest
+import torch
+from problems import everything, graded_problem, in_folder, interrupted, micro_problem, names_of, nodes_of
+
+from extractor.circuit import edges_between
+from extractor.errors import SpecError
+from extractor.progress import Progress, Stopped
+from extractor.pruning import algorithms, engine
+from extractor.pruning.calibration import calibrated_loss
+from extractor.pruning.engine import CHANCE, Demand, Found, find_circuits
+from extractor.pruning.graph import Graph, edge_count, without_dead
+from extractor.pruning.network import Network
+from extractor.pruning.plain import PlainNetwork
+from extractor.pruning.problem import Problem
+from extractor.pruning.reference import masked_margin
+
+REDUNDANT = {"0.mlp.act_in.1", "0.mlp.post_act.1", "0.mlp.resid_delta.2"}
+
+
+def same(one: Found, other: Found) -> bool:
+    """Bit for bit."""
+
+    def alike(a: Graph, b: Graph) -> bool:
+        edges = (a.edges is None) == (b.edges is None) and all(torch.equal(m, (b.edges or {})[link]) for link, m in (a.edges or {}).items())
+        return torch.equal(a.nodes, b.nodes) and edges
+
+    numbers = [[(p.edges, p.loss, p.calibration, p.target, p.met) for p in (found.best, *found.curve)] for found in (one, other)]
+    graphs = [[p.graph for p in (found.best, *found.curve)] + list(found.path) for found in (one, other)]
+    return numbers[0] == numbers[1] and len(graphs[0]) == len(graphs[1]) and all(map(alike, *graphs))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Problem, Found]]:
+    """By granularity, the graded problem and its circuits."""
+    problems = {kind: graded_problem(tmp_path_factory.mktemp(kind), granularity=kind) for kind in ("node", "edge")}
+    return {kind: (problem, find_circuits(problem)) for kind, problem in problems.items()}
+
+
+@pytest.fixture(params=["node", "edge"])
+def found(request, both: dict[str, tuple[Problem, Found]]) -> tuple[Problem, Found]:
+    return both[request.param]
+
+
+# what is demanded
+
+
+def test_the_circuit_alone_will_do_and_is_needed():
+    problem = micro_problem()
+    demand, judge = Demand(problem), problem.judge(problem.select)
+    assert demand.aim(0.15) == pytest.approx(0.13)
+    assert demand.aim(0.02) == pytest.approx(0.01), "a margin takes no more than half of a target"
+    circuit = nodes_of(problem.model, *micro.CIRCUIT)
+    assert judge.loss(circuit) <= demand.aim(0.15)
+    assert demand.is_necessary(circuit)
+    assert demand.is_roughly_necessary(circuit)
+    for left_out in range(3):
+        fewer = nodes_of(problem.model, *(node for n, node in enumerate(micro.CIRCUIT) if n != left_out))
+        assert judge.loss(fewer) > demand.aim(0.15)
+    assert not demand.is_necessary(nodes_of(problem.model))
+
+
+def test_necessity_is_counted_from_the_full_models_loss_and_capped_at_chance():
+    full = Demand(micro_problem()).full
+    assert full == pytest.approx(micro_problem().judge(micro.micro_batch()).loss(everything(micro.micro_model())))
+    assert Demand(micro_problem(necessity=0.3)).without == pytest.approx(full + 0.3)
+    assert Demand(micro_problem(necessity=5.0)).without == pytest.approx(0.97 * math.log(2))
+    assert Demand(micro_problem(necessity=0.0)).without == 0
+
+
+def test_a_sufficient_set_that_the_model_does_not_miss_is_not_necessary():
+    problem = micro_problem(redundant=True)
+    one_way = nodes_of(problem.model, *micro.CIRCUIT)
+    assert problem.judge(problem.select).loss(one_way) < 0.01
+    assert not Demand(problem).is_necessary(one_way)
+    assert Demand(problem).is_necessary(Graph(one_way.nodes | nodes_of(problem.model, *REDUNDANT).nodes))
+    assert Demand(micro_problem(redundant=True, necessity=0.0)).is_necessary(one_way)
+
+
+# problems
+
+
+def test_what_is_off_has_its_mean_or_zero_or_another_prompts_values():
+    kept = nodes_of(micro.micro_model(), *micro.CIRCUIT).nodes
+    for ablation, kind in (("mean", Network), ("zero", Network), ("resample", PlainNetwork)):
+        problem = micro_problem(ablation=ablation)
+        network = problem.network(kept)
+        assert type(network) is kind
+        assert network.base == (None if ablation == "resample" else problem.base)
+        assert all(torch.equal(x, 0 * x if ablation == "zero" else problem.means[site]) for site, x in problem.base.items())
+        assert problem.judge(problem.select).loss(Graph(kept)) < 0.01
+
+
+def test_an_algorithm_that_there_is_not_is_refused(tmp_path: Path):
+    with pytest.raises(SpecError, match="choose attribution, masks, random"):
+        find_circuits(micro_problem(tmp_path, algorithm="guess"))
+
+
+# the micro model
+
+
+@pytest.mark.parametrize("granularity", ["node", "edge"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_smallest_circuit_is_three_nodes_and_two_edges_whatever_the_ranking(seed: int, granularity: str, tmp_path: Path):
+    problem = replace(micro_problem(tmp_path, algorithm="random", granularity=granularity), seed=seed)
+    best = find_circuits(problem).best
+    assert best.met
+    assert names_of(problem.model, best.graph.nodes) == set(micro.CIRCUIT)
+    assert best.edges == edge_count(problem.model, best.graph) == 2
+    assert (best.graph.edges is None) == (granularity == "node")
+
+
+@pytest.mark.parametrize("ranking", ["forwards", "backwards"])
+def test_even_the_worst_ranking_only_takes_longer(ranking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    problem = micro_problem(tmp_path)
+    scores = torch.zeros(32).index_fill(0, micro.flat_indices(problem.model), 1.0 if ranking == "forwards" else -1.0)
+    monkeypatch.setattr(algorithms, "rank", lambda problem: scores)
+    found = find_circuits(problem)
+    assert names_of(problem.model, found.best.graph.nodes) == set(micro.CIRCUIT)
+    assert (found.path.edges[0] == 2) == (ranking == "forwards")
+
+
+@pytest.mark.parametrize("algorithm", [name for name in algorithms.names() if name != "random"])
+@pytest.mark.parametrize("ablation", ["mean", "zero", "resample"])
+def test_the_micro_circuit_is_found_however_things_are_ranked_and_ablated(algorithm: str, ablation: str, tmp_path: Path):
+    problem = micro_problem(tmp_path, algorithm=algorithm, ablation=ablation, trials=2)
+    best = find_circuits(problem).best
+    assert (best.met, best.edges) == (True, 2)
+    assert names_of(problem.model, best.graph.nodes) == set(micro.CIRCUIT)
+
+
+@pytest.mark.parametrize("granularity", ["node", "edge"])
+def test_without_learned_edge_masks_elimination_alone_finds_it(granularity: str, tmp_path: Path):
+    problem = micro_problem(tmp_path, algorithm="random", granularity=granularity, edge_k_coefs=())
+    assert find_circuits(problem).best.edges == 2
+    assert not (tmp_path / ".work").exists()
+
+
+@pytest.mark.parametrize("granularity", ["node", "edge"])
+@pytest.mark.parametrize("ablation", ["mean", "zero", "resample"])
+def test_a_redundant_model_needs_both_ways(granularity: str, ablation: str, tmp_path: Path):
+    problem = micro_problem(tmp_path, redundant=True, algorithm="random", granularity=granularity, ablation=ablation)
+    best = find_circuits(problem).best
+    assert best.met
+    assert int(best.graph.nodes.sum()) >= 4
+    assert problem.judge(problem.select).loss(best.graph.others()) >= 0.5
+    if ablation != "resample":  # there the other way, off, says what another prompt would, so that one way alone is contradicted
+        either = replace(problem, spec=problem.spec.model_copy(update={"necessity": 0.0}))
+        found = find_circuits(either).best
+        assert (int(found.graph.nodes.sum()), found.edges, found.met) == (3, 2, True)
+
+
+def test_a_way_that_is_cut_at_one_dead_node_does_not_count_as_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One way, and the last node of the other: ablated together they cut both, but the second is not in the circuit."""
+    problem = micro_problem(tmp_path, redundant=True, granularity="node")
+    order = [*micro.CIRCUIT, "0.mlp.resid_delta.2", "0.mlp.post_act.1", "0.mlp.act_in.1"]
+    scores = torch.zeros(32)
+    scores[micro.flat_indices(problem.model, tuple(order))] = torch.arange(6, 0, -1.0)
+    monkeypatch.setattr(algorithms, "rank", lambda problem: scores)
+    assert Demand(problem).is_necessary(nodes_of(problem.model, *order[:4]))
+    best = find_circuits(problem).best
+    assert best.met
+    assert names_of(problem.model, best.graph.nodes) == set(order)
+
+
+# targets
+
+
+def test_several_targets_have_a_circuit_each_the_harder_the_larger(found: tuple[Problem, Found]):
+    problem, circuits = found
+    assert [one.target for one in circuits.curve] == [0.05, 0.15, 0.3]
+    assert all(one.met for one in circuits.curve)
+    sizes = [one.edges for one in circuits.curve]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 2 * sizes[-1]
+    assert circuits.best is circuits.curve[1]
+    for one in circuits.curve:
+        assert one.loss <= Demand(problem).aim(one.target) + 1e-3
+
+
+def test_no_circuit_of_the_path_that_is_smaller_meets_the_target(found: tuple[Problem, Found]):
+    problem, circuits = found
+    demand = Demand(problem)
+    losses = demand.judge.losses(circuits.path).tolist()
+    for one in circuits.curve:
+        smaller = [i for i, edges in enumerate(circuits.path.edges) if edges < one.edges]
+        assert not any(losses[i] <= demand.aim(one.target) and demand.is_necessary(circuits.path[i]) for i in smaller)
+
+
+def test_a_circuits_numbers_are_its_own(found: tuple[Problem, Found]):
+    problem, circuits = found
+    for one in circuits.curve:
+        edges = None if one.graph.edges is None else {link: mask.float() for link, mask in one.graph.edges.items()}
+        masks = problem.index.split(one.graph.nodes.float())
+        margin = masked_margin(problem.model, problem.select, masks, problem.base, edges)
+        assert calibrated_loss(margin, problem.select.sign, one.calibration) == pytest.approx(one.loss, abs=1e-5)
+        listed = list(edges_between(problem.model, one.graph.channels(problem.index), one.graph.edges))
+        assert one.edges == len(listed) > 0
+        assert torch.equal(without_dead(problem.model, one.graph).nodes, one.graph.nodes)
+        assert problem.judge(problem.select).loss(one.graph.others()) >= Demand(problem).without
+
+
+def test_the_path_is_told_from_large_to_small_with_edges_counted(found: tuple[Problem, Found]):
+    problem, circuits = found
+    assert circuits.path.edges == sorted(circuits.path.edges, reverse=True)
+    assert [edge_count(problem.model, graph) for graph in circuits.path] == circuits.path.edges
+    assert all((graph.edges is None) == (problem.spec.granularity == "node") for graph in circuits.path)
+
+
+def test_edges_make_circuits_smaller_than_nodes(both: dict[str, tuple[Problem, Found]]):
+    for edge, node in zip(both["edge"][1].curve, both["node"][1].curve, strict=True):
+        assert edge.edges < node.edges
+
+
+@pytest.mark.parametrize("granularity", ["node", "edge"])
+def test_a_target_out_of_reach_keeps_the_best_and_says_so(granularity: str, tmp_path: Path):
+    """One prompt in four asks for the other answer: nothing can do better than the entropy of that."""
+    problem = micro_problem(tmp_path, algorithm="attribution", granularity=granularity, targets=(0.6,), necessity=0.1)
+    odd = problem.select.as_answered(torch.tensor([1.0, -1.0, -1.0, -1.0]))
+    problem = replace(problem, train=odd, select=odd)
+    circuits = find_circuits(problem)
+    assert not circuits.best.met
+    losses = problem.judge(odd).losses(circuits.path)
+    assert problem.judge(odd).loss(circuits.best.graph) == pytest.approx(losses.min().item(), abs=1e-6)
+    assert circuits.best.loss == pytest.approx(0.5 * math.log(2), abs=0.01)
+    easy = circuits.curve[1]
+    assert (easy.target, easy.met, easy.edges) == (0.6, True, 2)
+    assert set(micro.CIRCUIT) <= names_of(problem.model, circuits.best.graph.nodes)
+
+
+def test_a_circuit_may_do_what_the_full_model_does_not(tmp_path: Path):
+    """Seed 1's model has nodes that harm it."""
+    spec = {"targets": (), "algorithm": "attribution", "granularity": "node", "margin": 0.0, "necessity": 0.1}
+    problem = graded_problem(tmp_path, seed=1, target=0.014, **spec)
+    assert Demand(problem).full > 0.014
+    best = find_circuits(problem).best
+    assert best.met
+    assert best.loss <= 0.014
+
+
+def test_a_model_that_knows_nothing_has_no_circuit(tmp_path: Path):
+    problem = micro_problem(tmp_path, algorithm="attribution", granularity="node")
+    with torch.no_grad():
+        problem.model.lm_head.weight.zero_()
+    best = find_circuits(problem).best
+    assert not best.met
+    assert best.loss == pytest.approx(CHANCE, abs=1e-3)
+
+
+# outside
+
+
+def test_elimination_is_told_and_a_wish_to_stop_passes_through(tmp_path: Path):
+    told: list[tuple[int, int]] = []
+    problem = micro_problem(algorithm="random")
+    find_circuits(in_folder(problem, tmp_path / "told", tick=lambda done, of: told.append((done, of))))
+    assert told
+    assert all(0 <= done <= of for done, of in told)
+
+    def stop(done: int, of: int) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        find_circuits(in_folder(problem, tmp_path / "stopped", tick=stop))
+
+
+def test_an_unexpected_error_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "eliminate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        find_circuits(micro_problem(tmp_path, algorithm="random"))
+
+
+def test_equal_problems_have_equal_circuits(tmp_path: Path):
+    first, again = (find_circuits(graded_problem(tmp_path / name, targets=(), trials=2, trial_pairs=16)) for name in "ab")
+    assert same(first, again)
+    other = find_circuits(replace(graded_problem(tmp_path / "c", targets=(), trials=2, trial_pairs=16), seed=9))
+    assert not same(first, other)
+
+
+def test_sizes_are_chosen_on_pairs_that_nothing_is_learned_or_tried_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    problem = micro_problem(tmp_path)
+    other = torch.where(problem.train.ids == 0, micro.OTHER, problem.train.ids)
+    judged, drawn, judge, draw = [], [], Problem.judge, Problem.draw
+    monkeypatch.setattr(Problem, "judge", lambda self, batch: judged.append(batch) or judge(self, batch))
+    monkeypatch.setattr(Problem, "draw", lambda self, number, pairs: drawn.append(draw(self, number, pairs)) or drawn[-1])
+    find_circuits(replace(problem, train=replace(problem.train, ids=other)))
+    assert [{int(token) for batch in batches for token in batch.ids[:, 0]} for batches in (judged, drawn)] == [{0, 6}, {5, 6}]
+
+
+@pytest.mark.parametrize(("make", "spec"), [(micro_problem, {"redundant": True}), (graded_problem, {"trial_pairs": 16, "targets": ()})])
+def test_interrupted_at_ten_moments_it_finds_the_same_circuit_bit_for_bit(make, spec: dict, tmp_path: Path):
+    problem = make(steps=10, edge_steps=8, trials=4, population=2, **spec)
+    asked: list[int] = []
+
+    def ask(*_) -> bool:
+        asked.append(1)
+        return False
+
+    calm = find_circuits(in_folder(problem, tmp_path / "calm", Progress(should_stop=ask), ask))
+    chance, stops = random.Random(0), 0
+    for _ in range(10):
+        try:
+            find_circuits(interrupted(problem, tmp_path / "broken", chance.randrange(1, len(asked) // 2)))
+            break
+        except Stopped:
+            stops += 1
+    assert stops >= 3
+    assert same(find_circuits(in_folder(problem, tmp_path / "broken")), calm)
+    assert (tmp_path / "broken" / "metrics.jsonl").read_bytes() == (tmp_path / "calm" / "metrics.jsonl").read_bytes()
+    assert calm.best.met
