@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from extractor.pruning.problem import Problem
 from extractor.report import Example, write_report
 from extractor.sites import node_id
 from extractor.twin import FAITHFULNESS_JSON
+from extractor.units import rounded
 from extractor.validation import ValidationReport
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def result_json(inquiry: Inquiry, problem: Problem, circuit: Circuit, found: Fou
         "validation": report.details(),
         "seconds": inquiry.seconds(),
     }
-    return _rounded(numbers) | findings_in_dense(inquiry, problem, circuit, found.best.graph)
+    return rounded(numbers) | findings_in_dense(inquiry, problem, circuit, found.best.graph)
 
 
 def curve(problem: Problem, circuits: Sequence[Pruned], inquiry: Inquiry) -> list[dict]:
@@ -150,12 +151,3 @@ def examples(inquiry: Inquiry, problem: Problem, circuit: Circuit, pruned: Prune
         answer, other = (told.get(token) or tokenizer.decode([token]) for token in (int(batch.correct[row]), int(batch.wrong[row])))
         found.append(Example(prompt, answer, other, full, alone, without))
     return found
-
-
-def _rounded(value: Any) -> Any:
-    """Every number of a JSON value at six decimals."""
-    if isinstance(value, dict):
-        return {key: _rounded(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_rounded(part) for part in value]
-    return round(value, 6) if isinstance(value, float) else value

@@ -120,7 +120,8 @@ def _read(cls: type[BaseModel], name: str, text: str) -> Any:
     if text.lower() in ("none", "null") and any(option.get("type") == "null" for option in options):
         return None
     if any(option.get("type") == "array" for option in options):
-        return [part.strip() for part in text.strip("[]()").split(",")]
+        inside = "" if text.lower() == "none" else text.strip("[]()")
+        return [part.strip() for part in inside.split(",")] if inside else []
     if text.lower().lstrip("+-") in ("inf", "infinity", "nan"):
         return "not finite"  # float() would take it
     return text

@@ -29,7 +29,7 @@ class Progress:
     _last_report: float = field(default=0.0, repr=False)
     _last_checkpoint: float = field(default_factory=time.monotonic, repr=False)
     _stage: str = field(default="", repr=False)
-    _stage_began: tuple[float, int] = field(default=(0.0, -1), repr=False)
+    _began: tuple[float, int, int] | None = field(default=None, repr=False)  # when, at which step and of how many a counting began
 
     def stage(self, name: str, index: int, of: int) -> None:
         """A stage begins: its name, its place (from 1) and the number of stages."""
@@ -38,17 +38,20 @@ class Progress:
 
     def resume_stage(self, name: str) -> None:
         """Go on with a stage that another process has announced."""
-        self._stage, self._stage_began, self._last_report = name, (time.monotonic(), -1), 0.0
+        self._stage, self._began, self._last_report = name, None, 0.0
 
     def step(self, step: int, total: int, tokens: int = 0, **metrics: float) -> None:
-        """Step `step` of `total` is done, each of which takes `tokens`. At most one report each `report_seconds`, and one at the end."""
+        """Step `step` of `total` is done, each of which takes `tokens`. At most one report each `report_seconds`, and one at the end.
+
+        A stage may count several times: another total, or a step before the first, begins anew.
+        """
         now = time.monotonic()
-        if self._stage_began[1] < 0:
-            self._stage_began = (now, step)
+        if self._began is None or total != self._began[2] or step < self._began[1]:
+            self._began = (now, step, total)
         if step < total and now - self._last_report < self.report_seconds:
             return
         self._last_report = now
-        began, first = self._stage_began
+        began, first, _ = self._began
         left = (now - began) / (step - first) * (total - step) if step > first else None
         if tokens and step > first:
             metrics["tokens_per_s"] = round(tokens * (step - first) / (now - began))

@@ -17,6 +17,7 @@ from extractor.errors import SpecError
 MAX_BIGRAM_VOCABULARY = 8192  # a dense (V, V) table beyond this costs more memory than the model
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Spec(BaseModel):
@@ -176,7 +177,7 @@ class PruneSpec(Spec):
     steps: Count = 200  # of learning masks
     pairs: Count = 64  # pairs a batch; paper: 64
     k_coef: float = Field(2e-3, gt=0)  # centre of the search; paper: 1e-4
-    k_coefs: tuple[float, ...] = ()  # given: one mask set per value, and no search
+    k_coefs: tuple[Positive, ...] = ()  # given: one mask set per value, and no search
     lr: float = Field(1e-2, gt=0)  # centre of the search; paper: 3e-3
     beta2: float = 0.95  # paper: 0.95, the centre of its search
     weight_decay: float = 1e-3  # of the masks, centre of the search; paper: 1e-3
@@ -185,8 +186,8 @@ class PruneSpec(Spec):
     init_mean: float = 0.1  # where masks start; an element is on while its mask is above 0; paper: 0.1
     init_noise: float = 1e-2  # standard deviation round it; paper: 1e-2
     edge_steps: Count = 100  # of learning edge masks, with granularity 'edge'
-    edge_k_coefs: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)  # one edge mask set per value; empty: elimination only
-    targets: tuple[float, ...] = (0.05, 0.3)  # nats; circuits for these too, beside the job's target
+    edge_k_coefs: tuple[Positive, ...] = (1e-4, 3e-4, 1e-3, 3e-3)  # one edge mask set per value; empty: elimination only
+    targets: tuple[Positive, ...] = (0.05, 0.3)  # nats; circuits for these too, beside the job's target
     seeds: Count = 1  # searches from as many seeds, to see how far their circuits agree
     select_pairs: Count = 512  # the fixed batch on which sizes are chosen
     trial_pairs: Count = 256  # drawn anew for each round of the elimination

@@ -98,7 +98,7 @@ def circuit_of(job: Job, subject: Subject, name: str, task: Task) -> dict[str, A
         make_circuit(Inquiry(job, subject, question, suffix=f" {name}"))
     numbers = artifacts.read_json(place)
     loss, full = numbers["loss"]["circuit"], numbers["loss"]["full"]
-    why = None if numbers["meets_target"] else f"best loss {loss:.4f} nats, target {numbers['target_loss']}; the whole model has {full:.4f}"
+    why = None if numbers["meets_target"] else numbers["why"]
     facts = {"loss": loss, "full_loss": full, "accuracy": numbers["accuracy"]["circuit"]}
     facts |= {"without": numbers["loss"]["without_circuit"], "random": numbers["loss"]["random"]}
     return numbers["circuit"] | facts | {"meets_target": numbers["meets_target"], "why": why}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def show_count(number: float) -> str:
     """'254 M'."""
@@ -23,3 +25,12 @@ def show_seconds(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size:,} {name} {whole % size // smaller} {part}"
     return f"{whole} s"
+
+
+def rounded(value: Any) -> Any:
+    """Every float of a JSON value at six decimals."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(part) for part in value]
+    return round(value, 6) if isinstance(value, float) else value

@@ -198,7 +198,7 @@ def test_the_vocabulary_can_be_resized_only_where_no_table_has_a_row_per_token()
 @pytest.mark.parametrize(
     ("changes", "mention"),
     [
-        ({"activation": "silu"}, "'gelu' or 'relu'"),
+        ({"activation": "silu"}, "'gelu', 'gelu_tanh' or 'relu'"),
         ({"bigram": "sparse"}, "bigram"),
         ({"d_model": "64"}, "d_model"),
         ({"n_layer": 0}, "n_layer"),

@@ -37,8 +37,9 @@ def test_one_command_on_an_empty_machine_leaves_a_small_sufficient_and_necessary
     assert result["loss"]["random"] > 0.9 * CHANCE
     assert result["bridge"]["recovered"]["mean"] >= 0.7
     assert result["bridge"]["prompts"]["agreement"] >= 0.95
-    assert result["steering"]["probability"][0] < 0.05 < 0.5 < result["steering"]["probability"][-1]
-    assert result["steering"]["random_worst"][-1] < 0.1
+    steered, random = result["steering"]["probability"], result["steering"]["random_worst"]
+    assert steered[0] < 0.01
+    assert steered[-1] > max(0.1, 5 * random[-1])
     assert (folder / "circuit.png").read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in (folder / "report.html").read_text(encoding="utf-8")
 

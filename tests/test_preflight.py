@@ -256,7 +256,7 @@ def test_a_dry_run_as_json(extract):
 def test_a_dry_run_of_a_training_names_its_stages(extract):
     code, out, _ = extract("train", "--task", "quote_close", "--dry-run")
     assert code == 0
-    assert "corpus -> train -> prune quote_close" in out
+    assert "corpus -> train -> (prune -> validate -> report) for each of quote_close" in out
 
 
 def test_a_dry_run_that_would_not_fit_ends_as_a_wrong_request_does(extract, monkeypatch: pytest.MonkeyPatch):

@@ -23,6 +23,7 @@ from extractor.pruning.graph import Graph, NodeIndex
 from extractor.pruning.network import LENGTH_GROUPS
 from extractor.pruning.reference import masked_margin, masked_residuals
 from extractor.sparse.bigram import PRIOR, Counts
+from extractor.units import rounded
 
 DIRECTIONS = ("to_sparse", "to_dense")  # dense then sparse, sparse then dense
 FLAT = 1e-12  # share of its mean square below which a channel's variance is rounding
@@ -66,7 +67,7 @@ def faithfulness(pair: Coupled, corpus: Corpus, context: int, seed: int, rows: i
         "recovered": _recovered(loss, bigram),
         "held_out_tokens": held_out.numel(),
     }
-    return _rounded(found)
+    return rounded(found)
 
 
 def _chunk(pair: Coupled, ids: Tensor) -> list[Tensor]:
@@ -160,7 +161,7 @@ def prompt_agreement(pair: Coupled, batch: TaskBatch) -> dict:
     agreement is the share of prompts where both prefer the same one of the two answers; losses in nats per prompt, not calibrated.
     """
     margins = {"dense": dense_margins(pair, batch), "sparse": masked_margin(pair.sparse, batch, {}, {})}
-    return _rounded(
+    return rounded(
         {
             "agreement": ((margins["dense"] > 0) == (margins["sparse"] > 0)).double().mean().item(),
             "loss": {name: task_loss(margin, batch.sign).item() for name, margin in margins.items()},
@@ -197,7 +198,7 @@ def circuit_through_bridges(pair: Coupled, batch: TaskBatch, graph: Graph, base:
         found["loss"].append(calibrated_loss(margin, batch.sign, calibration))
         found["raw_loss"].append(task_loss(margin, batch.sign).item())
         found["accuracy"].append(accuracy(calibration.scale * margin + calibration.shift, batch.sign))
-    return _rounded(found)
+    return rounded(found)
 
 
 def _margins_through_bridges(pair: Coupled, batch: TaskBatch, graph: Graph, base: Mapping[str, Tensor]) -> Tensor:
@@ -221,12 +222,3 @@ def _by_length(batch: TaskBatch) -> tuple[Tensor, ...]:
 def _dense_margin(pair: Coupled, h: Tensor, batch: TaskBatch) -> Tensor:
     """Answer margins (2P,) from the dense model's final residuals (2P, T, D)."""
     return answer_margin(pair.dense.unembed(h[torch.arange(len(h), device=h.device), batch.last]), batch)
-
-
-def _rounded(value):
-    """Every number of a JSON value at six decimals."""
-    if isinstance(value, dict):
-        return {key: _rounded(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_rounded(part) for part in value]
-    return round(value, 6) if isinstance(value, float) else value

@@ -67,8 +67,10 @@ def test_equal_problems_are_ranked_alike_and_another_seed_otherwise(name: str, t
 def test_k_of_a_channel_has_the_score_of_its_q(name: str, tmp_path: Path):
     problem = graded_problem(tmp_path, algorithm=name, trials=2)
     scores = problem.index.split(algorithms.rank(problem))
-    assert torch.equal(scores["0.attn.q"], scores["0.attn.k"])
-    assert not torch.equal(scores["0.attn.q"], scores["0.attn.v"])
+    both = scores["0.attn.q"].isfinite() & scores["0.attn.k"].isfinite()  # one can be dead without the other
+    assert int(both.sum()) > 3
+    assert torch.equal(scores["0.attn.q"][both], scores["0.attn.k"][both])
+    assert not torch.equal(scores["0.attn.q"][both], scores["0.attn.v"][both])
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "random"])
@@ -86,10 +88,8 @@ def test_learned_masks_find_the_micro_circuit_where_what_is_off_is_zero(tmp_path
     assert names_of(problem.model, problem.index.flags(first)) == set(micro.CIRCUIT)
 
 
-@every_algorithm
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "random"])
 def test_an_algorithm_stops_when_it_is_asked_to(name: str, tmp_path: Path):
-    if name == "random":
-        pytest.skip("it is done before anyone could ask")
     with pytest.raises(Stopped):
         algorithms.rank(interrupted(micro_problem(algorithm=name), tmp_path, 2))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import micro
 import pytest
 import torch
@@ -54,7 +56,7 @@ def test_the_micro_model_is_cut_down_to_its_circuit(kind: str):
 def test_a_path_begins_with_the_whole_and_every_circuit_lies_in_the_one_before(passed):
     kind, problem, path = passed
     assert len(path) > 10
-    for before, after in zip(path, path[1:], strict=False):
+    for before, after in pairwise(path):
         assert not (after.nodes & ~before.nodes).any()
         assert elements(problem, kind, after) < elements(problem, kind, before)
         if kind == "edge":
@@ -194,8 +196,7 @@ def test_pairs_are_drawn_by_number_and_seed_from_the_train_split():
     assert torch.equal(one.ids, again.ids)
     assert not torch.equal(one.last, other.last)
     there, drawn = (
-        {tuple(row[: last + 1]) for row, last in zip(batch.ids.tolist(), batch.last.tolist(), strict=True)}
-        for batch in (problem.train, other)
+        {tuple(row[: last + 1]) for row, last in zip(some.ids.tolist(), some.last.tolist(), strict=True)} for some in (problem.train, other)
     )
     assert drawn < there
     assert len(drawn) > 25
@@ -223,7 +224,7 @@ def test_equal_problems_are_passed_alike(kind: str):
 
 def test_only_edges_can_go_while_their_nodes_stay(passed):
     kind, problem, path = passed
-    assert any(torch.equal(before.nodes, after.nodes) for before, after in zip(path, path[1:], strict=False)) == (kind == "edge")
+    assert any(torch.equal(before.nodes, after.nodes) for before, after in pairwise(path)) == (kind == "edge")
     last = path[-1]
     assert (edge_count(problem.model, last) < edge_count(problem.model, Graph(last.nodes))) == (kind == "edge")
 

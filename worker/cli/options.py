@@ -133,5 +133,5 @@ def show_fields(found: list[Setting], as_json: bool) -> None:
         if setting.section != section:
             click.echo(f"{section and chr(10)}{setting.section}")
             section = setting.section
-        value = ",".join(f"{v:g}" for v in setting.value) if isinstance(setting.value, tuple) else str(setting.value).lower()
+        value = ",".join(f"{v:g}" for v in setting.value) or "none" if isinstance(setting.value, tuple) else str(setting.value).lower()
         click.echo(f"  {setting.name + '=' + value:<40} {setting.kind:<34} {setting.meaning}".rstrip())
