@@ -283,7 +283,9 @@ def test_a_real_run_keeps_the_exact_l0_at_every_step_after_annealing(corpus, env
 
 
 def test_a_cut_weight_can_come_back(corpus, env, monkeypatch: pytest.MonkeyPatch):
-    spec = TrainSpec(model=SHAPE, sparsity=SPARSITY, optim=OptimSpec(steps=40, batch=4, context=16, lr=0.1, eps=0.01))
+    # Most weights stay: the smallest of them are so small that one step brings a cut one back.
+    sparsity = SPARSITY.model_copy(update={"weight_frac": 0.8, "embedding_frac": 0.8})
+    spec = TrainSpec(model=SHAPE, sparsity=sparsity, optim=OptimSpec(steps=40, batch=4, context=16, lr=0.2))
     masks: list[list[torch.Tensor]] = []
     plain_step = SparseOptimizer.step
 
