@@ -3,10 +3,10 @@
 Two layers, a few hundred nodes for every planted one, all of them alive. Nodes are of three kinds:
 
     planted     the circuit; its channels in the residual stream belong to it alone
-    ignorant    noise that reads ignorant noise only, so that it cannot know the answer: the tokens that tell a pair's two prompts apart look
-                alike to it. It disturbs: it reaches the answers' logits, the planted nodes, and the planted heads' patterns
-    informed    noise that reads everything, the planted nodes too, so that it knows the answer. It cannot tell: it is read by informed noise
-                only, and both answers weigh it alike
+    ignorant    noise that reads ignorant noise only, so that it cannot know the answer: the tokens that tell a pair's two prompts apart
+                look alike to it. It disturbs: it reaches the answers' logits, the planted nodes, and the planted heads' patterns
+    informed    noise that reads everything, the planted nodes too, so that it knows the answer. It cannot tell: it is read by informed
+                noise only, and both answers weigh it alike
 
 All embeddings have one length, so that the norm of the first reads tells nothing either. Every edge of the plant is needed: where one path
 would do, noise that is planted with it makes sure that it does not.
@@ -19,8 +19,8 @@ quote_close: 19 nodes, 12 edges. `opens` marks tokens that open a string, `doubl
     1.attn   reach -> q, where -> k, which -> v -> quote
     1.mlp    quote -> answer
 
-bracket_counting: 10 nodes, 8 edges. `depth` is the number of brackets a token opens, plus noise on other tokens; `noise` that noise; `opens` is 1
-where any bracket opens.
+bracket_counting: 10 nodes, 8 edges. `depth` is the number of brackets a token opens, plus noise on other tokens; `noise` that noise; `opens`
+is 1 where any bracket opens.
 
     0.attn   depth - noise - 1.5 opens -> nested      the mean over tokens: positive when two are open
     1.mlp    nested -> answer

@@ -30,7 +30,8 @@ PLANTS = [
     (BRACKET, {"activation_frac": 0.5, "d_pos_emb": 4}),
     (BRACKET, {"sinks": False, "activation": "relu"}),
 ]
-SEARCH = {"trials": 4, "population": 4, "steps": 80, "pairs": 16, "edge_steps": 30, "edge_k_coefs": (1e-2,), "trial_pairs": 64, "targets": ()}
+SEARCH = {"trials": 4, "population": 4, "steps": 80, "pairs": 16, "edge_steps": 30, "edge_k_coefs": (1e-2,)}
+SEARCH |= {"trial_pairs": 64, "targets": ()}
 
 every_plant = pytest.mark.parametrize(("task", "variant"), PLANTS, ids=lambda value: value if isinstance(value, str) else str(value))
 
@@ -137,8 +138,8 @@ def find(plant: planted.Planted, folder: Path, **changes) -> Graph:
 
 def difference(name: str, kept: set, wanted: set) -> str:
     """What is kept and should not be, and what should be and is not; '' where there is none."""
-    lines = [f"{name} {what}: {sorted(some)}" for what, some in (("missing", wanted - kept), ("kept beside the plant", kept - wanted)) if some]
-    return "\n".join(lines)
+    found = {"missing": wanted - kept, "kept beside the plant": kept - wanted}
+    return "\n".join(f"{name} {what}: {sorted(some)}" for what, some in found.items() if some)
 
 
 @every_plant

@@ -20,7 +20,20 @@ SMALL = JobSpec(
         sparsity=SparsitySpec(weight_frac=0.3),
         optim=OptimSpec(steps=150, batch=6, context=24, lr=0.1),
     ),
-    prune=PruneSpec(steps=20, pairs=8, select_pairs=32, trial_pairs=16, held_out_pairs=32, mean_tokens=2048, necessity=0),
+    prune=PruneSpec(
+        steps=20,
+        pairs=8,
+        trials=2,
+        population=2,
+        edge_steps=5,
+        edge_k_coefs=(1e-3,),
+        targets=(),
+        select_pairs=32,
+        trial_pairs=16,
+        held_out_pairs=32,
+        mean_tokens=2048,
+        necessity=0,
+    ),
 )
 
 
