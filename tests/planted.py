@@ -19,8 +19,8 @@ quote_close: 19 nodes, 12 edges. `opens` marks tokens that open a string, `doubl
     1.attn   reach -> q, where -> k, which -> v -> quote
     1.mlp    quote -> answer
 
-bracket_counting: 10 nodes, 8 edges. `depth` is the number of brackets a token opens, plus noise on other tokens; `noise` that noise; `opens`
-is 1 where any bracket opens.
+bracket_counting: 10 nodes, 8 edges. `depth` is the number of brackets a token opens, plus noise on other tokens; `noise` that noise;
+`opens` is 1 where any bracket opens.
 
     0.attn   depth - noise - 1.5 opens -> nested      the mean over tokens: positive when two are open
     1.mlp    nested -> answer
