@@ -19,9 +19,10 @@ from extractor.circuit import Circuit, Edge
 from extractor.picture import short_name
 from extractor.report_bars import Bar, bars_table
 from extractor.report_bridge import bridge_section
-from extractor.report_parts import ABSENT, CHANCE, count, identifier, nats, percent, plain, section, share, spaced, table, token, track
+from extractor.report_parts import ABSENT, count, identifier, nats, percent, plain, section, share, spaced, table, token, track
 from extractor.report_validation import activations_of, controls, effects_of, interval_of, validation_section
 from extractor.report_validation_plots import distribution
+from extractor.specs import CHANCE
 
 _AT_CHANCE = 0.9 * CHANCE
 _STRONGEST = 20

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from extractor.report_parts import CHANCE, nats, percent, share, track
+from extractor.report_parts import nats, percent, share, track
+from extractor.specs import CHANCE
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from itertools import groupby
 from typing import Any
 
 from extractor.picture import short_name
-from extractor.report_parts import CHANCE, nats, percent, plain, section
+from extractor.report_parts import nats, percent, plain, section
 from extractor.report_plot import Level, Line, crossing, known, plot
+from extractor.specs import CHANCE
 
 _LOWEST = -0.5  # shares below are drawn on the plot's lower edge
 _BOTTOMS = (0.9, 0.75, 0.5, 0.0, -0.25, _LOWEST)  # of the plot of shares: the highest that leaves all in

@@ -9,7 +9,6 @@ from typing import Any
 
 from extractor.picture import visible
 
-CHANCE = math.log(2)
 ABSENT = "&ndash;"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from extractor.report_parts import CHANCE, nats, percent, plain
+from extractor.report_parts import nats, percent, plain
+from extractor.specs import CHANCE
 
 _WIDTH, _HEIGHT = 420, 222  # user units, about one CSS pixel
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 184

@@ -17,7 +17,7 @@ from extractor.model_files import CONFIG
 from extractor.models import is_here, open_model, resolve_pair
 from extractor.presets import PRESETS, bridge_spec, dense_twin, prune_spec, train_spec
 from extractor.pruning import algorithms
-from extractor.specs import CorpusSpec, DatasetSpec, JobSpec, PruneSpec
+from extractor.specs import CHANCE, CorpusSpec, DatasetSpec, JobSpec, PruneSpec
 from extractor.task_sources import choose, longest_prompt
 
 Preset = Literal["tiny", "small", "paper"]
@@ -76,7 +76,7 @@ def circuit_job(
         task_files=chosen.files,
         subject=cast(Literal["twin", "dense"], subject),
         labels=cast(Literal["task", "model"], labels),
-        target_loss=target_loss,
+        target_loss=_below_chance(target_loss),
         seed=seed,
         preset=_preset(preset),
         corpus=_corpus(corpus, datasets, wanted["corpus"], CorpusSpec(sources=AUTO)),
@@ -127,7 +127,7 @@ def train_job(
         kind="train",
         tasks=chosen.names,
         task_files=chosen.files,
-        target_loss=target_loss,
+        target_loss=_below_chance(target_loss),
         seed=seed,
         preset=checked,
         corpus=_corpus(corpus, datasets, wanted["corpus"]),
@@ -188,6 +188,12 @@ def _prune(preset: str, wanted: dict[str, str]) -> PruneSpec:
     if found.algorithm not in algorithms.names():
         raise SpecError(f"pruning algorithm {found.algorithm!r} is unknown; choose {', '.join(algorithms.names())}")
     return found
+
+
+def _below_chance(loss: float) -> float:
+    if not 0 < loss < CHANCE:
+        raise SpecError(f"target loss {loss:g} nats: a circuit without nodes has {CHANCE:.3f}; choose between 0 and that")
+    return loss
 
 
 def _preset(name: str) -> Preset:

@@ -7,6 +7,7 @@ left as spec.json in the result. Lengths are in tokens, losses in nats, fraction
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,10 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from extractor.errors import SpecError
 
+CHANCE = math.log(2)  # task loss of a circuit that knows nothing
 MAX_BIGRAM_VOCABULARY = 8192  # a dense (V, V) table beyond this costs more memory than the model
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+TaskLoss = Annotated[float, Field(gt=0, lt=CHANCE)]
 
 
 class Spec(BaseModel):
@@ -187,7 +190,7 @@ class PruneSpec(Spec):
     init_noise: float = 1e-2  # standard deviation round it; paper: 1e-2
     edge_steps: Count = 100  # of learning edge masks, with granularity 'edge'
     edge_k_coefs: tuple[Positive, ...] = (1e-4, 3e-4, 1e-3, 3e-3)  # one edge mask set per value; empty: elimination only
-    targets: tuple[Positive, ...] = (0.05, 0.3)  # nats; circuits for these too, beside the job's target
+    targets: tuple[TaskLoss, ...] = (0.05, 0.3)  # nats; circuits for these too, beside the job's target
     seeds: Count = 1  # searches from as many seeds, to see how far their circuits agree
     select_pairs: Count = 512  # the fixed batch on which sizes are chosen
     trial_pairs: Count = 256  # drawn anew for each round of the elimination
@@ -220,7 +223,7 @@ class JobSpec(Spec):
     labels: Literal["task", "model"] = "task"  # whose answers are the right ones: the task's, or those the given model gives
     tasks: tuple[str, ...] = ()
     task_files: tuple[TaskFileSpec, ...] = ()  # where those of `tasks` are found that are the user's own
-    target_loss: float = Field(0.15, gt=0)  # nats; paper: 0.15
+    target_loss: TaskLoss = 0.15  # nats; paper: 0.15
     seed: int = Field(0, ge=0, lt=2**31)
     preset: Literal["tiny", "small", "paper"] = "tiny"
     corpus: CorpusSpec = CorpusSpec()

@@ -16,7 +16,6 @@ ordinary text, and circuits from other seeds; see `extractor.validating` and `ex
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +32,7 @@ from extractor.pruning.engine import Pruned
 from extractor.pruning.graph import Graph, edge_count
 from extractor.pruning.problem import Problem
 from extractor.seeds import compare_seeds
+from extractor.specs import CHANCE
 from extractor.validating.ablations import KINDS, ablated_margins
 from extractor.validating.activations import activations
 from extractor.validating.binarise import Binarised
@@ -42,7 +42,7 @@ from extractor.validating.edge_effects import edge_effects
 RANDOM_DRAWS = 5
 RANKED_PAIRS = 128  # train pairs that integrated gradients see
 NETWORKS = ("full", "circuit", "without_circuit", "random")
-HELPLESS = 0.8 * math.log(2)  # nats from which a whole model does not do a task
+HELPLESS = 0.8 * CHANCE  # nats from which a whole model does not do a task
 _PLAIN = Calibration(1.0, 0.0)
 
 

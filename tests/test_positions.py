@@ -230,7 +230,7 @@ def test_a_whole_job_over_a_model_with_position_channels(tokenizer, tmp_path: Pa
         kind="circuit",
         model=str(tmp_path / "model"),
         tasks=("for_while",),
-        target_loss=0.7,
+        target_loss=0.69,
         corpus=CORPUS,
         bridge=BridgeSpec(),
         prune=prune,

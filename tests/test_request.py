@@ -381,3 +381,11 @@ def test_a_circuit_job_takes_changes_of_its_bridge_and_its_pruning():
 def test_what_a_circuit_job_cannot_be_asked(wrong: dict, message: str):
     with pytest.raises(SpecError, match=re.escape(message)):
         circuit_job("python-tiny", ("quote_close",), **wrong)
+
+
+@pytest.mark.parametrize("loss", [0.0, -0.1, 0.6932, 2.0, float("nan")])
+def test_a_target_that_nothing_or_no_circuit_reaches_is_refused(loss: float):
+    assert "a circuit without nodes has 0.693" in refused(tasks=("quote_close",), target_loss=loss)
+    spec = json.loads(to_json(job(tasks=("quote_close",)))) | {"target_loss": loss}
+    with pytest.raises(SpecError, match="target_loss"):
+        parse_job(json.dumps(spec))

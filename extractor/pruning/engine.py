@@ -14,7 +14,6 @@ the task, which the model does not miss (ours).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,8 +30,8 @@ from extractor.pruning.graph import Graph, edge_count, with_edges, without_dead
 from extractor.pruning.judge import smallest
 from extractor.pruning.learned import Trial, learn_scores
 from extractor.pruning.problem import Problem
+from extractor.specs import CHANCE
 
-CHANCE = math.log(2)
 HELPLESS = 0.95 * CHANCE  # calibrated loss from which a whole model does not do the task at all
 SLACK = 0.5  # of the smallest target: what the circuit has at which elimination starts
 NECESSITY_PAIRS = 128  # on which it is checked, at each step, that the model still fails without the circuit
