@@ -2,7 +2,8 @@
 
 Two models are trained first with the tokenizer of python-tiny: preset tiny from scratch, and the smallest dense width that reaches its
 held-out loss. Every task that both do is pruned in both (sufficiency only, as in the paper), and sizes are compared at equal held-out loss:
-of all circuits a method passed, the one with fewest edges whose held-out loss is at most the target. Ratios of sizes are geometric means.
+of all circuits a method passed, the one with fewest edges whose held-out loss is at most the target. A ranking alone, without elimination,
+passes its prefixes. Ratios of sizes are geometric means over the tasks where neither is nothing at all.
 
 About two hours on two cores. EXTRACT_BENCHMARK_FOLDER keeps models and finished tasks; an interrupted run goes on there.
 """
@@ -31,9 +32,11 @@ from extractor.models import inspect_folder
 from extractor.pipeline import run_job
 from extractor.presets import prune_spec
 from extractor.progress import Progress
+from extractor.pruning import algorithms
 from extractor.pruning.algorithms import masks
 from extractor.pruning.engine import find_circuits
-from extractor.pruning.graph import Graph
+from extractor.pruning.graph import Graph, edge_count, without_dead
+from extractor.pruning.judge import smallest
 from extractor.pruning.layers import Masks
 from extractor.pruning.network import Network
 from extractor.pruning.plain import PlainNetwork
@@ -53,6 +56,8 @@ METHODS: dict[str, dict[str, str]] = {
     "sparse node": {"granularity": "node"},
     "sparse attribution": {"granularity": "node", "algorithm": "attribution"},
     "sparse random": {"granularity": "node", "algorithm": "random"},
+    "sparse masks alone": {"algorithm": "masks"},
+    "sparse attribution alone": {"algorithm": "attribution"},
     "dense edge": {"granularity": "edge"},
     "dense node": {"granularity": "node"},
 }
@@ -134,8 +139,9 @@ def measured(folder: Path, model: Path, task: str, method: str, **changes: Any) 
     kept = folder / "sizes" / f"{task} {method}.json"
     if not kept.is_file():
         began = time.perf_counter()
-        searched = folder / "searches" / f"{task} {model.parent.name}" if "algorithm" not in changes else None
-        found = sizes(problem_of(model, task, searched, **changes), model, task)
+        searched = folder / "searches" / f"{task} {model.parent.name}" if changes.get("algorithm", "masks") == "masks" else None
+        problem = problem_of(model, task, searched, **changes)
+        found = (prefixes if method.endswith("alone") else sizes)(problem, model, task)
         kept.parent.mkdir(parents=True, exist_ok=True)
         artifacts.write_json(kept, found)
         print(f"{task:28}{method:20}{found}  {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
@@ -151,11 +157,26 @@ def sizes(problem: Problem, folder: Path, task: str) -> dict[str, int | None]:
     return {str(target): min((count for count, loss in reached if loss <= target), default=None) for target in TARGETS}
 
 
+def prefixes(problem: Problem, folder: Path, task: str) -> dict[str, int | None]:
+    """Per target the edges of the shortest prefix of the ranking whose held-out loss is at most the target."""
+    place = algorithms.rank(problem).argsort(descending=True, stable=True).argsort()
+    judge = problem.judge(batches(folder, task)[2])
+    found: dict[str, int | None] = {}
+    for target in TARGETS:
+        k = smallest(lambda k, target=target: judge.losses([Graph(place < k)]) <= target, torch.tensor([len(place)]))
+        found[str(target)] = edge_count(problem.model, without_dead(problem.model, Graph(place < k))) if k else None
+    return found
+
+
 def size_rows(found: dict[str, dict[str, Any]]) -> Iterator[Row]:
-    for target in map(str, TARGETS):
-        yield Row(
-            f"learned masks over attribution, edges at {target} nats", ratio(found, "sparse node", "sparse attribution", target), "<= 0.5"
-        )
+    for name, end in (("rankings alone", " alone"), ("after elimination", "")):
+        for target in map(str, TARGETS):
+            learned = "sparse masks alone" if end else "sparse node"
+            yield Row(
+                f"learned masks over attribution, {name}, edges at {target} nats",
+                ratio(found, learned, f"sparse attribution{end}", target),
+                "<= 0.5",
+            )
     yield Row("granularity edge over node, edges, at 0.15 nats", ratio(found, "sparse edge", "sparse node", "0.15"), "<= 0.5")
     yield Row("learned masks over a random order, edges, at 0.15 nats", ratio(found, "sparse node", "sparse random", "0.15"), "<= 0.1")
     for kind in ("node", "edge"):

@@ -11,6 +11,8 @@ from problems import everything, graded_problem, micro_problem, names_of, nodes_
 
 from extractor.circuit import edges_between
 from extractor.progress import Stopped
+from extractor.pruning import eliminate as eliminating
+from extractor.pruning.elements import ELEMENTS
 from extractor.pruning.eliminate import Path, eliminate
 from extractor.pruning.graph import Graph, edge_count, present_edges, with_edges, without_dead
 from extractor.pruning.problem import Problem
@@ -236,3 +238,47 @@ def test_a_graph_that_names_fewer_edges_is_gone_on_from():
     slim = without_dead(problem.model, graph)
     (only,) = eliminate(problem, "edge", slim, 0.15, lambda graph: True)
     assert names_of(problem.model, only.nodes) == set(micro.CIRCUIT)
+
+
+# rounds
+
+
+def a_round(problem: Problem, kind: str) -> eliminating.Round:
+    graph = start(problem, kind)
+    first = ELEMENTS[kind](problem.model, graph)
+    return eliminating._round(problem, first, graph, 1, torch.zeros(len(first)))
+
+
+@every_kind
+def test_what_was_tried_is_known_exactly_the_next_time(kind: str):
+    here = a_round(graded_problem(), kind)
+    now, rise = here.predicted()
+    eliminating._options(here, torch.ones(len(rise), dtype=torch.bool), 0.3, len(rise))
+    tried = here.correction.nonzero().flatten()
+    assert 0 < len(tried) <= eliminating.SINGLES
+    exact = here.losses(torch.eye(len(rise), dtype=torch.bool)[tried]) - now
+    torch.testing.assert_close((rise + here.correction)[tried], exact.float(), atol=1e-5, rtol=1e-4)
+
+
+@every_kind
+def test_a_cheap_guess_that_was_dear_waits_behind_the_others(kind: str):
+    here = a_round(graded_problem(), kind)
+    _, rise = here.predicted()
+    cheapest = int(rise.argmin())
+    here.correction[cheapest] = 100.0
+    options, _ = eliminating._options(here, torch.ones(len(rise), dtype=torch.bool), 0.3, len(rise))
+    assert not options[:, cheapest].any()
+    assert here.correction[cheapest] == 100.0  # not tried
+
+
+@every_kind
+def test_options_shrink_to_a_single_one_and_never_hold_what_must_stay(kind: str):
+    here = a_round(graded_problem(), kind)
+    free = torch.ones(len(here.correction), dtype=torch.bool)
+    free[::3] = False
+    options, _ = eliminating._options(here, free, 0.3, 8)
+    sizes = options.sum(-1).tolist()
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] <= 8
+    assert sizes[-1] == 1
+    assert not (options & ~free).any()
