@@ -189,7 +189,7 @@ class PruneSpec(Spec):
     init_mean: float = 0.1  # where masks start; an element is on while its mask is above 0; paper: 0.1
     init_noise: float = 1e-2  # standard deviation round it; paper: 1e-2
     edge_steps: Count = 100  # of learning edge masks, with granularity 'edge'
-    edge_k_coefs: tuple[Positive, ...] = (1e-4, 3e-4, 1e-3, 3e-3)  # one edge mask set per value; empty: elimination only
+    edge_k_coefs: tuple[Positive, ...] = ()  # one edge mask set per value, such as 1e-4, 3e-4, 1e-3, 3e-3; empty: elimination only
     targets: tuple[TaskLoss, ...] = (0.05, 0.3)  # nats; circuits for these too, beside the job's target
     seeds: Count = 1  # searches from as many seeds, to see how far their circuits agree
     select_pairs: Count = 512  # the fixed batch on which sizes are chosen

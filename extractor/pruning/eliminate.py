@@ -31,6 +31,7 @@ from extractor.pruning.problem import Problem, Prunable
 SINGLES = 16  # elements tried one by one in a round
 LARGEST_SHARE = 0.25  # of the elements, to go at once
 SPENT_AT_ONCE = 0.5  # of the loss left to spend, times the share of elements that go
+PATIENCE = 32  # elements in a row that cannot go alone, after which none is expected to
 _DRAWS = 1 << 20  # numbers of draws, beyond those of mask learning
 
 
@@ -101,8 +102,8 @@ def eliminate(problem: Problem, kind: str, graph: Graph, most: float, is_necessa
     first, path, number = ELEMENTS[kind](problem.model, graph), Path(), 0
     path.append(first, graph, edge_count(problem.model, graph))
     stays = torch.zeros(len(first), dtype=torch.bool, device=graph.nodes.device)
-    corrections, at_once = torch.zeros(len(first), device=graph.nodes.device), len(first)
-    while True:
+    corrections, at_once, in_vain = torch.zeros(len(first), device=graph.nodes.device), len(first), 0
+    while in_vain < PATIENCE:
         elements, number = ELEMENTS[kind](problem.model, graph), number + 1
         problem.tick(len(first) - len(elements), len(first))
         places = first.places(graph)
@@ -121,11 +122,13 @@ def eliminate(problem: Problem, kind: str, graph: Graph, most: float, is_necessa
             if int(smaller.nodes.sum()) == int(graph.nodes.sum()) or is_necessary(smaller):
                 graph = smaller
                 path.append(first, graph, edge_count(problem.model, graph))
-                at_once *= 2
+                at_once, in_vain = 2 * at_once, 0
                 break
             at_once = max(1, int(removed.sum()) // 2)
         else:
             stays |= first.places(elements.graph(options[-1]))
+            in_vain += 1
+    return path
 
 
 def _round(problem: Problem, elements: Nodes | Edges, graph: Graph, number: int, correction: Tensor) -> Round:

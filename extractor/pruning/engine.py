@@ -34,6 +34,7 @@ from extractor.specs import CHANCE
 
 HELPLESS = 0.95 * CHANCE  # calibrated loss from which a whole model does not do the task at all
 SLACK = 0.5  # of the smallest target: what the circuit has at which elimination starts
+LARGER = 2  # times as many nodes as are sufficient and necessary, at most, so that necessity has slack too
 NECESSITY_PAIRS = 128  # on which it is checked, at each step, that the model still fails without the circuit
 DOUBT = 0.05  # nats from what is demanded, within which all pairs are asked
 
@@ -75,8 +76,10 @@ class Demand:
         """What the select split must show for held-out pairs to meet the target."""
         return max(target - self.problem.spec.margin, target / 2)
 
-    def is_necessary(self, graph: Graph) -> bool:
-        return self.without == 0 or self.judge.loss(graph.others()) >= self.without
+    def is_necessary(self, graph: Graph, slack: float = 0.0) -> bool:
+        """slack: how much of what lies between the demand and chance is asked for beside it, fraction."""
+        demanded = self.without + slack * max(0.0, HELPLESS - self.without)
+        return self.without == 0 or self.judge.loss(graph.others()) >= demanded
 
     def is_roughly_necessary(self, graph: Graph) -> bool:
         """The same on few pairs, unless they leave it in doubt."""
@@ -98,7 +101,10 @@ def find_circuits(problem: Problem) -> Found:
 
 
 def _start(problem: Problem, scores: Tensor, demand: Demand, targets: Sequence[float]) -> Graph:
-    """The shortest prefix with slack that the model misses when it is gone; where none has, one that meets the target; or all nodes."""
+    """The shortest prefix with slack that the model misses when it is gone; where none has, one that meets the target; or all nodes.
+
+    It is longer still where, up to a limit, that makes the model miss it more: elimination spends that too.
+    """
     place = scores.argsort(descending=True, stable=True).argsort()
     count = torch.tensor([len(place)])
 
@@ -111,13 +117,17 @@ def _start(problem: Problem, scores: Tensor, demand: Demand, targets: Sequence[f
     def reaches(loss: float, k: Tensor) -> Tensor:
         return demand.judge.losses([prefix(k)]) <= loss
 
+    def is_missed(slack: float, k: Tensor) -> Tensor:
+        return torch.tensor([demand.is_necessary(live(k), slack)])  # live: without one dead node of a way, that way would be gone
+
     wanted = [SLACK * targets[0], SLACK * problem.target, demand.aim(problem.target), demand.full + 1e-3]
     for loss in dict.fromkeys(one for one in wanted if one < HELPLESS):
         k = smallest(partial(reaches, loss), count)
-        if k and not demand.is_necessary(live(k)):  # the dead would count too: without one node of a way, that way is gone
-            k = torch.maximum(k, smallest(lambda k: torch.tensor([demand.is_necessary(live(k))]), count))
+        if k and not is_missed(0.0, k):
+            k = torch.maximum(k, smallest(partial(is_missed, 0.0), count))
         if k:
-            return live(k)
+            more = smallest(partial(is_missed, SLACK), (LARGER * k).clamp_max(count)) if demand.without else k
+            return live(torch.maximum(k, more))
     return Graph(torch.ones_like(place, dtype=torch.bool))
 
 
