@@ -1,10 +1,11 @@
 """The smallest circuits of one task: rank, cut, learn edges, eliminate, choose.
 
 1. Rank the nodes (`algorithms`).
-2. Keep the shortest prefix that does better than the smallest target, so that the next steps have something to spend; drop dead nodes.
-3. With granularity 'edge': learn masks on its edges, keep the shortest prefix again.
-4. Eliminate one by one: a path of nested circuits.
-5. For every target choose the circuit of the path with fewest edges that meets it on the select split, a margin below it. The figure to
+2. Keep the shortest prefix that does better than the smallest target, so that the next steps have something to spend, unless that takes
+   many nodes more; drop dead nodes.
+3. Eliminate nodes one by one; with granularity 'edge' then edges, from that and from the prefix: paths of nested circuits. On request
+   (`edge_k_coefs`) also from the edges that learned masks keep.
+4. For every target choose the circuit of the path with fewest edges that meets it on the select split, a margin below it. The figure to
    report is measured on a third split.
 
 A circuit must be sufficient (alone, calibrated, it meets the target) and necessary (the model without its nodes loses a given number of
@@ -14,7 +15,7 @@ the task, which the model does not miss (ours).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -34,7 +35,7 @@ from extractor.specs import CHANCE
 
 HELPLESS = 0.95 * CHANCE  # calibrated loss from which a whole model does not do the task at all
 SLACK = 0.5  # of the smallest target: what the circuit has at which elimination starts
-LARGER = 2  # times as many nodes as are sufficient and necessary, at most, so that necessity has slack too
+LARGER = 3  # times as many nodes as would do, at most, for that
 NECESSITY_PAIRS = 128  # on which it is checked, at each step, that the model still fails without the circuit
 DOUBT = 0.05  # nats from what is demanded, within which all pairs are asked
 
@@ -101,33 +102,33 @@ def find_circuits(problem: Problem) -> Found:
 
 
 def _start(problem: Problem, scores: Tensor, demand: Demand, targets: Sequence[float]) -> Graph:
-    """The shortest prefix with slack that the model misses when it is gone; where none has, one that meets the target; or all nodes.
+    """The shortest prefix that meets the target and that the model misses when it is gone; all nodes where none has both.
 
-    It is longer still where, up to a limit, that makes the model miss it more: elimination spends that too.
+    Up to a limit it is longer, so that it does better than asked: elimination has that to spend.
     """
     place = scores.argsort(descending=True, stable=True).argsort()
     count = torch.tensor([len(place)])
 
-    def prefix(k: Tensor) -> Graph:
-        return Graph(place < k)
-
-    def live(k: Tensor) -> Graph:
-        return without_dead(problem.model, prefix(k))
+    def live(k: Tensor) -> Graph:  # the dead compete in AbsTopK, and without one dead node of a way that way would be gone
+        return without_dead(problem.model, Graph(place < k))
 
     def reaches(loss: float, k: Tensor) -> Tensor:
-        return demand.judge.losses([prefix(k)]) <= loss
+        return demand.judge.losses([live(k)]) <= loss
 
     def is_missed(slack: float, k: Tensor) -> Tensor:
-        return torch.tensor([demand.is_necessary(live(k), slack)])  # live: without one dead node of a way, that way would be gone
+        return torch.tensor([demand.is_necessary(live(k), slack)])
 
-    wanted = [SLACK * targets[0], SLACK * problem.target, demand.aim(problem.target), demand.full + 1e-3]
-    for loss in dict.fromkeys(one for one in wanted if one < HELPLESS):
-        k = smallest(partial(reaches, loss), count)
+    def longer(k: Tensor, meets: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.maximum(k, smallest(meets, (LARGER * k).clamp_max(count)))
+
+    for loss in (demand.aim(problem.target), demand.full + 1e-3):
+        k = smallest(partial(reaches, loss), count) if loss < HELPLESS else torch.zeros_like(count)
         if k and not is_missed(0.0, k):
             k = torch.maximum(k, smallest(partial(is_missed, 0.0), count))
         if k:
-            more = smallest(partial(is_missed, SLACK), (LARGER * k).clamp_max(count)) if demand.without else k
-            return live(torch.maximum(k, more))
+            slack = [partial(reaches, SLACK * target) for target in (problem.target, targets[0])]
+            slack += [partial(is_missed, SLACK)] if demand.without else []
+            return live(torch.stack([longer(k, meets) for meets in slack]).amax(0))
     return Graph(torch.ones_like(place, dtype=torch.bool))
 
 

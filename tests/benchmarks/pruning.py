@@ -162,9 +162,13 @@ def prefixes(problem: Problem, folder: Path, task: str) -> dict[str, int | None]
     place = algorithms.rank(problem).argsort(descending=True, stable=True).argsort()
     judge = problem.judge(batches(folder, task)[2])
     found: dict[str, int | None] = {}
+
+    def live(k: torch.Tensor) -> Graph:
+        return without_dead(problem.model, Graph(place < k))
+
     for target in TARGETS:
-        k = smallest(lambda k, target=target: judge.losses([Graph(place < k)]) <= target, torch.tensor([len(place)]))
-        found[str(target)] = edge_count(problem.model, without_dead(problem.model, Graph(place < k))) if k else None
+        k = smallest(lambda k, target=target: judge.losses([live(k)]) <= target, torch.tensor([len(place)]))
+        found[str(target)] = edge_count(problem.model, live(k)) if k else None
     return found
 
 
