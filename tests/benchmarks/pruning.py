@@ -55,7 +55,6 @@ METHODS: dict[str, dict[str, str]] = {
     "sparse edge": {"granularity": "edge"},
     "sparse node": {"granularity": "node"},
     "sparse attribution": {"granularity": "node", "algorithm": "attribution"},
-    "sparse random": {"granularity": "node", "algorithm": "random"},
     "sparse masks alone": {"algorithm": "masks"},
     "sparse attribution alone": {"algorithm": "attribution"},
     "dense edge": {"granularity": "edge"},
@@ -182,7 +181,6 @@ def size_rows(found: dict[str, dict[str, Any]]) -> Iterator[Row]:
                 "<= 0.5",
             )
     yield Row("granularity edge over node, edges, at 0.15 nats", ratio(found, "sparse edge", "sparse node", "0.15"), "<= 0.5")
-    yield Row("learned masks over a random order, edges, at 0.15 nats", ratio(found, "sparse node", "sparse random", "0.15"), "<= 0.1")
     for kind in ("node", "edge"):
         yield Row(
             f"sparse over dense of equal loss, granularity {kind}, at 0.15",
