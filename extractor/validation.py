@@ -59,7 +59,7 @@ class ValidationReport:
     edge_effects     see `validating.edge_effects`
     activations      see `validating.activations`; None without a corpus
     seeds            see `seeds.compare_seeds`; None where the spec asks for one seed only
-    why              where the circuit misses the target, or the whole model does, what is wrong
+    why              where the circuit misses the target or is empty, or the whole model misses the target: a line that says so
     """
 
     loss: dict[str, float]
@@ -112,18 +112,20 @@ def validate(pruned: Pruned, problem: Problem, held_out: TaskBatch, corpus: Corp
         edge_effects=edge_effects(problem, graph, held_out),
         activations=None if corpus is None else activations(problem, graph, corpus),
         seeds=compare_seeds(pruned, problem, held_out) if problem.spec.seeds > 1 else None,
-        why=why_not(loss["circuit"], loss["full"], problem.target),
+        why=why_not(loss["circuit"], loss["full"], problem.target, int(graph.nodes.sum())),
     )
 
 
-def why_not(circuit: float, full: float, target: float) -> str | None:
-    """One line for a circuit that misses its target, or a whole model above it; None where all is well. Losses in nats."""
+def why_not(circuit: float, full: float, target: float, nodes: int) -> str | None:
+    """One line for a circuit that misses its target, has no nodes, or a whole model above the target; None where all is well. Nats."""
     if full >= HELPLESS:
         return f"best loss {circuit:.4g} nats, target {target:g}; the whole model itself has {full:.4g}: it does not do this task"
     if circuit > target:
         return f"best loss {circuit:.4g} nats, target {target:g}; the whole model has {full:.4g}"
     if full > target:
         return f"the whole model, uncalibrated, has {full:.4g} nats, above the target of {target:g}; the circuit has {circuit:.4g}"
+    if not nodes:
+        return f"no node is needed: what is left, the bigram table, has {circuit:.4g} nats"
     return None
 
 
