@@ -125,7 +125,7 @@ def why_not(circuit: float, full: float, target: float, nodes: int) -> str | Non
     if full > target:
         return f"the whole model, uncalibrated, has {full:.4g} nats, above the target of {target:g}; the circuit has {circuit:.4g}"
     if not nodes:
-        return f"no node is needed: what is left, the bigram table, has {circuit:.4g} nats"
+        return f"no node is needed: embeddings and bigrams alone have {circuit:.4g} nats"
     return None
 
 

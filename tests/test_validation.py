@@ -334,7 +334,7 @@ def test_a_stop_is_heeded_while_validating(tmp_path):
 
 def test_why_says_who_missed_the_target():
     assert why_not(0.12, 0.01, 0.15, 9) is None
-    assert why_not(0.02, 0.01, 0.15, 0) == "no node is needed: what is left, the bigram table, has 0.02 nats"
+    assert why_not(0.02, 0.01, 0.15, 0) == "no node is needed: embeddings and bigrams alone have 0.02 nats"
     assert why_not(0.21, 0.19, 0.15, 9) == "best loss 0.21 nats, target 0.15; the whole model has 0.19"
     assert why_not(0.61, 0.62, 0.15, 9) == "best loss 0.61 nats, target 0.15; the whole model itself has 0.62: it does not do this task"
     assert "uncalibrated, has 0.19 nats, above the target of 0.15; the circuit has 0.14" in (why_not(0.14, 0.19, 0.15, 9) or "")
