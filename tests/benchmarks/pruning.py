@@ -180,7 +180,8 @@ def size_rows(found: dict[str, dict[str, Any]]) -> Iterator[Row]:
                 ratio(found, learned, f"sparse attribution{end}", target),
                 "<= 0.5",
             )
-    yield Row("granularity edge over node, edges, at 0.15 nats", ratio(found, "sparse edge", "sparse node", "0.15"), "<= 0.5")
+    for model in ("sparse", "dense"):
+        yield Row(f"granularity edge over node, {model}, at 0.15", ratio(found, f"{model} edge", f"{model} node", "0.15"), "<= 0.5")
     for kind in ("node", "edge"):
         yield Row(
             f"sparse over dense of equal loss, granularity {kind}, at 0.15",
