@@ -150,11 +150,14 @@ class AttentionCut:
     d_head: int
     sink: Tensor | None  # (heads,) logits, less what constant q and k give to every score
     leak: Tensor | None  # (out, heads): what values that are off give, times the share that the sink leaves
+    # The same of heads that have nothing but a leak, which know only how many tokens there are: (heads,), (out, heads).
+    still_sink: Tensor | None
+    still_leak: Tensor | None
 
     def apply(self, h: Tensor, x: Tensor, last: Tensor | None, masks: Masks) -> Tensor:
         """Residual after, from the one before (P, B, T', R) and what is read (P, B, T, n); with `last` (B,) T' = 1: only there."""
         if not self.heads:
-            return self.write.add(h, self.out.bias.expand(*h.shape[:-1], -1), masks)
+            return self.write.add(h, self.out.bias.expand(*h.shape[:-1], -1) + self._still(x, last), masks)
         queries = x if last is None else pick(x, last)
         q, k, v = (
             site.apply(matrix.apply(t, masks), masks).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
@@ -167,7 +170,14 @@ class AttentionCut:
             scores = torch.cat([scores, sink], dim=-1)
         pattern = scores.softmax(-1)[..., : x.shape[-2]]
         mixed = (pattern @ v).transpose(-2, -3).flatten(-2)
-        return self.write.add(h, self._out(mixed, pattern, masks), masks)
+        return self.write.add(h, self._out(mixed, pattern, masks) + self._still(x, last), masks)
+
+    def _still(self, x: Tensor, last: Tensor | None) -> Tensor | float:
+        """(T, out), or (B, 1, out) at `last`: what heads give whose scores are all alike."""
+        if self.still_sink is None or self.still_leak is None or not len(self.still_sink):
+            return 0.0
+        seen = 1.0 + (torch.arange(x.shape[-2], device=x.device)[:, None] if last is None else last[:, None, None])
+        return functional.linear(torch.sigmoid(seen.log() - self.still_sink), self.still_leak)
 
     def _out(self, mixed: Tensor, pattern: Tensor, masks: Masks) -> Tensor:
         if self.leak is None:

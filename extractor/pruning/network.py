@@ -193,7 +193,7 @@ class Network:
     def _attention(self, prefix: str, block) -> AttentionCut:
         attn: Attention = block.attn
         reads, names = prefix + "act_in", [prefix + name for name in "qkv"]
-        score, value, active = self._heads(prefix, attn)
+        score, value, active, still = self._heads(prefix, attn)
         weights, biases = attn.c_attn.weight.chunk(3), attn.c_attn.bias.chunk(3)
         matrices, sites = [], []
         for name, weight, bias, wanted, site in zip(names, weights, biases, (score, score, value), (attn.q, attn.k, attn.v), strict=True):
@@ -206,11 +206,11 @@ class Network:
         sinks, value_slots = attn.sink_logit is not None, sites[2].channels
         written = prefix + "resid_delta"
         out = self._matrix((names[2], written), attn.c_proj.weight, attn.c_proj.bias, self._channels[written], value_slots, not sinks)
-        sink = leak = None
-        if sinks:
-            leak = self._leak(names[2], attn)[self._channels[written]][:, active]
-            assert attn.sink_logit is not None
-            sink = attn.sink_logit[active] - self._constant_score(prefix, score, attn, active)
+        sink = leak = still_sink = still_leak = None
+        if attn.sink_logit is not None:
+            leaks = self._leak(names[2], attn)[self._channels[written]]
+            sink_logits = attn.sink_logit - self._constant_score(prefix, score, attn)
+            sink, leak, still_sink, still_leak = sink_logits[active], leaks[:, active], sink_logits[still], leaks[:, still]
         q, k, v = matrices
         return AttentionCut(
             self._read(reads, attn.act_in.k, block.ln_1, block.ln_p1),
@@ -224,33 +224,37 @@ class Network:
             attn.d_head,
             sink,
             leak,
+            still_sink,
+            still_leak,
         )
 
     def _is_kept(self, site: str, channels: Tensor) -> Tensor:
         return (channels >= 0) & torch.isin(channels, self._channels[site])
 
-    def _heads(self, prefix: str, attn: Attention) -> tuple[Tensor, Tensor, Tensor]:
-        """Channels of the score slots and of the value slots, head by head with padding -1, flat; and which heads matter."""
+    def _heads(self, prefix: str, attn: Attention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Channels of score slots and of value slots, head by head with padding -1, flat; which heads those are; which heads only leak."""
         either = torch.cat([self._channels[prefix + "q"], self._channels[prefix + "k"]]).unique()
         values = self._channels[prefix + "v"]
-        heads = len(self.base[prefix + "v"]) // attn.d_head
-        active = torch.zeros(heads, dtype=torch.bool, device=values.device)
-        active[values // attn.d_head] = True
+        valued, scored, leaks = (
+            torch.zeros(len(self.base[prefix + "v"]) // attn.d_head, dtype=torch.bool, device=values.device) for _ in range(3)
+        )
+        valued[values // attn.d_head] = True
+        scored[either // attn.d_head] = True
         if attn.sink_logit is not None:
-            active |= self._leak(prefix + "v", attn)[self._channels[prefix + "resid_delta"]].any(0)
-        chosen = active.nonzero().flatten()
-        return _padded(either, chosen, attn.d_head), _padded(values, chosen, attn.d_head), chosen
+            leaks = self._leak(prefix + "v", attn)[self._channels[prefix + "resid_delta"]].any(0)
+        chosen, still = (valued | leaks & scored).nonzero().flatten(), (leaks & ~scored & ~valued).nonzero().flatten()
+        return _padded(either, chosen, attn.d_head), _padded(values, chosen, attn.d_head), chosen, still
 
     def _leak(self, site: str, attn: Attention) -> Tensor:
         """What values that are off write, per head, (S, heads)."""
         off = self.base[site].index_fill(0, self._channels[site], 0.0)
         return (attn.c_proj.weight * off).unflatten(1, (-1, attn.d_head)).sum(-1)
 
-    def _constant_score(self, prefix: str, slots: Tensor, attn: Attention, active: Tensor) -> Tensor:
-        """What channels whose q and k are both off add to every score of a head, (heads that matter,)."""
+    def _constant_score(self, prefix: str, slots: Tensor, attn: Attention) -> Tensor:
+        """What channels whose q and k are both off add to every score of a head, (heads,)."""
         product = self.base[prefix + "q"] * self.base[prefix + "k"]
         product = product.index_fill(0, slots[slots >= 0], 0.0)
-        return product.view(-1, attn.d_head).sum(-1)[active] / attn.d_head**0.5
+        return product.view(-1, attn.d_head).sum(-1) / attn.d_head**0.5
 
     def _neurons(self, prefix: str, block) -> NeuronsCut:
         mlp: MLP = block.mlp
