@@ -10,6 +10,7 @@ About two hours on two cores. EXTRACT_BENCHMARK_FOLDER keeps models and finished
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import sys
@@ -237,15 +238,20 @@ def population_memory(model: Path) -> float:
 
 
 def step_peak(model: str, sets: int) -> dict[str, float]:
-    """Bytes that one step of mask learning at full size adds to the peak."""
-    import resource
-
+    """Bytes that one step of mask learning at full size adds to what the process held before."""
     torch.set_num_threads(1)
     problem = problem_of(Path(model), TIMED, None)
     batch, everything = problem.draw(0, problem.spec.pairs), torch.ones(len(problem.index), dtype=torch.bool)
     network = Network(problem.model, problem.base, everything)
     prompts = network.prepare(batch)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     on = torch.ones(sets, len(problem.index), requires_grad=True)
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed so far would be used again unseen
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    before = _resident("VmRSS")
     network.margins(prompts, Masks(on)).sum().backward()
-    return {"bytes": 1024.0 * max(1, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)}
+    return {"bytes": _resident("VmHWM") - before}
+
+
+def _resident(field: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return 1024.0 * int(line.split()[1])
