@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("spec", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--twin", type=Path)
     parser.add_argument("--guard", action="store_true")
     options = parser.parse_args()
     plan = {"steps": 5, "seconds": 0.02, "die_at": None, "fail": None, "deaf": False, "chatter": 0, "crash": None}
