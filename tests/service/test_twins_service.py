@@ -29,6 +29,7 @@ def one_behind_the_other(machine):
 
 def test_the_first_makes_it_and_no_worker_waits_for_it(machine):
     one_behind_the_other(machine)
+    assert "waits for: job first" in machine.extract("status", "second").out
     train = machine.submit("train", train_spec())
     machine.wait_state(train, "running", "succeeded")  # the other worker is free for it
     assert bridged(machine, "first")
