@@ -175,3 +175,12 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digest(folder: Path, *patterns: str) -> str:
+    """sha256 over the names and contents of the files at the top of a folder that match."""
+    found = {file for pattern in patterns for file in folder.glob(pattern)}
+    whole = hashlib.sha256()
+    for file in sorted(found):
+        whole.update(f"{sha256(file)}  {file.name}\n".encode())
+    return whole.hexdigest()

@@ -38,6 +38,7 @@ class Job:
     progress: Progress
     stages: tuple[str, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    twin: Path | None = None  # where its twin is looked for, and kept (`twins`)
 
     @property
     def work(self) -> Path:
@@ -61,8 +62,11 @@ class Job:
         return LoopEnvironment(Checkpoints(work, name), MetricsLog(log), self.progress, board)
 
 
-def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads: int | None = None) -> None:
-    """Run a whole job into `out`. Raises ExtractorError, or Stopped when `progress` asked for a stop (call again to go on)."""
+def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads: int | None = None, twin: Path | None = None) -> None:
+    """Run a whole job into `out`. Raises ExtractorError, or Stopped when `progress` asked for a stop (call again to go on).
+
+    twin: where the twin of a dense model is taken from if it is kept there, and kept if it is not; see `extractor.twins`
+    """
     from extractor.task_circuits import run_circuit_job
 
     set_up_torch(threads)
@@ -73,7 +77,7 @@ def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads:
         artifacts.verify_manifest(folder)
         shutil.rmtree(folder / artifacts.WORK, ignore_errors=True)
         return
-    job = Job(spec, folder, progress or Progress(), stages_of(spec))
+    job = Job(spec, folder, progress or Progress(), stages_of(spec), twin=twin)
     try:
         runner(job)
     except (UsageError, NotFound):

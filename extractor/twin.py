@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from extractor import artifacts
+from extractor import artifacts, twins
 from extractor.data.corpus import Corpus, build_corpus
 from extractor.data.nature import AUTO, default_sources, nature_of
 from extractor.data.tokenizer import copy_tokenizer, load_tokenizer
-from extractor.errors import NotFound
+from extractor.errors import ExtractorError, NotFound
 from extractor.models import ModelFolder, open_adapter, open_model
 
 if TYPE_CHECKING:
@@ -68,28 +68,52 @@ def open_dense(reference: str, adapter: str | None) -> DenseModel:
 def leave_twin(job: Job, source: Source, corpus: Corpus) -> None:
     """Make model/: copy a sparse model with all that came with it; bridge a dense one, or take it as it is where the job says so."""
     target = job.out / "model"
-    if target.is_dir():
+    if source.dense is not None and job.spec.subject == "twin":
+        if not target.is_dir() and not take_kept(job):
+            bridge(job, source, source.dense, corpus)
+        keep(job)
+    elif target.is_dir():
         return
-    if source.dense is None:
+    elif source.dense is not None:
+        leave_dense(source, source.dense, target)
+    else:
         with artifacts.new_folder(target) as folder:
             shutil.copytree(source.folder.path, folder, dirs_exist_ok=True)
+
+
+def take_kept(job: Job) -> bool:
+    """Copy the twin that an earlier job kept; whether there was one."""
+    found = job.twin is not None and twins.fetch(job.twin, job.out)
+    if found:
+        job.progress.note("the twin is that of an earlier job: the same model, text and recipe")
+    return found
+
+
+def keep(job: Job) -> None:
+    """Keep the twin for later jobs. A disk too full for that costs them time, not this job its result."""
+    if job.twin is None or job.twin.is_dir():
         return
-    if job.spec.subject == "dense":
-        leave_dense(source, source.dense, target)
-        return
+    try:
+        twins.keep(job.out, job.twin)
+    except (ExtractorError, OSError) as error:
+        job.progress.note(f"the twin is not kept for other jobs: {error}")
+
+
+def bridge(job: Job, source: Source, dense: DenseModel, corpus: Corpus) -> None:
+    """model/ with the twin of a dense model. Raises SpecError where nothing fits into memory, Stopped."""
     from extractor.bridges.faithfulness import faithfulness
     from extractor.bridges.train import train_bridges
 
     spec = job.spec.bridge
     assert spec is not None
-    spec = fitted(job, source.dense, spec)
-    warn_of_unknown_text(job, source.dense, corpus)
-    pair = train_bridges(source.dense, spec, corpus, job.spec.seed, job.loop("bridge"))
+    spec = fitted(job, dense, spec)
+    warn_of_unknown_text(job, dense, corpus)
+    pair = train_bridges(dense, spec, corpus, job.spec.seed, job.loop("bridge"))
     found = faithfulness(pair, corpus, spec.optim.context, job.spec.seed, FAITHFULNESS_ROWS)
-    with artifacts.new_folder(target) as folder:
+    with artifacts.new_folder(job.out / "model") as folder:
         pair.save(folder)
         copy_tokenizer(source.folder.path, folder)
-        artifacts.write_json(folder / DENSE_JSON, source.dense.facts)
+        artifacts.write_json(folder / DENSE_JSON, dense.facts)
         artifacts.write_json(folder / FAITHFULNESS_JSON, found)
     pair.adapter.unload()  # what is found from here on is found with the files
 

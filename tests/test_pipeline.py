@@ -402,8 +402,14 @@ def same_results(one: Path, two: Path) -> None:
 
 
 def test_the_same_job_twice_leaves_the_same_bytes(spec: JobSpec, result: Path, tmp_path: Path):
-    run_job(spec, tmp_path / "again", threads=1)
+    run_job(spec, tmp_path / "again", threads=1, twin=tmp_path / "kept")
     same_results(result, tmp_path / "again")
+
+    told: list[dict] = []
+    run_job(spec, tmp_path / "copied", Progress(told.append), threads=1, twin=tmp_path / "kept")
+    same_results(result, tmp_path / "copied")
+    assert not [event for event in told if event["event"] == "progress" and event["stage"] == "bridge"]
+    assert any("twin is that of an earlier job" in event.get("message", "") for event in told)
 
 
 def test_a_job_stopped_in_every_long_stage_ends_in_the_same_bytes(spec: JobSpec, result: Path, tmp_path: Path):

@@ -125,7 +125,11 @@ class Caretaker(threading.Thread):
             return
         self._looked_at = time.monotonic()
         before = time.time() - self._settings.republish_after
-        queued = {job: float(record["updated"]) for job, record in self._records.open_jobs().items() if record["state"] == "queued"}
+        jobs = self._records.open_jobs()
+        # Those that wait for another open job are published when that one leaves their twin.
+        queued = {
+            job: float(record["updated"]) for job, record in jobs.items() if record["state"] == "queued" and record["waits"] not in jobs
+        }
         old = [job for job, since in queued.items() if since < before]
         waiting = self._waiting_jobs() if old else set()
         for job in old:

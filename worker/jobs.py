@@ -20,19 +20,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import RawValue
-from pathlib import Path
 from typing import Any
 
 import redis
 
 from extractor import artifacts, errors
 from extractor.errors import ExtractorError
-from extractor.specs import parse_job
+from extractor.specs import JobSpec, parse_job
 from worker import processes, runtime
-from worker.records import Records, connect
+from worker.records import TERMINAL, Records, connect
 from worker.settings import Settings
+from worker.twins import Twin
 
 log = logging.getLogger("extract")
+JOB_FILE = "job.json"  # the spec, in the job's folder
 REPORT_SECONDS = 1.0  # between two progress events of a job
 RETRY_SECONDS = 3.0  # before Redis is tried again after a failed report
 GIVE_UP_SECONDS = 20.0  # a worker that shuts down waits this long to tell Redis how its job ended
@@ -183,21 +184,34 @@ class Attempt:
         if not runtime.expel(engine_log, wait=self.place.settings.lease_ttl / 2):
             return self._release("an engine of an earlier attempt is still at work on another machine", counts=False)
 
+        twin = Twin(self.job, self.token, self.records, self.place.publish, self.place.settings, spec)
+        if maker := twin.claim():
+            return maker if maker == "lost" else f"queued, behind job {maker}"
+
         def wish() -> runtime.Wish:
             if lease.lost:
                 return "kill"
             return "stop" if lease.cancelled or self.place.shared.leaving else ""
 
         relay = Relay(self.job, self.token, self.records)
-        outcome = runtime.supervise(spec, self.result, engine_log, self.place.settings, relay, wish)
-        relay.flush()
-        return self._conclude(outcome, lease)
 
-    def _prepare(self) -> Path:
+        def hear(event: dict[str, Any]) -> None:
+            relay(event)
+            twin.heard(event)
+
+        path = self.folder / JOB_FILE
+        outcome = runtime.supervise(path, self.result, engine_log, self.place.settings, hear, wish, twin=twin.path)
+        relay.flush()
+        state = self._conclude(outcome, lease)
+        if state in TERMINAL:
+            twin.leave()
+        return state
+
+    def _prepare(self) -> JobSpec:
         """The spec, checked again, as a file in the job's folder: whoever can write to Redis could have written anything."""
         record = self.records.need(self.job)
         spec = parse_job(record.get("spec", ""), f"job {self.job}")
-        path = self.folder / "job.json"
+        path = self.folder / JOB_FILE
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             artifacts.write_json(path, spec.model_dump(mode="json"))
@@ -205,7 +219,7 @@ class Attempt:
             raise errors.OutputError(
                 f"job folder {self.folder} cannot be written ({error.strerror}); set EXTRACT_ROOT to another"
             ) from None
-        return path
+        return spec
 
     def _conclude(self, outcome: runtime.Outcome, lease: Lease) -> str:
         if lease.lost:

@@ -108,6 +108,17 @@ class Records:
         """
         return self._run("release", job, [token, reason, int(counts)])
 
+    def make_twin(self, job: str, token: str, address: str) -> str:
+        """Ask to be the one job that makes a twin: 'mine', 'lost', or the id of the open job that makes it.
+
+        In the last case the job is queued again, without a message, until that job leaves the twin.
+        """
+        return self._run("make_twin", job, [token, address])
+
+    def leave_twin(self, job: str, address: str) -> list[str]:
+        """The job has made a twin, or makes it no longer: the queued jobs that waited for it. They need messages."""
+        return self._run("leave_twin", job, [address]).split()
+
     def cancel(self, job: str) -> str:
         """Cancel: 'cancelled' at once when queued, 'running' when its owner was told, else the terminal state it had. Raises NotFound."""
         state = self._run("cancel", job, [])
@@ -135,8 +146,8 @@ class Records:
         return [(job, record) for job, record in found.items() if record]
 
     def open_jobs(self) -> dict[str, dict[str, str]]:
-        """What the caretaker needs to know of each open job, oldest first: state, token, process, worker, updated."""
-        ids, fields = self.open_ids(), ("state", "token", "process", "worker", "updated")
+        """What the caretaker needs to know of each open job, oldest first: state, token, process, worker, updated, waits."""
+        ids, fields = self.open_ids(), ("state", "token", "process", "worker", "updated", "waits")
         with self.client.pipeline(transaction=False) as batch:
             for job in ids:
                 batch.hmget(f"ex:job:{job}", fields)
@@ -204,6 +215,7 @@ def describe(job: str, record: dict[str, str]) -> dict[str, Any]:
         "cancelling": record["state"] == "running" and record.get("want") == "cancel",
         "attempt": int(record["attempt"]),
         "worker": record.get("worker") or None,
+        "waits": (record.get("waits") or None) if record["state"] == "queued" else None,
         "created": _number(record.get("created")),
         "started": _number(record.get("started")),
         "ended": _number(record.get("ended")),

@@ -95,6 +95,36 @@ if not mine(token) then return 'lost' end
 if counts == '0' then redis.call('HINCRBY', job, 'attempt', -1) end
 return requeue(reason)
 """,
+    # Twins are made once: ex:twin:{address} names the job that makes one, ex:twin:{address}:waiting those that want it too.
+    "make_twin": """
+local token, address = unpack(ARGV)
+if not mine(token) then return 'lost' end
+local place, me = 'ex:twin:' .. address, string.sub(job, 8)
+local maker = redis.call('GET', place)
+if maker and maker ~= me and redis.call('ZSCORE', open, maker) then
+  redis.call('SADD', place .. ':waiting', me)
+  redis.call('EXPIRE', place .. ':waiting', KEEP_SECONDS)
+  redis.call('HSET', job, 'waits', maker)
+  redis.call('HINCRBY', job, 'attempt', -1)
+  requeue('waits for job ' .. maker .. ', which makes the twin that both need')
+  return maker
+end
+redis.call('SET', place, me, 'EX', KEEP_SECONDS)
+return 'mine'
+""",
+    "leave_twin": """
+local place, waiting = 'ex:twin:' .. ARGV[1], {}
+if redis.call('GET', place) ~= string.sub(job, 8) then return '' end
+redis.call('DEL', place)
+for _, other in ipairs(redis.call('SMEMBERS', place .. ':waiting')) do
+  if redis.call('HGET', 'ex:job:' .. other, 'state') == 'queued' then
+    redis.call('HSET', 'ex:job:' .. other, 'waits', '')
+    table.insert(waiting, other)
+  end
+end
+redis.call('DEL', place .. ':waiting')
+return table.concat(waiting, ' ')
+""",
     "cancel": """
 local state = redis.call('HGET', job, 'state')
 if not state then return 'unknown' end

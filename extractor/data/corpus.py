@@ -240,7 +240,7 @@ def _own_tokenizer(spec: CorpusSpec, vocab_size: int, progress: Progress) -> Tok
 
     datasets = [pin_dataset(d) if d.revision is None else d for d in spec.datasets]
     facts = [d.model_dump(exclude={"tokens"}) for d in datasets] + [TOKENIZER_DOCUMENTS, TOKENIZER_CHARACTERS]
-    known = _digest([*_facts(spec), facts, [stamps(Path(d.name)) for d in datasets], vocab_size, tokenizers.__version__])
+    known = _digest([*text_facts(spec), facts, [stamps(Path(d.name)) for d in datasets], vocab_size, tokenizers.__version__])
     path = cache_root() / "tokenizers" / f"{known}.json"
     with locked(path.with_suffix(".lock"), progress):
         if not path.is_file():
@@ -278,7 +278,7 @@ def build_corpus(
 
 def _text_folder(spec: CorpusSpec, tokenizer: Tokenizer, root: Path, progress: Progress) -> Path:
     check_sources(spec)
-    digest = [*_facts(spec), HELD_OUT_ONE_IN, tokenizer.to_str()]
+    digest = [*text_facts(spec), HELD_OUT_ONE_IN, tokenizer.to_str()]
     folder = root / _digest(digest)
     if not (folder / "corpus.json").is_file():
         # A name of our own for the half-written folder: two jobs may build the same corpus at once, the first to finish wins.
@@ -292,7 +292,7 @@ def _text_folder(spec: CorpusSpec, tokenizer: Tokenizer, root: Path, progress: P
     return folder
 
 
-def _facts(spec: CorpusSpec) -> list:
+def text_facts(spec: CorpusSpec) -> list:
     """What the text of `spec.sources` depends on."""
     text = spec.model_dump(exclude={"datasets"})
     return [text, sys.version, GENERATOR_VERSION, [stamps(Path(source)) for source in spec.sources]]

@@ -5,7 +5,6 @@ What was loaded is told by digests of the files, so that work done on a model ca
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,23 +71,14 @@ def load_dense(source: ModelFolder, adapter: AdapterFolder | None = None) -> Den
         raise UnsupportedModel(f"model in {source.path} is a sparse model, where a dense one is needed")
     model = load_model(source)
     name = source.reference or str(source.path)
-    facts: dict[str, Any] = {"model": name, "sha256": digest(source.path, CONFIG, "*.safetensors")}
+    facts: dict[str, Any] = {"model": name, "sha256": artifacts.digest(source.path, CONFIG, "*.safetensors")}
     facts |= {"adapter": None, "adapter_sha256": None, "merged": False}
     if adapter is not None:
         model = merge_adapter(model, adapter)
         facts["adapter"] = adapter.reference or str(adapter.path)
-        facts |= {"adapter_sha256": digest(adapter.path, ADAPTER_CONFIG, ADAPTER_WEIGHTS), "merged": True}
+        facts |= {"adapter_sha256": artifacts.digest(adapter.path, ADAPTER_CONFIG, ADAPTER_WEIGHTS), "merged": True}
         name = f"{name} with {facts['adapter']}"
     return DenseModel(model.eval().requires_grad_(False), name, facts)
-
-
-def digest(folder: Path, *patterns: str) -> str:
-    """sha256 over the names and contents of the files at the top of a folder that match."""
-    found = {file for pattern in patterns for file in folder.glob(pattern)}
-    whole = hashlib.sha256()
-    for file in sorted(found):
-        whole.update(f"{artifacts.sha256(file)}  {file.name}\n".encode())
-    return whole.hexdigest()
 
 
 def merge_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PreTrainedModel:

@@ -8,6 +8,8 @@ It is steered by a JSON file in EXTRACT_FAKE_PLAN, read at the start of each run
     fail             [class name, message, exit code] of an error to end with
     deaf             whether SIGTERM is ignored
     chatter          extra progress events per step
+
+With --twin the first stage is copied from there, or kept there.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -32,6 +35,7 @@ def main() -> int:
     parser.add_argument("spec", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--twin", type=Path)
     parser.add_argument("--guard", action="store_true")
     options = parser.parse_args()
     plan = {"steps": 5, "seconds": 0.02, "die_at": None, "fail": None, "deaf": False, "chatter": 0, "crash": None}
@@ -52,6 +56,9 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         tell(event="done")
         return 0
     done = json.loads(checkpoint.read_text())["done"] if checkpoint.exists() else 0
+    if options.twin is not None and options.twin.is_dir() and not done:
+        done = plan["steps"]
+        shutil.copyfile(options.twin / "steps.log", work_folder / "steps.log")
     tell(event="note", message=f"threads {options.threads} pid {os.getpid()} from {done}")
     if plan["crash"]:
         raise RuntimeError(plan["crash"])
@@ -71,6 +78,9 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
             if asked:
                 tell(event="checkpoint", stage=stage, step=step + 1)
                 return 75
+        if stage == "bridge" and options.twin is not None and not options.twin.is_dir():
+            options.twin.mkdir(parents=True)
+            shutil.copyfile(work_folder / "steps.log", options.twin / "steps.log")
     if plan["fail"]:
         name, message, code = plan["fail"]
         tell(event="error", type=name, message=message)

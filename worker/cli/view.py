@@ -277,6 +277,7 @@ def show_job(job: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         "model": job["model"],
         "attempt": job["attempt"],
         "worker": job["worker"] if job["state"] == "running" else None,
+        "waits for": f"job {job['waits']}, which makes the twin that both need" if job["waits"] else None,
         "progress": _progress(job) if job["state"] == "running" else None,
         "error": f"{job['error']['type']}: {job['error']['message']}" if job["error"] else None,
         "circuits": describe_tasks(rows) if rows else None,
