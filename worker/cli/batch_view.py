@@ -123,11 +123,13 @@ def show_plan(batch: Batch) -> None:
 
 
 def describe_selection(batch: Batch) -> str:
-    """'12 models taken, 30 refused, 12 jobs'."""
+    """'12 models taken, 30 refused, 23 jobs (1 left out: not expressible)'."""
     selection = batch.selection
     more = "" if selection.is_complete else " (the limit; --limit changes it)"
     taken = f"{len(selection.taken)} model{'s' * (len(selection.taken) != 1)} taken{more}"
-    return f"{taken}, {len(selection.refused)} refused, {len(batch.children)} jobs"
+    left_out = sum(len(model.left_out) for model in selection.taken)
+    jobs = f"{len(batch.children)} jobs" + (f" ({left_out} left out: {NOT_EXPRESSIBLE})" if left_out else "")
+    return f"{taken}, {len(selection.refused)} refused, {jobs}"
 
 
 def describe_counts(counts: dict[str, int]) -> str:
