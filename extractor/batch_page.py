@@ -38,7 +38,7 @@ def headline(summary: Facts) -> str:
     if not circuits:
         return f"No circuit yet in {models} model{'s' * (models != 1)}."
     met = [cell["edges"] for cell in circuits if cell["meets_target"]]
-    size = f", of {min(met):,} to {max(met):,} edges" if met else ""
+    size = f", with {min(met):,} to {max(met):,} edges" if met else ""
     return f"{len(met)} of {len(circuits)} circuits in {models} model{'s' * (models != 1)} meet their target loss{size}."
 
 

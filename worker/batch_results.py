@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from extractor import artifacts
 from extractor.batch_page import page
-from extractor.errors import ExtractorError, NotFound, OutputError
+from extractor.errors import BrokenArtifact, ExtractorError, NotFound, OutputError
 from worker import batches, client
 from worker.batches import Batch, Facts
 from worker.client import Service
@@ -64,21 +63,29 @@ def check_out(out: Path) -> Path:
 
 
 def _with_numbers(service: Service, child: Facts) -> Facts:
-    told = {key: child[key] for key in ("job", "model", "task", "state", "error")}
-    blank: Facts = dict.fromkeys((*NUMBERS, "meets_target", "why", "report"))
+    told = {key: child[key] for key in ("job", "model", "task", "state", "error")} | dict.fromkeys(
+        (*NUMBERS, "meets_target", "why", "report")
+    )
     if child["state"] != "succeeded":
-        return told | blank
+        return told
     try:
-        return told | blank | _numbers(client.summary(client.result_folder(service.settings, service.records, child["job"])))
+        folder = client.result_folder(service.settings, service.records, child["job"])
+        return told | _numbers(folder)
     except NotFound as error:  # succeeded, on a machine whose disk is not ours
-        return told | blank | {"why": str(error)}
+        return told | {"why": str(error)}
     except ExtractorError as error:
-        return told | blank | {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+        return told | {"state": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
-def _numbers(result: dict[str, Any]) -> Facts:
-    """What the table needs of a circuit job's result."""
-    size, loss, accuracy = (result.get(name) or {} for name in ("circuit", "loss", "accuracy"))
-    numbers = {"nodes": size.get("nodes"), "edges": size.get("edges"), "loss": loss.get("circuit"), "full_loss": loss.get("full")}
-    numbers |= {"accuracy": accuracy.get("circuit"), "meets_target": result.get("meets_target"), "why": result.get("why")}
-    return numbers | {"report": result["paths"].get("report")}
+def _numbers(folder: Path) -> Facts:
+    """What the table needs of a circuit job's result. Raises BrokenArtifact."""
+    try:
+        result = client.summary(folder)
+        size, loss, accuracy = (result[name] for name in ("circuit", "loss", "accuracy"))
+        numbers = {"nodes": int(size["nodes"]), "edges": int(size["edges"]), "loss": float(loss["circuit"])}
+        numbers |= {"full_loss": float(loss["full"]), "accuracy": float(accuracy["circuit"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BrokenArtifact(f"the result in {folder} holds no circuit's numbers ({error}); run the job again") from None
+    report = result["paths"].get("report")
+    why = {"meets_target": bool(result.get("meets_target")), "why": result.get("why")}
+    return numbers | why | {"report": str(Path(report).absolute()) if report else None}

@@ -96,12 +96,19 @@ def test_of_five_models_one_fails_and_only_its_job_is_queued_again(machine, mode
     assert (result.code, result.json["path"]) == (0, str(out))
     assert json.loads((out / "summary.json").read_text()) == {key: value for key, value in result.json.items() if key != "path"}
     page = Page(out / "index.html")
-    assert "5 of 5 circuits in 5 models meet their target loss, of 34 to 34 edges." in page.text
+    assert "5 of 5 circuits in 5 models meet their target loss, with 34 to 34 edges." in page.text
     reports = [link for link in page.links if link.startswith("file://")]
     assert len(reports) == 5
     assert all(Path(link.removeprefix("file://")).is_file() for link in reports)
     assert machine.extract(*request, "--json").json["queued"] == []
     listed = machine.extract("batch", "list", "--json").json
+    machine.records.client.hset(f"ex:job:{cells['m0']['job']}", "artifact", "/elsewhere/result")
+    (machine.settings.root / cells["m1"]["job"] / "result" / "circuits" / "quote_close" / "result.json").write_text("{}")
+    worse = machine.extract("batch", "result", told["batch"], "--json")
+    found = {Path(model["model"]).name: model["tasks"]["quote_close"] for model in worse.json["models"]}
+    assert (found["m0"]["state"], found["m0"]["edges"], found["m2"]["edges"]) == ("succeeded", None, 34)
+    assert "not visible from here" in found["m0"]["why"]
+    assert "holds no circuit's numbers" in found["m1"]["error"]
     assert [(batch["batch"], batch["state"], batch["models"]) for batch in listed] == [(told["batch"], "succeeded", 5)]
 
 
