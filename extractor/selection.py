@@ -26,6 +26,7 @@ from extractor.task_sources import Choice, ask_under, longest_prompt, refuse_if_
 from tasks.files import FileTask
 
 LOOKERS = 8  # models looked into at once
+MOST_LETTERS = 500  # of a reason
 _CHUNK = 16
 
 
@@ -121,9 +122,10 @@ def judge(candidate: Candidate, rules: Rules, tasks: Choice, bridge: BridgeSpec)
         left_out = _left_out(files.path, tasks, bridge) if isinstance(files, FolderFiles) else {}
         return Verdict(candidate.asked, reference, parameters, _digest(files) or reference, left_out)
     except ExtractorError as error:
-        return Verdict(candidate.asked, reason=str(error))
+        return Verdict(candidate.asked, reason=_one_line(str(error)))
     except Exception as error:  # what strangers uploaded may be broken in any way, and one model must not end the batch
-        return Verdict(candidate.asked, reason=f"model {candidate.asked!r} cannot be looked into ({type(error).__name__}: {error})")
+        reason = f"model {candidate.asked!r} cannot be looked into ({type(error).__name__}: {error})"
+        return Verdict(candidate.asked, reason=_one_line(reason))
 
 
 def _each_once(candidates: Iterable[Candidate], seen: set[str]) -> Iterator[Candidate]:
@@ -131,6 +133,12 @@ def _each_once(candidates: Iterable[Candidate], seen: set[str]) -> Iterator[Cand
         if candidate.asked not in seen:
             seen.add(candidate.asked)
             yield candidate
+
+
+def _one_line(text: str) -> str:
+    """A reason fit for a terminal: it may quote a stranger's config at any length, escape codes and all."""
+    line = " ".join("".join(c if c.isprintable() or c.isspace() else "?" for c in text).split())
+    return line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]}..."
 
 
 def _check_owner(candidate: Candidate, rules: Rules) -> None:

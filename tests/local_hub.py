@@ -68,7 +68,7 @@ class Repository:
         try:
             config = json.loads(files["config.json"])
             return told | {"config": {key: config[key] for key in LISTED_FIELDS if key in config}}
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, RecursionError):
             return told
 
 

@@ -140,6 +140,31 @@ def test_refusals_are_kept_when_the_limit_was_reached_before(small: LocalHub, tm
     assert again["refused"] == first["refused"]
 
 
+def test_metadata_that_is_broken_in_any_way_costs_its_own_model_only(small: LocalHub, tmp_path: Path):
+    odd = {
+        "list": b"[]",
+        "text": b'"gpt2"',
+        "null": b"null",
+        "bytes": b"\xff\xfe",
+        "deep": b"[" * 200_000,
+        "large": b'{"model_type": "' + b"x" * 2_000_000 + b'"}',
+        "long": b'{"model_type": "' + b"x" * 100_000 + b'"}',
+        "type": b'{"model_type": ["gpt2"]}',
+        "names": b'{"model_type": "gpt2", "architectures": 7}',
+        "escape": b'{"model_type": "gpt2", "quantization_config": {"quant_method": "\\u001b[2J\\n"}}',
+        "method": b'{"model_type": "gpt2", "quantization_config": 4}',
+    }
+    for name, config in odd.items():
+        small.models[f"lab/odd-{name}"] = Repository({SHA: gpt2_files(name) | {"config.json": config}}, parameters=1000)
+    small.models["lab/odd-count"] = Repository({SHA: gpt2_files("count")}, parameters="many")  # type: ignore[arg-type]
+    found = choose_from(small, tmp_path, "hub:lab/")
+    assert taken(found) == ["lab/a", "lab/b", "lab/d"]
+    refused = reasons(found)
+    assert set(refused) == {f"lab/odd-{name}" for name in (*odd, "count")}
+    assert all(reason.isprintable() and 20 < len(reason) < 510 for reason in refused.values()), refused
+    assert "is quantized (?[2J )" in refused["lab/odd-escape"]
+
+
 def test_a_token_opens_what_is_gated(small: LocalHub, tmp_path: Path):
     small.models["lab/a"].gated = "manual"
     assert "lab/a" in reasons(choose_from(small, tmp_path, "hub:lab/"))
