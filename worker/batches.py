@@ -13,7 +13,9 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import redis
@@ -55,7 +57,7 @@ class Batch:
     selection: Selection
     created: float
 
-    @property
+    @cached_property
     def children(self) -> list[Child]:
         taken = self.selection.taken
         return [Child(self._job(model, task), model, task) for model in taken for task in self.tasks if task not in model.left_out]
@@ -137,21 +139,26 @@ def queue(service: Service, batch: Batch, priority: str = "low") -> list[str]:
     return queued
 
 
-def look(service: Service, batch: Batch) -> list[Facts]:
+def look(service: Service, batch: Batch, before: Sequence[Facts] = ()) -> list[Facts]:
     """What every child is doing: job, model, task, state, attempt, progress, metrics, error, worker, artifact.
 
     state is one of STATES: 'missing' of a job that was never queued, or whose record and result are both gone.
+    before: an earlier look; those that had succeeded then are not asked about again.
     """
-    return [_facts(service, child, record) for child, record in zip(batch.children, _records(service, batch), strict=True)]
+    done = {facts["job"]: facts for facts in before if facts["state"] in ("succeeded", NOT_EXPRESSIBLE)}
+    records = _records(service, [child.job for child in batch.children if child.job not in done])
+    return [done.get(child.job) or _facts(service, child, records[child.job]) for child in batch.children]
 
 
-def _records(service: Service, batch: Batch) -> list[dict[str, str]]:
-    jobs, found = [child.job for child in batch.children], []
+def _records(service: Service, jobs: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Job -> its record, empty where there is none."""
+    found: dict[str, dict[str, str]] = {}
     for start in range(0, len(jobs), AT_ONCE):
+        some = jobs[start : start + AT_ONCE]
         with service.records.client.pipeline(transaction=False) as pipe:
-            for job in jobs[start : start + AT_ONCE]:
+            for job in some:
                 pipe.hgetall(f"ex:job:{job}")
-            found += pipe.execute()
+            found |= zip(some, pipe.execute(), strict=True)
     return found
 
 
@@ -199,11 +206,12 @@ def watch(service: Service, batch: Batch) -> Iterator[list[Facts]]:
 
     Local workers are started as they are needed. Raises ServiceUnavailable when nothing answers for a minute, or no worker stays up.
     """
+    facts: list[Facts] = []
     starts, away_since, ended = 0, None, -1
     while True:
         try:
             starts += local.ensure_worker(service.records, service.settings)
-            facts = look(service, batch)
+            facts = look(service, batch, facts)
             away_since = None
         except redis.RedisError as error:
             away_since = away_since or time.monotonic()
@@ -212,11 +220,14 @@ def watch(service: Service, batch: Batch) -> Iterator[list[Facts]]:
                     f"Redis went away ({error}); the jobs are kept, watch them again: extract batch watch {batch.id}"
                 ) from None
             time.sleep(LOOK_SECONDS)
+            with suppress(ServiceUnavailable):
+                service = client.open_service(service.settings)  # the embedded server is started again
             continue
         yield facts
         done = sum(child["state"] not in ("queued", "running") for child in facts)
         if done == len(facts):
-            service.records.client.expire(_key(batch.id), KEEP_SECONDS)
+            with suppress(redis.RedisError):
+                service.records.client.expire(_key(batch.id), KEEP_SECONDS)
             return
         if done > ended:
             starts, ended = 0, done

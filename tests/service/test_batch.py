@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -132,6 +134,18 @@ def test_cancelling_a_batch_stops_every_job_and_the_same_submit_goes_on(machine,
     again = machine.extract(*request, "--wait")
     assert again.code == 0
     assert again.json["counts"] == {"succeeded": 10}
+
+
+def test_somebody_who_watches_a_batch_outlives_a_killed_server(machine, models: Path):
+    machine.plan(steps=15, seconds=0.1)
+    batch = machine.extract("batch", "submit", "--models", str(models), "--task", "quote_close", "--limit", "2", "--json").json
+    watching = machine.spawn("batch", "watch", batch["batch"], "--json")
+    assert watching.stdout is not None
+    assert json.loads(watching.stdout.readline())["state"] in ("queued", "running")
+    os.kill(machine.server_pid(), signal.SIGKILL)
+    out, err = watching.communicate(timeout=60)
+    assert watching.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])["counts"] == {"succeeded": 2}
 
 
 def test_a_task_that_a_model_turns_out_unable_to_express_is_no_failure(machine, models: Path):
