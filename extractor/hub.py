@@ -23,12 +23,14 @@ class HubFiles:
     """The files at the top of a repository's commit.
 
     sizes: name -> bytes, 0 where the hub does not say. parameters: of its safetensors as the hub counts them, None where it does not.
+    digests: name -> what the hub knows its content by: its sha256, or for small files 'git:' and the hash that git has for it.
     """
 
     name: str
     sha: str
     sizes: Mapping[str, int] = field(repr=False)
     parameters: int | None = None
+    digests: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def label(self) -> str:
@@ -73,8 +75,10 @@ def look(reference: str) -> HubFiles:
         raise refusal(name, revision, error) from None
     if info.disabled:
         raise ModelNotFound(_disabled(name))
-    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or [] if "/" not in sibling.rfilename}
-    return HubFiles(name, str(info.sha), sizes, info.safetensors.total if info.safetensors else None)
+    top = [sibling for sibling in info.siblings or [] if "/" not in sibling.rfilename]
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in top}
+    digests = {sibling.rfilename: sibling.lfs.sha256 if sibling.lfs else f"git:{sibling.blob_id}" for sibling in top}
+    return HubFiles(name, str(info.sha), sizes, info.safetensors.total if info.safetensors else None, digests)
 
 
 def download(reference: str, patterns: list[str]) -> Path:
@@ -106,8 +110,7 @@ def refusal(name: str, revision: str, error: Exception) -> ModelNotFound:
     if isinstance(error, HFValidationError):
         return ModelNotFound(f"model {name!r} not found: no folder, not bundled, and no name that the hub allows; write ID or OWNER/ID")
     if isinstance(error, GatedRepoError):
-        way = "with the account of your HF_TOKEN, which has no access yet" if token() else "and set HF_TOKEN"
-        return ModelNotFound(f"model {name!r} on the hub is gated: accept its terms on its page {way}")
+        return gated(name)
     if isinstance(error, DisabledRepoError):
         return ModelNotFound(_disabled(name))
     if isinstance(error, RevisionNotFoundError):
@@ -117,10 +120,16 @@ def refusal(name: str, revision: str, error: Exception) -> ModelNotFound:
         return ModelNotFound(f"model {name!r} not found: no folder, not bundled, and not on the hub, or private: {private}")
     if isinstance(error, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         return ModelNotFound(f"model {name!r} cannot be fetched: HF_HUB_OFFLINE is set; unset it, or name a folder or a bundled model")
-    return ModelNotFound(f"model {name!r} cannot be fetched: {_reason(error)}")
+    return ModelNotFound(f"model {name!r} cannot be fetched: {reason(error)}")
 
 
-def _reason(error: Exception) -> str:
+def gated(name: str) -> ModelNotFound:
+    """The error for a repository whose terms must be accepted first."""
+    way = "with the account of your HF_TOKEN, which has no access yet" if token() else "and set HF_TOKEN"
+    return ModelNotFound(f"model {name!r} on the hub is gated: accept its terms on its page {way}")
+
+
+def reason(error: Exception) -> str:
     """Why the hub, which may well have the model, does not give it now."""
     status = _status(error)
     if status == 401:

@@ -142,14 +142,17 @@ def check_tokenizer(files: Files) -> None:
         )
 
 
-def check_size(files: Files, limit: int, setting: str) -> None:
-    """Check that a model has at most `limit` parameters; `setting` is what changes it. Raises UnsupportedModel."""
+def check_size(files: Files, limit: int, setting: str) -> int:
+    """How many parameters a model has, `limit` at most; `setting` is what changes that. Raises UnsupportedModel.
+
+    Where nobody says, they are counted from the bytes of its weights, at 2 or 4 each.
+    """
     count, about = files.parameters, ""
     if count is None:
         config = _object(files, CONFIG, "model")
         width = 2 if str(config.get("dtype") or config.get("torch_dtype")) in HALF else 4
         count, about = (
-            sum(size for name, size in files.sizes.items() if name.startswith("model") and name.endswith(".safetensors")) // width,
+            sum(files.sizes[name] for name in weight_files(files.sizes)) // width,
             "about ",
         )
     if count > limit:
@@ -157,6 +160,13 @@ def check_size(files: Files, limit: int, setting: str) -> None:
             f"model {files.label} has {about}{count:,} parameters, more than the {limit:,} allowed; where the worker has the memory, "
             f"set {setting} higher"
         )
+    return count
+
+
+def weight_files(found: Iterable[str]) -> list[str]:
+    """Names of the files that hold a model's weights, of all names at its place."""
+    names = set(found)
+    return [WEIGHTS] if WEIGHTS in names else sorted(name for name in names if name.startswith("model") and name.endswith(".safetensors"))
 
 
 def check_adapter(files: Files) -> dict[str, Any]:

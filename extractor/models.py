@@ -90,7 +90,7 @@ def resolve(reference: str) -> str:
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact, SpecError.
     """
-    return _resolve_model(*_find(reference, "model"))[0]
+    return _resolve_model(*find(reference, "model"))[0]
 
 
 def resolve_pair(model: str, adapter: str | None = None) -> tuple[str, str | None]:
@@ -98,9 +98,9 @@ def resolve_pair(model: str, adapter: str | None = None) -> tuple[str, str | Non
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact, SpecError.
     """
-    found, files = _find(model, "model")
+    found, files = find(model, "model")
     if adapter is not None:
-        reference, others = _find(adapter, "adapter")
+        reference, others = find(adapter, "adapter")
         check_adapter(others)
         return _dense(found, files), reference
     if is_adapter(files):
@@ -151,8 +151,8 @@ def _local(reference: str, kind: str, patterns: list[str]) -> Path:
     return hub.download(reference, patterns)
 
 
-def _find(reference: str, kind: str) -> tuple[str, Files]:
-    """The pinned form of a reference and the files it names, not checked yet."""
+def find(reference: str, kind: str) -> tuple[str, Files]:
+    """The pinned form of a reference and the files it names, not checked yet. Raises ModelNotFound, UnsupportedModel."""
     if _is_bundled(reference):
         return reference, FolderFiles(BUNDLED / reference)
     if _is_folder(reference):
@@ -174,10 +174,15 @@ def _resolve_model(reference: str, files: Files) -> tuple[str, str]:
     """The reference and model_type of a model that a job can be made with."""
     model_type = check_model(files)
     check_size(files, max_parameters(), MAX_PARAMETERS)
+    check_rest(files)
+    return reference, model_type
+
+
+def check_rest(files: Files) -> None:
+    """Check what is needed beside config and weights: a tokenizer, and of a folder all shards. Raises UnsupportedModel, BrokenArtifact."""
     check_tokenizer(files)
     if isinstance(files, FolderFiles):
         check_shards(files.path)
-    return reference, model_type
 
 
 def _dense(reference: str, files: Files) -> str:
@@ -196,7 +201,7 @@ def _base_of(files: Files, config: dict[str, Any]) -> str:
         raise UnsupportedModel(f"adapter {files.label} names {named} as its base, neither a folder of this machine nor a hub id; {both}")
     try:
         if is_folder or _is_bundled(name):
-            return _dense(*_find(name, "model"))
+            return _dense(*find(name, "model"))
         return _dense(*_find_on_hub(f"{name}@{revision}" if revision else name))
     except (ModelNotFound, UnsupportedModel, BrokenArtifact) as error:
         raise type(error)(f"base of the adapter {files.label}: {error}; or {both}") from None

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, unquote, urlencode
 
 TOKEN = "hf_good"  # the one token that this hub knows
+LISTED_FIELDS = ("architectures", "model_type", "auto_map", "quantization_config")  # of a config, in listings
+PAGE = 30  # models on a page of a listing
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Repository:
     seconds       every answer takes so long
     parameters    what the hub counts in the safetensors; None: it does not say
     sizes         path -> bytes the hub claims the file has
+    tags          by which a search may filter
     """
 
     commits: dict[str, dict[str, bytes]]
@@ -41,6 +44,7 @@ class Repository:
     seconds: float = 0.0
     parameters: int | None = None
     sizes: dict[str, int] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
 
     def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
         sha = list(self.commits)[-1] if revision in ("", "main") else revision
@@ -50,15 +54,36 @@ class Repository:
         """The files as model_info lists them; with sizes and LFS pointers when `detailed`."""
         return [{"rfilename": path} | (_blob(content, self.sizes.get(path)) if detailed else {}) for path, content in files.items()]
 
+    def counted(self) -> dict[str, object]:
+        """What the hub says of the safetensors, if it does."""
+        if self.parameters is None:
+            return {}
+        return {"safetensors": {"parameters": {"F32": self.parameters}, "total": self.parameters}}
+
+    def listed(self, name: str) -> dict[str, object]:
+        """The repository as a search lists it: of its config only some fields."""
+        sha, files = list(self.commits.items())[-1]
+        told: dict[str, object] = {"id": name, "sha": sha, "private": self.private, "gated": self.gated, "disabled": bool(self.disabled)}
+        told |= {"siblings": self.siblings(files, detailed=False), "tags": list(self.tags)} | self.counted()
+        try:
+            config = json.loads(files["config.json"])
+            return told | {"config": {key: config[key] for key in LISTED_FIELDS if key in config}}
+        except (KeyError, ValueError, TypeError, RecursionError):
+            return told
+
 
 @dataclass
 class LocalHub:
-    """models, datasets: what is served; fetched: (revision, file) of every download; failing: the next so many data reads are cut off."""
+    """models, datasets: what is served; fetched: (revision, file) of every download; looked: names of models that were
+    looked into, in order; failing: the next so many data reads are cut off; searchless: searches are answered with this error.
+    """
 
     models: dict[str, Repository] = field(default_factory=dict)
     datasets: dict[str, Repository] = field(default_factory=dict)
     fetched: list[tuple[str, str]] = field(default_factory=list)
+    looked: list[str] = field(default_factory=list)
     failing: int = 0
+    searchless: int = 0
     endpoint: str = ""
 
     def environment(self, home: Path) -> dict[str, str]:
@@ -147,6 +172,8 @@ class _Handler(HubHandler):
             self.json([entry for entry in _tree(found[1]) if entry["path"] in form["paths"]])
 
     def api(self, path: str) -> None:
+        if path == "models":
+            return self.search()
         kind, _, rest = path.partition("/")
         if "/tree/" in rest:
             name, _, place = rest.partition("/tree/")
@@ -160,11 +187,30 @@ class _Handler(HubHandler):
         found = self.find(kind, name, revision)
         if found is not None:
             (sha, files), repository = found, getattr(self.hub, kind)[name]
+            self.hub.looked.append(name)
             detailed = "blobs" in parse_qs(self.path.partition("?")[2])
             info = {"id": name, "sha": sha, "siblings": repository.siblings(files, detailed), "tags": [], "downloads": 0}
-            if repository.parameters is not None:
-                info["safetensors"] = {"parameters": {"F32": repository.parameters}, "total": repository.parameters}
+            info |= repository.counted()
             self.json(info | {"private": repository.private, "gated": repository.gated, "disabled": bool(repository.disabled)})
+
+    def search(self) -> None:
+        """The models that a search finds, a page at a time; private ones are not told of."""
+        if self.hub.searchless:
+            return self.refuse(self.hub.searchless, "", "Internal trouble")
+        query = parse_qs(self.path.partition("?")[2])
+        words, author, tags = query.get("search", [""])[0], query.get("author", [""])[0], set(query.get("filter", ()))
+        found = [
+            repository.listed(name)
+            for name, repository in self.hub.models.items()
+            if all(word in name for word in words.split()) and (not author or name.startswith(author + "/"))
+            if tags <= set(repository.tags) and not repository.private
+        ]
+        start = int(query.get("cursor", ["0"])[0])
+        headers = {"Content_Type": "application/json"}
+        if start + PAGE < len(found):
+            following = urlencode({key: value for key, value in query.items() if key != "cursor"} | {"cursor": start + PAGE}, doseq=True)
+            headers["Link"] = f'<{self.hub.endpoint}/api/models?{following}>; rel="next"'
+        self.answer(200, json.dumps(found[start : start + PAGE]).encode(), **headers)
 
     def find(self, kind: str, name: str, revision: str, wants_file: bool = False) -> tuple[str, dict[str, bytes]] | None:
         """The commit asked for, or None after the refusal was sent."""

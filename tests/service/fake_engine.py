@@ -6,6 +6,7 @@ It is steered by a JSON file in EXTRACT_FAKE_PLAN, read at the start of each run
     die_at           kill ourselves with SIGKILL after this step, in every run that reaches it
     crash            message of an exception nobody expected
     fail             [class name, message, exit code] of an error to end with
+    fail_for         {text: such an error}, for the specs that hold that text
     deaf             whether SIGTERM is ignored
     chatter          extra progress events per step
 
@@ -38,7 +39,7 @@ def main() -> int:
     parser.add_argument("--twin", type=Path)
     parser.add_argument("--guard", action="store_true")
     options = parser.parse_args()
-    plan = {"steps": 5, "seconds": 0.02, "die_at": None, "fail": None, "deaf": False, "chatter": 0, "crash": None}
+    plan = {"steps": 5, "seconds": 0.02, "die_at": None, "fail": None, "fail_for": {}, "deaf": False, "chatter": 0, "crash": None}
     plan |= json.loads(Path(os.environ["EXTRACT_FAKE_PLAN"]).read_text()) if os.environ.get("EXTRACT_FAKE_PLAN") else {}
     if options.guard:
         threading.Thread(target=guard, daemon=True).start()
@@ -81,8 +82,9 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         if stage == "bridge" and options.twin is not None and not options.twin.is_dir():
             options.twin.mkdir(parents=True)
             shutil.copyfile(work_folder / "steps.log", options.twin / "steps.log")
-    if plan["fail"]:
-        name, message, code = plan["fail"]
+    fail = next((error for text, error in plan["fail_for"].items() if text in spec), plan["fail"])
+    if fail:
+        name, message, code = fail
         tell(event="error", type=name, message=message)
         return code
     return finish(out, json.loads(spec), work_folder)

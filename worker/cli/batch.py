@@ -1,0 +1,275 @@
+"""`extract batch`: a group whose commands are below. Their modules are loaded when they are called."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from worker.cli.options import as_json as json_option
+from worker.cli.options import no_worker as no_worker_option
+from worker.cli.options import positive, print_json, say
+
+if TYPE_CHECKING:
+    from worker.batches import Batch
+    from worker.client import Service
+
+_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def _parameters(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    """Callback of --max-params: '200M' -> 200000000."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([kKmMbB]?)", value)
+    number = int(float(found[1]) * _FACTORS[found[2].lower()]) if found else 0
+    if number < 1:
+        raise click.BadParameter(f"{value!r} is not a number of parameters; write 200M, 1.5B or 124000000")
+    return number
+
+
+@click.group("batch", short_help="Extract circuits from many models: a search on the hub, a file, a folder.")
+def command() -> None:
+    """Extract tasks' circuits from many models. Every command takes --json.
+
+    \b
+    Example: extract batch submit --models hub:filter=gpt2 --task all --max-params 200M --limit 50 --dry-run
+             extract batch watch BATCH
+             extract batch result BATCH --out FOLDER
+    """
+
+
+_OPTIONS = (
+    click.option("--models", multiple=True, required=True, metavar="hub:QUERY|FILE|DIR", help="Where the models come from. Repeatable."),
+    click.option("--task", "tasks", multiple=True, required=True, help="A name of `extract tasks`, a JSONL file, or 'all'. Repeatable."),
+    click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Most models taken."),
+    click.option("--max-params", "most_parameters", callback=_parameters, metavar="N", help="Most parameters of a model: 200M, 1.5B."),
+    click.option("--org", "owners", multiple=True, metavar="OWNER", help="Take hub models of this owner only. Repeatable."),
+    click.option("--preset", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True, help="How much work to do."),
+    click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss to reach, in nats."),
+    click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Same seed, same result."),
+    click.option("--init", type=click.Choice(["dense", "scratch"]), help="Where sparse models start; by preset."),
+    click.option("--corpus", multiple=True, help="Text: 'stdlib', 'generated', a folder, .txt, .py or .jsonl file. Repeatable."),
+    click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset. Repeatable."),
+    click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="low", show_default=True, help="Place in the queue."),
+    click.option("--dry-run", is_flag=True, help="Say which models would be taken and why others are refused; queue nothing."),
+    click.option("--wait", is_flag=True, help="Follow the batch until it ends, and show its result."),
+    no_worker_option,
+    json_option,
+)
+
+
+def _submit_options(function: Any) -> Any:
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+@command.command("submit", short_help="Choose models and queue a job for each model and task.")
+@_submit_options
+def submit(priority: str, dry_run: bool, wait: bool, no_worker: bool, as_json: bool, **asked: Any) -> int:
+    """Choose models by their metadata, and queue a job for each model and task; again, only what is missing or failed.
+
+    \b
+    Example: extract batch submit --models hub:filter=gpt2 --task all --max-params 200M --limit 50
+             extract batch submit --models my-models.txt --models models/ --task quote_close --wait
+    """
+    from worker import batch_request, batches
+    from worker.cli.batch_view import describe_selection, show_plan
+    from worker.cli.connect import open_for, warn_without_worker
+
+    order = batch_request.Order(**asked)
+    if dry_run:
+        batch = _plan(order, None, as_json)
+        print_json(_told(batch)) if as_json else show_plan(batch)
+        return 0
+    service = open_for(no_worker)
+    batch = _plan(order, service, as_json)
+    batch_request.check_any(batch)
+    batches.save(service, batch)
+    queued = batches.queue(service, batch, priority)
+    if queued:
+        warn_without_worker(service)
+    if wait:
+        return _follow(service, batch, as_json)
+    if as_json:
+        print_json(_told(batch) | {"queued": queued})
+    else:
+        click.echo(batch.id)
+        say(f"{describe_selection(batch)}, {len(queued)} of them queued now; follow them: extract batch watch {batch.id}")
+    return 0
+
+
+def _plan(order: Any, service: Service | None, as_json: bool) -> Batch:
+    """The batch, telling people at a terminal how many models have been looked at."""
+    from rich.console import Console
+
+    from worker import batch_request, batches
+
+    with Console(stderr=True, quiet=as_json).status("looking at models") as status:
+
+        def on_look(looked: int, taken: int) -> None:
+            status.update(f"looked at {looked:,} models, {taken:,} taken")
+
+        return batch_request.plan(order, lambda batch: batches.find(service, batch) if service else None, on_look)
+
+
+def _told(batch: Batch) -> dict[str, Any]:
+    taken = [
+        {"model": m.asked, "reference": m.reference, "parameters": m.parameters, "left_out": dict(m.left_out)}
+        for m in batch.selection.taken
+    ]
+    refused = [{"model": m.asked, "reason": m.reason} for m in batch.selection.refused]
+    told = {"batch": batch.id, "tasks": list(batch.tasks), "jobs": len(batch.children), "models": taken, "refused": refused}
+    return told | {"is_complete": batch.selection.is_complete}
+
+
+@command.command("status", short_help="Show how far a batch is.")
+@click.argument("batch")
+@no_worker_option
+@json_option
+def status(batch: str, no_worker: bool, as_json: bool) -> int:
+    """Show how far a batch is. Exit code 1 if a job has failed so far, 5 if one was cancelled.
+
+    \b
+    Example: extract batch status b1f0c3a97e
+    """
+    from worker import batches
+    from worker.cli.batch_view import show_status
+
+    service, found = _open(batch, no_worker)
+    facts = batches.look(service, found)
+    counts = batches.count(facts)
+    if as_json:
+        print_json(_told(found) | {"state": batches.state_of(counts), "counts": counts, "jobs": facts, "asked": found.asked})
+    else:
+        show_status(found, batches.state_of(counts), facts)
+    return _exit(batch, counts)
+
+
+@command.command("watch", short_help="Follow a batch until it ends.")
+@click.argument("batch")
+@no_worker_option
+@json_option
+def watch(batch: str, no_worker: bool, as_json: bool) -> int:
+    """Follow a batch until it ends, then show its result. Exit code 1 if a job failed, 5 if one was cancelled.
+
+    \b
+    Example: extract batch watch b1f0c3a97e
+    """
+    service, found = _open(batch, no_worker)
+    return _follow(service, found, as_json)
+
+
+@command.command("cancel", short_help="Cancel every job of a batch.")
+@click.argument("batch")
+@json_option
+def cancel(batch: str, as_json: bool) -> int:
+    """Cancel every job of a batch that has not ended: queued ones at once, running ones save their checkpoint and stop within seconds.
+
+    \b
+    Example: extract batch cancel b1f0c3a97e
+    """
+    from worker import batches
+
+    service, found = _open(batch, no_worker=True)
+    told = batches.cancel(service, found)
+    if as_json:
+        print_json({"batch": batch} | told)
+    else:
+        click.echo(f"batch {batch}: {told['cancelled']} jobs cancelled, {told['running']} told to stop, {told['ended']} had already ended")
+    return 0
+
+
+@command.command("result", short_help="Show what a batch has come to, and draw its page.")
+@click.argument("batch")
+@click.option("--out", type=click.Path(path_type=Path), help="Where the page and summary.json go; default: STATE_DIR/batches/BATCH.")
+@click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
+@json_option
+def result(batch: str, out: Path | None, open_page: bool, as_json: bool) -> int:
+    """Show what a batch has come to so far: every model and task, and why models were refused; written as summary.json and index.html.
+
+    \b
+    Example: extract batch result b1f0c3a97e --out everything --open
+    """
+    service, found = _open(batch, no_worker=True)
+    code, place = _show_result(service, found, out, as_json)
+    if open_page:
+        click.launch(str(place / "index.html"))
+    return code
+
+
+@command.command("list", short_help="List batches, newest first.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Most batches shown.")
+@json_option
+def list_(limit: int, as_json: bool) -> int:
+    """List batches, newest first.
+
+    \b
+    Example: extract batch list --limit 5
+    """
+    from worker import batches
+    from worker.cli.batch_view import show_batches
+    from worker.cli.connect import open_for
+
+    service = open_for(no_worker=True)
+    rows = []
+    for batch in batches.newest(service, limit):
+        counts = batches.count(batches.look(service, batch))
+        told = {"batch": batch.id, "state": batches.state_of(counts), "created": batch.created, "models": len(batch.selection.taken)}
+        rows.append(told | {"refused": len(batch.selection.refused), "tasks": batch.tasks, "counts": counts, "asked": batch.asked})
+    print_json(rows) if as_json else show_batches(rows)
+    return 0
+
+
+def _open(batch: str, no_worker: bool) -> tuple[Service, Batch]:
+    from worker import batches
+    from worker.cli.connect import open_for
+    from worker.records import check_id
+
+    check_id(batch)
+    service = open_for(no_worker)
+    return service, batches.need(service, batch)
+
+
+def _follow(service: Service, batch: Batch, as_json: bool) -> int:
+    from worker import batches
+    from worker.cli.batch_view import make_batch_view
+
+    try:
+        with make_batch_view(as_json) as view:
+            for facts in batches.watch(service, batch):
+                view.show(facts)
+    except KeyboardInterrupt:
+        again, end = f"extract batch watch {batch.id}", f"extract batch cancel {batch.id}"
+        say(f"stopped watching; batch {batch.id} goes on. Watch it again: {again}    End it: {end}")
+        return 130
+    return _show_result(service, batch, None, as_json)[0]
+
+
+def _show_result(service: Service, batch: Batch, out: Path | None, as_json: bool) -> tuple[int, Path]:
+    """Write the summary and the page, and show them: the exit code, and where they lie."""
+    from worker import batch_results
+    from worker.cli.batch_view import show_summary
+
+    place = batch_results.check_out(out or batch_results.folder_of(service.settings, batch.id))
+    summary = batch_results.gather(service, batch)
+    batch_results.write(place, summary)
+    if as_json:
+        print_json(summary | {"path": str(place)})
+    else:
+        show_summary(summary, str(place))
+    return _exit(batch.id, summary["counts"]), place
+
+
+def _exit(batch: str, counts: dict[str, int]) -> int:
+    """The exit code that the children mean, with its line on stderr."""
+    from worker import batches
+
+    error = batches.ending(batch, counts)
+    if error is None:
+        return 0
+    say(f"error: {error}")
+    return error.exit_code
