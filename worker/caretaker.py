@@ -23,6 +23,7 @@ import redis
 from extractor.errors import ExtractorError
 from worker import local, processes, server
 from worker.app import KEY_PREFIX, QUEUES
+from worker.counts import Counts
 from worker.records import Records, Worker
 from worker.settings import Settings
 
@@ -49,6 +50,7 @@ class Caretaker(threading.Thread):
         self.worker_name = name
         self._records, self._settings, self._publish, self._current_job = records, settings, publish, current_job
         self._idle_exit, self._is_local = idle_exit, is_local
+        self._counts = Counts(records.client)
         self._stopping = threading.Event()
         self._busy_at = time.monotonic()
         self._reconnected_at: float | None = None  # None until a connection was lost
@@ -125,7 +127,10 @@ class Caretaker(threading.Thread):
             return
         self._looked_at = time.monotonic()
         before = time.time() - self._settings.republish_after
-        queued = {job: float(record["updated"]) for job, record in self._records.open_jobs().items() if record["state"] == "queued"}
+        open_jobs = self._records.open_jobs()
+        self._counts.prepare()
+        self._counts.mend(open_jobs, self._settings.lease_ttl)
+        queued = {job: float(record["updated"]) for job, record in open_jobs.items() if record["state"] == "queued"}
         old = [job for job, since in queued.items() if since < before]
         waiting = self._waiting_jobs() if old else set()
         for job in old:
