@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -24,8 +23,9 @@ from extractor.errors import ExtractorError
 from worker import local, processes, server
 from worker.app import KEY_PREFIX, QUEUES
 from worker.counts import Counts
-from worker.records import Records, Worker
+from worker.records import Records
 from worker.settings import Settings
+from worker.vitals import Vitals
 
 log = logging.getLogger("extract")
 
@@ -49,8 +49,9 @@ class Caretaker(threading.Thread):
         super().__init__(name="caretaker", daemon=True)
         self.worker_name = name
         self._records, self._settings, self._publish, self._current_job = records, settings, publish, current_job
-        self._idle_exit, self._is_local = idle_exit, is_local
+        self._idle_exit = idle_exit
         self._counts = Counts(records.client)
+        self._vitals = Vitals(name, records, settings, is_local)
         self._stopping = threading.Event()
         self._busy_at = time.monotonic()
         self._reconnected_at: float | None = None  # None until a connection was lost
@@ -88,8 +89,7 @@ class Caretaker(threading.Thread):
 
     def announce(self) -> None:
         """Tell Redis that this worker lives and what it does."""
-        facts = Worker(self.worker_name, socket.gethostname(), self._current_job(), str(processes.identify()), self._is_local)
-        self._records.announce(facts, ttl=max(3 * self._settings.reap_every, 5))
+        self._records.announce(self._vitals.look(self._current_job()), ttl=max(3 * self._settings.reap_every, 5))
 
     def connection_returned(self) -> None:
         """Redis answers again after an absence."""
