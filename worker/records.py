@@ -17,6 +17,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,14 @@ class Records:
             raise NotFound(f"job {job!r} not found; `extract list` shows the jobs there are")
         return record
 
+    def get_many(self, jobs: Iterable[str]) -> dict[str, dict[str, str]]:
+        """The records of those of the jobs that there are, in one question."""
+        ids = [check_id(job) for job in dict.fromkeys(jobs)]
+        with self.client.pipeline(transaction=False) as batch:
+            for job in ids:
+                batch.hgetall(f"ex:job:{job}")
+            return {job: record for job, record in zip(ids, batch.execute(), strict=True) if record}
+
     def claim(self, job: str, token: str, ttl: float, host: str, worker: str, process: str) -> str:
         """Take a queued job: 'claimed', or why not: 'unknown', 'held', 'terminal', 'cancelled'."""
         return self._run("claim", job, [token, _ms(ttl), host, worker, process])
@@ -143,13 +152,10 @@ class Records:
     def newest(self, limit: int) -> list[tuple[str, dict[str, str]]]:
         """The newest jobs as (id, record); ids whose record has expired are forgotten on the way."""
         ids: Any = self.client.zrange("ex:jobs", 0, limit - 1, desc=True)
-        with self.client.pipeline(transaction=False) as batch:
-            for job in ids:
-                batch.hgetall(f"ex:job:{job}")
-            found = dict(zip(ids, batch.execute(), strict=True))
-        if expired := [job for job, record in found.items() if not record]:
+        found = self.get_many(ids)
+        if expired := [job for job in ids if job not in found]:
             self.client.zrem("ex:jobs", *expired)
-        return [(job, record) for job, record in found.items() if record]
+        return list(found.items())
 
     def open_jobs(self) -> dict[str, dict[str, str]]:
         """What the caretaker needs to know of each open job, oldest first: state, token, process, worker, updated."""
