@@ -58,6 +58,17 @@ def open_service(settings: Settings) -> Service:
     return Service(settings, settings.redis_url, records)
 
 
+def without_asking(settings: Settings) -> Service:
+    """The same without asking whether the server of EXTRACT_REDIS_URL is there, for those who can wait for it.
+
+    Raises ServiceUnavailable when it is not safe or the embedded server does not start, or UsageError.
+    """
+    if settings.redis_url is None:
+        return open_service(settings)
+    urls.check_safe(settings.redis_url, settings.allow_insecure)
+    return Service(settings, settings.redis_url, Records(connect(settings.redis_url)))
+
+
 def submit(service: Service, spec: JobSpec, job: str | None = None, priority: str = "normal") -> str:
     """Record a job, see that somebody will run it, publish it: its id.
 
