@@ -19,14 +19,14 @@ LOOK_UPS = ("hgetall", "hmget", "hget")
 
 @pytest.fixture
 def exporter(machine):
-    """The command at work: what it says when it is scraped, as {(name, labels): value}."""
+    """The command at work: what it says when it is scraped, as {(name, values of its labels by their names): value}."""
     process = machine.spawn("metrics", "--port", "0", "--json")
     url = json.loads(process.stdout.readline())["url"]
 
     def scrape():
         text = urllib.request.urlopen(url, timeout=30).read().decode()
         samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-        return {(sample.name, *sample.labels.values()): sample.value for sample in samples}
+        return {(sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value for sample in samples}
 
     scrape.process, scrape.url = process, url
     return scrape
@@ -53,10 +53,10 @@ def test_jobs_queues_leases_and_workers_are_told(machine, exporter):
     assert 1000 <= found["extract_queue_oldest_seconds",] < 1030
     assert 500 <= found["extract_lease_age_seconds_max",] < 530
     assert (found["extract_workers", "busy"], found["extract_workers", "idle"]) == (1, 1)
-    assert found["extract_worker_info", "w@h", "h", "GPU, 1 GiB", "1"] == 1
+    assert found["extract_worker_info", "GPU, 1 GiB", "h", "1", "w@h"] == 1
     assert (found["extract_worker_memory_bytes", "w@h"], found["extract_worker_gpu_memory_bytes", "w@h"]) == (5, 6)
     assert ("extract_worker_gpu_memory_bytes", "idle@h") not in found
-    assert found["extract_tokens_per_second", "w@h", "first"] == 8.5
+    assert found["extract_tokens_per_second", "first", "w@h"] == 8.5
 
 
 def test_while_redis_is_away_it_is_not_up_and_says_so_in_a_line(machine, exporter):
