@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -23,8 +22,10 @@ import redis
 from extractor.errors import ExtractorError
 from worker import local, processes, server
 from worker.app import KEY_PREFIX, QUEUES
-from worker.records import Records, Worker
+from worker.counts import Counts
+from worker.records import Records
 from worker.settings import Settings
+from worker.vitals import Vitals
 
 log = logging.getLogger("extract")
 
@@ -48,7 +49,9 @@ class Caretaker(threading.Thread):
         super().__init__(name="caretaker", daemon=True)
         self.worker_name = name
         self._records, self._settings, self._publish, self._current_job = records, settings, publish, current_job
-        self._idle_exit, self._is_local = idle_exit, is_local
+        self._idle_exit = idle_exit
+        self._counts = Counts(records.client)
+        self._vitals = Vitals(name, records, settings, is_local)
         self._stopping = threading.Event()
         self._busy_at = time.monotonic()
         self._reconnected_at: float | None = None  # None until a connection was lost
@@ -86,8 +89,7 @@ class Caretaker(threading.Thread):
 
     def announce(self) -> None:
         """Tell Redis that this worker lives and what it does."""
-        facts = Worker(self.worker_name, socket.gethostname(), self._current_job(), str(processes.identify()), self._is_local)
-        self._records.announce(facts, ttl=max(3 * self._settings.reap_every, 5))
+        self._records.announce(self._vitals.look(self._current_job()), ttl=max(3 * self._settings.reap_every, 5))
 
     def connection_returned(self) -> None:
         """Redis answers again after an absence."""
@@ -125,12 +127,12 @@ class Caretaker(threading.Thread):
             return
         self._looked_at = time.monotonic()
         before = time.time() - self._settings.republish_after
-        jobs = self._records.open_jobs()
+        open_jobs = self._records.open_jobs()
+        self._counts.prepare()
+        self._counts.mend(open_jobs, self._settings.lease_ttl)
         # Those that wait for another open job are published when that one leaves their twin.
-        queued = {
-            job: float(record["updated"]) for job, record in jobs.items() if record["state"] == "queued" and record["waits"] not in jobs
-        }
-        old = [job for job, since in queued.items() if since < before]
+        free = {job: record for job, record in open_jobs.items() if record["state"] == "queued" and record["waits"] not in open_jobs}
+        old = [job for job, record in free.items() if float(record["updated"]) < before]
         waiting = self._waiting_jobs() if old else set()
         for job in old:
             if job not in waiting:

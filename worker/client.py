@@ -17,7 +17,7 @@ import redis
 from extractor import artifacts
 from extractor.errors import Cancelled, ExtractorError, NotFound, OutputError, ServiceUnavailable, UsageError
 from worker import local, server, urls
-from worker.records import TERMINAL, Records, check_id, connect, describe
+from worker.records import TERMINAL, Records, check_id, connect
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,6 +56,17 @@ def open_service(settings: Settings) -> Service:
             f"Redis at {urls.mask(settings.redis_url)} cannot be reached ({error}); check EXTRACT_REDIS_URL and that the server runs"
         ) from None
     return Service(settings, settings.redis_url, records)
+
+
+def without_asking(settings: Settings) -> Service:
+    """The same without asking whether the server of EXTRACT_REDIS_URL is there, for those who can wait for it.
+
+    Raises ServiceUnavailable when it is not safe or the embedded server does not start, or UsageError.
+    """
+    if settings.redis_url is None:
+        return open_service(settings)
+    urls.check_safe(settings.redis_url, settings.allow_insecure)
+    return Service(settings, settings.redis_url, Records(connect(settings.redis_url)))
 
 
 def submit(service: Service, spec: JobSpec, job: str | None = None, priority: str = "normal") -> str:
@@ -264,19 +275,6 @@ def summary(folder: Path) -> dict[str, Any]:
 def task_rows(folder: Path) -> list[dict[str, Any]]:
     """What a job of several tasks says of each, the rows of tasks.json; none of other jobs, or of a result out of sight."""
     return artifacts.read_json(folder / "tasks.json") if (folder / "tasks.json").is_file() else []
-
-
-def overview(service: Service) -> dict[str, Any]:
-    """The service at a glance: server, live workers, open jobs."""
-    live = set(local.live_workers(service.records, service.settings))
-    workers = [w for w in service.records.workers() if w.name in live]
-    open_jobs = {job: record for job in service.records.open_ids() if (record := service.records.get(job))}
-    return {
-        "server": urls.mask(service.url),
-        "embedded": service.settings.embedded,
-        "workers": [{"name": w.name, "host": w.host, "job": w.job if w.job in open_jobs else None} for w in workers],
-        "open": [describe(job, record) for job, record in open_jobs.items()],
-    }
 
 
 def _publish(service: Service, job: str, priority: str) -> None:

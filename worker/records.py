@@ -12,9 +12,12 @@ whoever knows its token: a process that lost its lease can neither report nor en
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +36,28 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 @dataclass(frozen=True)
 class Worker:
-    """A live worker as it described itself: name, host, the job it runs ('' for none) and its process."""
+    """A live worker as it described itself. Those of earlier versions say less; then the defaults stand.
+
+    job           the job it runs, '' for none           memory        bytes of the engine, with its processes
+    process       identity of its main process           gpu_memory    bytes in use on its GPUs, of gpu_total
+    local         started by a command                   tokens_per_s  of the job's training, 0 when it says none
+    version       of the installation                    started       seconds since 1970
+    device        in words                               seen          when it announced itself last, seconds since 1970
+    """
 
     name: str
     host: str
     job: str
     process: str
     local: bool
+    version: str = ""
+    device: str = ""
+    memory: int = 0
+    gpu_memory: int = 0
+    gpu_total: int = 0
+    tokens_per_s: float = 0.0
+    started: float = 0.0
+    seen: float = 0.0
 
 
 def check_id(job: str) -> str:
@@ -83,6 +101,14 @@ class Records:
         if record is None:
             raise NotFound(f"job {job!r} not found; `extract list` shows the jobs there are")
         return record
+
+    def get_many(self, jobs: Iterable[str]) -> dict[str, dict[str, str]]:
+        """The records of those of the jobs that there are, in one question."""
+        ids = [check_id(job) for job in dict.fromkeys(jobs)]
+        with self.client.pipeline(transaction=False) as batch:
+            for job in ids:
+                batch.hgetall(f"ex:job:{job}")
+            return {job: record for job, record in zip(ids, batch.execute(), strict=True) if record}
 
     def claim(self, job: str, token: str, ttl: float, host: str, worker: str, process: str) -> str:
         """Take a queued job: 'claimed', or why not: 'unknown', 'held', 'terminal', 'cancelled'."""
@@ -137,13 +163,10 @@ class Records:
     def newest(self, limit: int) -> list[tuple[str, dict[str, str]]]:
         """The newest jobs as (id, record); ids whose record has expired are forgotten on the way."""
         ids: Any = self.client.zrange("ex:jobs", 0, limit - 1, desc=True)
-        with self.client.pipeline(transaction=False) as batch:
-            for job in ids:
-                batch.hgetall(f"ex:job:{job}")
-            found = dict(zip(ids, batch.execute(), strict=True))
-        if expired := [job for job, record in found.items() if not record]:
+        found = self.get_many(ids)
+        if expired := [job for job in ids if job not in found]:
             self.client.zrem("ex:jobs", *expired)
-        return [(job, record) for job, record in found.items() if record]
+        return list(found.items())
 
     def open_jobs(self) -> dict[str, dict[str, str]]:
         """What the caretaker needs to know of each open job, oldest first: state, token, process, worker, updated, waits."""
@@ -167,7 +190,8 @@ class Records:
     def announce(self, worker: Worker, ttl: float) -> None:
         """Say that a worker lives, for `ttl` seconds."""
         key = f"ex:worker:{worker.name}"
-        facts = {"host": worker.host, "job": worker.job, "process": worker.process, "local": int(worker.local)}
+        facts = dataclasses.asdict(worker) | {"local": int(worker.local)}
+        del facts["name"], facts["seen"]
         with self.client.pipeline() as batch:
             batch.hset(key, mapping=facts)  # type: ignore[arg-type]
             batch.pexpire(key, int(_ms(ttl)))
@@ -181,20 +205,28 @@ class Records:
 
     def workers(self) -> list[Worker]:
         """The workers whose announcement has not run out."""
-        names: Any = self.client.zrange("ex:workers", 0, -1)
-        found = []
-        for name in names:
-            facts: Any = self.client.hgetall(f"ex:worker:{name}")
-            if facts:
-                found.append(Worker(name, facts["host"], facts["job"], facts["process"], facts["local"] == "1"))
-            else:
-                self.client.zrem("ex:workers", name)
-        return found
+        seen: Any = self.client.zrange("ex:workers", 0, -1, withscores=True)
+        with self.client.pipeline(transaction=False) as batch:
+            for name, _ in seen:
+                batch.hgetall(f"ex:worker:{name}")
+            rows = batch.execute()
+        if gone := [name for (name, _), facts in zip(seen, rows, strict=True) if not facts]:
+            self.client.zrem("ex:workers", *gone)
+        return [_worker(name, at, facts) for (name, at), facts in zip(seen, rows, strict=True) if facts]
 
     def _run(self, script: str, job: str, arguments: list[Any]) -> str:
         check_id(job)
         keys = [f"ex:job:{job}", f"ex:lease:{job}", f"ex:ev:{job}", "ex:open", "ex:jobs"]
         return str(self._scripts[script](keys=keys, args=arguments))
+
+
+def _worker(name: str, seen: float, facts: dict[str, str]) -> Worker:
+    """A worker from its announcement, whichever version wrote it."""
+    known = {field.name: facts[field.name] for field in dataclasses.fields(Worker) if field.name in facts}
+    numbers = {key: int(_number(known.get(key)) or 0) for key in ("memory", "gpu_memory", "gpu_total")}
+    rates = {key: float(_number(known.get(key)) or 0) for key in ("tokens_per_s", "started")}
+    least = {"host": "", "job": "", "process": ""}
+    return Worker(**(least | known | numbers | rates | {"name": name, "seen": seen, "local": facts.get("local") == "1"}))  # type: ignore[arg-type]
 
 
 def _ms(seconds: float) -> str:
@@ -212,6 +244,7 @@ def describe(job: str, record: dict[str, str]) -> dict[str, Any]:
         "model": record.get("model") or None,
         "task": record.get("task") or None,
         "tasks": json.loads(record["tasks"]) if record.get("tasks") else [record["task"]] if record.get("task") else [],
+        "priority": record.get("priority") or "normal",
         "cancelling": record["state"] == "running" and record.get("want") == "cancel",
         "attempt": int(record["attempt"]),
         "worker": record.get("worker") or None,
@@ -227,7 +260,11 @@ def describe(job: str, record: dict[str, str]) -> dict[str, Any]:
 
 
 def _number(text: str | None) -> float | int | None:
-    if not text or text == "None":
+    text = text or ""
+    try:
+        value = float(text)
+    except ValueError:  # "None", or what a stranger wrote
         return None
-    value = float(text)
+    if not math.isfinite(value):
+        return None
     return int(value) if value.is_integer() and "." not in text else value

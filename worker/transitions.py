@@ -1,10 +1,12 @@
 """The transitions of a job as Lua scripts: each happens wholly or not at all, and writes its event to the job's stream.
 
-Keys: ex:job:{id}, ex:lease:{id}, ex:ev:{id}, ex:open, ex:jobs. A script answers with a word; `worker.records` says which.
+Keys: ex:job:{id}, ex:lease:{id}, ex:ev:{id}, ex:open, ex:jobs. A script answers with a word; `worker.records` says which. What
+`worker.counts` reads, ex:state:{state} and ex:totals, is kept here too, so that it can never differ from the records.
 """
 
 from __future__ import annotations
 
+STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 MAX_EVENTS = 2000  # kept per job, about
 KEEP_SECONDS = 30 * 24 * 3600  # how long the record of an ended job stays; its artifact stays for ever
 
@@ -16,7 +18,13 @@ local function tell(event)
   event.time = tonumber(now)
   redis.call('XADD', ev, 'MAXLEN', '~', MAX_EVENTS, '*', 'json', cjson.encode(event))
 end
+local function count(what)
+  redis.call('HINCRBY', 'ex:totals', what, 1)
+end
 local function become(state, event)
+  local id = string.sub(job, 8)
+  for _, other in ipairs(STATES) do redis.call('ZREM', 'ex:state:' .. other, id) end
+  redis.call('ZADD', 'ex:state:' .. state, now, id)
   redis.call('HSET', job, 'state', state, 'updated', now)
   event.event, event.state = 'state', state
   event.attempt = tonumber(redis.call('HGET', job, 'attempt'))
@@ -27,9 +35,10 @@ local function become(state, event)
   tell(event)
   if state == 'succeeded' or state == 'failed' or state == 'cancelled' then
     redis.call('HSET', job, 'ended', now)
-    redis.call('ZREM', open, string.sub(job, 8))
+    redis.call('ZREM', open, id)
     redis.call('EXPIRE', job, KEEP_SECONDS)
     redis.call('EXPIRE', ev, KEEP_SECONDS)
+    count(state)
   end
   return state
 end
@@ -54,6 +63,7 @@ if redis.call('EXISTS', job) == 1 then return 'exists' end
 redis.call('HSET', job, 'attempt', 0, 'token', '', 'want', '', 'published', 0, 'created', now, unpack(ARGV))
 redis.call('ZADD', open, now, string.sub(job, 8))
 redis.call('ZADD', KEYS[5], now, string.sub(job, 8))
+count('submitted')
 return become('queued', {})
 """,
     "claim": """
@@ -66,6 +76,7 @@ if redis.call('HGET', job, 'want') == 'cancel' then return become('cancelled', {
 redis.call('HINCRBY', job, 'attempt', 1)
 redis.call('HSET', job, 'token', token, 'worker', worker, 'process', process, 'host', owner, 'started', now)
 redis.call('SET', lease, token, 'PX', ttl)
+count('attempts')
 become('running', {worker = worker})
 return 'claimed'
 """,
@@ -73,6 +84,7 @@ return 'claimed'
     "beat": """
 if not mine(ARGV[1]) then return 'lost' end
 redis.call('SET', lease, ARGV[1], 'PX', ARGV[2])
+redis.call('ZADD', 'ex:state:running', 'XX', now, string.sub(job, 8))
 return redis.call('HGET', job, 'want')
 """,
     "report": """
@@ -143,5 +155,6 @@ return requeue(reason)
 """,
 }
 
-_CONSTANTS = f"local KEEP_SECONDS, MAX_EVENTS = {KEEP_SECONDS}, {MAX_EVENTS}"
+_LIST = ", ".join(f"'{state}'" for state in STATES)
+_CONSTANTS = f"local KEEP_SECONDS, MAX_EVENTS, STATES = {KEEP_SECONDS}, {MAX_EVENTS}, {{{_LIST}}}"
 SCRIPTS = {name: _CONSTANTS + _PRELUDE + body for name, body in _BODIES.items()}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,30 +13,80 @@ from worker.cli.options import as_json as json_option
 from worker.cli.options import no_worker as no_worker_option
 from worker.cli.options import print_json
 
+if TYPE_CHECKING:
+    from worker.client import Service
+
 
 @click.command("status", short_help="Show a job, or the whole service.")
 @click.argument("job", required=False)
+@click.option("--once", is_flag=True, help="Print the page once, on a terminal too.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Most open jobs, and most workers, shown.")
 @no_worker_option
 @json_option
-def command(job: str | None, no_worker: bool, as_json: bool) -> int:
-    """Show a job, or the server, the workers and the open jobs.
+def command(job: str | None, once: bool, limit: int, no_worker: bool, as_json: bool) -> int:
+    """Show a job, or the whole service: jobs by state, queues, workers, what runs and what waits.
+
+    On a terminal the page of the service is redrawn every second until Ctrl-C.
 
     \b
     Example: extract status k3v9x2mq
+             extract status --limit 50
     """
     from worker.cli.connect import open_for
-    from worker.client import overview, task_rows
-    from worker.records import check_id, describe
+    from worker.records import check_id
 
     if job is not None:
         check_id(job)
     service = open_for(no_worker)
-    facts = overview(service) if job is None else describe(job, service.records.need(job))
+    return _show_service(service, once, limit, as_json) if job is None else _show_job(service, job, as_json)
+
+
+def _show_service(service: Service, once: bool, limit: int, as_json: bool) -> int:
+    from rich.console import Console
+
+    from worker.cli.status_view import show_live, show_once
+    from worker.overview import overview
+
+    console = Console()
+    if as_json:
+        print_json(overview(service, limit))
+    elif once or not console.is_terminal:
+        show_once(overview(service, limit), limit)
+    else:
+        show_live(_looker(service, limit), limit, console)
+    return 0
+
+
+def _looker(service: Service, limit: int) -> Callable[[], dict[str, Any] | None]:
+    """What looks at the service; while it does not answer, None, and the next look connects anew."""
+    import redis
+
+    from extractor.errors import ServiceUnavailable
+    from worker.client import open_service
+    from worker.overview import overview
+
+    def look() -> dict[str, Any] | None:
+        nonlocal service
+        try:
+            return overview(service, limit)
+        except redis.RedisError:
+            with contextlib.suppress(ServiceUnavailable):
+                service = open_service(service.settings)
+            return None
+
+    return look
+
+
+def _show_job(service: Service, job: str, as_json: bool) -> int:
+    from worker.client import task_rows
+    from worker.records import describe
+
+    facts = describe(job, service.records.need(job))
     rows = task_rows(Path(facts["artifact"])) if facts.get("artifact") else []
     if as_json:
         print_json(facts | {"circuits": rows} if rows else facts)
         return 0
-    from worker.cli.view import show_job, show_overview
+    from worker.cli.view import show_job
 
-    show_overview(facts) if job is None else show_job(facts, rows)
+    show_job(facts, rows)
     return 0

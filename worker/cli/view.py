@@ -264,7 +264,7 @@ def show_jobs(jobs: list[dict[str, Any]]) -> None:
     for job in jobs:
         model = Path(job["model"]).name if job["model"] else ""
         state = Text(job["state"], style=COLOURS.get(job["state"], ""))
-        table.add_row(job["job"], state, job["kind"], job["task"] or "", model, _progress(job), _duration(time.time() - job["created"]))
+        table.add_row(job["job"], state, job["kind"], job["task"] or "", model, _progress(job), duration(time.time() - job["created"]))
     Console().print(table, highlight=False)
 
 
@@ -288,19 +288,6 @@ def show_job(job: dict[str, Any], rows: list[dict[str, Any]]) -> None:
             click.echo(f"{name + ':':<10} {value}")
 
 
-def show_overview(facts: dict[str, Any]) -> None:
-    """Server, workers and open jobs."""
-    click.echo(f"server:  {facts['server']}{' (embedded)' if facts['embedded'] else ''}")
-    for worker in facts["workers"]:
-        click.echo(f"worker:  {worker['name']}, {'on job ' + worker['job'] if worker['job'] else 'idle'}")
-    if not facts["workers"]:
-        click.echo("worker:  none")
-    if facts["open"]:
-        show_jobs(facts["open"])
-    else:
-        click.echo("jobs:    none open; `extract list` shows those that have ended")
-
-
 def _progress(job: dict[str, Any]) -> str:
     progress = job["progress"]
     if job["state"] != "running" or "stage" not in progress:
@@ -320,14 +307,15 @@ def _metrics(event: Event) -> str:
 
 def _left(event: Event) -> str:
     left = event.get("seconds_left")
-    return f"{_duration(left)} left" if isinstance(left, (int, float)) else ""
+    return f"{duration(left)} left" if isinstance(left, (int, float)) else ""
 
 
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """'1 h 20 min'."""
     whole = int(seconds)
     for size, name, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= size:

@@ -1,0 +1,41 @@
+"""`extract metrics`."""
+
+from __future__ import annotations
+
+import click
+
+from worker.cli.options import as_json as json_option
+from worker.cli.options import print_json
+
+
+@click.command("metrics", short_help="Serve Prometheus metrics of the whole service.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; anybody who reaches it may read.")
+@click.option("--port", type=click.IntRange(0, 65535), default=9464, show_default=True, help="Port to listen on; 0: any free one.")
+@json_option
+def command(host: str, port: int, as_json: bool) -> int:
+    """Serve Prometheus metrics at http://HOST:PORT/metrics until told to leave: jobs, queues, leases, workers. One is enough for a cluster.
+
+    While Redis is away, it answers `extract_up 0`.
+
+    \b
+    Example: extract metrics --port 9464
+    """
+    import signal
+    import threading
+
+    from worker import client, metrics
+    from worker.cli.connect import load_settings
+
+    server = metrics.serve(client.without_asking(load_settings(no_worker=True)), host, port)
+    url = f"http://{host}:{server.server_port}/metrics"
+    if as_json:
+        print_json({"url": url})
+    else:
+        click.echo(f"metrics at {url}")
+    leave = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: leave.set())
+    leave.wait()
+    server.shutdown()
+    server.server_close()
+    return 0
