@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -33,6 +34,7 @@ class Caretaker(threading.Thread):
     """name: the worker's. publish: asks workers to try a job. current_job: the job this worker runs now, or ''.
 
     idle_exit: seconds without work after which the worker is asked to leave, None for never. is_local: started by a command.
+    alive_file: touched each time that Redis has answered, for those who watch over this process.
     """
 
     def __init__(
@@ -44,11 +46,12 @@ class Caretaker(threading.Thread):
         current_job: Callable[[], str],
         idle_exit: float | None = None,
         is_local: bool = False,
+        alive_file: Path | None = None,
     ) -> None:
         super().__init__(name="caretaker", daemon=True)
         self.worker_name = name
         self._records, self._settings, self._publish, self._current_job = records, settings, publish, current_job
-        self._idle_exit, self._is_local = idle_exit, is_local
+        self._idle_exit, self._is_local, self._alive_file = idle_exit, is_local, alive_file
         self._stopping = threading.Event()
         self._busy_at = time.monotonic()
         self._reconnected_at: float | None = None  # None until a connection was lost
@@ -79,6 +82,8 @@ class Caretaker(threading.Thread):
 
     def _tick(self) -> None:
         self.announce()
+        if self._alive_file is not None:
+            self._alive_file.touch()
         if not self._cut_off:
             self.reap()
             self._republish()

@@ -52,9 +52,7 @@ def open_service(settings: Settings) -> Service:
     try:
         records.client.ping()
     except (redis.RedisError, OSError, ValueError) as error:
-        raise ServiceUnavailable(
-            f"Redis at {urls.mask(settings.redis_url)} cannot be reached ({error}); check EXTRACT_REDIS_URL and that the server runs"
-        ) from None
+        raise ServiceUnavailable(urls.explain(settings.redis_url, error)) from None
     return Service(settings, settings.redis_url, records)
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -27,11 +28,19 @@ from worker.settings import Settings
 log = logging.getLogger("extract")
 
 
-def serve(url: str, settings: Settings, max_jobs: int | None = None, idle_exit: float | None = None, is_local: bool = False) -> int:
+def serve(
+    url: str,
+    settings: Settings,
+    max_jobs: int | None = None,
+    idle_exit: float | None = None,
+    is_local: bool = False,
+    alive_file: Path | None = None,
+) -> int:
     """Work until told to leave; how many attempts at jobs were made.
 
-    max_jobs   leave after that many attempts
-    idle_exit  leave after that many seconds without work
+    max_jobs    leave after that many attempts
+    idle_exit   leave after that many seconds without work
+    alive_file  touched every few seconds while Redis answers the main process
     """
     app = make_app(url, settings)
     name = f"{'local' if is_local else 'worker'}-{os.getpid()}@{socket.gethostname()}"
@@ -56,7 +65,7 @@ def serve(url: str, settings: Settings, max_jobs: int | None = None, idle_exit: 
         return reached
 
     app.task(run, name=TASK, bind=False)
-    caretaker = Caretaker(name, records, settings, publish_again, _current_job, idle_exit, is_local)
+    caretaker = Caretaker(name, records, settings, publish_again, _current_job, idle_exit, is_local, alive_file)
 
     def on_ready(**_: Any) -> None:
         if not caretaker.is_alive():  # the signal comes again after each reconnection

@@ -1,0 +1,13 @@
+"""The Celery application of the environment's Redis, for tools that want one by name: `celery --app worker.celery_app flower`."""
+
+from __future__ import annotations
+
+from worker import urls
+from worker.app import make_app
+from worker.server import ensure
+from worker.settings import from_env
+
+_settings = from_env()
+if _settings.redis_url is not None:
+    urls.check_safe(_settings.redis_url, _settings.allow_insecure)
+app = make_app(_settings.redis_url or ensure(_settings), _settings)
