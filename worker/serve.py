@@ -19,6 +19,7 @@ from celery.exceptions import Reject
 from celery.worker import state
 from kombu.exceptions import OperationalError
 
+from extractor.errors import ServiceUnavailable
 from worker.app import TASK, make_app, publish
 from worker.caretaker import Caretaker
 from worker.jobs import Place, Shared, run_job
@@ -81,6 +82,8 @@ def serve(
         hostname=name, loglevel="INFO", quiet=True, no_color=True, without_gossip=True, without_mingle=True, concurrency=1, pool="prefork"
     )
     worker.start()
+    if worker.exitcode:
+        raise ServiceUnavailable(f"worker {name} gave up, for the reason logged above; start it again once that is mended")
     return shared.ended
 
 

@@ -23,6 +23,7 @@ _TLS_OPTIONS = (*_FILES, "ssl_cert_reqs", "ssl_check_hostname")
 _OPTIONS = ("username", "password", "db", "virtual_host")
 _VALUES = {"ssl_cert_reqs": ("required", "optional", "none"), "ssl_check_hostname": ("true", "false")}
 _CHECK = "check EXTRACT_REDIS_URL and that the server runs"
+_CHECK_TLS = "check EXTRACT_REDIS_URL, that the server runs, and that this port speaks TLS"
 _CUT_OFF = ("Connection closed", "Protocol Error", "reset by peer")
 _ADVICE = {  # what redis-py, OpenSSL and servers say -> what that means here
     ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"): "that port does not speak TLS: write redis://, or name the port that does",
@@ -31,7 +32,7 @@ _ADVICE = {  # what redis-py, OpenSSL and servers say -> what that means here
     ("WRONGPASS", "invalid username-password", "NOAUTH", "Authentication required", "HELLO must be called with the client already"): (
         "correct the user and password in EXTRACT_REDIS_URL"
     ),
-    ("NOPERM", "no permission"): "give that user the rights of deploy/valkey/users.acl",
+    ("NOPERM", "ermissions to"): "give that user the rights of deploy/valkey/users.acl",
 }
 
 
@@ -114,7 +115,8 @@ def explain(url: str, error: Exception) -> str:
     if urlsplit(url).scheme == "redis" and any(sign in words for sign in _CUT_OFF):
         words, advice = "it closed the connection", "if that port speaks TLS, write rediss://"
     else:
-        advice = next((advice for signs, advice in _ADVICE.items() if any(sign in words for sign in signs)), _CHECK)
+        otherwise = _CHECK_TLS if urlsplit(url).scheme == "rediss" else _CHECK  # a plain port waits for more, until we time out
+        advice = next((advice for signs, advice in _ADVICE.items() if any(sign in words for sign in signs)), otherwise)
     return f"Redis at {mask(url)} cannot be reached ({words}); {advice}"
 
 
