@@ -31,7 +31,8 @@ log = logging.getLogger("extract")
 
 
 class Caretaker(threading.Thread):
-    """name: the worker's. publish: asks workers to try a job. current_job: the job this worker runs now, or ''.
+    """name: the worker's, '' for a caretaker without one, which is not announced. publish: asks workers to try a job.
+    current_job: the job this worker runs now, or ''.
 
     idle_exit: seconds without work after which the worker is asked to leave, None for never. is_local: started by a command.
     alive_file: touched each time that Redis has answered, for those who watch over this process.
@@ -81,7 +82,10 @@ class Caretaker(threading.Thread):
             return  # the announcement runs out by itself
 
     def _tick(self) -> None:
-        self.announce()
+        if self.worker_name:
+            self.announce()
+        else:
+            self._records.client.ping()
         if self._alive_file is not None:
             self._alive_file.touch()
         if not self._cut_off:

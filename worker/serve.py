@@ -5,7 +5,6 @@ SIGTERM or Ctrl-C: the running job saves its checkpoint, goes back to the queue 
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -13,20 +12,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import redis
 from celery import signals
 from celery.exceptions import Reject
 from celery.worker import state
-from kombu.exceptions import OperationalError
 
 from extractor.errors import ServiceUnavailable
-from worker.app import TASK, make_app, publish
+from worker.app import TASK, make_app
 from worker.caretaker import Caretaker
 from worker.jobs import Place, Shared, run_job
 from worker.records import Records, check_id, connect
 from worker.settings import Settings
-
-log = logging.getLogger("extract")
+from worker.upkeep import publisher
 
 
 def serve(
@@ -48,13 +44,7 @@ def serve(
     records = Records(connect(url))
     shared = Shared()
 
-    def publish_again(job: str) -> None:
-        try:
-            record = records.get(job) or {}
-            publish(app, job, records.next_message_id(job), record.get("priority", "normal"))
-        except (OperationalError, redis.RedisError, OSError) as error:
-            log.warning("job %s: not published (%s); it will be, once Redis is back", job, error)
-
+    publish_again = publisher(app, records)
     place = Place(name, url, settings, shared, publish_again)
 
     def run(job: str) -> str:

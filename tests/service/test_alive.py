@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
 from service_machine import wait_for
 
 from worker import server
+from worker.app import KEY_PREFIX, QUEUES
 
 
 def test_the_file_is_touched_while_redis_answers_and_not_while_it_is_away(machine):
@@ -37,4 +39,26 @@ def test_a_file_that_an_earlier_worker_left_is_removed_and_one_that_cannot_be_wr
     assert not alive.exists()
     answer = machine.extract("worker", "--alive-file", str(machine.home / "nowhere" / "alive"))
     assert (answer.code, answer.err.count("\n")) == (2, 1)
-    assert "alive file" in answer.err
+    assert "--alive-file" in answer.err
+
+
+def test_a_caretaker_without_a_worker_brings_back_a_job_whose_only_worker_was_killed(machine, monkeypatch):
+    machine.plan(steps=1000, seconds=0.05)
+    monkeypatch.setenv("EXTRACT_REDIS_URL", machine.service.url)  # not embedded, so that no command starts a worker
+    worker = machine.worker()
+    job = machine.submit()
+    machine.wait_step(job, 2)
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+    queue = KEY_PREFIX + QUEUES["normal"]
+    assert machine.records.client.llen(queue) == 0, "the message is with the dead worker"
+    alive = machine.home / "alive"
+    caretaker = machine.spawn("caretaker", "--alive-file", str(alive), "--json")
+    machine.wait_state(job, "queued")
+    wait_for(lambda: machine.records.client.llen(queue) == 1, "the message: what a scaler looks at")
+    assert alive.exists()
+    wait_for(lambda: not machine.records.workers(), "the dead worker's announcement to run out")
+    caretaker.terminate()
+    out, err = caretaker.communicate(timeout=20)
+    assert (caretaker.returncode, json.loads(out)) == (0, {"pid": caretaker.pid})
+    assert f"job {job}: worker" in err

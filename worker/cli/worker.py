@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from worker.cli.options import alive_file as alive_file_option
 from worker.cli.options import as_json as json_option
 from worker.cli.options import print_json
 from worker.cli.options import threads as threads_option
@@ -14,7 +15,7 @@ from worker.cli.options import threads as threads_option
 @click.command("worker", short_help="Run queued jobs, one at a time.")
 @click.option("--max-jobs", type=click.IntRange(1), help="Leave after this many jobs.")
 @click.option("--idle-exit", type=click.FloatRange(min=0, min_open=True), help="Leave after this many seconds without work.")
-@click.option("--alive-file", type=click.Path(dir_okay=False, path_type=Path), help="Touch this file while connected: a liveness probe.")
+@alive_file_option
 @threads_option
 @click.option("--local", "is_local", is_flag=True, hidden=True)
 @json_option
@@ -35,22 +36,9 @@ def command(
     from worker.client import open_service
     from worker.serve import serve
 
-    if alive_file is not None:
-        _check_alive_file(alive_file)
     settings = load_settings()
     settings = dataclasses.replace(settings, threads=threads or settings.threads)
     jobs = serve(open_service(settings).url, settings, max_jobs, idle_exit, is_local, alive_file)
     if as_json:
         print_json({"pid": os.getpid(), "jobs": jobs})
     return 0
-
-
-def _check_alive_file(path: Path) -> None:
-    """Raises OutputError if it cannot be written. One that an earlier worker left says nothing about us, so it goes."""
-    from extractor.errors import OutputError
-
-    try:
-        path.touch()
-        path.unlink()
-    except OSError as error:
-        raise OutputError(f"alive file {path} cannot be written ({error.strerror}); name one in a folder of yours") from None
