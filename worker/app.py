@@ -21,6 +21,7 @@ def make_app(url: str, settings: Settings) -> Celery:
     """The application for a Redis server. url: either dialect."""
     app = Celery("extract", broker=urls.to_celery(url), set_as_current=False, include=[])
     app.conf.update(
+        broker_use_ssl=urls.tls_options(url),  # Flower reads it here only
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,  # records hold the state, so there is no result backend

@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -31,9 +32,11 @@ log = logging.getLogger("extract")
 
 
 class Caretaker(threading.Thread):
-    """name: the worker's. publish: asks workers to try a job. current_job: the job this worker runs now, or ''.
+    """name: the worker's, '' for a caretaker without one, which is not announced. publish: asks workers to try a job.
+    current_job: the job this worker runs now, or ''.
 
     idle_exit: seconds without work after which the worker is asked to leave, None for never. is_local: started by a command.
+    alive_file: touched each time that Redis has answered, for those who watch over this process.
     """
 
     def __init__(
@@ -45,11 +48,12 @@ class Caretaker(threading.Thread):
         current_job: Callable[[], str],
         idle_exit: float | None = None,
         is_local: bool = False,
+        alive_file: Path | None = None,
     ) -> None:
         super().__init__(name="caretaker", daemon=True)
         self.worker_name = name
         self._records, self._settings, self._publish, self._current_job = records, settings, publish, current_job
-        self._idle_exit = idle_exit
+        self._idle_exit, self._alive_file = idle_exit, alive_file
         self._counts = Counts(records.client)
         self._vitals = Vitals(name, records, settings, is_local)
         self._stopping = threading.Event()
@@ -81,7 +85,12 @@ class Caretaker(threading.Thread):
             return  # the announcement runs out by itself
 
     def _tick(self) -> None:
-        self.announce()
+        if self.worker_name:
+            self.announce()
+        else:
+            self._records.client.ping()
+        if self._alive_file is not None:
+            self._alive_file.touch()
         if not self._cut_off:
             self.reap()
             self._republish()

@@ -188,7 +188,8 @@ def _kill(process: subprocess.Popen) -> None:
 
 def _engine_env() -> dict[str, str]:
     env = child_env()
-    env.pop("EXTRACT_REDIS_URL", None)  # holds a password that the engine has no use for
+    for name in ("EXTRACT_REDIS_URL", "EXTRACT_REDIS_URL_FILE"):  # a password that the engine has no use for
+        env.pop(name, None)
     return env
 
 

@@ -5,46 +5,46 @@ SIGTERM or Ctrl-C: the running job saves its checkpoint, goes back to the queue 
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
-import redis
 from celery import signals
 from celery.exceptions import Reject
 from celery.worker import state
-from kombu.exceptions import OperationalError
 
-from worker.app import TASK, make_app, publish
+from extractor.errors import ServiceUnavailable
+from worker.app import TASK, make_app
 from worker.caretaker import Caretaker
 from worker.jobs import Place, Shared, run_job
 from worker.records import Records, check_id, connect
 from worker.settings import Settings
+from worker.upkeep import publisher
 
-log = logging.getLogger("extract")
 
-
-def serve(url: str, settings: Settings, max_jobs: int | None = None, idle_exit: float | None = None, is_local: bool = False) -> int:
+def serve(
+    url: str,
+    settings: Settings,
+    max_jobs: int | None = None,
+    idle_exit: float | None = None,
+    is_local: bool = False,
+    alive_file: Path | None = None,
+) -> int:
     """Work until told to leave; how many attempts at jobs were made.
 
-    max_jobs   leave after that many attempts
-    idle_exit  leave after that many seconds without work
+    max_jobs    leave after that many attempts
+    idle_exit   leave after that many seconds without work
+    alive_file  touched every few seconds while Redis answers the main process
     """
     app = make_app(url, settings)
     name = f"{'local' if is_local else 'worker'}-{os.getpid()}@{socket.gethostname()}"
     records = Records(connect(url))
     shared = Shared()
 
-    def publish_again(job: str) -> None:
-        try:
-            record = records.get(job) or {}
-            publish(app, job, records.next_message_id(job), record.get("priority", "normal"))
-        except (OperationalError, redis.RedisError, OSError) as error:
-            log.warning("job %s: not published (%s); it will be, once Redis is back", job, error)
-
+    publish_again = publisher(app, records)
     place = Place(name, url, settings, shared, publish_again)
 
     def run(job: str) -> str:
@@ -56,7 +56,7 @@ def serve(url: str, settings: Settings, max_jobs: int | None = None, idle_exit: 
         return reached
 
     app.task(run, name=TASK, bind=False)
-    caretaker = Caretaker(name, records, settings, publish_again, _current_job, idle_exit, is_local)
+    caretaker = Caretaker(name, records, settings, publish_again, _current_job, idle_exit, is_local, alive_file)
 
     def on_ready(**_: Any) -> None:
         if not caretaker.is_alive():  # the signal comes again after each reconnection
@@ -72,6 +72,8 @@ def serve(url: str, settings: Settings, max_jobs: int | None = None, idle_exit: 
         hostname=name, loglevel="INFO", quiet=True, no_color=True, without_gossip=True, without_mingle=True, concurrency=1, pool="prefork"
     )
     worker.start()
+    if worker.exitcode:
+        raise ServiceUnavailable(f"worker {name} gave up, for the reason logged above; start it again once that is mended")
     return shared.ended
 
 

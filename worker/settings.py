@@ -47,7 +47,7 @@ def from_env(env: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         state_dir=state_dir,
         root=Path(env.get("EXTRACT_ROOT") or state_dir / "jobs").expanduser().absolute(),
-        redis_url=env.get("EXTRACT_REDIS_URL") or None,
+        redis_url=_secret(env, "EXTRACT_REDIS_URL"),
         redis_server=env.get("EXTRACT_REDIS_SERVER") or None,
         allow_insecure=_flag(env, "EXTRACT_ALLOW_INSECURE_REDIS"),
         start_worker=not _flag(env, "EXTRACT_NO_WORKER"),
@@ -83,6 +83,20 @@ def _state_dir(env: Mapping[str, str]) -> Path:
         return Path(env["EXTRACT_STATE_DIR"]).expanduser().absolute()
     base = env.get("XDG_STATE_HOME") or "~/.local/state"
     return (Path(base) / "extract").expanduser().absolute()
+
+
+def _secret(env: Mapping[str, str], name: str) -> str | None:
+    """A variable, or the content of the file that NAME_FILE names: container runtimes hand secrets out as files."""
+    path = env.get(f"{name}_FILE")
+    if env.get(name) or not path:
+        return env.get(name) or None
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{name}_FILE={path!r} cannot be read ({getattr(error, 'strerror', 'not text')}); correct or unset it") from None
+    if not text:
+        raise UsageError(f"{name}_FILE={path!r} is empty; write the address into it, or unset it")
+    return text
 
 
 def _seconds(env: Mapping[str, str], name: str, default: float) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import ssl
+
 import pytest
 import redis
 from kombu import Connection
@@ -10,6 +13,7 @@ from redis.connection import parse_url as redis_parse
 
 from extractor.errors import ServiceUnavailable, UsageError
 from worker import server, urls
+from worker.app import make_app
 from worker.settings import from_env
 
 
@@ -35,6 +39,55 @@ def test_a_tls_address_checks_certificates_in_both_dialects():
     with Connection(urls.to_celery(url)) as connection:
         assert connection.ssl["ssl_cert_reqs"].name == "CERT_REQUIRED"
     assert urls.to_celery(url + "?ssl_cert_reqs=none").endswith("?ssl_cert_reqs=none")
+
+
+def test_user_and_password_in_the_query_reach_celery_too():
+    url = "rediss://host:6380/2?username=me&password=p%40ss&ssl_ca_certs=/ca.crt&ssl_check_hostname=false"
+    with Connection(urls.to_celery(url)) as connection:
+        assert (connection.userid, connection.password, connection.virtual_host) == ("me", "p@ss", "2")
+        assert connection.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": "/ca.crt", "ssl_check_hostname": False}
+    with Connection(urls.to_celery("redis://host?db=3")) as connection:
+        assert connection.virtual_host == "3"
+    assert redis_parse(urls.to_redis("redis://host?virtual_host=3"))["db"] == 3
+
+
+@pytest.mark.parametrize("spelling", ["unix://{}?db=3&password=p%40ss", "unix://:p%40ss@{}?db=3"])
+def test_a_socket_with_a_password_is_reached_through_both_libraries(machine, spelling):
+    machine.records.client.config_set("requirepass", "p@ss")
+    url = spelling.format(server.socket_path(machine.settings))
+    with Connection(urls.to_celery(url)) as connection:
+        connection.SimpleQueue("here").put("hello")
+    assert redis.Redis.from_url(urls.to_redis(url)).llen("here") == 1
+
+
+def test_what_a_url_says_of_certificates_is_told_to_flower_as_well():
+    app = make_app("rediss://host/0?ssl_ca_certs=/ca.crt", from_env({}))
+    assert app.conf.broker_use_ssl == {"ssl_cert_reqs": "required", "ssl_ca_certs": "/ca.crt"}
+    assert make_app("redis://host/0", from_env({})).conf.broker_use_ssl is None
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://host?timeout=3", "an option 'timeout'"),
+        ("redis://host?ssl_ca_certs=/x", "an option 'ssl_ca_certs', which a redis:// address does not take"),
+        ("rediss://host?ssl_cert_reqs=maybe", "write one of required, optional, none"),
+        ("redis://user:12#secret@host", "write them as %23 for #"),
+        ("redis://user:12/secret@host", "%2F for /"),
+        ("redis://user:12?secret@host", "%3F for ?"),
+    ],
+)
+def test_an_address_that_neither_library_would_understand_is_refused_without_its_password(url, words):
+    for convert in (urls.to_redis, urls.to_celery):
+        with pytest.raises(UsageError, match=re.escape(words)) as refusal:
+            convert(url)
+        assert "secret" not in str(refusal.value)
+
+
+def test_a_port_that_speaks_no_tls_is_suspected_when_a_tls_address_does_not_answer():
+    assert "that this port speaks TLS" in urls.explain("rediss://u:secret@host", TimeoutError("Timeout connecting to server"))
+    assert "does not speak TLS: write redis://" in urls.explain("rediss://u:secret@host", OSError("[SSL: WRONG_VERSION_NUMBER] wrong"))
+    assert "TLS" not in urls.explain("redis://u:secret@host", TimeoutError("Timeout connecting to server"))
 
 
 @pytest.mark.parametrize("url", ["http://host", "host:6379", "redis://host:port/0", "unix://", "", "redis+sentinel://host"])
@@ -63,6 +116,31 @@ def test_a_server_on_the_network_without_a_password_is_refused_unless_allowed():
         urls.check_safe(url, allow_insecure=False)
     urls.check_safe("rediss://10.0.0.5:6379/0", allow_insecure=False)
     urls.check_safe("redis://10.0.0.5:6379/0", allow_insecure=True)
+
+
+def test_a_server_on_the_network_whose_certificate_is_not_checked_is_refused_unless_allowed():
+    for query in ("ssl_cert_reqs=none", "ssl_cert_reqs=optional", "ssl_check_hostname=false"):
+        with pytest.raises(ServiceUnavailable, match="anybody in between"):
+            urls.check_safe(f"rediss://:x@10.0.0.5/0?{query}", allow_insecure=False)
+        urls.check_safe(f"rediss://:x@10.0.0.5/0?{query}", allow_insecure=True)
+        urls.check_safe(f"rediss://:x@localhost/0?{query}", allow_insecure=False)
+
+
+def test_a_certificate_file_that_is_not_there_is_named():
+    with pytest.raises(UsageError, match=r"file '/nowhere/ca.crt' of ssl_ca_certs"):
+        urls.check_safe("rediss://:x@10.0.0.5/0?ssl_ca_certs=/nowhere/ca.crt", allow_insecure=False)
+
+
+def test_the_address_may_lie_in_a_file(tmp_path):
+    path = tmp_path / "redis_url"
+    path.write_text("redis://:x@10.0.0.5/0\n")
+    assert from_env({"EXTRACT_REDIS_URL_FILE": str(path)}).redis_url == "redis://:x@10.0.0.5/0"
+    assert from_env({"EXTRACT_REDIS_URL_FILE": str(path), "EXTRACT_REDIS_URL": "redis://h"}).redis_url == "redis://h"
+    path.write_text("\n")
+    with pytest.raises(UsageError, match="is empty"):
+        from_env({"EXTRACT_REDIS_URL_FILE": str(path)})
+    with pytest.raises(UsageError, match="EXTRACT_REDIS_URL_FILE='/nowhere' cannot be read"):
+        from_env({"EXTRACT_REDIS_URL_FILE": "/nowhere"})
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ _SAME_NAME = (
     "run",
     "worker",
     "metrics",
+    "caretaker",
     "server",
     "tasks",
     "models",

@@ -15,9 +15,27 @@ from extractor.pruning import algorithms
 if TYPE_CHECKING:
     from extractor.fields import Setting
 
+
+def _writable(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
+    """Callback of an option that names a file to be touched. One that an earlier process left says nothing about us, so it goes."""
+    if path is not None:
+        try:
+            path.touch()
+            path.unlink()
+        except OSError as error:
+            raise click.BadParameter(f"{path} cannot be written ({error.strerror}); name a file in a folder of yours") from None
+    return path
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout.")
 no_worker = click.option("--no-worker", is_flag=True, help="Do not start a local worker.")
 out_folder = click.option("--out", type=click.Path(path_type=Path), help="Copy the result to this new folder; needs --wait.")
+alive_file = click.option(
+    "--alive-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_writable,
+    help="Touch this file every few seconds while Redis answers: a liveness probe.",
+)
 threads = click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine; default: all.")
 
 _REQUEST = (

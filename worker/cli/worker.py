@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from worker.cli.options import alive_file as alive_file_option
 from worker.cli.options import as_json as json_option
 from worker.cli.options import print_json
 from worker.cli.options import threads as threads_option
@@ -12,10 +15,13 @@ from worker.cli.options import threads as threads_option
 @click.command("worker", short_help="Run queued jobs, one at a time.")
 @click.option("--max-jobs", type=click.IntRange(1), help="Leave after this many jobs.")
 @click.option("--idle-exit", type=click.FloatRange(min=0, min_open=True), help="Leave after this many seconds without work.")
+@alive_file_option
 @threads_option
 @click.option("--local", "is_local", is_flag=True, hidden=True)
 @json_option
-def command(max_jobs: int | None, idle_exit: float | None, threads: int | None, is_local: bool, as_json: bool) -> int:
+def command(
+    max_jobs: int | None, idle_exit: float | None, alive_file: Path | None, threads: int | None, is_local: bool, as_json: bool
+) -> int:
     """Run queued jobs, one at a time, until told to leave. One worker per GPU: set CUDA_VISIBLE_DEVICES.
 
     SIGTERM or Ctrl-C gives the running job back to the queue from its checkpoint.
@@ -32,7 +38,7 @@ def command(max_jobs: int | None, idle_exit: float | None, threads: int | None, 
 
     settings = load_settings()
     settings = dataclasses.replace(settings, threads=threads or settings.threads)
-    jobs = serve(open_service(settings).url, settings, max_jobs, idle_exit, is_local)
+    jobs = serve(open_service(settings).url, settings, max_jobs, idle_exit, is_local, alive_file)
     if as_json:
         print_json({"pid": os.getpid(), "jobs": jobs})
     return 0
