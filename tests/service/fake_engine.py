@@ -9,6 +9,7 @@ It is steered by a JSON file in EXTRACT_FAKE_PLAN, read at the start of each run
     fail_for         {text: such an error}, for the specs that hold that text
     deaf             whether SIGTERM is ignored
     chatter          extra progress events per step
+    tells_steps      whether the result tells which steps were done, repeated ones too
 
 With --twin the first stage is copied from there, or kept there.
 """
@@ -39,7 +40,17 @@ def main() -> int:
     parser.add_argument("--twin", type=Path)
     parser.add_argument("--guard", action="store_true")
     options = parser.parse_args()
-    plan = {"steps": 5, "seconds": 0.02, "die_at": None, "fail": None, "fail_for": {}, "deaf": False, "chatter": 0, "crash": None}
+    plan = {
+        "steps": 5,
+        "seconds": 0.02,
+        "die_at": None,
+        "fail": None,
+        "fail_for": {},
+        "deaf": False,
+        "chatter": 0,
+        "crash": None,
+        "tells_steps": True,
+    }
     plan |= json.loads(Path(os.environ["EXTRACT_FAKE_PLAN"]).read_text()) if os.environ.get("EXTRACT_FAKE_PLAN") else {}
     if options.guard:
         threading.Thread(target=guard, daemon=True).start()
@@ -74,6 +85,8 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
             artifacts.write_json(checkpoint, {"done": total})
             with open(work_folder / "steps.log", "a") as file:
                 file.write(f"{total}\n")
+            with open(work_folder / "owners.log", "a") as file:
+                file.write(f"{total} {os.getpid()}\n")
             if plan["die_at"] is not None and total >= plan["die_at"]:
                 os.kill(os.getpid(), signal.SIGKILL)
             if asked:
@@ -87,11 +100,13 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         name, message, code = fail
         tell(event="error", type=name, message=message)
         return code
-    return finish(out, json.loads(spec), work_folder)
+    return finish(out, json.loads(spec), work_folder, plan["tells_steps"])
 
 
-def finish(out: Path, spec: dict, work_folder: Path) -> int:
+def finish(out: Path, spec: dict, work_folder: Path, tells_steps: bool) -> int:
     steps = (work_folder / "steps.log").read_text().split()
+    if not tells_steps:
+        steps = sorted(set(steps), key=int)
     (out / "model").mkdir(exist_ok=True)
     artifacts.write_text(out / "model" / "config.json", "{}")
     if spec["kind"] == "train":
