@@ -72,8 +72,10 @@ def parse_query(text: str) -> Query:
 
 def search(query: Query) -> Iterator[Listed]:
     """Models in the order of the query, page by page as they are asked for. Raises ServiceUnavailable."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
+    if constants.HF_HUB_OFFLINE:
+        raise ServiceUnavailable(f"hub:{query} cannot be searched for: HF_HUB_OFFLINE is set; unset it, or give a file or a folder")
     asked: dict[str, Any] = {"search": query.words or None, "author": query.author or None, "filter": list(query.tags) or None}
     try:
         for info in HfApi(token=token()).list_models(**asked, sort=query.sort, expand=_EXPAND):  # type: ignore[arg-type]

@@ -29,11 +29,11 @@ class Kind:
 
 
 KINDS = (
-    Kind("small", 20),
+    Kind("small", 12),
     Kind("neo", 4),
     Kind("llama", 4),
     Kind("sharded", 2),
-    Kind("copy", 24, "is a duplicate of 'lab/small-"),
+    Kind("copy", 32, "is a duplicate of 'lab/small-"),
     Kind("gated", 14, "is gated: accept its terms"),
     Kind("closed", 6, "is gated: accept its terms"),
     Kind("huge", 22, "6,738,415,616 parameters, more than the 200,000,000 allowed"),
@@ -90,7 +90,7 @@ CONFIGS: dict[str, dict[str, object]] = {
 
 
 def _repository(kind: str, number: int) -> Repository:
-    same = f"small-{number % 20}" if kind == "copy" else f"{kind}-{number}"
+    same = f"small-{number % 12}" if kind == "copy" else f"{kind}-{number}"
     files = gpt2_files(same, **CONFIGS.get(kind, {}))
     facts: dict = {"parameters": 1_000_000 + number, "tags": ("text-generation", kind)}
     if kind in ("pickled", "gguf", "sharded", "lora"):

@@ -180,8 +180,11 @@ def test_a_folder_of_this_machine_never_stands_in_for_a_model_that_a_search_foun
     assert found["taken"][0]["reference"] == f"lab/a@{SHA}"
 
 
-@pytest.mark.parametrize(("status", "said"), [(503, "the hub is out of order (503)"), (429, "fewer requests (429)")])
-def test_a_hub_that_cannot_be_searched_is_told_in_a_line(tmp_path: Path, status: int, said: str):
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [({}, "the hub forbids it"), ({"HF_TOKEN": "hf_bad"}, "rejects your HF_TOKEN"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")],
+)
+def test_a_hub_that_cannot_be_searched_is_told_in_a_line(tmp_path: Path, environment: dict[str, str], said: str):
     script = """
 import sys
 from extractor.errors import ServiceUnavailable
@@ -191,8 +194,8 @@ try:
 except ServiceUnavailable as error:
     print(error)
 """
-    with serve(LocalHub(searchless=status)) as hub:
-        line = python(script, env=hub.environment(tmp_path))
+    with serve(LocalHub(searchless=401 if "HF_TOKEN" in environment else 403)) as hub:
+        line = python(script, env=hub.environment(tmp_path) | environment)
     assert line.startswith("hub:gpt2 sort=downloads cannot be searched for: ")
     assert said in line
 
