@@ -8,6 +8,7 @@ It is steered by a JSON file in EXTRACT_FAKE_PLAN, read at the start of each run
     fail             [class name, message, exit code] of an error to end with
     deaf             whether SIGTERM is ignored
     chatter          extra progress events per step
+    complain         what to write to stderr at the start
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--guard", action="store_true")
     options = parser.parse_args()
-    plan = {"steps": 5, "seconds": 0.02, "die_at": None, "fail": None, "deaf": False, "chatter": 0, "crash": None}
+    plan = {"steps": 5, "seconds": 0.02, "die_at": None, "fail": None, "deaf": False, "chatter": 0, "crash": None, "complain": None}
     plan |= json.loads(Path(os.environ["EXTRACT_FAKE_PLAN"]).read_text()) if os.environ.get("EXTRACT_FAKE_PLAN") else {}
     if options.guard:
         threading.Thread(target=guard, daemon=True).start()
@@ -53,6 +54,8 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         return 0
     done = json.loads(checkpoint.read_text())["done"] if checkpoint.exists() else 0
     tell(event="note", message=f"threads {options.threads} pid {os.getpid()} from {done}")
+    if plan["complain"]:
+        print(plan["complain"], file=sys.stderr)
     if plan["crash"]:
         raise RuntimeError(plan["crash"])
     steps = plan["steps"]
