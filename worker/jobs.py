@@ -28,6 +28,7 @@ from extractor import artifacts, errors
 from extractor.errors import ExtractorError
 from extractor.specs import JobSpec, parse_job
 from worker import processes, runtime
+from worker.job_log import JobLog, hear
 from worker.records import TERMINAL, Records, connect
 from worker.settings import Settings
 from worker.twins import Twin
@@ -137,6 +138,7 @@ class Relay:
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] in ("done", "error"):
             return
+        hear(event)
         is_progress = event["event"] == "progress"
         if is_progress and self._waiting and self._waiting[-1]["event"] == "progress":
             self._waiting[-1] = event
@@ -167,18 +169,26 @@ class Attempt:
         self.result = self.folder / "result"
 
     def run(self) -> str:
-        with _sigterm_means_leave(self.place.shared), Lease(self.job, self.token, self.place) as lease:
+        with _sigterm_means_leave(self.place.shared), Lease(self.job, self.token, self.place) as lease, self._open_log() as job_log:
+            log.info("job %s: begun by %s", self.job, self.place.name)
             try:
-                state = self._work(lease)
+                state = self._work(lease, job_log)
             except ExtractorError as error:
                 state = self._end("failed", error=error)
             except Exception as error:  # a mistake of ours: bounded by the number of attempts like any crash
                 log.exception("job %s", self.job)
                 state = self._release(f"the worker failed: {type(error).__name__}: {error}", counts=True)
-        log.info("job %s: %s", self.job, state)
+            log.info("job %s: %s", self.job, state)
         return state
 
-    def _work(self, lease: Lease) -> str:
+    def _open_log(self) -> JobLog:
+        try:
+            attempt = int((self.records.get(self.job) or {}).get("attempt", 0))
+        except redis.RedisError:
+            attempt = 0  # only the log is the poorer for it
+        return JobLog(self.job, self.folder, attempt, self.place.url)
+
+    def _work(self, lease: Lease, job_log: JobLog) -> str:
         spec = self._prepare()
         engine_log = self.folder / "engine.log"
         if not runtime.expel(engine_log, wait=self.place.settings.lease_ttl / 2):
@@ -195,13 +205,14 @@ class Attempt:
 
         relay = Relay(self.job, self.token, self.records)
 
-        def hear(event: dict[str, Any]) -> None:
+        def pass_on(event: dict[str, Any]) -> None:
             relay(event)
             twin.heard(event)
 
         path = self.folder / JOB_FILE
-        outcome = runtime.supervise(path, self.result, engine_log, self.place.settings, hear, wish, twin=twin.path)
+        outcome = runtime.supervise(path, self.result, engine_log, self.place.settings, pass_on, wish, twin=twin.path)
         relay.flush()
+        job_log.catch_up()
         state = self._conclude(outcome, lease)
         if state in TERMINAL:
             twin.leave()
@@ -236,9 +247,12 @@ class Attempt:
     def _end(self, state: str, error: ExtractorError | None = None) -> str:
         artifact = str(self.result) if state == "succeeded" else ""
         reason = (type(error).__name__, str(error)) if error is not None else ("", "")
+        if error is not None:
+            log.error("job %s: %s", self.job, error)
         return self._insist(lambda: self.records.end(self.job, self.token, state, artifact, reason))
 
     def _release(self, reason: str, counts: bool) -> str:
+        log.warning("job %s: %s", self.job, reason)
         state = self._insist(lambda: self.records.release(self.job, self.token, reason, counts))
         if state == "queued":
             self.place.publish(self.job)

@@ -9,6 +9,7 @@ It is steered by a JSON file in EXTRACT_FAKE_PLAN, read at the start of each run
     fail_for         {text: such an error}, for the specs that hold that text
     deaf             whether SIGTERM is ignored
     chatter          extra progress events per step
+    complain         what to write to stderr at the start
     tells_steps      whether the result tells which steps were done, repeated ones too
 
 With --twin the first stage is copied from there, or kept there.
@@ -49,6 +50,7 @@ def main() -> int:
         "deaf": False,
         "chatter": 0,
         "crash": None,
+        "complain": None,
         "tells_steps": True,
     }
     plan |= json.loads(Path(os.environ["EXTRACT_FAKE_PLAN"]).read_text()) if os.environ.get("EXTRACT_FAKE_PLAN") else {}
@@ -72,6 +74,8 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         done = plan["steps"]
         shutil.copyfile(options.twin / "steps.log", work_folder / "steps.log")
     tell(event="note", message=f"threads {options.threads} pid {os.getpid()} from {done}")
+    if plan["complain"]:
+        print(plan["complain"], file=sys.stderr)
     if plan["crash"]:
         raise RuntimeError(plan["crash"])
     steps = plan["steps"]

@@ -1,0 +1,119 @@
+"""`extract logs`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from worker.cli.options import as_json as json_option
+from worker.cli.options import no_worker as no_worker_option
+from worker.cli.options import print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from worker.client import Service
+
+COLOURS = {"warning": "yellow", "error": "red"}
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@click.command("logs", short_help="Show what engine and workers wrote about a job.")
+@click.argument("job")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is being written, until the job ends.")
+@click.option("--since", metavar="AGE|TIME", help="Only what is not older than this: 90s, 10m, 2h, 1d, or 2026-11-23T09:30.")
+@no_worker_option
+@json_option
+def command(job: str, follow: bool, since: str | None, no_worker: bool, as_json: bool) -> int:
+    """Show what the engine and the workers wrote about a job, over all its attempts.
+
+    \b
+    Example: extract logs k3v9x2mq -f --since 10m
+    """
+    from worker.cli.connect import open_for
+    from worker.records import check_id
+
+    check_id(job)
+    earliest = parse_since(since) if since else 0.0
+    for line in _lines(open_for(no_worker), job, follow):
+        if line["time"] >= earliest:
+            print_json(line) if as_json else show(line)
+    return 0
+
+
+def parse_since(text: str) -> float:
+    """An age ('10m') or a local time ('2026-11-23T09:30') as seconds since 1970. Raises UsageError."""
+    import re
+    import time
+    from datetime import datetime
+
+    from extractor.errors import UsageError
+
+    if age := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", text):
+        return time.time() - float(age[1]) * UNITS[age[2]]
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(f"--since {text!r} is neither an age, like 10m, 2h or 1d, nor a time, like 2026-11-23T09:30") from None
+
+
+def show(line: dict[str, Any]) -> None:
+    """A line for people: local time, attempt, source, message; colour says how bad it is."""
+    from datetime import datetime
+
+    at = datetime.fromtimestamp(line["time"]).strftime("%Y-%m-%d %H:%M:%S")
+    text = f"{at}  {line.get('attempt')}  {line.get('source'):<6}  {line['message']}"
+    click.secho(text, fg=COLOURS.get(str(line.get("level"))))
+
+
+def _lines(service: Service, job: str, follow: bool) -> Iterator[dict[str, Any]]:
+    """Raises NotFound when there is no such job, or no log of it here."""
+    from extractor.errors import NotFound
+    from worker import log_reader
+
+    folder = service.settings.root / job
+    record = service.records.get(job)
+    found = log_reader.exists(folder)
+    if record is None and not found:
+        service.records.need(job)
+    if follow and record is not None:
+        yield from log_reader.follow(folder, _ender(service, job))
+        found = found or log_reader.exists(folder)
+    elif found:
+        yield from log_reader.Reader(folder).new_lines()
+    if record is not None and not found:
+        if int(record["attempt"]):
+            raise NotFound(f"the log of job {job} lies on {record.get('host')} in {folder}, which is not visible from here")
+        raise NotFound(f"job {job} has no log, it is {record['state']} and was never begun")
+
+
+def _ender(service: Service, job: str) -> Callable[[], bool]:
+    """What says whether the job has ended; an absence of Redis of less than a minute is no end.
+
+    Raises ServiceUnavailable after that minute.
+    """
+    import time
+
+    import redis
+
+    from extractor.errors import ServiceUnavailable
+    from worker.client import OUTAGE_SECONDS
+    from worker.records import TERMINAL
+
+    answered = time.monotonic()
+
+    def has_ended() -> bool:
+        nonlocal answered
+        try:
+            record = service.records.get(job)
+        except redis.RedisError as error:
+            if time.monotonic() - answered > OUTAGE_SECONDS:
+                raise ServiceUnavailable(
+                    f"Redis went away ({error}); the log is kept, follow it again with `extract logs {job} -f`"
+                ) from None
+            return False
+        answered = time.monotonic()
+        return record is None or record["state"] in TERMINAL
+
+    return has_ended
