@@ -1,7 +1,7 @@
 """What deploy/ holds, each file under its own tool: hadolint, Compose, kustomize, the schemas of Kubernetes and KEDA, a PromQL parser.
 
-The tools are programs inside packages of the `dev` extra. What they cannot know, whether our own commands, options, variables and server flags
-exist, is asked of our own code and of a real server. `promtool test rules` runs by hand: no package brings it.
+What they cannot know, whether our own commands, options, variables and server flags exist, is asked of our own code and of a real server.
+The tools are programs inside packages of the `dev` extra. `promtool test rules` runs by hand: no package brings it.
 """
 
 from __future__ import annotations
@@ -203,7 +203,9 @@ def test_a_real_server_takes_the_flags_and_the_users(deploy: Path, services: dic
     flags = {name: value for name, value in zip(words[1::2], words[2::2], strict=True) if not name.startswith("--tls-")}
     flags |= {"--dir": str(tmp_path), "--aclfile": flags["--aclfile"].replace("/run", str(deploy)), "--unixsocket": "s.sock"}
     program = find_binary(settings.from_env({})).path
-    process = subprocess.Popen([program, *(word for flag in flags.items() for word in flag)], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [program, *(word for flag in flags.items() for word in flag)], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
     try:
         deadline = time.monotonic() + 20
         while not (tmp_path / "s.sock").exists():
