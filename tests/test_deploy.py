@@ -1,0 +1,274 @@
+"""What deploy/ holds, each file under its own tool: hadolint, Compose, kustomize, the schemas of Kubernetes and KEDA, a PromQL parser.
+
+What they cannot know, whether our own commands, options, variables and server flags exist, is asked of our own code and of a real server.
+The tools are programs inside packages of the `dev` extra. `promtool test rules` runs by hand: no package brings it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import promql_parser
+import pytest
+import redis
+import yaml
+from worlds import ROOT
+
+from worker import cli, settings
+from worker.app import KEY_PREFIX, QUEUES
+from worker.server import find_binary
+
+DEPLOY = ROOT / "deploy"
+METRICS = {
+    "extract_jobs": {"state"},
+    "extract_workers": {"state"},
+    "extract_queue_length": {"queue"},
+    "extract_queue_oldest_seconds": set(),
+    "extract_lease_age_seconds_max": set(),
+    "up": {"job"},
+}
+MERGED_LATER = {"metrics"}
+GRACE = 600  # seconds that a worker has to leave
+
+
+def run(program: str, *arguments: str | Path, at: Path = DEPLOY) -> str:
+    """A tool of the environment these tests run in, not one of the same name elsewhere on the machine."""
+    path = Path(sysconfig.get_path("scripts")) / program
+    done = subprocess.run([path, *arguments], cwd=at, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def deploy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of deploy/ with secrets in it, as an operator has it."""
+    copy = tmp_path_factory.mktemp("operator") / "deploy"
+    shutil.copytree(DEPLOY, copy, ignore=shutil.ignore_patterns("secrets", ".env"))
+    subprocess.run([copy / "make-secrets", copy / "secrets", "valkey"], check=True)
+    shutil.copytree(copy / "secrets", copy / "kubernetes" / "base" / "secrets")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def services(deploy: Path) -> dict[str, Any]:
+    """The services of compose.yaml as Compose understands them."""
+    return json.loads(run("docker-compose", "-f", "compose.yaml", "--profile", "gpu", "config", "--format", "json", at=deploy))["services"]
+
+
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def manifests(request: pytest.FixtureRequest, deploy: Path) -> list[dict[str, Any]]:
+    """Every object that `kubectl apply -k` would make."""
+    return [document for document in yaml.safe_load_all(run("kubectl", "kustomize", f"kubernetes/{request.param}", at=deploy)) if document]
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile():
+    assert run("hadolint", "Dockerfile") == ""
+
+
+@pytest.mark.parametrize("script", ["make-secrets", "in-venv"])
+def test_shellcheck_finds_nothing_in_the_scripts(script: str):
+    assert run("shellcheck", script) == ""
+
+
+def test_compose_starts_workers_that_may_take_their_time_to_leave(services: dict[str, Any]):
+    workers = {name: service for name, service in services.items() if name.startswith("worker")}
+    assert set(workers) == {"worker-cpu", "worker-gpu0", "worker-gpu1"}
+    for service in workers.values():
+        assert (service["init"], service["stop_grace_period"], service["read_only"]) == (True, "10m0s", True)
+        assert int(service["environment"]["EXTRACT_STOP_GRACE"]) < GRACE
+    gpus = [workers[f"worker-gpu{n}"]["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] for n in range(2)]
+    assert gpus == [["0"], ["1"]]
+
+
+def test_compose_hands_out_secrets_as_files_and_listens_on_loopback(deploy: Path, services: dict[str, Any]):
+    text = json.dumps(services)
+    for path in (deploy / "secrets").glob("*.password"):
+        assert path.read_text() not in text
+    for service in services.values():
+        assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", []))
+        for secret in service.get("secrets", []):
+            assert any(secret["source"] in (path.name.replace(".", "_"), path.stem) for path in (deploy / "secrets").iterdir())
+
+
+def test_kubernetes_accepts_every_object(manifests: list[dict[str, Any]]):
+    known = json.loads((ROOT / "tests" / "keda_crds.json").read_text())
+    for document in manifests:
+        if document["apiVersion"].startswith("keda.sh/"):
+            jsonschema.validate(document, known[document["kind"]])
+        else:
+            kubernetes_validate.validate(document, "1.37", strict=True)
+        assert document["kind"] == "Namespace" or document["metadata"]["namespace"] == "extractor"
+    for document in manifests:
+        if document["kind"] == "ScaledJob":
+            job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, "spec": document["spec"]["jobTargetRef"]}
+            kubernetes_validate.validate(job, "1.37", strict=True)
+
+
+def test_what_the_manifests_name_is_there(manifests: list[dict[str, Any]]):
+    made = {(document["kind"], document["metadata"]["name"]) for document in manifests}
+    for pod in pods(manifests):
+        for volume in pod["spec"].get("volumes", []):
+            if "secret" in volume:
+                assert ("Secret", volume["secret"]["secretName"]) in made
+        for container in pod["spec"]["containers"]:
+            for source in container.get("envFrom", []):
+                if not source.get("secretRef", {}).get("optional"):
+                    assert ("ConfigMap", source["configMapRef"]["name"]) in made
+            mounts = {mount["name"] for mount in container["volumeMounts"]}
+            volumes = {volume["name"] for volume in pod["spec"].get("volumes", [])}
+            assert mounts - volumes <= {"data"}, "all but what a volumeClaimTemplate gives"
+    for document in manifests:
+        if document["kind"] == "ScaledJob":
+            assert ("TriggerAuthentication", document["spec"]["triggers"][0]["authenticationRef"]["name"]) in made
+        if document["kind"] == "TriggerAuthentication":
+            keys = {(ref["name"], ref["key"]) for ref in document["spec"]["secretTargetRef"]}
+            secrets = {d["metadata"]["name"]: d["data"] for d in manifests if d["kind"] == "Secret"}
+            assert all(key in secrets[name] for name, key in keys)
+
+
+def test_every_pod_is_unprivileged_and_workers_may_take_their_time_to_leave(manifests: list[dict[str, Any]]):
+    workers = []
+    for pod in pods(manifests):
+        assert pod["spec"]["automountServiceAccountToken"] is False
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+        assert pod["metadata"]["labels"]["app.kubernetes.io/part-of"] == "extractor", "or Valkey would not let it in"
+        for container in pod["spec"]["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            if "worker" in container.get("args", []):
+                workers.append((pod["spec"]["terminationGracePeriodSeconds"], container["livenessProbe"]["exec"]["command"][-1]))
+    grace = next(d["data"]["EXTRACT_STOP_GRACE"] for d in manifests if d["kind"] == "ConfigMap")
+    assert workers
+    for seconds, probe in workers:
+        assert int(grace) < seconds == GRACE
+        minutes = int(re.search(r"-mmin -(\d+)", probe)[1])  # type: ignore[index]
+        assert minutes * 60 > GRACE, "a worker that leaves no longer touches the file"
+
+
+def test_there_is_a_scaled_job_for_each_queue_and_a_gpu_for_each_pod(deploy: Path):
+    documents = list(yaml.safe_load_all(run("kubectl", "kustomize", "kubernetes/gpu", at=deploy)))
+    jobs = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "ScaledJob"}
+    lists = {name: spec["triggers"][0]["metadata"]["listName"] for name, spec in jobs.items()}
+    assert lists == {f"worker-{priority}": KEY_PREFIX + queue for priority, queue in QUEUES.items()}
+    for spec in jobs.values():
+        container = spec["jobTargetRef"]["template"]["spec"]["containers"][0]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+        assert container["args"][:4] == ["extract", "worker", "--max-jobs", "1"]
+        assert spec["rollout"]["strategy"] == "gradual"
+
+
+def test_every_command_of_ours_that_a_manifest_runs_exists(services: dict[str, Any], manifests: list[dict[str, Any]]):
+    lines = [service["command"] for service in services.values() if service.get("command")]
+    lines += [container["args"] for pod in pods(manifests) for container in pod["spec"]["containers"]]
+    lines.append(json.loads(re.search(r"^CMD (\[.*\])$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)[1]))  # type: ignore[index]
+    ours = [line[1:] for line in lines if line[0] == "extract"]
+    assert {"worker", "metrics"} <= {line[0] for line in ours}
+    for name, *arguments in ours:
+        if name in MERGED_LATER:
+            continue
+        if "--alive-file" in arguments:
+            arguments[arguments.index("--alive-file") + 1] = "/dev/shm/extract-test-alive"
+        command = cli.group.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None, f"extract {name}"
+        command.make_context(name, list(arguments))
+
+
+def test_every_variable_of_ours_that_deploy_names_is_one():
+    known = set(re.findall(r"EXTRACT_[A-Z_]+", Path(settings.__file__).read_text()))
+    known |= {name for path in (ROOT / "extractor").rglob("*.py") for name in re.findall(r"EXTRACT_[A-Z_]+", path.read_text())}
+    known |= {"EXTRACT_REDIS_URL_FILE", "EXTRACT_CA_DAYS", "EXTRACT_CERT_DAYS"}
+    files = [path for path in DEPLOY.rglob("*") if path.is_file() and "secrets" not in path.parts]
+    named = {name for path in files for name in re.findall(r"\bEXTRACT_[A-Z_]+", path.read_text())}
+    assert named <= known
+
+
+def test_compose_and_kubernetes_run_the_same_valkey(services: dict[str, Any], manifests: list[dict[str, Any]]):
+    container = next(d for d in manifests if d["kind"] == "StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == services["valkey"]["image"]
+    assert [part.replace("/run/secrets/valkey/", "/run/secrets/") for part in container["args"]] == services["valkey"]["command"]
+
+
+def test_a_real_server_takes_the_flags_and_the_users(deploy: Path, services: dict[str, Any], tmp_path: Path):
+    """All flags but those of TLS, which the bundled server lacks: tests/service/test_security.py has more."""
+    words = services["valkey"]["command"]
+    flags = {name: value for name, value in zip(words[1::2], words[2::2], strict=True) if not name.startswith("--tls-")}
+    flags |= {"--dir": str(tmp_path), "--aclfile": flags["--aclfile"].replace("/run", str(deploy)), "--unixsocket": "s.sock"}
+    program = find_binary(settings.from_env({})).path
+    process = subprocess.Popen(
+        [program, *(word for flag in flags.items() for word in flag)], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "s.sock").exists():
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        connection = redis.Redis(unix_socket_path=str(tmp_path / "s.sock"), username="probe", password="any")
+        assert connection.ping()
+        operator = redis.Redis(
+            unix_socket_path=str(tmp_path / "s.sock"), username="operator", password=(deploy / "secrets" / "operator.password").read_text()
+        )
+        assert operator.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        assert operator.config_get("appendonly") == {"appendonly": "yes"}
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_prometheus_scrapes_our_metrics_and_every_rule_is_about_them():
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
+    assert config["rule_files"] == ["alerts.yaml"]
+    assert {"job_name": "extractor", "static_configs": [{"targets": ["metrics:9464"]}]} in config["scrape_configs"]
+    [group] = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"]
+    assert len(group["rules"]) >= 5
+    for rule in group["rules"]:
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+        assert set(rule["annotations"]) == {"summary", "action"}
+        selectors = list(selectors_of(promql_parser.parse(rule["expr"])))
+        assert selectors
+        for name, labels in selectors:
+            assert labels <= METRICS[name], f"{rule['alert']}: {name} has no label {labels - METRICS[name]}"
+
+
+def test_every_alert_is_tried_by_promtools_tests():
+    [group] = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"]
+    tests = yaml.safe_load((DEPLOY / "prometheus" / "alerts_test.yaml").read_text())["tests"]
+    fired = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}
+    assert fired | {"ExtractorQueueIsOld"} == {rule["alert"] for rule in group["rules"]}
+
+
+def test_every_path_and_command_that_the_operators_page_names_exists():
+    page = (DEPLOY / "README.md").read_text()
+    made = re.compile(r"secrets(/|$)|deploy/\.env")
+    for name in set(re.findall(r"\bdeploy/[\w./-]*[\w/]", page)):
+        assert made.search(name) or (ROOT / name).exists(), name
+    for name in set(re.findall(r"\bextract ([a-z]+)\b", page)):
+        assert name in {*cli.COMMANDS, *MERGED_LATER}, f"extract {name}"
+
+
+def pods(manifests: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The pod templates of all objects."""
+    for document in manifests:
+        spec = document.get("spec", {})
+        template = spec.get("jobTargetRef", spec).get("template")
+        if template:
+            yield template
+
+
+def selectors_of(node: Any) -> Iterator[tuple[str, set[str]]]:
+    """Every metric that a PromQL expression reads, with the labels it asks for."""
+    if isinstance(node, promql_parser.VectorSelector):
+        yield node.name, {matcher.name for matcher in node.matchers.matchers}
+    for part in ("lhs", "rhs", "expr", "args", "vector_selector"):
+        inner = getattr(node, part, None)
+        for child in inner if isinstance(inner, list) else [inner] if inner is not None else []:
+            yield from selectors_of(child)
