@@ -107,7 +107,7 @@ class Caretaker(threading.Thread):
     def reap(self) -> None:
         """Bring back the jobs whose owner is lost."""
         leases_count = self._leases_count()
-        for job, record in self._records.open_jobs().items():
+        for job, record in self._records.outline(self._counts.newest("running", 0)).items():
             if record["state"] != "running":
                 continue
             gone = processes.is_gone(processes.ProcessId.parse(record["process"]), same_machine=self._settings.embedded)
@@ -131,14 +131,16 @@ class Caretaker(threading.Thread):
         return self._reconnected_at is None or time.monotonic() - self._reconnected_at >= self._settings.lease_ttl
 
     def _republish(self) -> None:
-        """An age rule alone would multiply the messages of a long backlog, so this looks into the queues, though seldom."""
-        if time.monotonic() - self._looked_at < self._settings.republish_after / 4:
+        """An age rule alone would multiply the messages of a long backlog, so this looks into the queues, though seldom, and one worker
+        for all: a hundred that read ten thousand jobs each would keep Redis busy with nothing else."""
+        every = self._settings.republish_after / 4
+        if time.monotonic() - self._looked_at < every:
             return
         self._looked_at = time.monotonic()
+        if not self._records.client.set("ex:look", self.worker_name, nx=True, px=max(1, int(1000 * every))):
+            return
         before = time.time() - self._settings.republish_after
         open_jobs = self._records.open_jobs()
-        self._counts.prepare()
-        self._counts.mend(open_jobs, self._settings.lease_ttl)
         # Those that wait for another open job are published when that one leaves their twin.
         free = {job: record for job, record in open_jobs.items() if record["state"] == "queued" and record["waits"] not in open_jobs}
         old = [job for job, record in free.items() if float(record["updated"]) < before]
@@ -147,6 +149,8 @@ class Caretaker(threading.Thread):
             if job not in waiting:
                 log.warning("job %s: queued, but its message is nowhere; published again", job)
                 self._publish(job)
+        self._counts.prepare()
+        self._counts.mend(open_jobs, self._settings.lease_ttl)
 
     def _waiting_jobs(self) -> set[str]:
         jobs = set()

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from worker.records import TERMINAL, Records, check_id, connect
 from worker.settings import Settings
 
 if TYPE_CHECKING:
+    from celery import Celery
+
     from extractor.specs import JobSpec
 
 OUTAGE_SECONDS = 60.0  # a watcher outlives an absence of Redis of this length
@@ -278,12 +281,20 @@ def task_rows(folder: Path) -> list[dict[str, Any]]:
 def _publish(service: Service, job: str, priority: str) -> None:
     from kombu.exceptions import OperationalError
 
-    from worker.app import make_app, publish
+    from worker.app import publish
 
     try:
-        publish(make_app(service.url, service.settings), job, service.records.next_message_id(job), priority)
+        publish(_app(service.url, service.settings), job, service.records.next_message_id(job), priority)
     except OperationalError as error:
         raise ServiceUnavailable(f"job {job} is recorded but not yet published ({error}); a worker will pick it up later") from None
+
+
+@cache
+def _app(url: str, settings: Settings) -> Celery:
+    """One for all submits of a process, with its connections: making one takes longer than publishing."""
+    from worker.app import make_app
+
+    return make_app(url, settings)
 
 
 def _reopen(service: Service) -> Service:

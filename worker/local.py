@@ -25,7 +25,7 @@ def live_workers(records: Records, settings: Settings) -> list[str]:
 
 def ensure_worker(records: Records, settings: Settings) -> bool:
     """Start a local worker if jobs are open on the embedded server and no worker lives; whether one was started."""
-    if not settings.embedded or not settings.start_worker or not records.open_ids():
+    if not settings.embedded or not settings.start_worker or not records.any_open():
         return False
     with registration(settings):
         if is_registered(settings) or live_workers(records, settings):

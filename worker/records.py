@@ -17,7 +17,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,13 +169,21 @@ class Records:
         return list(found.items())
 
     def open_jobs(self) -> dict[str, dict[str, str]]:
-        """What the caretaker needs to know of each open job, oldest first: state, token, process, worker, updated, waits."""
-        ids, fields = self.open_ids(), ("state", "token", "process", "worker", "updated", "waits")
+        """The outline of each open job, oldest first."""
+        return self.outline(self.open_ids())
+
+    def outline(self, ids: Sequence[str]) -> dict[str, dict[str, str]]:
+        """What the caretaker needs to know of jobs: state, token, process, worker, updated, waits; '' for what is not there."""
+        fields = ("state", "token", "process", "worker", "updated", "waits")
         with self.client.pipeline(transaction=False) as batch:
             for job in ids:
                 batch.hmget(f"ex:job:{job}", fields)
             rows = batch.execute()
         return {job: {key: value or "" for key, value in zip(fields, row, strict=True)} for job, row in zip(ids, rows, strict=True)}
+
+    def any_open(self) -> bool:
+        """Whether some job has not ended."""
+        return bool(self.client.exists("ex:open"))
 
     def open_ids(self) -> list[str]:
         """Ids of the jobs that have not ended, oldest first."""
