@@ -46,7 +46,7 @@ def from_env(env: Mapping[str, str] | None = None) -> Settings:
     ttl = _seconds(env, "EXTRACT_LEASE_TTL", 30)
     return Settings(
         state_dir=state_dir,
-        root=Path(env.get("EXTRACT_ROOT") or state_dir / "jobs").expanduser().absolute(),
+        root=_root(env, state_dir),
         redis_url=_secret(env, "EXTRACT_REDIS_URL"),
         redis_server=env.get("EXTRACT_REDIS_SERVER") or None,
         allow_insecure=_flag(env, "EXTRACT_ALLOW_INSECURE_REDIS"),
@@ -83,6 +83,13 @@ def _state_dir(env: Mapping[str, str]) -> Path:
         return Path(env["EXTRACT_STATE_DIR"]).expanduser().absolute()
     base = env.get("XDG_STATE_HOME") or "~/.local/state"
     return (Path(base) / "extract").expanduser().absolute()
+
+
+def _root(env: Mapping[str, str], state_dir: Path) -> Path:
+    text = env.get("EXTRACT_ROOT") or str(state_dir / "jobs")
+    if "://" in text:
+        raise UsageError(f"EXTRACT_ROOT={text!r} is an address; results lie in folders: name one that all workers share")
+    return Path(text).expanduser().absolute()
 
 
 def _secret(env: Mapping[str, str], name: str) -> str | None:
