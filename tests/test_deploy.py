@@ -37,7 +37,6 @@ METRICS = {
     "extract_lease_age_seconds_max": set(),
     "up": {"job"},
 }
-MERGED_LATER = {"metrics"}
 GRACE = 600  # seconds that a worker has to leave
 
 
@@ -173,8 +172,6 @@ def test_every_command_of_ours_that_a_manifest_runs_exists(services: dict[str, A
     ours = [line[1:] for line in lines if line[0] == "extract"]
     assert {"worker", "metrics"} <= {line[0] for line in ours}
     for name, *arguments in ours:
-        if name in MERGED_LATER:
-            continue
         if "--alive-file" in arguments:
             arguments[arguments.index("--alive-file") + 1] = "/dev/shm/extract-test-alive"
         command = cli.group.get_command(None, name)  # type: ignore[arg-type]
@@ -252,7 +249,7 @@ def test_every_path_and_command_that_the_operators_page_names_exists():
     for name in set(re.findall(r"\bdeploy/[\w./-]*[\w/]", page)):
         assert made.search(name) or (ROOT / name).exists(), name
     for name in set(re.findall(r"\bextract ([a-z]+)\b", page)):
-        assert name in {*cli.COMMANDS, *MERGED_LATER}, f"extract {name}"
+        assert name in cli.COMMANDS, f"extract {name}"
 
 
 def pods(manifests: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
