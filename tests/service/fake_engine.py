@@ -9,11 +9,13 @@ It is steered by a JSON file in EXTRACT_FAKE_PLAN, read at the start of each run
     deaf             whether SIGTERM is ignored
     chatter          extra progress events per step
     complain         what to write to stderr at the start
+    burn             rounds of hashing per step: work for one CPU
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -35,7 +37,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--guard", action="store_true")
     options = parser.parse_args()
-    plan = {"steps": 5, "seconds": 0.02, "die_at": None, "fail": None, "deaf": False, "chatter": 0, "crash": None, "complain": None}
+    plan = {"steps": 5, "seconds": 0.02, "die_at": None, "fail": None, "deaf": False, "chatter": 0, "crash": None}
+    plan |= {"complain": None, "burn": 0}
     plan |= json.loads(Path(os.environ["EXTRACT_FAKE_PLAN"]).read_text()) if os.environ.get("EXTRACT_FAKE_PLAN") else {}
     if options.guard:
         threading.Thread(target=guard, daemon=True).start()
@@ -63,6 +66,7 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         tell(event="stage", stage=stage, index=number + 1, of=len(STAGES))
         for step in range(max(0, done - number * steps), steps):
             time.sleep(plan["seconds"])
+            burn(plan["burn"])
             total = number * steps + step + 1
             for _ in range(1 + plan["chatter"]):
                 tell(event="progress", stage=stage, step=step + 1, total=steps, metrics={"loss": 1 / total}, seconds_left=None)
@@ -79,6 +83,12 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         tell(event="error", type=name, message=message)
         return code
     return finish(out, json.loads(spec), work_folder)
+
+
+def burn(rounds: int) -> None:
+    block = bytes(4096)
+    for _ in range(rounds):
+        block = hashlib.sha256(block).digest() * 128
 
 
 def finish(out: Path, spec: dict, work_folder: Path) -> int:
