@@ -13,10 +13,12 @@ import sys
 import tests.benchmarks
 from tests.benchmarks.measure import Row
 
+HELPERS = ("__main__", "measure", "service_world", "first_progress")
+
 
 def names() -> list[str]:
     """The benchmarks: modules of this folder that define rows()."""
-    return sorted(m.name for m in pkgutil.iter_modules(tests.benchmarks.__path__) if m.name not in ("__main__", "measure"))
+    return sorted(m.name for m in pkgutil.iter_modules(tests.benchmarks.__path__) if m.name not in HELPERS)
 
 
 def machine(threads: int) -> str:

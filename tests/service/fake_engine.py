@@ -10,6 +10,7 @@ It is steered by a JSON file in EXTRACT_FAKE_PLAN, read at the start of each run
     deaf             whether SIGTERM is ignored
     chatter          extra progress events per step
     complain         what to write to stderr at the start
+    burn             rounds of hashing per step: work for one CPU
     tells_steps      whether the result tells which steps were done, repeated ones too
 
 With --twin the first stage is copied from there, or kept there.
@@ -18,6 +19,7 @@ With --twin the first stage is copied from there, or kept there.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -51,6 +53,7 @@ def main() -> int:
         "chatter": 0,
         "crash": None,
         "complain": None,
+        "burn": 0,
         "tells_steps": True,
     }
     plan |= json.loads(Path(os.environ["EXTRACT_FAKE_PLAN"]).read_text()) if os.environ.get("EXTRACT_FAKE_PLAN") else {}
@@ -83,6 +86,7 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         tell(event="stage", stage=stage, index=number + 1, of=len(STAGES))
         for step in range(max(0, done - number * steps), steps):
             time.sleep(plan["seconds"])
+            burn(plan["burn"])
             total = number * steps + step + 1
             for _ in range(1 + plan["chatter"]):
                 tell(event="progress", stage=stage, step=step + 1, total=steps, metrics={"loss": 1 / total}, seconds_left=None)
@@ -105,6 +109,12 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         tell(event="error", type=name, message=message)
         return code
     return finish(out, json.loads(spec), work_folder, plan["tells_steps"])
+
+
+def burn(rounds: int) -> None:
+    block = bytes(4096)
+    for _ in range(rounds):
+        block = hashlib.sha256(block).digest() * 128
 
 
 def finish(out: Path, spec: dict, work_folder: Path, tells_steps: bool) -> int:

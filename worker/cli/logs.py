@@ -84,7 +84,7 @@ def _lines(service: Service, job: str, follow: bool) -> Iterator[dict[str, Any]]
         yield from log_reader.Reader(folder).new_lines()
     if record is not None and not found:
         if int(record["attempt"]):
-            raise NotFound(f"the log of job {job} lies on {record.get('host')} in {folder}, which is not visible from here")
+            raise NotFound(f"no log of job {job} is visible from here; it ran on {record.get('host')}, in {folder}")
         raise NotFound(f"job {job} has no log, it is {record['state']} and was never begun")
 
 
