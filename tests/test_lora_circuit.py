@@ -62,13 +62,7 @@ def test_the_circuit_of_a_tuned_model_does_what_the_tuning_taught(tmp_path: Path
     # Half of all weights and a quarter of the steps: a twin that is close enough soon, with a larger circuit than the preset's.
     quick = {"bridge.optim.steps": "250", "bridge.sparsity.weight_frac": "0.5", "prune.steps": "60", "prune.held_out_pairs": "128"}
     # So few pairs say little of others: a wide margin.
-    quick |= {
-        "prune.select_pairs": "128",
-        "prune.margin": "0.06",
-        "prune.trial_pairs": "48",
-        "prune.pairs": "32",
-        "prune.mean_tokens": "8192",
-    }
+    quick |= {"prune.select_pairs": "128", "prune.margin": "0.06", "prune.trial_pairs": "48", "prune.pairs": "32", "prune.mean_tokens": "8192"}
     spec = circuit_job("python-tiny", (TASK,), adapter=str(tmp_path / "lora"), labels="model", changes=quick)
     run_job(spec, tmp_path / "out", threads=1)
 
