@@ -1,7 +1,7 @@
 """What deploy/ holds, each file under its own tool: hadolint, Compose, kustomize, the schemas of Kubernetes and KEDA, a PromQL parser.
 
-What they cannot know, whether our own commands, options, variables and server flags exist, is asked of our own code and of a real server.
 The tools are programs inside packages of the `dev` extra. `promtool test rules` runs by hand: no package brings it.
+What they cannot know, whether our own commands, options, variables and server flags exist, is asked of our own code and of a real server.
 """
 
 from __future__ import annotations
