@@ -20,17 +20,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import RawValue
-from pathlib import Path
 from typing import Any
 
 import redis
 
 from extractor import artifacts, errors
-from extractor.errors import ExtractorError
+from extractor.errors import ExtractorError, StorageUnavailable
+from extractor.models import JOB_MODEL
 from extractor.specs import parse_job
 from worker import processes, runtime
 from worker.records import Records, connect
 from worker.settings import Settings
+from worker.storage import storage_of
 
 log = logging.getLogger("extract")
 REPORT_SECONDS = 1.0  # between two progress events of a job
@@ -164,11 +165,14 @@ class Attempt:
         self.job, self.token, self.records, self.place = job, token, records, place
         self.folder = place.settings.root / job
         self.result = self.folder / "result"
+        self.storage = storage_of(place.settings, job, token, records)
 
     def run(self) -> str:
         with _sigterm_means_leave(self.place.shared), Lease(self.job, self.token, self.place) as lease:
             try:
                 state = self._work(lease)
+            except StorageUnavailable as error:  # another worker, or a later moment, may do better
+                state = "lost" if lease.lost else self._release(str(error), counts=not self.place.shared.leaving)
             except ExtractorError as error:
                 state = self._end("failed", error=error)
             except Exception as error:  # a mistake of ours: bounded by the number of attempts like any crash
@@ -178,7 +182,8 @@ class Attempt:
         return state
 
     def _work(self, lease: Lease) -> str:
-        spec = self._prepare()
+        record = self.records.need(self.job)
+        models = self._prepare(record)
         engine_log = self.folder / "engine.log"
         if not runtime.expel(engine_log, wait=self.place.settings.lease_ttl / 2):
             return self._release("an engine of an earlier attempt is still at work on another machine", counts=False)
@@ -189,29 +194,41 @@ class Attempt:
             return "stop" if lease.cancelled or self.place.shared.leaving else ""
 
         relay = Relay(self.job, self.token, self.records)
-        outcome = runtime.supervise(spec, self.result, engine_log, self.place.settings, relay, wish)
-        relay.flush()
-        return self._conclude(outcome, lease)
 
-    def _prepare(self) -> Path:
-        """The spec, checked again, as a file in the job's folder: whoever can write to Redis could have written anything."""
-        record = self.records.need(self.job)
+        def hear(event: runtime.Event) -> None:
+            relay(event)
+            self.storage.hear(event)
+
+        self.storage.restore(record, models, wish)
+        with self.storage.mirroring():
+            outcome = runtime.supervise(self.folder / "job.json", self.result, engine_log, self.place.settings, hear, wish)
+        relay.flush()
+        return self._conclude(outcome, lease, wish)
+
+    def _prepare(self, record: dict[str, str]) -> list[str]:
+        """The spec, checked again, as job.json in the job's folder: whoever can write to Redis could have written anything.
+
+        Returns the models that other jobs must have left in storage.
+        """
         spec = parse_job(record.get("spec", ""), f"job {self.job}")
-        path = self.folder / "job.json"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            artifacts.write_json(path, spec.model_dump(mode="json"))
+            artifacts.write_json(self.folder / "job.json", spec.model_dump(mode="json"))
         except OSError as error:
             raise errors.OutputError(
                 f"job folder {self.folder} cannot be written ({error.strerror}); set EXTRACT_ROOT to another"
             ) from None
-        return path
+        return [spec.model] if spec.model and JOB_MODEL.fullmatch(spec.model) else []
 
-    def _conclude(self, outcome: runtime.Outcome, lease: Lease) -> str:
+    def _conclude(self, outcome: runtime.Outcome, lease: Lease, wish: Callable[[], runtime.Wish]) -> str:
         if lease.lost:
             return "lost"
         if outcome.kind == "done":
-            return self._end("succeeded")
+            state = self._end("succeeded", self.storage.keep_result(wish))
+            if state == "succeeded":
+                self.storage.tidy()
+            return state
+        self.storage.keep_work(wish)
         if outcome.kind == "error":
             return self._end("failed", error=outcome.error)
         # Released, a job that is to be cancelled becomes cancelled.
@@ -219,8 +236,7 @@ class Attempt:
             return self._release("its worker is shutting down", counts=False)
         return self._release(str(outcome.error or "the engine was stopped by somebody else"), counts=True)
 
-    def _end(self, state: str, error: ExtractorError | None = None) -> str:
-        artifact = str(self.result) if state == "succeeded" else ""
+    def _end(self, state: str, artifact: str = "", error: ExtractorError | None = None) -> str:
         reason = (type(error).__name__, str(error)) if error is not None else ("", "")
         return self._insist(lambda: self.records.end(self.job, self.token, state, artifact, reason))
 

@@ -89,7 +89,7 @@ def expel(log: Path, wait: float) -> bool:
     An engine of another machine cannot be ended from here: then this waits up to `wait` seconds for it to go.
     """
     deadline = time.monotonic() + wait
-    while not _is_free(log):
+    while not is_free(log):
         engine = processes.read_pid(_pid_file(log))
         if engine is not None:
             processes.send(engine, signal.SIGKILL, group=True)
@@ -206,7 +206,8 @@ def _locked_log(log: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _is_free(log: Path) -> bool:
+def is_free(log: Path) -> bool:
+    """Whether no engine works for this log."""
     try:
         with open(log, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

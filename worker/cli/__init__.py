@@ -18,7 +18,22 @@ from extractor.errors import ExtractorError, ServiceUnavailable
 
 # Command -> module of this folder. `list` is not called list.py: as an attribute of this package it would hide the builtin.
 # `import` cannot be a module at all.
-_SAME_NAME = ("submit", "train", "sweep", "status", "watch", "cancel", "result", "steer", "run", "worker", "server", "tasks", "models")
+_SAME_NAME = (
+    "submit",
+    "train",
+    "sweep",
+    "status",
+    "watch",
+    "cancel",
+    "result",
+    "steer",
+    "run",
+    "worker",
+    "server",
+    "gc",
+    "tasks",
+    "models",
+)
 COMMANDS = {name: name for name in _SAME_NAME} | {"list": "jobs", "import": "import_checkpoint"}
 
 
