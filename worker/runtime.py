@@ -209,7 +209,7 @@ def _locked_log(log: Path) -> Iterator[IO[bytes]]:
 def is_free(log: Path) -> bool:
     """Whether no engine works for this log."""
     try:
-        with open(log, "ab") as file:
+        with open(log, "r+b") as file:  # to look leaves no trace
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
     except BlockingIOError:

@@ -8,6 +8,8 @@ It is steered by a JSON file in EXTRACT_FAKE_PLAN, read at the start of each run
     fail             [class name, message, exit code] of an error to end with
     deaf             whether SIGTERM is ignored
     chatter          extra progress events per step
+    announce         say after each step that a checkpoint is there
+    bulk             bytes of one more file, in the checkpoint and in the result
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ def main() -> int:
     parser.add_argument("--guard", action="store_true")
     options = parser.parse_args()
     plan = {"steps": 5, "seconds": 0.02, "die_at": None, "fail": None, "deaf": False, "chatter": 0, "crash": None}
+    plan |= {"announce": False, "bulk": 0}
     plan |= json.loads(Path(os.environ["EXTRACT_FAKE_PLAN"]).read_text()) if os.environ.get("EXTRACT_FAKE_PLAN") else {}
     if options.guard:
         threading.Thread(target=guard, daemon=True).start()
@@ -55,6 +58,8 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
     tell(event="note", message=f"threads {options.threads} pid {os.getpid()} from {done}")
     if plan["crash"]:
         raise RuntimeError(plan["crash"])
+    if plan["bulk"]:
+        artifacts.write_text(work_folder / "bulk.txt", "0123456789abcdef" * (plan["bulk"] // 16))
     steps = plan["steps"]
     for number, stage in enumerate(STAGES):
         tell(event="stage", stage=stage, index=number + 1, of=len(STAGES))
@@ -66,6 +71,8 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
             artifacts.write_json(checkpoint, {"done": total})
             with open(work_folder / "steps.log", "a") as file:
                 file.write(f"{total}\n")
+            if plan["announce"]:
+                tell(event="checkpoint", stage=stage, step=step + 1)
             if plan["die_at"] is not None and total >= plan["die_at"]:
                 os.kill(os.getpid(), signal.SIGKILL)
             if asked:
@@ -82,6 +89,8 @@ def finish(out: Path, spec: dict, work_folder: Path) -> int:
     steps = (work_folder / "steps.log").read_text().split()
     (out / "model").mkdir(exist_ok=True)
     artifacts.write_text(out / "model" / "config.json", "{}")
+    if (work_folder / "bulk.txt").exists():
+        artifacts.write_text(out / "model" / "bulk.txt", (work_folder / "bulk.txt").read_text())
     if spec["kind"] == "train":
         artifacts.write_json(out / "result.json", {"loss": 1.25, "steps": steps})
         return wrap_up(out)
