@@ -67,7 +67,7 @@ def _show(items: list[Item], dry_run: bool) -> None:
     if not items:
         click.echo("nothing to remove")
         return
-    console = Console()
+    console = Console(width=max(140, Console().width))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("what", "job", "why"):
         table.add_column(title, no_wrap=True)
