@@ -16,7 +16,7 @@ import pytest
 from service_machine import Machine, wait_for
 
 from worker import runtime
-from worker.storage import storage_of
+from worker.storage import Storage, storage_of
 from worker.store import Store
 
 TOKEN = "0123456789abcdef"
@@ -152,8 +152,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def finish(machine: Machine, bucket: Bucket, job: str = "done", **plan: Any) -> str:
-    """A job that has succeeded in storage, without the time that a worker takes to start: the prefix of its result."""
+def engine_done(machine: Machine, job: str = "done", **plan: Any) -> Storage:
+    """A job whose engine has just left a result in scratch, without the time that a worker takes to start: its storage."""
     machine.plan(steps=1, **plan)
     machine.submit(job)
     machine.records.claim(job, TOKEN, 60, "host", "worker", "")
@@ -163,9 +163,14 @@ def finish(machine: Machine, bucket: Bucket, job: str = "done", **plan: Any) -> 
     (folder / "job.json").write_text(record["spec"])
     storage = storage_of(machine.settings, job, TOKEN, machine.records)
     storage.restore(record, [], lambda: "")
-    with storage.mirroring():
-        arguments = (folder / "job.json", folder / "result", folder / "engine.log", machine.settings)
-        assert runtime.supervise(*arguments, storage.hear, lambda: "").kind == "done"
+    arguments = (folder / "job.json", folder / "result", folder / "engine.log", machine.settings)
+    assert runtime.supervise(*arguments, storage.hear, lambda: "").kind == "done"
+    return storage
+
+
+def finish(machine: Machine, bucket: Bucket, job: str = "done", **plan: Any) -> str:
+    """A job that has succeeded in storage: the prefix of its result."""
+    storage = engine_done(machine, job, **plan)
     machine.records.end(job, TOKEN, "succeeded", storage.keep_result(lambda: ""))
     storage.tidy()
     return bucket.result(job)

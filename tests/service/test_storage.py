@@ -10,9 +10,10 @@ import subprocess
 import sys
 
 import pytest
-from s3 import files_of, finish
+from s3 import engine_done, files_of, finish
 from service_machine import PROJECT, circuit_spec, wait_for
 
+from extractor.errors import StorageUnavailable
 from worker import client
 from worker.settings import from_env
 
@@ -136,7 +137,7 @@ def test_an_upload_that_breaks_off_publishes_nothing_and_is_made_good(machine, b
     worker = machine.worker()
     bucket.network.fail_after("up", 6 * MB)
     job = machine.submit()
-    wait_for(lambda: any("waiting for it" in event.get("message", "") for event in machine.story(job)), "the result to be cut", 30)
+    wait_for(lambda: any("waiting for it" in event.get("message", "") for event in machine.story(job)), "storage to be missed", 30)
     assert not [key for key in bucket.keys(job) if key.endswith(("manifest.json", "bulk.txt"))]
     assert machine.state_of(job) == "running"
     bucket.network.up()
@@ -144,6 +145,20 @@ def test_an_upload_that_breaks_off_publishes_nothing_and_is_made_good(machine, b
     assert record["attempt"] == "1"
     assert worker.poll() is None
     assert machine.extract("result", job, "--out", str(machine.home / "out")).code == 0
+
+
+def test_a_result_has_its_manifest_last_of_all(machine, bucket, monkeypatch):
+    monkeypatch.setenv("EXTRACT_STORE_PATIENCE", "0.1")
+    storage = engine_done(machine, bulk=24 * MB)
+    bucket.network.fail_after("up", 6 * MB)
+    with pytest.raises(StorageUnavailable, match="cannot write") as caught:
+        storage.keep_result(lambda: "")
+    assert "\n" not in str(caught.value)
+    assert not [key for key in bucket.keys("done") if key.endswith(("manifest.json", "bulk.txt"))]
+    assert (machine.settings.root / "done" / "result" / "manifest.json").is_file(), "scratch is kept for another try"
+    bucket.network.up()
+    place = storage.keep_result(lambda: "").removeprefix(f"{bucket.url}/")
+    assert f"{place}/manifest.json" in bucket.keys("done")
 
 
 def test_storage_that_stays_away_ends_in_one_line(machine, bucket):
