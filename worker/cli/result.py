@@ -12,11 +12,12 @@ from worker.cli.options import print_json
 
 @click.command("result", short_help="Show or copy the result of a job.")
 @click.argument("job")
-@click.option("--out", type=click.Path(path_type=Path), help="Copy the result to this new folder, checking every file; again, to go on.")
+@click.option("--out", type=click.Path(path_type=Path), help="Copy the result to this new folder, checking every file.")
 @click.option("--open", "open_report", is_flag=True, help="Open the report in a browser.")
 @json_option
 def command(job: str, out: Path | None, open_report: bool, as_json: bool) -> int:
-    """Show the result of a finished job, copy it, or open its report. One that lies in storage is fetched first.
+    """Show the result of a finished job, copy it, or open its report. One that lies in storage is fetched first; a
+    fetch that was interrupted goes on with the same command.
 
     \b
     Example: extract result k3v9x2mq --out circuit
