@@ -10,6 +10,8 @@
     ├── NotFound                       exit 3   a job, model or file that does not exist
     │   └── ModelNotFound
     ├── ServiceUnavailable             exit 4   no Redis, no socket, no server binary
+    │   └── StorageUnavailable                  the storage of EXTRACT_ROOT does not answer
+    │       └── StorageRefused                  it answers, and refuses: no such bucket, no permission
     ├── Cancelled                      exit 5   the job was cancelled
     ├── BrokenArtifact                 exit 1   a file that is truncated, altered or not what its name says
     ├── OutOfMemory                    exit 1   a model that does not fit, however small the batch
@@ -61,6 +63,14 @@ class ModelNotFound(NotFound):
 
 class ServiceUnavailable(ExtractorError):
     exit_code = 4
+
+
+class StorageUnavailable(ServiceUnavailable):
+    """Storage that does not answer; it may later."""
+
+
+class StorageRefused(StorageUnavailable):
+    """Storage that says no; waiting does not help."""
 
 
 class Cancelled(ExtractorError):

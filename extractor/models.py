@@ -1,6 +1,7 @@
 """What references to models and adapters mean: bundled names, folders, hub ids. Torch-free: `extract submit` checks them at once.
 
-A hub id is pinned to a commit when the job is made ("ID@SHA"); the worker downloads that commit.
+A hub id is pinned to a commit when the job is made ("ID@SHA"); the worker downloads that commit. The model of a job whose result lies in
+storage is "job:ID/ATTEMPT": whoever needs it has brought that result into the cache folder before.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from extractor.model_files import (
 )
 
 BUNDLED = Path(__file__).parent / "bundled"
+JOB_MODEL = re.compile(r"job:([A-Za-z0-9_-]{1,64})/([0-9a-f]{16})")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 MAX_PARAMETERS = "EXTRACT_MAX_PARAMETERS"
 HUB_FILES = [
@@ -109,8 +111,15 @@ def resolve_pair(model: str, adapter: str | None = None) -> tuple[str, str | Non
 
 
 def is_here(reference: str) -> bool:
-    """Whether the reference that a JobSpec holds is a bundled name or a folder, not a hub id."""
-    return _is_bundled(reference) or Path(reference).is_absolute()
+    """Whether the reference that a JobSpec holds is a bundled name, a folder or a job's model, not a hub id."""
+    return _is_bundled(reference) or Path(reference).is_absolute() or JOB_MODEL.fullmatch(reference) is not None
+
+
+def fetched_result(job: str, attempt: str) -> Path:
+    """Where the result that an attempt at a job left in storage lies on this machine, once it has been fetched."""
+    from extractor.data.corpus import cache_root
+
+    return cache_root() / "results" / job / attempt
 
 
 def inspect_folder(path: Path, reference: str = "") -> ModelFolder:
@@ -126,9 +135,12 @@ def open_model(reference: str) -> ModelFolder:
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
     """
-    if _is_bundled(reference):
-        return inspect_folder(BUNDLED / reference, reference)
-    return inspect_folder(_local(reference, "model", HUB_FILES), reference)
+    return inspect_folder(local_folder(reference), reference)
+
+
+def local_folder(reference: str) -> Path:
+    """The folder of a JobSpec's model, unchecked, downloaded when it is on the hub. Raises ModelNotFound."""
+    return BUNDLED / reference if _is_bundled(reference) else _local(reference, "model", HUB_FILES)
 
 
 def open_adapter(reference: str) -> AdapterFolder:
@@ -142,6 +154,8 @@ def open_adapter(reference: str) -> AdapterFolder:
 
 
 def _local(reference: str, kind: str, patterns: list[str]) -> Path:
+    if JOB_MODEL.fullmatch(reference):
+        return _of_job(reference)
     if Path(reference).is_absolute():
         if not _is_folder(reference):
             raise ModelNotFound(f"{kind} folder {reference} is not on this machine")
@@ -151,8 +165,19 @@ def _local(reference: str, kind: str, patterns: list[str]) -> Path:
     return hub.download(reference, patterns)
 
 
+def _of_job(reference: str) -> Path:
+    found = JOB_MODEL.fullmatch(reference)
+    assert found is not None  # callers looked
+    path = fetched_result(*found.groups()) / "model"
+    if not path.is_dir():
+        raise ModelNotFound(f"model {reference} is not on this machine; a job finds it where EXTRACT_ROOT names the storage it lies in")
+    return path
+
+
 def find(reference: str, kind: str) -> tuple[str, Files]:
     """The pinned form of a reference and the files it names, not checked yet. Raises ModelNotFound, UnsupportedModel."""
+    if JOB_MODEL.fullmatch(reference):
+        return reference, FolderFiles(_of_job(reference))
     if _is_bundled(reference):
         return reference, FolderFiles(BUNDLED / reference)
     if _is_folder(reference):

@@ -70,6 +70,7 @@ def fetch(kept: Path, out: Path) -> bool:
     except BrokenArtifact:
         shutil.rmtree(kept, ignore_errors=True)
         return False
+    os.utime(kept)  # it is in use: `extract gc` looks at this
     with artifacts.explain_full_disk(out / METRICS):
         if (kept / METRICS).is_file():
             shutil.copyfile(kept / METRICS, out / METRICS)

@@ -7,7 +7,7 @@ from pathlib import Path
 from extractor import artifacts
 from extractor.batch_page import page
 from extractor.errors import BrokenArtifact, ExtractorError, NotFound, OutputError
-from worker import batches, client
+from worker import batches, client, results
 from worker.batches import Batch, Facts
 from worker.client import Service
 from worker.settings import Settings
@@ -58,7 +58,7 @@ def write(out: Path, summary: Facts) -> None:
 def check_out(out: Path) -> Path:
     """A new or empty folder, or one that a batch has filled. Raises OutputError."""
     if not (out / SUMMARY).is_file():
-        client.check_new_folder(out)
+        results.check_new_folder(out)
     return out.absolute()
 
 
@@ -69,7 +69,7 @@ def _with_numbers(service: Service, child: Facts) -> Facts:
     if child["state"] != "succeeded":
         return told
     try:
-        folder = client.result_folder(service.settings, service.records, child["job"])
+        folder = client.result_folder(service.settings, service.records, child["job"], without="model/")
         return told | _numbers(folder)
     except NotFound as error:  # succeeded, on a machine whose disk is not ours
         return told | {"why": str(error)}

@@ -20,7 +20,6 @@ from typing import Any
 
 import redis
 
-from extractor import artifacts
 from extractor.errors import BrokenArtifact, Cancelled, ExtractorError, NotFound, ServiceUnavailable
 from extractor.selection import Selection, Verdict
 from extractor.specs import JobSpec, TaskFileSpec
@@ -117,7 +116,7 @@ def need(service: Service, batch: str) -> Batch:
 
 
 def newest(service: Service, limit: int) -> list[Batch]:
-    """The newest batches; ids whose plan has expired are forgotten on the way. Raises BrokenArtifact."""
+    """The newest batches, 0 for all; ids whose plan has expired are forgotten on the way. Raises BrokenArtifact."""
     redis_client = service.records.client
     ids: Any = redis_client.zrange("ex:batches", 0, limit - 1, desc=True)
     found = {batch: find(service, batch) for batch in ids}
@@ -147,7 +146,8 @@ def look(service: Service, batch: Batch, before: Sequence[Facts] = ()) -> list[F
     """
     done = {facts["job"]: facts for facts in before if facts["state"] in ("succeeded", NOT_EXPRESSIBLE)}
     records = _records(service, [child.job for child in batch.children if child.job not in done])
-    return [done.get(child.job) or _facts(service, child, records[child.job]) for child in batch.children]
+    left = client.with_results(service.settings, [job for job, record in records.items() if not record])
+    return [done.get(child.job) or _facts(child, records[child.job], child.job in left) for child in batch.children]
 
 
 def _records(service: Service, jobs: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -162,12 +162,11 @@ def _records(service: Service, jobs: Sequence[str]) -> dict[str, dict[str, str]]
     return found
 
 
-def _facts(service: Service, child: Child, record: dict[str, str]) -> Facts:
+def _facts(child: Child, record: dict[str, str], has_result: bool) -> Facts:
     named = {"job": child.job, "model": child.model.asked, "task": child.task}
     if not record:
-        is_there = (service.settings.root / child.job / "result" / artifacts.MANIFEST).is_file()
         blank = dict.fromkeys(("attempt", "progress", "metrics", "error", "worker", "artifact"))
-        return named | blank | {"state": "succeeded" if is_there else "missing"}
+        return named | blank | {"state": "succeeded" if has_result else "missing"}
     found = describe(child.job, record)
     same = {name: found[name] for name in ("attempt", "progress", "metrics", "worker", "artifact", "state")}
     if found["error"] and found["error"]["type"] == "TaskNotExpressible":

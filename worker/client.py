@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from extractor import artifacts
-from extractor.errors import Cancelled, ExtractorError, NotFound, OutputError, ServiceUnavailable, UsageError
-from worker import local, server, urls
+from extractor.errors import Cancelled, ExtractorError, NotFound, ServiceUnavailable, StorageUnavailable, UsageError
+from worker import local, results, server, urls
 from worker.records import TERMINAL, Records, check_id, connect
 from worker.settings import Settings
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 OUTAGE_SECONDS = 60.0  # a watcher outlives an absence of Redis of this length
 LOOK_SECONDS = 2.0  # a watcher looks this often whether somebody works
 NAMED_TASKS = 3  # of more, lists of jobs say how many they are
+QUESTIONS_AT_ONCE = 16  # to storage
 MAX_STARTS = 3  # local workers one watcher starts before it calls for help
 _ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # no characters that look alike
 
@@ -70,10 +70,11 @@ def without_asking(settings: Settings) -> Service:
     return Service(settings, settings.redis_url, Records(connect(settings.redis_url)))
 
 
-def submit(service: Service, spec: JobSpec, job: str | None = None, priority: str = "normal") -> str:
+def submit(service: Service, spec: JobSpec, job: str | None = None, priority: str = "normal", snapshot: str = "") -> str:
     """Record a job, see that somebody will run it, publish it: its id.
 
     job: an id of the caller's choice. Submitting the same spec under it again changes nothing. Raises UsageError if another job has it.
+    snapshot: the checkpoint in storage that it goes on from.
     """
     text = spec.model_dump_json()
     fields: dict[str, str | int] = {
@@ -84,6 +85,7 @@ def submit(service: Service, spec: JobSpec, job: str | None = None, priority: st
         "tasks": json.dumps(spec.tasks),
         "priority": priority,
         "max_attempts": service.settings.max_attempts,
+        "snapshot": snapshot,
     }
     wanted = check_id(job) if job else _new_id()
     while not service.records.create(wanted, fields):
@@ -115,40 +117,58 @@ def _is_same(record: dict[str, str] | None, spec: JobSpec) -> bool:
 
 
 def submit_again(service: Service, spec: JobSpec, job: str, priority: str = "normal") -> str:
-    """Queue a job that failed or was cancelled once more, under its own id: the engine goes on from the checkpoint in its folder.
+    """Queue a job that failed or was cancelled once more, under its own id: the engine goes on from its checkpoint.
 
     A job in any other state is left as it is. Raises what `submit` raises.
     """
-    key = f"ex:job:{check_id(job)}"
+    key, snapshot = f"ex:job:{check_id(job)}", ""
 
     def forget(pipe: redis.client.Pipeline) -> None:
-        state = pipe.hget(key, "state")
+        nonlocal snapshot
+        state, snapshot = pipe.hget(key, "state"), str(pipe.hget(key, "snapshot") or "")
         pipe.multi()
         if state in ("failed", "cancelled"):
             pipe.delete(key, f"ex:ev:{job}")
 
     service.records.client.transaction(forget, key)
-    return submit(service, spec, job, priority)
+    return submit(service, spec, job, priority, snapshot)
 
 
 def resolve_model(model: str, settings: Settings, records: Records | None = None) -> str:
-    """A model reference as the engine wants it: a job id becomes the folder of the model that job left, all else stays.
+    """A model reference as the engine wants it: a job id becomes the model that job left, all else stays.
 
-    Raises UsageError when that job has left no model (yet).
+    From a folder that is its path; from storage 'job:ID/ATTEMPT', which every worker there can fetch. Raises UsageError when that job has
+    left no model (yet), and what fetching it raises.
     """
     if Path(model).exists() or not _is_id(model):
         return model
-    folder = settings.root / model / "result"
     record = records.get(model) if records else None
     if record is not None and record["state"] != "succeeded":
         raise UsageError(f"model {model!r} is a job that is {record['state']}, not succeeded; see `extract watch {model}`")
-    if record is not None and record.get("artifact"):
-        folder = Path(record["artifact"])
-    elif not (folder / artifacts.MANIFEST).is_file():
+    artifact = (record or {}).get("artifact") or None
+    try:
+        stored = _find_stored(settings, model, artifact)
+    except StorageUnavailable:
+        if record is not None:
+            raise
+        return model  # most names are no job's, and need no storage
+    folder = results.bring(stored) if stored else Path(artifact) if artifact else settings.root / model / "result"
+    if not stored and not artifact and not (folder / artifacts.MANIFEST).is_file():
         return model
     if not (folder / "model").is_dir():
-        raise UsageError(f"job {model} left no model in {folder}; name a job of `extract train`, or a folder")
-    return str(folder / "model")
+        raise UsageError(f"job {model} left no model in {stored.url if stored else folder}; name a job of `extract train`, or a folder")
+    return stored.model if stored else str(folder / "model")
+
+
+def _find_stored(settings: Settings, job: str, artifact: str | None) -> results.Stored | None:
+    """The result of a job if it lies in storage; None if it lies in a folder, or there is none."""
+    if artifact is not None and "://" in artifact:
+        if settings.store is None:
+            raise NotFound(f"the result of job {job} lies in {artifact[:300]}; set EXTRACT_ROOT to that storage here as well")
+        return results.find(settings.store, job, artifact)
+    if artifact is None and settings.store is not None and results.is_finished(settings.store, job):
+        return results.find(settings.store, job, None)
+    return None
 
 
 def watch(service: Service, job: str, after: str = "0") -> Iterator[dict[str, Any]]:
@@ -188,21 +208,61 @@ def watch(service: Service, job: str, after: str = "0") -> Iterator[dict[str, An
             raise ServiceUnavailable(f"the local worker does not stay up: {server.last_line(path)}; see {path}")
 
 
-def result_folder(settings: Settings, records: Records | None, job: str) -> Path:
-    """The finished result of a job. Works from the files alone when its record has expired.
+def find_result(settings: Settings, records: Records | None, job: str) -> Path | results.Stored:
+    """Where the finished result of a job lies: a folder, or storage. Works from the files alone when its record has expired.
 
-    Raises NotFound when there is none (yet), Cancelled or ExtractorError when there never will be.
+    Raises NotFound when there is none (yet), Cancelled or ExtractorError when there never will be, StorageUnavailable.
     """
     own = settings.root / check_id(job) / "result"
     record = records.get(job) if records else None
-    if record is None and not (own / artifacts.MANIFEST).is_file():
-        raise NotFound(f"job {job!r} not found; `extract list` shows the jobs there are")
     if record is not None and record["state"] != "succeeded":
         raise ending(job, record) or NotFound(f"job {job} has no result yet, it is {record['state']}; follow it with `extract watch {job}`")
-    folder = Path(record["artifact"]) if record is not None and record.get("artifact") else own
+    artifact = (record or {}).get("artifact") or None
+    stored = _find_stored(settings, job, artifact)
+    if stored is not None:
+        return stored
+    if record is None and not (own / artifacts.MANIFEST).is_file():
+        raise NotFound(f"job {job!r} not found; `extract list` shows the jobs there are")
+    folder = Path(artifact) if artifact else own
     if not folder.is_dir():
         raise NotFound(f"the result of job {job} lies on {record and record.get('host')} in {folder}, which is not visible from here")
     return folder
+
+
+def with_results(settings: Settings, jobs: Sequence[str]) -> set[str]:
+    """Those of some jobs that have left a finished result, asked without their records. Raises StorageUnavailable."""
+    with ThreadPoolExecutor(QUESTIONS_AT_ONCE) as pool:
+        answers = pool.map(lambda job: has_result(settings, job), jobs)
+        return {job for job, answer in zip(jobs, answers, strict=True) if answer}
+
+
+def has_result(settings: Settings, job: str) -> bool:
+    """Whether a job that has no record any more has left a finished result. Raises StorageUnavailable."""
+    if settings.store is not None and results.is_finished(settings.store, job):
+        return True
+    return (settings.root / check_id(job) / "result" / artifacts.MANIFEST).is_file()
+
+
+def result_folder(
+    settings: Settings, records: Records | None, job: str, tell: results.Tell = lambda _done, _all: None, without: str | None = None
+) -> Path:
+    """The finished result of a job on this machine, fetched from storage if it lies there. Raises what `find_result` and fetching raise.
+
+    without: the beginning of the names of files that need not be fetched, such as 'model/'.
+    """
+    found = find_result(settings, records, job)
+    return found if isinstance(found, Path) else results.bring(found, tell, without)
+
+
+def save_result(
+    settings: Settings, records: Records | None, job: str, out: Path, tell: results.Tell = lambda _done, _all: None
+) -> list[str]:
+    """Bring the finished result of a job into a new folder, and verify it: the names of the files. From storage this resumes.
+
+    Raises what `find_result`, `results.copy` and fetching raise.
+    """
+    found = find_result(settings, records, job)
+    return results.copy(found, out) if isinstance(found, Path) else results.fetch(found, out, tell)
 
 
 def ending(job: str, record: dict[str, str]) -> ExtractorError | None:
@@ -212,41 +272,6 @@ def ending(job: str, record: dict[str, str]) -> ExtractorError | None:
     if record["state"] == "failed":
         return ExtractorError(f"job {job} failed: {record.get('error_type')}: {record.get('error_message')}")
     return None
-
-
-def check_new_folder(out: Path) -> None:
-    """Refuse a place for a copy that is not a new or empty folder. Raises OutputError."""
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise OutputError(f"output {out} exists and is not an empty folder; name a new one")
-
-
-def copy_result(folder: Path, out: Path) -> list[str]:
-    """Copy the files that the manifest names to a new folder, and verify the copy: the names of the files.
-
-    Raises OutputError, or BrokenArtifact when the result or its copy is not what the manifest says.
-    """
-    check_new_folder(out)
-    names = list(artifacts.verify_manifest(folder))
-    outside = [name for name in names if not (folder / name).resolve().is_relative_to(folder.resolve())]
-    if outside:
-        raise artifacts.BrokenArtifact(f"{folder / artifacts.MANIFEST} names {outside[0]!r}, which leads out of the folder")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"output {out} cannot be written ({error.strerror}); name another folder") from None
-    try:
-        for name in [*names, artifacts.MANIFEST]:
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, temporary / name)
-        artifacts.verify_manifest(temporary)
-        temporary.chmod(0o755)
-        temporary.replace(out)
-    except OSError as error:
-        raise OutputError(f"output {out} cannot be written ({error.strerror}); name another folder") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return names
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -38,6 +38,11 @@ _engine.propagate = False  # what engines say is for their jobs' logs, not for t
 _engine.setLevel(logging.INFO)
 
 
+def parts(folder: Path) -> list[Path]:
+    """The files that a job's log may consist of, oldest first."""
+    return [folder / f"{NAME}.{number}" for number in range(BACKUPS, 0, -1)] + [folder / NAME]
+
+
 class JobLog:
     """While its block runs, what this process logs, and what the engine writes to FOLDER/engine.log, goes to the job's log as well.
 

@@ -25,12 +25,14 @@ from typing import Any
 import redis
 
 from extractor import artifacts, errors
-from extractor.errors import ExtractorError
+from extractor.errors import ExtractorError, StorageUnavailable
+from extractor.models import JOB_MODEL
 from extractor.specs import JobSpec, parse_job
 from worker import processes, runtime
 from worker.job_log import JobLog, hear
 from worker.records import TERMINAL, Records, connect
 from worker.settings import Settings
+from worker.storage import storage_of
 from worker.twins import Twin
 
 log = logging.getLogger("extract")
@@ -167,18 +169,22 @@ class Attempt:
         self.job, self.token, self.records, self.place = job, token, records, place
         self.folder = place.settings.root / job
         self.result = self.folder / "result"
+        self.storage = storage_of(place.settings, job, token, records)
 
     def run(self) -> str:
         with _sigterm_means_leave(self.place.shared), Lease(self.job, self.token, self.place) as lease, self._open_log() as job_log:
             log.info("job %s: begun by %s", self.job, self.place.name)
             try:
                 state = self._work(lease, job_log)
+            except StorageUnavailable as error:  # another worker, or a later moment, may do better
+                state = "lost" if lease.lost else self._release(str(error), counts=not self.place.shared.leaving)
             except ExtractorError as error:
                 state = self._end("failed", error=error)
             except Exception as error:  # a mistake of ours: bounded by the number of attempts like any crash
                 log.exception("job %s", self.job)
                 state = self._release(f"the worker failed: {type(error).__name__}: {error}", counts=True)
             log.info("job %s: %s", self.job, state)
+        self.storage.leave()
         return state
 
     def _open_log(self) -> JobLog:
@@ -189,7 +195,8 @@ class Attempt:
         return JobLog(self.job, self.folder, attempt, self.place.url)
 
     def _work(self, lease: Lease, job_log: JobLog) -> str:
-        spec = self._prepare()
+        record = self.records.need(self.job)
+        spec = self._prepare(record)
         engine_log = self.folder / "engine.log"
         if not runtime.expel(engine_log, wait=self.place.settings.lease_ttl / 2):
             return self._release("an engine of an earlier attempt is still at work on another machine", counts=False)
@@ -205,38 +212,42 @@ class Attempt:
 
         relay = Relay(self.job, self.token, self.records)
 
-        def pass_on(event: dict[str, Any]) -> None:
+        def pass_on(event: runtime.Event) -> None:
             relay(event)
             twin.heard(event)
+            self.storage.hear(event)
 
-        path = self.folder / JOB_FILE
-        outcome = runtime.supervise(path, self.result, engine_log, self.place.settings, pass_on, wish, twin=twin.path)
+        self.storage.restore(record, _models_of_jobs(spec), wish)
+        with self.storage.mirroring():
+            outcome = runtime.supervise(self.folder / JOB_FILE, self.result, engine_log, self.place.settings, pass_on, wish, twin=twin.path)
         relay.flush()
         job_log.catch_up()
-        state = self._conclude(outcome, lease)
+        state = self._conclude(outcome, lease, wish)
         if state in TERMINAL:
             twin.leave()
         return state
 
-    def _prepare(self) -> JobSpec:
+    def _prepare(self, record: dict[str, str]) -> JobSpec:
         """The spec, checked again, as a file in the job's folder: whoever can write to Redis could have written anything."""
-        record = self.records.need(self.job)
         spec = parse_job(record.get("spec", ""), f"job {self.job}")
-        path = self.folder / JOB_FILE
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            artifacts.write_json(path, spec.model_dump(mode="json"))
+            artifacts.write_json(self.folder / JOB_FILE, spec.model_dump(mode="json"))
         except OSError as error:
             raise errors.OutputError(
                 f"job folder {self.folder} cannot be written ({error.strerror}); set EXTRACT_ROOT to another"
             ) from None
         return spec
 
-    def _conclude(self, outcome: runtime.Outcome, lease: Lease) -> str:
+    def _conclude(self, outcome: runtime.Outcome, lease: Lease, wish: Callable[[], runtime.Wish]) -> str:
         if lease.lost:
             return "lost"
         if outcome.kind == "done":
-            return self._end("succeeded")
+            state = self._end("succeeded", self.storage.keep_result(wish))
+            if state == "succeeded":
+                self.storage.tidy()
+            return state
+        self.storage.keep_work(wish)
         if outcome.kind == "error":
             return self._end("failed", error=outcome.error)
         # Released, a job that is to be cancelled becomes cancelled.
@@ -244,8 +255,7 @@ class Attempt:
             return self._release("its worker is shutting down", counts=False)
         return self._release(str(outcome.error or "the engine was stopped by somebody else"), counts=True)
 
-    def _end(self, state: str, error: ExtractorError | None = None) -> str:
-        artifact = str(self.result) if state == "succeeded" else ""
+    def _end(self, state: str, artifact: str = "", error: ExtractorError | None = None) -> str:
         reason = (type(error).__name__, str(error)) if error is not None else ("", "")
         if error is not None:
             log.error("job %s: %s", self.job, error)
@@ -271,6 +281,11 @@ class Attempt:
                         return "untold"
                 log.warning("job %s: its end is not delivered yet (%s)", self.job, error)
                 time.sleep(1)
+
+
+def _models_of_jobs(spec: JobSpec) -> list[str]:
+    """The models that other jobs must have left in storage."""
+    return [spec.model] if spec.model and JOB_MODEL.fullmatch(spec.model) else []
 
 
 @contextmanager

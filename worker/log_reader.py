@@ -1,4 +1,4 @@
-"""Reading a job's log while it is written: all parts in order, from where one left off, across rotations."""
+"""Reading a job's log while it is written: all parts in order, from where one left off, across rotations, and what storage has of it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,38 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
-from worker.job_log import BACKUPS, NAME
+from worker.job_log import parts
+from worker.settings import Settings
+from worker.storage import is_log
+from worker.store import Entry, Store
 
 LOOK_SECONDS = 0.5  # between two looks of those who follow
 
 Line = dict[str, Any]
 
 
-def exists(folder: Path) -> bool:
-    """Whether there is a log in a job's folder."""
-    return any(path.is_file() for path in _parts(folder))
+class Log(Protocol):
+    """A log that may grow."""
+
+    def exists(self) -> bool:
+        """Whether there is one."""
+
+    def new_lines(self) -> Iterable[Line]:
+        """The lines that have come since the last call. What is no line of a log (the work of a full disk) is left out."""
 
 
-def follow(folder: Path, has_ended: Callable[[], bool]) -> Iterator[Line]:
-    """Every line of the log, as it comes, until the job has ended and all was read. has_ended: asked about twice a second."""
-    reader = Reader(folder)
+def open_log(settings: Settings, job: str) -> Log:
+    """The log of a job, as far as it is visible from here: in its folder, and in storage if that is where jobs are kept."""
+    here = Reader(settings.root / job)
+    return StoredReader(Store(settings.store), job, here) if settings.store else here
+
+
+def follow(reader: Log, has_ended: Callable[[], bool]) -> Iterator[Line]:
+    """Every line of a log, as it comes, until the job has ended and all was read. has_ended: asked about twice a second."""
     ended = False
     while True:
         yield from reader.new_lines()
@@ -41,8 +54,10 @@ class Reader:
         self._folder = folder
         self._inode, self._offset = -1, 0
 
+    def exists(self) -> bool:
+        return any(path.is_file() for path in parts(self._folder))
+
     def new_lines(self) -> Iterator[Line]:
-        """The lines that have come since the last call. What is no line of a log (the work of a full disk) is left out."""
         with contextlib.ExitStack() as stack:
             files = self._open_parts(stack)
             inodes = [os.fstat(file.fileno()).st_ino for file in files]
@@ -62,20 +77,40 @@ class Reader:
         """All parts, oldest first. Opened again if they were renamed meanwhile, as else one could be missed or come twice."""
         while True:
             files: list[IO[bytes]] = []
-            for path in _parts(self._folder):
+            for path in parts(self._folder):
                 with contextlib.suppress(FileNotFoundError):
                     files.append(stack.enter_context(path.open("rb")))
             if [os.fstat(file.fileno()).st_ino for file in files] == list(self._inodes()):
                 return files
 
     def _inodes(self) -> Iterator[int]:
-        for path in _parts(self._folder):
+        for path in parts(self._folder):
             with contextlib.suppress(FileNotFoundError):
                 yield path.stat().st_ino
 
 
-def _parts(folder: Path) -> list[Path]:
-    return [folder / f"{NAME}.{number}" for number in range(BACKUPS, 0, -1)] + [folder / NAME]
+class StoredReader:
+    """What the attempts at a job left of its log in storage, and what is here of it, each line once. Raises StorageUnavailable."""
+
+    def __init__(self, store: Store, job: str, here: Reader) -> None:
+        self._store, self._job, self._here = store, job, here
+        self._seen: set[tuple[float, str]] = set()
+        self._last: dict[str, Entry] = {}
+
+    def exists(self) -> bool:
+        return self._here.exists() or any(map(is_log, self._store.entries(self._job)))
+
+    def new_lines(self) -> list[Line]:
+        found = list(self._here.new_lines())
+        entries = {key: entry for key, entry in self._store.entries(self._job).items() if is_log(key)}
+        for key in sorted(entries, reverse=True):  # log.jsonl.3 is the oldest part
+            if entries[key] != self._last.get(key):
+                found += filter(None, map(_parse, self._store.get(key).splitlines()))
+        self._last = entries
+        fresh = {(line["time"], line["message"]): line for line in found}
+        new = [line for key, line in fresh.items() if key not in self._seen]
+        self._seen |= fresh.keys()
+        return sorted(new, key=lambda line: line["time"])
 
 
 def _parse(line: bytes) -> Line | None:

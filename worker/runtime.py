@@ -28,6 +28,7 @@ from worker.settings import Settings, child_env, python_module
 
 TICK = 0.1  # seconds between two looks at what is wanted
 STOPPED_CODE = 75
+STORAGE_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _MAX_LINE = 1 << 20  # bytes of one event; more than that is not an event
 
 Event = dict[str, Any]
@@ -92,7 +93,7 @@ def expel(log: Path, wait: float) -> bool:
     An engine of another machine cannot be ended from here: then this waits up to `wait` seconds for it to go.
     """
     deadline = time.monotonic() + wait
-    while not _is_free(log):
+    while not is_free(log):
         engine = processes.read_pid(_pid_file(log))
         if engine is not None:
             processes.send(engine, signal.SIGKILL, group=True)
@@ -188,9 +189,8 @@ def _kill(process: subprocess.Popen) -> None:
 
 def _engine_env() -> dict[str, str]:
     env = child_env()
-    for name in ("EXTRACT_REDIS_URL", "EXTRACT_REDIS_URL_FILE"):  # a password that the engine has no use for
-        env.pop(name, None)
-    return env
+    secrets = ("EXTRACT_REDIS_URL", "EXTRACT_REDIS_URL_FILE", *STORAGE_SECRETS)  # the engine has no use for them
+    return {name: value for name, value in env.items() if name not in secrets}
 
 
 @contextmanager
@@ -210,9 +210,10 @@ def _locked_log(log: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _is_free(log: Path) -> bool:
+def is_free(log: Path) -> bool:
+    """Whether no engine works for this log."""
     try:
-        with open(log, "ab") as file:
+        with open(log, "r+b") as file:  # to look leaves no trace
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
     except BlockingIOError:

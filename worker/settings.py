@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from extractor.errors import UsageError
 
@@ -18,7 +19,8 @@ class Settings:
     """One field per EXTRACT_* variable; `redis_url` None means the embedded server."""
 
     state_dir: Path
-    root: Path  # finished and unfinished jobs, one folder each
+    root: Path  # finished and unfinished jobs, one folder each; with a store, only what this machine works at
+    store: str | None  # URL of the storage that keeps jobs for machines without a common disk; None: root keeps them
     redis_url: str | None
     redis_server: str | None  # a server binary that overrides the bundled one
     allow_insecure: bool
@@ -33,6 +35,8 @@ class Settings:
     idle_exit: float
     stop_grace: float  # between SIGTERM and SIGKILL for an engine
     max_attempts: int  # crashes, not preemptions
+    store_every: float  # at least this long between two uploads of a running job
+    store_patience: float  # how long a job waits for storage that does not answer, at its beginning and at its end
 
     @property
     def embedded(self) -> bool:
@@ -44,9 +48,11 @@ def from_env(env: Mapping[str, str] | None = None) -> Settings:
     env = os.environ if env is None else env
     state_dir = _state_dir(env)
     ttl = _seconds(env, "EXTRACT_LEASE_TTL", 30)
+    root, store = _root(env, state_dir)
     return Settings(
         state_dir=state_dir,
-        root=_root(env, state_dir),
+        root=root,
+        store=store,
         redis_url=_secret(env, "EXTRACT_REDIS_URL"),
         redis_server=env.get("EXTRACT_REDIS_SERVER") or None,
         allow_insecure=_flag(env, "EXTRACT_ALLOW_INSECURE_REDIS"),
@@ -61,6 +67,8 @@ def from_env(env: Mapping[str, str] | None = None) -> Settings:
         idle_exit=_seconds(env, "EXTRACT_IDLE_EXIT", 15 * 60),
         stop_grace=_seconds(env, "EXTRACT_STOP_GRACE", 60),
         max_attempts=_count(env, "EXTRACT_MAX_ATTEMPTS", 3),
+        store_every=_seconds(env, "EXTRACT_STORE_EVERY", 20),
+        store_patience=_seconds(env, "EXTRACT_STORE_PATIENCE", 15 * 60),
     )
 
 
@@ -85,11 +93,23 @@ def _state_dir(env: Mapping[str, str]) -> Path:
     return (Path(base) / "extract").expanduser().absolute()
 
 
-def _root(env: Mapping[str, str], state_dir: Path) -> Path:
-    text = env.get("EXTRACT_ROOT") or str(state_dir / "jobs")
-    if "://" in text:
-        raise UsageError(f"EXTRACT_ROOT={text!r} is an address; results lie in folders: name one that all workers share")
-    return Path(text).expanduser().absolute()
+def _root(env: Mapping[str, str], state_dir: Path) -> tuple[Path, str | None]:
+    """Where jobs are worked at, and the URL where they are kept if that is another place."""
+    text = env.get("EXTRACT_ROOT") or ""
+    if "://" not in text:
+        return Path(text or state_dir / "jobs").expanduser().absolute(), None
+    try:
+        parts = urlsplit(text)
+        has_secret, has_place = parts.password is not None, bool(parts.netloc or parts.path.strip("/"))
+    except ValueError:
+        has_secret, has_place = False, False
+    if has_secret:  # it would stand in every record and log
+        raise UsageError("EXTRACT_ROOT holds a password; leave it out and give credentials by the environment, as in AWS_SECRET_ACCESS_KEY")
+    if not has_place or parts.query or parts.fragment:
+        raise UsageError(f"EXTRACT_ROOT={text!r} is not a place for jobs; write a folder, or a URL such as s3://bucket/prefix")
+    if parts.scheme == "memory":
+        raise UsageError("EXTRACT_ROOT=memory:// would be forgotten with each process; write a folder, or a URL such as s3://bucket/prefix")
+    return state_dir / "scratch", text.rstrip("/")
 
 
 def _secret(env: Mapping[str, str], name: str) -> str | None:

@@ -54,7 +54,7 @@ def queue(service: Service, sweep: Sweep, priority: str = "normal") -> list[str]
     for point in sweep.points:
         record = service.records.get(point.job)
         if record is None:
-            if not (service.settings.root / point.job / "result" / artifacts.MANIFEST).is_file():
+            if not client.has_result(service.settings, point.job):
                 queued.append(client.submit(service, point.spec, point.job, priority))
         elif record["state"] in ("failed", "cancelled"):
             queued.append(client.submit_again(service, point.spec, point.job, priority))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from extractor.bridges.machine import Speed
@@ -178,11 +177,9 @@ def config_of(reference: str) -> dict[str, Any]:
     """config.json of a JobSpec's model, without its weights. Raises ModelNotFound, BrokenArtifact."""
     from extractor import artifacts, hub
     from extractor.model_files import CONFIG
-    from extractor.models import BUNDLED, is_here
+    from extractor.models import is_here, local_folder
 
-    folder = hub.download(reference, [CONFIG]) if not is_here(reference) else Path(reference)
-    if not folder.is_absolute():
-        folder = BUNDLED / reference
+    folder = local_folder(reference) if is_here(reference) else hub.download(reference, [CONFIG])
     return artifacts.read_json(folder / CONFIG)
 
 

@@ -9,7 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3 import Bucket, s3_server
 from service_machine import QUICK, Machine
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[tuple[str, int]]:
+    """The address of an S3 server."""
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(machine: Machine, s3: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket that the machine keeps its jobs in."""
+    return Bucket(machine, s3, machine.home.name.replace("_", "-").lower(), monkeypatch)
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ It is steered by a JSON file in EXTRACT_FAKE_PLAN, read at the start of each run
     complain         what to write to stderr at the start
     burn             rounds of hashing per step: work for one CPU
     tells_steps      whether the result tells which steps were done, repeated ones too
+    announce         say after each step that a checkpoint is there
+    bulk             bytes of one more file, in the checkpoint and in the result
 
 With --twin the first stage is copied from there, or kept there.
 """
@@ -55,6 +57,8 @@ def main() -> int:
         "complain": None,
         "burn": 0,
         "tells_steps": True,
+        "announce": False,
+        "bulk": 0,
     }
     plan |= json.loads(Path(os.environ["EXTRACT_FAKE_PLAN"]).read_text()) if os.environ.get("EXTRACT_FAKE_PLAN") else {}
     if options.guard:
@@ -81,6 +85,8 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         print(plan["complain"], file=sys.stderr)
     if plan["crash"]:
         raise RuntimeError(plan["crash"])
+    if plan["bulk"]:
+        artifacts.write_text(work_folder / "bulk.txt", "0123456789abcdef" * (plan["bulk"] // 16))
     steps = plan["steps"]
     for number, stage in enumerate(STAGES):
         tell(event="stage", stage=stage, index=number + 1, of=len(STAGES))
@@ -95,6 +101,8 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
                 file.write(f"{total}\n")
             with open(work_folder / "owners.log", "a") as file:
                 file.write(f"{total} {os.getpid()}\n")
+            if plan["announce"]:
+                tell(event="checkpoint", stage=stage, step=step + 1)
             if plan["die_at"] is not None and total >= plan["die_at"]:
                 os.kill(os.getpid(), signal.SIGKILL)
             if asked:
@@ -123,6 +131,8 @@ def finish(out: Path, spec: dict, work_folder: Path, tells_steps: bool) -> int:
         steps = sorted(set(steps), key=int)
     (out / "model").mkdir(exist_ok=True)
     artifacts.write_text(out / "model" / "config.json", "{}")
+    if (work_folder / "bulk.txt").exists():
+        artifacts.write_text(out / "model" / "bulk.txt", (work_folder / "bulk.txt").read_text())
     if spec["kind"] == "train":
         artifacts.write_json(out / "result.json", {"loss": 1.25, "steps": steps})
         return wrap_up(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from service_machine import wait_for
 
 from extractor.specs import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, to_json
@@ -57,6 +58,28 @@ def test_a_job_whose_worker_is_killed_in_mid_training_ends_in_the_same_bytes(mac
 
     calm, shaken = (_files(folder) for folder in (machine.home / "calm", machine.settings.root / job / "result"))
     assert calm == shaken
+
+
+@pytest.mark.slow
+def test_a_machine_that_shares_no_disk_ends_a_killed_one_s_job_in_the_same_bytes(machine, bucket, monkeypatch):
+    monkeypatch.setenv("EXTRACT_ENGINE", "extractor")
+    monkeypatch.setenv("EXTRACT_CHECKPOINT_SECONDS", "0.3")
+    spec = machine.home / "spec.json"
+    spec.write_text(to_json(SMALL))
+    assert machine.extract("run", str(spec), "--out", str(machine.home / "calm")).code == 0
+
+    job = machine.submit("shaken", SMALL)
+    first = machine.worker()
+    wait_for(lambda: _checkpoint(_events(machine, job)) >= 10, "a checkpoint in mid training", seconds=60)
+    bucket.wait_stored(job, len(bucket.stored(job)) + 1)
+    first.kill()
+    machine.worker(**bucket.elsewhere("b"))
+    wait_for(lambda: machine.records.need(job)["state"] == "succeeded", "the job to end", seconds=120)
+    notes = [event["message"] for event in _events(machine, job) if event["event"] == "note"]
+    assert any(note.startswith("resumed bridge at step") for note in notes)
+
+    assert machine.extract("result", job, "--out", str(machine.home / "shaken")).code == 0
+    assert _files(machine.home / "calm") == _files(machine.home / "shaken")
 
 
 def _events(machine, job: str) -> list[dict]:

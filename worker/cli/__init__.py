@@ -34,6 +34,7 @@ _SAME_NAME = (
     "metrics",
     "caretaker",
     "server",
+    "gc",
     "tasks",
     "models",
 )

@@ -72,19 +72,19 @@ def _lines(service: Service, job: str, follow: bool) -> Iterator[dict[str, Any]]
     from extractor.errors import NotFound
     from worker import log_reader
 
-    folder = service.settings.root / job
+    reader = log_reader.open_log(service.settings, job)
     record = service.records.get(job)
-    found = log_reader.exists(folder)
+    found = reader.exists()
     if record is None and not found:
         service.records.need(job)
     if follow and record is not None:
-        yield from log_reader.follow(folder, _ender(service, job))
-        found = found or log_reader.exists(folder)
+        yield from log_reader.follow(reader, _ender(service, job))
+        found = found or reader.exists()
     elif found:
-        yield from log_reader.Reader(folder).new_lines()
+        yield from reader.new_lines()
     if record is not None and not found:
         if int(record["attempt"]):
-            raise NotFound(f"no log of job {job} is visible from here; it ran on {record.get('host')}, in {folder}")
+            raise NotFound(f"no log of job {job} is visible from here; it ran on {record.get('host')}, in {service.settings.root / job}")
         raise NotFound(f"job {job} has no log, it is {record['state']} and was never begun")
 
 

@@ -25,13 +25,14 @@ def request(build: Build, options: dict[str, Any]) -> int:
     build: makes the spec; it is given the service, or None when only the spec is wanted. Raises what it raises.
     """
     from worker import client
+    from worker.results import check_new_folder
 
     if options["job_id"] is not None:
         client.check_id(options["job_id"])
     if options["out"] is not None:
         if not options["wait"]:
             raise UsageError("--out needs --wait; later, use `extract result JOB --out DIR`")
-        client.check_new_folder(options["out"])
+        check_new_folder(options["out"])
     if options["print_spec"]:
         from extractor.specs import to_json
 
@@ -57,6 +58,7 @@ def request(build: Build, options: dict[str, Any]) -> int:
 def follow(service: Service, job: str, out: Path | None, as_json: bool, after: str = "0") -> int:
     """Show a job until it ends, then its result; copy it to `out` if given. The command's exit code."""
     from worker import client
+    from worker.cli.transfer_view import fetching
     from worker.cli.view import make_view
     from worker.records import describe
 
@@ -74,10 +76,12 @@ def follow(service: Service, job: str, out: Path | None, as_json: bool, after: s
         if as_json:
             print_json(describe(job, record))
         raise error
-    folder = client.result_folder(service.settings, service.records, job)
-    if out is not None:
-        client.copy_result(folder, out)
-        folder = out
+    with fetching(job) as tell:
+        if out is not None:
+            client.save_result(service.settings, service.records, job, out, tell)
+            folder = out
+        else:
+            folder = client.result_folder(service.settings, service.records, job, tell)
     if as_json:
         print_json(describe(job, record) | {"result": client.summary(folder), "path": str(folder.absolute())})
     else:

@@ -16,20 +16,26 @@ from worker.cli.options import print_json
 @click.option("--open", "open_report", is_flag=True, help="Open the report in a browser.")
 @json_option
 def command(job: str, out: Path | None, open_report: bool, as_json: bool) -> int:
-    """Show the result of a finished job, copy it, or open its report.
+    """Show the result of a finished job, copy it, or open its report. One that lies in storage is fetched first; a
+    fetch that was interrupted goes on with the same command.
 
     \b
     Example: extract result k3v9x2mq --out circuit
     """
     from worker import client
     from worker.cli.connect import load_settings
+    from worker.cli.transfer_view import fetching
     from worker.records import check_id
 
     check_id(job)
     settings = load_settings()
-    folder = client.result_folder(settings, client.open_service(settings).records, job)
-    files = client.copy_result(folder, out) if out is not None else list(client.artifacts.verify_manifest(folder))
-    folder = out.absolute() if out is not None else folder
+    records = client.open_service(settings).records
+    with fetching(job) as tell:
+        if out is not None:
+            files, folder = client.save_result(settings, records, job, out, tell), out.absolute()
+        else:
+            folder = client.result_folder(settings, records, job, tell)
+            files = list(client.artifacts.verify_manifest(folder))
     facts = client.summary(folder)
     if as_json:
         print_json({"job": job, "path": str(folder), "files": files, "result": facts})

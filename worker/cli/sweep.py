@@ -71,7 +71,7 @@ def _plan(grid: tuple[str, ...], options: dict[str, Any]) -> Sweep:
 
 def _check_out(out: Path, given: bool) -> Path:
     """A new or empty folder, or one that a sweep has filled. Raises OutputError."""
-    from worker.client import check_new_folder
+    from worker.results import check_new_folder
 
     if given and not (out / "sweep.json").is_file():
         check_new_folder(out)

@@ -35,9 +35,12 @@ def command(
     from worker.cli.connect import load_settings
     from worker.client import open_service
     from worker.serve import serve
+    from worker.store import Store
 
     settings = load_settings()
     settings = dataclasses.replace(settings, threads=threads or settings.threads)
+    if settings.store is not None:
+        Store(settings.store).check()
     jobs = serve(open_service(settings).url, settings, max_jobs, idle_exit, is_local, alive_file)
     if as_json:
         print_json({"pid": os.getpid(), "jobs": jobs})
