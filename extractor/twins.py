@@ -18,7 +18,7 @@ from extractor.data.corpus import text_facts
 from extractor.data.shards import stamps
 from extractor.errors import BrokenArtifact
 from extractor.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
-from extractor.models import BUNDLED, is_here, open_model
+from extractor.models import BUNDLED, JOB_MODEL, is_here, open_model
 from extractor.specs import JobSpec
 
 METRICS = "metrics.jsonl"
@@ -54,8 +54,8 @@ def address(spec: JobSpec, threads: int) -> str | None:
 
 
 def _identity(reference: str, *patterns: str) -> str:
-    """A hub model is pinned; a folder is what its files hold."""
-    if not is_here(reference):
+    """A hub model is pinned, a job's model never changes; a folder is what its files hold."""
+    if not is_here(reference) or JOB_MODEL.fullmatch(reference):
         return reference
     folder = Path(reference) if Path(reference).is_absolute() else BUNDLED / reference
     return artifacts.digest(folder, *patterns)
@@ -70,7 +70,6 @@ def fetch(kept: Path, out: Path) -> bool:
     except BrokenArtifact:
         shutil.rmtree(kept, ignore_errors=True)
         return False
-    os.utime(kept)  # it is in use: `extract gc` looks at this
     with artifacts.explain_full_disk(out / METRICS):
         if (kept / METRICS).is_file():
             shutil.copyfile(kept / METRICS, out / METRICS)

@@ -201,15 +201,16 @@ class Attempt:
         if not runtime.expel(engine_log, wait=self.place.settings.lease_ttl / 2):
             return self._release("an engine of an earlier attempt is still at work on another machine", counts=False)
 
-        twin = Twin(self.job, self.token, self.records, self.place.publish, self.place.settings, spec)
-        if maker := twin.claim():
-            return maker if maker == "lost" else f"queued, behind job {maker}"
-
         def wish() -> runtime.Wish:
             if lease.lost:
                 return "kill"
             return "stop" if lease.cancelled or self.place.shared.leaving else ""
 
+        if spec.model and JOB_MODEL.fullmatch(spec.model):
+            self.storage.bring(spec.model, wish)
+        twin = Twin(self.job, self.token, self.records, self.place.publish, self.place.settings, spec)
+        if maker := twin.claim():
+            return maker if maker == "lost" else f"queued, behind job {maker}"
         relay = Relay(self.job, self.token, self.records)
 
         def pass_on(event: runtime.Event) -> None:
@@ -217,7 +218,7 @@ class Attempt:
             twin.heard(event)
             self.storage.hear(event)
 
-        self.storage.restore(record, _models_of_jobs(spec), wish)
+        self.storage.restore(record, wish)
         with self.storage.mirroring():
             outcome = runtime.supervise(self.folder / JOB_FILE, self.result, engine_log, self.place.settings, pass_on, wish, twin=twin.path)
         relay.flush()
@@ -281,11 +282,6 @@ class Attempt:
                         return "untold"
                 log.warning("job %s: its end is not delivered yet (%s)", self.job, error)
                 time.sleep(1)
-
-
-def _models_of_jobs(spec: JobSpec) -> list[str]:
-    """The models that other jobs must have left in storage."""
-    return [spec.model] if spec.model and JOB_MODEL.fullmatch(spec.model) else []
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -44,11 +44,17 @@ def is_log(key: str) -> bool:
 class Storage(Protocol):
     """What an attempt asks of the place where its job is kept."""
 
-    def restore(self, record: dict[str, str], models: Sequence[str], wish: Wish) -> None:
-        """Before the engine: the folder as the last attempt left it, and models that other jobs left, 'job:ID/ATTEMPT'.
+    def bring(self, model: str, wish: Wish) -> None:
+        """A model that another job left, 'job:ID/ATTEMPT'.
 
         Raises StorageUnavailable when it does not answer for long, NotFound and BrokenArtifact for a model that is not there whole,
         ExtractorError when the disk is full.
+        """
+
+    def restore(self, record: dict[str, str], wish: Wish) -> None:
+        """Before the engine: the folder as the last attempt left it.
+
+        Raises StorageUnavailable when it does not answer for long, ExtractorError when the disk is full.
         """
 
     def mirroring(self) -> Any:
@@ -82,7 +88,10 @@ class InPlace:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def restore(self, record: dict[str, str], models: Sequence[str], wish: Wish) -> None:
+    def bring(self, model: str, wish: Wish) -> None:
+        pass
+
+    def restore(self, record: dict[str, str], wish: Wish) -> None:
         pass
 
     @contextmanager
@@ -116,9 +125,10 @@ class Mirrored:
         self._is_away = self._is_finished = False
         self._wake, self._done = threading.Event(), threading.Event()
 
-    def restore(self, record: dict[str, str], models: Sequence[str], wish: Wish) -> None:
-        for model in models:
-            self._wait_for(partial(results.bring, results.model_of(self._store.url, model)), wish)
+    def bring(self, model: str, wish: Wish) -> None:
+        self._wait_for(partial(results.bring, results.model_of(self._store.url, model)), wish)
+
+    def restore(self, record: dict[str, str], wish: Wish) -> None:
         self._created, self._newest = record.get("created", ""), record.get("snapshot", "")
         named, mark = pointers(self._newest), self._folder / MARK
         is_local = mark.is_file() and mark.read_text(encoding="utf-8") == self._mark(named[0] if named else "")

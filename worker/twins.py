@@ -7,9 +7,11 @@ Where jobs are kept in storage, so are twins, as .twins/ADDRESS/TOKEN of the att
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,10 @@ class Twin:
             except (ExtractorError, OSError) as error:  # somebody was faster; or else this job makes one
                 log.warning("job %s: its twin is not fetched (%s)", self._job, error)
                 shutil.rmtree(coming, ignore_errors=True)
-        return self.path.is_dir()
+        with suppress(OSError):
+            os.utime(self.path)  # it is in use: `extract gc` looks at this
+            return True
+        return self.path.is_dir()  # on a disk that may only be read
 
     def _share(self) -> None:
         try:

@@ -111,6 +111,7 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         if stage == "bridge" and options.twin is not None and not options.twin.is_dir():
             options.twin.mkdir(parents=True)
             shutil.copyfile(work_folder / "steps.log", options.twin / "steps.log")
+            artifacts.write_manifest(options.twin)
     fail = next((error for text, error in plan["fail_for"].items() if text in spec), plan["fail"])
     if fail:
         name, message, code = fail
@@ -130,7 +131,7 @@ def finish(out: Path, spec: dict, work_folder: Path, tells_steps: bool) -> int:
     if not tells_steps:
         steps = sorted(set(steps), key=int)
     (out / "model").mkdir(exist_ok=True)
-    artifacts.write_text(out / "model" / "config.json", "{}")
+    artifacts.write_text(out / "model" / "config.json", '{"model_type": "gpt2"}')
     if (work_folder / "bulk.txt").exists():
         artifacts.write_text(out / "model" / "bulk.txt", (work_folder / "bulk.txt").read_text())
     if spec["kind"] == "train":

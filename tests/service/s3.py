@@ -162,7 +162,7 @@ def engine_done(machine: Machine, job: str = "done", **plan: Any) -> Storage:
     record = machine.records.need(job)
     (folder / "job.json").write_text(record["spec"])
     storage = storage_of(machine.settings, job, TOKEN, machine.records)
-    storage.restore(record, [], lambda: "")
+    storage.restore(record, lambda: "")
     arguments = (folder / "job.json", folder / "result", folder / "engine.log", machine.settings)
     assert runtime.supervise(*arguments, storage.hear, lambda: "").kind == "done"
     return storage
@@ -173,4 +173,5 @@ def finish(machine: Machine, bucket: Bucket, job: str = "done", **plan: Any) -> 
     storage = engine_done(machine, job, **plan)
     machine.records.end(job, TOKEN, "succeeded", storage.keep_result(lambda: ""))
     storage.tidy()
+    storage.leave()
     return bucket.result(job)

@@ -6,43 +6,19 @@ import json
 import os
 import shutil
 import signal
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from local_hub import serve
 from service_machine import wait_for
+from simulated_hub import SHA, expected, simulated_hub
 
 from extractor import artifacts
-from extractor.data.tokenizer import save_tokenizer, train_tokenizer
 from worker import batches, server
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # what the other tests share
-
-from local_hub import serve
-from simulated_hub import SHA, expected, gpt2_files, simulated_hub
 
 DIVERGED = ["TrainingDiverged", "the loss is not a number", 1]
 NOT_EXPRESSIBLE = ["TaskNotExpressible", "its answers are two tokens", 2]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    """A folder with a tokenizer of single bytes."""
-    made = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(train_tokenizer(["a"], 257), made, 64)
-    return made
-
-
-@pytest.fixture
-def models(machine, tokenizer: Path) -> Path:
-    """A folder of five models, m0 to m4, as far as a look at their files can tell."""
-    for number in range(5):
-        place = machine.home / "models" / f"m{number}"
-        shutil.copytree(tokenizer, place)
-        for name in ("config.json", "model.safetensors"):
-            (place / name).write_bytes(gpt2_files(f"weights {number}")[name])
-    return machine.home / "models"
 
 
 class Page(HTMLParser):

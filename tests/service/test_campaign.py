@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.service.campaign import campaign
+from campaign import campaign
 
 
 @pytest.mark.timeout(280)

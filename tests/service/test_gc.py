@@ -226,3 +226,39 @@ def test_storage_that_is_away_removes_nothing_and_says_so(machine, bucket):
     assert (answer.code, answer.out) == (4, "")
     assert answer.err.count("\n") == 1
     assert bucket.keys("done")
+
+
+def test_the_jobs_of_a_batch_stay_as_long_as_its_plan(machine, models):
+    submitted = machine.extract(
+        "batch", "submit", "--models", str(models), "--limit", "1", "--task", "quote_close", "--no-worker", "--json"
+    )
+    assert submitted.code == 0, submitted.err
+    batch, (job,) = submitted.json["batch"], submitted.json["queued"]
+    machine.records.cancel(job)
+    leave(machine, "other", "failed")
+    folder = machine.settings.root / job
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text("{}")
+    age(folder, 60)
+    assert collect(machine) == {"other": "job"}
+    machine.records.client.delete(f"ex:batch:{batch}")
+    assert collect(machine) == {job: "job"}
+
+
+def test_a_kept_twin_goes_when_no_job_asked_for_it_for_long(machine):
+    machine.worker()
+    machine.wait_state(machine.submit("first", circuit_spec("quote_close")), "succeeded")
+    (twin,) = (machine.settings.root / ".twins").iterdir()
+    half = twin.with_name(f"{twin.name}-123")
+    half.mkdir()
+    (half / "left").write_text("x")
+    age(half, 1)
+    assert collect(machine) == {None: "partial"}
+    age(twin, 60)
+    machine.wait_state(machine.submit("later", circuit_spec("with_as")), "succeeded")
+    assert collect(machine) == {}, "a job has used it"
+    age(twin, 60)
+    assert collect(machine, "--dry-run") == {None: "twin"}
+    assert twin.is_dir()
+    assert collect(machine) == {None: "twin"}
+    assert not list(twin.parent.iterdir())

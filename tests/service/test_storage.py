@@ -16,6 +16,7 @@ from service_machine import PROJECT, circuit_spec, wait_for
 from extractor.errors import StorageUnavailable
 from worker import client
 from worker.settings import from_env
+from worker.storage import is_log
 
 SLOW = {"steps": 10, "seconds": 0.2, "announce": True}  # two stages of two seconds
 MB = 1 << 20
@@ -50,9 +51,9 @@ def test_a_job_whose_machine_dies_is_finished_by_another_from_its_checkpoint_and
 
     attempt = record["artifact"].split("/")[-2]
     wait_for(lambda: not (machine.home / "b" / "state" / "scratch" / job).exists(), "scratch to be removed")
-    names = ("engine.log", "result/manifest.json", "result/model/config.json", "result/result.json", "result/.work/checkpoint.json")
-    kept = {key.removeprefix(f"{job}/{attempt}/") for key in bucket.keys(job)}
-    assert kept == set(names) - {"result/.work/checkpoint.json"}, "only the result and its log stay"
+    names = ("log.jsonl", "result/manifest.json", "result/model/config.json", "result/result.json", "result/.work/checkpoint.json")
+    kept = {key.removeprefix(f"{job}/{attempt}/") for key in bucket.keys(job) if attempt in key or not is_log(key)}
+    assert kept == set(names) - {"result/.work/checkpoint.json"}, "only the result and the logs stay"
 
     out = machine.home / "c" / "out"
     answer = machine.shell("result", job, "--out", str(out), "--json", **bucket.elsewhere("c"))
@@ -425,4 +426,65 @@ def test_a_folder_given_as_a_url_is_mirrored_too(machine, monkeypatch):
     machine.wait_state(job, "succeeded")
     assert engine_started_from(machine, job)[1] > 0
     assert machine.extract("result", job, "--out", str(machine.home / "out")).code == 0
-    wait_for(lambda: len(list((shared / job).iterdir())) == 1, "the first attempt's checkpoints to go")
+    left = {"log.jsonl", "result"}
+    wait_for(lambda: {path.name for path in (shared / job).glob("*/*")} == left, "the first attempt's checkpoints to go")
+
+
+def test_a_twin_made_on_one_machine_serves_another_and_an_altered_one_is_made_again(machine, bucket):
+    first = machine.worker()
+    machine.wait_state(machine.submit("first", circuit_spec("quote_close")), "succeeded")
+    first.terminate()
+    first.wait(timeout=20)
+    kept = [key for key in bucket.keys(".twins") if key.endswith("/manifest.json")]
+    assert len(kept) == 1
+    other = machine.worker(**bucket.elsewhere("b"))
+    machine.wait_state(machine.submit("second", circuit_spec("for_while")), "succeeded")
+    assert stages_worked_at(machine, "first") == {"bridge", "prune"}
+    assert stages_worked_at(machine, "second") == {"prune"}
+    other.terminate()
+    other.wait(timeout=20)
+    bucket.put(kept[0].replace("manifest.json", "steps.log"), b"1\n")
+    machine.worker(**bucket.elsewhere("c"))
+    machine.wait_state(machine.submit("third", circuit_spec("with_as")), "succeeded")
+    assert stages_worked_at(machine, "third") == {"bridge", "prune"}
+
+
+def stages_worked_at(machine, job):
+    return {event["stage"] for event in machine.story(job) if event["event"] == "progress"}
+
+
+def test_the_log_of_all_attempts_is_read_where_none_of_them_ran(machine, bucket):
+    machine.plan(**SLOW)
+    first = machine.worker()
+    job = machine.submit()
+    bucket.wait_stored(job, 2)
+    running = machine.shell("logs", job, "--json", **bucket.elsewhere("c"))
+    assert running.code == 0, running.err
+    assert "begun by" in running.out
+    first.kill()
+    machine.worker(**bucket.elsewhere("b"))
+    machine.wait_state(job, "succeeded")
+    wait_for(lambda: not (machine.home / "b" / "state" / "scratch" / job).exists(), "the attempt to be over")
+    answer = machine.shell("logs", job, "--json", **bucket.elsewhere("c"))
+    lines = [json.loads(line) for line in answer.out.splitlines()]
+    assert {line["attempt"] for line in lines} == {1, 2}
+    assert lines == sorted(lines, key=lambda line: line["time"])
+    assert lines[-1]["message"] == "succeeded"
+    assert len({(line["time"], line["message"]) for line in lines}) == len(lines)
+
+
+def test_a_batch_is_summed_up_from_storage_without_fetching_its_models(machine, bucket, models):
+    machine.plan(bulk=MB)
+    submitted = machine.extract(
+        "batch", "submit", "--models", str(models), "--limit", "1", "--task", "quote_close", "--no-worker", "--json"
+    ).json
+    machine.worker(**bucket.elsewhere("b"))
+    machine.wait_state(submitted["queued"][0], "succeeded")
+    machine.records.client.delete(f"ex:job:{submitted['queued'][0]}")
+    status = machine.extract("batch", "status", submitted["batch"], "--json")
+    assert status.json["counts"] == {"succeeded": 1}, "known from storage, though its record has expired"
+    result = machine.extract("batch", "result", submitted["batch"], "--json")
+    assert result.code == 0, result.err
+    fetched = {path.name for path in (machine.home / "cache").rglob("*") if path.is_file()}
+    assert "result.json" in fetched
+    assert not fetched & {"bulk.txt", "manifest.json"}
