@@ -14,6 +14,7 @@ It is steered by a JSON file in EXTRACT_FAKE_PLAN, read at the start of each run
     tells_steps      whether the result tells which steps were done, repeated ones too
     announce         say after each step that a checkpoint is there
     bulk             bytes of one more file, in the checkpoint and in the result
+    model            a folder that becomes the model of the result
 
 With --twin the first stage is copied from there, or kept there.
 """
@@ -59,6 +60,7 @@ def main() -> int:
         "tells_steps": True,
         "announce": False,
         "bulk": 0,
+        "model": None,
     }
     plan |= json.loads(Path(os.environ["EXTRACT_FAKE_PLAN"]).read_text()) if os.environ.get("EXTRACT_FAKE_PLAN") else {}
     if options.guard:
@@ -117,7 +119,7 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         name, message, code = fail
         tell(event="error", type=name, message=message)
         return code
-    return finish(out, json.loads(spec), work_folder, plan["tells_steps"])
+    return finish(out, json.loads(spec), work_folder, plan["tells_steps"], plan["model"])
 
 
 def burn(rounds: int) -> None:
@@ -126,12 +128,15 @@ def burn(rounds: int) -> None:
         block = hashlib.sha256(block).digest() * 128
 
 
-def finish(out: Path, spec: dict, work_folder: Path, tells_steps: bool) -> int:
+def finish(out: Path, spec: dict, work_folder: Path, tells_steps: bool, model: str | None) -> int:
     steps = (work_folder / "steps.log").read_text().split()
     if not tells_steps:
         steps = sorted(set(steps), key=int)
-    (out / "model").mkdir(exist_ok=True)
-    artifacts.write_text(out / "model" / "config.json", '{"model_type": "gpt2"}')
+    if model:
+        shutil.copytree(model, out / "model", dirs_exist_ok=True)
+    else:
+        (out / "model").mkdir(exist_ok=True)
+        artifacts.write_text(out / "model" / "config.json", "{}")
     if (work_folder / "bulk.txt").exists():
         artifacts.write_text(out / "model" / "bulk.txt", (work_folder / "bulk.txt").read_text())
     if spec["kind"] == "train":

@@ -381,8 +381,8 @@ def test_a_worker_does_not_start_on_storage_that_refuses_it(machine, bucket, mon
     one_line(answer, "cannot write", bucket.url)
 
 
-def test_the_model_of_a_job_in_storage_reaches_a_worker_elsewhere(machine, bucket):
-    prefix = finish(machine, bucket)
+def test_the_model_of_a_job_in_storage_reaches_a_worker_elsewhere(machine, bucket, models):
+    prefix = finish(machine, bucket, model=str(models / "m0"))
     attempt = prefix.split("/")[1]
     reference = client.resolve_model("done", machine.settings, machine.records)
     assert reference == f"job:done/{attempt}"
