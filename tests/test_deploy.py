@@ -25,7 +25,8 @@ import yaml
 from worlds import ROOT
 
 from worker import cli, settings
-from worker.app import KEY_PREFIX, QUEUES
+from worker.app import KEY_PREFIX
+from worker.routing import PRIORITIES
 from worker.server import find_binary
 
 DEPLOY = ROOT / "deploy"
@@ -157,7 +158,7 @@ def test_there_is_a_scaled_job_for_each_queue_and_a_gpu_for_each_pod(deploy: Pat
     documents = list(yaml.safe_load_all(run("kubectl", "kustomize", "kubernetes/gpu", at=deploy)))
     jobs = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "ScaledJob"}
     lists = {name: spec["triggers"][0]["metadata"]["listName"] for name, spec in jobs.items()}
-    assert lists == {f"worker-{priority}": KEY_PREFIX + queue for priority, queue in QUEUES.items()}
+    assert lists == {f"worker-{priority}": KEY_PREFIX + queue for priority, queue in PRIORITIES.items()}
     for spec in jobs.values():
         container = spec["jobTargetRef"]["template"]["spec"]["containers"][0]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == 1

@@ -9,16 +9,15 @@ from __future__ import annotations
 from celery import Celery
 from kombu import Queue
 
-from worker import urls
+from worker import routing, urls
 from worker.settings import Settings
 
 TASK = "extract.run"
 KEY_PREFIX = "ex:mq:"
-QUEUES = {"high": "extract.high", "normal": "extract", "low": "extract.low"}  # in the order in which they are emptied
 
 
-def make_app(url: str, settings: Settings) -> Celery:
-    """The application for a Redis server. url: either dialect."""
+def make_app(url: str, settings: Settings, capacity: int = 0) -> Celery:
+    """The application for a Redis server. url: either dialect. capacity: bytes that a job may need, to be taken here; 0: any."""
     app = Celery("extract", broker=urls.to_celery(url), set_as_current=False, include=[])
     app.conf.update(
         broker_use_ssl=urls.tls_options(url),  # Flower reads it here only
@@ -31,8 +30,8 @@ def make_app(url: str, settings: Settings) -> Celery:
         task_soft_time_limit=None,
         task_track_started=False,
         task_send_sent_event=True,
-        task_default_queue=QUEUES["normal"],
-        task_queues=[Queue(name) for name in QUEUES.values()],
+        task_default_queue=routing.PRIORITIES["normal"],
+        task_queues=[Queue(name) for name in routing.queues_for(capacity)],
         worker_pool="prefork",
         worker_concurrency=1,
         worker_prefetch_multiplier=1,
@@ -57,8 +56,8 @@ def make_app(url: str, settings: Settings) -> Celery:
     return app
 
 
-def publish(app: Celery, job: str, message_id: str, priority: str) -> None:
-    """Ask some worker to try that job. Raises kombu's OperationalError when the server cannot be reached."""
-    queue = QUEUES.get(priority, QUEUES["normal"])
+def publish(app: Celery, job: str, message_id: str, priority: str, memory: int = 0) -> None:
+    """Ask some worker to try that job, which needs so many bytes. Raises kombu's OperationalError when the server cannot be reached."""
+    queue = routing.queue_of(priority, memory)
     policy = {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2}
     app.send_task(TASK, args=[job], task_id=message_id, queue=queue, retry=True, retry_policy=policy)

@@ -15,12 +15,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import redis
 
 from extractor.errors import BrokenArtifact, Cancelled, ExtractorError, NotFound, ServiceUnavailable
+from extractor.memory import needed
 from extractor.selection import Selection, Verdict
 from extractor.specs import JobSpec, TaskFileSpec
 from worker import client, local
@@ -128,14 +129,20 @@ def newest(service: Service, limit: int) -> list[Batch]:
 def queue(service: Service, batch: Batch, priority: str = "low") -> list[str]:
     """Queue what is missing, failed or cancelled, but for what cannot be asked: the ids that were queued."""
     one_by_one = dataclasses.replace(service, settings=dataclasses.replace(service.settings, start_worker=False))
+    memory = cache(partial(_memory, batch))
     queued: list[str] = []
     for child, facts in zip(batch.children, look(service, batch), strict=True):
         if facts["state"] in ("missing", "failed", "cancelled"):
             again = client.submit if facts["attempt"] is None else client.submit_again
-            queued.append(again(one_by_one, batch.spec(child), child.job, priority))
+            queued.append(again(one_by_one, batch.spec(child), child.job, priority, group=batch.id, memory=memory(child.model.reference)))
             if len(queued) == 1:
                 local.ensure_worker(service.records, service.settings)  # it boots while we publish
     return queued
+
+
+def _memory(batch: Batch, model: str) -> int:
+    """Bytes that a job over a model needs; 0 if that cannot be told."""
+    return needed(batch.template.model_copy(update={"model": model, "tasks": batch.tasks}))
 
 
 def look(service: Service, batch: Batch, before: Sequence[Facts] = ()) -> list[Facts]:

@@ -15,15 +15,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import redis
 
 from extractor.errors import ExtractorError
-from worker import local, processes, server
-from worker.app import KEY_PREFIX, QUEUES
+from worker import local, processes, routing, server
+from worker.app import KEY_PREFIX
 from worker.counts import Counts
+from worker.groups import Groups
 from worker.records import Records
 from worker.settings import Settings
 from worker.vitals import Vitals
@@ -36,7 +38,8 @@ class Caretaker(threading.Thread):
     current_job: the job this worker runs now, or ''.
 
     idle_exit: seconds without work after which the worker is asked to leave, None for never. is_local: started by a command.
-    alive_file: touched each time that Redis has answered, for those who watch over this process.
+    alive_file: touched each time that Redis has answered, for those who watch over this process. capacity: bytes that a job may need, to be
+    taken here; 0: any.
     """
 
     def __init__(
@@ -49,13 +52,14 @@ class Caretaker(threading.Thread):
         idle_exit: float | None = None,
         is_local: bool = False,
         alive_file: Path | None = None,
+        capacity: int = 0,
     ) -> None:
         super().__init__(name="caretaker", daemon=True)
         self.worker_name = name
         self._records, self._settings, self._publish, self._current_job = records, settings, publish, current_job
         self._idle_exit, self._alive_file = idle_exit, alive_file
-        self._counts = Counts(records.client)
-        self._vitals = Vitals(name, records, settings, is_local)
+        self._counts, self._groups = Counts(records.client), Groups(records.client)
+        self._vitals = Vitals(name, records, settings, is_local, capacity)
         self._stopping = threading.Event()
         self._busy_at = time.monotonic()
         self._reconnected_at: float | None = None  # None until a connection was lost
@@ -141,8 +145,11 @@ class Caretaker(threading.Thread):
             return
         before = time.time() - self._settings.republish_after
         open_jobs = self._records.open_jobs()
+        for job in self._groups.draw_all():
+            self._publish(job)
         # Those that wait for another open job are published when that one leaves their twin.
-        free = {job: record for job, record in open_jobs.items() if record["state"] == "queued" and record["waits"] not in open_jobs}
+        queued = {job: record for job, record in open_jobs.items() if record["state"] == "queued" and not record["in_line"]}
+        free = {job: record for job, record in queued.items() if record["waits"] not in open_jobs}
         old = [job for job, record in free.items() if float(record["updated"]) < before]
         waiting = self._waiting_jobs() if old else set()
         for job in old:
@@ -154,7 +161,7 @@ class Caretaker(threading.Thread):
 
     def _waiting_jobs(self) -> set[str]:
         jobs = set()
-        for queue in QUEUES.values():
+        for queue in chain.from_iterable(routing.all_queues().values()):
             messages: Any = self._records.client.lrange(KEY_PREFIX + queue, 0, -1)
             for message in messages:
                 try:

@@ -17,7 +17,8 @@ import redis
 from extractor import artifacts
 from extractor.errors import Cancelled, ExtractorError, NotFound, ServiceUnavailable, StorageUnavailable, UsageError
 from worker import local, results, server, urls
-from worker.records import TERMINAL, Records, check_id, connect
+from worker.groups import Groups
+from worker.records import TERMINAL, Records, check_id, connect, memory_of
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,11 +71,23 @@ def without_asking(settings: Settings) -> Service:
     return Service(settings, settings.redis_url, Records(connect(settings.redis_url)))
 
 
-def submit(service: Service, spec: JobSpec, job: str | None = None, priority: str = "normal", snapshot: str = "") -> str:
+def submit(
+    service: Service,
+    spec: JobSpec,
+    job: str | None = None,
+    priority: str = "normal",
+    snapshot: str = "",
+    group: str = "",
+    memory: int = 0,
+) -> str:
     """Record a job, see that somebody will run it, publish it: its id.
 
-    job: an id of the caller's choice. Submitting the same spec under it again changes nothing. Raises UsageError if another job has it.
-    snapshot: the checkpoint in storage that it goes on from.
+    job       an id of the caller's choice; submitting the same spec under it again changes nothing
+    snapshot  the checkpoint in storage that it goes on from
+    group     the batch or sweep that it is of, whose jobs take turns with all others
+    memory    bytes that it needs, 0 if that is not known: only a worker that has them takes it
+
+    Raises UsageError if another job has the id.
     """
     text = spec.model_dump_json()
     fields: dict[str, str | int] = {
@@ -86,6 +99,8 @@ def submit(service: Service, spec: JobSpec, job: str | None = None, priority: st
         "priority": priority,
         "max_attempts": service.settings.max_attempts,
         "snapshot": snapshot,
+        "group": group,
+        "memory": memory,
     }
     wanted = check_id(job) if job else _new_id()
     while not service.records.create(wanted, fields):
@@ -97,8 +112,18 @@ def submit(service: Service, spec: JobSpec, job: str | None = None, priority: st
         else:
             raise UsageError(f"job id {wanted!r} is taken by another job; choose another --job-id")
     local.ensure_worker(service.records, service.settings)  # it boots while we publish
-    _publish(service, wanted, priority)
+    if group:
+        publish_next(service, group)
+    else:
+        _publish(service, wanted, priority, memory)
     return wanted
+
+
+def publish_next(service: Service, group: str) -> None:
+    """Publish the jobs of a group whose turn has come. Raises ServiceUnavailable."""
+    drawn = Groups(service.records.client).draw(group)
+    for job, record in service.records.get_many(drawn).items():
+        _publish(service, job, record.get("priority", "normal"), memory_of(record))
 
 
 def name_tasks(tasks: Sequence[str]) -> str:
@@ -116,7 +141,7 @@ def _is_same(record: dict[str, str] | None, spec: JobSpec) -> bool:
         return False
 
 
-def submit_again(service: Service, spec: JobSpec, job: str, priority: str = "normal") -> str:
+def submit_again(service: Service, spec: JobSpec, job: str, priority: str = "normal", group: str = "", memory: int = 0) -> str:
     """Queue a job that failed or was cancelled once more, under its own id: the engine goes on from its checkpoint.
 
     A job in any other state is left as it is. Raises what `submit` raises.
@@ -131,7 +156,7 @@ def submit_again(service: Service, spec: JobSpec, job: str, priority: str = "nor
             pipe.delete(key, f"ex:ev:{job}")
 
     service.records.client.transaction(forget, key)
-    return submit(service, spec, job, priority, snapshot)
+    return submit(service, spec, job, priority, snapshot, group, memory)
 
 
 def resolve_model(model: str, settings: Settings, records: Records | None = None) -> str:
@@ -303,13 +328,13 @@ def task_rows(folder: Path) -> list[dict[str, Any]]:
     return artifacts.read_json(folder / "tasks.json") if (folder / "tasks.json").is_file() else []
 
 
-def _publish(service: Service, job: str, priority: str) -> None:
+def _publish(service: Service, job: str, priority: str, memory: int) -> None:
     from kombu.exceptions import OperationalError
 
     from worker.app import publish
 
     try:
-        publish(_app(service.url, service.settings), job, service.records.next_message_id(job), priority)
+        publish(_app(service.url, service.settings), job, service.records.next_message_id(job), priority, memory)
     except OperationalError as error:
         raise ServiceUnavailable(f"job {job} is recorded but not yet published ({error}); a worker will pick it up later") from None
 

@@ -29,6 +29,7 @@ from extractor.errors import ExtractorError, StorageUnavailable
 from extractor.models import JOB_MODEL
 from extractor.specs import JobSpec, parse_job
 from worker import processes, runtime
+from worker.groups import Groups
 from worker.job_log import JobLog, hear
 from worker.records import TERMINAL, Records, connect
 from worker.settings import Settings
@@ -90,6 +91,17 @@ def run_job(job: str, place: Place) -> str:
         return attempt.run()
     finally:
         place.shared.count_end()
+        _publish_next(job, records, place)
+
+
+def _publish_next(job: str, records: Records, place: Place) -> None:
+    """The job leaves room in its group; while Redis is away, that waits for a caretaker."""
+    try:
+        group: Any = records.client.hget(f"ex:job:{job}", "group")
+        for other in Groups(records.client).draw(group) if group else ():
+            place.publish(other)
+    except redis.RedisError as error:
+        log.warning("job %s: the next of its group is not published yet (%s)", job, error)
 
 
 class Lease:

@@ -15,7 +15,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from extractor.errors import UsageError
-from worker.app import QUEUES
 from worker.client import Service
 from worker.counts import Counts
 from worker.overview import live_workers, queue_lengths
@@ -78,8 +77,8 @@ class ServiceCollector(Collector):
 
     def _queues(self) -> Iterator[Metric]:
         lengths = GaugeMetricFamily("extract_queue_length", "Messages that wait in each Celery queue.", labels=["queue"])
-        for priority, length in queue_lengths(self._service.records.client).items():
-            lengths.add_metric([QUEUES[priority]], length)
+        for queue, length in queue_lengths(self._service.records.client).items():
+            lengths.add_metric([queue], length)
         yield lengths
 
 

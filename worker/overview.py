@@ -7,8 +7,8 @@ from typing import Any
 
 import redis
 
-from worker import processes, urls
-from worker.app import KEY_PREFIX, QUEUES
+from worker import processes, routing, urls
+from worker.app import KEY_PREFIX
 from worker.client import Service
 from worker.counts import Counts
 from worker.records import Records, Worker, describe
@@ -19,18 +19,21 @@ def overview(service: Service, limit: int) -> dict[str, Any]:
 
     Raises redis.RedisError.
     """
-    records, counts = service.records, Counts(service.records.client)
+    records, counts, lengths = service.records, Counts(service.records.client), queue_lengths(service.records.client)
     counts.prepare()
     running = _describe_all(records, counts.newest("running", 0))
     queued = _describe_all(records, counts.newest("queued", limit - len(running))) if len(running) < limit else []
     open_jobs = [job for job in running if job["state"] == "running"][:limit] + [job for job in queued if job["state"] == "queued"]
+    workers = live_workers(service)
+    reached = {queue for worker in workers for queue in routing.queues_for(worker.capacity)}
     return {
         "server": urls.mask(service.url),
         "embedded": service.settings.embedded,
         "jobs": counts.by_state(),
-        "queues": queue_lengths(records.client),
+        "queues": {priority: sum(lengths[queue] for queue in queues) for priority, queues in routing.all_queues().items()},
+        "out_of_reach": sum(length for queue, length in lengths.items() if queue not in reached) if workers else 0,
         "longest_wait_seconds": round(counts.longest_wait(), 1),
-        "workers": [_describe_worker(worker) for worker in live_workers(service)],
+        "workers": [_describe_worker(worker) for worker in workers],
         "open": open_jobs,
     }
 
@@ -43,11 +46,13 @@ def live_workers(service: Service) -> list[Worker]:
 
 
 def queue_lengths(client: redis.Redis) -> dict[str, int]:
-    """Messages that wait in each queue, by priority. Raises redis.RedisError."""
+    """Messages that wait, by queue. Raises redis.RedisError."""
     with client.pipeline(transaction=False) as batch:
-        for queue in QUEUES.values():
-            batch.llen(KEY_PREFIX + queue)
-        return dict(zip(QUEUES, batch.execute(), strict=True))
+        for queues in routing.all_queues().values():
+            for queue in queues:
+                batch.llen(KEY_PREFIX + queue)
+        lengths = iter(batch.execute())
+    return {queue: next(lengths) for queues in routing.all_queues().values() for queue in queues}
 
 
 def _describe_all(records: Records, jobs: list[str]) -> list[dict[str, Any]]:

@@ -4,6 +4,8 @@
     ex:lease:{id}    string   the owner's token   ex:jobs          zset   ids of all jobs by time of creation
     ex:ev:{id}       stream   what happened       ex:worker:{name} hash, ex:workers zset   live workers
 
+    `worker.groups` and `worker.twins` hold messages back, `worker.counts` counts.
+
     queued -> running -> succeeded | failed | cancelled;   running -> queued on preemption or after a crash
 
 Each transition is one Lua script, so it happens wholly or not at all, and writes its event to the job's stream. A running job belongs to
@@ -42,7 +44,8 @@ class Worker:
     process       identity of its main process           gpu_memory    bytes in use on its GPUs, of gpu_total
     local         started by a command                   tokens_per_s  of the job's training, 0 when it says none
     version       of the installation                    started       seconds since 1970
-    device        in words                               seen          when it announced itself last, seconds since 1970
+    device        in words                               capacity      bytes that a job may need, to come here; 0: any
+                                                         seen          when it announced itself last, seconds since 1970
     """
 
     name: str
@@ -57,6 +60,7 @@ class Worker:
     gpu_total: int = 0
     tokens_per_s: float = 0.0
     started: float = 0.0
+    capacity: int = 0
     seen: float = 0.0
 
 
@@ -173,8 +177,8 @@ class Records:
         return self.outline(self.open_ids())
 
     def outline(self, ids: Sequence[str]) -> dict[str, dict[str, str]]:
-        """What the caretaker needs to know of jobs: state, token, process, worker, updated, waits; '' for what is not there."""
-        fields = ("state", "token", "process", "worker", "updated", "waits")
+        """What the caretaker needs to know of jobs: state, token, process, worker, updated, waits, in_line; '' for what is not there."""
+        fields = ("state", "token", "process", "worker", "updated", "waits", "in_line")
         with self.client.pipeline(transaction=False) as batch:
             for job in ids:
                 batch.hmget(f"ex:job:{job}", fields)
@@ -231,10 +235,15 @@ class Records:
 def _worker(name: str, seen: float, facts: dict[str, str]) -> Worker:
     """A worker from its announcement, whichever version wrote it."""
     known = {field.name: facts[field.name] for field in dataclasses.fields(Worker) if field.name in facts}
-    numbers = {key: int(_number(known.get(key)) or 0) for key in ("memory", "gpu_memory", "gpu_total")}
+    numbers = {key: int(_number(known.get(key)) or 0) for key in ("memory", "gpu_memory", "gpu_total", "capacity")}
     rates = {key: float(_number(known.get(key)) or 0) for key in ("tokens_per_s", "started")}
     least = {"host": "", "job": "", "process": ""}
     return Worker(**(least | known | numbers | rates | {"name": name, "seen": seen, "local": facts.get("local") == "1"}))  # type: ignore[arg-type]
+
+
+def memory_of(record: dict[str, str]) -> int:
+    """Bytes that a job needs, 0 if its record does not say."""
+    return int(_number(record.get("memory")) or 0)
 
 
 def _ms(seconds: float) -> str:
@@ -253,6 +262,8 @@ def describe(job: str, record: dict[str, str]) -> dict[str, Any]:
         "task": record.get("task") or None,
         "tasks": json.loads(record["tasks"]) if record.get("tasks") else [record["task"]] if record.get("task") else [],
         "priority": record.get("priority") or "normal",
+        "group": record.get("group") or None,
+        "memory": _number(record.get("memory")) or None,
         "cancelling": record["state"] == "running" and record.get("want") == "cancel",
         "attempt": int(record["attempt"]),
         "worker": record.get("worker") or None,

@@ -32,14 +32,16 @@ def serve(
     idle_exit: float | None = None,
     is_local: bool = False,
     alive_file: Path | None = None,
+    capacity: int = 0,
 ) -> int:
     """Work until told to leave; how many attempts at jobs were made.
 
     max_jobs    leave after that many attempts
     idle_exit   leave after that many seconds without work
     alive_file  touched every few seconds while Redis answers the main process
+    capacity    bytes that a job may need, to be taken; 0: any
     """
-    app = make_app(url, settings)
+    app = make_app(url, settings, capacity)
     name = f"{'local' if is_local else 'worker'}-{os.getpid()}@{socket.gethostname()}"
     records = Records(connect(url))
     shared = Shared()
@@ -56,7 +58,7 @@ def serve(
         return reached
 
     app.task(run, name=TASK, bind=False)
-    caretaker = Caretaker(name, records, settings, publish_again, _current_job, idle_exit, is_local, alive_file)
+    caretaker = Caretaker(name, records, settings, publish_again, _current_job, idle_exit, is_local, alive_file, capacity)
 
     def on_ready(**_: Any) -> None:
         if not caretaker.is_alive():  # the signal comes again after each reconnection

@@ -15,6 +15,7 @@ import redis
 
 from extractor import artifacts
 from extractor.errors import ExtractorError, NotFound, OutputError, ServiceUnavailable
+from extractor.memory import needed
 from extractor.sweeps.grid import Facts, Point, Sweep, facts_of
 from worker import client, local
 from worker.client import Service
@@ -55,9 +56,9 @@ def queue(service: Service, sweep: Sweep, priority: str = "normal") -> list[str]
         record = service.records.get(point.job)
         if record is None:
             if not client.has_result(service.settings, point.job):
-                queued.append(client.submit(service, point.spec, point.job, priority))
+                queued.append(client.submit(service, point.spec, point.job, priority, group=sweep.id, memory=needed(point.spec)))
         elif record["state"] in ("failed", "cancelled"):
-            queued.append(client.submit_again(service, point.spec, point.job, priority))
+            queued.append(client.submit_again(service, point.spec, point.job, priority, sweep.id, needed(point.spec)))
     return queued
 
 

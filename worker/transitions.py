@@ -64,6 +64,12 @@ redis.call('HSET', job, 'attempt', 0, 'token', '', 'want', '', 'published', 0, '
 redis.call('ZADD', open, now, string.sub(job, 8))
 redis.call('ZADD', KEYS[5], now, string.sub(job, 8))
 count('submitted')
+local group = redis.call('HGET', job, 'group')
+if group and group ~= '' then
+  redis.call('HSET', job, 'in_line', '1')
+  redis.call('RPUSH', 'ex:group:' .. group, string.sub(job, 8))
+  redis.call('SADD', 'ex:groups', group)
+end
 return become('queued', {})
 """,
     "claim": """

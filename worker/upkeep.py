@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 
 from worker.app import make_app, publish
 from worker.caretaker import Caretaker
-from worker.records import Records, connect
+from worker.records import Records, connect, memory_of
 from worker.settings import Settings
 
 log = logging.getLogger("extract")
@@ -25,7 +25,7 @@ def publisher(app: Celery, records: Records) -> Callable[[str], None]:
     def publish_again(job: str) -> None:
         try:
             record = records.get(job) or {}
-            publish(app, job, records.next_message_id(job), record.get("priority", "normal"))
+            publish(app, job, records.next_message_id(job), record.get("priority", "normal"), memory_of(record))
         except (OperationalError, redis.RedisError, OSError) as error:
             log.warning("job %s: not published (%s); it will be, once Redis is back", job, error)
 

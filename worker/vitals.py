@@ -20,8 +20,8 @@ LOOK_SECONDS = 15.0  # between two looks at the device: asking it takes up to a 
 class Vitals:
     """Of the worker whose main process we are. is_local: started by a command."""
 
-    def __init__(self, name: str, records: Records, settings: Settings, is_local: bool) -> None:
-        self._name, self._records, self._settings, self._is_local = name, records, settings, is_local
+    def __init__(self, name: str, records: Records, settings: Settings, is_local: bool, capacity: int) -> None:
+        self._name, self._records, self._settings, self._is_local, self._capacity = name, records, settings, is_local, capacity
         self._started = time.time()
         self._looked_at = -LOOK_SECONDS
         self._device = devices.Device("")
@@ -44,6 +44,7 @@ class Vitals:
             memory=engine_memory() if job else 0,
             tokens_per_s=self._tokens_per_s(job) if job else 0.0,
             started=round(self._started, 3),
+            capacity=self._capacity,
         )
 
     def _tokens_per_s(self, job: str) -> float:

@@ -8,8 +8,8 @@ import signal
 
 from service_machine import wait_for
 
-from worker import server
-from worker.app import KEY_PREFIX, QUEUES
+from worker import routing, server
+from worker.app import KEY_PREFIX
 
 
 def test_the_file_is_touched_while_redis_answers_and_not_while_it_is_away(machine):
@@ -50,7 +50,7 @@ def test_a_caretaker_without_a_worker_brings_back_a_job_whose_only_worker_was_ki
     machine.wait_step(job, 2)
     os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
-    queue = KEY_PREFIX + QUEUES["normal"]
+    queue = KEY_PREFIX + routing.queue_of("normal")
     assert machine.records.client.llen(queue) == 0, "the message is with the dead worker"
     alive = machine.home / "alive"
     caretaker = machine.spawn("caretaker", "--alive-file", str(alive), "--json")

@@ -12,6 +12,8 @@ import urllib.request
 
 from service_machine import PROJECT, wait_for
 
+from worker import routing
+
 
 def test_flower_shows_our_queues_and_workers(machine):
     machine.submit("waits", priority="high")
@@ -22,7 +24,7 @@ def test_flower_shows_our_queues_and_workers(machine):
     log = machine.home / "flower.log"
     with open(log, "w") as output, subprocess.Popen(command, cwd=PROJECT, env=os.environ.copy(), stdout=output, stderr=output) as flower:
         try:
-            lengths = {"extract": 0, "extract.high": 1, "extract.low": 0}
+            lengths = dict.fromkeys(routing.queues_for(0), 0) | {"extract.high": 1}
             wait_for(lambda: rows(page(port, "broker")) == lengths, "the queues", 30, log.read_text)
             machine.worker()
             worker = machine.records.workers()[0].name

@@ -76,11 +76,8 @@ def test_flower_shows_workers_and_queues_to_who_has_the_password_and_to_nobody_e
     wait_for(lambda: machine.records.client.llen("ex:mq:extract") == 2, "the queue")
     status, body = ask(f"{flower}/api/queues/length", password)
     assert status == 200
-    assert {queue["name"]: queue["messages"] for queue in json.loads(body)["active_queues"]} == {
-        "extract.high": 0,
-        "extract": 2,
-        "extract.low": 0,
-    }
+    lengths = {queue["name"]: queue["messages"] for queue in json.loads(body)["active_queues"]}
+    assert {"extract.high": 0, "extract": 2, "extract.low": 0}.items() <= lengths.items()
     for path in ("/", "/workers", "/api/workers", "/api/queues/length"):
         assert [ask(flower + path, wrong)[0] for wrong in (None, "guess")] == [401, 401]
     assert secured.client("operator").acl_log() == []

@@ -16,7 +16,8 @@ from redis.exceptions import NoPermissionError
 from secured_server import Secured, make_secrets
 from service_machine import PROJECT, wait_for
 
-from worker.app import KEY_PREFIX, QUEUES
+from worker import routing
+from worker.app import KEY_PREFIX
 from worker.records import connect
 
 SLOW = {"steps": 15, "seconds": 0.1}
@@ -112,7 +113,8 @@ def test_the_workers_user_reaches_nothing_but_our_keys(secured, command):
 def test_the_scaler_s_user_sees_the_length_of_queues_and_nothing_else(secured):
     keda = secured.client("keda")
     secured.client("operator").lpush(f"{KEY_PREFIX}extract", "a", "b")
-    assert [keda.eval(KEDA_SCRIPT, 1, KEY_PREFIX + queue) for queue in QUEUES.values()] == [0, 2, 0]
+    lengths = {queue: keda.eval(KEDA_SCRIPT, 1, KEY_PREFIX + queue) for queue in routing.queues_for(0)}
+    assert lengths == dict.fromkeys(routing.queues_for(0), 0) | {"extract": 2}
     for command in (("LPUSH", f"{KEY_PREFIX}extract", "c"), ("LRANGE", f"{KEY_PREFIX}extract", "0", "-1"), ("HGETALL", "ex:job:x")):
         with pytest.raises(NoPermissionError):
             keda.execute_command(*command)

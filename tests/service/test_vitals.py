@@ -42,8 +42,8 @@ def test_without_nvidia_smi_the_device_is_the_cpu(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("answer", "device"),
     [
-        ("echo 'NVIDIA H200, 143771, 612'", devices.Device("NVIDIA H200, 140 GiB", 143771 * 2**20, 612 * 2**20)),
-        ("echo 'A, B, 1024, 1'; echo 'A, B, 1024, 2'", devices.Device("2 x A, B, 2 GiB", 2 * 2**30, 3 * 2**20)),
+        ("echo 'NVIDIA H200, 143771, 612'", devices.Device("NVIDIA H200, 140 GiB", 143771 * 2**20, 612 * 2**20, 143771 * 2**20)),
+        ("echo 'A, B, 1024, 1'; echo 'A, B, 1024, 2'", devices.Device("2 x A, B, 2 GiB", 2 * 2**30, 3 * 2**20, 2**30)),
         ("echo 'NVIDIA GB10, [N/A], [N/A]'", devices.Device("NVIDIA GB10")),
         ("echo 'No devices were found'; exit 6", devices.Device("cpu, 2 threads")),
         ("exit 0", devices.Device("cpu, 2 threads")),

@@ -29,10 +29,13 @@ def open_for(no_worker: bool = False) -> Service:
     return service
 
 
-def warn_without_worker(service: Service) -> None:
-    """Say so on stderr when nobody is there to run a job."""
-    from worker import local
+def warn_without_worker(service: Service, memory: int = 0) -> None:
+    """Say so on stderr when nobody is there to run a job that needs so many bytes."""
+    from worker import local, routing
 
-    if local.live_workers(service.records, service.settings) or local.is_registered(service.settings):
+    alive = set(local.live_workers(service.records, service.settings))
+    if alive or local.is_registered(service.settings):
+        if alive and not any(routing.reaches(w.capacity, memory) for w in service.records.workers() if w.name in alive):
+            click.echo(f"warning: no live worker has the {memory / routing.GB:.0f} GB that the job needs; it waits for one", err=True)
         return
     click.echo("warning: no live worker; the job waits until somebody starts `extract worker`", err=True)

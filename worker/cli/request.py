@@ -24,6 +24,7 @@ def request(build: Build, options: dict[str, Any]) -> int:
 
     build: makes the spec; it is given the service, or None when only the spec is wanted. Raises what it raises.
     """
+    from extractor.memory import needed
     from worker import client
     from worker.results import check_new_folder
 
@@ -44,8 +45,10 @@ def request(build: Build, options: dict[str, Any]) -> int:
         show_preflight(build(None), options["as_json"])
         return 0
     service = client.open_service(load_settings(options["no_worker"]))
-    job = client.submit(service, build(service), options["job_id"], options["priority"])
-    warn_without_worker(service)
+    spec = build(service)
+    memory = needed(spec)
+    job = client.submit(service, spec, options["job_id"], options["priority"], memory=memory)
+    warn_without_worker(service, memory)
     if options["wait"]:
         return follow(service, job, options["out"], options["as_json"])
     if options["as_json"]:

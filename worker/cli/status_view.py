@@ -64,6 +64,8 @@ def _head(facts: Facts) -> Text:
     lengths = "  ".join(f"{number} {priority}" for priority, number in facts["queues"].items())
     wait = f"; the first waits for {duration(facts['longest_wait_seconds'])}" if facts["jobs"]["queued"] else ""
     text.append(f"\nqueues   {lengths}{wait}")
+    if facts["out_of_reach"]:
+        text.append(f"\n         {facts['out_of_reach']} need more memory than any live worker has", style="yellow")
     if not facts["workers"]:
         text.append("\nworkers  none; start one with `extract worker`")
     if not facts["open"]:

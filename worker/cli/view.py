@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.cli.options import print_json
+from worker.routing import GB
 
 LINE_SECONDS = 10.0  # between two plain lines within a stage
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "blue"}
@@ -277,6 +278,8 @@ def show_job(job: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         "model": job["model"],
         "attempt": job["attempt"],
         "worker": job["worker"] if job["state"] == "running" else None,
+        "needs": f"{job['memory'] / GB:.1f} GB of memory" if job["memory"] else None,
+        "one of": job["group"],
         "waits for": f"job {job['waits']}, which makes the twin that both need" if job["waits"] else None,
         "progress": _progress(job) if job["state"] == "running" else None,
         "error": f"{job['error']['type']}: {job['error']['message']}" if job["error"] else None,
