@@ -98,7 +98,9 @@ class Checkpoints:
             old.unlink()
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        """(step, tensors) of the newest readable checkpoint, or None."""
+        """(step, tensors) of the newest readable checkpoint, or None. What a killed process was writing is removed."""
+        for left in self.folder.glob(".tmp*"):  # by safetensors
+            left.unlink(missing_ok=True)
         for path in reversed(self._paths()):
             try:
                 return int(path.stem.rpartition("-")[2]), artifacts.read_tensors(path)

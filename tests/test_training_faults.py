@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import traceback
 from pathlib import Path
 
@@ -166,3 +167,56 @@ def test_when_every_checkpoint_is_broken_training_starts_anew(corpus, tmp_path: 
     assert checkpoints.load() is None
     again = train(corpus, tmp_path / "broken")
     assert all(torch.equal(again[name], calm[name]) for name in calm)
+
+
+def save_until_killed(checkpoints: Checkpoints, step: int, event: int | None, size: int | None) -> bool:
+    """Save in a child process that dies before its file system call number `event`, or once a file has `size` bytes; whether it lived."""
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def die(name: str, _arguments: object) -> None:
+            nonlocal seen
+            if name == "open" or name.startswith(("os.", "shutil.", "glob.")):
+                seen += 1
+                if seen == event:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        if event is not None:
+            sys.addaudithook(die)
+        if size is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        checkpoints.save(step, state_at(step))
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def state_at(step: int) -> dict[str, torch.Tensor]:
+    return {"weights": torch.full((64, 64), float(step)), "step": torch.tensor(step)}
+
+
+def test_killed_at_every_stage_of_a_checkpoint_write_the_last_whole_one_is_loaded(tmp_path: Path):
+    stages = [(event, None) for event in range(1, 200)] + [(None, size) for size in (0, 1, 7, 8, 300, 4096, 16_000, 10**6)]
+    step, died, over = 0, 0, False
+    for event, size in stages:
+        if over and event is not None:
+            continue
+        folder = tmp_path / f"{event}-{size}"
+        checkpoints = Checkpoints(folder, "train")
+        for step in (1, 2):
+            checkpoints.save(step, state_at(step))
+        lived = save_until_killed(checkpoints, 3, event, size)
+        over = over or (lived and event is not None)
+        died += not lived
+        found = checkpoints.load()
+        assert found is not None
+        assert found[0] in ((3,) if lived else (2, 3))
+        assert all(torch.equal(found[1][name], tensor) for name, tensor in state_at(found[0]).items()), "a checkpoint is whole or not there"
+        checkpoints.save(4, state_at(4))
+        assert checkpoints.load()[0] == 4  # type: ignore[index]
+        assert {path.name for path in folder.iterdir()} <= {f"train-{at:08d}.safetensors" for at in (1, 2, 3, 4)} | {
+            "train-00000003.safetensors.tmp"
+        }
+    assert over, "every stage was met"
+    assert died >= 8

@@ -243,6 +243,8 @@ class Attempt:
     def _prepare(self, record: dict[str, str]) -> JobSpec:
         """The spec, checked again, as a file in the job's folder: whoever can write to Redis could have written anything."""
         spec = parse_job(record.get("spec", ""), f"job {self.job}")
+        if link := next((path for path in (self.folder, self.result) if path.is_symlink()), None):
+            raise errors.OutputError(f"{link} is a link; a job writes into its own folder only: remove it")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             artifacts.write_json(self.folder / JOB_FILE, spec.model_dump(mode="json"))

@@ -89,7 +89,7 @@ def test_an_earlier_version_reads_our_announcement(machine):
 
 
 def test_a_worker_says_how_fast_its_own_job_trains(machine):
-    vitals = Vitals("me", machine.records, machine.settings, is_local=False)
+    vitals = Vitals("me", machine.records, machine.settings, is_local=False, capacity=0)
     job = machine.submit()
     machine.records.claim(job, "token", 60, "host", "me", "")
     assert vitals.look(job).tokens_per_s == 0
