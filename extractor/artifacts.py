@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extractor.errors import BrokenArtifact, ExtractorError, OutputError, SpecError
+from extractor.errors import BrokenArtifact, DiskFull, OutputError, SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +81,7 @@ def explain_full_disk(path: Path) -> Iterator[None]:
             temporary.unlink()
         full = getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
         if full:
-            raise ExtractorError(f"disk full while writing {path}: free some space and run the same command again, it resumes") from None
+            raise DiskFull(f"disk full while writing {path}: free some space and run the same command again, it resumes") from None
         raise
 
 

@@ -14,6 +14,7 @@
     │       └── StorageRefused                  it answers, and refuses: no such bucket, no permission
     ├── Cancelled                      exit 5   the job was cancelled
     ├── BrokenArtifact                 exit 1   a file that is truncated, altered or not what its name says
+    ├── DiskFull                       exit 1   no room for a file; the same command goes on once there is
     ├── OutOfMemory                    exit 1   a model that does not fit, however small the batch
     └── TrainingDiverged               exit 1   a loss that is not a number
 
@@ -79,6 +80,10 @@ class Cancelled(ExtractorError):
 
 class BrokenArtifact(ExtractorError):
     """Files that are damaged or incomplete."""
+
+
+class DiskFull(ExtractorError):
+    """A disk or quota that has no room for what is to be written."""
 
 
 class OutOfMemory(ExtractorError):

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections import deque
@@ -20,12 +22,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import RawValue
+from pathlib import Path
 from typing import Any
 
 import redis
 
 from extractor import artifacts, errors
-from extractor.errors import ExtractorError, StorageUnavailable
+from extractor.errors import DiskFull, ExtractorError, StorageUnavailable
 from extractor.models import JOB_MODEL
 from extractor.specs import JobSpec, parse_job
 from worker import processes, runtime
@@ -40,6 +43,7 @@ log = logging.getLogger("extract")
 JOB_FILE = "job.json"  # the spec, in the job's folder
 REPORT_SECONDS = 1.0  # between two progress events of a job
 RETRY_SECONDS = 3.0  # before Redis is tried again after a failed report
+ROOM = 1 << 20  # bytes that must fit onto a disk that was full before a job is tried again
 GIVE_UP_SECONDS = 20.0  # a worker that shuts down waits this long to tell Redis how its job ended
 
 
@@ -190,6 +194,8 @@ class Attempt:
                 state = self._work(lease, job_log)
             except StorageUnavailable as error:  # another worker, or a later moment, may do better
                 state = "lost" if lease.lost else self._release(str(error), counts=not self.place.shared.leaving)
+            except DiskFull as error:
+                state = self._put_off(error, lease)
             except ExtractorError as error:
                 state = self._end("failed", error=error)
             except Exception as error:  # a mistake of ours: bounded by the number of attempts like any crash
@@ -263,12 +269,24 @@ class Attempt:
                 self.storage.tidy()
             return state
         self.storage.keep_work(wish)
+        if isinstance(outcome.error, DiskFull):
+            raise outcome.error
         if outcome.kind == "error":
             return self._end("failed", error=outcome.error)
         # Released, a job that is to be cancelled becomes cancelled.
         if self.place.shared.leaving:
             return self._release("its worker is shutting down", counts=False)
         return self._release(str(outcome.error or "the engine was stopped by somebody else"), counts=True)
+
+    def _put_off(self, error: DiskFull, lease: Lease) -> str:
+        """Give the job back once there is room again: on a full disk every job would fail, one after the other."""
+        log.warning("job %s: %s; waiting for room", self.job, error)
+        deadline = time.monotonic() + self.place.settings.store_patience
+        while not (lease.lost or lease.cancelled or self.place.shared.leaving or _has_room(self.place.settings.root)):
+            if time.monotonic() > deadline:
+                return self._end("failed", error=error)
+            time.sleep(RETRY_SECONDS)
+        return "lost" if lease.lost else self._release(str(error), counts=not self.place.shared.leaving)
 
     def _end(self, state: str, artifact: str = "", error: ExtractorError | None = None) -> str:
         reason = (type(error).__name__, str(error)) if error is not None else ("", "")
@@ -296,6 +314,17 @@ class Attempt:
                         return "untold"
                 log.warning("job %s: its end is not delivered yet (%s)", self.job, error)
                 time.sleep(1)
+
+
+def _has_room(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

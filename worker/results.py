@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extractor import artifacts
-from extractor.errors import BrokenArtifact, ExtractorError, NotFound, OutputError
+from extractor.errors import BrokenArtifact, DiskFull, NotFound, OutputError
 from extractor.models import JOB_MODEL, fetched_result
 from worker import server
 from worker.records import check_id
@@ -154,7 +154,7 @@ def _check_room(out: Path, whole: int) -> None:
     have = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     free = shutil.disk_usage(out).free
     if whole - have > free:
-        raise ExtractorError(f"{out} needs {whole - have:,} bytes, {free:,} are free: make room and run the same command again, it resumes")
+        raise DiskFull(f"{out} needs {whole - have:,} bytes, {free:,} are free: make room and run the same command again, it resumes")
 
 
 def check_new_folder(out: Path) -> None:

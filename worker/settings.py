@@ -36,7 +36,7 @@ class Settings:
     stop_grace: float  # between SIGTERM and SIGKILL for an engine
     max_attempts: int  # crashes, not preemptions
     store_every: float  # at least this long between two uploads of a running job
-    store_patience: float  # how long a job waits for storage that does not answer, at its beginning and at its end
+    store_patience: float  # how long a job waits for storage that does not answer, at its beginning and end, or for room on a full disk
 
     @property
     def embedded(self) -> bool:

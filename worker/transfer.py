@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from extractor import artifacts
-from extractor.errors import BrokenArtifact, ExtractorError, OutputError
+from extractor.errors import BrokenArtifact, DiskFull, ExtractorError, OutputError
 from worker.store import PART, Entry, Store
 
 AT_ONCE = 4  # files in transfer
@@ -160,7 +160,7 @@ def _check_inside(folder: Path, name: str) -> None:
 
 def _local(error: OSError, path: Path) -> ExtractorError:
     if error.errno in _FULL:
-        return ExtractorError(f"disk full while writing {path}: free some space and run the same command again, it resumes")
+        return DiskFull(f"disk full while writing {path}: free some space and run the same command again, it resumes")
     return OutputError(f"{path} cannot be written ({error.strerror}); name another folder")
 
 

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -43,6 +44,7 @@ FAULTS = (
     "stop worker",
     "stop engine",
     "terminate worker",
+    "full disk",
 )
 ENVIRONMENT = {
     "EXTRACT_LEASE_TTL": "2",
@@ -160,6 +162,8 @@ class Campaign:
             _stopped(engines[:1], 1.0)
         elif fault == "terminate worker":
             worker.terminate()
+        elif fault == "full disk" and engines:
+            _without_room([worker.pid, *below], 0.5)
         else:
             return
         self.injected[fault] += 1
@@ -208,6 +212,24 @@ def _stopped(pids: list[int], seconds: float) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+def _without_room(pids: list[int], seconds: float) -> None:
+    """No file of these processes can grow for some seconds: to them the disk is full, and it is as full for what they start meanwhile."""
+    limits = {pid: _limit(pid) for pid in pids}
+    for pid, limit in limits.items():
+        _limit(pid, limit and (0, limit[1]))
+    time.sleep(seconds)
+    for pid, limit in limits.items():
+        for below in (pid, *_descendants(pid)):
+            _limit(below, limit)
+
+
+def _limit(pid: int, limit: tuple[int, int] | None = None) -> tuple[int, int] | None:
+    """The most bytes that a file of a process may have, before it is set to `limit`; None of a process that is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        return resource.prlimit(pid, resource.RLIMIT_FSIZE, limit) if limit else resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    return None
 
 
 def _descendants(pid: int) -> list[int]:

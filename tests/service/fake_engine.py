@@ -33,6 +33,7 @@ import time
 from pathlib import Path
 
 from extractor import artifacts
+from extractor.errors import ExtractorError
 
 STAGES = ("bridge", "prune")
 NUMBERS = ("nodes", "edges", "loss", "full_loss", "accuracy", "without", "random")
@@ -67,7 +68,11 @@ def main() -> int:
         threading.Thread(target=guard, daemon=True).start()
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(1) if not plan["deaf"] else None)
-    return work(options, plan, asked)
+    try:
+        return work(options, plan, asked)
+    except ExtractorError as error:
+        tell(event="error", type=type(error).__name__, message=str(error))
+        return error.exit_code
 
 
 def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
@@ -98,11 +103,12 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
             total = number * steps + step + 1
             for _ in range(1 + plan["chatter"]):
                 tell(event="progress", stage=stage, step=step + 1, total=steps, metrics={"loss": 1 / total}, seconds_left=None)
+            with artifacts.explain_full_disk(work_folder / "steps.log"):
+                with open(work_folder / "owners.log", "a") as file:
+                    file.write(f"{total} {os.getpid()}\n")
+                with open(work_folder / "steps.log", "a") as file:
+                    file.write(f"{total}\n")
             artifacts.write_json(checkpoint, {"done": total})
-            with open(work_folder / "steps.log", "a") as file:
-                file.write(f"{total}\n")
-            with open(work_folder / "owners.log", "a") as file:
-                file.write(f"{total} {os.getpid()}\n")
             if plan["announce"]:
                 tell(event="checkpoint", stage=stage, step=step + 1)
             if plan["die_at"] is not None and total >= plan["die_at"]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import time
 
 from local_hub import LocalHub, Repository, serve
-from service_machine import circuit_spec, wait_for
+from service_machine import circuit_spec, settings_without_worker, train_spec, wait_for
 from simulated_hub import SHA, gpt2_files
 
-from worker import processes, server
+from worker import client, processes, server
 from worker.app import KEY_PREFIX, make_app, publish
 
 SLOW = {"steps": 10, "seconds": 0.1}  # two stages of a second
@@ -202,3 +204,48 @@ def test_watching_can_be_killed_and_gone_on_with_event_by_event(machine):
 
 def machine_id(line: str) -> str:
     return json.loads(line)["id"]
+
+
+def test_a_full_disk_holds_a_job_up_until_there_is_room_and_no_longer(machine):
+    machine.plan(steps=40, seconds=0.05)
+    worker = machine.worker()
+    job = machine.submit()
+    machine.wait_step(job, 2)
+    engine = processes.identify(machine.engine_pid(job))
+    limit_files(engine.pid, worker.pid, bytes_=0)
+    assert processes.wait_gone(engine, 10)
+    time.sleep(1)
+    assert machine.states(job) == ["queued", "running"], "it waits for room"
+    limit_files(worker.pid, bytes_=resource.RLIM_INFINITY)
+    record = machine.wait_state(job, "succeeded")
+    assert record["attempt"] == "2"
+    reasons = [event["reason"] for event in machine.story(job) if "reason" in event]
+    assert len(reasons) == 1
+    assert reasons[0].startswith("disk full while writing ")
+    assert worker.poll() is None
+
+
+def test_a_disk_that_stays_full_fails_the_job_in_a_line_and_submitted_again_it_goes_on(machine):
+    machine.plan(steps=40, seconds=0.05)
+    worker = machine.worker(EXTRACT_STORE_PATIENCE="1")
+    job = machine.submit()
+    machine.wait_step(job, 5)
+    limit_files(machine.engine_pid(job), worker.pid, bytes_=0)
+    record = machine.wait_state(job, "failed")
+    assert record["error_type"] == "DiskFull"
+    assert "free some space and run the same command again" in record["error_message"]
+    limit_files(worker.pid, bytes_=resource.RLIM_INFINITY)
+    client.submit_again(client.Service(settings_without_worker(), machine.service.url, machine.records), train_spec(), job)
+    machine.wait_state(job, "succeeded")
+    steps = machine.steps(job)
+    assert steps[0] == 1
+    assert len(steps) <= 81, "it began again where it was"
+
+
+def limit_files(*pids: int, bytes_: int) -> None:
+    """Let no file of these processes, and of those that they started, grow beyond so many bytes."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (bytes_, resource.RLIM_INFINITY))
+            with open(f"/proc/{pid}/task/{pid}/children") as file:
+                limit_files(*map(int, file.read().split()), bytes_=bytes_)
