@@ -131,6 +131,13 @@ def without_files(environment: dict[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if value is not None and not name.endswith("_FILE")}
 
 
+def test_compose_builds_each_image_once_whatever_workers_there_are(deploy: Path):
+    for lines, images in (({}, {"extractor:cpu"}), ({"COMPOSE_PROFILES": "gpu", "CPU_WORKERS": "0"}, {"extractor:cpu", "extractor:cuda"})):
+        services = composed(deploy, **lines).values()
+        builds = [service["image"] for service in services if "build" in service and service.get("scale") != 0]
+        assert sorted(builds) == sorted(images) == sorted({s["image"] for s in services if s["image"].startswith("extractor")})
+
+
 def test_compose_hands_out_secrets_as_files_and_listens_on_loopback(deploy: Path, services: dict[str, Any]):
     text = json.dumps(services)
     for path in (deploy / "secrets").glob("*.password"):
