@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import botocore
 import jsonschema
 import kubernetes_validate
 import promql_parser
@@ -62,13 +63,36 @@ def deploy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def services(deploy: Path) -> dict[str, Any]:
     """The services of compose.yaml as Compose understands them."""
-    return json.loads(run("docker-compose", "-f", "compose.yaml", "--profile", "gpu", "config", "--format", "json", at=deploy))["services"]
+    return composed(deploy, COMPOSE_PROFILES="gpu")
 
 
-@pytest.fixture(scope="module", params=["cpu", "gpu"])
+@pytest.fixture(scope="module", params=["cpu", "gpu", "cpu s3", "gpu s3"])
 def manifests(request: pytest.FixtureRequest, deploy: Path) -> list[dict[str, Any]]:
-    """Every object that `kubectl apply -k` would make."""
-    return [document for document in yaml.safe_load_all(run("kubectl", "kustomize", f"kubernetes/{request.param}", at=deploy)) if document]
+    """Every object that `kubectl apply -k` would make, results in a folder and in a bucket."""
+    workers, _, storage = request.param.partition(" ")
+    if not storage:
+        return built(deploy, workers)
+    chosen = deploy / "kubernetes" / workers / "kustomization.yaml"
+    before = chosen.read_text()
+    assert before.count("components: [../folder]") == 1, "or the operator's page says what cannot be done"
+    chosen.write_text(before.replace("../folder", f"../{storage}", 1))
+    try:
+        return built(deploy, workers)
+    finally:
+        chosen.write_text(before)
+
+
+def composed(deploy: Path, **lines: str) -> dict[str, Any]:
+    """The services of compose.yaml with those lines in the file .env."""
+    (deploy / ".env").write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+    try:
+        return json.loads(run("docker-compose", "-f", "compose.yaml", "config", "--format", "json", at=deploy))["services"]
+    finally:
+        (deploy / ".env").unlink()
+
+
+def built(deploy: Path, workers: str) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(run("kubectl", "kustomize", f"kubernetes/{workers}", at=deploy)) if document]
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile():
@@ -88,6 +112,31 @@ def test_compose_starts_workers_that_may_take_their_time_to_leave(services: dict
         assert int(service["environment"]["EXTRACT_STOP_GRACE"]) < GRACE
     gpus = [workers[f"worker-gpu{n}"]["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] for n in range(2)]
     assert gpus == [["0"], ["1"]]
+
+
+def test_compose_s_gpu_workers_can_be_all_there_are_and_keep_results_in_a_bucket(deploy: Path):
+    bucket = {"EXTRACT_ROOT": "s3://lab/jobs", "AWS_DEFAULT_REGION": "eu-central-1", "AWS_ENDPOINT_URL": "https://minio.lab"}
+    services = composed(deploy, COMPOSE_PROFILES="gpu", CPU_WORKERS="0", **bucket)
+    assert {name: service.get("scale") for name, service in services.items() if name == "worker-cpu"} == {"worker-cpu": 0}
+    for name in ("worker-cpu", "worker-gpu0", "worker-gpu1"):
+        environment = services[name]["environment"]
+        assert bucket.items() <= environment.items()
+        assert settings.from_env(without_files(environment)).store == "s3://lab/jobs"
+        assert environment["AWS_SHARED_CREDENTIALS_FILE"] in {secret["target"] for secret in services[name]["secrets"]}
+    unset = composed(deploy)["worker-cpu"]["environment"]
+    assert [unset[name] for name in ("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")] == [None, None], "an empty address would be one"
+    assert settings.from_env(without_files(unset)).store is None
+
+
+def without_files(environment: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if value is not None and not name.endswith("_FILE")}
+
+
+def test_compose_builds_each_image_once_whatever_workers_there_are(deploy: Path):
+    for lines, images in (({}, {"extractor:cpu"}), ({"COMPOSE_PROFILES": "gpu", "CPU_WORKERS": "0"}, {"extractor:cpu", "extractor:cuda"})):
+        services = composed(deploy, **lines).values()
+        builds = [service["image"] for service in services if "build" in service and service.get("scale") != 0]
+        assert sorted(builds) == sorted(images) == sorted({s["image"] for s in services if s["image"].startswith("extractor")})
 
 
 def test_compose_hands_out_secrets_as_files_and_listens_on_loopback(deploy: Path, services: dict[str, Any]):
@@ -120,9 +169,13 @@ def test_what_the_manifests_name_is_there(manifests: list[dict[str, Any]]):
         for volume in pod["spec"].get("volumes", []):
             if "secret" in volume:
                 assert ("Secret", volume["secret"]["secretName"]) in made
+            if "persistentVolumeClaim" in volume:
+                assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in made
         for container in pod["spec"]["containers"]:
             for source in container.get("envFrom", []):
-                if not source.get("secretRef", {}).get("optional"):
+                if "secretRef" in source:
+                    assert f"create secret generic {source['secretRef']['name']} --from-literal=" in (DEPLOY / "README.md").read_text()
+                else:
                     assert ("ConfigMap", source["configMapRef"]["name"]) in made
             mounts = {mount["name"] for mount in container["volumeMounts"]}
             volumes = {volume["name"] for volume in pod["spec"].get("volumes", [])}
@@ -134,6 +187,35 @@ def test_what_the_manifests_name_is_there(manifests: list[dict[str, Any]]):
             keys = {(ref["name"], ref["key"]) for ref in document["spec"]["secretTargetRef"]}
             secrets = {d["metadata"]["name"]: d["data"] for d in manifests if d["kind"] == "Secret"}
             assert all(key in secrets[name] for name, key in keys)
+
+
+def test_every_pod_that_works_on_results_reaches_them(manifests: list[dict[str, Any]]):
+    environment = next(d["data"] for d in manifests if d["kind"] == "ConfigMap")
+    chosen = settings.from_env(without_files(environment))
+    claims = [d["metadata"]["name"] for d in manifests if d["kind"] == "PersistentVolumeClaim"]
+    assert claims == ([] if chosen.store else ["results"])
+    workers = []
+    for pod in pods(manifests):
+        for container in pod["spec"]["containers"]:
+            if container.get("args", [""])[:2] in (["extract", "worker"], ["extract", "gc"]):
+                workers.append(container["args"][1])
+                mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+                volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+                secrets = [source["secretRef"]["name"] for source in container["envFrom"] if "secretRef" in source]
+                if chosen.store:
+                    assert (secrets, "/results" in mounts) == (["storage"], False)
+                else:
+                    assert volumes[mounts[str(chosen.root)]]["persistentVolumeClaim"] == {"claimName": "results"}
+                    assert secrets == []
+    assert set(workers) == {"worker", "gc"}
+
+
+def test_the_weekly_gc_looks_and_never_takes_finished_results(manifests: list[dict[str, Any]]):
+    [job] = [d["spec"] for d in manifests if d["kind"] == "CronJob"]
+    [container] = job["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert "--dry-run" in container["args"]
+    assert "--results" not in container["args"], "it does not know the sweeps of its users' machines"
+    assert (job["concurrencyPolicy"], job.get("suspend", False)) == ("Forbid", False)
 
 
 def test_every_pod_is_unprivileged_and_workers_may_take_their_time_to_leave(manifests: list[dict[str, Any]]):
@@ -171,7 +253,7 @@ def test_every_command_of_ours_that_a_manifest_runs_exists(services: dict[str, A
     lines += [container["args"] for pod in pods(manifests) for container in pod["spec"]["containers"]]
     lines.append(json.loads(re.search(r"^CMD (\[.*\])$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)[1]))  # type: ignore[index]
     ours = [line[1:] for line in lines if line[0] == "extract"]
-    assert {"worker", "metrics"} <= {line[0] for line in ours}
+    assert {"worker", "metrics", "gc", "caretaker"} <= {line[0] for line in ours}
     for name, *arguments in ours:
         if "--alive-file" in arguments:
             arguments[arguments.index("--alive-file") + 1] = "/dev/shm/extract-test-alive"
@@ -187,6 +269,14 @@ def test_every_variable_of_ours_that_deploy_names_is_one():
     files = [path for path in DEPLOY.rglob("*") if path.is_file() and "secrets" not in path.parts]
     named = {name for path in files for name in re.findall(r"\bEXTRACT_[A-Z_]+", path.read_text())}
     assert named <= known
+
+
+def test_every_variable_of_amazon_s_that_deploy_names_is_one():
+    sources = [Path(botocore.__file__).with_name(f"{name}.py") for name in ("configprovider", "credentials", "utils")]
+    known = {name for path in sources for name in re.findall(r"AWS_[A-Z_]+", path.read_text())} | {"AWS_ENDPOINT_URL"}
+    files = [path for path in DEPLOY.rglob("*") if path.is_file() and "secrets" not in path.parts]
+    named = {name for path in files for name in re.findall(r"\bAWS_[A-Z_]+", path.read_text())}
+    assert {"AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE", "AWS_DEFAULT_REGION"} < named <= known
 
 
 def test_compose_and_kubernetes_run_the_same_valkey(services: dict[str, Any], manifests: list[dict[str, Any]]):
@@ -257,7 +347,7 @@ def pods(manifests: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The pod templates of all objects."""
     for document in manifests:
         spec = document.get("spec", {})
-        template = spec.get("jobTargetRef", spec).get("template")
+        template = spec.get("jobTargetRef", spec.get("jobTemplate", {}).get("spec", spec)).get("template")
         if template:
             yield template
 
