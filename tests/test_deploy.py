@@ -27,7 +27,7 @@ from worlds import ROOT
 
 from worker import cli, settings
 from worker.app import KEY_PREFIX
-from worker.routing import PRIORITIES
+from worker.routing import GB, all_queues, queues_for
 from worker.server import find_binary
 
 DEPLOY = ROOT / "deploy"
@@ -239,8 +239,10 @@ def test_every_pod_is_unprivileged_and_workers_may_take_their_time_to_leave(mani
 def test_there_is_a_scaled_job_for_each_queue_and_a_gpu_for_each_pod(deploy: Path):
     documents = list(yaml.safe_load_all(run("kubectl", "kustomize", "kubernetes/gpu", at=deploy)))
     jobs = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "ScaledJob"}
-    lists = {name: spec["triggers"][0]["metadata"]["listName"] for name, spec in jobs.items()}
-    assert lists == {f"worker-{priority}": KEY_PREFIX + queue for priority, queue in PRIORITIES.items()}
+    lists = {name: {trigger["metadata"]["listName"] for trigger in spec["triggers"]} for name, spec in jobs.items()}
+    taken = queues_for(80 * GB)
+    wanted = {priority: {KEY_PREFIX + queue for queue in queues if queue in taken} for priority, queues in all_queues().items()}
+    assert lists == {f"worker-{priority}": queues for priority, queues in wanted.items()}
     for spec in jobs.values():
         container = spec["jobTargetRef"]["template"]["spec"]["containers"][0]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
