@@ -76,16 +76,16 @@ def submit(
     spec: JobSpec,
     job: str | None = None,
     priority: str = "normal",
-    snapshot: str = "",
     group: str = "",
     memory: int = 0,
+    again: bool = False,
 ) -> str:
     """Record a job, see that somebody will run it, publish it: its id.
 
-    job       an id of the caller's choice; submitting the same spec under it again changes nothing
-    snapshot  the checkpoint in storage that it goes on from
-    group     the batch or sweep that it is of, whose jobs take turns with all others
-    memory    bytes that it needs, 0 if that is not known: only a worker that has them takes it
+    job     an id of the caller's choice; submitting the same spec under it again changes nothing
+    group   the batch or sweep that it is of, whose jobs take turns with all others
+    memory  bytes that it needs, 0 if that is not known: only a worker that has them takes it
+    again   whether a job of that id that failed or was cancelled is queued once more
 
     Raises UsageError if another job has the id.
     """
@@ -98,12 +98,11 @@ def submit(
         "tasks": json.dumps(spec.tasks),
         "priority": priority,
         "max_attempts": service.settings.max_attempts,
-        "snapshot": snapshot,
         "group": group,
         "memory": memory,
     }
     wanted = check_id(job) if job else _new_id()
-    while not service.records.create(wanted, fields):
+    while not service.records.create(wanted, fields, again):
         if job is None:
             wanted = _new_id()
         elif _is_same(service.records.get(wanted), spec):
@@ -146,17 +145,7 @@ def submit_again(service: Service, spec: JobSpec, job: str, priority: str = "nor
 
     A job in any other state is left as it is. Raises what `submit` raises.
     """
-    key, snapshot = f"ex:job:{check_id(job)}", ""
-
-    def forget(pipe: redis.client.Pipeline) -> None:
-        nonlocal snapshot
-        state, snapshot = pipe.hget(key, "state"), str(pipe.hget(key, "snapshot") or "")
-        pipe.multi()
-        if state in ("failed", "cancelled"):
-            pipe.delete(key, f"ex:ev:{job}")
-
-    service.records.client.transaction(forget, key)
-    return submit(service, spec, job, priority, snapshot, group, memory)
+    return submit(service, spec, job, priority, group, memory, again=True)
 
 
 def resolve_model(model: str, settings: Settings, records: Records | None = None) -> str:

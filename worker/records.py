@@ -89,10 +89,13 @@ class Records:
         self.client = client
         self._scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
 
-    def create(self, job: str, fields: dict[str, str | int]) -> bool:
-        """Record a new queued job; False if the id is taken."""
+    def create(self, job: str, fields: dict[str, str | int], again: bool = False) -> bool:
+        """Record a new queued job; False if the id is taken.
+
+        again: a job that failed or was cancelled makes room, and leaves the checkpoint that it has in storage.
+        """
         flat = [part for item in fields.items() for part in item]
-        return self._run("create", job, flat) != "exists"
+        return self._run("create", job, ["again" if again else "", *flat]) != "exists"
 
     def get(self, job: str) -> dict[str, str] | None:
         """The record, or None."""

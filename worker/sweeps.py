@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def watch(service: Service, sweep: Sweep) -> Iterator[list[Facts]]:
             if time.monotonic() - away_since > client.OUTAGE_SECONDS:
                 raise ServiceUnavailable(f"Redis went away ({error}); the jobs are kept, the same command goes on") from None
             time.sleep(LOOK_SECONDS)
+            with suppress(ServiceUnavailable):
+                service = client.open_service(service.settings)  # the embedded server is started again
             continue
         yield facts
         done = sum(point["state"] in TERMINAL for point in facts)

@@ -59,8 +59,12 @@ end
 
 _BODIES = {
     "create": """
-if redis.call('EXISTS', job) == 1 then return 'exists' end
-redis.call('HSET', job, 'attempt', 0, 'token', '', 'want', '', 'published', 0, 'created', now, unpack(ARGV))
+local state, snapshot = redis.call('HGET', job, 'state'), redis.call('HGET', job, 'snapshot')
+if state then
+  if ARGV[1] ~= 'again' or (state ~= 'failed' and state ~= 'cancelled') then return 'exists' end
+  redis.call('DEL', job, ev)
+end
+redis.call('HSET', job, 'attempt', 0, 'token', '', 'want', '', 'published', 0, 'created', now, 'snapshot', snapshot or '', unpack(ARGV, 2))
 redis.call('ZADD', open, now, string.sub(job, 8))
 redis.call('ZADD', KEYS[5], now, string.sub(job, 8))
 count('submitted')
