@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from service_machine import wait_for
 
 from extractor.specs import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, to_json
+from worker import processes
 
 SMALL = JobSpec(
     kind="circuit",
@@ -94,3 +97,25 @@ def _files(folder: Path) -> dict[str, str]:
     """sha256 by name of every file, times aside (result.json and the page that shows them)."""
     files = json.loads((folder / "manifest.json").read_text())["files"]
     return {name: facts["sha256"] for name, facts in files.items() if not name.endswith(("result.json", "report.html"))}
+
+
+@pytest.mark.gpu
+def test_jobs_on_a_gpu_leave_no_memory_behind_and_a_killed_engine_does_not_spoil_the_next(machine, monkeypatch):
+    import torch
+
+    from worker import devices
+
+    assert torch.cuda.is_available(), "asked in a parent of the worker's, which must not keep the engine from its GPU"
+    monkeypatch.setenv("EXTRACT_ENGINE", "extractor")
+    monkeypatch.setenv("EXTRACT_CACHE_DIR", str(machine.home / "cache"))
+    monkeypatch.setenv("EXTRACT_CHECKPOINT_SECONDS", "0.3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    before = devices.look(1).used
+    machine.worker()
+    killed = machine.submit("killed", SMALL)
+    wait_for(lambda: _checkpoint(_events(machine, killed)) >= 10, "a checkpoint in mid training", seconds=120)
+    wait_for(lambda: devices.look(1).used > before + (64 << 20), "the engine to take memory of the GPU", seconds=60)
+    os.kill(processes.read_pid(machine.settings.root / killed / "engine.log.pid").pid, signal.SIGKILL)  # type: ignore[union-attr]
+    for job in (killed, machine.submit("next", SMALL)):
+        machine.wait_state(job, "succeeded", seconds=300)
+    wait_for(lambda: devices.look(1).used < before + (64 << 20), "the GPU's memory to be free again", seconds=30)
