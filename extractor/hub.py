@@ -55,7 +55,7 @@ class HubFiles:
             raise refusal(self.name, self.sha, error) from None
         try:
             return json.loads(response.content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BrokenArtifact(f"{file} of model {self.label} is not readable JSON: {error}") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -140,7 +141,7 @@ def resolve_model(model: str, settings: Settings, records: Records | None = None
     From a folder that is its path; from storage 'job:ID/ATTEMPT', which every worker there can fetch. Raises UsageError when that job has
     left no model (yet), and what fetching it raises.
     """
-    if Path(model).exists() or not _is_id(model):
+    if os.path.exists(model) or not _is_id(model):  # unlike pathlib's, it never raises
         return model
     record = records.get(model) if records else None
     if record is not None and record["state"] != "succeeded":

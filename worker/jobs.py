@@ -81,7 +81,11 @@ def run_job(job: str, place: Place) -> str:
     """Try a job: 'claim' says whether this delivery means work at all. Returns the state reached, for the log."""
     token = secrets.token_hex(8)
     records = Records(connect(place.url, timeout=3))
-    claim = records.claim(job, token, place.settings.lease_ttl, socket.gethostname(), place.name, str(processes.identify()))
+    try:
+        claim = records.claim(job, token, place.settings.lease_ttl, socket.gethostname(), place.name, str(processes.identify()))
+    except redis.ResponseError as error:
+        log.warning("job %s: its record cannot be read (%s)", job, error)
+        return "damaged"
     if claim != "claimed":
         log.info("job %s: nothing to do (%s)", job, claim)
         return claim

@@ -5,6 +5,7 @@ A fetch is resumable and ends with manifest.json: until then that file is manife
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -161,6 +162,9 @@ def check_new_folder(out: Path) -> None:
     """Refuse a place for a copy that is not a new or empty folder. Raises OutputError."""
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise OutputError(f"output {out} exists and is not an empty folder; name a new one")
+    above = next((parent for parent in out.absolute().parents if os.path.lexists(parent)), None)
+    if above is not None and not os.path.isdir(above):
+        raise OutputError(f"output {out} cannot be made: {above} is not a folder; name another")
 
 
 def copy(folder: Path, out: Path) -> list[str]:

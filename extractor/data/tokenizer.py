@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,14 +72,14 @@ def resolve_tokenizer(reference: str) -> str:
     """
     if (BUNDLED / reference / "tokenizer.json").is_file() and "/" not in reference:
         return reference
-    path = Path(reference).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(reference))
+    if reference and os.path.isdir(path):
         path = path.resolve()
         path = path / "model" if (path / "model").is_dir() and not (path / "tokenizer.json").is_file() else path
         open_tokenizer(str(path))
         return str(path)
     name = reference.partition("@")[0]
-    if path.exists() or reference.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name):
+    if os.path.exists(path) or reference.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name):
         raise ModelNotFound(f"tokenizer {reference!r} not found: name a bundled model, the folder of a model, or a hub model")
     return hub.look(reference).reference
 

@@ -80,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         code = group.main(arguments, prog_name="extract", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:  # its message is a whole page
+        path = error.ctx.command_path if error.ctx else "extract"
+        code = _complain(type(error).__name__, f"a command is missing; see `{path} --help`", 2, arguments)
     except click.ClickException as error:
         code = _complain(type(error).__name__, error.format_message() or "a command is missing; see `extract --help`", 2, arguments)
     except (KeyboardInterrupt, click.Abort):

@@ -11,10 +11,19 @@ from worker.cli.options import as_json as json_option
 from worker.cli.options import print_json
 from worker.cli.options import threads as threads_option
 
+MOST_SECONDS = 1_000_000_000
+
+
+def _number(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
+    """Callback of --idle-exit: no bound of a range holds off 'nan'."""
+    if value is not None and value != value:
+        raise click.BadParameter("nan is not a number of seconds")
+    return value
+
 
 @click.command("worker", short_help="Run queued jobs, one at a time.")
 @click.option("--max-jobs", type=click.IntRange(1), help="Leave after this many jobs.")
-@click.option("--idle-exit", type=click.FloatRange(min=0, min_open=True), help="Leave after this many seconds without work.")
+@click.option("--idle-exit", type=click.FloatRange(0, MOST_SECONDS, min_open=True), callback=_number, help="Leave after this many seconds without work.")
 @alive_file_option
 @threads_option
 @click.option("--local", "is_local", is_flag=True, hidden=True)
