@@ -155,10 +155,7 @@ def _records(service: Service, jobs: Sequence[str]) -> dict[str, dict[str, str]]
     found: dict[str, dict[str, str]] = {}
     for start in range(0, len(jobs), AT_ONCE):
         some = jobs[start : start + AT_ONCE]
-        with service.records.client.pipeline(transaction=False) as pipe:
-            for job in some:
-                pipe.hgetall(f"ex:job:{job}")
-            found |= zip(some, pipe.execute(), strict=True)
+        found |= dict.fromkeys(some, {}) | service.records.get_many(some)
     return found
 
 

@@ -159,7 +159,10 @@ class Records:
 
     def cancel(self, job: str) -> str:
         """Cancel: 'cancelled' at once when queued, 'running' when its owner was told, else the terminal state it had. Raises NotFound."""
-        state = self._run("cancel", job, [])
+        try:
+            state = self._run("cancel", job, [])
+        except redis.ResponseError:
+            state = "unknown"
         if state == "unknown":
             self.need(job)
         return state

@@ -70,7 +70,7 @@ def resolve_tokenizer(reference: str) -> str:
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact. What is on the hub is looked into by the worker, which downloads it.
     """
-    if (BUNDLED / reference / "tokenizer.json").is_file() and "/" not in reference:
+    if os.path.isfile(BUNDLED / reference / "tokenizer.json") and "/" not in reference:
         return reference
     path = Path(os.path.expanduser(reference))
     if reference and os.path.isdir(path):
@@ -89,7 +89,7 @@ def open_tokenizer(reference: str) -> Tokenizer:
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
     """
-    folder = BUNDLED / reference if (BUNDLED / reference).is_dir() and "/" not in reference else Path(reference)
+    folder = BUNDLED / reference if os.path.isdir(BUNDLED / reference) and "/" not in reference else Path(reference)
     if not folder.is_absolute():
         folder = hub.download(reference, list(TOKENIZER_FILES))
     elif not folder.is_dir():

@@ -38,6 +38,7 @@ _SAME_NAME = (
     "tasks",
     "models",
 )
+MOST_LETTERS = 900  # of an error's line
 COMMANDS = {name: name for name in _SAME_NAME} | {"list": "jobs", "import": "import_checkpoint"}
 
 
@@ -112,6 +113,8 @@ def _translate(error: Exception) -> ExtractorError:
 
 def _complain(kind: str, message: str, code: int, arguments: Sequence[str]) -> int:
     line = " ".join(message.split())
+    if len(line) > MOST_LETTERS:  # it quotes what was typed, at any length; what to do stands at the end
+        line = f"{line[: MOST_LETTERS - 300]} ... {line[-300:]}"
     print(f"error: {line}", file=sys.stderr)
     if "--json" in arguments:
         report: dict[str, Any] = {"error": {"type": kind, "message": line, "exit_code": code}}
