@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from extractor.errors import UsageError
 
+MOST = 1_000_000  # threads, attempts
 MOST_SECONDS = 1_000_000_000  # 30 years; clocks and Redis take no times without end
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -144,8 +145,8 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
 
 def _count(env: Mapping[str, str], name: str, default: int) -> int:
     text = env.get(name) or str(default)
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{name}={text!r} is not a whole number from 1; correct it or unset it")
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= MOST:
+        raise UsageError(f"{name}={text!r} is not a whole number from 1 to {MOST:,}; correct it or unset it")
     return int(text)
 
 

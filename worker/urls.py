@@ -143,6 +143,8 @@ def _check_options(parts: SplitResult) -> None:
             raise UsageError(
                 f"EXTRACT_REDIS_URL has an option {name!r}, which a {parts.scheme}:// address does not take; it takes {', '.join(known)}"
             )
+        if name in ("db", "virtual_host") and not (value.strip("/").isdecimal() or not value):
+            raise UsageError(f"EXTRACT_REDIS_URL says {name}={value[:80]}; write a number")
         if name in _VALUES and value not in _VALUES[name]:
             raise UsageError(f"EXTRACT_REDIS_URL says {name}={value}; write one of {', '.join(_VALUES[name])}")
 
