@@ -67,7 +67,8 @@ class Counts:
     def totals(self) -> dict[str, int]:
         """What has happened so far: submitted, attempts, succeeded, failed, cancelled. Attempts include those that were preempted."""
         found: Any = self.client.hgetall("ex:totals")
-        return {name: int(found.get(name, 0)) for name in ("submitted", "attempts", *(s for s in STATES if s not in OPEN))}
+        counted = {name: text for name, text in found.items() if text.isdecimal()}
+        return {name: int(counted.get(name, 0)) for name in ("submitted", "attempts", *(s for s in STATES if s not in OPEN))}
 
     def longest_wait(self) -> float:
         """Seconds since the first of the queued jobs was queued; 0 when none is."""
