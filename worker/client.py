@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from extractor import artifacts
-from extractor.errors import Cancelled, ExtractorError, NotFound, ServiceUnavailable, StorageUnavailable, UsageError
+from extractor.errors import BrokenArtifact, Cancelled, ExtractorError, NotFound, ServiceUnavailable, StorageUnavailable, UsageError
 from worker import local, results, server, urls
 from worker.records import TERMINAL, Records, check_id, connect
 from worker.settings import Settings
@@ -284,7 +284,9 @@ def summary(folder: Path) -> dict[str, Any]:
     circuits = sorted(folder.glob("circuits/*/result.json"), key=lambda place: (not place.with_name("report.html").is_file(), place))
     own = folder / "result.json"
     found = own if own.is_file() or not circuits else circuits[0]
-    facts = dict(artifacts.read_json(found)) if found.is_file() else {}
+    facts = artifacts.read_json(found) if found.is_file() else {}
+    if not isinstance(facts, dict):
+        raise BrokenArtifact(f"{found} holds no result; run the job again")
     if (folder / "tasks.json").is_file():
         twin = folder / "model" / "faithfulness.json"
         facts = {key: facts[key] for key in ("model", "labels", "target_loss", "seed") if key in facts}
@@ -301,7 +303,12 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def task_rows(folder: Path) -> list[dict[str, Any]]:
     """What a job of several tasks says of each, the rows of tasks.json; none of other jobs, or of a result out of sight."""
-    return artifacts.read_json(folder / "tasks.json") if (folder / "tasks.json").is_file() else []
+    if not os.path.isfile(folder / "tasks.json"):  # unlike pathlib's, it never raises
+        return []
+    rows = artifacts.read_json(folder / "tasks.json")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {"task", "nodes", "meets_target"} <= row.keys() for row in rows):
+        raise BrokenArtifact(f"{folder / 'tasks.json'} holds no rows of tasks; run the job again")
+    return rows
 
 
 def _publish(service: Service, job: str, priority: str) -> None:

@@ -32,6 +32,7 @@ from worker.transitions import SCRIPTS, STATES
 TERMINAL = ("succeeded", "failed", "cancelled")
 PRIORITIES = ("high", "normal", "low")
 T = TypeVar("T")
+_NUMBERS = ("time", "attempt", "index", "of", "step", "total", "seconds_left")  # in events
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -273,8 +274,13 @@ def _is_sound(record: dict[str, str]) -> bool:
 def _event(fields: dict[str, str]) -> dict[str, Any] | None:
     """An event of a stream, None for what is none of ours."""
     event = _json(fields.get("json", ""), dict)
-    is_ours = isinstance(event.get("event"), str) and isinstance(event.get("time", 0.0), (int, float))
-    return event if is_ours and (event["event"] != "state" or event.get("state") in STATES) else None
+    if not isinstance(event.get("event"), str) or (event["event"] == "state" and event.get("state") not in STATES):
+        return None
+    return {name: value for name, value in event.items() if name not in _NUMBERS or _fits(name, value)}
+
+
+def _fits(name: str, value: Any) -> bool:
+    return isinstance(value, (int, float)) or (value is None and name not in ("time", "attempt"))
 
 
 def _json(text: str | None, kind: type[T]) -> T:

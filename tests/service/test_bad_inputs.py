@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+import bad_files
 import bad_inputs
 import pytest
 from service_machine import Answer, Machine, circuit_spec, fresh_machine, train_spec, wait_for
 
+from extractor import artifacts
+from extractor.errors import BrokenArtifact
 from worker.app import KEY_PREFIX, make_app, publish
 from worker.metrics import ServiceCollector
 
@@ -153,7 +159,8 @@ def test_keys(machine: Machine):
 
 def views(machine: Machine) -> Iterator[str]:
     """What is wrong with the commands that look at everything."""
-    for words in (("list",), ("list", "--json"), ("status", "--once"), ("status", "--json"), ("batch", "list")):
+    all_ = ("--limit", "10000")
+    for words in (("list", *all_), ("list", *all_, "--json"), ("status", "--once", *all_), ("status", "--json"), ("batch", "list")):
         answer = machine.extract(*words)
         if answer.code or unclear(answer):
             yield f"{' '.join(words)}: exit {answer.code} {unclear(answer) or answer.err[:300]}"
@@ -173,3 +180,82 @@ def unclear(answer: Answer) -> str:
 
 def log_of(machine: Machine) -> str:
     return (machine.home / "worker-0.log").read_text()
+
+
+def plant(folder: Path, tree: Mapping[str, bytes | None]) -> Path:
+    """A folder with those files and no others."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in tree.items():
+        if content is not None:
+            (folder / name).write_bytes(content)
+    return folder
+
+
+def test_files(machine: Machine, byte_tokenizer: Path):
+    found = []
+    ask = ("submit", "--task", "quote_close", "--no-worker")
+
+    def expect(what: str, code: int, *words: str) -> None:
+        if said := wrong(machine.extract(*words), code):
+            found.append(f"{what}: {said}")
+
+    for what, content in bad_files.TASKS.items():
+        (machine.home / "own.jsonl").write_bytes(content)
+        expect(f"task {what}", 2, "submit", "--model", "python-tiny", "--task", str(machine.home / "own.jsonl"))
+    good = bad_files.good_model() | {path.name: path.read_bytes() for path in byte_tokenizer.iterdir()}
+    place = machine.home / "model"
+    for what, (tree, code) in bad_files.MODELS.items():
+        plant(place, good | dict(tree))
+        expect(f"model {what}", code, *ask, "--model", str(place))
+        expect(f"tokens {what}", 2, "batch", "submit", "--models", str(place), "--task", "quote_close")
+    for what, (tree, code) in bad_files.ADAPTERS.items():
+        expect(f"adapter {what}", code, *ask, "--model", "python-tiny", "--adapter", str(plant(place, tree)))
+    for what, (tree, code) in bad_files.CHECKPOINTS.items():
+        expect(f"checkpoint {what}", code, "import", str(plant(place, tree)), "--out", str(machine.home / "new"))
+    for what, content in bad_files.PLANS.items():
+        folder = machine.state / "sweeps" / "splan"
+        folder.parent.mkdir(exist_ok=True)
+        plant(folder, {"plan.json": content})
+        expect(f"sweep {what}", 1, "sweep", "--status", "splan")
+    shutil.rmtree(machine.state / "sweeps")
+    assert not (machine.home / "new").exists()
+    assert not found, "\n".join(found)
+
+
+def test_weights(machine: Machine):
+    found = []
+    for what, content in bad_files.WEIGHTS.items():
+        place = plant(machine.home / "model", {"beeg_config.json": b"{}", "model.safetensors": content})
+        try:
+            artifacts.read_tensors(place / "model.safetensors")
+            found.append(f"{what}: taken")
+        except BrokenArtifact as error:
+            if "\n" in str(error):
+                found.append(f"{what}: {error}")
+    assert not found, "\n".join(found)
+
+
+def test_results(machine: Machine):
+    machine.submit("altered", circuit_spec())
+    machine.wait_state("altered", "succeeded")
+    folder = machine.settings.root / "altered" / "result"
+    manifest = (folder / "manifest.json").read_bytes()
+    found = []
+    for what, value in bad_files.MANIFESTS.items():
+        (folder / "manifest.json").write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
+        for words in (("result", "altered"), ("result", "altered", "--out", str(machine.home / "new"))):
+            if said := wrong(machine.extract(*words), 1):
+                found.append(f"{what}: {' '.join(words)}: {said}")
+        assert not (machine.home / "new").exists()
+    for what, content in bad_files.RESULTS.items():
+        for name in ("result.json", "tasks.json"):
+            (folder / "manifest.json").write_bytes(manifest)
+            before = (folder / name).read_bytes() if (folder / name).exists() else None
+            (folder / name).write_bytes(content)
+            artifacts.write_manifest(folder)
+            for words in (("result", "altered"), ("result", "altered", "--json"), ("status", "altered"), ("status", "altered", "--json")):
+                if said := unclear(machine.extract(*words)):
+                    found.append(f"{name} {what}: {' '.join(words)}: {said}")
+            (folder / name).write_bytes(before) if before is not None else (folder / name).unlink()
+    assert not found, "\n".join(found)
