@@ -24,11 +24,12 @@ _CHUNK = 500  # jobs settled by one call, so that no other client waits long
 _SETTLE = """
 local t = redis.call('TIME')
 for _, id in ipairs(ARGV) do
-  local facts = redis.call('HMGET', 'ex:job:' .. id, 'state', 'ended', 'updated')
+  local facts = redis.pcall('HMGET', 'ex:job:' .. id, 'state', 'ended', 'updated')
+  if facts.err then facts = {} end -- no record at all
   for _, key in ipairs(KEYS) do
     redis.call('ZREM', key, id)
     if key == 'ex:state:' .. (facts[1] or '') then
-      local since = facts[2] or facts[3] or t[1]
+      local since = tonumber(facts[2] or facts[3] or '') or t[1]
       if facts[1] == 'running' and redis.call('EXISTS', 'ex:lease:' .. id) == 1 then since = t[1] end
       redis.call('ZADD', key, since, id)
     end

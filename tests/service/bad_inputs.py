@@ -475,6 +475,13 @@ RECORDS: list[dict[str, str | bytes | None]] = [
     {"waits": "../x", "want": "nonsense", "snapshot": "../x"},
 ]
 
+
+
+def _half(**fields: str | bytes) -> list[str | bytes]:
+    """A record of an open job, with a spec that is none."""
+    return [part for item in ({"spec": "{}", "kind": "train"} | fields).items() for part in item]
+
+
 # Redis commands of a stranger
 PLANTED: list[tuple[str | bytes | float, ...]] = [
     ("RPUSH", "ex:job:alist", "x"),
@@ -500,6 +507,13 @@ PLANTED: list[tuple[str | bytes | float, ...]] = [
     ("XADD", "ex:ev:canary2", "*", "json", '{"event":"stage","index":null}'),
     ("XADD", "ex:ev:canary2", "*", "json", b'{"event":"note","message":"\xff"}'),
     ("XADD", "ex:ev:canary2", "*", "json", "[" * 50_000),
+    ("HSET", "ex:job:half1", *_half(state="queued", attempt="many", max_attempts="x", updated="soon")),
+    ("HSET", "ex:job:half2", *_half(state="running", token="t", process="::::", worker=b"\xff", updated="nan")),
+    ("HSET", "ex:job:half3", *_half(state="queued", attempt="0", updated="1", published="1")),
+    ("SET", "ex:ev:half3", "x"),
+    ("RPUSH", "ex:lease:half3", "x"),
+    ("ZADD", "ex:open", 1, "half1", 2, "half2", 3, "half3"),
+    ("ZADD", "ex:state:running", 1, "half2"),
     ("SET", "ex:batch:text", "not json"),
     ("SET", "ex:batch:list", "[]"),
     ("SET", "ex:batch:null", "null"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import bad_files
 import bad_inputs
@@ -16,13 +19,44 @@ from service_machine import Answer, Machine, circuit_spec, fresh_machine, train_
 from extractor import artifacts
 from extractor.errors import BrokenArtifact
 from worker.app import KEY_PREFIX, make_app, publish
+from worker.counts import Counts
 from worker.metrics import ServiceCollector
 
+OWN = {"plan.json", "good.json", "bytes", "bad.json", "own.jsonl", "model", "state", "extract", "worker-0.log"}
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
 
 
+class Witness:
+    """What must not change, whatever comes: the worker, the jobs there were, their events and files."""
+
+    def __init__(self, machine: Machine, worker: subprocess.Popen) -> None:
+        self.machine, self._worker = machine, worker
+        self._before = self._look()
+
+    def _look(self) -> dict[str, Any]:
+        records, root = self.machine.records, self.machine.settings.root
+        jobs = ("canary", "circuit", "waiting", "broken", "ended")
+        files = {path: path.read_bytes() for job in jobs for path in sorted((root / job).rglob("*")) if path.is_file()}
+        return {"records": [records.need(job) for job in jobs], "events": [self.machine.story(job) for job in jobs], "files": files}
+
+    def renew(self) -> None:
+        """What is so now is right."""
+        self._before = self._look()
+
+    def check(self) -> None:
+        """Also: a good job still succeeds, the worker has met nothing it did not expect, and nothing lies where nothing should."""
+        job = self.machine.submit()
+        self.machine.wait_state(job, "succeeded")
+        assert self._worker.poll() is None
+        assert "Traceback" not in log_of(self.machine)
+        assert "cannot be reached" not in log_of(self.machine)
+        assert self._look() == self._before
+        assert {path.name for path in self.machine.home.iterdir()} <= OWN
+        assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,64}|\.twins", path.name) for path in self.machine.settings.root.iterdir())
+
+
 @pytest.fixture(scope="module")
-def whole() -> Iterator[Machine]:
+def witness() -> Iterator[Witness]:
     """A machine that works all the while, with jobs in every state."""
     with pytest.MonkeyPatch.context() as patch, fresh_machine(patch) as made:
         patch.chdir(made.home)
@@ -30,22 +64,26 @@ def whole() -> Iterator[Machine]:
             patch.setenv(name, value)
         (made.home / "good.json").write_text(train_spec().model_dump_json())
         (made.home / "bytes").write_bytes(b"\xff\xfe\xff")
-        made.process = made.worker()
+        worker = made.worker(EXTRACT_REPUBLISH="2")
         for job, spec in (("canary", train_spec()), ("circuit", circuit_spec())):
             made.submit(job, spec)
             made.wait_state(job, "succeeded")
-        for job in ("waiting", "broken", "ended"):
+        for job in ("waiting", "other", "broken", "ended"):
             made.records.create(job, {"spec": train_spec(seed=1).model_dump_json(), "kind": "train", "max_attempts": 3})
+        for job, waits in (("waiting", "other"), ("other", "waiting")):  # so nobody publishes them
+            made.records.client.hset(f"ex:job:{job}", "waits", waits)
         made.records.claim("broken", "token", 60, "host", "worker", "")
         made.records.end("broken", "token", "failed", error=("SpecError", "it was bad"))
         made.records.cancel("ended")
-        yield made
+        yield Witness(made, worker)
 
 
 @pytest.fixture
-def machine(whole: Machine, capsys: pytest.CaptureFixture[str]) -> Machine:
-    whole.capsys = capsys
-    return whole
+def machine(witness: Witness, capsys: pytest.CaptureFixture[str]) -> Iterator[Machine]:
+    """That machine; after each test it must be as it was."""
+    witness.machine.capsys = capsys
+    yield witness.machine
+    witness.check()
 
 
 def wrong(answer: Answer, code: int) -> str:
@@ -145,6 +183,10 @@ def test_keys(machine: Machine):
         machine.records.client.execute_command(*command)
         if said := "; ".join(views(machine)):
             found.append(f"{str(command)[:100]}: {said}")
+    for job in ("half1", "half2", "half3"):
+        wait_for(lambda job=job: machine.records.client.hget(f"ex:job:{job}", "state") == "failed", f"{job} to fail")
+        assert machine.records.need(job)["error_type"] == "SpecError"
+    Counts(machine.records.client).mend(machine.records.open_jobs(), 30)
     for job in ("alist", "atext", "astream", "canary2"):
         for command in ("status", "logs", "result", "cancel", "watch"):
             for answer in (machine.extract(command, job), machine.extract(command, job, "--json")):
@@ -259,3 +301,19 @@ def test_results(machine: Machine):
                     found.append(f"{name} {what}: {' '.join(words)}: {said}")
             (folder / name).write_bytes(before) if before is not None else (folder / name).unlink()
     assert not found, "\n".join(found)
+
+
+def test_the_job_that_waited_all_the_while_is_done_when_it_is_asked_for(machine: Machine, witness: Witness):
+    publish(make_app(machine.service.url, machine.settings), "waiting", "waiting.1", "normal")
+    machine.wait_state("waiting", "succeeded")
+    witness.renew()
+
+
+def test_there_are_more_than_150_of_them():
+    lines = {line for lines in bad_inputs.COMMANDS.values() for line in lines.split("\n") if line}
+    tables = (bad_inputs.SETTINGS, bad_inputs.SPECS, bad_inputs.MESSAGES, bad_inputs.RECORDS, bad_inputs.PLANTED)
+    folders = (bad_files.TASKS, bad_files.MODELS, bad_files.ADAPTERS, bad_files.WEIGHTS, bad_files.CHECKPOINTS, bad_files.MANIFESTS)
+    rest = (bad_files.RESULTS, bad_files.PLANS)
+    distinct = lines | {repr(item) for table in (*tables, *folders, *rest) for item in (table.items() if isinstance(table, dict) else table)}
+    assert len(lines) == sum(1 for _ in command_lines())
+    assert len(distinct) > 450
