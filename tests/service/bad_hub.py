@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 from local_hub import HubHandler
 from simulated_hub import SHA, gpt2_files
@@ -65,14 +66,12 @@ TOLD: dict[str, tuple[Answer, int]] = {
     "files-text": (info(siblings="config.json"), 3),
     "files-numbers": (info(siblings=[1, 2]), 3),
     "files-nameless": (info(siblings=[{"size": 1}]), 3),
-    "file-number": (info(siblings=sizes(1, 5)), 3),
     "size-text": (info(siblings=sizes("many")), 3),
     "size-negative": (info(siblings=sizes(-5)), 3),
     "size-absurd": (info(siblings=sizes(10**30)), 1),
-    "size-listed": (info(siblings=sizes([])), 3),
+    "size-listed": (info(siblings=sizes([1])), 3),
     "weights-absurd": (info(siblings=sizes(10**30, "model.safetensors")), 2),
     "tensors-text": (info(safetensors="many"), 3),
-    "tensors-empty": (info(safetensors={}), 3),
     "total-text": (info(safetensors={"parameters": {}, "total": "many"}), 3),
     "total-negative": (info(safetensors={"parameters": {}, "total": -1}), 3),
     "total-absurd": (info(safetensors={"parameters": {}, "total": 10**30}), 2),
@@ -105,8 +104,10 @@ class BadHub:
 
 class BadHandler(HubHandler):
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0].strip("/")
+        path = unquote(self.path.partition("?")[0]).strip("/")
         self.hub.asked.append(path)
+        if "bad/" not in path:  # the client asks for other things as well
+            return self.answer(404)
         kind = path.partition("bad/")[2].partition("/")[0]
         if path.startswith("api/"):
             answer = TOLD[kind][0] if kind in TOLD else info() if kind in GIVEN else raw([])

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import bad_files
+import bad_hub
 import bad_inputs
+import click
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from local_hub import hub_environment, running
 from service_machine import Answer, Machine, circuit_spec, fresh_machine, train_spec, wait_for
+from worlds import python
 
 from extractor import artifacts
-from extractor.errors import BrokenArtifact
+from extractor.errors import BrokenArtifact, ExtractorError
+from extractor.fields import parse_changes
+from extractor.request import circuit_job, circuit_settings
+from extractor.specs import parse_job
+from worker import messages, urls
 from worker.app import KEY_PREFIX, make_app, publish
+from worker.batches import Batch
+from worker.cli.batch import _parameters as parameters_callback
+from worker.cli.gc import _seconds as older_than_callback
+from worker.cli.logs import parse_since
 from worker.counts import Counts
 from worker.metrics import ServiceCollector
+from worker.records import check_id, connect, describe
+from worker.transfer import parse_listing
 
 OWN = {"plan.json", "good.json", "bytes", "bad.json", "own.jsonl", "model", "state", "extract", "worker-0.log"}
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
@@ -303,6 +321,126 @@ def test_results(machine: Machine):
     assert not found, "\n".join(found)
 
 
+ASK_HUB = """
+import contextlib, io, json, sys
+from worker import cli
+found = []
+for model in sys.argv[1:]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main(["submit", "--model", model, "--task", "quote_close", "--no-worker"])
+        except SystemExit as end:
+            found.append([int(end.code or 0), out.getvalue(), err.getvalue()])
+print(json.dumps(found))
+"""
+
+
+def test_hubs(machine: Machine, tmp_path: Path):
+    kinds, hub = bad_hub.TOLD | bad_hub.GIVEN, bad_hub.BadHub()
+    models = [f"bad/{kind}" for kind in kinds]
+    before = machine.records.open_ids()
+    with running(hub, bad_hub.BadHandler):
+        found = json.loads(python(ASK_HUB, *models, env=dict(os.environ) | hub_environment(hub.endpoint, tmp_path)))
+    said = {kind: wrong(Answer(*answer), code) for (kind, (_, code)), answer in zip(kinds.items(), found, strict=True)}
+    assert not any(said.values()), "\n".join(f"{kind}: {what}" for kind, what in said.items() if what)
+    assert machine.records.open_ids() == before
+
+
+QUICK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+words = st.text(max_size=30)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | words, lambda inner: st.lists(inner) | st.dictionaries(words, inner), max_leaves=8
+)
+
+
+def one_line(act: Callable[[], Any]) -> Any:
+    """What it gives; None where it refused, in a line."""
+    try:
+        return act()
+    except ExtractorError as error:
+        assert str(error)
+        assert "\n" not in str(error)
+        return None
+
+
+@QUICK
+@given(words | st.from_regex(r"[\w.-]{1,70}"))
+def test_only_ids_are_ids(text: str):
+    if one_line(lambda: check_id(text)) is not None:
+        assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text, re.ASCII)
+
+
+@QUICK
+@given(words | st.from_regex(r"\d{1,9}(\.\d+)?[a-z]?") | st.from_regex(r"\d{4}-\d\d-\d\dT\d\d:\d\d"))
+def test_only_times_are_times(text: str):
+    since = one_line(lambda: parse_since(text))
+    assert since is None or isinstance(since, float)
+    assert since is None or since == since
+
+
+@QUICK
+@given(words | st.from_regex(r"\d{1,20}(\.\d{0,20})?[kKmMbBgG]?"))
+def test_only_sizes_are_sizes(text: str):
+    for callback, least in ((parameters_callback, 1), (older_than_callback, 0)):
+        with contextlib.suppress(click.BadParameter):
+            value = callback(None, None, text)  # type: ignore[arg-type]
+            assert least <= value < 10**25
+
+
+@QUICK
+@given(st.sampled_from([setting.name for setting in circuit_settings()]) | words, words | st.integers().map(str) | st.floats().map(str))
+def test_what_is_set_is_valid_or_refused(name: str, text: str):
+    def build() -> Any:
+        return circuit_job("python-tiny", ("quote_close",), changes=parse_changes((f"{name}={text}",)))
+
+    spec = one_line(build)
+    assert spec is None or parse_job(spec.model_dump_json()) == spec
+
+
+@QUICK
+@given(words | st.from_regex(r"(redis|rediss|unix|redis\+socket)://[a-z:@\[\]./?=&%0-9-]{0,40}"))
+def test_an_address_is_translated_or_refused(text: str):
+    for translate in (urls.to_redis, urls.to_celery, urls.tls_options, lambda url: urls.check_safe(url, False)):
+        one_line(lambda translate=translate: translate(text))  # type: ignore[misc]
+    if one_line(lambda: urls.to_redis(text)) is not None:
+        assert urls.mask(text)
+        connect(text)
+
+
+@QUICK
+@given(values | st.fixed_dictionaries({"kind": st.sampled_from(["train", "circuit"])}, optional={"train": values, "seed": values, "tasks": values}))
+def test_json_is_a_spec_or_refused(value: Any):
+    spec = one_line(lambda: parse_job(json.dumps(value)))
+    assert spec is None or parse_job(spec.model_dump_json()) == spec
+
+
+@QUICK
+@given(values | st.fixed_dictionaries({"files": st.dictionaries(words | st.just("../x"), values)}))
+def test_json_is_a_listing_or_refused(value: Any):
+    for name in one_line(lambda: parse_listing(json.dumps(value).encode(), "it")) or {}:
+        assert not name.startswith("/")
+        assert ".." not in name.split("/")
+    one_line(lambda: Batch.from_json("b", json.dumps(value)))
+
+
+@QUICK
+@given(st.binary(max_size=60))
+def test_bytes_are_refused(data: bytes):
+    one_line(lambda: parse_job(data))
+    one_line(lambda: parse_listing(data, "it"))
+    with contextlib.suppress(ValueError):
+        messages.check(data)
+
+
+@QUICK
+@given(st.dictionaries(st.sampled_from([*bad_inputs.SOUND, "tasks", "metrics", "step", "total", "error_type", "started"]), words))
+def test_any_record_is_described(changes: dict[str, str]):
+    sound = {key: value for key, value in changes.items() if key not in ("state", "attempt")}
+    facts = describe("job", bad_inputs.SOUND | sound)  # type: ignore[arg-type]
+    assert json.loads(json.dumps(facts)) == facts
+
+
 def test_the_job_that_waited_all_the_while_is_done_when_it_is_asked_for(machine: Machine, witness: Witness):
     publish(make_app(machine.service.url, machine.settings), "waiting", "waiting.1", "normal")
     machine.wait_state("waiting", "succeeded")
@@ -313,7 +451,7 @@ def test_there_are_more_than_150_of_them():
     lines = {line for lines in bad_inputs.COMMANDS.values() for line in lines.split("\n") if line}
     tables = (bad_inputs.SETTINGS, bad_inputs.SPECS, bad_inputs.MESSAGES, bad_inputs.RECORDS, bad_inputs.PLANTED)
     folders = (bad_files.TASKS, bad_files.MODELS, bad_files.ADAPTERS, bad_files.WEIGHTS, bad_files.CHECKPOINTS, bad_files.MANIFESTS)
-    rest = (bad_files.RESULTS, bad_files.PLANS)
+    rest = (bad_files.RESULTS, bad_files.PLANS, bad_hub.TOLD, bad_hub.GIVEN)
     distinct = lines | {repr(item) for table in (*tables, *folders, *rest) for item in (table.items() if isinstance(table, dict) else table)}
     assert len(lines) == sum(1 for _ in command_lines())
-    assert len(distinct) > 450
+    assert len(distinct) > 500
