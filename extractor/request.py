@@ -117,7 +117,11 @@ def train_job(
     train = changed(train_spec(checked, architecture), wanted[""])
     if dense:
         train = changed(dense_twin(train), wanted[""])  # once more: what was asked for goes before what the twin would choose
-    update = {"tokenizer": None if tokenizer is None else resolve_tokenizer(tokenizer), "match_loss": match_loss, "tensorboard": tensorboard}
+    update = {
+        "tokenizer": None if tokenizer is None else resolve_tokenizer(tokenizer),
+        "match_loss": match_loss,
+        "tensorboard": tensorboard,
+    }
     if tokenizer is not None and "vocab_size" in wanted[""]:
         raise SpecError("vocab_size is that of the tokenizer you give; leave one of the two out")
     chosen = choose(tasks)

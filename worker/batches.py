@@ -164,7 +164,7 @@ def _records(service: Service, jobs: Sequence[str]) -> dict[str, dict[str, str]]
     found: dict[str, dict[str, str]] = {}
     for start in range(0, len(jobs), AT_ONCE):
         some = jobs[start : start + AT_ONCE]
-        found |= dict.fromkeys(some, {}) | service.records.get_many(some)
+        found |= {job: {} for job in some} | service.records.get_many(some)
     return found
 
 

@@ -85,7 +85,8 @@ if not state then return 'unknown' end
 if state == 'running' then return 'held' end
 if state ~= 'queued' then return 'terminal' end
 if redis.call('HGET', job, 'want') == 'cancel' then return become('cancelled', {}) end
-redis.call('HSET', job, 'attempt', whole('attempt', 0) + 1, 'token', token, 'worker', worker, 'process', process, 'host', owner, 'started', now)
+redis.call('HSET', job, 'attempt', whole('attempt', 0) + 1)
+redis.call('HSET', job, 'token', token, 'worker', worker, 'process', process, 'host', owner, 'started', now)
 redis.call('SET', lease, token, 'PX', ttl)
 count('attempts')
 become('running', {worker = worker})

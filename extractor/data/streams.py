@@ -6,9 +6,9 @@ opens again where a connection broke.
 
 from __future__ import annotations
 
-import os
 import importlib.util
 import itertools
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path

@@ -476,7 +476,6 @@ RECORDS: list[dict[str, str | bytes | None]] = [
 ]
 
 
-
 def _half(**fields: str | bytes) -> list[str | bytes]:
     """A record of an open job, with a spec that is none."""
     return [part for item in ({"spec": "{}", "kind": "train"} | fields).items() for part in item]
@@ -493,7 +492,22 @@ PLANTED: list[tuple[str | bytes | float, ...]] = [
     ("ZADD", "ex:state:queued", 1, "atext", 2, "", 3, "nobody"),
     ("HSET", "ex:totals", "submitted", "many", "failed", "1e400"),
     ("RPUSH", "ex:worker:alist", "x"),
-    ("HSET", "ex:worker:odd", "memory", "x", "gpu_total", "nan", "tokens_per_s", "fast", "started", "1e300", "process", "::::", "job", "../x"),
+    (
+        "HSET",
+        "ex:worker:odd",
+        "memory",
+        "x",
+        "gpu_total",
+        "nan",
+        "tokens_per_s",
+        "fast",
+        "started",
+        "1e300",
+        "process",
+        "::::",
+        "job",
+        "../x",
+    ),
     ("HSET", "ex:worker:bytes", "host", b"\xff", "process", b"\xff:\xff:x:y"),
     ("HSET", "ex:worker:bare", "nonsense", "1"),
     ("ZADD", "ex:workers", 1, "alist", 1, "odd", 1, "bytes", 1, "bare", "1e300", "odd"),

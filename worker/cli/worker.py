@@ -23,7 +23,12 @@ def _number(_ctx: click.Context, _param: click.Parameter, value: float | None) -
 
 @click.command("worker", short_help="Run queued jobs, one at a time.")
 @click.option("--max-jobs", type=click.IntRange(1), help="Leave after this many jobs.")
-@click.option("--idle-exit", type=click.FloatRange(0, MOST_SECONDS, min_open=True), callback=_number, help="Leave after this many seconds without work.")
+@click.option(
+    "--idle-exit",
+    type=click.FloatRange(0, MOST_SECONDS, min_open=True),
+    callback=_number,
+    help="Leave after this many seconds without work.",
+)
 @alive_file_option
 @threads_option
 @click.option("--local", "is_local", is_flag=True, hidden=True)
