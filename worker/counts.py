@@ -29,7 +29,8 @@ for _, id in ipairs(ARGV) do
   for _, key in ipairs(KEYS) do
     redis.call('ZREM', key, id)
     if key == 'ex:state:' .. (facts[1] or '') then
-      local since = tonumber(facts[2] or facts[3] or '') or t[1]
+      local since = tonumber(facts[2] or facts[3] or '')
+      if not since or since ~= since then since = t[1] end
       if facts[1] == 'running' and redis.call('EXISTS', 'ex:lease:' .. id) == 1 then since = t[1] end
       redis.call('ZADD', key, since, id)
     end
