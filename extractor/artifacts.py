@@ -45,7 +45,7 @@ def read_json(path: Path) -> Any:
     """Read JSON. Raises BrokenArtifact."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BrokenArtifact(f"{path} is not readable JSON: {error}") from None
 
 
@@ -159,13 +159,21 @@ def verify_manifest(folder: Path) -> dict[str, dict]:
         raise BrokenArtifact(f"{folder / MANIFEST} lists no files")
     for name, facts in files.items():
         path = folder / name
-        if Path(name).is_absolute() or path.resolve() != folder.resolve() / name:  # the second: .., or a link on the way
-            raise BrokenArtifact(f"{folder / MANIFEST} names {name!r}, which is not a plain file inside the folder")
+        if not _is_inside(folder, name):
+            raise BrokenArtifact(f"{folder / MANIFEST} names {name[:80]!r}, which is not a plain file inside the folder")
         if not path.is_file():
             raise BrokenArtifact(f"{path} is missing; run the job again")
         if not isinstance(facts, dict) or sha256(path) != facts.get("sha256"):
             raise BrokenArtifact(f"{path} was altered: its sha256 is not the manifest's; run the job again")
     return files
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Whether a name means a place in the folder: no .., no link on the way, nothing that no file can be called."""
+    try:
+        return not Path(name).is_absolute() and (folder / name).resolve() == folder.resolve() / name and len(os.fsencode(name)) < 1000
+    except ValueError:  # a null byte, half a surrogate pair
+        return False
 
 
 def sha256(path: Path) -> str:

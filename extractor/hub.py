@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 from extractor.errors import BrokenArtifact, ModelNotFound
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ODD = "what answers is no hub, or out of order; try again later, or check HF_ENDPOINT"
 MOST_JSON_BYTES = 1_000_000  # of a config; real ones have a few kilobytes
 
 
@@ -53,9 +56,11 @@ class HubFiles:
             hf_raise_for_status(response)
         except Exception as error:  # the client raises a wide family; all mean that it is not to be had
             raise refusal(self.name, self.sha, error) from None
+        if len(response.content) > MOST_JSON_BYTES:
+            raise BrokenArtifact(f"{file} of model {self.label} has {len(response.content):,} bytes; that is no config")
         try:
             return json.loads(response.content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BrokenArtifact(f"{file} of model {self.label} is not readable JSON: {error}") from None
 
 
@@ -75,10 +80,14 @@ def look(reference: str) -> HubFiles:
         raise refusal(name, revision, error) from None
     if info.disabled:
         raise ModelNotFound(_disabled(name))
-    top = [sibling for sibling in info.siblings or [] if "/" not in sibling.rfilename]
-    sizes = {sibling.rfilename: sibling.size or 0 for sibling in top}
-    digests = {sibling.rfilename: sibling.lfs.sha256 if sibling.lfs else f"git:{sibling.blob_id}" for sibling in top}
-    return HubFiles(name, str(info.sha), sizes, info.safetensors.total if info.safetensors else None, digests)
+    top = [sibling for sibling in info.siblings or [] if "/" not in str(sibling.rfilename)]
+    sizes = {str(sibling.rfilename): sibling.size or 0 for sibling in top}
+    digests = {str(sibling.rfilename): sibling.lfs.sha256 if sibling.lfs else f"git:{sibling.blob_id}" for sibling in top}
+    total = info.safetensors.total if info.safetensors else None
+    numbers = [*sizes.values(), 0 if total is None else total]
+    if not _COMMIT.fullmatch(str(info.sha)) or any(type(number) is not int or number < 0 for number in numbers):
+        raise ModelNotFound(f"model {name!r} cannot be fetched: {_ODD}")
+    return HubFiles(name, str(info.sha), sizes, total, digests)
 
 
 def download(reference: str, patterns: list[str]) -> Path:
@@ -144,6 +153,8 @@ def reason(error: Exception) -> str:
         return "no space is left for it; free some, or point HF_HOME at another disk"
     if "Timeout" in type(error).__name__:
         return "the hub does not answer in time; try again later, or set HF_HUB_ETAG_TIMEOUT to more seconds"
+    if isinstance(error, (ValueError, KeyError, TypeError, AttributeError, RecursionError)):
+        return _ODD
     text = str(error).strip()
     return f"the hub cannot be reached ({text.splitlines()[0][:120] if text else type(error).__name__})"
 

@@ -239,7 +239,7 @@ def _model_in(path: Path) -> Path:
 
 
 def _is_bundled(reference: str) -> bool:
-    return bool(HUB_ID.fullmatch(reference)) and "/" not in reference and (BUNDLED / reference / "config.json").is_file()
+    return bool(HUB_ID.fullmatch(reference)) and "/" not in reference and os.path.isfile(BUNDLED / reference / "config.json")
 
 
 def _is_folder(reference: str) -> bool:

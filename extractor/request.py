@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Literal, cast
 
 from extractor.artifacts import read_json
@@ -117,8 +117,12 @@ def train_job(
     train = changed(train_spec(checked, architecture), wanted[""])
     if dense:
         train = changed(dense_twin(train), wanted[""])  # once more: what was asked for goes before what the twin would choose
-    update = {"tokenizer": resolve_tokenizer(tokenizer) if tokenizer else None, "match_loss": match_loss, "tensorboard": tensorboard}
-    if tokenizer and "vocab_size" in wanted[""]:
+    update = {
+        "tokenizer": None if tokenizer is None else resolve_tokenizer(tokenizer),
+        "match_loss": match_loss,
+        "tensorboard": tensorboard,
+    }
+    if tokenizer is not None and "vocab_size" in wanted[""]:
         raise SpecError("vocab_size is that of the tokenizer you give; leave one of the two out")
     chosen = choose(tasks)
     if tasks and update["tokenizer"] and "@" not in str(update["tokenizer"]):
@@ -174,7 +178,7 @@ def dataset(reference: str, *, config: str | None = None, revision: str | None =
     Raises SpecError.
     """
     name = reference
-    if not Path(reference).expanduser().is_dir():
+    if not os.path.isdir(os.path.expanduser(reference)):
         name, _, own_revision = reference.partition("@")
         name, _, own_config = name.partition(":")
         config, revision = own_config or config, own_revision or revision
@@ -208,7 +212,9 @@ def _corpus(
     changes: Mapping[str, str] | None = None,
     default: CorpusSpec = CorpusSpec(),  # noqa: B008 - frozen
 ) -> CorpusSpec:
-    named = tuple(s if s in NAMED_SOURCES else str(Path(s).expanduser().resolve()) for s in sources)
+    if "" in sources:  # as a path it would be the folder we are in
+        raise SpecError(f"corpus '' names nothing; write {', '.join(NAMED_SOURCES)}, or a folder, .txt, .py or .jsonl file")
+    named = tuple(s if s in NAMED_SOURCES else os.path.realpath(os.path.expanduser(s)) for s in sources)
     pinned = tuple(pin_dataset(spec) for spec in datasets)
     for spec in pinned:
         check_dataset(spec)

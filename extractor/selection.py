@@ -8,6 +8,7 @@ that was taken. One that is taken is pinned: on the hub to a commit, in a folder
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -143,7 +144,7 @@ def _one_line(text: str) -> str:
 
 def _check_owner(candidate: Candidate, rules: Rules) -> None:
     name = candidate.asked.partition("@")[0]
-    on_hub = candidate.listed is not None or not (is_here(candidate.asked) or Path(candidate.asked).expanduser().is_dir())
+    on_hub = candidate.listed is not None or not (is_here(candidate.asked) or os.path.isdir(os.path.expanduser(candidate.asked)))
     if rules.owners and on_hub and name.partition("/")[0] not in rules.owners:
         raise UnsupportedModel(f"model {name!r} on the hub is of none of the owners allowed ({', '.join(sorted(rules.owners))}); see --org")
 

@@ -18,13 +18,14 @@ from extractor.errors import SpecError
 CHANCE = math.log(2)  # task loss of a circuit that knows nothing
 MAX_BIGRAM_VOCABULARY = 8192  # a dense (V, V) table beyond this costs more memory than the model
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+MOST_LETTERS = 80  # of what a message quotes
+Count = Annotated[int, Field(ge=1, le=10**12)]
 Positive = Annotated[float, Field(gt=0)]
 TaskLoss = Annotated[float, Field(gt=0, lt=CHANCE)]
 
 
 class Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DatasetSpec(Spec):
@@ -270,11 +271,21 @@ class JobSpec(Spec):
 def parse_job(text: str | bytes, origin: str = "spec") -> JobSpec:
     """A JobSpec from JSON text. Raises SpecError with one line that names the first wrong field."""
     try:
-        return JobSpec.model_validate_json(text)
+        spec = JobSpec.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the whole"
+        place = " ".join(".".join(str(part) for part in first["loc"]).split())[:MOST_LETTERS] or "the whole"
         raise SpecError(f"{origin}: {place}: {first['msg']} ({error.error_count()} problem(s) in all)") from None
+    json.loads(text, object_pairs_hook=lambda pairs: _refuse_doubles(pairs, origin))
+    return spec
+
+
+def _refuse_doubles(pairs: list[tuple[str, Any]], origin: str) -> None:
+    """JSON readers differ in which of two equal keys they take. Raises SpecError."""
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SpecError(f"{origin}: {twice[:MOST_LETTERS]}: stands there twice; leave one of the two")
 
 
 def read_job(path: Path) -> JobSpec:

@@ -6,6 +6,7 @@ A task file is pinned when the job is made: the spec holds its place and its dig
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,7 +96,7 @@ def is_path(word: str) -> bool:
 
 def pin_file(word: str) -> tuple[FileTask, TaskFileSpec]:
     """The task of a file, and what a spec says of it. Raises NotFound, SpecError."""
-    path = Path(word).expanduser().absolute()
+    path = Path(os.path.expanduser(word)).absolute()
     content = _content(path)
     task = _parsed(path, content)
     if task.name in reserved_names():

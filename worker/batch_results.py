@@ -80,7 +80,7 @@ def _with_numbers(service: Service, child: Facts) -> Facts:
 def _numbers(folder: Path) -> Facts:
     """What the table needs of a circuit job's result. Raises BrokenArtifact."""
     try:
-        result = client.summary(folder)
+        result = results.summary(folder)
         size, loss, accuracy = (result[name] for name in ("circuit", "loss", "accuracy"))
         numbers = {"nodes": int(size["nodes"]), "edges": int(size["edges"]), "loss": float(loss["circuit"])}
         numbers |= {"full_loss": float(loss["full"]), "accuracy": float(accuracy["circuit"])}

@@ -20,7 +20,7 @@ from typing import Any
 
 import redis
 
-from extractor.errors import BrokenArtifact, Cancelled, ExtractorError, NotFound, ServiceUnavailable
+from extractor.errors import BrokenArtifact, Cancelled, ExtractorError, NotFound, ServiceUnavailable, UsageError
 from extractor.memory import needed
 from extractor.selection import Selection, Verdict
 from extractor.specs import JobSpec, TaskFileSpec
@@ -84,7 +84,7 @@ class Batch:
             selection = Selection(**models, is_complete=bool(plan["selection"]["is_complete"]))
             template, files = JobSpec.model_validate(plan["template"]), tuple(map(TaskFileSpec.model_validate, plan["task_files"]))
             return cls(batch, dict(plan["asked"]), template, tuple(map(str, plan["tasks"])), files, selection, float(plan["created"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BrokenArtifact(f"the plan of batch {batch} is not readable ({said}); submit the batch again") from None
 
@@ -104,7 +104,10 @@ def save(service: Service, batch: Batch) -> None:
 
 def find(service: Service, batch: str) -> Batch | None:
     """The batch of that id, if there is one. Raises BrokenArtifact."""
-    text: Any = service.records.client.get(_key(check_id(batch)))
+    try:
+        text: Any = service.records.client.get(_key(check_id(batch)))
+    except redis.ResponseError as error:
+        raise BrokenArtifact(f"the plan of batch {batch} cannot be read ({error}); remove the key {_key(batch)}") from None
     return None if text is None else Batch.from_json(batch, text)
 
 
@@ -116,11 +119,17 @@ def need(service: Service, batch: str) -> Batch:
     return found
 
 
-def newest(service: Service, limit: int) -> list[Batch]:
-    """The newest batches, 0 for all; ids whose plan has expired are forgotten on the way. Raises BrokenArtifact."""
+def newest(service: Service, limit: int, readable: bool = False) -> list[Batch]:
+    """The newest batches, 0 for all; ids whose plan has expired are forgotten on the way.
+
+    readable: leave out what cannot be read. Else raises BrokenArtifact: whoever removes what no batch names must know of all.
+    """
     redis_client = service.records.client
     ids: Any = redis_client.zrange("ex:batches", 0, limit - 1, desc=True)
-    found = {batch: find(service, batch) for batch in ids}
+    found: dict[str, Batch | None] = {}
+    for batch in ids:
+        with suppress(*((UsageError, BrokenArtifact) if readable else ())):
+            found[batch] = find(service, batch)
     if expired := [batch for batch, plan in found.items() if plan is None]:
         redis_client.zrem("ex:batches", *expired)
     return [plan for plan in found.values() if plan is not None]
@@ -162,10 +171,7 @@ def _records(service: Service, jobs: Sequence[str]) -> dict[str, dict[str, str]]
     found: dict[str, dict[str, str]] = {}
     for start in range(0, len(jobs), AT_ONCE):
         some = jobs[start : start + AT_ONCE]
-        with service.records.client.pipeline(transaction=False) as pipe:
-            for job in some:
-                pipe.hgetall(f"ex:job:{job}")
-            found |= zip(some, pipe.execute(), strict=True)
+        found |= {job: {} for job in some} | service.records.get_many(some)
     return found
 
 

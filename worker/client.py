@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -154,7 +155,7 @@ def resolve_model(model: str, settings: Settings, records: Records | None = None
     From a folder that is its path; from storage 'job:ID/ATTEMPT', which every worker there can fetch. Raises UsageError when that job has
     left no model (yet), and what fetching it raises.
     """
-    if Path(model).exists() or not _is_id(model):
+    if os.path.exists(model) or not _is_id(model):  # unlike pathlib's, it never raises
         return model
     record = records.get(model) if records else None
     if record is not None and record["state"] != "succeeded":
@@ -286,35 +287,6 @@ def ending(job: str, record: dict[str, str]) -> ExtractorError | None:
     if record["state"] == "failed":
         return ExtractorError(f"job {job} failed: {record.get('error_type')}: {record.get('error_message')}")
     return None
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    """What a finished result says of itself (result.json), with the absolute paths of what a person may want to open.
-
-    Of a circuit job of several tasks: model, labels, target_loss, seed, bridge, and under 'tasks' the rows of tasks.json.
-    'report', 'picture' and 'circuit' are those of the first circuit; further reports stand under 'report TASK'.
-    """
-    circuits = sorted(folder.glob("circuits/*/result.json"), key=lambda place: (not place.with_name("report.html").is_file(), place))
-    own = folder / "result.json"
-    found = own if own.is_file() or not circuits else circuits[0]
-    facts = dict(artifacts.read_json(found)) if found.is_file() else {}
-    if (folder / "tasks.json").is_file():
-        twin = folder / "model" / "faithfulness.json"
-        facts = {key: facts[key] for key in ("model", "labels", "target_loss", "seed") if key in facts}
-        facts |= {"bridge": artifacts.read_json(twin)} if twin.is_file() else {}
-        facts["tasks"] = task_rows(folder)
-    names = {"report": "report.html", "picture": "circuit.svg", "circuit": "circuit.json"}
-    paths = {key: circuits[0].with_name(name) for key, name in names.items() if circuits and circuits[0].with_name(name).is_file()}
-    further = {f"report {place.parent.name}": place.with_name("report.html") for place in circuits[1:]}
-    paths |= {key: place for key, place in further.items() if place.is_file()}
-    if (folder / "model").is_dir():
-        paths["model"] = folder / "model"
-    return facts | {"paths": {key: str(path) for key, path in paths.items()}}
-
-
-def task_rows(folder: Path) -> list[dict[str, Any]]:
-    """What a job of several tasks says of each, the rows of tasks.json; none of other jobs, or of a result out of sight."""
-    return artifacts.read_json(folder / "tasks.json") if (folder / "tasks.json").is_file() else []
 
 
 def _publish(service: Service, job: str, priority: str, memory: int) -> None:

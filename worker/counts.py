@@ -24,11 +24,13 @@ _CHUNK = 500  # jobs settled by one call, so that no other client waits long
 _SETTLE = """
 local t = redis.call('TIME')
 for _, id in ipairs(ARGV) do
-  local facts = redis.call('HMGET', 'ex:job:' .. id, 'state', 'ended', 'updated')
+  local facts = redis.pcall('HMGET', 'ex:job:' .. id, 'state', 'ended', 'updated')
+  if facts.err then facts = {} end -- no record at all
   for _, key in ipairs(KEYS) do
     redis.call('ZREM', key, id)
     if key == 'ex:state:' .. (facts[1] or '') then
-      local since = facts[2] or facts[3] or t[1]
+      local since = tonumber(facts[2] or facts[3] or '')
+      if not since or since ~= since then since = t[1] end
       if facts[1] == 'running' and redis.call('EXISTS', 'ex:lease:' .. id) == 1 then since = t[1] end
       redis.call('ZADD', key, since, id)
     end
@@ -67,7 +69,8 @@ class Counts:
     def totals(self) -> dict[str, int]:
         """What has happened so far: submitted, attempts, succeeded, failed, cancelled. Attempts include those that were preempted."""
         found: Any = self.client.hgetall("ex:totals")
-        return {name: int(found.get(name, 0)) for name in ("submitted", "attempts", *(s for s in STATES if s not in OPEN))}
+        counted = {name: text for name, text in found.items() if text.isdecimal()}
+        return {name: int(counted.get(name, 0)) for name in ("submitted", "attempts", *(s for s in STATES if s not in OPEN))}
 
     def longest_wait(self) -> float:
         """Seconds since the first of the queued jobs was queued; 0 when none is."""

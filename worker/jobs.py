@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections import deque
@@ -22,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import RawValue
-from pathlib import Path
 from typing import Any
 
 import redis
@@ -36,14 +33,13 @@ from worker.groups import Groups
 from worker.job_log import JobLog, hear
 from worker.records import TERMINAL, Records, connect
 from worker.settings import Settings
-from worker.storage import storage_of
+from worker.storage import has_room, storage_of
 from worker.twins import Twin
 
 log = logging.getLogger("extract")
 JOB_FILE = "job.json"  # the spec, in the job's folder
 REPORT_SECONDS = 1.0  # between two progress events of a job
 RETRY_SECONDS = 3.0  # before Redis is tried again after a failed report
-ROOM = 1 << 20  # bytes that must fit onto a disk that was full before a job is tried again
 GIVE_UP_SECONDS = 20.0  # a worker that shuts down waits this long to tell Redis how its job ended
 
 
@@ -86,7 +82,11 @@ def run_job(job: str, place: Place) -> str:
     """Try a job: 'claim' says whether this delivery means work at all. Returns the state reached, for the log."""
     token = secrets.token_hex(8)
     records = Records(connect(place.url, timeout=3))
-    claim = records.claim(job, token, place.settings.lease_ttl, socket.gethostname(), place.name, str(processes.identify()))
+    try:
+        claim = records.claim(job, token, place.settings.lease_ttl, socket.gethostname(), place.name, str(processes.identify()))
+    except redis.ResponseError as error:
+        log.warning("job %s: its record cannot be read (%s)", job, error)
+        return "damaged"
     if claim != "claimed":
         log.info("job %s: nothing to do (%s)", job, claim)
         return claim
@@ -282,7 +282,7 @@ class Attempt:
         """Give the job back once there is room again: on a full disk every job would fail, one after the other."""
         log.warning("job %s: %s; waiting for room", self.job, error)
         deadline = time.monotonic() + self.place.settings.store_patience
-        while not (lease.lost or lease.cancelled or self.place.shared.leaving or _has_room(self.place.settings.root)):
+        while not (lease.lost or lease.cancelled or self.place.shared.leaving or has_room(self.place.settings.root)):
             if time.monotonic() > deadline:
                 return self._end("failed", error=error)
             time.sleep(RETRY_SECONDS)
@@ -314,17 +314,6 @@ class Attempt:
                         return "untold"
                 log.warning("job %s: its end is not delivered yet (%s)", self.job, error)
                 time.sleep(1)
-
-
-def _has_room(folder: Path) -> bool:
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(ROOM))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        return False
-    return True
 
 
 @contextmanager

@@ -21,18 +21,20 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from extractor.errors import NotFound, UsageError
+from extractor.errors import BrokenArtifact, NotFound, UsageError
 from worker import urls
-from worker.transitions import SCRIPTS
+from worker.transitions import SCRIPTS, STATES
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 PRIORITIES = ("high", "normal", "low")
+T = TypeVar("T")
+_NUMBERS = ("time", "attempt", "index", "of", "step", "total", "seconds_left")  # in events
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -78,6 +80,7 @@ def connect(url: str, timeout: float = 5) -> redis.Redis:
         decode_responses=True,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
+        encoding_errors="replace",  # what a stranger wrote must not keep us from all the rest
         retry=Retry(ConstantBackoff(0.1), 1),
     )
 
@@ -98,8 +101,13 @@ class Records:
         return self._run("create", job, ["again" if again else "", *flat]) != "exists"
 
     def get(self, job: str) -> dict[str, str] | None:
-        """The record, or None."""
-        record: Any = self.client.hgetall(f"ex:job:{check_id(job)}")
+        """The record, or None. Raises BrokenArtifact for one that we have not written."""
+        try:
+            record: Any = self.client.hgetall(f"ex:job:{check_id(job)}")
+        except redis.ResponseError as error:
+            raise BrokenArtifact(f"the record of job {job!r} cannot be read ({error}); remove the key ex:job:{job}") from None
+        if record and not _is_sound(record):
+            raise BrokenArtifact(f"the record of job {job!r} is damaged: it has no state or no attempt; remove the key ex:job:{job}")
         return record or None
 
     def need(self, job: str) -> dict[str, str]:
@@ -110,12 +118,17 @@ class Records:
         return record
 
     def get_many(self, jobs: Iterable[str]) -> dict[str, dict[str, str]]:
-        """The records of those of the jobs that there are, in one question."""
-        ids = [check_id(job) for job in dict.fromkeys(jobs)]
+        """The records of those of the jobs that there are, in one question; damaged ones are left out."""
+        return {job: record for job, record in self._read(jobs).items() if record and _is_sound(record)}
+
+    def _read(self, jobs: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Whatever stands in the places of records, {} for nothing."""
+        ids = [job for job in dict.fromkeys(jobs) if _ID.fullmatch(job)]
         with self.client.pipeline(transaction=False) as batch:
             for job in ids:
                 batch.hgetall(f"ex:job:{job}")
-            return {job: record for job, record in zip(ids, batch.execute(), strict=True) if record}
+            rows = _answers(batch)
+        return {job: {"": ""} if row is None else row for job, row in zip(ids, rows, strict=True)}
 
     def claim(self, job: str, token: str, ttl: float, host: str, worker: str, process: str) -> str:
         """Take a queued job: 'claimed', or why not: 'unknown', 'held', 'terminal', 'cancelled'."""
@@ -154,7 +167,10 @@ class Records:
 
     def cancel(self, job: str) -> str:
         """Cancel: 'cancelled' at once when queued, 'running' when its owner was told, else the terminal state it had. Raises NotFound."""
-        state = self._run("cancel", job, [])
+        try:
+            state = self._run("cancel", job, [])
+        except redis.ResponseError:
+            state = "unknown"
         if state == "unknown":
             self.need(job)
         return state
@@ -170,23 +186,27 @@ class Records:
     def newest(self, limit: int) -> list[tuple[str, dict[str, str]]]:
         """The newest jobs as (id, record); ids whose record has expired are forgotten on the way."""
         ids: Any = self.client.zrange("ex:jobs", 0, limit - 1, desc=True)
-        found = self.get_many(ids)
-        if expired := [job for job in ids if job not in found]:
+        found = self._read(ids)
+        if expired := [job for job in ids if not found.get(job)]:
             self.client.zrem("ex:jobs", *expired)
-        return list(found.items())
+        return [(job, record) for job, record in found.items() if record and _is_sound(record)]
 
     def open_jobs(self) -> dict[str, dict[str, str]]:
         """The outline of each open job, oldest first."""
         return self.outline(self.open_ids())
 
     def outline(self, ids: Sequence[str]) -> dict[str, dict[str, str]]:
-        """What the caretaker needs to know of jobs: state, token, process, worker, updated, waits, in_line; '' for what is not there."""
+        """What the caretaker needs to know of jobs: state, token, process, worker, updated, waits, in_line; '' for what is not there.
+
+        What is no record is left out.
+        """
         fields = ("state", "token", "process", "worker", "updated", "waits", "in_line")
         with self.client.pipeline(transaction=False) as batch:
             for job in ids:
                 batch.hmget(f"ex:job:{job}", fields)
-            rows = batch.execute()
-        return {job: {key: value or "" for key, value in zip(fields, row, strict=True)} for job, row in zip(ids, rows, strict=True)}
+            rows = {job: row for job, row in zip(ids, _answers(batch), strict=True) if row is not None and _ID.fullmatch(job)}
+        found = {job: {key: value or "" for key, value in zip(fields, row, strict=True)} for job, row in rows.items()}
+        return {job: facts | {"updated": str(_number(facts["updated"]) or 0)} for job, facts in found.items()}
 
     def any_open(self) -> bool:
         """Whether some job has not ended."""
@@ -200,7 +220,7 @@ class Records:
     def events(self, job: str, after: str, block: float) -> list[tuple[str, dict[str, Any]]]:
         """Events after a stream id, waiting up to `block` seconds for the first."""
         answer: Any = self.client.xread({f"ex:ev:{check_id(job)}": after}, count=500, block=max(1, int(block * 1000)))
-        return [(key, json.loads(fields["json"])) for _, entries in answer or [] for key, fields in entries]
+        return [(key, event) for _, entries in answer or [] for key, fields in entries if (event := _event(fields))]
 
     def announce(self, worker: Worker, ttl: float) -> None:
         """Say that a worker lives, for `ttl` seconds."""
@@ -224,7 +244,7 @@ class Records:
         with self.client.pipeline(transaction=False) as batch:
             for name, _ in seen:
                 batch.hgetall(f"ex:worker:{name}")
-            rows = batch.execute()
+            rows = _answers(batch)
         if gone := [name for (name, _), facts in zip(seen, rows, strict=True) if not facts]:
             self.client.zrem("ex:workers", *gone)
         return [_worker(name, at, facts) for (name, at), facts in zip(seen, rows, strict=True) if facts]
@@ -249,6 +269,41 @@ def memory_of(record: dict[str, str]) -> int:
     return int(_number(record.get("memory")) or 0)
 
 
+def _answers(batch: redis.client.Pipeline) -> list[Any]:
+    """What the commands of a pipeline answered; None where a key is not of the kind that the command is for."""
+    rows: list[Any] = batch.execute(raise_on_error=False)
+    for row in rows:
+        if isinstance(row, redis.RedisError) and "WRONGTYPE" not in str(row):
+            raise row
+    return [None if isinstance(row, redis.RedisError) else row for row in rows]
+
+
+def _is_sound(record: dict[str, str]) -> bool:
+    """Whether a record is one that we have written: all that reads records counts on these."""
+    return record.get("state") in STATES and record.get("attempt", "").isdecimal()
+
+
+def _event(fields: dict[str, str]) -> dict[str, Any] | None:
+    """An event of a stream, None for what is none of ours."""
+    event = _json(fields.get("json", ""), dict)
+    if not isinstance(event.get("event"), str) or (event["event"] == "state" and event.get("state") not in STATES):
+        return None
+    return {name: value for name, value in event.items() if name not in _NUMBERS or _fits(name, value)}
+
+
+def _fits(name: str, value: Any) -> bool:
+    return isinstance(value, (int, float)) or (value is None and name not in ("time", "attempt"))
+
+
+def _json(text: str | None, kind: type[T]) -> T:
+    """A field that holds JSON of a kind; an empty one for what does not."""
+    try:
+        value = json.loads(text or "")
+    except (ValueError, RecursionError):
+        return kind()
+    return value if isinstance(value, kind) else kind()
+
+
 def _ms(seconds: float) -> str:
     return str(max(1, int(seconds * 1000)))
 
@@ -256,14 +311,14 @@ def _ms(seconds: float) -> str:
 def describe(job: str, record: dict[str, str]) -> dict[str, Any]:
     """A record as the object that users see with --json."""
     progress = {key: record[key] for key in ("stage", "index", "of", "step", "total", "seconds_left") if record.get(key)}
-    error = {"type": record["error_type"], "message": record["error_message"]} if record.get("error_type") else None
+    error = {"type": record["error_type"], "message": record.get("error_message", "")} if record.get("error_type") else None
     return {
         "job": job,
         "state": record["state"],
         "kind": record.get("kind", ""),
         "model": record.get("model") or None,
         "task": record.get("task") or None,
-        "tasks": json.loads(record["tasks"]) if record.get("tasks") else [record["task"]] if record.get("task") else [],
+        "tasks": list(map(str, _json(record["tasks"], list))) if record.get("tasks") else [record["task"]] if record.get("task") else [],
         "priority": record.get("priority") or "normal",
         "group": record.get("group") or None,
         "memory": _number(record.get("memory")) or None,
@@ -275,7 +330,7 @@ def describe(job: str, record: dict[str, str]) -> dict[str, Any]:
         "started": _number(record.get("started")),
         "ended": _number(record.get("ended")),
         "progress": {key: value if key == "stage" else _number(value) for key, value in progress.items()},
-        "metrics": json.loads(record.get("metrics") or "{}"),
+        "metrics": _json(record.get("metrics"), dict),
         "artifact": record.get("artifact") or None,
         "error": error,
     }

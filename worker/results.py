@@ -1,16 +1,18 @@
-"""Finished results, brought to where somebody wants them: copied from a folder, or found in storage, fetched and verified.
+"""Finished results: what they say of themselves, and how they come to where somebody wants them, copied or fetched from storage.
 
 A fetch is resumable and ends with manifest.json: until then that file is manifest.json.part, which also tells whose fetch a folder holds.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from extractor import artifacts
 from extractor.errors import BrokenArtifact, DiskFull, NotFound, OutputError
@@ -161,6 +163,9 @@ def check_new_folder(out: Path) -> None:
     """Refuse a place for a copy that is not a new or empty folder. Raises OutputError."""
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise OutputError(f"output {out} exists and is not an empty folder; name a new one")
+    above = next((parent for parent in out.absolute().parents if os.path.lexists(parent)), None)
+    if above is not None and not os.path.isdir(above):
+        raise OutputError(f"output {out} cannot be made: {above} is not a folder; name another")
 
 
 def copy(folder: Path, out: Path) -> list[str]:
@@ -190,3 +195,39 @@ def copy(folder: Path, out: Path) -> list[str]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return names
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What a finished result says of itself (result.json), with the absolute paths of what a person may want to open.
+
+    Of a circuit job of several tasks: model, labels, target_loss, seed, bridge, and under 'tasks' the rows of tasks.json.
+    'report', 'picture' and 'circuit' are those of the first circuit; further reports stand under 'report TASK'.
+    """
+    circuits = sorted(folder.glob("circuits/*/result.json"), key=lambda place: (not place.with_name("report.html").is_file(), place))
+    own = folder / "result.json"
+    found = own if own.is_file() or not circuits else circuits[0]
+    facts = artifacts.read_json(found) if found.is_file() else {}
+    if not isinstance(facts, dict):
+        raise BrokenArtifact(f"{found} holds no result; run the job again")
+    if (folder / "tasks.json").is_file():
+        twin = folder / "model" / "faithfulness.json"
+        facts = {key: facts[key] for key in ("model", "labels", "target_loss", "seed") if key in facts}
+        facts |= {"bridge": artifacts.read_json(twin)} if twin.is_file() else {}
+        facts["tasks"] = task_rows(folder)
+    names = {"report": "report.html", "picture": "circuit.svg", "circuit": "circuit.json"}
+    paths = {key: circuits[0].with_name(name) for key, name in names.items() if circuits and circuits[0].with_name(name).is_file()}
+    further = {f"report {place.parent.name}": place.with_name("report.html") for place in circuits[1:]}
+    paths |= {key: place for key, place in further.items() if place.is_file()}
+    if (folder / "model").is_dir():
+        paths["model"] = folder / "model"
+    return facts | {"paths": {key: str(path) for key, path in paths.items()}}
+
+
+def task_rows(folder: Path) -> list[dict[str, Any]]:
+    """What a job of several tasks says of each, the rows of tasks.json; none of other jobs, or of a result out of sight."""
+    if not os.path.isfile(folder / "tasks.json"):  # unlike pathlib's, it never raises
+        return []
+    rows = artifacts.read_json(folder / "tasks.json")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {"task", "nodes", "meets_target"} <= row.keys() for row in rows):
+        raise BrokenArtifact(f"{folder / 'tasks.json'} holds no rows of tasks; run the job again")
+    return rows

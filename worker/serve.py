@@ -17,6 +17,7 @@ from celery.exceptions import Reject
 from celery.worker import state
 
 from extractor.errors import ServiceUnavailable
+from worker import messages
 from worker.app import TASK, make_app
 from worker.caretaker import Caretaker
 from worker.jobs import Place, Shared, run_job
@@ -41,6 +42,7 @@ def serve(
     alive_file  touched every few seconds while Redis answers the main process
     capacity    bytes that a job may need, to be taken; 0: any
     """
+    messages.guard()
     app = make_app(url, settings, capacity)
     name = f"{'local' if is_local else 'worker'}-{os.getpid()}@{socket.gethostname()}"
     records = Records(connect(url))

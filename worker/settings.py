@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from extractor.errors import UsageError
 
+MOST = 1_000_000  # threads, attempts
+MOST_SECONDS = 1_000_000_000  # 30 years; clocks and Redis take no times without end
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -88,16 +90,20 @@ def python_module(name: str, *arguments: str) -> list[str]:
 
 def _state_dir(env: Mapping[str, str]) -> Path:
     if env.get("EXTRACT_STATE_DIR"):
-        return Path(env["EXTRACT_STATE_DIR"]).expanduser().absolute()
+        return _path(env["EXTRACT_STATE_DIR"])
     base = env.get("XDG_STATE_HOME") or "~/.local/state"
-    return (Path(base) / "extract").expanduser().absolute()
+    return _path(base) / "extract"
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text)).absolute()  # unlike pathlib's, it leaves the ~ of an unknown user as it is
 
 
 def _root(env: Mapping[str, str], state_dir: Path) -> tuple[Path, str | None]:
     """Where jobs are worked at, and the URL where they are kept if that is another place."""
     text = env.get("EXTRACT_ROOT") or ""
     if "://" not in text:
-        return Path(text or state_dir / "jobs").expanduser().absolute(), None
+        return _path(text) if text else state_dir / "jobs", None
     try:
         parts = urlsplit(text)
         has_secret, has_place = parts.password is not None, bool(parts.netloc or parts.path.strip("/"))
@@ -132,15 +138,15 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
         value = float(text)
     except ValueError:
         value = -1
-    if not 0 < value < float("inf"):
-        raise UsageError(f"{name}={text!r} is not a positive number of seconds; correct it or unset it")
+    if not 0 < value <= MOST_SECONDS:
+        raise UsageError(f"{name}={text!r} is not a positive number of seconds, at most {MOST_SECONDS:,}; correct it or unset it")
     return value
 
 
 def _count(env: Mapping[str, str], name: str, default: int) -> int:
     text = env.get(name) or str(default)
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{name}={text!r} is not a whole number from 1; correct it or unset it")
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= MOST:
+        raise UsageError(f"{name}={text!r} is not a whole number from 1 to {MOST:,}; correct it or unset it")
     return int(text)
 
 

@@ -8,7 +8,9 @@ takes a checkpoint only from the owner of the job. Storage that is away never st
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ from worker.transfer import put_folder
 
 log = logging.getLogger("extract")
 LOOK_SECONDS = 60.0  # a running job is looked at this often though its engine announces nothing
+ROOM = 1 << 20  # bytes that must fit onto a disk that was full before a job is tried again
 RETRY_SECONDS = 2.0  # between two tries of what must be done before the job can go on
 MARK = "stored"  # in a job's scratch folder: the record it belongs to, and the checkpoint that it was, or has grown from
 Wish = Callable[[], Literal["", "stop", "kill"]]
@@ -39,6 +42,18 @@ _T = TypeVar("_T")
 def is_log(key: str) -> bool:
     """Whether a key is that of a part of a job's log: JOB/TOKEN/log.jsonl."""
     return key.count("/") == 2 and key.rpartition("/")[2].startswith(job_log.NAME)
+
+
+def has_room(folder: Path) -> bool:
+    """Whether a disk takes something again."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
 
 
 class Storage(Protocol):

@@ -14,12 +14,24 @@ _PRELUDE = """
 local job, lease, ev, open = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local t = redis.call('TIME')
 local now = string.format('%d.%03d', tonumber(t[1]), math.floor(tonumber(t[2]) / 1000))
+local function append(text)
+  local said = redis.pcall('XADD', ev, 'MAXLEN', '~', MAX_EVENTS, '*', 'json', text)
+  if type(said) == 'table' and said.err and string.find(said.err, 'WRONGTYPE') then
+    redis.call('DEL', ev)
+    redis.call('XADD', ev, 'MAXLEN', '~', MAX_EVENTS, '*', 'json', text)
+  end
+end
 local function tell(event)
   event.time = tonumber(now)
-  redis.call('XADD', ev, 'MAXLEN', '~', MAX_EVENTS, '*', 'json', cjson.encode(event))
+  append(cjson.encode(event))
 end
 local function count(what)
-  redis.call('HINCRBY', 'ex:totals', what, 1)
+  redis.pcall('HINCRBY', 'ex:totals', what, 1)
+end
+local function whole(name, otherwise)
+  local n = tonumber(redis.call('HGET', job, name) or '')
+  if not n or n < 0 or n > 1e9 or n ~= math.floor(n) then return otherwise end
+  return n
 end
 local function become(state, event)
   local id = string.sub(job, 8)
@@ -27,7 +39,7 @@ local function become(state, event)
   redis.call('ZADD', 'ex:state:' .. state, now, id)
   redis.call('HSET', job, 'state', state, 'updated', now)
   event.event, event.state = 'state', state
-  event.attempt = tonumber(redis.call('HGET', job, 'attempt'))
+  event.attempt = whole('attempt', 0)
   if state ~= 'running' then
     redis.call('DEL', lease)
     redis.call('HSET', job, 'token', '')
@@ -47,7 +59,7 @@ local function mine(token)
 end
 local function requeue(reason)
   if redis.call('HGET', job, 'want') == 'cancel' then return become('cancelled', {reason = reason}) end
-  local attempt, most = tonumber(redis.call('HGET', job, 'attempt')), tonumber(redis.call('HGET', job, 'max_attempts'))
+  local attempt, most = whole('attempt', 0), whole('max_attempts', 3)
   if attempt >= most then
     local message = reason .. ' (' .. attempt .. ' of ' .. most .. ' attempts)'
     redis.call('HSET', job, 'error_type', 'Crashed', 'error_message', message)
@@ -83,7 +95,7 @@ if not state then return 'unknown' end
 if state == 'running' then return 'held' end
 if state ~= 'queued' then return 'terminal' end
 if redis.call('HGET', job, 'want') == 'cancel' then return become('cancelled', {}) end
-redis.call('HINCRBY', job, 'attempt', 1)
+redis.call('HSET', job, 'attempt', whole('attempt', 0) + 1)
 redis.call('HSET', job, 'token', token, 'worker', worker, 'process', process, 'host', owner, 'started', now)
 redis.call('SET', lease, token, 'PX', ttl)
 count('attempts')
@@ -100,7 +112,7 @@ return redis.call('HGET', job, 'want')
     "report": """
 if not mine(ARGV[1]) then return 'lost' end
 redis.call('HSET', job, 'updated', now, unpack(ARGV, 3))
-redis.call('XADD', ev, 'MAXLEN', '~', MAX_EVENTS, '*', 'json', ARGV[2])
+append(ARGV[2])
 return 'ok'
 """,
     "end": """

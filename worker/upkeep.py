@@ -24,7 +24,7 @@ def publisher(app: Celery, records: Records) -> Callable[[str], None]:
 
     def publish_again(job: str) -> None:
         try:
-            record = records.get(job) or {}
+            record = records.get_many([job]).get(job, {})
             publish(app, job, records.next_message_id(job), record.get("priority", "normal"), memory_of(record))
         except (OperationalError, redis.RedisError, OSError) as error:
             log.warning("job %s: not published (%s); it will be, once Redis is back", job, error)

@@ -123,7 +123,8 @@ def explain(url: str, error: Exception) -> str:
 def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in _SCHEMES and (parts.port or True) and (parts.scheme not in _SOCKET_SCHEMES or bool(parts.path))
+        valid = parts.scheme in _SCHEMES and url.startswith(f"{parts.scheme}://") and (parts.port or True)
+        valid = valid and (parts.scheme not in _SOCKET_SCHEMES or bool(parts.path))
     except ValueError:
         valid = False
     if not valid:
@@ -143,6 +144,8 @@ def _check_options(parts: SplitResult) -> None:
             raise UsageError(
                 f"EXTRACT_REDIS_URL has an option {name!r}, which a {parts.scheme}:// address does not take; it takes {', '.join(known)}"
             )
+        if name in ("db", "virtual_host") and not (value.strip("/").isdecimal() or not value):
+            raise UsageError(f"EXTRACT_REDIS_URL says {name}={value[:80]}; write a number")
         if name in _VALUES and value not in _VALUES[name]:
             raise UsageError(f"EXTRACT_REDIS_URL says {name}={value}; write one of {', '.join(_VALUES[name])}")
 
@@ -161,13 +164,13 @@ def _socket_url(scheme: str, parts: SplitResult, query: dict[str, str]) -> str:
 
 
 def _with_slashes(parts: SplitResult) -> str:
-    # geturl() writes unix:/p for an empty host; both clients want unix:///p
+    # geturl() writes unix:/p and redis: for an empty host; both clients want unix:///p and redis://
     query = f"?{parts.query}" if parts.query else ""
     return f"{parts.scheme}://{parts.netloc}{parts.path}{query}"
 
 
 def _with_query(parts: SplitResult, query: dict[str, str]) -> str:
-    return parts._replace(query=urlencode(query, safe="/")).geturl()
+    return _with_slashes(parts._replace(query=urlencode(query, safe="/")))
 
 
 def _is_loopback(host: str) -> bool:

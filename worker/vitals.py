@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from functools import cache
@@ -11,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import psutil
 
 from worker import devices, processes
-from worker.records import Records, Worker
+from worker.records import Records, Worker, describe
 from worker.settings import Settings
 
 LOOK_SECONDS = 15.0  # between two looks at the device: asking it takes up to a second of a CPU
@@ -48,10 +47,11 @@ class Vitals:
         )
 
     def _tokens_per_s(self, job: str) -> float:
-        record = self._records.get(job) or {}
+        record = self._records.get_many([job]).get(job, {})
         if record.get("worker") != self._name or record.get("state") != "running":
             return 0.0
-        return float(json.loads(record.get("metrics") or "{}").get("tokens_per_s") or 0.0)
+        rate = describe(job, record)["metrics"].get("tokens_per_s")
+        return float(rate) if isinstance(rate, (int, float)) else 0.0
 
 
 @cache

@@ -57,8 +57,7 @@ def check_sources(spec: CorpusSpec) -> None:
     for source in spec.sources:
         if source in (*NAMED_SOURCES, *AUTO):
             continue
-        path = Path(source)
-        if not path.exists():
+        if not os.path.exists(source):
             raise SpecError(
                 f"corpus {source!r} not found: name {', '.join(map(repr, NAMED_SOURCES))}, or a folder, .txt, .py or .jsonl file"
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,12 +30,12 @@ def pin_dataset(spec: DatasetSpec) -> DatasetSpec:
     Raises NotFound when there is none or it is gated, SpecError when `datasets` is not installed or a folder is given a revision.
     """
     _client()
-    path = Path(spec.name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(spec.name))
+    if os.path.isdir(path):
         if spec.revision is not None:
             raise SpecError(f"dataset {spec.name!r} is a folder, which has no revision {spec.revision!r}; leave the revision out")
         return spec.model_copy(update={"name": str(path.resolve())})
-    if path.exists():
+    if os.path.exists(path):
         raise SpecError(f"dataset {spec.name!r} is a file: name its folder, or give a .txt, .py or .jsonl file with --corpus")
     if spec.name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(spec.name):
         raise NotFound(f"dataset {spec.name!r} not found: there is no such folder, and it is no hub id (NAME or OWNER/NAME)")

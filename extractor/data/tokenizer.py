@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,16 +70,16 @@ def resolve_tokenizer(reference: str) -> str:
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact. What is on the hub is looked into by the worker, which downloads it.
     """
-    if (BUNDLED / reference / "tokenizer.json").is_file() and "/" not in reference:
+    if os.path.isfile(BUNDLED / reference / "tokenizer.json") and "/" not in reference:
         return reference
-    path = Path(reference).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(reference))
+    if reference and os.path.isdir(path):
         path = path.resolve()
         path = path / "model" if (path / "model").is_dir() and not (path / "tokenizer.json").is_file() else path
         open_tokenizer(str(path))
         return str(path)
     name = reference.partition("@")[0]
-    if path.exists() or reference.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name):
+    if os.path.exists(path) or reference.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name):
         raise ModelNotFound(f"tokenizer {reference!r} not found: name a bundled model, the folder of a model, or a hub model")
     return hub.look(reference).reference
 
@@ -88,7 +89,7 @@ def open_tokenizer(reference: str) -> Tokenizer:
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
     """
-    folder = BUNDLED / reference if (BUNDLED / reference).is_dir() and "/" not in reference else Path(reference)
+    folder = BUNDLED / reference if os.path.isdir(BUNDLED / reference) and "/" not in reference else Path(reference)
     if not folder.is_absolute():
         folder = hub.download(reference, list(TOKENIZER_FILES))
     elif not folder.is_dir():

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +79,10 @@ class Sweep:
     def from_json(cls, found: dict[str, Any]) -> Sweep:
         """Raises BrokenArtifact for anything that `to_json` has not written."""
         try:
-            return cls(tuple(Point(p["axes"], JobSpec.model_validate(p["spec"]), p["job"]) for p in found["points"]))
+            points = tuple(Point(dict(p["axes"]), JobSpec.model_validate(p["spec"]), p["job"]) for p in found["points"])
+            if not points or any(p.spec.train is None or not re.fullmatch(r"p[0-9a-f]{1,64}", p.job) for p in points):
+                raise ValueError("it names no trainings of a sweep")
+            return cls(points)
         except (KeyError, TypeError, ValueError) as error:
             raise BrokenArtifact(f"the plan of this sweep is not readable ({str(error).splitlines()[0]}); give its grid again") from None
 

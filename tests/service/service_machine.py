@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,9 +62,9 @@ def hear_interrupts() -> None:
 class Machine:
     """A user's machine: commands, workers, faults."""
 
-    def __init__(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, home: Path, capsys: pytest.CaptureFixture[str] | None = None) -> None:
         self.home = home
-        self._capsys = capsys
+        self.capsys = capsys
         self._processes: list[subprocess.Popen] = []
 
     @property
@@ -87,10 +89,11 @@ class Machine:
 
     def extract(self, *arguments: str) -> Answer:
         """A command, in this process."""
-        self._capsys.readouterr()
+        assert self.capsys is not None
+        self.capsys.readouterr()
         with pytest.raises(SystemExit) as exit_info:
             cli.main(arguments)
-        said = self._capsys.readouterr()
+        said = self.capsys.readouterr()
         return Answer(int(exit_info.value.code or 0), said.out, said.err)
 
     def shell(self, *arguments: str, **environment: str) -> Answer:
@@ -199,6 +202,24 @@ class Machine:
             for stream in (process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
+
+
+@contextlib.contextmanager
+def fresh_machine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str] | None = None) -> Iterator[Machine]:
+    """A machine, gone afterwards. Its folder has a short path: sockets need one."""
+    home = Path(tempfile.mkdtemp(prefix="ex-"))
+    for name in [name for name in os.environ if name.startswith("EXTRACT_")]:
+        monkeypatch.delenv(name)
+    here = {"EXTRACT_STATE_DIR": str(home / "state"), "XDG_RUNTIME_DIR": str(home), "EXTRACT_FAKE_PLAN": str(home / "plan.json")}
+    for name, value in (QUICK | here).items():
+        monkeypatch.setenv(name, value)
+    machine = Machine(home, capsys)
+    machine.plan()
+    try:
+        yield machine
+    finally:
+        machine.clean()
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def our_processes(home: Path) -> list[int]:

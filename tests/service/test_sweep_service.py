@@ -125,7 +125,7 @@ def test_a_folder_that_holds_something_else_takes_no_frontier(machine):
 def test_the_summary_of_a_train_job_names_its_circuits_and_all_their_reports(tmp_path: Path):
     from rich.console import Console
 
-    from worker import client
+    from worker import results
     from worker.cli.view import summary_table
 
     met = {"nodes": 4, "edges": 7, "loss": 0.1234, "meets_target": True, "why": None}
@@ -140,7 +140,7 @@ def test_the_summary_of_a_train_job_names_its_circuits_and_all_their_reports(tmp
         folder.mkdir(parents=True)
         (folder / "result.json").write_text("{}")
         (folder / "report.html").write_text("")
-    facts = client.summary(tmp_path)
+    facts = results.summary(tmp_path)
     assert facts["held_out_loss"] == 2.5
     assert facts["paths"] == {
         "report": str(tmp_path / "circuits" / "for_while" / "report.html"),

@@ -38,6 +38,7 @@ _SAME_NAME = (
     "tasks",
     "models",
 )
+MOST_LETTERS = 900  # of an error's line
 COMMANDS = {name: name for name in _SAME_NAME} | {"list": "jobs", "import": "import_checkpoint"}
 
 
@@ -80,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         code = group.main(arguments, prog_name="extract", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:  # its message is a whole page
+        path = error.ctx.command_path if error.ctx else "extract"
+        code = _complain(type(error).__name__, f"a command is missing; see `{path} --help`", 2, arguments)
     except click.ClickException as error:
         code = _complain(type(error).__name__, error.format_message() or "a command is missing; see `extract --help`", 2, arguments)
     except (KeyboardInterrupt, click.Abort):
@@ -109,6 +113,8 @@ def _translate(error: Exception) -> ExtractorError:
 
 def _complain(kind: str, message: str, code: int, arguments: Sequence[str]) -> int:
     line = " ".join(message.split())
+    if len(line) > MOST_LETTERS:  # it quotes what was typed, at any length; what to do stands at the end
+        line = f"{line[: MOST_LETTERS - 300]} ... {line[-300:]}"
     print(f"error: {line}", file=sys.stderr)
     if "--json" in arguments:
         report: dict[str, Any] = {"error": {"type": kind, "message": line, "exit_code": code}}

@@ -216,7 +216,7 @@ def list_(limit: int, as_json: bool) -> int:
 
     service = open_for(no_worker=True)
     rows = []
-    for batch in batches.newest(service, limit):
+    for batch in batches.newest(service, limit, readable=True):
         counts = batches.count(batches.look(service, batch))
         told = {"batch": batch.id, "state": batches.state_of(counts), "created": batch.created, "models": len(batch.selection.taken)}
         rows.append(told | {"refused": len(batch.selection.refused), "tasks": batch.tasks, "counts": counts, "asked": batch.asked})

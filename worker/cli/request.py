@@ -60,7 +60,7 @@ def request(build: Build, options: dict[str, Any]) -> int:
 
 def follow(service: Service, job: str, out: Path | None, as_json: bool, after: str = "0") -> int:
     """Show a job until it ends, then its result; copy it to `out` if given. The command's exit code."""
-    from worker import client
+    from worker import client, results
     from worker.cli.transfer_view import fetching
     from worker.cli.view import make_view
     from worker.records import describe
@@ -86,7 +86,7 @@ def follow(service: Service, job: str, out: Path | None, as_json: bool, after: s
         else:
             folder = client.result_folder(service.settings, service.records, job, tell)
     if as_json:
-        print_json(describe(job, record) | {"result": client.summary(folder), "path": str(folder.absolute())})
+        print_json(describe(job, record) | {"result": results.summary(folder), "path": str(folder.absolute())})
     else:
-        view.show_summary(client.summary(folder), folder)
+        view.show_summary(results.summary(folder), folder)
     return 0

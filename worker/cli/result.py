@@ -22,7 +22,7 @@ def command(job: str, out: Path | None, open_report: bool, as_json: bool) -> int
     \b
     Example: extract result k3v9x2mq --out circuit
     """
-    from worker import client
+    from worker import client, results
     from worker.cli.connect import load_settings
     from worker.cli.transfer_view import fetching
     from worker.records import check_id
@@ -36,7 +36,7 @@ def command(job: str, out: Path | None, open_report: bool, as_json: bool) -> int
         else:
             folder = client.result_folder(settings, records, job, tell)
             files = list(client.artifacts.verify_manifest(folder))
-    facts = client.summary(folder)
+    facts = results.summary(folder)
     if as_json:
         print_json({"job": job, "path": str(folder), "files": files, "result": facts})
     else:

@@ -31,7 +31,7 @@ def command(spec: Path, out: Path, threads: int | None, as_json: bool) -> int:
     """
     from extractor import artifacts
     from extractor.specs import read_job, to_json
-    from worker import client
+    from worker import results
     from worker.cli.connect import load_settings
     from worker.cli.view import make_view
 
@@ -45,9 +45,9 @@ def command(spec: Path, out: Path, threads: int | None, as_json: bool) -> int:
     if outcome.error is not None:
         raise outcome.error
     if as_json:
-        print_json({"path": str(out), "result": client.summary(out)})
+        print_json({"path": str(out), "result": results.summary(out)})
     else:
-        make_view(False, out.name).show_summary(client.summary(out), out)
+        make_view(False, out.name).show_summary(results.summary(out), out)
     return 0
 
 

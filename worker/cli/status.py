@@ -78,8 +78,8 @@ def _looker(service: Service, limit: int) -> Callable[[], dict[str, Any] | None]
 
 
 def _show_job(service: Service, job: str, as_json: bool) -> int:
-    from worker.client import task_rows
     from worker.records import describe
+    from worker.results import task_rows
 
     facts = describe(job, service.records.need(job))
     rows = task_rows(Path(facts["artifact"])) if facts.get("artifact") else []

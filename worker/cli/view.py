@@ -12,9 +12,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from extractor.errors import BrokenArtifact
 from worker.cli.options import print_json
 from worker.routing import GB
 
+MOST_SECONDS = 1e10  # what lasts longer was made up
 LINE_SECONDS = 10.0  # between two plain lines within a stage
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "blue"}
 
@@ -98,8 +100,7 @@ class PlainView:
             click.echo(f"job {self._job}: {line}")
 
     def show_summary(self, facts: dict[str, Any], folder: Path) -> None:
-        Console(width=max(100, Console().width)).print(summary_table(facts), highlight=False)
-        show_paths(facts, folder)
+        show_result(Console(width=max(100, Console().width)), facts, folder)
 
 
 class BarView:
@@ -129,15 +130,14 @@ class BarView:
             self._bar = self._progress.add_task(describe_stage(event), total=1, facts="")
         elif event["event"] == "progress" and self._bar is not None:
             facts = "  ".join(filter(None, [_metrics(event), _left(event)]))
-            self._progress.update(self._bar, completed=event["step"], total=event["total"], facts=facts)
+            self._progress.update(self._bar, completed=event.get("step"), total=event.get("total"), facts=facts)
         elif line := describe_event(event):
             self._progress.console.print(f"job {self._job}: {line}", highlight=False, markup=False)
         if event["event"] == "state" and event["state"] == "succeeded":
             self._finish_bar()
 
     def show_summary(self, facts: dict[str, Any], folder: Path) -> None:
-        self._console.print(summary_table(facts), highlight=False)
-        show_paths(facts, folder)
+        show_result(self._console, facts, folder)
 
     def _finish_bar(self) -> None:
         if self._bar is not None:
@@ -170,6 +170,15 @@ def describe_event(event: Event) -> str:
     if event["state"] == "queued" and event.get("reason"):
         return f"back in the queue: {event['reason']}"
     return str(event["state"])
+
+
+def show_result(console: Console, facts: dict[str, Any], folder: Path) -> None:
+    """A result for people. Raises BrokenArtifact for one that no engine of ours has written."""
+    try:
+        console.print(summary_table(facts), highlight=False)
+        show_paths(facts, folder)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise BrokenArtifact(f"the result in {folder} does not say what a result says ({type(error).__name__}: {error})") from None
 
 
 def summary_table(facts: dict[str, Any]) -> Table:
@@ -265,7 +274,7 @@ def show_jobs(jobs: list[dict[str, Any]]) -> None:
     for job in jobs:
         model = Path(job["model"]).name if job["model"] else ""
         state = Text(job["state"], style=COLOURS.get(job["state"], ""))
-        table.add_row(job["job"], state, job["kind"], job["task"] or "", model, _progress(job), duration(time.time() - job["created"]))
+        table.add_row(job["job"], state, job["kind"], job["task"] or "", model, _progress(job), _age(job["created"]))
     Console().print(table, highlight=False)
 
 
@@ -299,18 +308,24 @@ def _progress(job: dict[str, Any]) -> str:
     return f"{describe_stage(progress)} {steps}".strip()
 
 
+def _age(created: float | None) -> str:
+    return duration(time.time() - created) if created is not None and abs(created) < MOST_SECONDS else ""
+
+
 def _metrics(event: Event) -> str:
     """'loss 2.31  12,300 tokens/s': what a person follows; all other metrics are in metrics.jsonl and --json."""
-    metrics = event.get("metrics") or {}
+    metrics = event.get("metrics")
+    if not isinstance(metrics, dict):
+        return ""
     parts = [f"loss {_number(metrics['loss'])}"] if "loss" in metrics else []
-    if "tokens_per_s" in metrics:
+    if isinstance(metrics.get("tokens_per_s"), (int, float)):
         parts.append(f"{metrics['tokens_per_s']:,.0f} tokens/s")
     return "  ".join(parts)
 
 
 def _left(event: Event) -> str:
     left = event.get("seconds_left")
-    return f"{duration(left)} left" if isinstance(left, (int, float)) else ""
+    return f"{duration(left)} left" if isinstance(left, (int, float)) and abs(left) < MOST_SECONDS else ""
 
 
 def _number(value: Any) -> str:

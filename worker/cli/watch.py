@@ -27,6 +27,6 @@ def command(job: str, after: str, no_worker: bool, as_json: bool) -> int:
     from worker.records import check_id
 
     check_id(job)
-    if not re.fullmatch(r"\d{1,15}(-\d{1,15})?", after):
+    if not re.fullmatch(r"[0-9]{1,15}(-[0-9]{1,15})?", after):
         raise UsageError(f"--from {after!r} is not an event id; take the 'id' of an event of `extract watch {job} --json`")
     return follow(open_for(no_worker), job, None, as_json, after)

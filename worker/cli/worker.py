@@ -24,11 +24,26 @@ def _memory(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
     return int(float(found[1]) * GB)
 
 
+MOST_SECONDS = 1_000_000_000
+
+
+def _number(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
+    """Callback of --idle-exit: no bound of a range holds off 'nan'."""
+    if value is not None and value != value:
+        raise click.BadParameter("nan is not a number of seconds")
+    return value
+
+
 @click.command("worker", short_help="Run queued jobs, one at a time.")
 @click.option("--each-gpu", is_flag=True, help="One worker for each GPU of CUDA_VISIBLE_DEVICES (default: of the machine).")
 @click.option("--processes", type=click.IntRange(1, 256), help="So many workers, on CPUs; share the cores out with --threads.")
 @click.option("--max-jobs", type=click.IntRange(1), help="Leave after this many jobs.")
-@click.option("--idle-exit", type=click.FloatRange(min=0, min_open=True), help="Leave after this many seconds without work.")
+@click.option(
+    "--idle-exit",
+    type=click.FloatRange(0, MOST_SECONDS, min_open=True),
+    callback=_number,
+    help="Leave after this many seconds without work.",
+)
 @click.option(
     "--memory", callback=_memory, help="Take jobs that need at most this; default: memory of the GPU, or free RAM. 'any': all jobs."
 )
