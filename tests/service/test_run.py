@@ -58,9 +58,9 @@ def test_the_engine_dies_with_a_killed_run(machine, spec):
     process = machine.spawn("run", str(spec), "--out", str(machine.home / "out"))
     log = machine.home / "out" / ".work" / "engine.log"
     wait_for(lambda: log.with_name("engine.log.pid").exists(), "the engine to start")
-    assert runtime._is_free(log) is False
+    assert runtime.is_free(log) is False
     process.kill()
-    wait_for(lambda: runtime._is_free(log), "the engine to end", seconds=5)
+    wait_for(lambda: runtime.is_free(log), "the engine to end", seconds=5)
 
 
 @pytest.mark.parametrize(

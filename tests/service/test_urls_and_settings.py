@@ -146,7 +146,7 @@ def test_the_address_may_lie_in_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("EXTRACT_ROOT", "s3://bucket/jobs"),
+        ("EXTRACT_ROOT", "s3://bucket/jobs?version=2"),
         ("EXTRACT_LEASE_TTL", "soon"),
         ("EXTRACT_HEARTBEAT", "-1"),
         ("EXTRACT_IDLE_EXIT", "nan"),
