@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import bad_files
 import bad_hub
 import bad_inputs
-import click
+import bad_keys
+import bad_specs
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from local_hub import hub_environment, running
 from service_machine import Answer, Machine, circuit_spec, fresh_machine, train_spec, wait_for
 from worlds import python
 
 from extractor import artifacts
-from extractor.errors import BrokenArtifact, ExtractorError
-from extractor.fields import parse_changes
-from extractor.request import circuit_job, circuit_settings
-from extractor.specs import parse_job
-from worker import messages, urls
+from extractor.errors import BrokenArtifact
 from worker.app import KEY_PREFIX, make_app, publish
-from worker.batches import Batch
-from worker.cli.batch import _parameters as parameters_callback
-from worker.cli.gc import _seconds as older_than_callback
-from worker.cli.logs import parse_since
 from worker.counts import Counts
 from worker.metrics import ServiceCollector
-from worker.records import check_id, connect, describe
-from worker.transfer import parse_listing
 
 OWN = {"plan.json", "good.json", "bytes", "bad.json", "own.jsonl", "model", "state", "extract", "worker-0.log"}
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
@@ -147,14 +135,14 @@ def test_settings(machine: Machine, monkeypatch: pytest.MonkeyPatch):
 
 def test_specs(machine: Machine):
     found = []
-    for number, (what, text) in enumerate(bad_inputs.SPECS.items()):
+    for number, (what, text) in enumerate(bad_specs.SPECS.items()):
         content = text.encode() if isinstance(text, str) else text
         (machine.home / "bad.json").write_bytes(content)
         if said := wrong(machine.extract("run", str(machine.home / "bad.json"), "--out", str(machine.home / "new")), 2):
             found.append(f"{what}: {said}")
         machine.records.create(f"spec{number}", {"spec": text, "kind": "train", "max_attempts": 3})  # type: ignore[dict-item]
         publish(make_app(machine.service.url, machine.settings), f"spec{number}", f"spec{number}.1", "normal")
-    for number, what in enumerate(bad_inputs.SPECS):
+    for number, what in enumerate(bad_specs.SPECS):
         record = machine.wait_state(f"spec{number}", "failed")
         if record["error_type"] != "SpecError" or "\n" in record["error_message"] or not 0 < len(record["error_message"]) < 1000:
             found.append(f"{what}: {record['error_type']} {record['error_message'][:300]!r}")
@@ -166,10 +154,10 @@ def test_specs(machine: Machine):
 
 def test_messages(machine: Machine):
     before = log_of(machine).count("a message that is none of ours was dropped")
-    for text in bad_inputs.MESSAGES.values():
+    for text in bad_keys.MESSAGES.values():
         machine.records.client.lpush(f"{KEY_PREFIX}extract", text)
     wait_for(
-        lambda: log_of(machine).count("a message that is none of ours was dropped") == before + len(bad_inputs.MESSAGES),
+        lambda: log_of(machine).count("a message that is none of ours was dropped") == before + len(bad_keys.MESSAGES),
         "every message to be dropped",
     )
     assert machine.state_of("waiting") == "queued"
@@ -177,9 +165,9 @@ def test_messages(machine: Machine):
 
 def test_records(machine: Machine):
     found = []
-    for number, changes in enumerate(bad_inputs.RECORDS):
+    for number, changes in enumerate(bad_keys.RECORDS):
         job = f"odd{number}"
-        record = {name: value for name, value in (bad_inputs.SOUND | changes).items() if value is not None}
+        record = {name: value for name, value in (bad_keys.SOUND | changes).items() if value is not None}
         machine.records.client.hset(f"ex:job:{job}", mapping=record)  # type: ignore[arg-type]
         machine.records.client.zadd("ex:jobs", {job: 10.0 + number})
         machine.records.client.xadd(f"ex:ev:{job}", {"json": '{"event": "state", "state": "succeeded", "time": 1}'})
@@ -195,7 +183,7 @@ def test_keys(machine: Machine):
     machine.submit("canary2")
     machine.wait_state("canary2", "succeeded")
     found = []
-    for number, command in enumerate(bad_inputs.PLANTED):
+    for number, command in enumerate(bad_keys.PLANTED):
         machine.records.client.execute_command(*command)
         if number % 10 == 0:  # looking takes half a second
             found += [f"before {str(command)[:100]}: {said}" for said in views(machine)]
@@ -346,106 +334,6 @@ def test_hubs(machine: Machine, tmp_path: Path):
     assert machine.records.open_ids() == before
 
 
-QUICK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-words = st.text(max_size=30)
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | words,
-    lambda inner: st.lists(inner) | st.dictionaries(words, inner),
-    max_leaves=8,
-)
-
-
-def one_line(act: Callable[[], Any]) -> Any:
-    """What it gives; None where it refused, in a line."""
-    try:
-        return act()
-    except ExtractorError as error:
-        said = str(error)
-    assert said
-    assert "\n" not in said
-    return None
-
-
-@QUICK
-@given(words | st.from_regex(r"[\w.-]{1,70}"))
-def test_only_ids_are_ids(text: str):
-    if one_line(lambda: check_id(text)) is not None:
-        assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text, re.ASCII)
-
-
-@QUICK
-@given(words | st.from_regex(r"\d{1,9}(\.\d+)?[a-z]?") | st.from_regex(r"\d{4}-\d\d-\d\dT\d\d:\d\d"))
-def test_only_times_are_times(text: str):
-    since = one_line(lambda: parse_since(text))
-    assert since is None or isinstance(since, float)
-    assert since is None or since == since
-
-
-@QUICK
-@given(words | st.from_regex(r"\d{1,20}(\.\d{0,20})?[kKmMbBgG]?"))
-def test_only_sizes_are_sizes(text: str):
-    for callback, least in ((parameters_callback, 1), (older_than_callback, 0)):
-        with contextlib.suppress(click.BadParameter):
-            value = callback(None, None, text)  # type: ignore[arg-type]
-            assert least <= value < 10**25
-
-
-@QUICK
-@given(st.sampled_from([setting.name for setting in circuit_settings()]) | words, words | st.integers().map(str) | st.floats().map(str))
-def test_what_is_set_is_valid_or_refused(name: str, text: str):
-    def build() -> Any:
-        return circuit_job("python-tiny", ("quote_close",), changes=parse_changes((f"{name}={text}",)))
-
-    spec = one_line(build)
-    assert spec is None or parse_job(spec.model_dump_json()) == spec
-
-
-@QUICK
-@given(words | st.from_regex(r"(redis|rediss|unix|redis\+socket)://[a-z:@\[\]./?=&%0-9-]{0,40}"))
-def test_an_address_is_translated_or_refused(text: str):
-    for translate in (urls.to_redis, urls.to_celery, urls.tls_options, lambda url: urls.check_safe(url, False)):
-        one_line(lambda translate=translate: translate(text))  # type: ignore[misc]
-    if one_line(lambda: urls.to_redis(text)) is not None:
-        assert urls.mask(text)
-        connect(text)
-
-
-@QUICK
-@given(
-    values
-    | st.fixed_dictionaries({"kind": st.sampled_from(["train", "circuit"])}, optional={"train": values, "seed": values, "tasks": values})
-)
-def test_json_is_a_spec_or_refused(value: Any):
-    spec = one_line(lambda: parse_job(json.dumps(value)))
-    assert spec is None or parse_job(spec.model_dump_json()) == spec
-
-
-@QUICK
-@given(values | st.fixed_dictionaries({"files": st.dictionaries(words | st.just("../x"), values)}))
-def test_json_is_a_listing_or_refused(value: Any):
-    for name in one_line(lambda: parse_listing(json.dumps(value).encode(), "it")) or {}:
-        assert not name.startswith("/")
-        assert ".." not in name.split("/")
-    one_line(lambda: Batch.from_json("b", json.dumps(value)))
-
-
-@QUICK
-@given(st.binary(max_size=60))
-def test_bytes_are_refused(data: bytes):
-    one_line(lambda: parse_job(data))
-    one_line(lambda: parse_listing(data, "it"))
-    with contextlib.suppress(ValueError):
-        messages.check(data)
-
-
-@QUICK
-@given(st.dictionaries(st.sampled_from([*bad_inputs.SOUND, "tasks", "metrics", "step", "total", "error_type", "started"]), words))
-def test_any_record_is_described(changes: dict[str, str]):
-    sound = {key: value for key, value in changes.items() if key not in ("state", "attempt")}
-    facts = describe("job", bad_inputs.SOUND | sound)  # type: ignore[arg-type]
-    assert json.loads(json.dumps(facts)) == facts
-
-
 def test_the_job_that_waited_all_the_while_is_done_when_it_is_asked_for(machine: Machine, witness: Witness):
     publish(make_app(machine.service.url, machine.settings), "waiting", "waiting.1", "normal")
     machine.wait_state("waiting", "succeeded")
@@ -454,7 +342,7 @@ def test_the_job_that_waited_all_the_while_is_done_when_it_is_asked_for(machine:
 
 def test_there_are_more_than_150_of_them():
     lines = {line for lines in bad_inputs.COMMANDS.values() for line in lines.split("\n") if line}
-    tables = (bad_inputs.SETTINGS, bad_inputs.SPECS, bad_inputs.MESSAGES, bad_inputs.RECORDS, bad_inputs.PLANTED)
+    tables = (bad_inputs.SETTINGS, bad_specs.SPECS, bad_keys.MESSAGES, bad_keys.RECORDS, bad_keys.PLANTED)
     folders = (bad_files.TASKS, bad_files.MODELS, bad_files.ADAPTERS, bad_files.WEIGHTS, bad_files.CHECKPOINTS, bad_files.MANIFESTS)
     rest = (bad_files.RESULTS, bad_files.PLANS, bad_hub.TOLD, bad_hub.GIVEN)
     distinct = lines | {

@@ -241,7 +241,12 @@ def test_the_jobs_of_a_batch_stay_as_long_as_its_plan(machine, models):
     (folder / "job.json").write_text("{}")
     age(folder, 60)
     assert collect(machine) == {"other": "job"}
-    machine.records.client.delete(f"ex:batch:{batch}")
+    machine.records.client.set("ex:batch:odd", "{")
+    machine.records.client.zadd("ex:batches", {"odd": 0})
+    answer = machine.extract("gc")
+    assert answer.code == 1, "when it cannot be told what a batch refers to, nothing goes"
+    assert answer.err.count("\n") == 1
+    machine.records.client.delete(f"ex:batch:{batch}", "ex:batch:odd")
     assert collect(machine) == {job: "job"}
 
 
