@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from extractor.bridges import preflight
+from extractor import preflight
 from extractor.errors import ExtractorError
 from extractor.specs import JobSpec, TrainSpec
 

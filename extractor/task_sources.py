@@ -194,6 +194,6 @@ def longest_prompt(config: Mapping[str, Any], bridge: BridgeSpec) -> int | None:
 
     Raises SpecError.
     """
-    from extractor.bridges.preflight import plan
+    from extractor.preflight import plan
 
     return config.get("n_ctx") if config.get("model_type") == SPARSE_TYPE else plan(config, bridge).spec.model.n_ctx

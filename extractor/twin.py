@@ -130,7 +130,7 @@ def leave_dense(source: Source, dense: DenseModel, target: Path) -> None:
 
 def fitted(job: Job, dense: DenseModel, spec: BridgeSpec) -> BridgeSpec:
     """The spec with the micro-batch that memory allows here, after saying what is to come. Raises SpecError where nothing fits."""
-    from extractor.bridges import machine, plan_text, preflight
+    from extractor import machine, plan_text, preflight
 
     plan, memory = preflight.plan(dense.model.config.to_dict(), spec), machine.memory_at_hand()
     preflight.check(plan, memory)

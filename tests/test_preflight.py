@@ -11,15 +11,14 @@ from benchmarks.measure import in_fresh_process
 from local_hub import LocalHub, Repository, serve
 from worlds import VOCABULARY, python, random_gpt2
 
-from extractor import units
-from extractor.bridges import machine, plan_text, preflight
+from extractor import machine, plan_text, preflight, units
 from extractor.bridges.coupled import couple
-from extractor.bridges.machine import Speed, ram_at_hand
-from extractor.bridges.plan_text import describe
-from extractor.bridges.preflight import check, fitting, plan, plan_with
 from extractor.bridges.tuner import site_parameters
 from extractor.data.tokenizer import save_tokenizer
 from extractor.errors import SpecError
+from extractor.machine import Speed, ram_at_hand
+from extractor.plan_text import describe
+from extractor.preflight import check, fitting, plan, plan_with
 from extractor.presets import bridge_spec
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
 from extractor.sparse.projection import constraints

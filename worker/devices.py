@@ -9,7 +9,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 
-from extractor.bridges.machine import ram_at_hand
+from extractor.machine import ram_at_hand
 
 _QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,memory.used", "--format=csv,noheader,nounits")
 _MEBIBYTE = 2**20

@@ -29,8 +29,6 @@ from extractor.bridges.coupled import Coupled
 from extractor.bridges.crossing import Crossing
 from extractor.bridges.faithfulness import faithfulness
 from extractor.bridges.losses import bridge_loss, moments, sparse_residuals
-from extractor.bridges.machine import memory_at_hand
-from extractor.bridges.preflight import fitting, plan
 from extractor.bridges.train import BridgeTrainer
 from extractor.compute import Compute
 from extractor.data.corpus import Corpus, build_corpus
@@ -39,6 +37,8 @@ from extractor.data.tokenizer import train_tokenizer
 from extractor.dense.base import residuals, tail
 from extractor.dense.load import DenseModel
 from extractor.dense.train import new_gpt2, train_gpt2
+from extractor.machine import memory_at_hand
+from extractor.preflight import fitting, plan
 from extractor.presets import bridge_spec, train_spec
 from extractor.progress import Progress
 from extractor.specs import BridgeSpec, CorpusSpec, OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec

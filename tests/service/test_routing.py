@@ -69,7 +69,7 @@ def test_the_memory_of_a_training_grows_with_its_model():
 
 
 def test_the_memory_of_a_bridging_is_that_of_its_plan(models):
-    from extractor.bridges import preflight
+    from extractor import preflight
 
     spec = circuit_spec().model_copy(update={"model": str(models / "m0")})
     plan = preflight.plan(json.loads((models / "m0" / "config.json").read_text()), spec.bridge)

@@ -14,7 +14,7 @@ NO_BRIDGE = "none: the model is sparse already"
 
 def show_preflight(spec: JobSpec, as_json: bool) -> None:
     """Print the plan as a table or JSON. Raises SpecError where the bridging would not fit, ModelNotFound, BrokenArtifact."""
-    from extractor.bridges import machine, plan_text, preflight
+    from extractor import machine, plan_text, preflight
     from extractor.pipeline import stages_of
 
     facts: dict[str, Any] = {"kind": spec.kind, "stages": list(stages_of(spec))}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from extractor.bridges.machine import Speed
-from extractor.bridges.preflight import Plan, fitting
+from extractor.machine import Speed
+from extractor.preflight import Plan, fitting
 from extractor.units import show_bytes, show_count, show_seconds
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from extractor.bridges.machine import Speed
 from extractor.errors import SpecError
+from extractor.machine import Speed
 from extractor.specs import MAX_BIGRAM_VOCABULARY, BridgeSpec
 from extractor.units import show_bytes
 
