@@ -96,7 +96,7 @@ def test_a_worker_says_how_fast_its_own_job_trains(machine):
     machine.records.report(job, "token", {"event": "progress"}, {"metrics": '{"tokens_per_s": 1234.5}'})
     assert vitals.look(job).tokens_per_s == 1234.5
     assert vitals.look("").tokens_per_s == 0
-    assert Vitals("another", machine.records, machine.settings, False).look(job).tokens_per_s == 0
+    assert Vitals("another", machine.records, machine.settings, False, 0).look(job).tokens_per_s == 0
 
 
 def test_a_live_worker_tells_device_start_and_memory_of_its_engine(machine):
