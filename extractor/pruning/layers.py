@@ -177,7 +177,7 @@ class AttentionCut:
         if self.still_sink is None or self.still_leak is None or not len(self.still_sink):
             return 0.0
         seen = 1.0 + (torch.arange(x.shape[-2], device=x.device)[:, None] if last is None else last[:, None, None])
-        return functional.linear(torch.sigmoid(seen.log() - self.still_sink), self.still_leak)
+        return functional.linear(torch.sigmoid(seen.to(x.dtype).log() - self.still_sink), self.still_leak)
 
     def _out(self, mixed: Tensor, pattern: Tensor, masks: Masks) -> Tensor:
         if self.leak is None:

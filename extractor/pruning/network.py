@@ -136,7 +136,7 @@ class Network:
     def _direct(self, part: TaskBatch) -> Tensor:
         model, rows = self.model, torch.arange(len(part.ids), device=part.ids.device)
         current = part.ids[rows, part.last]
-        logits = model.bigram.add(model, torch.zeros(len(rows), model.config.vocab_size, device=part.ids.device), current)
+        logits = model.bigram.add(model, self.constants.new_zeros(len(rows), model.config.vocab_size), current)
         if model.logits_bias is not None:
             logits = logits + model.logits_bias
         return logits[rows, part.first] - logits[rows, part.second]

@@ -55,9 +55,9 @@ def reference(model, batch: TaskBatch, base, nodes: torch.Tensor, edges=None, gr
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal shapes, and values to 1e-8 of the largest."""
+    """Equal shapes, and values to 1e-11 of the largest."""
     largest = other.abs().max().item() if other.numel() else 0.0
-    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=1e-8 * (1 + largest))
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=1e-11 * (1 + largest))
 
 
 def mask_sets(kept: torch.Tensor, seed: int, fractional: bool, dtype=torch.float64) -> torch.Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from service_machine import wait_for
+from service_machine import PROJECT, wait_for
 
 from extractor.specs import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, to_json
 from worker import processes
@@ -41,14 +43,25 @@ SMALL = JobSpec(
 )
 
 
-def test_a_job_whose_worker_is_killed_in_mid_training_ends_in_the_same_bytes(machine, monkeypatch):
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict[str, str]:
+    """The files of the job that nothing happens to."""
+    home = tmp_path_factory.mktemp("calm")
+    (home / "spec.json").write_text(to_json(SMALL))
+    command = [sys.executable, "-m", "extractor", str(home / "spec.json"), "--out", str(home / "out"), "--threads", "1"]
+    subprocess.run(command, cwd=PROJECT, env=os.environ | {"EXTRACT_CACHE_DIR": str(cache)}, check=True, stdout=subprocess.DEVNULL)
+    return _files(home / "out")
+
+
+def test_a_job_whose_worker_is_killed_in_mid_training_ends_in_the_same_bytes(machine, monkeypatch, cache, calm):
     monkeypatch.setenv("EXTRACT_ENGINE", "extractor")
     monkeypatch.setenv("EXTRACT_CHECKPOINT_SECONDS", "0.3")
-    monkeypatch.setenv("EXTRACT_CACHE_DIR", str(machine.home / "cache"))
-    spec = machine.home / "spec.json"
-    spec.write_text(to_json(SMALL))
-    assert machine.extract("run", str(spec), "--out", str(machine.home / "calm")).code == 0
-
+    monkeypatch.setenv("EXTRACT_CACHE_DIR", str(cache))
     job = machine.submit("shaken", SMALL)
     first = machine.worker()
     wait_for(lambda: _checkpoint(_events(machine, job)) >= 10, "a checkpoint in mid training", seconds=60)
@@ -59,18 +72,13 @@ def test_a_job_whose_worker_is_killed_in_mid_training_ends_in_the_same_bytes(mac
     notes = [event["message"] for event in _events(machine, job) if event["event"] == "note"]
     assert any(note.startswith("resumed bridge at step") for note in notes)
 
-    calm, shaken = (_files(folder) for folder in (machine.home / "calm", machine.settings.root / job / "result"))
-    assert calm == shaken
+    assert _files(machine.settings.root / job / "result") == calm
 
 
 @pytest.mark.slow
-def test_a_machine_that_shares_no_disk_ends_a_killed_one_s_job_in_the_same_bytes(machine, bucket, monkeypatch):
+def test_a_machine_that_shares_no_disk_ends_a_killed_one_s_job_in_the_same_bytes(machine, bucket, monkeypatch, calm):
     monkeypatch.setenv("EXTRACT_ENGINE", "extractor")
     monkeypatch.setenv("EXTRACT_CHECKPOINT_SECONDS", "0.3")
-    spec = machine.home / "spec.json"
-    spec.write_text(to_json(SMALL))
-    assert machine.extract("run", str(spec), "--out", str(machine.home / "calm")).code == 0
-
     job = machine.submit("shaken", SMALL)
     first = machine.worker()
     wait_for(lambda: _checkpoint(_events(machine, job)) >= 10, "a checkpoint in mid training", seconds=60)
@@ -82,7 +90,7 @@ def test_a_machine_that_shares_no_disk_ends_a_killed_one_s_job_in_the_same_bytes
     assert any(note.startswith("resumed bridge at step") for note in notes)
 
     assert machine.extract("result", job, "--out", str(machine.home / "shaken")).code == 0
-    assert _files(machine.home / "calm") == _files(machine.home / "shaken")
+    assert _files(machine.home / "shaken") == calm
 
 
 def _events(machine, job: str) -> list[dict]:
