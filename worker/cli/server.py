@@ -33,7 +33,7 @@ def command(action: str, as_json: bool) -> int:
     if as_json:
         print_json({"running": facts is not None} | (facts or {}))
     elif facts is None:
-        click.echo("the embedded server is not running")
+        click.echo("stopped; the next command starts it again, with all jobs" if action == "stop" else "the embedded server is not running")
     else:
         click.echo(
             f"running: pid {facts['pid']}, {facts['binary']} {facts['version']}\nsocket:  {facts['socket']}\ndata:    {facts['data']}"
