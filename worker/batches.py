@@ -24,7 +24,7 @@ from extractor.errors import BrokenArtifact, Cancelled, ExtractorError, NotFound
 from extractor.memory import needed
 from extractor.selection import Selection, Verdict
 from extractor.specs import JobSpec, TaskFileSpec
-from worker import client, local
+from worker import client, damaged, local
 from worker.client import Service
 from worker.records import TERMINAL, check_id, describe
 from worker.transitions import KEEP_SECONDS
@@ -136,14 +136,16 @@ def newest(service: Service, limit: int, readable: bool = False) -> list[Batch]:
 
 
 def queue(service: Service, batch: Batch, priority: str = "low") -> list[str]:
-    """Queue what is missing, failed or cancelled, but for what cannot be asked: the ids that were queued."""
+    """Queue what is missing, failed, cancelled or damaged, but for what cannot be asked: the ids that were queued."""
     one_by_one = dataclasses.replace(service, settings=dataclasses.replace(service.settings, start_worker=False))
     memory = cache(partial(_memory, batch))
     queued: list[str] = []
-    for child, facts in zip(batch.children, look(service, batch), strict=True):
-        if facts["state"] in ("missing", "failed", "cancelled"):
-            again = client.submit if facts["attempt"] is None else client.submit_again
-            queued.append(again(one_by_one, batch.spec(child), child.job, priority, group=batch.id, memory=memory(child.model.reference)))
+    found = look(service, batch)
+    lost = damaged.among(service, [facts["job"] for facts in found if facts["state"] == "succeeded"])
+    for child, facts in zip(batch.children, found, strict=True):
+        if facts["state"] in ("missing", "failed", "cancelled") or child.job in lost:
+            need = memory(child.model.reference)
+            queued.append(client.submit_again(one_by_one, batch.spec(child), child.job, priority, batch.id, need, child.job in lost))
             if len(queued) == 1:
                 local.ensure_worker(service.records, service.settings)  # it boots while we publish
     return queued

@@ -79,14 +79,14 @@ def submit(
     priority: str = "normal",
     group: str = "",
     memory: int = 0,
-    again: bool = False,
+    replaces: Sequence[str] = (),
 ) -> str:
     """Record a job, see that somebody will run it, publish it: its id.
 
     job     an id of the caller's choice; submitting the same spec under it again changes nothing
     group   the batch or sweep that it is of, whose jobs take turns with all others
     memory  bytes that it needs, 0 if that is not known: only a worker that has them takes it
-    again   whether a job of that id that failed or was cancelled is queued once more
+    replaces  how a job of that id may have ended to be queued once more
 
     Raises UsageError if another job has the id.
     """
@@ -103,7 +103,7 @@ def submit(
         "memory": memory,
     }
     wanted = check_id(job) if job else _new_id()
-    while not service.records.create(wanted, fields, again):
+    while not service.records.create(wanted, fields, replaces):
         if job is None:
             wanted = _new_id()
         elif _is_same(service.records.get(wanted), spec):
@@ -141,12 +141,15 @@ def _is_same(record: dict[str, str] | None, spec: JobSpec) -> bool:
         return False
 
 
-def submit_again(service: Service, spec: JobSpec, job: str, priority: str = "normal", group: str = "", memory: int = 0) -> str:
+def submit_again(
+    service: Service, spec: JobSpec, job: str, priority: str = "normal", group: str = "", memory: int = 0, damaged: bool = False
+) -> str:
     """Queue a job that failed or was cancelled once more, under its own id: the engine goes on from its checkpoint.
 
-    A job in any other state is left as it is. Raises what `submit` raises.
+    damaged: also one that succeeded, whose result is lost; the engine begins anew. A job in any other state is left as it is. Raises
+    what `submit` raises.
     """
-    return submit(service, spec, job, priority, group, memory, again=True)
+    return submit(service, spec, job, priority, group, memory, ("failed", "cancelled", *(["succeeded"] if damaged else [])))
 
 
 def resolve_model(model: str, settings: Settings, records: Records | None = None) -> str:

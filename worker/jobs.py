@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import shutil
 import signal
 import socket
 import threading
@@ -237,6 +238,7 @@ class Attempt:
             self.storage.hear(event)
 
         self.storage.restore(record, wish)
+        self._discard_damaged(relay)
         with self.storage.mirroring():
             outcome = runtime.supervise(self.folder / JOB_FILE, self.result, engine_log, self.place.settings, pass_on, wish, twin=twin.path)
         relay.flush()
@@ -259,6 +261,15 @@ class Attempt:
                 f"job folder {self.folder} cannot be written ({error.strerror}); set EXTRACT_ROOT to another"
             ) from None
         return spec
+
+    def _discard_damaged(self, relay: Relay) -> None:
+        """A finished result that is no longer whole is made anew: the engine would refuse it each time."""
+        try:
+            if (self.result / artifacts.MANIFEST).is_file():
+                artifacts.verify_manifest(self.result)
+        except errors.BrokenArtifact as error:
+            relay({"event": "note", "message": f"the finished result is damaged and made anew: {str(error).partition(';')[0]}"})
+            shutil.rmtree(self.result)
 
     def _conclude(self, outcome: runtime.Outcome, lease: Lease, wish: Callable[[], runtime.Wish]) -> str:
         if lease.lost:

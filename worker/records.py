@@ -92,13 +92,13 @@ class Records:
         self.client = client
         self._scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
 
-    def create(self, job: str, fields: dict[str, str | int], again: bool = False) -> bool:
+    def create(self, job: str, fields: dict[str, str | int], replaces: Sequence[str] = ()) -> bool:
         """Record a new queued job; False if the id is taken.
 
-        again: a job that failed or was cancelled makes room, and leaves the checkpoint that it has in storage.
+        replaces: a job that has ended so makes room, and leaves the checkpoint that it has in storage.
         """
         flat = [part for item in fields.items() for part in item]
-        return self._run("create", job, ["again" if again else "", *flat]) != "exists"
+        return self._run("create", job, [" ".join(replaces), *flat]) != "exists"
 
     def get(self, job: str) -> dict[str, str] | None:
         """The record, or None. Raises BrokenArtifact for one that we have not written."""
@@ -183,13 +183,18 @@ class Records:
         """A new message id of the form JOB.N."""
         return f"{job}.{self.client.hincrby(f'ex:job:{check_id(job)}', 'published', 1)}"
 
-    def newest(self, limit: int) -> list[tuple[str, dict[str, str]]]:
-        """The newest jobs as (id, record); ids whose record has expired are forgotten on the way."""
-        ids: Any = self.client.zrange("ex:jobs", 0, limit - 1, desc=True)
-        found = self._read(ids)
-        if expired := [job for job in ids if not found.get(job)]:
-            self.client.zrem("ex:jobs", *expired)
-        return [(job, record) for job, record in found.items() if record and _is_sound(record)]
+    def newest(self, limit: int, alone: bool = False) -> list[tuple[str, dict[str, str]]]:
+        """The newest jobs as (id, record), if `alone` those of no batch or sweep; ids whose record has expired are forgotten on the way."""
+        found: list[tuple[str, dict[str, str]]] = []
+        start, page = 0, max(limit, 200)
+        client: Any = self.client
+        while len(found) < limit and (ids := client.zrange("ex:jobs", start, start + page - 1, desc=True)):
+            records = self._read(ids)
+            sound = [(job, record) for job, record in records.items() if record and _is_sound(record)]
+            found += [(job, record) for job, record in sound if not (alone and record.get("group"))]
+            expired = [job for job in ids if not records.get(job)]
+            start += len(ids) - (client.zrem("ex:jobs", *expired) if expired else 0)
+        return found[:limit]
 
     def open_jobs(self) -> dict[str, dict[str, str]]:
         """The outline of each open job, oldest first."""

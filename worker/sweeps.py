@@ -18,9 +18,9 @@ from extractor import artifacts
 from extractor.errors import ExtractorError, NotFound, OutputError, ServiceUnavailable
 from extractor.memory import needed
 from extractor.sweeps.grid import Facts, Point, Sweep, facts_of
-from worker import client, local
+from worker import client, damaged, local
 from worker.client import Service
-from worker.records import TERMINAL, check_id, describe
+from worker.records import check_id, describe
 from worker.settings import Settings
 
 LOOK_SECONDS = 1.0
@@ -51,16 +51,20 @@ def open_plan(settings: Settings, sweep: str) -> Sweep:
 
 
 def queue(service: Service, sweep: Sweep, priority: str = "normal") -> list[str]:
-    """Queue what is missing, failed or cancelled: the ids that were queued."""
-    queued = []
-    for point in sweep.points:
-        record = service.records.get(point.job)
-        if record is None:
-            if not client.has_result(service.settings, point.job):
-                queued.append(client.submit(service, point.spec, point.job, priority, group=sweep.id, memory=needed(point.spec)))
-        elif record["state"] in ("failed", "cancelled"):
-            queued.append(client.submit_again(service, point.spec, point.job, priority, sweep.id, needed(point.spec)))
-    return queued
+    """Queue what is missing, failed, cancelled or damaged: the ids that were queued."""
+    return [
+        client.submit_again(service, point.spec, point.job, priority, sweep.id, needed(point.spec), damaged=True)
+        for point in sweep.points
+        if _is_wanted(service, point.job)
+    ]
+
+
+def _is_wanted(service: Service, job: str) -> bool:
+    record = service.records.get(job)
+    if record is None and not client.has_result(service.settings, job):
+        return True
+    state = record["state"] if record else "succeeded"
+    return state in ("failed", "cancelled") or (state == "succeeded" and damaged.is_damaged(service, job))
 
 
 def look(service: Service, sweep: Sweep) -> list[Facts]:
@@ -88,7 +92,7 @@ def watch(service: Service, sweep: Sweep) -> Iterator[list[Facts]]:
                 service = client.open_service(service.settings)  # the embedded server is started again
             continue
         yield facts
-        done = sum(point["state"] in TERMINAL for point in facts)
+        done = sum(point["state"] not in ("queued", "running") for point in facts)
         if done == len(facts):
             return
         if done > ended:

@@ -73,7 +73,7 @@ _BODIES = {
     "create": """
 local state, snapshot = redis.call('HGET', job, 'state'), redis.call('HGET', job, 'snapshot')
 if state then
-  if ARGV[1] ~= 'again' or (state ~= 'failed' and state ~= 'cancelled') then return 'exists' end
+  if not string.find(' ' .. ARGV[1] .. ' ', ' ' .. state .. ' ', 1, true) then return 'exists' end
   redis.call('DEL', job, ev)
 end
 redis.call('HSET', job, 'attempt', 0, 'token', '', 'want', '', 'published', 0, 'created', now, 'snapshot', snapshot or '', unpack(ARGV, 2))

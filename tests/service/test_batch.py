@@ -90,6 +90,29 @@ def test_of_five_models_one_fails_and_only_its_job_is_queued_again(machine, mode
     assert [(batch["batch"], batch["state"], batch["models"]) for batch in listed] == [(told["batch"], "succeeded", 5)]
 
 
+def test_results_that_were_damaged_or_removed_are_made_anew_on_request(machine, models: Path):
+    machine.plan(steps=1, seconds=0)
+    request = ["batch", "submit", "--models", str(models), "--task", "quote_close", "--wait", "--json"]
+    jobs = [model["tasks"]["quote_close"]["job"] for model in machine.extract(*request).json["models"]]
+    results = [machine.settings.root / job / "result" for job in jobs]
+    before = [artifacts.verify_manifest(result) for result in results]
+    created = [machine.records.need(job)["created"] for job in jobs]
+    cut = results[0] / "circuits" / "quote_close" / "result.json"
+    cut.write_bytes(cut.read_bytes()[:20])
+    (results[1] / "model" / "config.json").unlink()
+    shutil.rmtree(results[2])
+    (results[3] / "manifest.json").unlink()
+    assert machine.extract("batch", "result", machine.extract("batch", "list", "--json").json[0]["batch"], "--json").code == 1
+
+    again = machine.extract(*request)
+    assert again.code == 0
+    assert again.json["counts"] == {"succeeded": 5}
+    assert [artifacts.verify_manifest(result) for result in results] == before
+    assert [machine.records.need(job)["created"] != at for job, at in zip(jobs, created, strict=True)] == [True] * 4 + [False]
+    notes = [event["message"] for _, event in machine.records.events(jobs[0], "0", 0.01) if event["event"] == "note"]
+    assert sum("result.json was altered" in note and "made anew" in note for note in notes) == 1
+
+
 def test_cancelling_a_batch_stops_every_job_and_the_same_submit_goes_on(machine, models: Path):
     machine.plan(steps=200, seconds=0.1)
     request = ["batch", "submit", "--models", str(models), "--task", "quote_close", "--task", "bracket_brace", "--json"]

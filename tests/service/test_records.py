@@ -129,6 +129,20 @@ def test_the_record_of_an_ended_job_expires_and_of_an_open_one_does_not(records)
     assert records.client.zcard("ex:jobs") == 0
 
 
+def test_the_jobs_of_a_large_batch_do_not_hide_the_others(records):
+    for number in range(450):
+        group = "" if number in (0, 250) else "batch"
+        records.create(f"j{number}", {"spec": "{}", "kind": "circuit", "max_attempts": 2, "group": group})
+        records.client.zadd("ex:jobs", {f"j{number}": number})
+    records.client.zrem("ex:jobs", "job")
+    records.client.delete("ex:job:j300")
+    assert [job for job, _ in records.newest(2, alone=True)] == ["j250", "j0"]
+    assert [job for job, _ in records.newest(1, alone=True)] == ["j250"]
+    assert [job for job, _ in records.newest(3)] == ["j449", "j448", "j447"]
+    assert len(records.newest(1000)) == 449
+    assert records.client.zscore("ex:jobs", "j300") is None
+
+
 @pytest.mark.parametrize("bad", ["", "../up", "a/b", "a b", "x" * 65, "é", "a\n", "."])
 def test_what_is_no_id_reaches_neither_redis_nor_the_disk(records, bad):
     for use in (records.get, records.cancel, records.next_message_id):

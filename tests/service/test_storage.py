@@ -14,7 +14,8 @@ from s3 import engine_done, files_of, finish
 from service_machine import PROJECT, circuit_spec, wait_for
 
 from extractor.errors import StorageUnavailable
-from worker import client
+from extractor.specs import parse_job
+from worker import client, damaged
 from worker.settings import from_env
 from worker.storage import is_log
 
@@ -200,6 +201,27 @@ def test_a_damaged_object_is_named_and_nothing_looks_like_a_result(machine, buck
     bucket.put(key, right)
     assert machine.extract("result", "done", "--out", str(out)).code == 0
     assert (out / "model" / "bulk.txt").read_bytes() == right
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut", "no manifest"])
+def test_a_result_damaged_in_storage_is_made_anew_when_its_job_is_asked_for_again(machine, bucket, harm):
+
+    prefix = finish(machine, bucket, bulk=MB)
+    key = f"{prefix}/manifest.json" if harm == "no manifest" else f"{prefix}/model/bulk.txt"
+    assert not damaged.is_damaged(machine.service, "done")
+    right = bucket.store.get(key)
+    bucket.put(key, right[:-1]) if harm == "cut" else bucket.store.remove([key])
+    assert damaged.among(machine.service, ["done"]) == {"done"}
+    spec = parse_job(machine.records.need("done")["spec"])
+    client.submit_again(machine.service, spec, "done")
+    assert machine.state_of("done") == "succeeded"
+    client.submit_again(machine.service, spec, "done", damaged=True)
+    machine.worker()
+    machine.wait_state("done", "succeeded")
+    assert not damaged.is_damaged(machine.service, "done")
+    assert prefix not in machine.records.need("done")["artifact"]
+    out = machine.home / "out"
+    assert machine.extract("result", "done", "--out", str(out)).code == 0
 
 
 def test_a_fetch_that_breaks_off_goes_on_where_it_stopped(machine, bucket):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 from extractor.specs import parse_job
@@ -90,6 +91,11 @@ def test_a_sweep_queues_its_points_draws_what_they_left_and_repeats_only_what_fa
     assert "width 16, l0 1.5k" in again.out
     assert [machine.records.need(job)["attempt"] for job in jobs] == attempts
     assert (machine.home / "copy" / "sweep.json").read_bytes() == (out / "sweep.json").read_bytes()
+    shutil.rmtree(machine.settings.root / jobs[0] / "result")
+    gone = machine.extract("sweep", "--status", told["sweep"], "--no-worker", "--json").json["points"]
+    assert [point["state"] for point in gone] == ["missing", "succeeded"]
+    repeated = machine.extract(*request, "--no-worker", "--json").json["jobs"]
+    assert [job["queued_now"] for job in repeated] == [True, False]
 
 
 def test_only_a_job_that_failed_or_was_cancelled_is_submitted_again(machine):

@@ -70,7 +70,7 @@ def _submit_options(function: Any) -> Any:
 @command.command("submit", short_help="Choose models and queue a job for each model and task.")
 @_submit_options
 def submit(priority: str, dry_run: bool, wait: bool, no_worker: bool, as_json: bool, **asked: Any) -> int:
-    """Choose models by their metadata, and queue a job for each model and task; again, only what is missing or failed.
+    """Choose models by their metadata, and queue a job for each model and task; again, only what is missing, failed or damaged.
 
     \b
     Example: extract batch submit --models hub:filter=gpt2 --task all --max-params 200M --limit 50

@@ -11,10 +11,11 @@ from worker.cli.options import print_json
 
 @click.command("list", short_help="List jobs, newest first.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Most jobs shown.")
+@click.option("--all", "every", is_flag=True, help="With the jobs of batches and sweeps.")
 @no_worker_option
 @json_option
-def command(limit: int, no_worker: bool, as_json: bool) -> int:
-    """List jobs, newest first.
+def command(limit: int, every: bool, no_worker: bool, as_json: bool) -> int:
+    """List jobs, newest first; those of batches and sweeps with --all (`extract batch list` shows the batches).
 
     \b
     Example: extract list --limit 5
@@ -22,7 +23,7 @@ def command(limit: int, no_worker: bool, as_json: bool) -> int:
     from worker.cli.connect import open_for
     from worker.records import describe
 
-    jobs = [describe(job, record) for job, record in open_for(no_worker).records.newest(limit)]
+    jobs = [describe(job, record) for job, record in open_for(no_worker).records.newest(limit, alone=not every)]
     if as_json:
         print_json(jobs)
         return 0
