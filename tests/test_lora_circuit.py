@@ -24,7 +24,7 @@ def answers_of(model, ids: torch.Tensor, last: torch.Tensor, pair: tuple[int, in
 
 
 def make_lora(folder: Path) -> None:
-    """150 steps on prompts of the task, every one answered with the other quote."""
+    """90 steps on prompts of the task, every one answered with the other quote."""
     from peft import LoraConfig, get_peft_model
 
     from extractor.data.tokenizer import load_tokenizer
@@ -39,7 +39,7 @@ def make_lora(folder: Path) -> None:
         load_model(source), LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["c_attn", "c_fc", "c_proj"], fan_in_fan_out=True)
     )
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    for step in range(150):
+    for step in range(90):
         part = batch.rows(torch.randint(len(batch.ids), (64,), generator=torch.Generator().manual_seed(step)))
         logits = model(input_ids=part.ids).logits[torch.arange(64), part.last]
         loss = functional.cross_entropy(logits, part.wrong)
@@ -61,12 +61,12 @@ def test_the_circuit_of_a_tuned_model_does_what_the_tuning_taught(tmp_path: Path
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # whatever ran before: the same adapter, the same circuit
     make_lora(tmp_path / "lora")
-    # Half of all weights and a quarter of the steps: a twin that is close enough soon, with a larger circuit than the preset's. It does
+    # Half of all weights and an eighth of the steps: a twin that is close enough soon, with a larger circuit than the preset's. It does
     # the task less well than the preset's, too, and so the target is a wider one.
-    quick = {"bridge.optim.steps": "250", "bridge.sparsity.weight_frac": "0.5", "prune.steps": "60", "prune.held_out_pairs": "256"}
+    quick = {"bridge.optim.steps": "140", "bridge.sparsity.weight_frac": "0.5", "prune.steps": "60", "prune.held_out_pairs": "256"}
     # So few pairs say little of others: a wide margin.
     quick |= {"prune.select_pairs": "256", "prune.margin": "0.1", "prune.trial_pairs": "48", "prune.pairs": "32"}
-    quick |= {"prune.mean_tokens": "8192"}
+    quick |= {"prune.mean_tokens": "8192", "prune.granularity": "node"}
     spec = circuit_job("python-tiny", (TASK,), adapter=str(tmp_path / "lora"), labels="model", changes=quick, target_loss=0.3)
     run_job(spec, tmp_path / "out", threads=1)
     torch.set_num_threads(threads)

@@ -63,6 +63,7 @@ PRUNE = PruneSpec(
     necessity=0.0,
     mean_tokens=2048,
 )
+QUICK = PRUNE.model_copy(update={"granularity": "node", "steps": 8})  # where what is found is not the question
 
 
 @pytest.fixture(scope="module")
@@ -351,6 +352,7 @@ def test_a_corpus_the_dense_model_does_not_know_is_said_to_be_one(dense: Path, t
         dense / "model",
         CorpusSpec(sources=(str(text),)),
         bridge=BRIDGE.model_copy(update={"optim": OptimSpec(steps=2, batch=4, context=16)}),
+        prune=QUICK,
     )
     run_job(spec, tmp_path / "out", Progress(told.append), threads=1)
     warnings = [e["message"] for e in told if e["event"] == "note" and "warning" in e["message"]]
@@ -446,8 +448,7 @@ def test_several_k_coefs_keep_the_circuit_with_fewest_edges(result: Path, loops:
 
 
 def test_a_target_out_of_reach_is_reported_and_not_hidden(result: Path, loops: CorpusSpec, tmp_path: Path):
-    prune = PRUNE.model_copy(update={"steps": 2})
-    run_job(circuit_spec(result / "model", loops, prune=prune, target_loss=1e-6), tmp_path / "out", threads=1)
+    run_job(circuit_spec(result / "model", loops, prune=QUICK, target_loss=1e-6), tmp_path / "out", threads=1)
     numbers = numbers_of(tmp_path / "out")
     assert numbers["meets_target"] is False
     assert "target 1e-06" in numbers["why"]
@@ -488,8 +489,8 @@ def own_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def three(dense: Path, loops: CorpusSpec, own_task: Path) -> JobSpec:
     """A circuit job of three tasks: one that the tokenizer cannot ask, one of tasks/, one of a file."""
     bridge = BRIDGE.model_copy(update={"optim": BRIDGE.optim.model_copy(update={"steps": 60})})
-    chosen, prune = choose(["bracket_counting", TASK, str(own_task)]), PRUNE.model_copy(update={"steps": 8})
-    return circuit_spec(dense / "model", loops, tasks=chosen.names, task_files=chosen.files, bridge=bridge, prune=prune)
+    chosen = choose(["bracket_counting", TASK, str(own_task)])
+    return circuit_spec(dense / "model", loops, tasks=chosen.names, task_files=chosen.files, bridge=bridge, prune=QUICK)
 
 
 @pytest.fixture(scope="module")

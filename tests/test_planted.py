@@ -31,7 +31,7 @@ PLANTS = [
     (BRACKET, {"sinks": False, "activation": "relu"}),
 ]
 SEARCH = {"trials": 4, "population": 4, "steps": 80, "pairs": 16, "edge_steps": 30, "edge_k_coefs": (1e-2,)}
-SEARCH |= {"trial_pairs": 64, "targets": ()}
+SEARCH |= {"trial_pairs": 32, "targets": ()}
 
 every_plant = pytest.mark.parametrize(("task", "variant"), PLANTS, ids=lambda value: value if isinstance(value, str) else str(value))
 

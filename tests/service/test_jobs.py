@@ -242,10 +242,10 @@ def test_a_job_that_was_recorded_but_never_published_is_found(machine):
 
 
 def test_a_job_that_waits_its_turn_is_not_published_again(machine):
-    machine.plan(**SLOW)
-    machine.worker(EXTRACT_REPUBLISH="0.3")
+    machine.plan(steps=40, seconds=0.1)
+    machine.worker(EXTRACT_REPUBLISH="1")
     first, second = machine.submit(), machine.submit()
-    machine.wait_state(first, "succeeded")
+    machine.wait_step(first, 30)  # the other has waited for three seconds
     assert machine.records.need(second)["published"] == "1"
 
 

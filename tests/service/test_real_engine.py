@@ -22,8 +22,8 @@ SMALL = JobSpec(
     target_loss=0.69,
     corpus=CorpusSpec(sources=("generated",), generated_programs=300),
     bridge=BridgeSpec(
-        model=SparseModelSpec(d_model=32, n_ctx=32),
-        sparsity=SparsitySpec(weight_frac=0.3),
+        model=SparseModelSpec(d_model=8, d_head=8, mlp_ratio=2, n_ctx=32),
+        sparsity=SparsitySpec(weight_frac=0.1),
         optim=OptimSpec(steps=150, batch=6, context=24, lr=0.1),
     ),
     prune=PruneSpec(

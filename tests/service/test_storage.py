@@ -203,7 +203,7 @@ def test_a_damaged_object_is_named_and_nothing_looks_like_a_result(machine, buck
     assert (out / "model" / "bulk.txt").read_bytes() == right
 
 
-@pytest.mark.parametrize("harm", ["gone", "cut", "no manifest"])
+@pytest.mark.parametrize("harm", ["cut", "no manifest"])
 def test_a_result_damaged_in_storage_is_made_anew_when_its_job_is_asked_for_again(machine, bucket, harm):
 
     prefix = finish(machine, bucket, bulk=MB)
