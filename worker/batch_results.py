@@ -7,7 +7,7 @@ from pathlib import Path
 from extractor import artifacts
 from extractor.batch_page import page
 from extractor.errors import BrokenArtifact, ExtractorError, NotFound, OutputError
-from worker import batches, client, results
+from worker import batches, client, damaged, results
 from worker.batches import Batch, Facts
 from worker.client import Service
 from worker.settings import Settings
@@ -71,8 +71,10 @@ def _with_numbers(service: Service, child: Facts) -> Facts:
     try:
         folder = client.result_folder(service.settings, service.records, child["job"], without="model/")
         return told | _numbers(folder)
-    except NotFound as error:  # succeeded, on a machine whose disk is not ours
-        return told | {"why": str(error)}
+    except NotFound as error:
+        if damaged.is_damaged(service, child["job"]):
+            return told | {"state": "failed", "error": "NotFound: its result is gone; the same `extract batch submit` makes it anew"}
+        return told | {"why": str(error)}  # on a machine whose disk is not ours
     except ExtractorError as error:
         return told | {"state": "failed", "error": f"{type(error).__name__}: {error}"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,4 +64,5 @@ def _lies_here(settings: Settings, record: dict[str, str]) -> bool:
     artifact = record.get("artifact", "")
     if "://" in artifact:
         return settings.store is not None and artifact.startswith(Store(settings.store).url + "/")
-    return settings.embedded or record.get("host") == socket.gethostname()
+    is_ours = settings.embedded or record.get("host") == socket.gethostname()
+    return is_ours and os.path.dirname(os.path.dirname(artifact)) == str(settings.root)

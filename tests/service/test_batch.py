@@ -102,7 +102,13 @@ def test_results_that_were_damaged_or_removed_are_made_anew_on_request(machine, 
     (results[1] / "model" / "config.json").unlink()
     shutil.rmtree(results[2])
     (results[3] / "manifest.json").unlink()
-    assert machine.extract("batch", "result", machine.extract("batch", "list", "--json").json[0]["batch"], "--json").code == 1
+    asked = machine.extract("batch", "result", machine.extract("batch", "list", "--json").json[0]["batch"], "--json")
+    states = [model["tasks"]["quote_close"]["state"] for model in asked.json["models"]]
+    assert (asked.code, states) == (1, ["failed", "succeeded", "failed", "succeeded", "succeeded"])
+    assert "its result is gone" in asked.json["models"][2]["tasks"]["quote_close"]["error"]
+    assert machine.extract("list", "--json").json == []
+    assert "extract list --all" in machine.extract("list").out
+    assert len(machine.extract("list", "--all", "--json").json) == 5
 
     again = machine.extract(*request)
     assert again.code == 0

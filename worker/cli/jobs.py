@@ -23,11 +23,15 @@ def command(limit: int, every: bool, no_worker: bool, as_json: bool) -> int:
     from worker.cli.connect import open_for
     from worker.records import describe
 
-    jobs = [describe(job, record) for job, record in open_for(no_worker).records.newest(limit, alone=not every)]
+    records = open_for(no_worker).records
+    jobs = [describe(job, record) for job, record in records.newest(limit, alone=not every)]
     if as_json:
         print_json(jobs)
         return 0
     from worker.cli.view import show_jobs
 
-    show_jobs(jobs)
+    if not jobs and records.newest(1):
+        click.echo("no jobs but those of batches and sweeps; `extract list --all` shows them")
+    else:
+        show_jobs(jobs)
     return 0
