@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
-
-os.environ["OMP_NUM_THREADS"] = "1"
 
 TASK = "quote_close"
 

@@ -6,10 +6,10 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,9 +83,9 @@ def submit(
 ) -> str:
     """Record a job, see that somebody will run it, publish it: its id.
 
-    job     an id of the caller's choice; submitting the same spec under it again changes nothing
-    group   the batch or sweep that it is of, whose jobs take turns with all others
-    memory  bytes that it needs, 0 if that is not known: only a worker that has them takes it
+    job       an id of the caller's choice; submitting the same spec under it again changes nothing
+    group     the batch or sweep that it is of, whose jobs take turns with all others
+    memory    bytes that it needs, 0 if that is not known: only a worker that has them takes it
     replaces  how a job of that id may have ended to be queued once more
 
     Raises UsageError if another job has the id.
@@ -149,7 +149,7 @@ def submit_again(
     damaged: also one that succeeded, whose result is lost; the engine begins anew. A job in any other state is left as it is. Raises
     what `submit` raises.
     """
-    return submit(service, spec, job, priority, group, memory, ("failed", "cancelled", *(["succeeded"] if damaged else [])))
+    return submit(service, spec, job, priority, group, memory, TERMINAL if damaged else ("failed", "cancelled"))
 
 
 def resolve_model(model: str, settings: Settings, records: Records | None = None) -> str:
@@ -249,9 +249,13 @@ def find_result(settings: Settings, records: Records | None, job: str) -> Path |
 
 def with_results(settings: Settings, jobs: Sequence[str]) -> set[str]:
     """Those of some jobs that have left a finished result, asked without their records. Raises StorageUnavailable."""
+    return those(jobs, partial(has_result, settings))
+
+
+def those(jobs: Sequence[str], hold: Callable[[str], bool]) -> set[str]:
+    """Those of some jobs for which something holds that files or storage must be asked for, many at once."""
     with ThreadPoolExecutor(QUESTIONS_AT_ONCE) as pool:
-        answers = pool.map(lambda job: has_result(settings, job), jobs)
-        return {job for job, answer in zip(jobs, answers, strict=True) if answer}
+        return {job for job, answer in zip(jobs, pool.map(hold, jobs), strict=True) if answer}
 
 
 def has_result(settings: Settings, job: str) -> bool:

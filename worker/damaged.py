@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from extractor import artifacts
@@ -20,9 +19,7 @@ from worker.transfer import parse_listing
 
 def among(service: Service, jobs: Sequence[str]) -> set[str]:
     """Those of some jobs that have succeeded whose result is damaged or gone. Raises StorageUnavailable."""
-    with ThreadPoolExecutor(client.QUESTIONS_AT_ONCE) as pool:
-        answers = pool.map(lambda job: is_damaged(service, job), jobs)
-        return {job for job, answer in zip(jobs, answers, strict=True) if answer}
+    return client.those(jobs, partial(is_damaged, service))
 
 
 def is_damaged(service: Service, job: str) -> bool:
@@ -30,39 +27,44 @@ def is_damaged(service: Service, job: str) -> bool:
 
     Raises StorageUnavailable.
     """
-    record = service.records.get(job)
     try:
-        check(client.find_result(service.settings, service.records, job))
+        _check(client.find_result(service.settings, service.records, job))
     except BrokenArtifact:
         return True
     except NotFound:
-        return record is not None and _lies_here(service.settings, record)
+        record = service.records.get(job)
+        return record is not None and _lies_here(service.settings, job, record.get("artifact", ""))
     return False
 
 
-def check(found: Path | Stored) -> None:
+def _check(found: Path | Stored) -> None:
     """Whether every file that the manifest of a result names is there, in its size; what is in them is not read.
 
     Raises BrokenArtifact, NotFound when there is no manifest, StorageUnavailable.
     """
+    place = found.url if isinstance(found, Stored) else str(found)
+    files = parse_listing(_manifest(found), f"{place}/{artifacts.MANIFEST}")
     if isinstance(found, Stored):
-        place, listing = f"{found.url}/{artifacts.MANIFEST}", found.store.get(f"{found.prefix}/{artifacts.MANIFEST}")
         sizes = {key.removeprefix(f"{found.prefix}/"): entry.size for key, entry in found.store.entries(found.prefix).items()}
     else:
-        try:
-            place, listing = str(found / artifacts.MANIFEST), (found / artifacts.MANIFEST).read_bytes()
-            sizes = {path.relative_to(found).as_posix(): path.stat().st_size for path in found.rglob("*") if path.is_file()}
-        except OSError as error:
-            raise NotFound(f"{found} holds no result that can be read ({error.strerror})") from None
-    wrong = [name for name, facts in parse_listing(listing, place).items() if sizes.get(name) != facts["bytes"]]
+        sizes = {name: os.path.getsize(found / name) for name in files if os.path.isfile(found / name)}
+    wrong = [name for name, facts in files.items() if sizes.get(name) != facts["bytes"]]
     if wrong:
-        raise BrokenArtifact(f"{wrong[0]} is missing from {place.rpartition('/')[0]} or was cut short; run the job again")
+        raise BrokenArtifact(f"{wrong[0]} is missing from {place} or was cut short; run the job again")
 
 
-def _lies_here(settings: Settings, record: dict[str, str]) -> bool:
-    """Whether we would see the result of a job if it were there."""
-    artifact = record.get("artifact", "")
+def _manifest(found: Path | Stored) -> bytes:
+    if isinstance(found, Stored):
+        return found.store.get(f"{found.prefix}/{artifacts.MANIFEST}")
+    try:
+        return (found / artifacts.MANIFEST).read_bytes()
+    except OSError as error:
+        raise NotFound(f"{found} holds no result that can be read ({error.strerror})") from None
+
+
+def _lies_here(settings: Settings, job: str, artifact: str) -> bool:
+    """Whether we would see the result of a job if it were there: in our storage, or in a root where its folder is."""
     if "://" in artifact:
         return settings.store is not None and artifact.startswith(Store(settings.store).url + "/")
-    is_ours = settings.embedded or record.get("host") == socket.gethostname()
-    return is_ours and os.path.dirname(os.path.dirname(artifact)) == str(settings.root)
+    folder = settings.root / job
+    return artifact == str(folder / "result") and (settings.embedded or folder.is_dir())

@@ -185,16 +185,16 @@ class Records:
 
     def newest(self, limit: int, alone: bool = False) -> list[tuple[str, dict[str, str]]]:
         """The newest jobs as (id, record), if `alone` those of no batch or sweep; ids whose record has expired are forgotten on the way."""
-        found: list[tuple[str, dict[str, str]]] = []
-        start, page = 0, max(limit, 200)
+        found: dict[str, dict[str, str]] = {}
+        start, page = 0, max(limit, 200) if alone else limit
         client: Any = self.client
         while len(found) < limit and (ids := client.zrange("ex:jobs", start, start + page - 1, desc=True)):
             records = self._read(ids)
-            sound = [(job, record) for job, record in records.items() if record and _is_sound(record)]
-            found += [(job, record) for job, record in sound if not (alone and record.get("group"))]
+            sound = {job: record for job, record in records.items() if record and _is_sound(record)}
+            found |= {job: record for job, record in sound.items() if not (alone and record.get("group"))}
             expired = [job for job in ids if not records.get(job)]
             start += len(ids) - (client.zrem("ex:jobs", *expired) if expired else 0)
-        return found[:limit]
+        return list(found.items())[:limit]
 
     def open_jobs(self) -> dict[str, dict[str, str]]:
         """The outline of each open job, oldest first."""

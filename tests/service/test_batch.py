@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from service_machine import wait_for
 from simulated_hub import SHA, expected, simulated_hub
 
 from extractor import artifacts
-from worker import batches, server
+from worker import batches, damaged, server
 
 DIVERGED = ["TrainingDiverged", "the loss is not a number", 1]
 NOT_EXPRESSIBLE = ["TaskNotExpressible", "its answers are two tokens", 2]
@@ -117,6 +118,18 @@ def test_results_that_were_damaged_or_removed_are_made_anew_on_request(machine, 
     assert [machine.records.need(job)["created"] != at for job, at in zip(jobs, created, strict=True)] == [True] * 4 + [False]
     notes = [event["message"] for _, event in machine.records.events(jobs[0], "0", 0.01) if event["event"] == "note"]
     assert sum("result.json was altered" in note and "made anew" in note for note in notes) == 1
+
+
+def test_a_result_is_gone_where_the_folder_of_its_job_is(machine):
+    result = machine.finish("done")
+    assert not damaged.is_damaged(machine.service, "done")
+    shutil.rmtree(result)
+    elsewhere = dataclasses.replace(machine.settings, redis_url="rediss://elsewhere")
+    shared = dataclasses.replace(machine.service, settings=elsewhere)
+    assert damaged.is_damaged(shared, "done")
+    shutil.rmtree(result.parent)  # what a machine sees that does not share the disk
+    assert not damaged.is_damaged(shared, "done")
+    assert damaged.is_damaged(machine.service, "done")
 
 
 def test_cancelling_a_batch_stops_every_job_and_the_same_submit_goes_on(machine, models: Path):
