@@ -10,32 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from extractor.bridges.train import train_bridges
-    from extractor.checkpoint_import import import_checkpoint
-    from extractor.circuit import Circuit
-    from extractor.data.corpus import build_corpus
-    from extractor.pipeline import run_job
-    from extractor.pruning.engine import find_circuits
-    from extractor.report import write_report
-    from extractor.request import circuit_job, train_job
-    from extractor.sparse.inference import sparsify
-    from extractor.sparse.train import train_sparse
-    from extractor.specs import JobSpec
-    from extractor.validation import validate
+    from extractor.circuits.circuit import Circuit
+    from extractor.data.build_corpus import build_corpus
+    from extractor.jobs.request import circuit_job, train_job
+    from extractor.jobs.run import run_job
+    from extractor.models.openai_import import import_checkpoint
+    from extractor.pruning.prune import find_circuits
+    from extractor.report.page import write_report
+    from extractor.sparse.kernels import sparsify
+    from extractor.spec.schema import JobSpec
+    from extractor.training.train_sparse import train_sparse
+    from extractor.validation.validate import validate
 
 _HOME = {
-    "Circuit": "extractor.circuit",
-    "JobSpec": "extractor.specs",
-    "build_corpus": "extractor.data.corpus",
-    "circuit_job": "extractor.request",
-    "find_circuits": "extractor.pruning.engine",
-    "import_checkpoint": "extractor.checkpoint_import",
-    "run_job": "extractor.pipeline",
-    "sparsify": "extractor.sparse.inference",
+    "Circuit": "extractor.circuits.circuit",
+    "JobSpec": "extractor.spec.schema",
+    "build_corpus": "extractor.data.build_corpus",
+    "circuit_job": "extractor.jobs.request",
+    "find_circuits": "extractor.pruning.prune",
+    "import_checkpoint": "extractor.models.openai_import",
+    "run_job": "extractor.jobs.run",
+    "sparsify": "extractor.sparse.kernels",
     "train_bridges": "extractor.bridges.train",
-    "train_job": "extractor.request",
-    "train_sparse": "extractor.sparse.train",
-    "validate": "extractor.validation",
-    "write_report": "extractor.report",
+    "train_job": "extractor.jobs.request",
+    "train_sparse": "extractor.training.train_sparse",
+    "validate": "extractor.validation.validate",
+    "write_report": "extractor.report.page",
 }
 
 __all__ = [

@@ -10,7 +10,6 @@ supervisor. Exit codes: 0 done (manifest.json is there), 75 stopped, else those 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -18,7 +17,7 @@ import threading
 from pathlib import Path
 
 from extractor.errors import ExtractorError
-from extractor.progress import Progress, Stopped
+from extractor.progress import Progress, Stopped, emit
 
 STOPPED = 75
 
@@ -37,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.guard:
         threading.Thread(target=_exit_with_supervisor, daemon=True).start()
     try:
-        from extractor.pipeline import run_job
-        from extractor.specs import read_job
+        from extractor.jobs.run import run_job
+        from extractor.spec.schema import read_job
 
         progress = Progress(emit, stop.is_set, checkpoint_seconds=float(os.environ.get("EXTRACT_CHECKPOINT_SECONDS", "20")))
         run_job(read_job(arguments.spec), arguments.out, progress, arguments.threads, arguments.twin)
@@ -49,15 +48,6 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     emit({"event": "done"})
     return 0
-
-
-def emit(event: dict) -> None:
-    """One event as a line. A listener that went away does not stop the work."""
-    try:
-        sys.stdout.write(json.dumps(event) + "\n")
-        sys.stdout.flush()
-    except (BrokenPipeError, ValueError):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - must outlive this function
 
 
 def _exit_with_supervisor() -> None:

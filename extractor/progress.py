@@ -5,6 +5,9 @@ The engine never learns who listens. `python -m extractor` turns these calls int
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -70,3 +73,12 @@ class Progress:
         """A checkpoint is on disk."""
         self._last_checkpoint = time.monotonic()
         self.on_event({"event": "checkpoint", "stage": self._stage, "step": step})
+
+
+def emit(event: dict) -> None:
+    """One event as a line. A listener that went away does not stop the work."""
+    try:
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - must outlive this function

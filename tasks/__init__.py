@@ -4,6 +4,7 @@ A file `tasks/NAME.py` that defines `TASK` is the task NAME: nothing is register
 JSONL, `tasks.installed` finds those that packages bring.
 """
 
-from tasks.base import Pair, Task, find_task, task_names
+from tasks.base import Pair, Task, task_names
+from tasks.lookup import find_task
 
 __all__ = ["Pair", "Task", "find_task", "task_names"]

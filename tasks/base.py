@@ -1,13 +1,12 @@
 """What a task is: a seeded stream of contrasting prompt pairs, cut into three splits that share no prompt.
 
 A task knows nothing of tokenizers. It offers its two answers in several spellings, best first; the engine takes the first
-spelling that a given tokenizer writes as single tokens (`extractor.objective`). Where the answers vary, every pair brings its own.
+spelling that a given tokenizer writes as single tokens (`extractor.data.prompts`). Where the answers vary, every pair brings its own.
 Paper: Sec. 2.2 and Table 1.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import pkgutil
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 
 SPLITS = ("train", "select", "held_out")
 _SHARE = {"train": range(0, 6), "select": range(6, 8), "held_out": range(8, 10)}  # tenths of all prompts
-_NOT_TASKS = ("base", "files", "installed", "lines", "words")  # modules beside those that are tasks
+_NOT_TASKS = ("base", "files", "installed", "lines", "lookup", "words")  # modules beside those that are tasks
 ALL = "all"  # stands for all tasks of this folder where users name tasks
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of tasks: they become names of folders
 
@@ -89,32 +88,6 @@ def task_names() -> list[str]:
     """Names of all tasks, from the files of this folder, without importing them."""
     package = importlib.import_module("tasks")
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _NOT_TASKS)
-
-
-def find_task(name: str) -> Task:
-    """The task of that name or alias, of this folder or of an installed package.
-
-    Raises KeyError with the nearest names, or with what is wrong with the package's task.
-    """
-    from tasks.installed import installed_tasks
-
-    names = task_names()
-    if name in names:
-        return load_task(name)
-    for task in map(load_task, names):
-        if name in task.aliases:
-            return task
-    offers = installed_tasks()
-    for offer in offers:
-        if name == offer.name:
-            return offer.load()
-    for offer in offers:
-        if offer.problem is None and name in offer.load().aliases:
-            return offer.load()
-    every = [*names, *(offer.name for offer in offers)]
-    near = difflib.get_close_matches(name, every, n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise KeyError(f"task {name!r} not found in tasks/; {hint}available: {', '.join(every)}")
 
 
 def load_task(name: str) -> Task:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from extractor.data.programs import programs
-from extractor.data.tokenizer import END_OF_TEXT, train_tokenizer
+from extractor.models.tokenizer import END_OF_TEXT, train_tokenizer
 
 VOCABULARY = 50_257
 

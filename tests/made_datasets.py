@@ -16,7 +16,7 @@ from worlds import ROOT
 
 from extractor.data.programs import programs
 from extractor.errors import ExtractorError, SpecError
-from extractor.specs import DatasetSpec
+from extractor.spec.schema import DatasetSpec
 
 TEXTS = list(programs(400, 7))
 
@@ -60,7 +60,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from extractor.data import shards
 from extractor.progress import Progress
-from extractor.specs import DatasetSpec
+from extractor.spec.schema import DatasetSpec
 shards.SHARD_TOKENS, shards.BLOCK_DOCUMENTS = 5_000, 16
 spec = DatasetSpec.model_validate_json(sys.argv[1])
 def slowly(event):

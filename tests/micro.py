@@ -18,7 +18,7 @@ import math
 
 import torch
 
-from extractor.objective import TaskBatch
+from extractor.data.prompts import TaskBatch
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
 
 A, B, YES, NO, OTHER, FIRST = 1, 2, 3, 4, 5, 6
@@ -69,7 +69,7 @@ def micro_batch() -> TaskBatch:
 
 def micro_means(model: SparseGPTForCausalLM, batch: TaskBatch | None = None) -> dict[str, torch.Tensor]:
     """Means over the last positions of the pairs: half A, half B."""
-    from extractor.sites import record
+    from extractor.circuits.sites import record
 
     with record(model) as values:
         model(input_ids=(batch or micro_batch()).ids)
@@ -78,7 +78,7 @@ def micro_means(model: SparseGPTForCausalLM, batch: TaskBatch | None = None) -> 
 
 def flat_index(model: SparseGPTForCausalLM, node: str) -> int:
     """The place of a node such as '0.mlp.post_act.0' among all nodes in forward order."""
-    from extractor.sites import widths
+    from extractor.circuits.sites import widths
 
     site, _, channel = node.rpartition(".")
     start = 0

@@ -35,10 +35,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from extractor.circuit import links
-from extractor.objective import Expression, TaskBatch, express, get_task, task_batch
-from extractor.pruning.graph import Graph, Link, NodeIndex, present_edges
-from extractor.sites import record, widths
+from extractor.circuits.graph import Graph, Link, NodeIndex, links, present_edges
+from extractor.circuits.sites import record, widths
+from extractor.data.prompts import Expression, TaskBatch, express, get_task, task_batch
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
 
 CONTEXT = 64

@@ -65,7 +65,9 @@ def test_the_code_that_travels_with_a_model_stands_alone(name: str):
     assert {i for i in imports_of(path) if i.startswith(".")} <= {f".{Path(other).stem}" for other in TRAVELLING}
 
 
-@pytest.mark.parametrize("module", ["extractor", "extractor.request", "extractor.models", "extractor.specs", "extractor.__main__"])
+@pytest.mark.parametrize(
+    "module", ["extractor", "extractor.jobs.request", "extractor.models.reference", "extractor.spec.schema", "extractor.__main__"]
+)
 def test_importing_the_light_modules_does_not_import_torch(module: str):
     out = python(f"import sys, {module}; print(sorted({{'torch', 'transformers', 'celery', 'redis'}} & set(sys.modules)))")
     assert out.strip() == "[]"

@@ -10,9 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from extractor import artifacts
 from extractor.errors import BrokenArtifact, ExtractorError, OutputError
-from extractor.training import MetricsLog
+from extractor.files import (
+    new_folder,
+    read_json,
+    read_tensors,
+    sha256,
+    verify_manifest,
+    write_json,
+    write_manifest,
+    write_tensors,
+    write_text,
+)
+from extractor.jobs.output import check_output
+from extractor.training.checkpoints import MetricsLog
 
 
 @pytest.fixture
@@ -21,35 +32,35 @@ def finished(tmp_path: Path) -> Path:
     folder = tmp_path / "result"
     (folder / "model").mkdir(parents=True)
     (folder / ".work").mkdir()
-    artifacts.write_json(folder / "result.json", {"loss": 0.1})
-    artifacts.write_tensors(folder / "model" / "w.safetensors", {"w": torch.arange(4.0)})
-    artifacts.write_text(folder / ".work" / "scratch", "left over")
-    artifacts.write_manifest(folder)
+    write_json(folder / "result.json", {"loss": 0.1})
+    write_tensors(folder / "model" / "w.safetensors", {"w": torch.arange(4.0)})
+    write_text(folder / ".work" / "scratch", "left over")
+    write_manifest(folder)
     return folder
 
 
 def broken(folder: Path) -> str:
     with pytest.raises(BrokenArtifact) as caught:
-        artifacts.verify_manifest(folder)
+        verify_manifest(folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def rewrite_manifest(folder: Path, name: str) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"] = {name: {"sha256": artifacts.sha256(folder / "result.json"), "bytes": 1}}
+    manifest["files"] = {name: {"sha256": sha256(folder / "result.json"), "bytes": 1}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_a_manifest_lists_every_file_but_itself_and_scratch(finished: Path):
-    files = artifacts.verify_manifest(finished)
+    files = verify_manifest(finished)
     assert set(files) == {"result.json", "model/w.safetensors"}
     assert files["result.json"]["bytes"] == (finished / "result.json").stat().st_size
 
 
 def test_sha256_by_a_known_digest(tmp_path: Path):
     (tmp_path / "abc").write_bytes(b"abc")
-    assert artifacts.sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_one_changed_byte_is_found(finished: Path):
@@ -92,7 +103,7 @@ def test_a_manifest_that_is_none_is_refused(finished: Path, text: str):
 
 
 def test_a_new_folder_appears_whole(tmp_path: Path):
-    with artifacts.new_folder(tmp_path / "model") as folder:
+    with new_folder(tmp_path / "model") as folder:
         (folder / "a").write_text("1")
         assert not (tmp_path / "model").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -102,7 +113,7 @@ def test_a_new_folder_appears_whole(tmp_path: Path):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failed_new_folder_leaves_nothing(tmp_path: Path, error: type[BaseException]):
     def fill() -> None:
-        with artifacts.new_folder(tmp_path / "model") as folder:
+        with new_folder(tmp_path / "model") as folder:
             (folder / "a").write_text("1")
             raise error
 
@@ -114,29 +125,29 @@ def test_a_failed_new_folder_leaves_nothing(tmp_path: Path, error: type[BaseExce
 def test_what_a_killed_process_left_of_a_folder_is_thrown_away(tmp_path: Path):
     (tmp_path / "model.tmp").mkdir()
     (tmp_path / "model.tmp" / "old").write_text("half")
-    with artifacts.new_folder(tmp_path / "model") as folder:
+    with new_folder(tmp_path / "model") as folder:
         (folder / "new").write_text("whole")
     assert [p.name for p in (tmp_path / "model").iterdir()] == ["new"]
 
 
 def refused(folder: Path, text: str = "spec") -> str:
     with pytest.raises(OutputError) as caught:
-        artifacts.check_output(folder, text)
+        check_output(folder, text)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_new_or_empty_output_folder_gets_the_spec(tmp_path: Path):
-    artifacts.check_output(tmp_path / "a" / "b", "spec")
+    check_output(tmp_path / "a" / "b", "spec")
     assert (tmp_path / "a" / "b" / "spec.json").read_text() == "spec"
     (tmp_path / "empty").mkdir()
-    artifacts.check_output(tmp_path / "empty", "spec")
+    check_output(tmp_path / "empty", "spec")
     assert (tmp_path / "empty" / "spec.json").read_text() == "spec"
 
 
 def test_the_same_spec_may_go_on_in_its_folder_and_another_may_not(tmp_path: Path):
-    artifacts.check_output(tmp_path / "out", "spec")
-    artifacts.check_output(tmp_path / "out", "spec")
+    check_output(tmp_path / "out", "spec")
+    check_output(tmp_path / "out", "spec")
     assert "another spec" in refused(tmp_path / "out", "other")
 
 
@@ -168,7 +179,7 @@ def test_a_read_only_place_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_job_killed_between_its_folder_and_its_spec_can_start_again(tmp_path: Path):
     (tmp_path / "out" / ".work").mkdir(parents=True)
     (tmp_path / "out" / "spec.json.tmp").write_text("half")
-    artifacts.check_output(tmp_path / "out", "spec")
+    check_output(tmp_path / "out", "spec")
     assert (tmp_path / "out" / "spec.json").read_text() == "spec"
 
 
@@ -190,9 +201,9 @@ def full_disk(write) -> None:
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    artifacts.write_text(tmp_path / "a.json", "old")
+    write_text(tmp_path / "a.json", "old")
     monkeypatch.setattr(os, "fsync", no_space)
-    full_disk(lambda: artifacts.write_text(tmp_path / "a.json", "new"))
+    full_disk(lambda: write_text(tmp_path / "a.json", "new"))
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "old"
 
@@ -204,7 +215,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_tensors(tmp_path: Path, monk
         fail()
 
     monkeypatch.setattr("safetensors.torch.save_file", half)
-    full_disk(lambda: artifacts.write_tensors(tmp_path / "a.safetensors", {"w": torch.zeros(1)}))
+    full_disk(lambda: write_tensors(tmp_path / "a.safetensors", {"w": torch.zeros(1)}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -219,25 +230,25 @@ def test_other_write_errors_keep_their_kind(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "fsync", denied)
     with pytest.raises(PermissionError):
-        artifacts.write_text(tmp_path / "a", "x")
+        write_text(tmp_path / "a", "x")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_tensors_survive_their_file(tmp_path: Path):
     tensors = {"strided": torch.arange(6.0).view(2, 3).T, "whole": torch.tensor([1, 2]), "none": torch.zeros(0)}
-    artifacts.write_tensors(tmp_path / "a", tensors)
-    read = artifacts.read_tensors(tmp_path / "a")
+    write_tensors(tmp_path / "a", tensors)
+    read = read_tensors(tmp_path / "a")
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage garbage garbage", None])
 def test_a_file_that_is_no_tensor_file_is_broken(tmp_path: Path, content: bytes | None):
-    artifacts.write_tensors(tmp_path / "a", {"w": torch.zeros(100)})
+    write_tensors(tmp_path / "a", {"w": torch.zeros(100)})
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-40] if content is None else content)
     with pytest.raises(BrokenArtifact, match="not a readable safetensors file"):
-        artifacts.read_tensors(tmp_path / "a")
+        read_tensors(tmp_path / "a")
     with pytest.raises(BrokenArtifact):
-        artifacts.read_tensors(tmp_path / "nowhere")
+        read_tensors(tmp_path / "nowhere")
     with pytest.raises(BrokenArtifact):
-        artifacts.read_json(tmp_path / "a")
+        read_json(tmp_path / "a")

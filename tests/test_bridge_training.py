@@ -11,21 +11,21 @@ import torch
 from torch.nn import functional
 from worlds import VOCABULARY, environment, paths, random_gpt2, stop_after, tiny_bridge, tiny_pair
 
-from extractor.bridges import fused
+from extractor.bridges import chunked_loss
 from extractor.bridges.basis import sparsest_basis, with_sparse_heads, without_norms
-from extractor.bridges.coupled import Coupled, couple
+from extractor.bridges.chunked_loss import Target, in_chunks
 from extractor.bridges.crossing import Crossing
-from extractor.bridges.fused import Target, in_chunks
+from extractor.bridges.initialisation import ActivationAnnealing, normalise_sites, start_from_dense
 from extractor.bridges.losses import TERMS, bridge_loss, moments, sparse_residuals, variance_of
-from extractor.bridges.start import ActivationAnnealing, normalise_sites, start_from_dense
+from extractor.bridges.pair import Coupled, couple
 from extractor.bridges.train import BridgeTrainer, train_bridges
 from extractor.bridges.tuner import site_parameters
-from extractor.compute import Compute
-from extractor.dense.base import residuals, tail
-from extractor.dense.load import DenseModel
 from extractor.errors import SpecError
+from extractor.models.dense.base import residuals, tail
+from extractor.models.load import DenseModel
 from extractor.progress import Stopped
-from extractor.specs import BridgeSpec, SparseModelSpec, SparsitySpec
+from extractor.spec.schema import BridgeSpec, SparseModelSpec, SparsitySpec
+from extractor.training.compute import Compute
 
 SITES = 5
 EXACT = tiny_bridge(estimator="exact")
@@ -116,7 +116,7 @@ def test_chunks_give_the_values_and_gradients_of_the_whole(size: int):
 
 def test_no_more_logits_exist_at_once_than_asked_for(pair: Coupled, monkeypatch):
     """At V = 50,257 whole logits would be gigabytes; here a chunk is three tokens."""
-    monkeypatch.setattr(fused, "LOGITS_AT_ONCE", 3 * VOCABULARY)
+    monkeypatch.setattr(chunked_loss, "LOGITS_AT_ONCE", 3 * VOCABULARY)
     monkeypatch.setattr("extractor.bridges.losses.LOGITS_AT_ONCE", 3 * VOCABULARY)
     made: list[int] = []
     for head in (pair.sparse.lm_head, pair.adapter.base_model.model.lm_head):

@@ -10,11 +10,11 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from worlds import VOCABULARY, paths, python, random_gpt2, tiny_bridge, tiny_pair
 
-from extractor.bridges.coupled import Coupled, couple, open_coupled
+from extractor.bridges.pair import Coupled, couple, open_coupled
 from extractor.bridges.tuner import BridgeSite, Scaling, bridge_sites, site_parameters
-from extractor.dense.base import residuals
-from extractor.dense.load import DenseModel
 from extractor.errors import BrokenArtifact, NotFound
+from extractor.models.dense.base import residuals
+from extractor.models.load import DenseModel
 
 SITES = 5  # two layers: two sublayers each, and the place before the unembedding
 
@@ -134,7 +134,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 import extractor.bridges, extractor.sparse
 from extractor.bridges import bridge_sites
-from extractor.dense.base import residuals, tail, wrap_dense
+from extractor.models.dense.base import residuals, tail, wrap_dense
 torch.set_num_threads(1)
 here = Path(sys.argv[1])
 dense = AutoModelForCausalLM.from_pretrained(here / 'dense').eval()

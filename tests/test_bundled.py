@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
-from extractor.card import task_losses
-from extractor.data.tokenizer import load_tokenizer
-from extractor.models import bundled_models, open_model
-from extractor.objective import answer_margin, express, get_task, task_batch, task_loss
+from extractor.data.prompts import answer_margin, express, get_task, task_batch, task_loss
+from extractor.models.reference import bundled_models, open_model
+from extractor.models.tokenizer import load_tokenizer
+from extractor.training.model_card import task_losses
 
 FOLDER = open_model("python-tiny").path
 KNOWN = 18  # tasks of the twenty; all of them when it was made
@@ -33,8 +33,8 @@ def test_it_is_an_ordinary_gpt2(model):
 
 
 def test_its_card_names_the_command_that_makes_it_again():
-    from extractor.request import train_job
-    from extractor.specs import read_job
+    from extractor.jobs.request import train_job
+    from extractor.spec.schema import read_job
 
     command = next(line for line in CARD.splitlines() if line.startswith("extract train"))
     assert command.split() == "extract train --architecture gpt2 --preset tiny --seed 0 --corpus stdlib --corpus generated --wait".split()

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 from worlds import VOCABULARY, python
 
 import extractor.sparse  # noqa: F401 - registers the architecture
-from extractor.checkpoint_import import import_checkpoint
-from extractor.data.tokenizer import save_tokenizer
 from extractor.errors import BrokenArtifact, ExtractorError, OutputError, UnsupportedModel, UsageError
+from extractor.models.openai_import import import_checkpoint
+from extractor.models.tokenizer import save_tokenizer
 
 SINK = "transformer.h.0.attn.attn_imp.sink_logit"
 
@@ -179,9 +179,9 @@ def test_an_imported_model_generates_and_runs_beyond_nothing_it_has_no_positions
 
 @pytest.mark.parametrize("where", ["beside", "given"])
 def test_with_a_tokenizer_the_import_is_a_model_one_can_submit(tmp_path: Path, tokenizer, where: str):
-    from extractor.dense.load import load_model
-    from extractor.models import open_model
-    from extractor.request import circuit_job
+    from extractor.jobs.request import circuit_job
+    from extractor.models.load import load_model
+    from extractor.models.reference import open_model
 
     folder = write(tmp_path / "in", *random_checkpoint(vocab_size=VOCABULARY))
     words = folder if where == "beside" else tmp_path / "words"

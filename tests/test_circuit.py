@@ -9,11 +9,12 @@ import micro
 import pytest
 import torch
 
-from extractor.circuit import Calibration, Circuit, Edge, Node, count_edges, edges_between, links, live_nodes
-from extractor.describe import describe_nodes
-from extractor.sites import node_id, record, widths
-from extractor.sparse.train import new_sparse_gpt
-from extractor.specs import SparseModelSpec
+from extractor.circuits.circuit import Calibration, Circuit, Edge, Node
+from extractor.circuits.graph import count_edges, edges_between, links, live_nodes
+from extractor.circuits.node_labels import describe_nodes
+from extractor.circuits.sites import node_id, record, widths
+from extractor.spec.schema import SparseModelSpec
+from extractor.training.train_sparse import new_sparse_gpt
 
 
 def all_kept(model) -> dict[str, torch.Tensor]:
@@ -193,8 +194,8 @@ def test_q_and_k_live_with_a_used_v_of_their_head():
 
 def test_dead_nodes_of_a_random_model_do_not_matter():
     """Replacing every dead node by its mean leaves the logits alone, wherever the mean is what an unvarying node has."""
-    from extractor.pruning.graph import NodeIndex
-    from extractor.pruning.reference import masked_margin
+    from extractor.circuits.graph import NodeIndex
+    from extractor.circuits.reference import masked_margin
 
     model = micro.micro_model()
     batch, means, index = micro.micro_batch(), micro.micro_means(model), NodeIndex.of(model)

@@ -20,14 +20,14 @@ from test_sparse_model import small_model
 from torch import Tensor
 from worlds import ROOT, python
 
-from extractor.artifacts import read_tensors, write_json, write_tensors
-from extractor.circuit import Calibration, Circuit, Edge, Node, links
-from extractor.compiled import CompiledCircuit, compile_circuit
-from extractor.errors import BrokenArtifact, UsageError
-from extractor.objective import TaskBatch, task_loss
-from extractor.pruning.graph import Graph, NodeIndex, graph_of, present_edges
-from extractor.pruning.reference import masked_margin
-from extractor.sites import node_id
+from extractor.circuits.circuit import Calibration, Circuit, Edge, Node
+from extractor.circuits.compiled import CompiledCircuit, compile_circuit, graph_of
+from extractor.circuits.graph import Graph, NodeIndex, links, present_edges
+from extractor.circuits.reference import masked_margin
+from extractor.circuits.sites import node_id
+from extractor.data.prompts import TaskBatch, task_loss
+from extractor.errors import BrokenArtifact
+from extractor.files import read_tensors, write_json, write_tensors
 
 WORDS = 50
 KINDS: dict[str, dict] = {
@@ -187,7 +187,7 @@ def test_a_saved_circuit_needs_no_model(tmp_path: Path):
         """
 import sys
 from pathlib import Path
-from extractor.artifacts import read_tensors
+from extractor.files import read_tensors
 from extractor.compiled import CompiledCircuit
 print(CompiledCircuit.load(Path(sys.argv[1]))(**read_tensors(Path(sys.argv[1]) / "prompts.safetensors")).tolist())
 """,
@@ -282,7 +282,7 @@ def test_tables_are_made_a_few_tokens_at_a_time(kind: str, monkeypatch: pytest.M
     world = World(kind)
     graph = world.graph(0.3, 0.5)
     whole = world.compiled(graph).state_dict()
-    monkeypatch.setattr("extractor.compiled._AT_ONCE", 7 * WORDS)
+    monkeypatch.setattr("extractor.circuits.compiled._AT_ONCE", 7 * WORDS)
     parts = world.compiled(graph).state_dict()
     assert whole.keys() == parts.keys()
     assert all(torch.allclose(whole[name], parts[name], rtol=1e-6, atol=1e-6) for name in whole)
@@ -302,17 +302,15 @@ def test_a_circuits_lists_become_the_graph_they_were_made_from(kind: str):
 
 
 @every_kind
-def test_a_circuit_compiles_itself(kind: str):
+def test_a_circuit_compiles(kind: str):
     world = World(kind)
     for edges in (None, 0.5):
         graph = world.graph(0.3, edges)
         circuit = world.circuit(graph)
         wanted = world.wanted(graph)
-        assert_same(margins(circuit.compile(world.model, world.base, world.batch.correct), world.batch), wanted)
-        two = replace(circuit, answers=("a", "b"), answer_ids=(4, 9)).compile(world.model, world.base)
-        assert two.answers.tolist() == [4, 9]
-        with pytest.raises(UsageError, match="say which tokens may be answers"):
-            circuit.compile(world.model, world.base)
+        assert_same(
+            margins(compile_circuit(world.model, world.base, graph_of(circuit, world.model), world.batch.correct), world.batch), wanted
+        )
 
 
 def no_weight(world: World) -> Edge:
@@ -338,7 +336,7 @@ def test_a_circuit_that_does_not_fit_the_model_is_one_clear_line(how: str):
     change, said = MISFITS[how]
     circuit = change(world.circuit(Graph(torch.ones(len(world.index), dtype=torch.bool))), world)
     with pytest.raises(BrokenArtifact, match=f"^the circuit of 't' does not fit the model: .*{said}"):
-        circuit.compile(world.model, world.base, torch.tensor([1, 2]))
+        graph_of(circuit, world.model)
 
 
 @pytest.mark.parametrize("edges", [None, 0.5], ids=["all_edges", "some_edges"])

@@ -12,13 +12,13 @@ import pytest
 import torch
 from worlds import ROOT, VOCABULARY, environment
 
-from extractor import ranks
-from extractor.compute import Compute
 from extractor.errors import ExtractorError, OutOfMemory, SpecError
 from extractor.progress import Progress, Stopped
-from extractor.sparse.train import new_sparse_gpt, train_sparse
-from extractor.specs import OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
-from extractor.training import next_token_loss
+from extractor.spec.schema import OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
+from extractor.training import distributed
+from extractor.training.compute import Compute
+from extractor.training.loop import next_token_loss
+from extractor.training.train_sparse import new_sparse_gpt, train_sparse
 
 SHAPE = SparseModelSpec(n_layer=1, d_model=16, d_head=8, mlp_ratio=2, n_ctx=16)
 OPTIM = OptimSpec(steps=8, batch=6, context=16, lr=0.05)
@@ -122,7 +122,7 @@ def losses(folder: Path) -> list[float]:
 
 def train(spec: TrainSpec, corpus, folder: Path, processes: int, monkeypatch: pytest.MonkeyPatch, progress: Progress | None = None):
     monkeypatch.setenv("EXTRACT_PROCESSES", str(processes))
-    return ranks.train_model(spec, corpus, VOCABULARY, 0, environment(folder, progress)).state_dict()
+    return distributed.train_model(spec, corpus, VOCABULARY, 0, environment(folder, progress)).state_dict()
 
 
 def test_two_ranks_give_the_weights_of_one_and_can_be_stopped(corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -176,7 +176,7 @@ class Short:
 def test_a_wrong_number_of_processes_is_refused(text: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("EXTRACT_PROCESSES", text)
     with pytest.raises(SpecError, match="EXTRACT_PROCESSES"):
-        ranks.process_count()
+        distributed.process_count()
 
 
 def test_tensorboard_events_hold_every_logged_step_once_also_after_a_stop(corpus, tmp_path: Path):
@@ -201,8 +201,8 @@ def test_tensorboard_events_hold_every_logged_step_once_also_after_a_stop(corpus
 def test_the_ranks_leave_when_their_engine_is_gone(tmp_path: Path):
     code = """
 import os, sys, threading
-from extractor import ranks
-threading.Thread(target=ranks._leave_with_engine, args=(int(sys.argv[1]),), daemon=True).start()
+from extractor.training import distributed
+threading.Thread(target=distributed._leave_with_engine, args=(int(sys.argv[1]),), daemon=True).start()
 threading.Event().wait(60)
 """
     gone = subprocess.Popen([sys.executable, "-c", "pass"])

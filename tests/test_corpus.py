@@ -12,13 +12,15 @@ import torch
 from worlds import CORPUS
 
 from extractor.data import corpus as corpus_module
-from extractor.data.corpus import Corpus, build_corpus, check_sources, corpus_for, documents
+from extractor.data.build_corpus import build_corpus, corpus_for
+from extractor.data.corpus import Corpus
 from extractor.data.programs import programs
 from extractor.data.shards import is_held_out
-from extractor.data.tokenizer import open_tokenizer, resolve_tokenizer, train_tokenizer
+from extractor.data.sources import check_sources, documents
 from extractor.errors import BrokenArtifact, SpecError
+from extractor.models.tokenizer import open_tokenizer, resolve_tokenizer, train_tokenizer
 from extractor.progress import Progress, Stopped
-from extractor.specs import CorpusSpec, TrainSpec
+from extractor.spec.schema import CorpusSpec, TrainSpec
 
 
 def of(*sources: Path | str) -> CorpusSpec:

@@ -23,9 +23,9 @@ from transformers import (
 from transformers.activations import ACT2FN
 from worlds import python, random_gpt2
 
-from extractor.dense.base import GPTWeights, Norm, dense_types, residuals, tail, unsupported, wrap_dense
-from extractor.dense.train import cosine
 from extractor.errors import UnsupportedModel
+from extractor.models.dense.base import GPTWeights, Norm, dense_types, residuals, tail, unsupported, wrap_dense
+from extractor.training.train_gpt2 import cosine
 
 VOCABULARY = 50
 POSITIONS = 16
@@ -276,7 +276,7 @@ def test_other_blocks_have_no_neutral_weights(model):
 
 def test_the_supported_types_are_the_files_and_need_no_torch():
     assert dense_types() == ("gpt2", "gpt_neo", "llama")
-    code = "import sys; from extractor.dense.base import dense_types; print(*dense_types(), 'torch' in sys.modules)"
+    code = "import sys; from extractor.models.dense.base import dense_types; print(*dense_types(), 'torch' in sys.modules)"
     assert python(code).split() == [*dense_types(), "False"]
 
 

@@ -26,9 +26,9 @@ import yaml
 from worlds import ROOT
 
 from worker import cli, settings
-from worker.app import KEY_PREFIX
-from worker.routing import GB, all_queues, queues_for
-from worker.server import find_binary
+from worker.broker.app import KEY_PREFIX
+from worker.broker.embedded_redis import find_binary
+from worker.broker.routing import GB, all_queues, queues_for
 
 DEPLOY = ROOT / "deploy"
 METRICS = {

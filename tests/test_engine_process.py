@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from worlds import CORPUS, ROOT
 
-from extractor import artifacts
+from extractor import files
 from extractor.__main__ import main
-from extractor.pipeline import run_job
+from extractor.jobs.run import run_job
 from extractor.progress import Progress
-from extractor.specs import JobSpec, OptimSpec, SparseModelSpec, TrainSpec, to_json
+from extractor.spec.schema import JobSpec, OptimSpec, SparseModelSpec, TrainSpec, to_json
 
 SHAPE = SparseModelSpec(n_layer=1, d_model=16, d_head=8, mlp_ratio=2, n_ctx=16)
 
@@ -80,7 +80,7 @@ def test_a_job_tells_its_events_as_json_lines_and_leaves_its_manifest(home: Path
     last = [e for e in events if e["event"] == "progress"][-1]
     assert (last["stage"], last["step"], last["total"]) == ("train", 30, 30)
     assert "loss" in last["metrics"]
-    artifacts.verify_manifest(home / "out")
+    files.verify_manifest(home / "out")
     assert not (home / "out" / ".work").exists()
 
 
@@ -107,7 +107,7 @@ def test_a_termination_asks_for_a_checkpoint_and_the_same_command_resumes(home: 
     code, events, _ = run(home, spec)
     assert code == 0
     assert {"event": "note", "stage": "train", "message": f"resumed train at step {stopped_at}"} in events
-    artifacts.verify_manifest(home / "out")
+    files.verify_manifest(home / "out")
     steps = [json.loads(line)["step"] for line in (home / "out" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
 
@@ -121,7 +121,7 @@ def test_a_killed_job_resumes_from_its_checkpoint(home: Path):
     events: list[dict] = []
     run_job(spec, home / "out", Progress(events.append), threads=1)
     assert any(e["event"] == "note" and e["message"].startswith("resumed train at step") for e in events)
-    artifacts.verify_manifest(home / "out")
+    files.verify_manifest(home / "out")
 
 
 def test_a_guarded_engine_ends_with_its_supervisor(home: Path):
@@ -143,7 +143,7 @@ def test_a_listener_that_goes_away_does_not_stop_the_work(home: Path):
     assert process.wait(timeout=120) == 0
     assert process.stdin is not None
     process.stdin.close()
-    artifacts.verify_manifest(home / "out")
+    files.verify_manifest(home / "out")
 
 
 def circuit(**changes: object) -> str:

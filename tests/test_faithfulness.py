@@ -14,23 +14,24 @@ from torch import Tensor
 from torch.nn import functional
 from worlds import CORPUS, VOCABULARY, paths, tiny_pair
 
-from extractor.ablation import measure_means
 from extractor.bridges import faithfulness as measured
-from extractor.bridges.coupled import Coupled, couple
 from extractor.bridges.faithfulness import bigram_loss, circuit_through_bridges, dense_margins, faithfulness, prompt_agreement
+from extractor.bridges.initialisation import start_from_dense
 from extractor.bridges.losses import sparse_residuals
-from extractor.bridges.start import start_from_dense
-from extractor.data.corpus import Corpus, build_corpus
-from extractor.data.tokenizer import load_tokenizer
-from extractor.dense.base import residuals, tail
-from extractor.dense.load import load_dense
-from extractor.models import open_model
-from extractor.objective import TaskBatch
-from extractor.pruning.calibration import calibrate
-from extractor.pruning.graph import Graph, NodeIndex
+from extractor.bridges.pair import Coupled, couple
+from extractor.circuits.calibration import calibrate
+from extractor.circuits.graph import Graph, NodeIndex
+from extractor.circuits.mean_activations import measure_means
+from extractor.data.build_corpus import build_corpus
+from extractor.data.corpus import Corpus
+from extractor.data.prompts import TaskBatch
+from extractor.models.dense.base import residuals, tail
+from extractor.models.load import load_dense
+from extractor.models.reference import open_model
+from extractor.models.tokenizer import load_tokenizer
 from extractor.sparse.bigram import Counts
-from extractor.sparse.train import fill_bigram
-from extractor.specs import BridgeSpec, SparseModelSpec
+from extractor.spec.schema import BridgeSpec, SparseModelSpec
+from extractor.training.train_sparse import fill_bigram
 
 SITES, ROWS, CONTEXT = 5, 6, 16
 EXACT = BridgeSpec(init="dense", encoder_frac=1.0, model=SparseModelSpec(d_model=144, activation_frac=1.0))

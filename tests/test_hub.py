@@ -15,7 +15,7 @@ from gpt2_sized import VOCABULARY, write_gpt2_sized
 from local_hub import TOKEN, LocalHub, Repository, hub_environment, serve
 from worlds import python
 
-from extractor.hub import refusal
+from extractor.models.hub import refusal
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 OLD = "89abcdef0123456789abcdef0123456789abcdef"
@@ -70,7 +70,7 @@ def hub(files: dict[str, bytes]) -> Iterator[LocalHub]:
 ASK = """
 import json, sys
 from extractor.errors import ExtractorError
-from extractor.models import open_model, resolve
+from extractor.models.reference import open_model, resolve
 found = []
 for reference in sys.argv[2:]:
     try:
@@ -215,11 +215,11 @@ def test_what_a_job_names_is_not_trusted(hub: LocalHub, tmp_path: Path):
 
 LOAD = """
 import json, sys
-from extractor.data.tokenizer import load_tokenizer
-from extractor.dense.load import load_dense
+from extractor.models.tokenizer import load_tokenizer
+from extractor.models.load import load_dense
 from extractor.errors import TaskNotExpressible
-from extractor.models import open_model, resolve
-from extractor.objective import express
+from extractor.models.reference import open_model, resolve
+from extractor.data.prompts import express
 from tasks import find_task, task_names
 source = open_model(resolve(sys.argv[1]))
 dense = load_dense(source)

@@ -13,10 +13,10 @@ from local_hub import LocalHub, Repository, serve
 from safetensors.torch import load_file, save_file
 from worlds import python, random_gpt2
 
-from extractor.dense.load import load_dense
 from extractor.errors import BrokenArtifact, ExtractorError, ModelNotFound, UnsupportedModel
-from extractor.models import open_adapter, open_model, resolve, resolve_pair
-from extractor.specs import parse_job
+from extractor.models.load import load_dense
+from extractor.models.reference import open_adapter, open_model, resolve, resolve_pair
+from extractor.spec.schema import parse_job
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 OLD = "89abcdef0123456789abcdef0123456789abcdef"
@@ -249,7 +249,7 @@ def test_nothing_is_fetched_while_loading(gpt2_folder: Path, lora: Path, tmp_pat
     code = (
         "import socket, sys\ndef deny(*_): raise SystemExit('the network was used')\n"
         "socket.socket.connect = socket.getaddrinfo = deny\n"
-        "from extractor.dense.load import load_dense\nfrom extractor.models import open_adapter, open_model\n"
+        "from extractor.models.load import load_dense\nfrom extractor.models.reference import open_adapter, open_model\n"
         "print(load_dense(open_model(sys.argv[1]), open_adapter(sys.argv[2])).facts['merged'])"
     )
     assert python(code, str(gpt2_folder), str(lora), env={"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}).split() == ["True"]
@@ -270,8 +270,8 @@ print(json.dumps(found))
 """
 MERGE = """
 import sys
-from extractor.dense.load import load_dense
-from extractor.models import open_adapter, open_model
+from extractor.models.load import load_dense
+from extractor.models.reference import open_adapter, open_model
 dense = load_dense(open_model(sys.argv[1]), open_adapter(sys.argv[2]))
 print(dense.name, dense.facts["merged"], sep=chr(10))
 """

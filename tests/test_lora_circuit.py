@@ -24,10 +24,10 @@ def make_lora(folder: Path) -> None:
     """90 steps on prompts of the task, every one answered with the other quote."""
     from peft import LoraConfig, get_peft_model
 
-    from extractor.data.tokenizer import load_tokenizer
-    from extractor.dense.load import load_model
-    from extractor.models import open_model
-    from extractor.objective import express, get_task, task_batch
+    from extractor.data.prompts import express, get_task, task_batch
+    from extractor.models.load import load_model
+    from extractor.models.reference import open_model
+    from extractor.models.tokenizer import load_tokenizer
 
     source = open_model("python-tiny")
     batch = task_batch(express(get_task(TASK), load_tokenizer(source.path)), load_tokenizer(source.path), "train", 1024, 0, 48)
@@ -49,10 +49,10 @@ def make_lora(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_circuit_of_a_tuned_model_does_what_the_tuning_taught(tmp_path: Path, monkeypatch):
-    from extractor.dense.load import load_model
-    from extractor.models import open_model
-    from extractor.pipeline import run_job
-    from extractor.request import circuit_job
+    from extractor.jobs.request import circuit_job
+    from extractor.jobs.run import run_job
+    from extractor.models.load import load_model
+    from extractor.models.reference import open_model
 
     monkeypatch.setenv("EXTRACT_CACHE_DIR", str(tmp_path / "cache"))
     threads = torch.get_num_threads()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from extractor.specs import OptimSpec, SparseModelSpec, TrainSpec
-from extractor.sweeps.match import Candidate, Match, at_width, search
+from extractor.spec.schema import OptimSpec, SparseModelSpec, TrainSpec
+from extractor.training.width_search import Candidate, Match, at_width, search
 
 SPEC = TrainSpec(model=SparseModelSpec(d_model=128, d_head=16), optim=OptimSpec(lr=0.15), match_loss=2.0)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from extractor.dense.base import dense_types
-from extractor.dense.load import load_dense, load_model
 from extractor.errors import BrokenArtifact, ModelNotFound, SpecError, UnsupportedModel
-from extractor.models import ModelFolder, inspect_folder, open_model, resolve
+from extractor.models.dense.base import dense_types
+from extractor.models.load import load_dense, load_model
+from extractor.models.reference import ModelFolder, inspect_folder, open_model, resolve
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_missing_tensors_are_counted(copy: Path):
 
 
 def test_a_model_without_a_tokenizer_is_refused(copy: Path):
-    from extractor.data.tokenizer import load_tokenizer
+    from extractor.models.tokenizer import load_tokenizer
 
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (copy / name).unlink()
@@ -258,7 +258,7 @@ def test_a_model_without_a_tokenizer_is_refused(copy: Path):
 
 
 def test_gpt2s_older_tokenizer_files_do_too(copy: Path, tokenizer):
-    from extractor.data.tokenizer import load_tokenizer
+    from extractor.models.tokenizer import load_tokenizer
 
     tokenizer.model.save(str(copy))
     (copy / "tokenizer.json").unlink()

@@ -10,10 +10,11 @@ import pytest
 import torch
 from worlds import VOCABULARY, random_gpt2
 
-from extractor.data.corpus import build_corpus, documents
-from extractor.data.nature import AUTO, bits_per_character, default_sources, nature_of, prose
-from extractor.request import circuit_job
-from extractor.specs import CorpusSpec
+from extractor.data.build_corpus import build_corpus
+from extractor.data.sources import AUTO, default_sources, documents, prose
+from extractor.data.text_kind import bits_per_character, nature_of
+from extractor.jobs.request import circuit_job
+from extractor.spec.schema import CorpusSpec
 
 
 def trained_on(texts: list[str], tokenizer):

@@ -7,7 +7,7 @@ import torch
 from test_sparse_model import small_model, tokens
 from torch.nn import functional
 
-from extractor import sites
+from extractor.circuits import sites
 from extractor.sparse.configuration_sparse_gpt import PLACES
 
 BATCH, LENGTH, HEADS, CHANNELS = 2, 10, 4, 8

@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from extractor.circuit import Calibration, Circuit, Edge, Node
-from extractor.picture import NEGATIVE, POSITIVE, drawing, layout, to_svg, visible, write_png
-from extractor.report import Example, headline, write_report
-from extractor.report_validation_plots import effects_plot
-from extractor.sites import PLACES
+from extractor.circuits.circuit import Calibration, Circuit, Edge, Node
+from extractor.circuits.sites import PLACES
+from extractor.report.page import Example, headline, write_report
+from extractor.report.picture import NEGATIVE, POSITIVE, drawing, layout, to_svg, visible, write_png
+from extractor.report.validation_plots import effects_plot
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = ("</title><script>alert(1)</script>", "\x00", "&", '" onload="x', "\ud800", "\u202e", "]]>", "\ufffe", "é漢")
@@ -628,9 +628,9 @@ def test_why_a_target_was_missed_is_said_and_stays_text(tmp_path):
 
 
 def test_steering_is_told_where_it_was_measured(tmp_path, monkeypatch):
-    told = types.ModuleType("extractor.report_steering")
+    told = types.ModuleType("extractor.report.steering")
     told.steering_section = lambda result: f"<p>steered {result['steering']}</p>"
-    monkeypatch.setitem(sys.modules, "extractor.report_steering", told)
+    monkeypatch.setitem(sys.modules, "extractor.report.steering", told)
     assert "<p>steered 7</p>" in written(tmp_path, tiny(), steering=7)
     assert "steered" not in written(tmp_path, tiny())
 

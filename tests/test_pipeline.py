@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from test_arrows import TRAVELLING
 from worlds import ROOT
 
-from extractor import artifacts
-from extractor.circuit import Circuit, count_edges
+from extractor import files
+from extractor.circuits.circuit import Circuit
+from extractor.circuits.graph import count_edges
+from extractor.data.task_choice import choose
 from extractor.errors import (
     BrokenArtifact,
     ExtractorError,
@@ -28,10 +30,9 @@ from extractor.errors import (
     UnknownTask,
     UnsupportedModel,
 )
-from extractor.pipeline import run_job
+from extractor.jobs.run import run_job
 from extractor.progress import Progress, Stopped
-from extractor.specs import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, TrainSpec
-from extractor.task_sources import choose
+from extractor.spec.schema import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, TrainSpec
 from tasks import find_task
 from tasks.base import SPLITS
 from tasks.words import NOUNS
@@ -140,7 +141,7 @@ def test_a_train_job_leaves_a_model_its_card_and_its_numbers(dense: Path):
             )
         ),
     }
-    artifacts.verify_manifest(dense)
+    files.verify_manifest(dense)
     numbers = json.loads((dense / "result.json").read_text())
     assert set(numbers) == {
         "model",
@@ -162,8 +163,8 @@ def test_a_train_job_leaves_a_model_its_card_and_its_numbers(dense: Path):
 def test_a_train_jobs_numbers_are_those_of_its_model(dense: Path, loops: CorpusSpec):
     from transformers import AutoModelForCausalLM
 
-    from extractor.data.corpus import build_corpus
-    from extractor.data.tokenizer import load_tokenizer
+    from extractor.data.build_corpus import build_corpus
+    from extractor.models.tokenizer import load_tokenizer
 
     model = AutoModelForCausalLM.from_pretrained(dense / "model").eval()
     numbers = json.loads((dense / "result.json").read_text())
@@ -188,7 +189,7 @@ def test_a_circuit_job_leaves_exactly_the_documented_files(result: Path):
         *(f"model/bridges/{name}" for name in bridges),
         *(f"circuits/{TASK}/{name}" for name in circuit),
     }
-    assert set(artifacts.verify_manifest(result)) == files_of(result) - {"manifest.json"}
+    assert set(files.verify_manifest(result)) == files_of(result) - {"manifest.json"}
 
 
 def test_the_result_has_exactly_the_documented_keys(result: Path):
@@ -255,8 +256,8 @@ def test_the_circuit_is_made_of_nodes_and_edges_of_the_saved_model(result: Path)
 
 
 def test_the_held_out_pairs_share_no_prompt_with_the_others(result: Path, dense: Path):
-    from extractor.data.tokenizer import load_tokenizer
-    from extractor.objective import express, task_batch
+    from extractor.data.prompts import express, task_batch
+    from extractor.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(dense / "model")
     pairs = load_file(result / "circuits" / TASK / "held_out.safetensors")
@@ -308,9 +309,9 @@ def test_the_stages_are_told_in_order(result: Path, events: list[dict]):
 
 def test_the_twin_opens_around_the_dense_model_it_was_made_for_with_the_numbers_it_was_told_by(result: Path, dense: Path):
     from extractor.bridges.faithfulness import faithfulness
-    from extractor.data.corpus import build_corpus
-    from extractor.data.tokenizer import load_tokenizer
-    from extractor.twin import open_twin
+    from extractor.bridges.pair import open_twin
+    from extractor.data.build_corpus import build_corpus
+    from extractor.models.tokenizer import load_tokenizer
 
     told = numbers_of(result)["bridge"]
     assert json.loads((result / "model" / "faithfulness.json").read_text()) == {k: told[k] for k in told if k not in ("prompts", "circuit")}
@@ -334,10 +335,10 @@ def test_a_second_task_on_the_same_twin_still_knows_its_dense_model(result: Path
 
 def test_with_the_models_own_labels_the_right_answer_is_what_it_says(result: Path, loops: CorpusSpec, tmp_path: Path, monkeypatch):
     spec = circuit_spec(result / "model", loops, labels="model", prune=PRUNE.model_copy(update={"steps": 2}))
-    monkeypatch.setattr("extractor.extraction.RARER_ANSWER", 0.49)
+    monkeypatch.setattr("extractor.jobs.find_circuit.RARER_ANSWER", 0.49)
     with pytest.raises(TaskNotExpressible, match="there is no choice to explain"):
         run_job(spec, tmp_path / "one-sided", threads=1)
-    monkeypatch.setattr("extractor.extraction.RARER_ANSWER", 0.001)
+    monkeypatch.setattr("extractor.jobs.find_circuit.RARER_ANSWER", 0.001)
     run_job(spec, tmp_path / "out", threads=1)
     assert numbers_of(tmp_path / "out")["bridge"]["prompts"]["accuracy"]["dense"] == 1.0
     pairs = load_file(tmp_path / "out" / "circuits" / TASK / "held_out.safetensors")
@@ -453,7 +454,7 @@ def test_a_target_out_of_reach_is_reported_and_not_hidden(result: Path, loops: C
     assert numbers["meets_target"] is False
     assert "target 1e-06" in numbers["why"]
     assert 0 < numbers["loss"]["circuit"] <= numbers["loss"]["full"] + 0.1
-    artifacts.verify_manifest(tmp_path / "out")
+    files.verify_manifest(tmp_path / "out")
 
 
 def test_a_handful_of_held_out_pairs_will_do(result: Path, loops: CorpusSpec, tmp_path: Path):
@@ -504,7 +505,7 @@ def several(three: JobSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 def test_a_circuit_job_of_several_tasks_bridges_once_and_tells_of_each_task(several: tuple[Path, list[dict]], own_task: Path):
     out, told = several
-    artifacts.verify_manifest(out)
+    files.verify_manifest(out)
     stages = [(e["stage"], e["index"], e["of"]) for e in told if e["event"] == "stage"]
     names = [f"{stage} {task}" for task in (TASK, "my_loops") for stage in ("prune", "validate", "report")]
     assert stages == [("corpus", 1, 11), ("bridge", 2, 11), *((name, number, 11) for number, name in enumerate(names, 6))]
@@ -591,7 +592,7 @@ def test_a_result_that_an_earlier_version_specified_in_its_words_goes_on(result:
     del before["task_files"]
     (copy / "spec.json").write_text(json.dumps(before))
     (copy / "manifest.json").unlink()
-    artifacts.write_manifest(copy)
+    files.write_manifest(copy)
     told: list[dict] = []
     run_job(spec, copy, Progress(told.append), threads=1)
     assert told == []
@@ -644,7 +645,7 @@ def both(trained_and_pruned: JobSpec, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_a_train_job_with_tasks_leaves_their_circuits_and_says_of_each_how_it_went(both: tuple[Path, list[dict]]):
     out, _ = both
-    artifacts.verify_manifest(out)
+    files.verify_manifest(out)
     numbers = json.loads((out / "result.json").read_text())
     refused, found = numbers["circuits"]["bracket_counting"], numbers["circuits"][TASK]
     assert refused["nodes"] is refused["edges"] is refused["loss"] is None
@@ -712,7 +713,7 @@ def test_a_circuit_too_large_to_look_at_is_left_without_a_picture(both, trained_
     out = Path(shutil.copytree(both[0], tmp_path / "copy"))
     (out / "manifest.json").unlink()
     shutil.rmtree(out / "circuits")
-    monkeypatch.setattr("extractor.extraction.MOST_DRAWN", 3)
+    monkeypatch.setattr("extractor.jobs.context.MOST_DRAWN", 3)
     run_job(trained_and_pruned, out, threads=1)
     left = {p.name for p in (out / "circuits" / TASK).iterdir()}
     assert left == {"circuit.json", "result.json", "means.safetensors", "held_out.safetensors", "compiled.safetensors"}
@@ -788,7 +789,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_job_can_go_on(sparse_train: Jo
             run_job(sparse_train, tmp_path / "out", threads=1)
     assert not [name for name in files_of(tmp_path / "out") if name.endswith(".tmp")]
     run_job(sparse_train, tmp_path / "out", threads=1)
-    artifacts.verify_manifest(tmp_path / "out")
+    files.verify_manifest(tmp_path / "out")
 
 
 def test_a_disk_that_is_full_when_the_model_is_saved_is_one_line(sparse_train: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

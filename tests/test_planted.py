@@ -10,17 +10,16 @@ import pytest
 import torch
 from worlds import environment
 
-from extractor.circuit import count_edges, live_nodes
-from extractor.data.tokenizer import load_tokenizer
-from extractor.models import open_model
-from extractor.objective import task_loss
-from extractor.pruning.calibration import calibrate_all
-from extractor.pruning.engine import find_circuits
-from extractor.pruning.graph import Graph, NodeIndex
+from extractor.circuits.calibration import calibrate_all
+from extractor.circuits.graph import Graph, NodeIndex, count_edges, live_nodes
+from extractor.circuits.reference import masked_margin
+from extractor.circuits.sites import record
+from extractor.data.prompts import task_loss
+from extractor.models.reference import open_model
+from extractor.models.tokenizer import load_tokenizer
 from extractor.pruning.problem import Problem
-from extractor.pruning.reference import masked_margin
-from extractor.sites import record
-from extractor.specs import PruneSpec
+from extractor.pruning.prune import find_circuits
+from extractor.spec.schema import PruneSpec
 
 QUOTE, BRACKET = "quote_close", "bracket_counting"
 PLANTS = [

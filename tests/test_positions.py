@@ -17,21 +17,21 @@ from test_formats import variant
 from test_sparse_model import small_model
 from worlds import CORPUS, ROOT, VOCABULARY, environment
 
-from extractor.artifacts import write_json, write_tensors
-from extractor.circuit import Calibration, Circuit, Node, edges_between, live_nodes
-from extractor.data.tokenizer import save_tokenizer
-from extractor.describe import describe_nodes
-from extractor.objective import TaskBatch, task_loss
-from extractor.picture import layout, to_svg
-from extractor.pipeline import run_job
-from extractor.pruning.engine import find_circuits
-from extractor.pruning.graph import Graph, NodeIndex
+from extractor.circuits.circuit import Calibration, Circuit, Node
+from extractor.circuits.graph import Graph, NodeIndex, edges_between, live_nodes
+from extractor.circuits.node_labels import describe_nodes
+from extractor.circuits.reference import masked_margin
+from extractor.circuits.sites import node_id, widths
+from extractor.data.prompts import TaskBatch, task_loss
+from extractor.files import write_json, write_tensors
+from extractor.jobs.run import run_job
+from extractor.models.tokenizer import save_tokenizer
 from extractor.pruning.problem import Problem
-from extractor.pruning.reference import masked_margin
-from extractor.sites import node_id, widths
+from extractor.pruning.prune import find_circuits
+from extractor.report.picture import layout, to_svg
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
-from extractor.specs import BridgeSpec, JobSpec, PruneSpec
-from extractor.validation import validate
+from extractor.spec.schema import BridgeSpec, JobSpec, PruneSpec
+from extractor.validation.validate import validate
 
 PATH = ("0.mlp.act_in.4", "0.mlp.post_act.0", "0.mlp.resid_delta.3")
 

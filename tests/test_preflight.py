@@ -11,18 +11,18 @@ from benchmarks.measure import in_fresh_process
 from local_hub import LocalHub, Repository, serve
 from worlds import VOCABULARY, python, random_gpt2
 
-from extractor import machine, plan_text, preflight, units
-from extractor.bridges.coupled import couple
+from extractor.bridges.pair import couple
 from extractor.bridges.tuner import site_parameters
-from extractor.data.tokenizer import save_tokenizer
 from extractor.errors import SpecError
-from extractor.machine import Speed, ram_at_hand
-from extractor.plan_text import describe
-from extractor.preflight import check, fitting, plan, plan_with
-from extractor.presets import bridge_spec
+from extractor.jobs.cost import bridging, hardware, units
+from extractor.jobs.cost.bridging import check, fitting, plan, plan_with
+from extractor.jobs.cost.hardware import Speed, ram_at_hand
+from extractor.jobs.cost.text import describe, line, to_json
+from extractor.models.tokenizer import save_tokenizer
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
-from extractor.sparse.projection import constraints
-from extractor.specs import BridgeSpec, OptimSpec, SparseModelSpec, SparsitySpec
+from extractor.spec.presets import bridge_spec
+from extractor.spec.schema import BridgeSpec, OptimSpec, SparseModelSpec, SparsitySpec
+from extractor.training.projection import constraints
 
 GB = 10**9
 GPT2 = {"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}
@@ -87,7 +87,7 @@ def test_the_known_sizes_of_gpt2():
     assert found.parameters["dense"] == 124_439_808
     assert found.parameters["bridges"] == 25 * (2 * 768 * 1024 + 768 + 1024)
     assert found.tokens == 2000 * 16 * 64
-    told = plan_text.line(found, 24 * GB, Speed(5e10, 1e10))
+    told = line(found, 24 * GB, Speed(5e10, 1e10))
     assert told.startswith("12 layers, 50,257 tokens: 256 M sparse + 124 M dense + 39.4 M bridge parameters; ")
     assert told.endswith("for 2,000 steps")
 
@@ -172,7 +172,7 @@ def test_exact_paths_cost_more_memory_and_more_work():
 
 def test_table_and_json_say_the_same():
     found, here = plan(GPT2, WIDE), (24 * GB, Speed(5e10, 1e10))
-    rows, facts = dict(describe(found, *here)), plan_text.to_json(found, *here)
+    rows, facts = dict(describe(found, *here)), to_json(found, *here)
     assert rows["sequences a pass"] == f"{facts['micro_batch']} of 16"
     assert rows["memory in all"] == units.show_bytes(facts["memory_needed"])
     assert facts["memory_needed"] == sum(facts["memory"].values())
@@ -181,7 +181,7 @@ def test_table_and_json_say_the_same():
 
 
 def test_a_bundled_model_needs_only_its_config():
-    config = preflight.config_of("python-tiny")
+    config = bridging.config_of("python-tiny")
     found = plan(config, bridge_spec("tiny"))
     assert (found.dense.layers, found.dense.vocabulary, found.parameters["dense"]) == (2, 1024, 544_256)
 
@@ -208,11 +208,11 @@ def test_memory_at_hand_is_what_the_system_and_the_cgroup_leave(tmp_path: Path):
     limited = files(tmp_path / "b", memory_max="3000000\n", memory_current="1000000\n", memory_stat="anon 3\ninactive_file 400000\n")
     assert ram_at_hand(meminfo, limited) == 2_400_000
     assert ram_at_hand(tmp_path / "none", tmp_path / "none") > GB
-    assert machine.memory_at_hand() > 0
+    assert hardware.memory_at_hand() > 0
 
 
 def test_speed_is_measured_in_no_time():
-    speed = machine.measure_speed()
+    speed = hardware.measure_speed()
     assert speed.flops > 1e8
     assert speed.bytes > 1e8
 
@@ -259,7 +259,7 @@ def test_a_dry_run_of_a_training_names_its_stages(extract):
 
 
 def test_a_dry_run_that_would_not_fit_ends_as_a_wrong_request_does(extract, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(machine, "memory_at_hand", lambda: 100_000_000)
+    monkeypatch.setattr(hardware, "memory_at_hand", lambda: 100_000_000)
     code, out, err = extract("submit", "--model", "python-tiny", "--task", "quote_close", "--dry-run")
     assert (code, out) == (2, "")
     assert "are at hand" in err

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import CORPUS, VOCABULARY
 
-from extractor.sparse import train as sparse_training
-from extractor.sparse.projection import Constraint, Projector, constraints, keep_mask, nonzeros, project, project_together
-from extractor.sparse.schedule import annealed_fraction, sharkfin
-from extractor.sparse.train import SparseOptimizer, fill_bigram, new_sparse_gpt, scale_gradients, train_sparse
-from extractor.specs import OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
+from extractor.spec.schema import MAX_BIGRAM_VOCABULARY, OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
+from extractor.training.optimizer import SparseOptimizer, scale_gradients
+from extractor.training.projection import Constraint, Projector, constraints, keep_mask, nonzeros, project, project_together
+from extractor.training.schedule import annealed_fraction, sharkfin
+from extractor.training.train_sparse import fill_bigram, new_sparse_gpt, train_sparse
 
 SHAPE = SparseModelSpec(n_layer=2, d_model=32, d_head=8, mlp_ratio=2, n_ctx=16)
 SPARSITY = SparsitySpec(weight_frac=0.2, embedding_frac=0.1, bias_frac=0.25)
@@ -336,6 +336,6 @@ def test_the_bigram_table_starts_at_the_corpus_frequencies(corpus):
 
 
 def test_a_large_vocabulary_has_no_bigram_table():
-    big = sparse_training.MAX_BIGRAM_VOCABULARY + 1
+    big = MAX_BIGRAM_VOCABULARY + 1
     assert new_sparse_gpt(SHAPE.model_copy(update={"d_model": 8}), 1, big, 0).bigram_table is None
     assert new_sparse_gpt(SHAPE, 1, 20, 0).bigram_table is not None

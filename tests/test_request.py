@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from worlds import python
 
-from extractor import presets
 from extractor.errors import ExtractorError, ModelNotFound, NotFound, SpecError, TaskNotExpressible, UnknownTask
-from extractor.request import circuit_job, circuit_settings, dataset, train_job, train_settings
-from extractor.specs import CorpusSpec, DatasetSpec, JobSpec, PruneSpec, TrainSpec, parse_job, to_json
+from extractor.jobs.request import circuit_job, circuit_settings, dataset, train_job, train_settings
+from extractor.spec import presets
+from extractor.spec.schema import CorpusSpec, DatasetSpec, JobSpec, PruneSpec, TrainSpec, parse_job, to_json
 from worker.cli import main
-from worker.cli.view import describe_progress
+from worker.cli.views.job import describe_progress
 
 
 def refused(kind: type[ExtractorError] = SpecError, **arguments) -> str:
@@ -130,7 +130,7 @@ def test_a_tokenizer_is_a_bundled_name_or_a_folder(gpt2_folder: Path, tmp_path: 
 
 
 def test_a_task_that_a_given_tokenizer_cannot_write_is_refused_at_once(tmp_path: Path):
-    from extractor.data.tokenizer import train_tokenizer
+    from extractor.models.tokenizer import train_tokenizer
 
     train_tokenizer(["nothing"], 257).save(str(tmp_path / "tokenizer.json"))
     refused(TaskNotExpressible, tokenizer=str(tmp_path), tasks=("for_while",))
@@ -158,9 +158,9 @@ def test_a_circuit_job_takes_several_tasks_each_once_by_their_own_names():
 
 
 def test_all_is_every_task_that_the_tokenizer_can_express_and_the_others_are_told_of(tmp_path: Path, gpt2_folder: Path):
-    from extractor.data.tokenizer import load_tokenizer, train_tokenizer
-    from extractor.models import BUNDLED
-    from extractor.objective import express
+    from extractor.data.prompts import express
+    from extractor.models.reference import BUNDLED
+    from extractor.models.tokenizer import load_tokenizer, train_tokenizer
     from tasks import find_task, task_names
 
     def expressible(name: str) -> bool:
@@ -222,7 +222,7 @@ def test_the_tasks_of_a_spec_are_told_apart():
 
 
 def test_the_tokenizer_of_a_circuit_job_is_the_bases(gpt2_folder: Path, tmp_path: Path):
-    from extractor.data.tokenizer import train_tokenizer
+    from extractor.models.tokenizer import train_tokenizer
 
     base = tmp_path / "base@here"
     shutil.copytree(gpt2_folder, base)
@@ -342,7 +342,7 @@ def test_the_fields_are_printed(capsys: pytest.CaptureFixture[str]):
 
 def test_help_and_the_request_itself_do_without_torch_and_datasets():
     heavy = "print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
-    assert python(f"import sys, extractor.request; {heavy}").strip() == "[]"
+    assert python(f"import sys, extractor.jobs.request; {heavy}").strip() == "[]"
     heavy = heavy.replace("'pandas'", "'pydantic', 'numpy'")
     assert python(f"import sys, worker.cli.train; {heavy}").strip() == "[]"
 

@@ -14,22 +14,22 @@ from local_hub import TOKEN, LocalHub, Repository, serve
 from simulated_hub import KINDS, SHA, expected, gpt2_files, simulated_hub, weights
 from worlds import python
 
+from extractor.data.task_choice import choose
 from extractor.errors import UsageError
-from extractor.hub_search import parse_query
-from extractor.model_sources import open_source
-from extractor.selection import Rules, Selection, Verdict, select
-from extractor.specs import BridgeSpec
-from extractor.task_sources import choose
+from extractor.spec.schema import BridgeSpec
+from worker.batches.hub_search import parse_query
+from worker.batches.selection import Rules, Selection, Verdict, select
+from worker.batches.sources import open_source
 
 OTHER = "89abcdef0123456789abcdef0123456789abcdef"
 RULES = Rules(limit=100, most_parameters=200_000_000, setting="--max-params")
 
 CHOOSE = """
 import dataclasses, itertools, json, sys
-from extractor.model_sources import open_source
-from extractor.selection import Rules, Selection, Verdict, select
-from extractor.specs import BridgeSpec
-from extractor.task_sources import choose
+from worker.batches.sources import open_source
+from worker.batches.selection import Rules, Selection, Verdict, select
+from extractor.spec.schema import BridgeSpec
+from extractor.data.task_choice import choose
 sources, rules, before = json.loads(sys.argv[1])
 rules['owners'] = frozenset(rules['owners'])
 before = Selection(**{kind: tuple(Verdict(**v) for v in before[kind]) for kind in ('taken', 'refused')}) if before else None
@@ -188,7 +188,7 @@ def test_a_hub_that_cannot_be_searched_is_told_in_a_line(tmp_path: Path, environ
     script = """
 import sys
 from extractor.errors import ServiceUnavailable
-from extractor.model_sources import open_source
+from worker.batches.sources import open_source
 try:
     list(open_source('hub:gpt2').candidates())
 except ServiceUnavailable as error:

@@ -13,12 +13,13 @@ from made_datasets import PREPARE, TEXTS, contents, lines, local, parquet, prepa
 from worlds import ROOT
 
 from extractor.data import shards, streams
-from extractor.data.corpus import Corpus, build_corpus, corpus_for
+from extractor.data.build_corpus import build_corpus, corpus_for
+from extractor.data.corpus import Corpus
 from extractor.data.shards import is_held_out, locked, prepare_dataset
 from extractor.data.streams import DocumentStream, check_dataset
 from extractor.errors import BrokenArtifact
 from extractor.progress import Progress, Stopped
-from extractor.specs import CorpusSpec, OptimSpec, TrainSpec
+from extractor.spec.schema import CorpusSpec, OptimSpec, TrainSpec
 
 pytest.importorskip("datasets")
 

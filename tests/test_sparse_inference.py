@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from extractor.sparse import inference
+from extractor.sparse import kernels
 from extractor.sparse.configuration_sparse_gpt import SparseGPTConfig
-from extractor.sparse.inference import SparseLinear, densify, sparse_kernels, sparsify
+from extractor.sparse.kernels import SparseLinear, densify, sparse_kernels, sparsify
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
 
@@ -36,7 +36,7 @@ def model() -> SparseGPTForCausalLM:
 
 
 def all_sparse(monkeypatch: pytest.MonkeyPatch, kernel: str = "csr") -> None:
-    monkeypatch.setattr(inference, "_fastest", lambda linear, tokens: kernel)
+    monkeypatch.setattr(kernels, "_fastest", lambda linear, tokens: kernel)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -86,7 +86,7 @@ def test_a_model_gives_the_same_logits_and_embedding_gradients(model, kernel, mo
 def test_the_kernel_that_is_measured_to_be_fastest_is_taken(monkeypatch: pytest.MonkeyPatch):
     seconds = {"dense": 2.0, "csr": 3.0, "csc": 1.0}
     turn = iter(list(seconds) * 100)
-    monkeypatch.setattr(inference, "_time", lambda call, device: seconds[next(turn)])
+    monkeypatch.setattr(kernels, "_time", lambda call, device: seconds[next(turn)])
     model = nn.ModuleDict({"sparse": sparse_linear(40, 40, 0.05), "dense": nn.Linear(40, 40)})
     assert sparsify(model, 8) == {"sparse": "csc", "dense": "dense"}
     assert (type(model["sparse"]), type(model["dense"])) == (SparseLinear, nn.Linear)

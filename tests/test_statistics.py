@@ -10,10 +10,10 @@ import torch
 from micro import A, B, micro_model
 from worlds import VOCABULARY, environment
 
-from extractor.sparse.projection import constraints
-from extractor.sparse.statistics import activation_statistics, kurtosis, weight_statistics
-from extractor.sparse.train import train_sparse
-from extractor.specs import OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
+from extractor.spec.schema import OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
+from extractor.training.projection import constraints
+from extractor.training.statistics import activation_statistics, kurtosis, weight_statistics
+from extractor.training.train_sparse import train_sparse
 
 
 def test_weights_and_dead_channels_of_the_model_on_paper():
@@ -37,7 +37,7 @@ def test_activations_of_the_model_on_paper():
 def count_zeros(model, ids: torch.Tensor) -> float:
     """By hooks of our own."""
     shares: list[float] = []
-    from extractor.sites import sites
+    from extractor.circuits.sites import sites
 
     handles = [
         site.register_forward_hook(lambda _m, _i, x: shares.append(sum(v == 0 for v in x.flatten().tolist()) / x.numel()))

@@ -12,16 +12,17 @@ import pytest
 import torch
 from worlds import VOCABULARY, random_gpt2
 
-from extractor import artifacts, objective
-from extractor.bridges.contrast import CARRIED, Contrast, find_node, random_directions
-from extractor.bridges.coupled import couple
-from extractor.bridges.start import start_from_dense
-from extractor.bridges.steering import RANDOM_DRAWS, STRENGTHS, steer, steering_report
-from extractor.circuit import Calibration, Circuit, Node
-from extractor.dense.base import residuals
+from extractor import files
+from extractor.bridges.initialisation import start_from_dense
+from extractor.bridges.pair import couple
+from extractor.bridges.steering.edit import CARRIED, Contrast, find_node, random_directions
+from extractor.bridges.steering.evaluate import RANDOM_DRAWS, STRENGTHS, steer, steering_report
+from extractor.circuits.circuit import Calibration, Circuit, Node
+from extractor.data.prompts import express, get_task, task_batch
 from extractor.errors import NotFound, UsageError
-from extractor.report_steering import steering_section
-from extractor.specs import BridgeSpec, SparseModelSpec
+from extractor.models.dense.base import residuals
+from extractor.report.steering import steering_section
+from extractor.spec.schema import BridgeSpec, SparseModelSpec
 from worker.cli import main
 
 SPEC = BridgeSpec(init="dense", encoder_frac=1.0, model=SparseModelSpec(d_model=48, d_head=16, mlp_ratio=4, n_ctx=24, activation_frac=1.0))
@@ -203,8 +204,8 @@ def test_prompts_of_different_length_and_nodes_of_different_sites_are_refused(pa
 
 @pytest.fixture(scope="module")
 def batches(tokenizer):
-    expression = objective.express(objective.get_task("quote_close"), tokenizer)
-    return [objective.task_batch(expression, tokenizer, split, 12, 0, SPEC.model.n_ctx) for split in ("select", "held_out")]
+    expression = express(get_task("quote_close"), tokenizer)
+    return [task_batch(expression, tokenizer, split, 12, 0, SPEC.model.n_ctx) for split in ("select", "held_out")]
 
 
 CIRCUIT = ("0.attn.act_in.1", "0.attn.act_in.2", "0.attn.q.4", "0.mlp.post_act.5", "1.attn.act_in.40", "1.attn.v.3")
@@ -276,7 +277,7 @@ def test_nothing_a_prompt_says_can_break_the_page(report: dict):
 @pytest.fixture(scope="module")
 def result(tokenizer, batches, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished result of a circuit job: the dense model beside it, and what `steer` reads."""
-    from extractor.data.tokenizer import save_tokenizer
+    from extractor.models.tokenizer import save_tokenizer
 
     home = tmp_path_factory.mktemp("job")
     dense, folder = home / "dense", home / "result"
@@ -291,12 +292,12 @@ def result(tokenizer, batches, tmp_path_factory: pytest.TempPathFactory) -> Path
     nodes = tuple(Node(node, node.rsplit(".", 1)[0], int(node.rsplit(".", 1)[1]), 0.0) for node in CIRCUIT)
     answer_ids = int(held_out.first[0]), int(held_out.second[0])
     circuit = Circuit("tiny", "quote_close", ('")', "')"), answer_ids, nodes, (), Calibration(1.0, 0.0))
-    artifacts.write_json(place / "circuit.json", circuit.to_json())
-    artifacts.write_json(place / "result.json", {})
-    artifacts.write_tensors(place / "held_out.safetensors", {n: getattr(held_out, n) for n in ("ids", "last", "correct", "wrong", "sign")})
-    artifacts.write_json(folder / "spec.json", {"model": str(dense), "adapter": None})
-    artifacts.write_json(folder / "model" / "dense.json", {"model": str(dense), "adapter": None})
-    artifacts.write_manifest(folder)
+    files.write_json(place / "circuit.json", circuit.to_json())
+    files.write_json(place / "result.json", {})
+    files.write_tensors(place / "held_out.safetensors", {n: getattr(held_out, n) for n in ("ids", "last", "correct", "wrong", "sign")})
+    files.write_json(folder / "spec.json", {"model": str(dense), "adapter": None})
+    files.write_json(folder / "model" / "dense.json", {"model": str(dense), "adapter": None})
+    files.write_manifest(folder)
     return folder
 
 
@@ -341,7 +342,7 @@ def test_where_answers_vary_they_are_what_the_dense_model_says_after_each_prompt
     folder = tmp_path / "varying"
     shutil.copytree(result, folder)
     place = folder / "circuits" / "quote_close"
-    artifacts.write_json(place / "circuit.json", artifacts.read_json(place / "circuit.json") | {"answers": [], "answer_ids": []})
+    files.write_json(place / "circuit.json", files.read_json(place / "circuit.json") | {"answers": [], "answer_ids": []})
     ids, last = batches[1].ids, batches[1].last
     said = Contrast(pair, ids, ids, last).plain_logits().argmax(-1)
     row = 2 * int((said[0::2] != said[1::2]).nonzero()[0, 0])
@@ -379,13 +380,13 @@ def test_the_command_refuses_in_one_line(result: Path, capsys, arguments: list[s
 
 
 def test_results_that_are_unfinished_or_have_no_dense_model_are_refused(result: Path, tmp_path: Path, capsys):
-    from extractor.bridges.steer_result import open_result
+    from extractor.bridges.steering.prompt import open_result
 
     copy = tmp_path / "copy"
     shutil.copytree(result, copy)
     (copy / "manifest.json").unlink()
     assert run(capsys, copy, "--toward", "x")[0] == NotFound.exit_code
-    artifacts.write_manifest(copy)
+    files.write_manifest(copy)
     shutil.rmtree(copy / "model" / "bridges")
     code, _, err = run(capsys, copy, "--toward", "x")
     assert code == 2

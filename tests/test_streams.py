@@ -14,7 +14,7 @@ from worlds import python
 
 from extractor.data.streams import check_dataset, pin_dataset
 from extractor.errors import NotFound
-from extractor.specs import DatasetSpec
+from extractor.spec.schema import DatasetSpec
 
 pytest.importorskip("datasets")
 OLD, NEW = "a" * 40, "b" * 40
@@ -66,7 +66,7 @@ def test_without_the_library_one_line_says_what_to_install(folder: Path):
         "import sys\nfrom importlib.abc import MetaPathFinder\n"
         "import importlib.util\nfind = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *a: None if name == 'datasets' else find(name, *a)\n"
-        "from extractor.errors import SpecError\nfrom extractor.request import dataset, train_job\n"
+        "from extractor.errors import SpecError\nfrom extractor.jobs.request import dataset, train_job\n"
         "try:\n    train_job(datasets=(dataset(sys.argv[1]),))\nexcept SpecError as error:\n    print(error)"
     )
     assert "pip install 'extractor[datasets]'" in python(code, str(folder))
@@ -91,7 +91,7 @@ def hub() -> Iterator[LocalHub]:
 ASK = """
 import json, sys
 from extractor.errors import ExtractorError
-from extractor.request import dataset
+from extractor.jobs.request import dataset
 from extractor.data import streams
 streams.RETRY_SECONDS = (0.1, 0.1)
 found = []
@@ -157,7 +157,7 @@ import json, sys
 from extractor.data import streams
 from extractor.errors import ExtractorError
 from extractor.progress import Progress
-from extractor.specs import DatasetSpec
+from extractor.spec.schema import DatasetSpec
 streams.RETRY_SECONDS = (0.0, 0.0, 0.0)
 notes = []
 progress = Progress(lambda event: notes.append(event["message"]))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from extractor.artifacts import write_json
 from extractor.errors import BrokenArtifact, SpecError, UnknownTask, UsageError
-from extractor.specs import TrainSpec
-from extractor.sweeps.findings import compare
-from extractor.sweeps.frontier import write_frontier
-from extractor.sweeps.grid import Facts, Order, Sweep, block_matrices, facts_of, kept_weights, parse_grid, plan, weight_frac
+from extractor.files import write_json
+from extractor.spec.schema import TrainSpec
+from worker.sweeps.claims import compare
+from worker.sweeps.frontier import write_frontier
+from worker.sweeps.grid import Facts, Order, Sweep, block_matrices, facts_of, kept_weights, parse_grid, plan, weight_frac
 
 TASKS = ("quote_close", "for_while")
 ORDER = Order(tasks=TASKS)
@@ -69,8 +69,8 @@ def test_what_is_set_by_hand_does_not_go_with_the_width():
 
 @pytest.mark.parametrize(("changes", "l0"), [({}, 4000), ({"model.n_layer": "1", "sparsity.min_per_neuron": "2"}, 1100), ({}, 0.5)])
 def test_l0_is_the_number_of_nonzeros_that_training_keeps(changes: dict[str, str], l0: float):
-    from extractor.sparse.projection import constraints
-    from extractor.sparse.train import new_sparse_gpt
+    from extractor.training.projection import constraints
+    from extractor.training.train_sparse import new_sparse_gpt
 
     (train,) = trains(Order(tasks=(), settings=changes), "width=32", f"l0={l0}")
     model = new_sparse_gpt(train.model, train.model.n_layer, 100, 0)

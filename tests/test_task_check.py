@@ -13,13 +13,13 @@ from local_hub import LocalHub, Repository, serve
 from test_task_files import install, quotes, write
 from worlds import python, random_gpt2
 
-from extractor.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from extractor.data.prompts import accuracy, answer_margin, express, task_batch, task_loss
+from extractor.data.task_choice import choose
 from extractor.errors import UnsupportedModel
-from extractor.models import BUNDLED
-from extractor.objective import accuracy, answer_margin, express, task_batch, task_loss
+from extractor.jobs.check_tasks import check_tasks, last_margin, open_whole, samples, tokenizer_of
+from extractor.models.reference import BUNDLED
+from extractor.models.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
-from extractor.task_check import check_tasks, last_margin, open_whole, samples, tokenizer_of
-from extractor.task_sources import choose
 from tasks import find_task, task_names
 from worker.cli import main
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from extractor.data.tokenizer import load_tokenizer
+from extractor.data.prompts import express, get_task, task_batch
+from extractor.data.task_choice import choose, open_tasks
 from extractor.errors import ExtractorError, NotFound, SpecError, TaskNotExpressible, UnknownTask
-from extractor.models import BUNDLED
-from extractor.objective import express, get_task, task_batch
-from extractor.request import circuit_job, train_job
-from extractor.specs import parse_job, to_json
-from extractor.task_sources import choose, open_tasks
+from extractor.jobs.request import circuit_job, train_job
+from extractor.models.reference import BUNDLED
+from extractor.models.tokenizer import load_tokenizer
+from extractor.spec.schema import parse_job, to_json
 from tasks import find_task, task_names
 from tasks.base import SPLITS
 from tasks.files import TaskFileError, read_task

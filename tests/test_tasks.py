@@ -11,10 +11,10 @@ import re
 import pytest
 import torch
 
-from extractor.data.tokenizer import load_tokenizer, train_tokenizer
+from extractor.data.prompts import PROBED_PAIRS, accuracy, answer_margin, express, get_task, task_batch, task_loss
 from extractor.errors import TaskNotExpressible, UnknownTask
-from extractor.models import open_model
-from extractor.objective import PROBED_PAIRS, accuracy, answer_margin, express, get_task, task_batch, task_loss
+from extractor.models.reference import open_model
+from extractor.models.tokenizer import load_tokenizer, train_tokenizer
 from tasks import Pair, Task, find_task, task_names
 from tasks.base import SPLITS
 
@@ -119,8 +119,8 @@ def test_pairs_of_a_stream_are_distinct(name: str):
 
 @every_task
 def test_every_split_holds_what_the_tiny_preset_asks_for(name: str, bundled):
-    from extractor.extraction import TRAIN_POOL
-    from extractor.presets import prune_spec
+    from extractor.jobs.find_circuit import TRAIN_POOL
+    from extractor.spec.presets import prune_spec
 
     spec, expression = prune_spec("tiny"), express(find_task(name), bundled)
     for split, pairs in (("train", TRAIN_POOL), ("select", spec.select_pairs), ("held_out", spec.held_out_pairs)):

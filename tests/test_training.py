@@ -12,13 +12,14 @@ from worlds import VOCABULARY, environment, random_gpt2, stop_after
 
 from extractor.bridges.train import train_bridges
 from extractor.bridges.tuner import site_parameters
-from extractor.dense.load import DenseModel
-from extractor.dense.train import new_gpt2, train_gpt2
 from extractor.errors import BrokenArtifact, TrainingDiverged
+from extractor.models.load import DenseModel
 from extractor.progress import Progress, Stopped
-from extractor.sparse.train import train_sparse
-from extractor.specs import BridgeSpec, OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
-from extractor.training import Checkpoints, Loop, LoopEnvironment, MetricsLog, TrainState, run_loop
+from extractor.spec.schema import BridgeSpec, OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
+from extractor.training.checkpoints import Checkpoints, MetricsLog, TrainState
+from extractor.training.loop import Loop, LoopEnvironment, run_loop
+from extractor.training.train_gpt2 import new_gpt2, train_gpt2
+from extractor.training.train_sparse import train_sparse
 
 STEPS = 12
 SHAPE = SparseModelSpec(n_layer=1, d_model=16, d_head=8, mlp_ratio=2, n_ctx=16)

@@ -15,13 +15,13 @@ import pytest
 import torch
 from worlds import VOCABULARY, environment
 
-from extractor import artifacts
+from extractor import files
 from extractor.errors import ExtractorError, TrainingDiverged
 from extractor.progress import Progress
-from extractor.sparse import train as sparse_training
-from extractor.sparse.train import train_sparse
-from extractor.specs import OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
-from extractor.training import Checkpoints
+from extractor.spec.schema import OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
+from extractor.training import train_sparse as sparse_training
+from extractor.training.checkpoints import Checkpoints
+from extractor.training.train_sparse import train_sparse
 
 STEPS = 60
 SPEC = TrainSpec(
@@ -155,7 +155,7 @@ def test_weights_that_overflow_are_never_saved(corpus, tmp_path: Path):
     with pytest.raises(TrainingDiverged, match="lower the learning rate"):
         train(corpus, tmp_path, Progress(checkpoint_seconds=0), wild)
     for path in (tmp_path / ".work").glob("*.safetensors"):
-        assert all(bool(t.isfinite().all()) for t in artifacts.read_tensors(path).values() if t.is_floating_point())
+        assert all(bool(t.isfinite().all()) for t in files.read_tensors(path).values() if t.is_floating_point())
 
 
 def test_when_every_checkpoint_is_broken_training_starts_anew(corpus, tmp_path: Path):

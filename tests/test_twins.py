@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from extractor import artifacts, twins
-from extractor.models import BUNDLED
-from extractor.specs import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, TrainSpec
+from extractor import files
+from extractor.jobs import bridged_cache
+from extractor.models.reference import BUNDLED
+from extractor.spec.schema import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, TrainSpec
 
 SPEC = JobSpec(kind="circuit", model="python-tiny", tasks=("quote_close",), bridge=BridgeSpec(), prune=PruneSpec())
 TUNED = SPEC.bridge.model_copy(update={"optim": OptimSpec(steps=7)})
@@ -30,59 +31,59 @@ TUNED = SPEC.bridge.model_copy(update={"optim": OptimSpec(steps=7)})
     ],
 )
 def test_its_address_is_what_the_bridging_depends_on(changes: dict, is_another: bool):
-    assert (twins.address(SPEC.model_copy(update=changes), 1) != twins.address(SPEC, 1)) == is_another
+    assert (bridged_cache.address(SPEC.model_copy(update=changes), 1) != bridged_cache.address(SPEC, 1)) == is_another
 
 
 def test_other_threads_round_otherwise():
-    assert twins.address(SPEC, 1) != twins.address(SPEC, 2)
+    assert bridged_cache.address(SPEC, 1) != bridged_cache.address(SPEC, 2)
 
 
 def test_a_folder_is_what_its_files_hold(tmp_path: Path):
     shutil.copytree(BUNDLED / "python-tiny", tmp_path / "model")
     spec = SPEC.model_copy(update={"model": str(tmp_path / "model")})
-    before = twins.address(spec, 1)
+    before = bridged_cache.address(spec, 1)
     tokenizer = tmp_path / "model" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + " ")
-    assert twins.address(spec, 1) != before
+    assert bridged_cache.address(spec, 1) != before
 
 
 def test_jobs_that_make_no_twin_have_no_address(tmp_path: Path):
-    assert twins.address(JobSpec(kind="train", train=TrainSpec()), 1) is None
-    assert twins.address(SPEC.model_copy(update={"subject": "dense"}), 1) is None
+    assert bridged_cache.address(JobSpec(kind="train", train=TrainSpec()), 1) is None
+    assert bridged_cache.address(SPEC.model_copy(update={"subject": "dense"}), 1) is None
 
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     out = tmp_path / "made"
     (out / "model").mkdir(parents=True)
-    artifacts.write_text(out / "model" / "config.json", "{}")
-    artifacts.write_text(out / "metrics.jsonl", "one line\n")
+    files.write_text(out / "model" / "config.json", "{}")
+    files.write_text(out / "metrics.jsonl", "one line\n")
     return out
 
 
 def test_what_was_kept_is_fetched(made: Path, tmp_path: Path):
     (tmp_path / "other").mkdir()
-    assert not twins.fetch(tmp_path / "kept", tmp_path / "other")
-    twins.keep(made, tmp_path / "kept")
-    assert twins.fetch(tmp_path / "kept", tmp_path / "other")
+    assert not bridged_cache.fetch(tmp_path / "kept", tmp_path / "other")
+    bridged_cache.keep(made, tmp_path / "kept")
+    assert bridged_cache.fetch(tmp_path / "kept", tmp_path / "other")
     assert (tmp_path / "other" / "model" / "config.json").read_text() == "{}"
     assert (tmp_path / "other" / "metrics.jsonl").read_text() == "one line\n"
 
 
 def test_the_first_to_keep_it_wins(made: Path, tmp_path: Path):
-    twins.keep(made, tmp_path / "kept")
-    artifacts.write_text(made / "model" / "config.json", "[]")
-    twins.keep(made, tmp_path / "kept")
+    bridged_cache.keep(made, tmp_path / "kept")
+    files.write_text(made / "model" / "config.json", "[]")
+    bridged_cache.keep(made, tmp_path / "kept")
     assert (tmp_path / "kept" / "model" / "config.json").read_text() == "{}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "made"]
 
 
 @pytest.mark.parametrize("harm", ["altered", "half"])
 def test_a_damaged_one_is_thrown_away(made: Path, tmp_path: Path, harm: str):
-    twins.keep(made, tmp_path / "kept")
+    bridged_cache.keep(made, tmp_path / "kept")
     if harm == "altered":
         (tmp_path / "kept" / "model" / "config.json").write_text("{ }")
     else:
         (tmp_path / "kept" / "manifest.json").unlink()
-    assert not twins.fetch(tmp_path / "kept", made)
+    assert not bridged_cache.fetch(tmp_path / "kept", made)
     assert not (tmp_path / "kept").exists()

@@ -14,25 +14,25 @@ import torch
 from torch.nn import functional
 from worlds import environment
 
-from extractor import seeds as seeds_module
-from extractor.circuit import Calibration
-from extractor.objective import TaskBatch
+from extractor.circuits.calibration import calibrate
+from extractor.circuits.circuit import Calibration
+from extractor.circuits.graph import Graph, edge_count, present_edges
+from extractor.circuits.reference import masked_margin
+from extractor.circuits.sites import record
+from extractor.data.prompts import TaskBatch
 from extractor.progress import Stopped
-from extractor.pruning.calibration import calibrate
-from extractor.pruning.engine import Found, Pruned
-from extractor.pruning.graph import Graph, edge_count, present_edges
 from extractor.pruning.problem import Problem
-from extractor.pruning.reference import masked_margin
-from extractor.seeds import compare_seeds, overlap
-from extractor.sites import record
-from extractor.sparse.train import new_sparse_gpt
-from extractor.specs import PruneSpec, SparseModelSpec
-from extractor.validating.ablations import ablated_margins, parts, plain_margins
-from extractor.validating.activations import activations
-from extractor.validating.binarise import Binarised, Steps, fit_steps, two_means
-from extractor.validating.bootstrap import intervals
-from extractor.validating.edge_effects import edge_effects
-from extractor.validation import validate, why_not
+from extractor.pruning.prune import Found, Pruned
+from extractor.spec.schema import PruneSpec, SparseModelSpec
+from extractor.training.train_sparse import new_sparse_gpt
+from extractor.validation import seeds
+from extractor.validation.ablations import ablated_margins, parts, plain_margins
+from extractor.validation.activations import activations
+from extractor.validation.binarise import Binarised, Steps, fit_steps, two_means
+from extractor.validation.bootstrap import intervals
+from extractor.validation.edge_effects import edge_effects
+from extractor.validation.seeds import compare_seeds, overlap
+from extractor.validation.validate import validate, why_not
 
 BATCH = micro.micro_batch()
 QUICK = PruneSpec(trials=2, population=2, steps=40, edge_steps=20, targets=(), necessity=0.0)
@@ -120,7 +120,7 @@ def test_resampled_nodes_have_their_values_in_the_other_prompt_of_equal_length(p
 
 def test_a_part_holds_whole_pairs_and_does_not_line_up_those_that_differ(tmp_path, monkeypatch):
     problem = pose(tmp_path, batch=prompts([8, 3, 8, 8, 5, 8, 8, 8], 7))
-    monkeypatch.setattr("extractor.validating.ablations.VALUES_AT_ONCE", 2 * len(problem.index) * 8 * 3)
+    monkeypatch.setattr("extractor.validation.ablations.VALUES_AT_ONCE", 2 * len(problem.index) * 8 * 3)
     found = parts(problem, problem.select)
     assert sorted(torch.cat(found).tolist()) == list(range(16))
     assert [len(rows) for rows in found] == [6, 6, 4]
@@ -161,8 +161,8 @@ def test_without_either_of_its_edges_the_micro_circuit_knows_nothing(problem, pr
 
 def test_an_edge_effect_is_the_loss_of_the_graph_without_it(tmp_path, monkeypatch):
     problem, graph = noisy(tmp_path)
-    monkeypatch.setattr("extractor.validating.edge_effects.MOST_EDGES", 7)
-    monkeypatch.setattr("extractor.validating.edge_effects.VALUES_AT_ONCE", int(graph.nodes.sum()) * problem.select.ids.numel() * 3)
+    monkeypatch.setattr("extractor.validation.edge_effects.MOST_EDGES", 7)
+    monkeypatch.setattr("extractor.validation.edge_effects.VALUES_AT_ONCE", int(graph.nodes.sum()) * problem.select.ids.numel() * 3)
     found = edge_effects(problem, graph, problem.select)
     there, judge = present_edges(problem.model, graph), problem.judge(problem.select)
     assert found["of"] == sum(int(mask.sum()) for mask in there.values()) > len(found["edges"]) == 7
@@ -175,8 +175,8 @@ def test_an_edge_effect_is_the_loss_of_the_graph_without_it(tmp_path, monkeypatc
 
 
 def test_large_circuits_are_asked_fewer_pairs(problem, pruned, monkeypatch):
-    monkeypatch.setattr("extractor.validating.edge_effects.MOST_VALUES", 1)
-    monkeypatch.setattr("extractor.validating.edge_effects.FEWEST_PAIRS", 1)
+    monkeypatch.setattr("extractor.validation.edge_effects.MOST_VALUES", 1)
+    monkeypatch.setattr("extractor.validation.edge_effects.FEWEST_PAIRS", 1)
     assert edge_effects(problem, pruned.graph, BATCH)["pairs"] == 1
 
 
@@ -253,7 +253,7 @@ def test_binarising_on_the_small_network_is_rewriting_the_whole_ones_values(tmp_
 
 
 def test_many_nodes_are_not_binarised_one_by_one(problem, pruned, monkeypatch):
-    monkeypatch.setattr("extractor.validating.binarise.MOST_NODES", 2)
+    monkeypatch.setattr("extractor.validation.binarise.MOST_NODES", 2)
     assert Binarised(problem, pruned.graph).alone(BATCH) is None
 
 
@@ -369,7 +369,7 @@ def test_seeds_are_compared_by_hand_and_kept(tmp_path, monkeypatch):
         other.env("masks").checkpoints.save(0, {})
         return told(other, both if other.seed == 1 else OTHER, 0.1 * other.seed)
 
-    monkeypatch.setattr(seeds_module, "find_circuits", find)
+    monkeypatch.setattr(seeds, "find_circuits", find)
     pruned = circuit_of(problem, both)
     found = compare_seeds(pruned, problem, BATCH)
     assert asked == [1, 2]
@@ -379,7 +379,7 @@ def test_seeds_are_compared_by_hand_and_kept(tmp_path, monkeypatch):
     margin = problem.judge(BATCH).margins([told(problem, OTHER, 0).best.graph])[0]
     assert found["circuits"][2]["loss"] == pytest.approx(functional.softplus(-BATCH.sign * (2 * margin + 0.5)).mean().item())
     assert sorted(path.name for path in tmp_path.iterdir() if "seed" in path.name) == ["seed1-masks", "seed2-masks"]
-    monkeypatch.setattr(seeds_module, "find_circuits", None)
+    monkeypatch.setattr(seeds, "find_circuits", None)
     assert compare_seeds(pruned, problem, BATCH) == found  # read again, not made again
 
 
@@ -406,7 +406,7 @@ def test_an_interrupted_comparison_goes_on_with_the_seed_it_was_at(tmp_path, mon
 
 def test_validation_asks_for_seeds_where_the_spec_does(tmp_path, monkeypatch):
     problem = pose(tmp_path, spec=QUICK.model_copy(update={"seeds": 2}))
-    monkeypatch.setattr(seeds_module, "find_circuits", lambda other: told(other, micro.CIRCUIT, 0.1))
+    monkeypatch.setattr(seeds, "find_circuits", lambda other: told(other, micro.CIRCUIT, 0.1))
     found = validate(circuit_of(problem), problem, BATCH).seeds
     assert found is not None
     assert (found["node_overlap"], found["shared"]) == (1.0, list(micro.CIRCUIT))

@@ -14,12 +14,14 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 import torch
 
-from extractor.data.corpus import Corpus, build_corpus
+from extractor.data.build_corpus import build_corpus
+from extractor.data.corpus import Corpus
 from extractor.data.programs import programs
-from extractor.data.tokenizer import save_tokenizer, train_tokenizer
+from extractor.models.tokenizer import save_tokenizer, train_tokenizer
 from extractor.progress import Progress
-from extractor.specs import CorpusSpec
-from extractor.training import Checkpoints, LoopEnvironment, MetricsLog
+from extractor.spec.schema import CorpusSpec
+from extractor.training.checkpoints import Checkpoints, MetricsLog
+from extractor.training.loop import LoopEnvironment
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +74,7 @@ def random_gpt2(*, n_layer: int = 2, vocab_size: int = VOCABULARY, seed: int = 0
 
 def tiny_bridge(**changes):
     """A BridgeSpec that trains in a second: width 16, half of all weights, five sequences a step."""
-    from extractor.specs import BridgeSpec, OptimSpec, SparseModelSpec, SparsitySpec
+    from extractor.spec.schema import BridgeSpec, OptimSpec, SparseModelSpec, SparsitySpec
 
     return BridgeSpec(
         model=SparseModelSpec(d_model=16, d_head=8, mlp_ratio=2, n_ctx=16),
@@ -85,9 +87,9 @@ def tiny_bridge(**changes):
 
 def tiny_pair(spec=None, dense=None):
     """A random GPT-2 and an untrained sparse model, bridged, with bridges large enough that every path differs."""
-    from extractor.bridges.coupled import couple
+    from extractor.bridges.pair import couple
     from extractor.bridges.tuner import site_parameters
-    from extractor.dense.load import DenseModel
+    from extractor.models.load import DenseModel
 
     model = (dense or random_gpt2()).requires_grad_(False)
     found = couple(DenseModel(model, "tiny", {"model": "tiny"}), spec or tiny_bridge(), 0)
@@ -101,7 +103,7 @@ def paths(pair, ids):
     """Per site the exact logits of both single-crossing paths: [(dense then sparse, sparse then dense), ...]."""
     from extractor.bridges.faithfulness import path_logits
     from extractor.bridges.losses import sparse_residuals
-    from extractor.dense.base import residuals
+    from extractor.models.dense.base import residuals
 
     with torch.no_grad():
         found = list(path_logits(pair, ids, residuals(pair.dense, ids), sparse_residuals(pair, ids)))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from worker import urls
-from worker.app import make_app
-from worker.server import ensure
+from worker.broker import redis_url
+from worker.broker.app import make_app
+from worker.broker.embedded_redis import ensure
 from worker.settings import from_env
 
 _settings = from_env()
 if _settings.redis_url is not None:
-    urls.check_safe(_settings.redis_url, _settings.allow_insecure)
+    redis_url.check_safe(_settings.redis_url, _settings.allow_insecure)
 app = make_app(_settings.redis_url or ensure(_settings), _settings)

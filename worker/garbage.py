@@ -25,19 +25,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from extractor import artifacts
-from extractor.models import fetched_result
-from worker import batches, runtime, sweeps, twins
-from worker.client import Service
-from worker.records import TERMINAL
-from worker.results import TOKEN
-from worker.storage import is_log
-from worker.store import PART, Entry, Store
+from extractor.files import MANIFEST, WORK
+from extractor.models.reference import fetched_result
+from worker.batches.batch import newest
+from worker.client.service import Service
+from worker.records.records import TERMINAL
+from worker.storage.layout import is_log
+from worker.storage.results import TOKEN
+from worker.storage.store import PART, Entry, Store
+from worker.supervision import engine, shared_bridging
+from worker.sweeps.jobs import open_plan
 
 SETTLED = 3600.0  # seconds without a change, after which nobody is still at work on what is not referred to
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OURS = re.compile(rf"({_ID.pattern})/({TOKEN.pattern})/.+")
-_TWIN = re.compile(rf"{re.escape(twins.FOLDER)}/[0-9a-f]{{24}}/{TOKEN.pattern}/.+")
+_TWIN = re.compile(rf"{re.escape(shared_bridging.FOLDER)}/[0-9a-f]{{24}}/{TOKEN.pattern}/.+")
 _TRASH = ".gc-"
 
 
@@ -63,8 +65,8 @@ class References:
         open_ids = service.records.open_ids()
         self._specs = [record.get("spec", "") for job in open_ids if (record := service.records.get(job))]
         plans = (service.settings.state_dir / "sweeps").glob("*/plan.json")
-        self._jobs = {point.job for plan in plans for point in sweeps.open_plan(service.settings, plan.parent.name).points}
-        self._jobs |= {child.job for batch in batches.newest(service, 0) for child in batch.children}
+        self._jobs = {point.job for plan in plans for point in open_plan(service.settings, plan.parent.name).points}
+        self._jobs |= {child.job for batch in newest(service, 0) for child in batch.children}
         self._jobs |= set(open_ids)
 
     def hold(self, job: str) -> bool:
@@ -88,13 +90,13 @@ def find(service: Service, older_than: float, with_results: bool) -> list[Item]:
     Raises StorageUnavailable, BrokenArtifact for a sweep or batch whose jobs cannot be told.
     """
     refers, settings = References(service), service.settings
-    found = [*_fetched(refers, older_than), *_twins(settings.root / twins.FOLDER, older_than)]
+    found = [*_fetched(refers, older_than), *_twins(settings.root / shared_bridging.FOLDER, older_than)]
     if settings.store is None:
         found += _folders(settings.root, refers, older_than, with_results)
     else:
         found += _scratch(settings.root, refers)
         found += _stored(Store(settings.store), refers, older_than, with_results)
-    half_removed = [*settings.root.glob(f"{_TRASH}*"), *(settings.root / twins.FOLDER).glob(f"{_TRASH}*")]
+    half_removed = [*settings.root.glob(f"{_TRASH}*"), *(settings.root / shared_bridging.FOLDER).glob(f"{_TRASH}*")]
     found += [_folder("partial", "", "half removed", path) for path in half_removed]
     return sorted(found, key=lambda item: (item.kind, item.modified))
 
@@ -113,10 +115,10 @@ def remove(service: Service, items: list[Item]) -> list[Item]:
             _remove_path(item.path)
         else:
             store = Store(service.settings.store or "")
-            last = f"/{artifacts.MANIFEST}"
+            last = f"/{MANIFEST}"
             store.remove([key for key in item.keys if key.endswith(last)])  # what has no manifest is no result
             store.remove([key for key in item.keys if not key.endswith(last)])
-            store.prune_folders(item.job or twins.FOLDER)
+            store.prune_folders(item.job or shared_bridging.FOLDER)
         gone.append(item)
     return gone
 
@@ -126,15 +128,15 @@ def _folders(root: Path, refers: References, older_than: float, with_results: bo
         job, (state, _) = folder.name, refers.ending(folder.name)
         if state not in (*TERMINAL, "no record"):
             continue
-        finished = (folder / "result" / artifacts.MANIFEST).is_file()
+        finished = (folder / "result" / MANIFEST).is_file()
         kind = "result" if finished else "job"
         whole = _folder(kind, job, state, folder)
         if state in ("failed", "cancelled", "no record") and (not finished or with_results):
-            if whole.modified < time.time() - older_than and not refers.hold(job) and runtime.is_free(folder / "engine.log"):
+            if whole.modified < time.time() - older_than and not refers.hold(job) and engine.is_free(folder / "engine.log"):
                 yield whole
-        elif finished and (folder / "result" / artifacts.WORK).is_dir() and state in ("succeeded", "no record"):
-            left = _folder("checkpoints", job, "finished", folder / "result" / artifacts.WORK)
-            if left.modified < time.time() - SETTLED and runtime.is_free(folder / "engine.log"):
+        elif finished and (folder / "result" / WORK).is_dir() and state in ("succeeded", "no record"):
+            left = _folder("checkpoints", job, "finished", folder / "result" / WORK)
+            if left.modified < time.time() - SETTLED and engine.is_free(folder / "engine.log"):
                 yield left
 
 
@@ -154,7 +156,7 @@ def _scratch(root: Path, refers: References) -> Iterator[Item]:
         if refers.hold(folder.name):
             continue
         item = _folder("scratch", folder.name, refers.ending(folder.name)[0], folder)
-        if item.modified < time.time() - SETTLED and runtime.is_free(folder / "engine.log"):
+        if item.modified < time.time() - SETTLED and engine.is_free(folder / "engine.log"):
             yield item
 
 
@@ -180,7 +182,7 @@ def _stored(store: Store, refers: References, older_than: float, with_results: b
             yield _keys(store, "partial", "", "half removed", {key: entry})
     for twin, files in kept.items():
         if max(entry.modified for entry in files.values()) < time.time() - older_than:
-            is_whole = f"{twin}/{artifacts.MANIFEST}" in files
+            is_whole = f"{twin}/{MANIFEST}" in files
             yield _keys(store, "twin" if is_whole else "partial", "", "made long ago" if is_whole else "never whole", files)
     for job, files in jobs.items():
         state, artifact = refers.ending(job)
@@ -199,7 +201,7 @@ def _stored(store: Store, refers: References, older_than: float, with_results: b
 
 def _result_of(store: Store, job: str, files: dict[str, Entry], artifact: str) -> str | None:
     """JOB/ATTEMPT of the result that counts: the one the record names, else the one that is found without a record."""
-    attempts = sorted(key.split("/")[1] for key in files if re.fullmatch(rf"{job}/{TOKEN.pattern}/result/{artifacts.MANIFEST}", key))
+    attempts = sorted(key.split("/")[1] for key in files if re.fullmatch(rf"{job}/{TOKEN.pattern}/result/{MANIFEST}", key))
     named = [attempt for attempt in attempts if artifact == f"{store.url}/{job}/{attempt}/result"]
     chosen = named if artifact else attempts
     return f"{job}/{chosen[0]}" if chosen else None

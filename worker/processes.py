@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from extractor import artifacts
+from extractor import files
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ def is_gone(who: ProcessId | None, same_machine: bool = False) -> bool:
 
 def write_pid(path: Path, who: ProcessId) -> None:
     """Leave an identity in a file."""
-    artifacts.write_json(path, {"process": str(who)})
+    files.write_json(path, {"process": str(who)})
 
 
 def read_pid(path: Path) -> ProcessId | None:
     """The identity in that file, or None."""
     try:
-        return ProcessId.parse(artifacts.read_json(path)["process"])
-    except (artifacts.BrokenArtifact, KeyError, TypeError, AttributeError):
+        return ProcessId.parse(files.read_json(path)["process"])
+    except (files.BrokenArtifact, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from extractor.bridges.basis import without_norms
-from extractor.dense.base import GPTWeights, wrap_dense
 from extractor.errors import UnsupportedModel
+from extractor.models.dense.base import GPTWeights, wrap_dense
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
 
 if TYPE_CHECKING:
-    from extractor.dense.load import DenseModel
+    from extractor.models.load import DenseModel
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from extractor.dense.base import BlockWeights, GPTWeights, Norm
+from extractor.models.dense.base import BlockWeights, GPTWeights, Norm
 
 ITERATIONS = 100
 MOST_VECTORS = 1 << 15  # of large models some stand for all

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from extractor.specs import BridgeSpec
+from extractor.spec.schema import BridgeSpec
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extractor.bridges.coupled import Coupled
-from extractor.bridges.fused import LOGITS_AT_ONCE, Target
+from extractor.bridges.chunked_loss import LOGITS_AT_ONCE, Target
 from extractor.bridges.losses import sparse_residuals
+from extractor.bridges.pair import Coupled
+from extractor.circuits.calibration import calibrate, calibrated_loss
+from extractor.circuits.graph import Graph, NodeIndex
+from extractor.circuits.network import LENGTH_GROUPS
+from extractor.circuits.reference import masked_margin, masked_residuals
 from extractor.data.corpus import Corpus
-from extractor.dense.base import residuals, tail
-from extractor.objective import TaskBatch, accuracy, answer_margin, task_loss
-from extractor.pruning.calibration import calibrate, calibrated_loss
-from extractor.pruning.graph import Graph, NodeIndex
-from extractor.pruning.network import LENGTH_GROUPS
-from extractor.pruning.reference import masked_margin, masked_residuals
+from extractor.data.prompts import TaskBatch, accuracy, answer_margin, task_loss
+from extractor.files import rounded
+from extractor.models.dense.base import residuals, tail
 from extractor.sparse.bigram import PRIOR, Counts
-from extractor.units import rounded
 
 DIRECTIONS = ("to_sparse", "to_dense")  # dense then sparse, sparse then dense
 FLAT = 1e-12  # share of its mean square below which a channel's variance is rounding

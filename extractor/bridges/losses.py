@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from extractor.bridges.coupled import Coupled
+from extractor.bridges.chunked_loss import LOGITS_AT_ONCE, Target, in_chunks
 from extractor.bridges.crossing import Crossing
-from extractor.bridges.fused import LOGITS_AT_ONCE, Target, in_chunks
-from extractor.dense.base import residuals
-from extractor.specs import BridgeSpec
+from extractor.bridges.pair import Coupled
+from extractor.models.dense.base import residuals
+from extractor.spec.schema import BridgeSpec
 
 TERMS = ("ce", "nmse_encoder", "nmse_decoder", "kl_to_sparse", "kl_to_dense", "kl_plain")
 VARIANCE_MEMORY = 0.9  # of the running variance, per step

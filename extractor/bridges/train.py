@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from extractor.bridges.coupled import Coupled, couple
 from extractor.bridges.crossing import Crossing
+from extractor.bridges.initialisation import ActivationAnnealing, normalise_sites, start_from_dense
 from extractor.bridges.losses import TERMS, VARIANCE_MEMORY, bridge_loss, moments, sparse_residuals, variance_of
-from extractor.bridges.start import ActivationAnnealing, normalise_sites, start_from_dense
+from extractor.bridges.pair import Coupled, couple
 from extractor.bridges.tuner import site_parameters
-from extractor.compute import Compute
 from extractor.data.corpus import Corpus
+from extractor.training.compute import Compute
 
 if TYPE_CHECKING:
-    from extractor.dense.load import DenseModel
-from extractor.sparse.train import SparseOptimizer, fill_bigram
-from extractor.specs import BridgeSpec
-from extractor.training import Loop, LoopEnvironment, TrainState, run_loop
+    from extractor.models.load import DenseModel
+from extractor.spec.schema import BridgeSpec
+from extractor.training.checkpoints import TrainState
+from extractor.training.loop import Loop, LoopEnvironment, run_loop
+from extractor.training.optimizer import SparseOptimizer
+from extractor.training.train_sparse import fill_bigram
 
 
 class BridgeTrainer:

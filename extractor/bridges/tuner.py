@@ -19,7 +19,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-from extractor.dense.base import dense_types, norms_of
+from extractor.models.dense.base import dense_types, norms_of
 from extractor.sparse.abs_topk import abs_topk
 
 

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from extractor import artifacts
 from extractor.data.streams import DocumentStream, pin_dataset
 from extractor.errors import BrokenArtifact, ExtractorError, SpecError
+from extractor.files import explain_full_disk, read_json, write_json
 from extractor.progress import Progress, Stopped
-from extractor.specs import DatasetSpec
+from extractor.spec.schema import DatasetSpec
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -146,7 +146,7 @@ class Shards:
         """What an earlier run left in `folder`, or nothing where that is damaged."""
         shards = cls(folder, dtype)
         try:
-            state = artifacts.read_json(folder / "state.json")
+            state = read_json(folder / "state.json")
             for index in range(state["whole"]):
                 if len(np.load(folder / _shard(index), mmap_mode="r")) != SHARD_TOKENS:
                     raise ValueError("a shard of another length")
@@ -182,7 +182,7 @@ class Shards:
         _write_array(self.folder / f"pending-{self.blocks}.npy", self.pending)
         _write_array(self.folder / f"held-{self.blocks}.npy", self.held_out)
         state = {"blocks": self.blocks, "whole": self.whole, "position": self.position}
-        artifacts.write_json(self.folder / "state.json", state)
+        write_json(self.folder / "state.json", state)
         for path in (*self.folder.glob("pending-*.npy"), *self.folder.glob("held-*.npy")):
             if path.stem.partition("-")[2] != str(self.blocks):
                 path.unlink()
@@ -209,7 +209,7 @@ class Shards:
             _write_array(self.folder / names[-1], self.pending)
         _write_array(self.folder / "held_out.npy", self.held_out)
         facts = {"source": spec.name, "train": names, "held_out": "held_out.npy", "asked": spec.tokens, "found": self.tokens}
-        artifacts.write_json(self.folder / "corpus.json", {"version": 1, "sources": [facts]})
+        write_json(self.folder / "corpus.json", {"version": 1, "sources": [facts]})
 
 
 def _shard(index: int) -> str:
@@ -217,7 +217,7 @@ def _shard(index: int) -> str:
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:
-    with artifacts.explain_full_disk(path), open(path, "wb") as file:
+    with explain_full_disk(path), open(path, "wb") as file:
         np.save(file, array)
         file.flush()
         os.fsync(file.fileno())

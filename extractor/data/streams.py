@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from extractor.data.pinning import commit_of, one_line
 from extractor.errors import BrokenArtifact, ExtractorError, NotFound, SpecError
-from extractor.models import HUB_ID
+from extractor.models.hub import HUB_ID, commit_of, one_line
 from extractor.progress import Progress, Stopped
-from extractor.specs import DatasetSpec
+from extractor.spec.schema import DatasetSpec
 
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)  # waits after a broken connection, beyond those of the hub's client
 PROBED_ROWS = 1000  # rows read when a job is made, to see that there is text
@@ -156,7 +155,7 @@ def _is_folder(spec: DatasetSpec) -> bool:
 def _load(spec: DatasetSpec) -> Any:
     """The dataset, streamed, cut to its text column. Raises SpecError, and what `datasets` raises."""
     # The prefix keeps a folder of the same name in the working directory out of it; our own cache_dir, tables that were built there.
-    from extractor.data.corpus import cache_root
+    from extractor.files import cache_root
 
     dataset = _client().load_dataset(
         spec.name if _is_folder(spec) else f"hf://datasets/{spec.name}",

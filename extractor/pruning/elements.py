@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from extractor.pruning.graph import Graph, Link, NodeIndex, present_edges
-from extractor.pruning.layers import Masks
+from extractor.circuits.graph import Graph, Link, NodeIndex, present_edges
+from extractor.circuits.masks import Masks
 
 if TYPE_CHECKING:
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from extractor.objective import TaskBatch
-from extractor.pruning.calibration import calibrate_all
+from extractor.circuits.calibration import calibrate_all
+from extractor.circuits.graph import Graph, edge_count, without_dead
+from extractor.circuits.masks import Prunable
+from extractor.data.prompts import TaskBatch
 from extractor.pruning.elements import ELEMENTS, Edges, Nodes
-from extractor.pruning.graph import Graph, edge_count, without_dead
-from extractor.pruning.problem import Problem, Prunable
+from extractor.pruning.problem import Problem
 
 SINGLES = 16  # elements tried one by one in a round
 LARGEST_SHARE = 0.25  # of the elements, to go at once

@@ -6,40 +6,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from extractor.objective import TaskBatch
-from extractor.pruning.graph import Link, NodeIndex
-from extractor.pruning.judge import Judge
-from extractor.pruning.layers import Masks
-from extractor.pruning.network import Network
-from extractor.pruning.plain import PlainNetwork
-from extractor.training import LoopEnvironment
+from extractor.circuits.graph import NodeIndex
+from extractor.circuits.masks import Prunable
+from extractor.circuits.network import Network
+from extractor.circuits.reference import PlainNetwork
+from extractor.circuits.scorer import Judge
+from extractor.data.prompts import TaskBatch
+from extractor.training.loop import LoopEnvironment
 
 if TYPE_CHECKING:
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
-    from extractor.specs import PruneSpec
-
-
-class Prunable(Protocol):
-    """What `network.Network` and its plain twin offer. kept (N,) bool: the nodes that are computed."""
-
-    kept: Tensor
-
-    def __len__(self) -> int:
-        """How many they are."""
-
-    def prepare(self, batch: TaskBatch) -> Any:
-        """What of a batch does not depend on masks."""
-
-    def margins(self, prompts: Any, masks: Masks = Masks()) -> Tensor:  # noqa: B008 - frozen
-        """Answer margins (P, 2 x pairs), in the batch's order. Differentiable in the masks."""
-
-    def cut(self, edges: Mapping[Link, Tensor]) -> dict[Link, Tensor]:
-        """Edge masks (..., target width, source width) per link, cut to the kept nodes."""
+    from extractor.spec.schema import PruneSpec
 
 
 @dataclass(frozen=True)

@@ -23,26 +23,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from extractor import artifacts
+from extractor import files
 from extractor.bridges import train
-from extractor.bridges.coupled import Coupled
 from extractor.bridges.crossing import Crossing
 from extractor.bridges.faithfulness import faithfulness
 from extractor.bridges.losses import bridge_loss, moments, sparse_residuals
+from extractor.bridges.pair import Coupled
 from extractor.bridges.train import BridgeTrainer
-from extractor.compute import Compute
-from extractor.data.corpus import Corpus, build_corpus
+from extractor.data.build_corpus import build_corpus
+from extractor.data.corpus import Corpus
 from extractor.data.programs import programs
-from extractor.data.tokenizer import train_tokenizer
-from extractor.dense.base import residuals, tail
-from extractor.dense.load import DenseModel
-from extractor.dense.train import new_gpt2, train_gpt2
-from extractor.machine import memory_at_hand
-from extractor.preflight import fitting, plan
-from extractor.presets import bridge_spec, train_spec
+from extractor.jobs.cost.bridging import fitting, plan
+from extractor.jobs.cost.hardware import memory_at_hand
+from extractor.models.dense.base import residuals, tail
+from extractor.models.load import DenseModel
+from extractor.models.tokenizer import train_tokenizer
 from extractor.progress import Progress
-from extractor.specs import BridgeSpec, CorpusSpec, OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
-from extractor.training import Checkpoints, LoopEnvironment, MetricsLog
+from extractor.spec.presets import bridge_spec, train_spec
+from extractor.spec.schema import BridgeSpec, CorpusSpec, OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
+from extractor.training.checkpoints import Checkpoints, MetricsLog
+from extractor.training.compute import Compute
+from extractor.training.loop import LoopEnvironment
+from extractor.training.train_gpt2 import new_gpt2, train_gpt2
 from tests.benchmarks.measure import Row, in_fresh_process, times_faster
 from tests.benchmarks.training import _peak as peak_resident
 
@@ -131,7 +133,7 @@ def random_corpus(folder: Path, vocabulary: int, tokens: int = 200_000) -> Corpu
     ids = np.random.default_rng(0).integers(vocabulary, size=tokens).astype(np.uint16)
     np.save(folder / "train.npy", ids)
     np.save(folder / "held_out.npy", ids[:10_000])
-    artifacts.write_json(folder / "corpus.json", {"sources": [{"train": ["train.npy"], "held_out": "held_out.npy"}]})
+    files.write_json(folder / "corpus.json", {"sources": [{"train": ["train.npy"], "held_out": "held_out.npy"}]})
     return Corpus(folder)
 
 

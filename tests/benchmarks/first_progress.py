@@ -18,7 +18,7 @@ class _Reached(BaseException):
 
 def by_hand(spec: str, folder: str) -> dict:
     """Seconds from the start of this process to the first progress of that spec; the modules imported by then, in order."""
-    from extractor import __main__ as engine
+    from extractor import __main__, progress
 
     path = Path(folder) / "spec.json"
     path.write_text(spec)
@@ -27,9 +27,9 @@ def by_hand(spec: str, folder: str) -> dict:
         if event["event"] == "progress":
             raise _Reached
 
-    engine.emit = emit
+    progress.emit = emit
     with contextlib.suppress(_Reached):
-        engine.main([str(path), "--out", str(Path(folder) / f"out-{os.getpid()}"), "--threads", "1"])
+        __main__.main([str(path), "--out", str(Path(folder) / f"out-{os.getpid()}"), "--threads", "1"])
     return {"seconds": _age(), "modules": list(sys.modules)}
 
 

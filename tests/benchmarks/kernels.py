@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from extractor.bridges.losses import Target
 from extractor.sparse.abs_topk import abs_topk
-from extractor.sparse.projection import Constraint, Projector
-from extractor.specs import SparsitySpec
+from extractor.spec.schema import SparsitySpec
+from extractor.training.projection import Constraint, Projector
 from tests.benchmarks.measure import Row, times_faster
 
 

@@ -23,28 +23,30 @@ from typing import Any
 
 import torch
 
-from extractor import artifacts, objective
-from extractor.ablation import measure_means
-from extractor.compiled import compile_circuit
-from extractor.data.corpus import build_corpus
-from extractor.data.tokenizer import load_tokenizer
-from extractor.dense.load import load_model
-from extractor.models import inspect_folder
-from extractor.pipeline import run_job
-from extractor.presets import prune_spec
+from extractor import files
+from extractor.circuits.compiled import compile_circuit
+from extractor.circuits.graph import Graph, edge_count, without_dead
+from extractor.circuits.masks import Masks, Prunable
+from extractor.circuits.mean_activations import measure_means
+from extractor.circuits.network import Network
+from extractor.circuits.reference import PlainNetwork
+from extractor.data.build_corpus import build_corpus
+from extractor.data.prompts import TaskBatch, express, get_task, task_batch, task_loss
+from extractor.jobs.request import train_job
+from extractor.jobs.run import run_job
+from extractor.models.load import load_model
+from extractor.models.reference import inspect_folder
+from extractor.models.tokenizer import load_tokenizer
 from extractor.progress import Progress
 from extractor.pruning import algorithms
 from extractor.pruning.algorithms import masks
-from extractor.pruning.engine import find_circuits
-from extractor.pruning.graph import Graph, edge_count, without_dead
-from extractor.pruning.judge import smallest
-from extractor.pruning.layers import Masks
-from extractor.pruning.network import Network
-from extractor.pruning.plain import PlainNetwork
-from extractor.pruning.problem import Problem, Prunable
-from extractor.request import train_job
-from extractor.specs import CorpusSpec
-from extractor.training import Checkpoints, LoopEnvironment, MetricsLog
+from extractor.pruning.bisection import smallest
+from extractor.pruning.problem import Problem
+from extractor.pruning.prune import find_circuits
+from extractor.spec.presets import prune_spec
+from extractor.spec.schema import CorpusSpec
+from extractor.training.checkpoints import Checkpoints, MetricsLog
+from extractor.training.loop import LoopEnvironment
 from tasks import task_names
 from tests.benchmarks.measure import Row, in_fresh_process, times_faster
 
@@ -80,7 +82,7 @@ def models(folder: Path, threads: int) -> tuple[Path, Path]:
     """A sparse model from scratch and a dense one of equal held-out loss, trained where they are not in the folder yet."""
     sparse, dense = folder / "sparse", folder / "dense"
     run_job(train_job(tokenizer="python-tiny"), sparse, Progress(), threads)
-    loss = artifacts.read_json(sparse / "result.json")["held_out_loss"]
+    loss = files.read_json(sparse / "result.json")["held_out_loss"]
     run_job(train_job(tokenizer="python-tiny", dense=True, match_loss=round(loss, 3)), dense, Progress(), threads)
     return sparse / "model", dense / "model"
 
@@ -95,11 +97,11 @@ def opened(folder: Path) -> tuple[Any, Any, dict[str, torch.Tensor]]:
 
 
 @cache
-def batches(folder: Path, task: str) -> tuple[objective.TaskBatch, ...]:
+def batches(folder: Path, task: str) -> tuple[TaskBatch, ...]:
     model, tokenizer, _ = opened(folder)
-    expression = objective.express(objective.get_task(task), tokenizer)
+    expression = express(get_task(task), tokenizer)
     splits = zip(("train", "select", "held_out"), PAIRS, strict=True)
-    return tuple(objective.task_batch(expression, tokenizer, split, pairs, 0, model.config.n_ctx) for split, pairs in splits)
+    return tuple(task_batch(expression, tokenizer, split, pairs, 0, model.config.n_ctx) for split, pairs in splits)
 
 
 def full_loss(folder: Path, task: str) -> float:
@@ -107,7 +109,7 @@ def full_loss(folder: Path, task: str) -> float:
     problem = problem_of(folder, task, None)
     held_out = batches(folder, task)[2]
     margin = problem.judge(held_out).margins([Graph(torch.ones(len(problem.index), dtype=torch.bool))])[0]
-    return objective.task_loss(margin, held_out.sign).item()
+    return task_loss(margin, held_out.sign).item()
 
 
 def problem_of(folder: Path, task: str, work: Path | None, kind: type[Problem] = Problem, **changes: Any) -> Problem:
@@ -143,9 +145,9 @@ def measured(folder: Path, model: Path, task: str, method: str, **changes: Any) 
         problem = problem_of(model, task, searched, **changes)
         found = (prefixes if method.endswith("alone") else sizes)(problem, model, task)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        artifacts.write_json(kept, found)
+        files.write_json(kept, found)
         print(f"{task:28}{method:20}{found}  {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    return artifacts.read_json(kept)
+    return files.read_json(kept)
 
 
 def sizes(problem: Problem, folder: Path, task: str) -> dict[str, int | None]:

@@ -11,15 +11,15 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from extractor.specs import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, SparseModelSpec, SparsitySpec, to_json
+from extractor.spec.schema import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, SparseModelSpec, SparsitySpec, to_json
 from tests.benchmarks import service_world as world
 from tests.benchmarks.measure import Row, in_fresh_process
-from worker import client
-from worker.client import Service
-from worker.counts import Counts
-from worker.jobs import Lease, Place, Relay, Shared
-from worker.overview import overview
-from worker.records import describe
+from worker.client import submit, watch
+from worker.client.service import Service
+from worker.monitoring.overview import overview
+from worker.records.counts import Counts
+from worker.records.records import describe
+from worker.supervision.attempt import Lease, Place, Relay, Shared
 
 SUBMITS, SUBMIT_SECONDS = 1000, 10
 RECORDS, LOOKS, LOOK_SECONDS = 10_000, 500, 0.050
@@ -56,7 +56,7 @@ def rows(threads: int) -> Iterator[Row]:
 def _submits_and_memory(service: Service) -> Iterator[Row]:
     before = _memory(service)
     began = time.perf_counter()
-    jobs = [client.submit(service, world.CIRCUIT) for _ in range(SUBMITS)]
+    jobs = [submit.submit(service, world.CIRCUIT) for _ in range(SUBMITS)]
     yield Row(f"{SUBMITS:,} submits by one client, over {SUBMIT_SECONDS} s", (time.perf_counter() - began) / SUBMIT_SECONDS, "<= 1.0")
     per_thousand = (_memory(service) - before) * 1000 / SUBMITS
     yield Row(f"Redis memory per 1,000 queued jobs ({per_thousand:,.0f} bytes), over 10 MB", per_thousand / 10e6, "<= 1.0")
@@ -103,7 +103,7 @@ def _first_progress() -> Iterator[Row]:
     for _ in range(3):
         with world.service(EXTRACT_ENGINE="extractor") as service, world.workers(service, 1):
             began = time.perf_counter()
-            job = client.submit(service, spec)
+            job = submit.submit(service, spec)
             _await_progress(service, job)
             found["service"] = min(found["service"], time.perf_counter() - began)
             service.records.cancel(job)
@@ -123,7 +123,7 @@ def _two_workers(service: Service) -> Iterator[Row]:
     for number in (1, 2):
         with world.workers(service, number):
             began = time.perf_counter()
-            world.wait_ended(service, [client.submit(service, world.TRAIN) for _ in range(JOBS)])
+            world.wait_ended(service, [submit.submit(service, world.TRAIN) for _ in range(JOBS)])
             seconds[number] = time.perf_counter() - began
     yield Row(f"{JOBS} equal jobs of one CPU each, two workers, times faster than one", seconds[1] / seconds[2], ">= 1.8")
 
@@ -166,7 +166,7 @@ def _run_by_hand(service: Service, job: str, seconds: int, ends: bool = True) ->
 
 
 def _await_progress(service: Service, job: str) -> None:
-    for event in client.watch(service, job):
+    for event in watch.watch(service, job):
         if event["event"] == "progress":
             return
 

@@ -14,11 +14,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from extractor.specs import BridgeSpec, JobSpec, PruneSpec, TrainSpec
+from extractor.spec.schema import BridgeSpec, JobSpec, PruneSpec, TrainSpec
 from tests.benchmarks.measure import ROOT
-from worker import client, local, server
-from worker.client import Service
-from worker.records import TERMINAL
+from worker.broker import embedded_redis
+from worker.client.service import Service, open_service
+from worker.fleet import local
+from worker.records.records import TERMINAL
 from worker.settings import from_env
 
 CIRCUIT = JobSpec(kind="circuit", model="somewhere", tasks=("quote_close",), bridge=BridgeSpec(), prune=PruneSpec())
@@ -37,9 +38,9 @@ def service(**env: str) -> Iterator[Service]:
     os.environ.update(own | env)
     plan()
     try:
-        yield client.open_service(from_env())
+        yield open_service(from_env())
     finally:
-        server.stop(from_env())
+        embedded_redis.stop(from_env())
         os.environ.clear()
         os.environ.update(before)
         shutil.rmtree(home, ignore_errors=True)

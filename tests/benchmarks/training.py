@@ -14,13 +14,13 @@ from torch import Tensor
 
 from extractor.sparse.abs_topk import abs_topk
 from extractor.sparse.configuration_sparse_gpt import SparseGPTConfig
-from extractor.sparse.inference import sparsify
+from extractor.sparse.kernels import sparsify
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
-from extractor.sparse.projection import Constraint, Projector, constraints
-from extractor.sparse.schedule import annealed_fraction
 from extractor.sparse.sink_attention import attend, causal_mask, plain_attention
-from extractor.sparse.train import SparseOptimizer
-from extractor.specs import OptimSpec, SparsitySpec
+from extractor.spec.schema import OptimSpec, SparsitySpec
+from extractor.training.optimizer import SparseOptimizer
+from extractor.training.projection import Constraint, Projector, constraints
+from extractor.training.schedule import annealed_fraction
 from tests.benchmarks.measure import Row, in_fresh_process, times_faster
 
 STEPS = 1000

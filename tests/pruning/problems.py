@@ -11,16 +11,15 @@ import torch
 from hypothesis import strategies as st
 from worlds import environment
 
-from extractor.circuit import links
-from extractor.objective import TaskBatch
+from extractor.circuits.graph import Graph, Link, NodeIndex, links
+from extractor.circuits.reference import masked_margin
+from extractor.circuits.sites import record, widths
+from extractor.data.prompts import TaskBatch
 from extractor.progress import Progress, Stopped
-from extractor.pruning.graph import Graph, Link, NodeIndex
 from extractor.pruning.problem import Problem
-from extractor.pruning.reference import masked_margin
-from extractor.sites import record, widths
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
-from extractor.specs import PruneSpec
-from extractor.training import LoopEnvironment
+from extractor.spec.schema import PruneSpec
+from extractor.training.loop import LoopEnvironment
 
 VOCABULARY = 20
 LONGEST = 8

@@ -11,11 +11,11 @@ import pytest
 import torch
 from problems import graded_problem, in_folder, interrupted, micro_problem, names_of
 
+from extractor.circuits.graph import Graph, edge_count, without_dead
 from extractor.errors import SpecError
 from extractor.progress import Progress, Stopped
 from extractor.pruning import algorithms
 from extractor.pruning.algorithms import masks
-from extractor.pruning.graph import Graph, edge_count, without_dead
 from extractor.pruning.problem import Problem
 
 NAMES = algorithms.names()
@@ -105,7 +105,7 @@ def test_attribution_is_the_mean_effect_on_the_way_from_nothing_to_everything():
     plain = torch.nn.functional.softplus
     network = problem.network(torch.ones(32, dtype=torch.bool))
     prompts = network.prepare(problem.train)
-    from extractor.pruning.layers import Masks
+    from extractor.circuits.masks import Masks
 
     ends = network.margins(prompts, Masks(torch.stack([torch.zeros(32), torch.ones(32)])))
     nothing, all_on = plain(-problem.train.sign * ends).mean(-1).tolist()

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extractor.circuit import Calibration
-from extractor.objective import task_loss
-from extractor.pruning.calibration import LEAST_SCALE, calibrate, calibrate_all, calibrated_loss
+from extractor.circuits.calibration import LEAST_SCALE, calibrate, calibrate_all, calibrated_loss
+from extractor.circuits.circuit import Calibration
+from extractor.data.prompts import task_loss
 
 CHANCE = math.log(2)
 SIGN = torch.tensor([1.0, -1.0]).repeat(32)

@@ -9,12 +9,11 @@ import pytest
 import torch
 from problems import everything, graded_problem, micro_problem, names_of, nodes_of
 
-from extractor.circuit import edges_between
+from extractor.circuits.graph import Graph, edge_count, edges_between, present_edges, with_edges, without_dead
 from extractor.progress import Stopped
 from extractor.pruning import eliminate as eliminating
 from extractor.pruning.elements import ELEMENTS
 from extractor.pruning.eliminate import Path, eliminate
-from extractor.pruning.graph import Graph, edge_count, present_edges, with_edges, without_dead
 from extractor.pruning.problem import Problem
 
 KINDS = ("node", "edge")

@@ -12,17 +12,15 @@ import pytest
 import torch
 from problems import everything, graded_problem, in_folder, interrupted, micro_problem, names_of, nodes_of
 
-from extractor.circuit import edges_between
+from extractor.circuits.calibration import calibrated_loss
+from extractor.circuits.graph import Graph, edge_count, edges_between, without_dead
+from extractor.circuits.network import Network
+from extractor.circuits.reference import PlainNetwork, masked_margin
 from extractor.errors import SpecError
 from extractor.progress import Progress, Stopped
-from extractor.pruning import algorithms, engine
-from extractor.pruning.calibration import calibrated_loss
-from extractor.pruning.engine import CHANCE, Demand, Found, find_circuits
-from extractor.pruning.graph import Graph, edge_count, without_dead
-from extractor.pruning.network import Network
-from extractor.pruning.plain import PlainNetwork
+from extractor.pruning import algorithms, prune
 from extractor.pruning.problem import Problem
-from extractor.pruning.reference import masked_margin
+from extractor.pruning.prune import CHANCE, Demand, Found, find_circuits
 
 REDUNDANT = {"0.mlp.act_in.1", "0.mlp.post_act.1", "0.mlp.resid_delta.2"}
 
@@ -274,7 +272,7 @@ def test_elimination_is_told_and_a_wish_to_stop_passes_through(tmp_path: Path):
 
 
 def test_an_unexpected_error_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine, "eliminate", lambda *_: 1 / 0)
+    monkeypatch.setattr(prune, "eliminate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         find_circuits(micro_problem(tmp_path, algorithm="random"))
 

@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import everything, names_of, nodes_of, random_edges, random_model
 
-from extractor.circuit import edges_between, links
+from extractor.circuits.graph import Graph, NodeIndex, edge_count, edges_between, links, present_edges, without_dead
+from extractor.circuits.sites import widths
 from extractor.pruning.elements import ELEMENTS, Edges, Nodes
-from extractor.pruning.graph import Graph, NodeIndex, edge_count, present_edges, without_dead
-from extractor.sites import widths
 
 FC, PROJ = ("0.mlp.act_in", "0.mlp.post_act"), ("0.mlp.post_act", "0.mlp.resid_delta")
 
@@ -155,7 +154,7 @@ def test_the_graph_of_some_elements_has_them_and_no_others(kind: str):
 
 def test_masks_of_edges_lie_where_the_network_looks_for_them():
     """Cut to the kept nodes, sets stacked: as `Network.cut` makes them of full masks."""
-    from extractor.pruning.network import Network
+    from extractor.circuits.network import Network
 
     model = random_model(2)
     whole = random_graph(model, 4, 0.6, with_edges=True)

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import everything, graded_problem, micro_problem, nodes_of, random_base, random_batch, random_edges, random_model
 
-from extractor.objective import task_loss
-from extractor.pruning import judge
-from extractor.pruning.calibration import calibrate, calibrated_loss
-from extractor.pruning.graph import Graph, NodeIndex
-from extractor.pruning.judge import Judge, smallest
-from extractor.pruning.network import Network
-from extractor.pruning.plain import PlainNetwork
-from extractor.pruning.reference import masked_margin
+from extractor.circuits import scorer
+from extractor.circuits.calibration import calibrate, calibrated_loss
+from extractor.circuits.graph import Graph, NodeIndex
+from extractor.circuits.network import Network
+from extractor.circuits.reference import PlainNetwork, masked_margin
+from extractor.circuits.scorer import Judge
+from extractor.data.prompts import task_loss
+from extractor.pruning.bisection import smallest
 
 CHANCE = math.log(2)
 
@@ -56,9 +56,9 @@ def test_a_judge_that_holds_little_at_once_says_the_same(with_edges: bool, monke
 
     made, graphs = Judge(lambda kept: Watched(model, base, kept), batch), random_graphs(model, 5, with_edges)
     whole = made.margins(graphs)
-    monkeypatch.setattr(judge, "VALUES_AT_ONCE", 2 * int(torch.stack([g.nodes for g in graphs]).any(0).sum()) * batch.ids.numel())
+    monkeypatch.setattr(scorer, "VALUES_AT_ONCE", 2 * int(torch.stack([g.nodes for g in graphs]).any(0).sum()) * batch.ids.numel())
     assert torch.allclose(made.margins(graphs), whole, atol=1e-5)
-    monkeypatch.setattr(judge, "VALUES_AT_ONCE", 1)
+    monkeypatch.setattr(scorer, "VALUES_AT_ONCE", 1)
     assert torch.allclose(made.margins(graphs), whole, atol=1e-5)
     assert asked == [5, 2, 2, 1, 1, 1, 1, 1, 1]
 

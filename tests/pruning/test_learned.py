@@ -12,12 +12,12 @@ import torch
 from problems import everything, graded_problem, in_folder, interrupted, micro_problem, names_of
 from worlds import environment
 
+from extractor.circuits.graph import Graph, without_dead
+from extractor.circuits.network import Network
 from extractor.progress import Progress, Stopped
-from extractor.pruning import learned
+from extractor.pruning import mask_sets
 from extractor.pruning.elements import Edges, Nodes
-from extractor.pruning.graph import Graph, without_dead
-from extractor.pruning.learned import MaskSets, Trial, _Heaviside, learn_scores
-from extractor.pruning.network import Network
+from extractor.pruning.mask_sets import MaskSets, Trial, _Heaviside, learn_scores
 from extractor.pruning.problem import Problem
 
 TRIAL = Trial(k_coef=2e-3, lr=0.03, weight_decay=1e-3, beta2=0.95, warmup=0.05, temperature=1.0, seed=0)
@@ -146,7 +146,7 @@ def test_the_network_sees_one_mask_for_q_and_k_and_both_count(tmp_path: Path, mo
 @pytest.mark.parametrize("kind", [Nodes, Edges])
 def test_each_of_a_population_is_what_it_is_alone(kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Sets share nothing but the pairs; in fp32 a sum over a larger batch may round otherwise."""
-    monkeypatch.setattr(learned, "SHRINK", 0.0)
+    monkeypatch.setattr(mask_sets, "SHRINK", 0.0)
     problem = graded_problem()
     elements = kind(problem.model, everything(problem.model))
     together = scores_of(in_folder(problem, tmp_path / "all"), POPULATION, steps=12, elements=elements)
@@ -233,10 +233,10 @@ def test_a_little_patience_and_a_dead_set_keep_nothing(tmp_path: Path):
 
 @pytest.mark.parametrize(("make", "prices"), [(micro_problem, (1e-2, 2e-2)), (graded_problem, (1e-3, 2e-3))])
 def test_a_run_that_shrinks_is_one_that_does_not_where_nothing_comes_back(make, prices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(learned, "PATIENCE", 0.5)
+    monkeypatch.setattr(mask_sets, "PATIENCE", 0.5)
     trials = [replace(TRIAL, k_coef=price, seed=seed) for seed, price in enumerate(prices)]
     shrunk = scores_of(in_folder(make(), tmp_path / "shrunk"), trials)
-    monkeypatch.setattr(learned, "SHRINK", 0.0)
+    monkeypatch.setattr(mask_sets, "SHRINK", 0.0)
     whole = scores_of(in_folder(make(), tmp_path / "whole"), trials)
     assert kept_of(tmp_path / "shrunk")[-1] < 0.5 * kept_of(tmp_path / "whole")[-1]
     assert torch.allclose(shrunk, whole, atol=1e-3)

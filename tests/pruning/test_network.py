@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import KINDS, everything, models, nodes_of, random_base, random_batch, random_edges, random_model
 
-from extractor.objective import TaskBatch
-from extractor.pruning.graph import NodeIndex
-from extractor.pruning.layers import Masks
-from extractor.pruning.network import Network
-from extractor.pruning.plain import PlainNetwork, resampled
-from extractor.pruning.reference import masked_margin
+from extractor.circuits.graph import NodeIndex
+from extractor.circuits.masks import Masks
+from extractor.circuits.network import Network
+from extractor.circuits.reference import PlainNetwork, masked_margin, resampled
+from extractor.data.prompts import TaskBatch
 
 SETS = 3
 KEPT = ("none", "one", "few", "half", "most", "all", "no heads", "no values", "scores alone", "no reads", "no writes", "no neurons")

@@ -11,15 +11,14 @@ import torch
 from problems import KINDS, everything, names_of, nodes_of, random_base, random_batch, random_model
 from worlds import VOCABULARY
 
-from extractor.ablation import measure_means
-from extractor.circuit import links
-from extractor.objective import answer_margin
-from extractor.pruning.graph import Graph, NodeIndex
-from extractor.pruning.plain import resampled
-from extractor.pruning.reference import compete, masked_margin, masked_residuals
-from extractor.sites import record, widths
-from extractor.sparse.train import new_sparse_gpt
-from extractor.specs import SparseModelSpec
+from extractor.circuits.graph import Graph, NodeIndex, links
+from extractor.circuits.masks import compete
+from extractor.circuits.mean_activations import measure_means
+from extractor.circuits.reference import masked_margin, masked_residuals, resampled
+from extractor.circuits.sites import record, widths
+from extractor.data.prompts import answer_margin
+from extractor.spec.schema import SparseModelSpec
+from extractor.training.train_sparse import new_sparse_gpt
 
 BATCH = micro.micro_batch()
 every_kind = pytest.mark.parametrize("kind", KINDS)

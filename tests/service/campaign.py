@@ -26,12 +26,15 @@ from pathlib import Path
 
 import redis
 
-from extractor import artifacts
 from extractor.errors import ExtractorError
-from extractor.specs import JobSpec, TrainSpec
-from worker import client, runtime, server
-from worker.records import TERMINAL
+from extractor.files import MANIFEST, WORK, verify_manifest
+from extractor.spec.schema import JobSpec, TrainSpec
+from worker.broker import embedded_redis
+from worker.client.service import Service, open_service
+from worker.client.submit import submit
+from worker.records.records import TERMINAL
 from worker.settings import Settings, from_env
+from worker.supervision import engine
 
 PROJECT = Path(__file__).resolve().parents[2]
 WORKERS = 2
@@ -77,9 +80,9 @@ class Campaign:
         return from_env()
 
     @property
-    def service(self) -> client.Service:
+    def service(self) -> Service:
         """Connected anew each time: the server may be another one by now."""
-        return client.open_service(self.settings)
+        return open_service(self.settings)
 
     def run(self) -> dict[str, object]:
         """Submit, disturb until all has been injected and all has ended, check: what was counted. AssertionError for a broken promise."""
@@ -104,7 +107,7 @@ class Campaign:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             worker.wait()
-        facts = server.facts(self.settings)
+        facts = embedded_redis.facts(self.settings)
         if facts is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(facts["pid"]), signal.SIGKILL)
@@ -113,7 +116,7 @@ class Campaign:
         """The files of a job that nothing happens to, by sha256."""
         spec = self.home / "calm.json"
         spec.write_text(_spec().model_dump_json())
-        outcome = runtime.supervise(spec, self.home / "calm", self.home / "calm.log", self.settings, lambda _: None, lambda: "")
+        outcome = engine.supervise(spec, self.home / "calm", self.home / "calm.log", self.settings, lambda _: None, lambda: "")
         assert outcome.kind == "done", outcome
         return _files(self.home / "calm")
 
@@ -128,7 +131,7 @@ class Campaign:
 
     def _submit(self, job: str, number: int) -> None:
         with _patience():
-            client.submit(self.service, _spec(), job, ("high", "normal", "low")[number % 3])
+            submit(self.service, _spec(), job, ("high", "normal", "low")[number % 3])
 
     def _all_ended(self, ids: list[str]) -> bool:
         try:
@@ -151,7 +154,7 @@ class Campaign:
             os.kill(below[0], signal.SIGKILL)
         elif fault == "kill engine" and engines:
             os.kill(engines[0], signal.SIGKILL)
-        elif fault == "kill server" and (facts := server.facts(self.settings)):
+        elif fault == "kill server" and (facts := embedded_redis.facts(self.settings)):
             os.kill(int(facts["pid"]), signal.SIGKILL)
         elif fault == "cut connections":
             with contextlib.suppress(redis.RedisError, ExtractorError):
@@ -177,9 +180,9 @@ class Campaign:
             assert states.count("succeeded") == 1, f"{job}: {states}"
             assert states[-1] == "succeeded", f"{job}: {states}"
             result = self.settings.root / job / "result"
-            artifacts.verify_manifest(result)
+            verify_manifest(result)
             assert _files(result) == calm, f"{job}: another result"
-            owners = [line.split()[1] for line in (result / artifacts.WORK / "owners.log").read_text().splitlines()]
+            owners = [line.split()[1] for line in (result / WORK / "owners.log").read_text().splitlines()]
             changes = [pid for before, pid in zip(["", *owners], owners, strict=False) if pid != before]
             assert len(changes) == len(set(changes)), f"{job}: two engines in turns, {changes}"
             attempts, engines = attempts + states.count("running"), engines + len(changes)
@@ -192,7 +195,7 @@ def _spec() -> JobSpec:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    files = json.loads((folder / artifacts.MANIFEST).read_text())["files"]
+    files = json.loads((folder / MANIFEST).read_text())["files"]
     return {name: facts["sha256"] for name, facts in files.items()}
 
 

@@ -11,7 +11,7 @@ import pytest
 from s3 import Bucket, s3_server
 from service_machine import Machine, fresh_machine
 
-from extractor.data.tokenizer import save_tokenizer, train_tokenizer
+from extractor.models.tokenizer import save_tokenizer, train_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # what the other tests share
 

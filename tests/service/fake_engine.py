@@ -32,7 +32,7 @@ import threading
 import time
 from pathlib import Path
 
-from extractor import artifacts
+from extractor import files
 from extractor.errors import ExtractorError
 
 STAGES = ("bridge", "prune")
@@ -77,10 +77,10 @@ def main() -> int:
 
 def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
     spec, out = options.spec.read_text(), options.out
-    work_folder = out / artifacts.WORK
+    work_folder = out / files.WORK
     work_folder.mkdir(parents=True, exist_ok=True)
     checkpoint = work_folder / "checkpoint.json"
-    if (out / artifacts.MANIFEST).exists():
+    if (out / files.MANIFEST).exists():
         tell(event="done")
         return 0
     done = json.loads(checkpoint.read_text())["done"] if checkpoint.exists() else 0
@@ -93,7 +93,7 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
     if plan["crash"]:
         raise RuntimeError(plan["crash"])
     if plan["bulk"]:
-        artifacts.write_text(work_folder / "bulk.txt", "0123456789abcdef" * (plan["bulk"] // 16))
+        files.write_text(work_folder / "bulk.txt", "0123456789abcdef" * (plan["bulk"] // 16))
     steps = plan["steps"]
     for number, stage in enumerate(STAGES):
         tell(event="stage", stage=stage, index=number + 1, of=len(STAGES))
@@ -103,12 +103,12 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
             total = number * steps + step + 1
             for _ in range(1 + plan["chatter"]):
                 tell(event="progress", stage=stage, step=step + 1, total=steps, metrics={"loss": 1 / total}, seconds_left=None)
-            with artifacts.explain_full_disk(work_folder / "steps.log"):
+            with files.explain_full_disk(work_folder / "steps.log"):
                 with open(work_folder / "owners.log", "a") as file:
                     file.write(f"{total} {os.getpid()}\n")
                 with open(work_folder / "steps.log", "a") as file:
                     file.write(f"{total}\n")
-            artifacts.write_json(checkpoint, {"done": total})
+            files.write_json(checkpoint, {"done": total})
             if plan["announce"]:
                 tell(event="checkpoint", stage=stage, step=step + 1)
             if plan["die_at"] is not None and total >= plan["die_at"]:
@@ -119,7 +119,7 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         if stage == "bridge" and options.twin is not None and not options.twin.is_dir():
             options.twin.mkdir(parents=True)
             shutil.copyfile(work_folder / "steps.log", options.twin / "steps.log")
-            artifacts.write_manifest(options.twin)
+            files.write_manifest(options.twin)
     fail = next((error for text, error in plan["fail_for"].items() if text in spec), plan["fail"])
     if fail:
         name, message, code = fail
@@ -142,11 +142,11 @@ def finish(out: Path, spec: dict, work_folder: Path, tells_steps: bool, model: s
         shutil.copytree(model, out / "model", dirs_exist_ok=True)
     else:
         (out / "model").mkdir(exist_ok=True)
-        artifacts.write_text(out / "model" / "config.json", "{}")
+        files.write_text(out / "model" / "config.json", "{}")
     if (work_folder / "bulk.txt").exists():
-        artifacts.write_text(out / "model" / "bulk.txt", (work_folder / "bulk.txt").read_text())
+        files.write_text(out / "model" / "bulk.txt", (work_folder / "bulk.txt").read_text())
     if spec["kind"] == "train":
-        artifacts.write_json(out / "result.json", {"loss": 1.25, "steps": steps})
+        files.write_json(out / "result.json", {"loss": 1.25, "steps": steps})
         return wrap_up(out)
     conditions = {"full": 0.01, "circuit": 0.14, "without_circuit": 4.5, "random": 2.1}
     rows = []
@@ -158,18 +158,18 @@ def finish(out: Path, spec: dict, work_folder: Path, tells_steps: bool, model: s
         result |= {"loss": conditions, "accuracy": conditions, "meets_target": True, "held_out_pairs": 64, "seconds": {}, "steps": steps}
         folder = out / "circuits" / str(task)
         folder.mkdir(parents=True, exist_ok=True)
-        artifacts.write_json(folder / "result.json", result)
-        artifacts.write_text(folder / "report.html", "<p>a report</p>")
-        artifacts.write_text(folder / "circuit.svg", "<svg/>")
+        files.write_json(folder / "result.json", result)
+        files.write_text(folder / "report.html", "<p>a report</p>")
+        files.write_text(folder / "circuit.svg", "<svg/>")
         numbers = dict(zip(NUMBERS, (12, 34, 0.14, 0.01, 0.96, 4.5, 2.1), strict=True))
         rows.append({"task": task} | numbers | {"meets_target": True, "why": None})
     if len(rows) > 1:
-        artifacts.write_json(out / "tasks.json", rows)
+        files.write_json(out / "tasks.json", rows)
     return wrap_up(out)
 
 
 def wrap_up(out: Path) -> int:
-    artifacts.write_manifest(out)
+    files.write_manifest(out)
     tell(event="done")
     return 0
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from service_machine import Machine, wait_for
 
-from worker import runtime
-from worker.storage import Storage, storage_of
-from worker.store import Store
+from worker.storage.job_storage import Storage, storage_of
+from worker.storage.store import Store
+from worker.supervision import engine
 
 TOKEN = "0123456789abcdef"
 
@@ -164,7 +164,7 @@ def engine_done(machine: Machine, job: str = "done", **plan: Any) -> Storage:
     storage = storage_of(machine.settings, job, TOKEN, machine.records)
     storage.restore(record, lambda: "")
     arguments = (folder / "job.json", folder / "result", folder / "engine.log", machine.settings)
-    assert runtime.supervise(*arguments, storage.hear, lambda: "").kind == "done"
+    assert engine.supervise(*arguments, storage.hear, lambda: "").kind == "done"
     return storage
 
 

@@ -23,7 +23,7 @@ from urllib.parse import quote
 import redis
 from service_machine import PROJECT
 
-from worker.server import find_binary
+from worker.broker.embedded_redis import find_binary
 from worker.settings import from_env
 
 

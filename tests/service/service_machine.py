@@ -18,10 +18,15 @@ from typing import Any
 
 import pytest
 
-from extractor.specs import BridgeSpec, JobSpec, PruneSpec, TrainSpec
-from worker import cli, client, local, runtime, server
-from worker.records import Records
+from extractor.spec.schema import BridgeSpec, JobSpec, PruneSpec, TrainSpec
+from worker import cli
+from worker.broker import embedded_redis
+from worker.client import service as client_service
+from worker.client import submit as client_submit
+from worker.fleet import local
+from worker.records.records import Records
 from worker.settings import Settings, from_env
+from worker.supervision import engine
 
 PROJECT = Path(__file__).resolve().parents[2]
 QUICK = {
@@ -76,8 +81,8 @@ class Machine:
         return self.home / "state"
 
     @property
-    def service(self) -> client.Service:
-        return client.open_service(self.settings)
+    def service(self) -> client_service.Service:
+        return client_service.open_service(self.settings)
 
     @property
     def records(self) -> Records:
@@ -139,15 +144,15 @@ class Machine:
     def submit(self, job: str | None = None, spec: JobSpec | None = None, priority: str = "normal") -> str:
         """Queue a job, starting no worker."""
         service = self.service
-        without = client.Service(settings_without_worker(), service.url, service.records)
-        return client.submit(without, spec or train_spec(), job, priority)
+        without = client_service.Service(settings_without_worker(), service.url, service.records)
+        return client_submit.submit(without, spec or train_spec(), job, priority)
 
     def finish(self, job: str, spec: JobSpec | None = None) -> Path:
         """A job that has succeeded, without the time that a worker takes to start: its result folder."""
         folder = self.settings.root / self.submit(job, spec)
         folder.mkdir(parents=True)
         (folder / "job.json").write_text(self.records.need(job)["spec"])
-        outcome = runtime.supervise(folder / "job.json", folder / "result", folder / "log", self.settings, lambda _: None, lambda: "")
+        outcome = engine.supervise(folder / "job.json", folder / "result", folder / "log", self.settings, lambda _: None, lambda: "")
         assert outcome.kind == "done"
         self.records.claim(job, "token", 60, "host", "worker", "")
         self.records.end(job, "token", "succeeded", str(folder / "result"))
@@ -187,7 +192,7 @@ class Machine:
         return int(notes[-1][3])
 
     def server_pid(self) -> int:
-        facts = server.facts(self.settings)
+        facts = embedded_redis.facts(self.settings)
         assert facts is not None
         return int(facts["pid"])
 

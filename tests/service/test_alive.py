@@ -8,8 +8,8 @@ import signal
 
 from service_machine import wait_for
 
-from worker import routing, server
-from worker.app import KEY_PREFIX
+from worker.broker import embedded_redis, routing
+from worker.broker.app import KEY_PREFIX
 
 
 def test_the_file_is_touched_while_redis_answers_and_not_while_it_is_away(machine):
@@ -26,7 +26,7 @@ def test_the_file_is_touched_while_redis_answers_and_not_while_it_is_away(machin
     noticed = log.read_text().count("Redis cannot be reached")
     wait_for(lambda: log.read_text().count("Redis cannot be reached") > noticed + 1, "two more turns of the caretaker")
     assert not alive.exists()
-    server.ensure(machine.settings)
+    embedded_redis.ensure(machine.settings)
     wait_for(alive.exists, "the file after Redis came back")
     assert worker.poll() is None
 

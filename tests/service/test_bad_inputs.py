@@ -22,11 +22,11 @@ from local_hub import hub_environment, running
 from service_machine import Answer, Machine, circuit_spec, fresh_machine, train_spec, wait_for
 from worlds import python
 
-from extractor import artifacts
 from extractor.errors import BrokenArtifact
-from worker.app import KEY_PREFIX, make_app, publish
-from worker.counts import Counts
-from worker.metrics import ServiceCollector
+from extractor.files import read_tensors, write_manifest
+from worker.broker.app import KEY_PREFIX, make_app, publish
+from worker.monitoring.metrics import ServiceCollector
+from worker.records.counts import Counts
 
 OWN = {"plan.json", "good.json", "bytes", "bad.json", "own.jsonl", "model", "state", "extract", "worker-0.log"}
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
@@ -275,7 +275,7 @@ def test_weights(machine: Machine):
     for what, content in bad_files.WEIGHTS.items():
         place = plant(machine.home / "model", {"beeg_config.json": b"{}", "model.safetensors": content})
         try:
-            artifacts.read_tensors(place / "model.safetensors")
+            read_tensors(place / "model.safetensors")
             found.append(f"{what}: taken")
         except BrokenArtifact as error:
             if "\n" in str(error):
@@ -300,7 +300,7 @@ def test_results(machine: Machine):
             (folder / "manifest.json").write_bytes(manifest)
             before = (folder / name).read_bytes() if (folder / name).exists() else None
             (folder / name).write_bytes(content)
-            artifacts.write_manifest(folder)
+            write_manifest(folder)
             for words in (("result", "altered"), ("result", "altered", "--json"), ("status", "altered"), ("status", "altered", "--json")):
                 if said := unclear(machine.extract(*words)):
                     found.append(f"{name} {what}: {' '.join(words)}: {said}")

@@ -15,8 +15,10 @@ from local_hub import serve
 from service_machine import wait_for
 from simulated_hub import SHA, expected, simulated_hub
 
-from extractor import artifacts
-from worker import batches, damaged, server
+from extractor import files
+from worker.batches.batch import state_of
+from worker.broker import embedded_redis
+from worker.client import damaged
 
 DIVERGED = ["TrainingDiverged", "the loss is not a number", 1]
 NOT_EXPRESSIBLE = ["TaskNotExpressible", "its answers are two tokens", 2]
@@ -96,7 +98,7 @@ def test_results_that_were_damaged_or_removed_are_made_anew_on_request(machine, 
     request = ["batch", "submit", "--models", str(models), "--task", "quote_close", "--wait", "--json"]
     jobs = [model["tasks"]["quote_close"]["job"] for model in machine.extract(*request).json["models"]]
     results = [machine.settings.root / job / "result" for job in jobs]
-    before = [artifacts.verify_manifest(result) for result in results]
+    before = [files.verify_manifest(result) for result in results]
     created = [machine.records.need(job)["created"] for job in jobs]
     cut = results[0] / "circuits" / "quote_close" / "result.json"
     cut.write_bytes(cut.read_bytes()[:20])
@@ -114,7 +116,7 @@ def test_results_that_were_damaged_or_removed_are_made_anew_on_request(machine, 
     again = machine.extract(*request)
     assert again.code == 0
     assert again.json["counts"] == {"succeeded": 5}
-    assert [artifacts.verify_manifest(result) for result in results] == before
+    assert [files.verify_manifest(result) for result in results] == before
     assert [machine.records.need(job)["created"] != at for job, at in zip(jobs, created, strict=True)] == [True] * 4 + [False]
     notes = [event["message"] for _, event in machine.records.events(jobs[0], "0", 0.01) if event["event"] == "note"]
     assert sum("result.json was altered" in note and "made anew" in note for note in notes) == 1
@@ -185,7 +187,7 @@ def test_a_simulated_hub_of_200_models_is_worked_off_and_every_refusal_explained
         dry = machine.shell(*request, "--dry-run", **environment)
         assert dry.code == 0
         assert "22 models taken, 178 refused, 22 jobs; nothing is queued" in dry.out
-        assert server.facts(machine.settings) is None  # not even a server was started
+        assert embedded_redis.facts(machine.settings) is None  # not even a server was started
         queued = machine.shell(*request, "--json", "--no-worker", **environment)
     assert (queued.code, len(queued.json["queued"])) == (0, 22)
     assert {machine.records.need(job)["priority"] for job in queued.json["queued"]} == {"low"}
@@ -284,7 +286,7 @@ def test_a_batch_whose_records_expired_is_told_from_its_results(machine, models:
     kept, lost = answer["queued"][:2]
     folder = machine.settings.root / kept / "result"
     folder.mkdir(parents=True)
-    artifacts.write_manifest(folder)
+    files.write_manifest(folder)
     for job in (kept, lost):
         machine.records.client.delete(f"ex:job:{job}")
         machine.records.client.zrem("ex:open", job)
@@ -293,9 +295,9 @@ def test_a_batch_whose_records_expired_is_told_from_its_results(machine, models:
 
 
 def test_the_state_of_a_batch_follows_from_its_jobs():
-    assert batches.state_of({"succeeded": 2, "queued": 1}) == "running"
-    assert batches.state_of({"queued": 3}) == "queued"
-    assert batches.state_of({"failed": 1, "cancelled": 1, "succeeded": 1}) == "failed"
-    assert batches.state_of({"missing": 1}) == "failed"
-    assert batches.state_of({"cancelled": 1, "succeeded": 1}) == "cancelled"
-    assert batches.state_of({"succeeded": 1, "not expressible": 1}) == "succeeded"
+    assert state_of({"succeeded": 2, "queued": 1}) == "running"
+    assert state_of({"queued": 3}) == "queued"
+    assert state_of({"failed": 1, "cancelled": 1, "succeeded": 1}) == "failed"
+    assert state_of({"missing": 1}) == "failed"
+    assert state_of({"cancelled": 1, "succeeded": 1}) == "cancelled"
+    assert state_of({"succeeded": 1, "not expressible": 1}) == "succeeded"

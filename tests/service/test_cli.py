@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from service_machine import PROJECT, circuit_spec, wait_for
 
-from extractor import artifacts
-from extractor.data.tokenizer import save_tokenizer, train_tokenizer
-from worker import cli, client, local
-from worker.cli.view import PlainView
+from extractor import files
+from extractor.models.tokenizer import save_tokenizer, train_tokenizer
+from worker import cli
+from worker.cli.views.job import PlainView
+from worker.client import watch
+from worker.fleet import local
 
 HEAVY = ("torch", "celery", "redis", "rich", "pydantic", "kombu", "transformers", "numpy")
 ALL_COMMANDS = sorted(cli.COMMANDS)
@@ -27,7 +29,7 @@ def model(tmp_path_factory):
     """A folder that passes for a GPT-2: its config, a tokenizer of single bytes, a file where the weights would be."""
     folder = tmp_path_factory.mktemp("model")
     save_tokenizer(train_tokenizer(["a"], 257), folder, 64)
-    artifacts.write_json(folder / "config.json", {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
+    files.write_json(folder / "config.json", {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
     (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     return str(folder)
 
@@ -82,7 +84,7 @@ def test_the_model_of_a_finished_job_is_named_by_its_id(machine, model, monkeypa
         seen.append(source)
         return circuit_spec()
 
-    monkeypatch.setattr("extractor.request.circuit_job", circuit_job)
+    monkeypatch.setattr("extractor.jobs.request.circuit_job", circuit_job)
     machine.finish("mine")
     assert machine.extract("submit", "--model", "mine", "--task", "quote_close", "--no-worker").code == 0
     assert machine.extract("submit", "--model", "mine", "--task", "quote_close", "--print-spec").code == 0
@@ -249,7 +251,7 @@ def test_every_command_speaks_json(machine, model, monkeypatch):
     assert machine.extract("cancel", job, "--json").json == {"job": job, "state": "succeeded", "cancelling": False}
     assert machine.extract("watch", job, "--json").json["job"] == job
     assert "quote_close" in [row["name"] for row in machine.extract("tasks", "--json").json]
-    monkeypatch.setattr("extractor.models.BUNDLED", Path(model).parent)
+    monkeypatch.setattr("extractor.models.reference.BUNDLED", Path(model).parent)
     assert model in [row["path"] for row in machine.extract("models", "--json").json]
     assert machine.extract("server", "status", "--json").json["running"] is True
     assert machine.shell("worker", "--idle-exit", "0.1", "--json").json["jobs"] == 0
@@ -299,8 +301,8 @@ def test_watch_sees_a_dead_local_worker_replaced(machine):
 
 def test_a_local_worker_that_cannot_start_is_reported_by_whoever_waits(machine, monkeypatch):
     monkeypatch.setattr(local, "python_module", lambda *_: [sys.executable, "-c", "raise SystemExit('no luck')"])
-    monkeypatch.setattr(client, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(client, "MAX_STARTS", 1)
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(watch, "MAX_STARTS", 1)
     answer = machine.extract("train", "--wait")
     assert answer.code == 4
     assert "no luck" in answer.err
@@ -361,7 +363,7 @@ def test_a_result_is_copied_and_the_copy_verifies(machine):
     out = machine.home / "new" / "copy"
     answer = machine.extract("result", "mine", "--out", str(out), "--json")
     assert answer.code == 0
-    assert set(answer.json["files"]) == set(artifacts.verify_manifest(out))
+    assert set(answer.json["files"]) == set(files.verify_manifest(out))
     assert not (out / ".work").exists()
     assert "not an empty folder" in machine.extract("result", "mine", "--out", str(out)).err
     assert os.listdir(out.parent) == ["copy"]
@@ -383,14 +385,14 @@ def test_a_result_that_was_tampered_with_is_not_copied(machine, damage):
     secret = machine.home / "secret"
     secret.mkdir()
     (secret / "config.json").write_text("{}")
-    manifest = artifacts.read_json(folder / "manifest.json")
+    manifest = files.read_json(folder / "manifest.json")
     if damage == "changed":
         (folder / "result.json").write_text("{}")
     elif damage == "missing":
         (folder / "result.json").unlink()
     elif damage == "outside":
         manifest["files"]["../../../../secret/config.json"] = manifest["files"]["model/config.json"]
-        artifacts.write_json(folder / "manifest.json", manifest)
+        files.write_json(folder / "manifest.json", manifest)
     elif damage == "linked":
         (folder / "model" / "config.json").unlink()
         (folder / "model" / "config.json").symlink_to(secret / "config.json")

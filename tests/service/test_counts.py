@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from worker.caretaker import Caretaker
-from worker.counts import Counts
-from worker.transitions import KEEP_SECONDS, STATES
+from worker.fleet.caretaker import Caretaker
+from worker.records.counts import Counts
+from worker.records.transitions import KEEP_SECONDS, STATES
 
 JOBS = ("one", "two", "three")
 ACTS = {

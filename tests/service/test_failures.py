@@ -16,8 +16,10 @@ from local_hub import LocalHub, Repository, serve
 from service_machine import circuit_spec, settings_without_worker, train_spec, wait_for
 from simulated_hub import SHA, gpt2_files
 
-from worker import client, processes, server
-from worker.app import KEY_PREFIX, make_app, publish
+from worker import processes
+from worker.broker import embedded_redis
+from worker.broker.app import KEY_PREFIX, make_app, publish
+from worker.client import service, submit
 
 SLOW = {"steps": 10, "seconds": 0.1}  # two stages of a second
 
@@ -31,7 +33,7 @@ def test_twenty_queued_jobs_survive_a_killed_server_and_all_succeed(machine):
     machine.plan(steps=1, seconds=0)
     jobs = [machine.submit() for _ in range(20)]
     os.kill(machine.server_pid(), signal.SIGKILL)
-    wait_for(lambda: server.running(machine.settings) is None, "the server to die")
+    wait_for(lambda: embedded_redis.running(machine.settings) is None, "the server to die")
     listed = machine.extract("list", "--json", "--no-worker")
     assert {job["job"]: job["state"] for job in listed.json} == dict.fromkeys(jobs, "queued")
     machine.worker()
@@ -43,12 +45,12 @@ def test_twenty_queued_jobs_survive_a_killed_server_and_all_succeed(machine):
 def test_another_major_version_of_the_server_has_a_folder_of_its_own_and_the_old_jobs_come_back_with_the_old_one(machine, monkeypatch):
     job = machine.submit()
     machine.extract("server", "stop")
-    found = server.find_binary
-    monkeypatch.setattr(server, "find_binary", lambda settings: dataclasses.replace(found(settings), version=(8, 0, 0)))
+    found = embedded_redis.find_binary
+    monkeypatch.setattr(embedded_redis, "find_binary", lambda settings: dataclasses.replace(found(settings), version=(8, 0, 0)))
     assert machine.records.open_ids() == []
     assert (machine.state / "valkey-8").is_dir()
     machine.extract("server", "stop")
-    monkeypatch.setattr(server, "find_binary", found)
+    monkeypatch.setattr(embedded_redis, "find_binary", found)
     assert machine.records.open_ids() == [job]
 
 
@@ -178,7 +180,7 @@ def test_a_worker_without_redis_for_long_takes_jobs_again_by_itself(machine):
     worker = machine.worker(EXTRACT_REDIS_URL=url)  # not embedded: it cannot start the server
     log = machine.home / "worker-0.log"
     os.kill(machine.server_pid(), signal.SIGKILL)
-    wait_for(lambda: server.running(machine.settings) is None, "the server to die")
+    wait_for(lambda: embedded_redis.running(machine.settings) is None, "the server to die")
     wait_for(lambda: "cannot be reached" in log.read_text(), "the worker to notice")
     time.sleep(3 * machine.settings.lease_ttl)
     assert worker.poll() is None
@@ -235,7 +237,7 @@ def test_a_disk_that_stays_full_fails_the_job_in_a_line_and_submitted_again_it_g
     assert record["error_type"] == "DiskFull"
     assert "free some space and run the same command again" in record["error_message"]
     limit_files(worker.pid, bytes_=resource.RLIM_INFINITY)
-    client.submit_again(client.Service(settings_without_worker(), machine.service.url, machine.records), train_spec(), job)
+    submit.submit_again(service.Service(settings_without_worker(), machine.service.url, machine.records), train_spec(), job)
     machine.wait_state(job, "succeeded")
     steps = machine.steps(job)
     assert steps[0] == 1

@@ -12,7 +12,7 @@ import urllib.request
 
 from service_machine import PROJECT, wait_for
 
-from worker import routing
+from worker.broker import routing
 
 
 def test_flower_shows_our_queues_and_workers(machine):

@@ -12,8 +12,10 @@ import pytest
 from s3 import TOKEN, finish
 from service_machine import circuit_spec, train_spec
 
-from extractor.specs import to_json
-from worker import client, sweeps
+from extractor.spec.schema import to_json
+from worker.client.service import Service
+from worker.client.submit import submit_again
+from worker.sweeps import jobs
 
 OTHER = "f" * 16
 DAY = 86400
@@ -109,7 +111,7 @@ def test_the_jobs_of_a_sweep_stay(machine):
     machine.extract("sweep", "--grid", "width=64", "--no-worker", "--json")
     plan = next((machine.state / "sweeps").glob("*/plan.json"))
     job = json.loads(plan.read_text())["points"][0]["job"]
-    sweep = sweeps.open_plan(machine.settings, plan.parent.name)
+    sweep = jobs.open_plan(machine.settings, plan.parent.name)
     machine.records.cancel(job)
     leave(machine, "other", "failed")
     folder = machine.settings.root / job
@@ -143,9 +145,9 @@ def test_a_job_that_is_queued_again_between_looking_and_removing_stays(machine, 
     service = machine.service
     items = garbage.find(service, 30 * DAY, False)
     assert [item.job for item in items] == ["again"]
-    without = client.Service(machine.settings, service.url, service.records)
+    without = Service(machine.settings, service.url, service.records)
     monkeypatch.setenv("EXTRACT_NO_WORKER", "1")
-    client.submit_again(client.Service(machine.settings, without.url, without.records), train_spec(), "again")
+    submit_again(Service(machine.settings, without.url, without.records), train_spec(), "again")
     assert garbage.remove(service, items) == []
     assert (folder / "job.json").is_file()
 

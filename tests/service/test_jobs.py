@@ -9,9 +9,11 @@ import time
 from kombu import Connection
 from service_machine import our_processes, train_spec, wait_for
 
-from extractor.specs import to_json
-from worker import local, processes, server, urls
-from worker.app import KEY_PREFIX, make_app, publish
+from extractor.spec.schema import to_json
+from worker import processes
+from worker.broker import embedded_redis, redis_url
+from worker.broker.app import KEY_PREFIX, make_app, publish
+from worker.fleet import local
 
 SLOW = {"steps": 10, "seconds": 0.1}  # two stages of a second
 
@@ -213,7 +215,7 @@ def test_a_worker_revives_its_killed_server_and_its_job_goes_on(machine):
     job = machine.submit()
     machine.wait_step(job, 3)
     os.kill(machine.server_pid(), signal.SIGKILL)
-    wait_for(lambda: server.running(machine.settings), "the worker to start the server again")
+    wait_for(lambda: embedded_redis.running(machine.settings), "the worker to start the server again")
     record = machine.wait_state(job, "succeeded")
     assert record["attempt"] == "1"
     assert machine.steps(job) == list(range(1, 21))
@@ -299,7 +301,7 @@ def test_a_spec_that_was_tampered_with_in_redis_fails_its_job_and_runs_nothing(m
 def test_a_pickled_message_and_strange_ids_are_refused_and_the_worker_stays_up(machine):
     worker = machine.worker()
     app = make_app(machine.service.url, machine.settings)
-    with Connection(urls.to_celery(machine.service.url), transport_options={"global_keyprefix": KEY_PREFIX}) as connection:
+    with Connection(redis_url.to_celery(machine.service.url), transport_options={"global_keyprefix": KEY_PREFIX}) as connection:
         producer = connection.Producer(serializer="pickle")
         producer.publish([["x"], {}, {}], routing_key="extract", headers={"task": "extract.run", "id": "x.1", "lang": "py"})
     app.send_task("extract.run", args=["../../etc/passwd"], task_id="evil.1")

@@ -11,9 +11,10 @@ import time
 import pytest
 from service_machine import train_spec, wait_for
 
-from worker import job_log
-from worker.job_log import JobLog
-from worker.log_reader import Reader
+from worker.monitoring.log_reader import Reader
+from worker.storage import layout
+from worker.supervision import job_log
+from worker.supervision.job_log import JobLog
 
 
 def messages(folder):
@@ -89,7 +90,7 @@ def test_what_a_lost_attempt_left_uncopied_is_told_as_its_own(machine):
 
 
 def test_both_files_have_a_bounded_size_and_a_follower_misses_nothing(machine, monkeypatch):
-    monkeypatch.setattr(job_log, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(layout, "MAX_BYTES", 20_000)
     monkeypatch.setattr(job_log, "RAW_BYTES", 10_000)
     monkeypatch.setattr(job_log, "COPY_SECONDS", 0.001)
     folder = machine.home / "job"
@@ -103,12 +104,12 @@ def test_both_files_have_a_bounded_size_and_a_follower_misses_nothing(machine, m
     assert [line["message"] for line in seen] == [f"line {number} of many" for number in range(3000)]
     assert sum(path.stat().st_size for path in folder.glob("log.jsonl*")) < 90_000
     assert (folder / "engine.log").stat().st_size < 15_000
-    assert len(list(folder.glob("log.jsonl*"))) == 1 + job_log.BACKUPS
+    assert len(list(folder.glob("log.jsonl*"))) == 1 + layout.BACKUPS
 
 
 def test_half_a_line_waits_and_rubbish_is_left_out(machine):
     folder = machine.home
-    path, reader = folder / job_log.NAME, Reader(folder)
+    path, reader = folder / layout.NAME, Reader(folder)
     whole = json.dumps({"time": 1.0, "message": "whole"}) + "\n"
     path.write_text(whole + "rubbish\n[1]\n{}\n" + whole[:9])
     assert len(list(reader.new_lines())) == 1
@@ -121,7 +122,7 @@ def test_half_a_line_waits_and_rubbish_is_left_out(machine):
 def test_a_log_that_cannot_be_written_fails_no_job(machine):
     job = machine.submit()
     folder = machine.settings.root / job
-    (folder / job_log.NAME).mkdir(parents=True)
+    (folder / layout.NAME).mkdir(parents=True)
     (folder / "engine.log.read").mkdir()
     machine.worker()
     machine.wait_state(job, "succeeded")
@@ -133,7 +134,7 @@ def test_only_what_is_new_enough(machine):
     folder.mkdir(parents=True)
     now = time.time()
     lines = [{"time": now - age, "level": "info", "attempt": 1, "source": "worker", "message": str(age)} for age in (7200, 1200, 5)]
-    (folder / job_log.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / layout.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def since(text):
         return [line["message"] for line in machine.extract("logs", job, "--json", "--since", text).lines]

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from service_machine import wait_for
 
-from worker.records import Worker
+from worker.records.records import Worker
 
 LOOK_UPS = ("hgetall", "hmget", "hget")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from service_machine import PROJECT, wait_for
 
-from extractor.specs import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, to_json
+from extractor.spec.schema import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, to_json
 from worker import processes
 
 SMALL = JobSpec(
@@ -111,7 +111,7 @@ def _files(folder: Path) -> dict[str, str]:
 def test_jobs_on_a_gpu_leave_no_memory_behind_and_a_killed_engine_does_not_spoil_the_next(machine, monkeypatch):
     import torch
 
-    from worker import devices
+    from worker.fleet import devices
 
     assert torch.cuda.is_available(), "asked in a parent of the worker's, which must not keep the engine from its GPU"
     monkeypatch.setenv("EXTRACT_ENGINE", "extractor")

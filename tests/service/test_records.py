@@ -11,8 +11,8 @@ import pytest
 
 from extractor.errors import NotFound, UsageError
 from worker import processes
-from worker.caretaker import Caretaker
-from worker.records import describe
+from worker.fleet.caretaker import Caretaker
+from worker.records.records import describe
 
 
 @pytest.fixture

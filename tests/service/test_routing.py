@@ -9,19 +9,22 @@ import signal
 import pytest
 from service_machine import circuit_spec, our_processes, settings_without_worker, train_spec, wait_for
 
-from extractor.memory import needed
-from extractor.specs import SparseModelSpec, TrainSpec
-from worker import client, groups, processes, routing
-from worker.app import KEY_PREFIX
-from worker.routing import GB
+from extractor.jobs.cost.memory import needed
+from extractor.spec.schema import SparseModelSpec, TrainSpec
+from worker import processes
+from worker.broker import fair_share, routing
+from worker.broker.app import KEY_PREFIX
+from worker.broker.routing import GB
+from worker.client import service as client_service
+from worker.client import submit as client_submit
 
 QUICK = {"steps": 1, "seconds": 0}
 
 
 def submit(machine, job: str, group: str = "", memory: int = 0, priority: str = "normal") -> str:
     service = machine.service
-    return client.submit(
-        client.Service(settings_without_worker(), service.url, service.records),
+    return client_submit.submit(
+        client_service.Service(settings_without_worker(), service.url, service.records),
         train_spec(),
         job,
         priority,
@@ -69,11 +72,11 @@ def test_the_memory_of_a_training_grows_with_its_model():
 
 
 def test_the_memory_of_a_bridging_is_that_of_its_plan(models):
-    from extractor import preflight
+    from extractor.jobs.cost import bridging
 
     spec = circuit_spec().model_copy(update={"model": str(models / "m0")})
-    plan = preflight.plan(json.loads((models / "m0" / "config.json").read_text()), spec.bridge)
-    assert needed(spec) == int(plan.needed(1) / preflight.SHARE)
+    plan = bridging.plan(json.loads((models / "m0" / "config.json").read_text()), spec.bridge)
+    assert needed(spec) == int(plan.needed(1) / bridging.SHARE)
 
 
 def test_a_job_that_needs_more_than_any_worker_has_waits_for_one_that_has_it(machine):
@@ -112,7 +115,7 @@ def test_a_message_that_got_lost_comes_back_to_the_step_of_its_job(machine):
 def test_a_batch_of_many_jobs_lets_a_small_one_and_a_single_job_pass(machine):
     machine.plan(**QUICK)
     many = [submit(machine, f"many-{number}", group="many", priority="low") for number in range(20)]
-    assert machine.records.client.llen(f"{KEY_PREFIX}extract.low") == groups.LEAST
+    assert machine.records.client.llen(f"{KEY_PREFIX}extract.low") == fair_share.LEAST
     few = [submit(machine, f"few-{number}", group="few", priority="low") for number in range(3)]
     single = submit(machine, "single", priority="low")
     urgent = submit(machine, "urgent")
@@ -121,7 +124,7 @@ def test_a_batch_of_many_jobs_lets_a_small_one_and_a_single_job_pass(machine):
         machine.wait_state(job, "succeeded", seconds=60)
     order = started(machine, [*many, *few, single, urgent])
     assert order[0] == urgent
-    assert max(order.index(job) for job in (*few, single)) <= groups.LEAST + len(few) + 1
+    assert max(order.index(job) for job in (*few, single)) <= fair_share.LEAST + len(few) + 1
     assert [job for job in order if job in many] == many
     assert all(machine.records.need(job)["published"] == "1" for job in order)
     assert not machine.records.client.smembers("ex:groups")
@@ -146,8 +149,8 @@ def test_a_job_of_a_group_submitted_again_stands_in_line_once(machine):
     machine.plan(**QUICK)
     jobs = [submit(machine, f"job-{number}", group="group") for number in range(10)]
     machine.records.cancel(jobs[-1])
-    service = client.Service(settings_without_worker(), machine.service.url, machine.records)
-    client.submit_again(service, train_spec(), jobs[-1], group="group")
+    service = client_service.Service(settings_without_worker(), machine.service.url, machine.records)
+    client_submit.submit_again(service, train_spec(), jobs[-1], group="group")
     machine.worker()
     for job in jobs:
         machine.wait_state(job, "succeeded", seconds=30)

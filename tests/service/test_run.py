@@ -9,9 +9,9 @@ import threading
 import pytest
 from service_machine import circuit_spec, train_spec, wait_for
 
-from extractor import artifacts
-from extractor.specs import to_json
-from worker import runtime
+from extractor import files
+from extractor.spec.schema import to_json
+from worker.supervision import engine
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_a_run_ends_with_a_verified_result_and_a_summary(machine, spec):
     assert "[1/2] bridge" in answer.out
     assert "12 nodes, 34 edges; meets the target loss 0.15" in answer.out
     assert str(machine.home / "out" / "circuits" / "quote_close" / "report.html") in answer.out
-    assert "model/config.json" in artifacts.verify_manifest(machine.home / "out")
+    assert "model/config.json" in files.verify_manifest(machine.home / "out")
     assert not machine.state.exists(), "a run needs no server"
 
 
@@ -58,9 +58,9 @@ def test_the_engine_dies_with_a_killed_run(machine, spec):
     process = machine.spawn("run", str(spec), "--out", str(machine.home / "out"))
     log = machine.home / "out" / ".work" / "engine.log"
     wait_for(lambda: log.with_name("engine.log.pid").exists(), "the engine to start")
-    assert runtime.is_free(log) is False
+    assert engine.is_free(log) is False
     process.kill()
-    wait_for(lambda: runtime.is_free(log), "the engine to end", seconds=5)
+    wait_for(lambda: engine.is_free(log), "the engine to end", seconds=5)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_place_that_cannot_be_written_is_explained(machine, spec):
 
 def test_the_engine_is_not_told_the_password_of_redis(machine, monkeypatch):
     monkeypatch.setenv("EXTRACT_REDIS_URL", "redis://:secret@localhost")
-    assert not any("secret" in value for value in runtime._engine_env().values())
+    assert not any("secret" in value for value in engine._engine_env().values())
 
 
 def test_events_arrive_in_order_and_none_is_missing(machine):
@@ -152,7 +152,7 @@ def test_events_arrive_in_order_and_none_is_missing(machine):
         heard.append(event)
         threads.add(threading.current_thread())
 
-    outcome = runtime.supervise(spec, machine.home / "out", machine.home / "log", machine.settings, listen, lambda: "")
+    outcome = engine.supervise(spec, machine.home / "out", machine.home / "log", machine.settings, listen, lambda: "")
     assert outcome.kind == "done"
     assert threads == {threading.current_thread()}
     progress = [(event["stage"], event["step"]) for event in heard if event["event"] == "progress"]

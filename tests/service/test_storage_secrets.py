@@ -11,7 +11,7 @@ from s3 import Bucket
 from secured_server import PROJECT, make_secrets
 
 from extractor.errors import StorageRefused
-from worker.store import Store
+from worker.storage.store import Store
 
 
 def test_a_worker_finds_its_keys_in_the_file_that_the_operator_s_line_writes(bucket: Bucket, machine, monkeypatch):

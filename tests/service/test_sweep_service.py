@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
-from extractor.specs import parse_job
+from extractor.spec.schema import parse_job
 from tasks import find_task
 from tasks.words import NOUNS
 
@@ -99,15 +99,15 @@ def test_a_sweep_queues_its_points_draws_what_they_left_and_repeats_only_what_fa
 
 
 def test_only_a_job_that_failed_or_was_cancelled_is_submitted_again(machine):
-    from worker import client
+    from worker.client import submit
 
     job = machine.submit("there")
     spec = parse_job(machine.records.need(job)["spec"])
     waiting = machine.records.need(job)
-    assert client.submit_again(machine.service, spec, job) == job
+    assert submit.submit_again(machine.service, spec, job) == job
     assert machine.records.need(job) == waiting
     machine.records.cancel(job)
-    client.submit_again(machine.service, spec, job)
+    submit.submit_again(machine.service, spec, job)
     assert machine.state_of(job) == "queued"
     assert machine.states(job) == ["queued"]
     assert machine.records.open_ids() == [job]
@@ -131,8 +131,8 @@ def test_a_folder_that_holds_something_else_takes_no_frontier(machine):
 def test_the_summary_of_a_train_job_names_its_circuits_and_all_their_reports(tmp_path: Path):
     from rich.console import Console
 
-    from worker import results
-    from worker.cli.view import summary_table
+    from worker.cli.views.job import summary_table
+    from worker.storage import results
 
     met = {"nodes": 4, "edges": 7, "loss": 0.1234, "meets_target": True, "why": None}
     circuits = {

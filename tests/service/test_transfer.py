@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extractor.errors import BrokenArtifact
-from worker import snapshots, transfer
-from worker.snapshots import Snapshots, Unstable, freeze
-from worker.store import Store
+from worker.storage import checkpoints, transfer
+from worker.storage.checkpoints import Snapshots, Unstable, freeze
+from worker.storage.store import Store
 
 SHA = "0" * 64
 TOKEN = "a" * 16
@@ -168,7 +168,7 @@ def test_a_disk_without_hard_links_is_copied(tmp_path: Path, monkeypatch: pytest
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(snapshots.os, "link", refuse)
+    monkeypatch.setattr(checkpoints.os, "link", refuse)
     (tmp_path / "result").mkdir()
     (tmp_path / "result" / "x").write_text("x")
     assert set(freeze(tmp_path / "result", tmp_path / "frozen")) == {"x"}

@@ -16,8 +16,8 @@ import pytest
 from service_machine import Machine, wait_for
 
 from worker import processes
-from worker.app import KEY_PREFIX
-from worker.counts import Counts
+from worker.broker.app import KEY_PREFIX
+from worker.records.counts import Counts
 
 DUMP = Path(__file__).with_name("earlier_records.json")
 AGO = 600  # seconds
@@ -126,12 +126,12 @@ def test_a_job_whose_worker_of_the_earlier_version_lives_is_left_to_it(left):
 
 
 def test_a_failed_job_of_the_earlier_version_is_tried_again_under_its_id(left):
-    from extractor.specs import parse_job
-    from worker import client
+    from extractor.spec.schema import parse_job
+    from worker.client import submit
 
     left.plan(steps=5)
     spec = parse_job(left.records.need("failed")["spec"])
-    assert client.submit_again(left.service, spec, "failed") == "failed"
+    assert submit.submit_again(left.service, spec, "failed") == "failed"
     left.worker()
     left.wait_state("failed", "succeeded")
     assert left.steps("failed") == [*range(1, 11)], "all its steps were done before"

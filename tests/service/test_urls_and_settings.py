@@ -12,52 +12,52 @@ from redis.connection import SSLConnection
 from redis.connection import parse_url as redis_parse
 
 from extractor.errors import ServiceUnavailable, UsageError
-from worker import server, urls
-from worker.app import make_app
+from worker.broker import embedded_redis, redis_url
+from worker.broker.app import make_app
 from worker.settings import from_env
 
 
 @pytest.mark.parametrize("spelling", ["unix://{}?db=3", "redis+socket://{}?virtual_host=3"])
 def test_either_spelling_of_a_socket_reaches_the_same_database_through_both_libraries(machine, spelling):
-    server.ensure(machine.settings)
-    url = spelling.format(server.running(machine.settings))
-    with Connection(urls.to_celery(url)) as connection:
+    embedded_redis.ensure(machine.settings)
+    url = spelling.format(embedded_redis.running(machine.settings))
+    with Connection(redis_url.to_celery(url)) as connection:
         connection.SimpleQueue("here").put("hello")
-    client = redis.Redis.from_url(urls.to_redis(url))
+    client = redis.Redis.from_url(redis_url.to_redis(url))
     assert client.connection_pool.connection_kwargs["db"] == 3
     assert client.llen("here") == 1
 
 
 @pytest.mark.parametrize("url", ["redis://host:6380/2", "redis://:secret@host/0"])
 def test_tcp_addresses_are_the_same_in_both_dialects(url):
-    assert urls.to_redis(url) == urls.to_celery(url) == url
+    assert redis_url.to_redis(url) == redis_url.to_celery(url) == url
 
 
 def test_a_tls_address_checks_certificates_in_both_dialects():
     url = "rediss://user:secret@host:6380/2"
-    assert redis_parse(urls.to_redis(url))["connection_class"] is SSLConnection
-    with Connection(urls.to_celery(url)) as connection:
+    assert redis_parse(redis_url.to_redis(url))["connection_class"] is SSLConnection
+    with Connection(redis_url.to_celery(url)) as connection:
         assert connection.ssl["ssl_cert_reqs"].name == "CERT_REQUIRED"
-    assert urls.to_celery(url + "?ssl_cert_reqs=none").endswith("?ssl_cert_reqs=none")
+    assert redis_url.to_celery(url + "?ssl_cert_reqs=none").endswith("?ssl_cert_reqs=none")
 
 
 def test_user_and_password_in_the_query_reach_celery_too():
     url = "rediss://host:6380/2?username=me&password=p%40ss&ssl_ca_certs=/ca.crt&ssl_check_hostname=false"
-    with Connection(urls.to_celery(url)) as connection:
+    with Connection(redis_url.to_celery(url)) as connection:
         assert (connection.userid, connection.password, connection.virtual_host) == ("me", "p@ss", "2")
         assert connection.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": "/ca.crt", "ssl_check_hostname": False}
-    with Connection(urls.to_celery("redis://host?db=3")) as connection:
+    with Connection(redis_url.to_celery("redis://host?db=3")) as connection:
         assert connection.virtual_host == "3"
-    assert redis_parse(urls.to_redis("redis://host?virtual_host=3"))["db"] == 3
+    assert redis_parse(redis_url.to_redis("redis://host?virtual_host=3"))["db"] == 3
 
 
 @pytest.mark.parametrize("spelling", ["unix://{}?db=3&password=p%40ss", "unix://:p%40ss@{}?db=3"])
 def test_a_socket_with_a_password_is_reached_through_both_libraries(machine, spelling):
     machine.records.client.config_set("requirepass", "p@ss")
-    url = spelling.format(server.socket_path(machine.settings))
-    with Connection(urls.to_celery(url)) as connection:
+    url = spelling.format(embedded_redis.socket_path(machine.settings))
+    with Connection(redis_url.to_celery(url)) as connection:
         connection.SimpleQueue("here").put("hello")
-    assert redis.Redis.from_url(urls.to_redis(url)).llen("here") == 1
+    assert redis.Redis.from_url(redis_url.to_redis(url)).llen("here") == 1
 
 
 def test_what_a_url_says_of_certificates_is_told_to_flower_as_well():
@@ -78,22 +78,22 @@ def test_what_a_url_says_of_certificates_is_told_to_flower_as_well():
     ],
 )
 def test_an_address_that_neither_library_would_understand_is_refused_without_its_password(url, words):
-    for convert in (urls.to_redis, urls.to_celery):
+    for convert in (redis_url.to_redis, redis_url.to_celery):
         with pytest.raises(UsageError, match=re.escape(words)) as refusal:
             convert(url)
         assert "secret" not in str(refusal.value)
 
 
 def test_a_port_that_speaks_no_tls_is_suspected_when_a_tls_address_does_not_answer():
-    assert "that this port speaks TLS" in urls.explain("rediss://u:secret@host", TimeoutError("Timeout connecting to server"))
-    assert "does not speak TLS: write redis://" in urls.explain("rediss://u:secret@host", OSError("[SSL: WRONG_VERSION_NUMBER] wrong"))
-    assert "TLS" not in urls.explain("redis://u:secret@host", TimeoutError("Timeout connecting to server"))
+    assert "that this port speaks TLS" in redis_url.explain("rediss://u:secret@host", TimeoutError("Timeout connecting to server"))
+    assert "does not speak TLS: write redis://" in redis_url.explain("rediss://u:secret@host", OSError("[SSL: WRONG_VERSION_NUMBER] wrong"))
+    assert "TLS" not in redis_url.explain("redis://u:secret@host", TimeoutError("Timeout connecting to server"))
 
 
 @pytest.mark.parametrize("url", ["http://host", "host:6379", "redis://host:port/0", "unix://", "", "redis+sentinel://host"])
 def test_what_is_no_redis_address_is_refused(url):
     with pytest.raises(UsageError, match="not a Redis address"):
-        urls.to_celery(url)
+        redis_url.to_celery(url)
 
 
 @pytest.mark.parametrize(
@@ -106,29 +106,29 @@ def test_what_is_no_redis_address_is_refused(url):
     ],
 )
 def test_passwords_are_masked(url, masked):
-    assert urls.mask(url) == masked
+    assert redis_url.mask(url) == masked
 
 
 def test_a_server_on_the_network_without_a_password_is_refused_unless_allowed():
     with pytest.raises(ServiceUnavailable, match="EXTRACT_ALLOW_INSECURE_REDIS=1"):
-        urls.check_safe("redis://10.0.0.5:6379/0", allow_insecure=False)
+        redis_url.check_safe("redis://10.0.0.5:6379/0", allow_insecure=False)
     for url in ("redis://10.0.0.5/0?password=x", "redis://:x@10.0.0.5", "redis://localhost", "redis://127.0.0.9", "redis://[::1]:6379"):
-        urls.check_safe(url, allow_insecure=False)
-    urls.check_safe("rediss://10.0.0.5:6379/0", allow_insecure=False)
-    urls.check_safe("redis://10.0.0.5:6379/0", allow_insecure=True)
+        redis_url.check_safe(url, allow_insecure=False)
+    redis_url.check_safe("rediss://10.0.0.5:6379/0", allow_insecure=False)
+    redis_url.check_safe("redis://10.0.0.5:6379/0", allow_insecure=True)
 
 
 def test_a_server_on_the_network_whose_certificate_is_not_checked_is_refused_unless_allowed():
     for query in ("ssl_cert_reqs=none", "ssl_cert_reqs=optional", "ssl_check_hostname=false"):
         with pytest.raises(ServiceUnavailable, match="anybody in between"):
-            urls.check_safe(f"rediss://:x@10.0.0.5/0?{query}", allow_insecure=False)
-        urls.check_safe(f"rediss://:x@10.0.0.5/0?{query}", allow_insecure=True)
-        urls.check_safe(f"rediss://:x@localhost/0?{query}", allow_insecure=False)
+            redis_url.check_safe(f"rediss://:x@10.0.0.5/0?{query}", allow_insecure=False)
+        redis_url.check_safe(f"rediss://:x@10.0.0.5/0?{query}", allow_insecure=True)
+        redis_url.check_safe(f"rediss://:x@localhost/0?{query}", allow_insecure=False)
 
 
 def test_a_certificate_file_that_is_not_there_is_named():
     with pytest.raises(UsageError, match=r"file '/nowhere/ca.crt' of ssl_ca_certs"):
-        urls.check_safe("rediss://:x@10.0.0.5/0?ssl_ca_certs=/nowhere/ca.crt", allow_insecure=False)
+        redis_url.check_safe("rediss://:x@10.0.0.5/0?ssl_ca_certs=/nowhere/ca.crt", allow_insecure=False)
 
 
 def test_the_address_may_lie_in_a_file(tmp_path):

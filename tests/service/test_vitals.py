@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from worker import devices
-from worker.records import Worker
-from worker.vitals import Vitals
+from worker.fleet import devices
+from worker.fleet.vitals import Vitals
+from worker.records.records import Worker
 
 SMI = """#!/bin/sh
 echo "$@" > {asked}

@@ -14,16 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from extractor.errors import ExtractorError
-from extractor.fields import parse_changes
-from extractor.request import circuit_job, circuit_settings
-from extractor.specs import parse_job
-from worker import messages, urls
-from worker.batches import Batch
+from extractor.jobs.request import circuit_job, circuit_settings
+from extractor.spec.fields import parse_changes
+from extractor.spec.schema import parse_job
+from worker.batches.batch import Batch
+from worker.broker import messages, redis_url
+from worker.broker.redis_url import connect
 from worker.cli.batch import _parameters as parameters_callback
 from worker.cli.gc import _seconds as older_than_callback
 from worker.cli.logs import parse_since
-from worker.records import check_id, connect, describe
-from worker.transfer import parse_listing
+from worker.ids import check_id
+from worker.records.records import describe
+from worker.storage.transfer import parse_listing
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 words = st.text(max_size=30)
@@ -82,10 +84,10 @@ def test_what_is_set_is_valid_or_refused(name: str, text: str):
 @QUICK
 @given(words | st.from_regex(r"(redis|rediss|unix|redis\+socket)://[a-z:@\[\]./?=&%0-9-]{0,40}"))
 def test_an_address_is_translated_or_refused(text: str):
-    for translate in (urls.to_redis, urls.to_celery, urls.tls_options, lambda url: urls.check_safe(url, False)):
+    for translate in (redis_url.to_redis, redis_url.to_celery, redis_url.tls_options, lambda url: redis_url.check_safe(url, False)):
         one_line(lambda translate=translate: translate(text))  # type: ignore[misc]
-    if one_line(lambda: urls.to_redis(text)) is not None:
-        assert urls.mask(text)
+    if one_line(lambda: redis_url.to_redis(text)) is not None:
+        assert redis_url.mask(text)
         connect(text)
 
 

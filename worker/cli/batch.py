@@ -13,8 +13,8 @@ from worker.cli.options import no_worker as no_worker_option
 from worker.cli.options import positive, print_json, say
 
 if TYPE_CHECKING:
-    from worker.batches import Batch
-    from worker.client import Service
+    from worker.batches.batch import Batch
+    from worker.client.service import Service
 
 _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
@@ -76,20 +76,21 @@ def submit(priority: str, dry_run: bool, wait: bool, no_worker: bool, as_json: b
     Example: extract batch submit --models hub:filter=gpt2 --task all --max-params 200M --limit 50
              extract batch submit --models my-models.txt --models models/ --task quote_close --wait
     """
-    from worker import batch_request, batches
-    from worker.cli.batch_view import describe_selection, show_plan
+    from worker.batches import batch as batches_batch
+    from worker.batches import request
     from worker.cli.connect import open_for, warn_without_worker
+    from worker.cli.views.batch import describe_selection, show_plan
 
-    order = batch_request.Order(**asked)
+    order = request.Order(**asked)
     if dry_run:
         batch = _plan(order, None, as_json)
         print_json(_told(batch)) if as_json else show_plan(batch)
         return 0
     service = open_for(no_worker)
     batch = _plan(order, service, as_json)
-    batch_request.check_any(batch)
-    batches.save(service, batch)
-    queued = batches.queue(service, batch, priority)
+    request.check_any(batch)
+    batches_batch.save(service, batch)
+    queued = batches_batch.queue(service, batch, priority)
     if queued:
         warn_without_worker(service)
     if wait:
@@ -106,14 +107,15 @@ def _plan(order: Any, service: Service | None, as_json: bool) -> Batch:
     """The batch, telling people at a terminal how many models have been looked at."""
     from rich.console import Console
 
-    from worker import batch_request, batches
+    from worker.batches import batch as batches_batch
+    from worker.batches import request
 
     with Console(stderr=True, quiet=as_json).status("looking at models") as status:
 
         def on_look(looked: int, taken: int) -> None:
             status.update(f"looked at {looked:,} models, {taken:,} taken")
 
-        return batch_request.plan(order, lambda batch: batches.find(service, batch) if service else None, on_look)
+        return request.plan(order, lambda batch: batches_batch.find(service, batch) if service else None, on_look)
 
 
 def _told(batch: Batch) -> dict[str, Any]:
@@ -136,16 +138,16 @@ def status(batch: str, no_worker: bool, as_json: bool) -> int:
     \b
     Example: extract batch status b1f0c3a97e
     """
-    from worker import batches
-    from worker.cli.batch_view import show_status
+    from worker.batches import batch as batches_batch
+    from worker.cli.views.batch import show_status
 
     service, found = _open(batch, no_worker)
-    facts = batches.look(service, found)
-    counts = batches.count(facts)
+    facts = batches_batch.look(service, found)
+    counts = batches_batch.count(facts)
     if as_json:
-        print_json(_told(found) | {"state": batches.state_of(counts), "counts": counts, "jobs": facts, "asked": found.asked})
+        print_json(_told(found) | {"state": batches_batch.state_of(counts), "counts": counts, "jobs": facts, "asked": found.asked})
     else:
-        show_status(found, batches.state_of(counts), facts)
+        show_status(found, batches_batch.state_of(counts), facts)
     return _exit(batch, counts)
 
 
@@ -172,10 +174,10 @@ def cancel(batch: str, as_json: bool) -> int:
     \b
     Example: extract batch cancel b1f0c3a97e
     """
-    from worker import batches
+    from worker.batches import batch as batches_batch
 
     service, found = _open(batch, no_worker=True)
-    told = batches.cancel(service, found)
+    told = batches_batch.cancel(service, found)
     if as_json:
         print_json({"batch": batch} | told)
     else:
@@ -210,37 +212,37 @@ def list_(limit: int, as_json: bool) -> int:
     \b
     Example: extract batch list --limit 5
     """
-    from worker import batches
-    from worker.cli.batch_view import show_batches
+    from worker.batches import batch as batches_batch
     from worker.cli.connect import open_for
+    from worker.cli.views.batch import show_batches
 
     service = open_for(no_worker=True)
     rows = []
-    for batch in batches.newest(service, limit, readable=True):
-        counts = batches.count(batches.look(service, batch))
-        told = {"batch": batch.id, "state": batches.state_of(counts), "created": batch.created, "models": len(batch.selection.taken)}
+    for batch in batches_batch.newest(service, limit, readable=True):
+        counts = batches_batch.count(batches_batch.look(service, batch))
+        told = {"batch": batch.id, "state": batches_batch.state_of(counts), "created": batch.created, "models": len(batch.selection.taken)}
         rows.append(told | {"refused": len(batch.selection.refused), "tasks": batch.tasks, "counts": counts, "asked": batch.asked})
     print_json(rows) if as_json else show_batches(rows)
     return 0
 
 
 def _open(batch: str, no_worker: bool) -> tuple[Service, Batch]:
-    from worker import batches
+    from worker.batches import batch as batches_batch
     from worker.cli.connect import open_for
-    from worker.records import check_id
+    from worker.ids import check_id
 
     check_id(batch)
     service = open_for(no_worker)
-    return service, batches.need(service, batch)
+    return service, batches_batch.need(service, batch)
 
 
 def _follow(service: Service, batch: Batch, as_json: bool) -> int:
-    from worker import batches
-    from worker.cli.batch_view import make_batch_view
+    from worker.batches import batch as batches_batch
+    from worker.cli.views.batch import make_batch_view
 
     try:
         with make_batch_view(as_json) as view:
-            for facts in batches.watch(service, batch):
+            for facts in batches_batch.watch(service, batch):
                 view.show(facts)
     except KeyboardInterrupt:
         again, end = f"extract batch watch {batch.id}", f"extract batch cancel {batch.id}"
@@ -251,12 +253,12 @@ def _follow(service: Service, batch: Batch, as_json: bool) -> int:
 
 def _show_result(service: Service, batch: Batch, out: Path | None, as_json: bool) -> tuple[int, Path]:
     """Write the summary and the page, and show them: the exit code, and where they lie."""
-    from worker import batch_results
-    from worker.cli.batch_view import show_summary
+    from worker.batches import results
+    from worker.cli.views.batch import show_summary
 
-    place = batch_results.check_out(out or batch_results.folder_of(service.settings, batch.id))
-    summary = batch_results.gather(service, batch)
-    batch_results.write(place, summary)
+    place = results.check_out(out or results.folder_of(service.settings, batch.id))
+    summary = results.gather(service, batch)
+    results.write(place, summary)
     if as_json:
         print_json(summary | {"path": str(place)})
     else:
@@ -266,9 +268,9 @@ def _show_result(service: Service, batch: Batch, out: Path | None, as_json: bool
 
 def _exit(batch: str, counts: dict[str, int]) -> int:
     """The exit code that the children mean, with its line on stderr."""
-    from worker import batches
+    from worker.batches import batch as batches_batch
 
-    error = batches.ending(batch, counts)
+    error = batches_batch.ending(batch, counts)
     if error is None:
         return 0
     say(f"error: {error}")

@@ -18,8 +18,8 @@ def command(job: str, as_json: bool) -> int:
     Example: extract cancel k3v9x2mq
     """
     from worker.cli.connect import load_settings
-    from worker.client import open_service
-    from worker.records import check_id
+    from worker.client.service import open_service
+    from worker.ids import check_id
 
     check_id(job)
     state = open_service(load_settings()).records.cancel(job)

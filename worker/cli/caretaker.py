@@ -25,8 +25,8 @@ def command(alive_file: Path | None, as_json: bool) -> int:
     import os
 
     from worker.cli.connect import load_settings
-    from worker.client import open_service
-    from worker.upkeep import keep_up
+    from worker.client.service import open_service
+    from worker.fleet.caretaker import keep_up
 
     settings = load_settings()
     keep_up(open_service(settings).url, settings, alive_file)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from worker.client import Service
+    from worker.client.service import Service
     from worker.settings import Settings
 
 
@@ -22,16 +22,18 @@ def load_settings(no_worker: bool = False) -> Settings:
 
 def open_for(no_worker: bool = False) -> Service:
     """Connect, and see that open jobs have somebody to run them. Raises ServiceUnavailable."""
-    from worker import client, local
+    from worker.client.service import open_service
+    from worker.fleet import local
 
-    service = client.open_service(load_settings(no_worker))
+    service = open_service(load_settings(no_worker))
     local.ensure_worker(service.records, service.settings)
     return service
 
 
 def warn_without_worker(service: Service, memory: int = 0) -> None:
     """Say so on stderr when nobody is there to run a job that needs so many bytes."""
-    from worker import local, routing
+    from worker.broker import routing
+    from worker.fleet import local
 
     alive = set(local.live_workers(service.records, service.settings))
     if alive or local.is_registered(service.settings):

@@ -37,10 +37,11 @@ def command(older_than: float, with_results: bool, dry_run: bool, as_json: bool)
     \b
     Example: extract gc --older-than 14d --dry-run
     """
-    from worker import client, garbage
+    from worker import garbage
     from worker.cli.connect import load_settings
+    from worker.client.service import open_service
 
-    service = client.open_service(load_settings())
+    service = open_service(load_settings())
     items = garbage.find(service, older_than, with_results)
     if not dry_run:
         items = garbage.remove(service, items)

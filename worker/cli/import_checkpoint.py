@@ -23,7 +23,7 @@ def command(folder: Path, out: Path, tokenizer: Path | None, as_json: bool) -> i
     """
     from transformers.utils import logging
 
-    from extractor.checkpoint_import import import_checkpoint
+    from extractor.models.openai_import import import_checkpoint
 
     logging.disable_progress_bar()
     report = import_checkpoint(folder, out, tokenizer)

@@ -21,14 +21,14 @@ def command(limit: int, every: bool, no_worker: bool, as_json: bool) -> int:
     Example: extract list --limit 5
     """
     from worker.cli.connect import open_for
-    from worker.records import describe
+    from worker.records.records import describe
 
     records = open_for(no_worker).records
     jobs = [describe(job, record) for job, record in records.newest(limit, alone=not every)]
     if as_json:
         print_json(jobs)
         return 0
-    from worker.cli.view import show_jobs
+    from worker.cli.views.job import show_jobs
 
     if not jobs and records.newest(1):
         click.echo("no jobs but those of batches and sweeps; `extract list --all` shows them")

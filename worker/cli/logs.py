@@ -13,7 +13,7 @@ from worker.cli.options import print_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from worker.client import Service
+    from worker.client.service import Service
 
 COLOURS = {"warning": "yellow", "error": "red"}
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -32,7 +32,7 @@ def command(job: str, follow: bool, since: str | None, no_worker: bool, as_json:
     Example: extract logs k3v9x2mq -f --since 10m
     """
     from worker.cli.connect import open_for
-    from worker.records import check_id
+    from worker.ids import check_id
 
     check_id(job)
     earliest = parse_since(since) if since else 0.0
@@ -70,7 +70,7 @@ def show(line: dict[str, Any]) -> None:
 def _lines(service: Service, job: str, follow: bool) -> Iterator[dict[str, Any]]:
     """Raises NotFound when there is no such job, or no log of it here."""
     from extractor.errors import NotFound
-    from worker import log_reader
+    from worker.monitoring import log_reader
 
     reader = log_reader.open_log(service.settings, job)
     record = service.records.get(job)
@@ -98,8 +98,8 @@ def _ender(service: Service, job: str) -> Callable[[], bool]:
     import redis
 
     from extractor.errors import ServiceUnavailable
-    from worker.client import OUTAGE_SECONDS
-    from worker.records import TERMINAL
+    from worker.client.watch import OUTAGE_SECONDS
+    from worker.records.records import TERMINAL
 
     answered = time.monotonic()
 

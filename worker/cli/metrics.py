@@ -23,10 +23,11 @@ def command(host: str, port: int, as_json: bool) -> int:
     import signal
     import threading
 
-    from worker import client, metrics
     from worker.cli.connect import load_settings
+    from worker.client import service
+    from worker.monitoring import metrics
 
-    server = metrics.serve(client.without_asking(load_settings(no_worker=True)), host, port)
+    server = metrics.serve(service.without_asking(load_settings(no_worker=True)), host, port)
     url = f"http://{host}:{server.server_port}/metrics"
     if as_json:
         print_json({"url": url})

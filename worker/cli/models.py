@@ -16,7 +16,7 @@ def command(as_json: bool) -> int:
     \b
     Example: extract models
     """
-    from extractor.models import bundled_models
+    from extractor.models.reference import bundled_models
 
     models = bundled_models()
     if as_json:

@@ -13,7 +13,7 @@ import click
 from extractor.pruning import algorithms
 
 if TYPE_CHECKING:
-    from extractor.fields import Setting
+    from extractor.spec.fields import Setting
 
 
 def _writable(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:

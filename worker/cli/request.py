@@ -13,8 +13,8 @@ from worker.cli.connect import load_settings, warn_without_worker
 from worker.cli.options import print_json
 
 if TYPE_CHECKING:
-    from extractor.specs import JobSpec
-    from worker.client import Service
+    from extractor.spec.schema import JobSpec
+    from worker.client.service import Service
 
 Build = Callable[["Service | None"], "JobSpec"]
 
@@ -24,30 +24,31 @@ def request(build: Build, options: dict[str, Any]) -> int:
 
     build: makes the spec; it is given the service, or None when only the spec is wanted. Raises what it raises.
     """
-    from extractor.memory import needed
-    from worker import client
-    from worker.results import check_new_folder
+    from extractor.jobs.cost.memory import needed
+    from worker.client.service import open_service
+    from worker.client.submit import check_id, submit
+    from worker.storage.results import check_new_folder
 
     if options["job_id"] is not None:
-        client.check_id(options["job_id"])
+        check_id(options["job_id"])
     if options["out"] is not None:
         if not options["wait"]:
             raise UsageError("--out needs --wait; later, use `extract result JOB --out DIR`")
         check_new_folder(options["out"])
     if options["print_spec"]:
-        from extractor.specs import to_json
+        from extractor.spec.schema import to_json
 
         click.echo(to_json(build(None)), nl=False)
         return 0
     if options["dry_run"]:
-        from worker.cli.preflight_view import show_preflight
+        from worker.cli.views.cost import show_preflight
 
         show_preflight(build(None), options["as_json"])
         return 0
-    service = client.open_service(load_settings(options["no_worker"]))
+    service = open_service(load_settings(options["no_worker"]))
     spec = build(service)
     memory = needed(spec)
-    job = client.submit(service, spec, options["job_id"], options["priority"], memory=memory)
+    job = submit(service, spec, options["job_id"], options["priority"], memory=memory)
     warn_without_worker(service, memory)
     if options["wait"]:
         return follow(service, job, options["out"], options["as_json"])
@@ -60,31 +61,33 @@ def request(build: Build, options: dict[str, Any]) -> int:
 
 def follow(service: Service, job: str, out: Path | None, as_json: bool, after: str = "0") -> int:
     """Show a job until it ends, then its result; copy it to `out` if given. The command's exit code."""
-    from worker import client, results
-    from worker.cli.transfer_view import fetching
-    from worker.cli.view import make_view
-    from worker.records import describe
+    from worker.cli.views.job import make_view
+    from worker.cli.views.transfer import fetching
+    from worker.client.results import ending, result_folder, save_result
+    from worker.client.watch import watch
+    from worker.records.records import describe
+    from worker.storage import results
 
     view = make_view(as_json, job)
     try:
         with view:
-            for event in client.watch(service, job, after):
+            for event in watch(service, job, after):
                 view.show(event)
     except KeyboardInterrupt:
         click.echo(f"stopped watching; job {job} goes on. Watch it again: extract watch {job}    End it: extract cancel {job}", err=True)
         return 130
     record = service.records.need(job)
-    error = client.ending(job, record)
+    error = ending(job, record)
     if error is not None:
         if as_json:
             print_json(describe(job, record))
         raise error
     with fetching(job) as tell:
         if out is not None:
-            client.save_result(service.settings, service.records, job, out, tell)
+            save_result(service.settings, service.records, job, out, tell)
             folder = out
         else:
-            folder = client.result_folder(service.settings, service.records, job, tell)
+            folder = result_folder(service.settings, service.records, job, tell)
     if as_json:
         print_json(describe(job, record) | {"result": results.summary(folder), "path": str(folder.absolute())})
     else:

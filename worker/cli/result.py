@@ -22,25 +22,28 @@ def command(job: str, out: Path | None, open_report: bool, as_json: bool) -> int
     \b
     Example: extract result k3v9x2mq --out circuit
     """
-    from worker import client, results
+    from extractor.files import verify_manifest
     from worker.cli.connect import load_settings
-    from worker.cli.transfer_view import fetching
-    from worker.records import check_id
+    from worker.cli.views.transfer import fetching
+    from worker.client.results import result_folder, save_result
+    from worker.client.service import open_service
+    from worker.ids import check_id
+    from worker.storage import results
 
     check_id(job)
     settings = load_settings()
-    records = client.open_service(settings).records
+    records = open_service(settings).records
     with fetching(job) as tell:
         if out is not None:
-            files, folder = client.save_result(settings, records, job, out, tell), out.absolute()
+            files, folder = save_result(settings, records, job, out, tell), out.absolute()
         else:
-            folder = client.result_folder(settings, records, job, tell)
-            files = list(client.artifacts.verify_manifest(folder))
+            folder = result_folder(settings, records, job, tell)
+            files = list(verify_manifest(folder))
     facts = results.summary(folder)
     if as_json:
         print_json({"job": job, "path": str(folder), "files": files, "result": facts})
     else:
-        from worker.cli.view import PlainView
+        from worker.cli.views.job import PlainView
 
         PlainView(job).show_summary(facts, folder)
     if open_report:

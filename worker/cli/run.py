@@ -12,9 +12,9 @@ from worker.cli.options import print_json
 from worker.cli.options import threads as threads_option
 
 if TYPE_CHECKING:
-    from worker.cli.view import View
-    from worker.runtime import Outcome, Wish
+    from worker.cli.views.job import View
     from worker.settings import Settings
+    from worker.supervision.engine import Outcome, Wish
 
 
 @click.command("run", short_help="Run a spec here and now, without a queue.")
@@ -29,14 +29,14 @@ def command(spec: Path, out: Path, threads: int | None, as_json: bool) -> int:
     Example: extract submit --model python-tiny --task quote_close --print-spec > spec.json
              extract run spec.json --out circuit
     """
-    from extractor import artifacts
-    from extractor.specs import read_job, to_json
-    from worker import results
+    from extractor.jobs import output
+    from extractor.spec.schema import read_job, to_json
     from worker.cli.connect import load_settings
-    from worker.cli.view import make_view
+    from worker.cli.views.job import make_view
+    from worker.storage import results
 
     out = out.absolute()
-    artifacts.check_output(out, to_json(read_job(spec)))
+    output.check_output(out, to_json(read_job(spec)))
     outcome = _run(spec.absolute(), out, threads, load_settings(), make_view(as_json, out.name))
     if outcome.kind == "stopped":
         from extractor.errors import Cancelled
@@ -58,8 +58,8 @@ def _run(spec: Path, out: Path, threads: int | None, settings: Settings, view: V
     """
     import signal
 
-    from extractor import artifacts
-    from worker.runtime import supervise
+    from extractor import files
+    from worker.supervision.engine import supervise
 
     asked: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -70,7 +70,7 @@ def _run(spec: Path, out: Path, threads: int | None, settings: Settings, view: V
 
     try:
         with view:
-            return supervise(spec, out, out / artifacts.WORK / "engine.log", settings, view.show, wish, threads)
+            return supervise(spec, out, out / files.WORK / "engine.log", settings, view.show, wish, threads)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

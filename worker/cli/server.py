@@ -18,18 +18,19 @@ def command(action: str, as_json: bool) -> int:
     Example: extract server stop
     """
     from extractor.errors import UsageError
-    from worker import local, server
+    from worker.broker import embedded_redis
     from worker.cli.connect import load_settings
+    from worker.fleet import local
 
     settings = load_settings()
     if not settings.embedded:
         raise UsageError("EXTRACT_REDIS_URL is set, so no embedded server is in use; unset it, or manage that server where it runs")
     if action == "start":
-        server.ensure(settings)
+        embedded_redis.ensure(settings)
     elif action == "stop":
         local.stop(settings)
-        server.stop(settings)
-    facts = server.facts(settings)
+        embedded_redis.stop(settings)
+    facts = embedded_redis.facts(settings)
     if as_json:
         print_json({"running": facts is not None} | (facts or {}))
     elif facts is None:

@@ -14,7 +14,7 @@ from worker.cli.options import no_worker as no_worker_option
 from worker.cli.options import print_json
 
 if TYPE_CHECKING:
-    from worker.client import Service
+    from worker.client.service import Service
 
 
 @click.command("status", short_help="Show a job, or the whole service.")
@@ -33,7 +33,7 @@ def command(job: str | None, once: bool, limit: int, no_worker: bool, as_json: b
              extract status --limit 50
     """
     from worker.cli.connect import open_for
-    from worker.records import check_id
+    from worker.ids import check_id
 
     if job is not None:
         check_id(job)
@@ -44,8 +44,8 @@ def command(job: str | None, once: bool, limit: int, no_worker: bool, as_json: b
 def _show_service(service: Service, once: bool, limit: int, as_json: bool) -> int:
     from rich.console import Console
 
-    from worker.cli.status_view import show_live, show_once
-    from worker.overview import overview
+    from worker.cli.views.status import show_live, show_once
+    from worker.monitoring.overview import overview
 
     console = Console()
     if as_json:
@@ -62,8 +62,8 @@ def _looker(service: Service, limit: int) -> Callable[[], dict[str, Any] | None]
     import redis
 
     from extractor.errors import ServiceUnavailable
-    from worker.client import open_service
-    from worker.overview import overview
+    from worker.client.service import open_service
+    from worker.monitoring.overview import overview
 
     def look() -> dict[str, Any] | None:
         nonlocal service
@@ -78,15 +78,15 @@ def _looker(service: Service, limit: int) -> Callable[[], dict[str, Any] | None]
 
 
 def _show_job(service: Service, job: str, as_json: bool) -> int:
-    from worker.records import describe
-    from worker.results import task_rows
+    from worker.records.records import describe
+    from worker.storage.results import task_rows
 
     facts = describe(job, service.records.need(job))
     rows = task_rows(Path(facts["artifact"])) if facts.get("artifact") else []
     if as_json:
         print_json(facts | {"circuits": rows} if rows else facts)
         return 0
-    from worker.cli.view import show_job
+    from worker.cli.views.job import show_job
 
     show_job(facts, rows)
     return 0

@@ -34,11 +34,11 @@ def command(job: str, strength: float | None, task: str | None, as_json: bool, *
 
     if strength is not None and not 0 <= strength <= 1:
         raise UsageError(f"--strength {strength:g} is not between 0 (no change) and 1 (the whole change)")
-    from worker.cli.view import quieten
+    from worker.cli.views.job import quieten
 
     quieten()
-    from extractor.bridges.steer_result import open_result, steer_result
-    from extractor.bridges.steering import STRENGTHS
+    from extractor.bridges.steering.evaluate import STRENGTHS
+    from extractor.bridges.steering.prompt import open_result, steer_result
 
     result = open_result(_folder(job), task)
     strengths = STRENGTHS if strength is None else sorted({0.0, strength})
@@ -52,14 +52,14 @@ def command(job: str, strength: float | None, task: str | None, as_json: bool, *
 
 def _folder(job: str) -> Path:
     """The result folder of a job id, or the folder itself."""
-    from worker import client
     from worker.cli.connect import load_settings
+    from worker.client import results, service, submit
 
     if Path(job).is_dir():
         return Path(job).absolute()
-    client.check_id(job)
+    submit.check_id(job)
     settings = load_settings()
-    return client.result_folder(settings, client.open_service(settings).records, job)
+    return results.result_folder(settings, service.open_service(settings).records, job)
 
 
 def _show(found: dict[str, Any]) -> None:

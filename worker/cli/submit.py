@@ -10,8 +10,8 @@ import click
 from worker.cli.options import changes_option, dataset_options, fields_option, positive, prune_options, request_options, say, show_fields
 
 if TYPE_CHECKING:
-    from extractor.specs import JobSpec
-    from worker.client import Service
+    from extractor.spec.schema import JobSpec
+    from worker.client.service import Service
 
 _OPTIONS = (
     click.option("--model", help="A bundled name, a folder, a hub id, or the id of a finished job."),
@@ -59,7 +59,7 @@ def command(model: str | None, tasks: tuple[str, ...], fields: bool, datasets: t
              extract submit --model gpt2 --task quote_close --dataset HuggingFaceFW/fineweb-edu:sample-10BT --dry-run
     """
     if fields:
-        from extractor.request import circuit_settings
+        from extractor.jobs.request import circuit_settings
 
         show_fields(circuit_settings(options["preset"], options["init"]), options["as_json"])
         return 0
@@ -75,9 +75,9 @@ def command(model: str | None, tasks: tuple[str, ...], fields: bool, datasets: t
     )
 
     def build(service: Service | None) -> JobSpec:
-        from extractor.fields import parse_changes
-        from extractor.request import circuit_job, dataset
-        from worker.client import resolve_model
+        from extractor.jobs.request import circuit_job, dataset
+        from extractor.spec.fields import parse_changes
+        from worker.client.submit import resolve_model
         from worker.settings import from_env
 
         source = resolve_model(model, service.settings if service else from_env(), service.records if service else None)

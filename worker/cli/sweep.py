@@ -12,8 +12,8 @@ from worker.cli.options import no_worker as no_worker_option
 from worker.cli.options import positive, print_json
 
 if TYPE_CHECKING:
-    from extractor.sweeps.grid import Sweep
-    from worker.client import Service
+    from worker.client.service import Service
+    from worker.sweeps.grid import Sweep
 
 
 @click.command("sweep", short_help="Train and prune a grid of models, and draw the frontier.")
@@ -39,21 +39,21 @@ def command(grid: tuple[str, ...], sweep_id: str | None, **options: Any) -> int:
     Example: extract sweep --grid width=64,128 --grid l0=16k,24k,32k --task quote_close --task bracket_counting --wait
     """
     from extractor.errors import UsageError
-    from worker import sweeps
     from worker.cli.connect import load_settings, open_for, warn_without_worker
+    from worker.sweeps.jobs import folder_of, open_plan, queue, save_plan
 
     if sweep_id is not None and grid:
         raise UsageError("--status looks at a sweep that there is; leave out --grid")
     settings = load_settings(options["no_worker"])
-    sweep = sweeps.open_plan(settings, sweep_id) if sweep_id else _plan(grid, options)
+    sweep = open_plan(settings, sweep_id) if sweep_id else _plan(grid, options)
     if options["print_specs"]:
         print_json([{"job": p.job, "axes": p.axes, "spec": p.spec.model_dump(mode="json")} for p in sweep.points])
         return 0
-    out = _check_out(options["out"] or sweeps.folder_of(settings, sweep.id), given=options["out"] is not None)
+    out = _check_out(options["out"] or folder_of(settings, sweep.id), given=options["out"] is not None)
     service = open_for(options["no_worker"])
     if sweep_id is None:
-        sweeps.save_plan(settings, sweep)
-        queued = sweeps.queue(service, sweep, options["priority"])
+        save_plan(settings, sweep)
+        queued = queue(service, sweep, options["priority"])
         if queued:
             warn_without_worker(service)
         if not options["wait"]:
@@ -62,8 +62,8 @@ def command(grid: tuple[str, ...], sweep_id: str | None, **options: Any) -> int:
 
 
 def _plan(grid: tuple[str, ...], options: dict[str, Any]) -> Sweep:
-    from extractor.fields import parse_changes
-    from extractor.sweeps.grid import Order, parse_grid, plan
+    from extractor.spec.fields import parse_changes
+    from worker.sweeps.grid import Order, parse_grid, plan
 
     same = {name: options[name] for name in ("tasks", "preset", "target_loss", "seed", "dense", "corpus")}
     return plan(Order(settings=parse_changes(options["changes"]), **same), parse_grid(grid))
@@ -71,7 +71,7 @@ def _plan(grid: tuple[str, ...], options: dict[str, Any]) -> Sweep:
 
 def _check_out(out: Path, given: bool) -> Path:
     """A new or empty folder, or one that a sweep has filled. Raises OutputError."""
-    from worker.results import check_new_folder
+    from worker.storage.results import check_new_folder
 
     if given and not (out / "sweep.json").is_file():
         check_new_folder(out)
@@ -79,9 +79,9 @@ def _check_out(out: Path, given: bool) -> Path:
 
 
 def _show_queued(service: Service, sweep: Sweep, queued: list[str], as_json: bool) -> int:
-    from worker import sweeps
+    from worker.sweeps.jobs import look
 
-    facts = sweeps.look(service, sweep)
+    facts = look(service, sweep)
     if as_json:
         jobs = [{"job": p["job"], "label": p["label"], "state": p["state"], "queued_now": p["job"] in queued} for p in facts]
         print_json({"sweep": sweep.id, "jobs": jobs})
@@ -95,22 +95,22 @@ def _show_queued(service: Service, sweep: Sweep, queued: list[str], as_json: boo
 
 def _gather(service: Service, sweep: Sweep, out: Path, wait: bool, as_json: bool) -> int:
     """Follow the points if asked to, then draw what is there. 1 where a point has failed."""
-    from extractor.sweeps.findings import compare
-    from extractor.sweeps.frontier import write_frontier
-    from worker import sweeps
-    from worker.cli.sweep_view import make_sweep_view, show_frontier
+    from worker.cli.views.sweep import make_sweep_view, show_frontier
+    from worker.sweeps.claims import compare
+    from worker.sweeps.frontier import write_frontier
+    from worker.sweeps.jobs import look, watch, without_progress
 
     tasks = sweep.points[0].spec.tasks
-    facts = sweeps.look(service, sweep)
+    facts = look(service, sweep)
     if wait:
         try:
             with make_sweep_view(as_json, sweep.id, tasks) as view:
-                for facts in sweeps.watch(service, sweep):
+                for facts in watch(service, sweep):
                     view.show(facts)
         except KeyboardInterrupt:
             click.echo(f"stopped watching; the jobs go on. Watch again: extract sweep --status {sweep.id} --wait", err=True)
             return 130
-    comparison = compare(sweeps.without_progress(facts), tasks)
+    comparison = compare(without_progress(facts), tasks)
     told = write_frontier(out, sweep.id, comparison)
     if as_json:
         print_json({"sweep": sweep.id, "path": str(out), **told})

@@ -11,7 +11,7 @@ from worker.cli.options import as_json as json_option
 from worker.cli.options import positive, print_json, say
 
 if TYPE_CHECKING:
-    from extractor.task_check import TaskCheck
+    from extractor.jobs.check_tasks import TaskCheck
     from tasks.base import Pair, Task
 
 BUILT_IN = "built-in"
@@ -60,9 +60,9 @@ def show(task: str, model: str, adapter: str | None, pairs: int, as_json: bool) 
     \b
     Example: extract tasks show quote_close --model python-tiny --pairs 5
     """
+    from extractor.data.task_choice import ask_under, choose
     from extractor.errors import TaskNotExpressible
-    from extractor.task_check import samples, tokenizer_of
-    from extractor.task_sources import ask_under, choose
+    from extractor.jobs.check_tasks import samples, tokenizer_of
 
     (found,) = choose([task]).tasks
     tokenizer = tokenizer_of(_resolve(model, adapter)[0])
@@ -93,11 +93,11 @@ def check(model: str, adapter: str | None, tasks: tuple[str, ...], pairs: int, t
     \b
     Example: extract tasks check --model gpt2
     """
-    from extractor.models import open_model
-    from extractor.task_check import check_tasks, open_whole
-    from extractor.task_sources import choose
-    from extractor.training import set_up_torch
-    from worker.cli.view import quieten
+    from extractor.data.task_choice import choose
+    from extractor.jobs.check_tasks import check_tasks, open_whole
+    from extractor.models.reference import open_model
+    from extractor.training.loop import set_up_torch
+    from worker.cli.views.job import quieten
     from worker.settings import from_env
 
     chosen = choose(tasks or ("all",)).tasks
@@ -149,8 +149,8 @@ def _source(task: Task) -> str:
 
 def _resolve(model: str, adapter: str | None) -> tuple[str, str | None]:
     """Model and adapter as a spec would have them; a job's id names its model. No service is needed."""
-    from extractor.models import resolve_pair
-    from worker.client import resolve_model
+    from extractor.models.reference import resolve_pair
+    from worker.client.submit import resolve_model
     from worker.settings import from_env
 
     return resolve_pair(resolve_model(model, from_env()), adapter)

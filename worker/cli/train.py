@@ -10,8 +10,8 @@ import click
 from worker.cli.options import changes_option, dataset_options, fields_option, positive, request_options, say, show_fields
 
 if TYPE_CHECKING:
-    from extractor.specs import JobSpec
-    from worker.client import Service
+    from extractor.spec.schema import JobSpec
+    from worker.client.service import Service
 
 _OPTIONS = (
     click.option("--architecture", type=click.Choice(["sparse_gpt", "gpt2"]), default="sparse_gpt", show_default=True),
@@ -49,7 +49,7 @@ def command(fields: bool, tasks: tuple[str, ...], datasets: tuple[str, ...], mat
     """
     preset, dense, architecture = options["preset"], options.pop("dense"), options.pop("architecture")
     if fields:
-        from extractor.request import train_settings
+        from extractor.jobs.request import train_settings
 
         show_fields(train_settings(preset, architecture, dense), options["as_json"])
         return 0
@@ -59,8 +59,8 @@ def command(fields: bool, tasks: tuple[str, ...], datasets: tuple[str, ...], mat
     changes, shared = options.pop("changes"), {name: options.pop(name) for name in ("config", "split", "revision", "text_column", "tokens")}
 
     def build(_service: Service | None) -> JobSpec:
-        from extractor.fields import parse_changes
-        from extractor.request import dataset, train_job
+        from extractor.jobs.request import dataset, train_job
+        from extractor.spec.fields import parse_changes
 
         return train_job(
             architecture=architecture,

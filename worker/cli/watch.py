@@ -24,7 +24,7 @@ def command(job: str, after: str, no_worker: bool, as_json: bool) -> int:
     from extractor.errors import UsageError
     from worker.cli.connect import open_for
     from worker.cli.request import follow
-    from worker.records import check_id
+    from worker.ids import check_id
 
     check_id(job)
     if not re.fullmatch(r"[0-9]{1,15}(-[0-9]{1,15})?", after):

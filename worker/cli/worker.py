@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
+from worker.broker.routing import GB
 from worker.cli.options import alive_file as alive_file_option
 from worker.cli.options import as_json as json_option
 from worker.cli.options import print_json
 from worker.cli.options import threads as threads_option
-from worker.routing import GB
 
 
 def _memory(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
@@ -80,11 +80,11 @@ def _serve(
     """Be a worker; how many attempts at jobs were made."""
     import dataclasses
 
-    from worker import devices
     from worker.cli.connect import load_settings
-    from worker.client import open_service
-    from worker.serve import serve
-    from worker.store import Store
+    from worker.client.service import open_service
+    from worker.fleet import devices
+    from worker.fleet.worker import serve
+    from worker.storage.store import Store
 
     settings = load_settings()
     settings = dataclasses.replace(settings, threads=threads or settings.threads)
@@ -98,7 +98,7 @@ def _serve(
 def _fleet(each_gpu: bool, processes: int | None, options: dict[str, object]) -> int:
     """Keep several workers up; how many left with an error. Raises UsageError."""
     from extractor.errors import UsageError
-    from worker import devices, fleet
+    from worker.fleet import devices, machine
 
     if each_gpu and processes:
         raise UsageError("--each-gpu and --processes each say how many workers there are; give one of them")
@@ -114,4 +114,4 @@ def _fleet(each_gpu: bool, processes: int | None, options: dict[str, object]) ->
     ]
     if options["memory"] is not None:
         arguments.append(f"--memory={int(str(options['memory'])) / GB:g}GB" if options["memory"] else "--memory=any")
-    return fleet.run(envs, arguments)
+    return machine.run(envs, arguments)

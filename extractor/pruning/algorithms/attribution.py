@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from extractor.circuits.graph import Graph
 from extractor.pruning.elements import Nodes
-from extractor.pruning.graph import Graph
 from extractor.pruning.problem import Problem
 
 POINTS = 16

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from extractor import artifacts
+from extractor import files
+from extractor.circuits.graph import Graph, edge_count, without_dead
+from extractor.pruning.bisection import smallest
 from extractor.pruning.elements import Nodes
-from extractor.pruning.graph import Graph, edge_count, without_dead
-from extractor.pruning.judge import smallest
-from extractor.pruning.learned import Trial, learn_scores
+from extractor.pruning.mask_sets import Trial, learn_scores
 from extractor.pruning.problem import Problem
 
 if TYPE_CHECKING:
@@ -147,11 +147,11 @@ class Search:
         work = self.problem.work
         if work is not None:
             work.mkdir(parents=True, exist_ok=True)
-            artifacts.write_tensors(work / f"search-{len(self.trials)}.safetensors", {"best": self.best})
-            artifacts.write_json(work / "search.json", {"trials": self.trials})
+            files.write_tensors(work / f"search-{len(self.trials)}.safetensors", {"best": self.best})
+            files.write_json(work / "search.json", {"trials": self.trials})
 
     def _restore(self) -> None:
         work = self.problem.work
         if work is not None and (work / "search.json").is_file():
-            self.trials = artifacts.read_json(work / "search.json")["trials"]
-            self.best = artifacts.read_tensors(work / f"search-{len(self.trials)}.safetensors")["best"]
+            self.trials = files.read_json(work / "search.json")["trials"]
+            self.best = files.read_tensors(work / f"search-{len(self.trials)}.safetensors")["best"]

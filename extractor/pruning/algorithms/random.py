@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from extractor.circuits.graph import Graph
 from extractor.pruning.elements import Nodes
-from extractor.pruning.graph import Graph
 from extractor.pruning.problem import Problem
 
 

@@ -1,0 +1,152 @@
+"""A dense model and a sparse one, coupled by bridges: made new, saved, opened again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from extractor import files
+from extractor.bridges.tuner import BridgeSite, SparseBridgeConfig, bridge_sites
+from extractor.errors import BrokenArtifact, NotFound
+from extractor.models.dense.base import DenseSublayers, wrap_dense
+from extractor.models.load import open_dense
+from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+from extractor.spec.schema import BridgeSpec
+from extractor.training.compute import pick_device
+from extractor.training.train_sparse import new_sparse_gpt
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedConfig
+
+    from extractor.models.load import DenseModel
+
+
+DENSE_JSON = "dense.json"
+FAITHFULNESS_JSON = "faithfulness.json"
+
+
+FOLDER = "bridges"
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """A frozen dense model, a sparse model with as many sublayers, and the 2L + 1 bridge sites between them.
+
+    adapter   the dense model wrapped with its bridges, as PEFT sees it
+    name      what the dense model is called; facts: its files' digests
+    """
+
+    dense: DenseSublayers
+    sparse: SparseGPTForCausalLM
+    sites: list[BridgeSite]
+    adapter: PeftModel
+    name: str
+    facts: dict
+
+    def save(self, folder: Path) -> None:
+        """The sparse model at the root of `folder`, the PEFT adapter with its card in `bridges/`."""
+        self.sparse.save_pretrained(folder)
+        # 'auto' would ask the hub about the base model's embeddings.
+        self.adapter.save_pretrained(str(folder / FOLDER), save_embedding_layers=False)
+        # PEFT keeps the target modules as a set, whose order is not the same in every process.
+        config = files.read_json(folder / FOLDER / "adapter_config.json")
+        config["target_modules"] = sorted(config["target_modules"])
+        files.write_json(folder / FOLDER / "adapter_config.json", config)
+        files.write_text(folder / FOLDER / "README.md", bridge_card(self.name, self.facts, self.sparse.config))
+
+
+def couple(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.device | None = None) -> Coupled:
+    """A new sparse model with the dense model's layers and vocabulary, and untrained bridges between the two, on the device."""
+    from peft import PeftModelForCausalLM
+
+    device = device or pick_device()
+    sublayers = wrap_dense(dense.model.to(device))  # type: ignore[arg-type]
+    weights = sublayers.weights() if spec.init == "dense" else None
+    shape = spec.shape_beside(sublayers.width, weights.d_head if weights else spec.model.d_head, sublayers.has_positions)
+    vocabulary, from_dense = dense.model.config.vocab_size, spec.init == "dense"
+    sparse = new_sparse_gpt(shape, sublayers.n_sublayers // 2, vocabulary, seed, logits_bias=from_dense).to(device)  # type: ignore[arg-type]
+    base, _, revision = str(dense.facts.get("model", dense.name)).partition("@")
+    config = SparseBridgeConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        revision=revision or None,
+        d_sparse=shape.d_model,
+        encoder_frac=spec.encoder_frac,
+        sparse_model_name_or_path="..",
+    )
+    torch.manual_seed(seed + 1)
+    adapter = PeftModelForCausalLM(dense.model, config)
+    return Coupled(sublayers, sparse, bridge_sites(adapter), adapter, dense.name, dense.facts)
+
+
+def open_coupled(folder: Path, dense: DenseModel, sparse: SparseGPTForCausalLM | None = None) -> Coupled:
+    """What `Coupled.save` left in `folder`, on the device, frozen. Raises NotFound where there are no bridges, BrokenArtifact.
+
+    sparse   the sparse model of that folder, where it is open already
+    """
+    from peft import PeftModel
+
+    from extractor.models.load import load_model
+    from extractor.models.reference import inspect_folder
+
+    if not (folder / FOLDER / "adapter_config.json").is_file():
+        raise NotFound(f"model {folder} has no bridges: it was not made from a dense model")
+    device = pick_device()
+    if sparse is None:
+        sparse = load_model(inspect_folder(folder)).to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    try:
+        adapter = PeftModel.from_pretrained(dense.model.to(device), str(folder), subfolder=FOLDER)  # type: ignore[arg-type]
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise BrokenArtifact(f"bridges in {folder} do not fit {dense.name}: {str(error).splitlines()[0][:160]}") from None
+    adapter.eval().requires_grad_(False)
+    return Coupled(wrap_dense(dense.model), sparse, bridge_sites(adapter), adapter, dense.name, dense.facts)
+
+
+def bridge_card(name: str, facts: dict, sparse: PreTrainedConfig) -> str:
+    """Markdown with the front matter that PEFT and the hub read; `facts` are digests of the dense model's files."""
+    base, _, revision = name.partition("@")
+    digests = "\n".join(f"- {key}: `{value}`" for key, value in facts.items() if value is not None)
+    at = f', revision="{revision}"' if revision else ""
+    return f"""---
+base_model: {base}
+library_name: peft
+---
+
+# Bridges between {base} and a weight-sparse GPT
+
+At every norm that reads the residual stream, a linear encoder (dense residual to sparse, then AbsTopK) and a linear decoder (back).
+{base} itself is not changed: with these bridges it gives the logits it always gave, bit for bit. The sparse model, of width
+{sparse.hidden_size} and {sparse.num_hidden_layers} layers, lies in the folder above.
+
+```python
+import extractor.bridges  # registers the adapter type with PEFT
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+dense = AutoModelForCausalLM.from_pretrained("{base}"{at})
+bridged = PeftModel.from_pretrained(dense, FOLDER, subfolder="bridges")
+sites = extractor.bridges.bridge_sites(bridged)  # sites[i].encode(h), sites[i].decode(s), sites[i].steered(change)
+sparse = AutoModelForCausalLM.from_pretrained(FOLDER)
+```
+
+{digests}
+"""
+
+
+def open_twin(folder: Path, dense: DenseModel | None = None, sparse: SparseGPTForCausalLM | None = None) -> Coupled:
+    """The pair whose sparse half is `folder`. Raises NotFound where there are no bridges, or the dense model is no longer to be had.
+
+    dense, sparse   the halves, where they are open already
+    """
+    pass
+
+    if dense is None:
+        if not (folder / DENSE_JSON).is_file():
+            raise NotFound(f"model {folder} has no bridges: it was not made from a dense model")
+        known = files.read_json(folder / DENSE_JSON)
+        dense = open_dense(known["model"], known["adapter"])
+    return open_coupled(folder, dense, sparse)

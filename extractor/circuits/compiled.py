@@ -1,0 +1,318 @@
+"""A circuit as a small network of its own: the weights of its nodes, and tables by token and place of all that it needs besides.
+
+A residual channel that no node reads or writes holds what the prompt put there and what constants were added: before norm n
+
+    h_c = embedding[token, c] + position[place, c] + constant_n[c]
+
+The circuit needs two things of these channels, their sum of squares before each norm and what they say of each answer. Both are sums of a
+table by token, one by place and, for the squares, one by token and place, 2 sum_c embedding[token, c] position[place, c], for all norms.
+Together with the `network` of its nodes they are the circuit: `reference.masked_margin` to rounding, without the model.
+
+B prompts, T tokens, V vocabulary, R residual channels that nodes read or write, L layers, A answers, C longest prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from extractor.circuits.graph import Graph, NodeIndex, edge_count, links
+from extractor.circuits.layers import AttentionCut, Base, Matrix, NeuronsCut, Read, Slots, Write
+from extractor.circuits.masks import Masks
+from extractor.circuits.network import Network, Prompts, run
+from extractor.circuits.sites import widths
+from extractor.errors import BrokenArtifact
+from extractor.files import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from extractor.circuits.circuit import Circuit
+    from extractor.circuits.graph import Link
+    from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+
+
+FILE = "compiled.safetensors"
+_KIND = "compiled circuit, version 1"
+_PARTS = {part.__name__: part for part in (AttentionCut, NeuronsCut, Read, Write, Matrix, Slots)}
+_ACTIVATIONS = {"GELU": nn.GELU, "ReLU": nn.ReLU}
+_AT_ONCE = 1 << 21  # values of one bigram chunk, tokens times vocabulary: small enough that memory is used again
+
+
+class CompiledCircuit(nn.Module):
+    """Token ids in, answer margins out. Made by `compile_circuit`, `Circuit.compile` or `load`; holds no parameters, only buffers.
+
+    answers           (A,) the tokens that it tells apart
+    tracked           (V, R) embeddings;                               position_tracked  (C, R), added to them
+    squares           (V, 2L + 1) of the other channels, by norm;      position_squares  (C, 2L + 1)
+    crossed           (V, C) twice the product of embedding and position, of the other channels
+    readout           (A, R) weights of the tracked channels in the answers' logits, normed
+    rest_readout      (V, A) what the other channels give, times the norm;  position_readout  (C, A)
+    direct            (V, A) bigrams, and the answers' biases
+    C is 0 in all of them where the model adds no positions to its embeddings.
+    """
+
+    answers: Tensor
+    tracked: Tensor
+    squares: Tensor
+    position_tracked: Tensor
+    position_squares: Tensor
+    crossed: Tensor
+    readout: Tensor
+    rest_readout: Tensor
+    position_readout: Tensor
+    direct: Tensor
+    answer_rows: Tensor  # (V,): an answer's place among the answers, -1 for other tokens
+
+    def __init__(self, tensors: Mapping[str, Tensor], layers: list, longest: int | None):
+        """layers: the layers as `_described` tells of them, their tensors being among `tensors`; longest: T at most, None: any."""
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+        rows = torch.full((len(self.tracked),), -1, device=self.answers.device)
+        rows[self.answers] = torch.arange(len(self.answers), device=rows.device)
+        self.register_buffer("answer_rows", rows, persistent=False)
+        self.longest = longest
+        self._described = layers
+        self._restore()
+
+    def _restore(self) -> None:
+        self._layers = _restored(self._described, self._buffers)
+
+    def _apply(self, fn, recurse=True):
+        """Moves and casts, as of any module, and the layers with it: they hold the buffers."""
+        super()._apply(fn, recurse)
+        self._restore()
+        return self
+
+    def extra_repr(self) -> str:
+        return f"layers={len(self._layers)}, tracked={self.tracked.shape[1]}, answers={self.answers.tolist()[:8]}, nbytes={self.nbytes}"
+
+    @property
+    def layers(self) -> Sequence[tuple[AttentionCut, NeuronsCut]]:
+        """The sublayers, whose nodes are all on."""
+        return self._layers
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors: what the file holds, but for its header."""
+        return sum(tensor.nbytes for tensor in self.state_dict().values())
+
+    def forward(self, ids: Tensor, last: Tensor | None = None, first: Tensor | None = None, second: Tensor | None = None) -> Tensor:
+        """The logit of the first answer minus that of the second, (B,).
+
+        ids             (B, T) right padded
+        last            (B,) the place whose next token is asked for; None: T - 1
+        first, second   (B,) answers' tokens; None: the circuit's two
+        Raises ValueError for prompts too long and for tokens that are none of its answers.
+        """
+        return run(self._layers, self._prompts(ids, last, self._rows(ids, first, 0), self._rows(ids, second, 1)), Masks())[0]
+
+    def _rows(self, ids: Tensor, answer: Tensor | None, usual: int) -> Tensor:
+        """(B,) places of these tokens among the answers."""
+        if answer is None:
+            if len(self.answers) != 2:
+                raise ValueError(f"this circuit has {len(self.answers)} answers: say which, first and second")
+            return ids.new_full((len(ids),), usual)
+        rows = self.answer_rows[answer]
+        if bool((rows < 0).any()):
+            raise ValueError(f"token {int(answer[rows < 0][0])} is none of this circuit's {len(self.answers)} answers")
+        return rows
+
+    def _prompts(self, ids: Tensor, last: Tensor | None, first: Tensor, second: Tensor) -> Prompts:
+        count, length = ids.shape
+        if self.longest is not None and length > self.longest:
+            raise ValueError(f"{length} tokens are too many: the circuit has positions for {self.longest}")
+        rows, places = torch.arange(count, device=ids.device), torch.arange(length, device=ids.device)
+        last = rows.new_full((count,), length - 1) if last is None else last
+        tracked, rest = functional.embedding(ids, self.tracked), functional.embedding(ids, self.squares)
+        token = ids[rows, last]
+        given = self.rest_readout[token, first] - self.rest_readout[token, second]
+        if len(self.position_tracked):
+            tracked = tracked + self.position_tracked[:length]
+            rest = (rest + self.position_squares[:length] + self.crossed[ids, places][..., None]).clamp_min(0)
+            given = given + self.position_readout[last, first] - self.position_readout[last, second]
+        return Prompts(
+            rows,
+            tracked[None],
+            rest.permute(2, 0, 1),
+            last,
+            self.readout[first] - self.readout[second],
+            self.direct[token, first] - self.direct[token, second],
+            given,
+        )
+
+    def save(self, path: Path) -> Path:
+        """Write one safetensors file, whole or not at all: `path`, or compiled.safetensors in the folder `path`. Returns where."""
+        place = _file(path)
+        # Under one key: safetensors writes several in an order of its own, and equal circuits must be equal files.
+        write_tensors(place, self.state_dict(), {_KIND: json.dumps({"layers": self._described, "longest": self.longest})})
+        return place
+
+    @classmethod
+    def load(cls, path: Path) -> CompiledCircuit:
+        """What `save` wrote, on the CPU. Raises BrokenArtifact."""
+        from safetensors import safe_open
+
+        place = _file(path)
+        tensors = read_tensors(place)
+        with safe_open(place, "pt") as file:
+            said = file.metadata() or {}
+        if _KIND not in said:
+            raise BrokenArtifact(f"{place} is no {_KIND}")
+        try:
+            found = cls(tensors, **json.loads(said[_KIND]))
+            ids = torch.full((1, found.longest or 1), len(found.tracked) - 1)
+            found(ids, first=found.answers[-1:], second=found.answers[-1:])
+        except Exception as error:  # whatever is missing or misshapen shows in one pass, as an error of torch's or Python's
+            line = str(error).partition("\n")[0]
+            raise BrokenArtifact(f"{place} is no whole compiled circuit: {type(error).__name__}: {line}") from None
+        return found
+
+
+def _file(path: Path) -> Path:
+    path = Path(path)
+    return path / FILE if path.is_dir() else path
+
+
+@torch.no_grad()
+def compile_circuit(model: SparseGPTForCausalLM, base: Base, graph: Graph, answers: Tensor) -> CompiledCircuit:
+    """The circuit `graph` of `model` by itself, in fp32, on the model's device.
+
+    base      {site: (width,)} value of a node that is off
+    answers   (A,) tokens that may be answers; which of them are a prompt's is said with the prompt
+    Raises BrokenArtifact where base does not fit the model.
+    """
+    if {site: tuple(base[site].shape) for site in base} != {site: (width,) for site, width in widths(model).items()}:
+        raise BrokenArtifact("the means do not fit the model: other sites, or sites of another width")
+    network = Network(model, base, graph.nodes)
+    edges = {link: mask[None].to(model.dtype) for link, mask in network.cut(graph.edges or {}).items()}
+    layers = [(_fold_attention(attention, edges), _fold_neurons(neurons, edges)) for attention, neurons in network.layers]
+    tensors = _tables(network, torch.tensor(list(dict.fromkeys(answers.tolist())), device=model.device))
+    described = [
+        [_described(part, f"{i}_{name}", tensors) for name, part in zip(("attn", "mlp"), pair, strict=True)]
+        for i, pair in enumerate(layers)
+    ]
+    return CompiledCircuit(tensors, described, None if model.transformer.wpe is None else model.config.n_ctx)
+
+
+def _fold_attention(part: AttentionCut, edges: Mapping[Link, Tensor]) -> AttentionCut:
+    part = replace(part, q=_fold(part.q, edges), k=_fold(part.k, edges), v=_fold(part.v, edges))
+    if part.leak is None:
+        return replace(part, out=_fold(part.out, edges))
+    weight = _listed(part.out, edges)
+    lost = ((part.out.weight - weight) * part.out.base).unflatten(1, (part.heads, -1)).sum(-1) if part.heads else 0
+    return replace(part, out=replace(part.out, weight=weight), leak=part.leak + lost)
+
+
+def _fold_neurons(part: NeuronsCut, edges: Mapping[Link, Tensor]) -> NeuronsCut:
+    return replace(part, fc=_fold(part.fc, edges), proj=_fold(part.proj, edges))
+
+
+def _fold(matrix: Matrix, edges: Mapping[Link, Tensor]) -> Matrix:
+    """The matrix whose edges that are off are gone, what they carried being in its bias."""
+    weight = _listed(matrix, edges)
+    return replace(matrix, weight=weight, bias=matrix.bias + (matrix.weight - weight) @ matrix.base)
+
+
+def _listed(matrix: Matrix, edges: Mapping[Link, Tensor]) -> Tensor:
+    mask = matrix.mask(Masks(edges=edges)) if matrix.link in edges else None
+    return matrix.weight if mask is None else matrix.weight * mask[0]
+
+
+def _tables(network: Network, answers: Tensor) -> dict[str, Tensor]:
+    """The tables of a `CompiledCircuit`, made in fp64, a few tokens at a time."""
+    model, tracked = network.model, network.tracked
+    vocabulary, width = model.transformer.wte.weight.shape
+    others = torch.ones(width, dtype=torch.bool, device=tracked.device)
+    others[tracked] = False
+    constants = network.constants[:, others].double()
+    readout = model.lm_head.weight[answers].double() * model.transformer.ln_f.weight.double()
+    bias = 0 if model.logits_bias is None else model.logits_bias[answers].double()
+    table = model.transformer.wpe if model.config.added_positions else None
+    positions = constants.new_zeros(0, width) if table is None else table.weight.double()
+    there = positions[:, others]
+
+    def by_token(tokens: Tensor) -> dict[str, Tensor]:
+        h = model.transformer.wte.weight[tokens].double()
+        rest = h[:, others]
+        direct = constants.new_zeros(len(tokens), len(answers))
+        if model.bigram.tensors:
+            direct += model.bigram.add(model, direct.new_zeros(len(tokens), vocabulary, dtype=model.dtype), tokens)[:, answers]
+        return {
+            "tracked": h[:, tracked],
+            "squares": _squares(rest, constants) + constants.square().sum(-1),
+            "crossed": 2 * rest @ there.T,
+            "rest_readout": (rest + constants[-1]) @ readout[:, others].T,
+            "direct": direct + bias,
+        }
+
+    chunks = [by_token(tokens) for tokens in torch.arange(vocabulary, device=answers.device).split(max(1, _AT_ONCE // vocabulary))]
+    tables = {name: torch.cat([chunk[name].float() for chunk in chunks]) for name in chunks[0]}
+    tables |= {
+        "position_tracked": positions[:, tracked].float(),
+        "position_squares": _squares(there, constants).float(),
+        "position_readout": (there @ readout[:, others].T).float(),
+        "readout": readout[:, tracked].float(),
+    }
+    return tables | {"answers": answers}
+
+
+def _squares(h: Tensor, constants: Tensor) -> Tensor:
+    """(n, 2L + 1): sum of h^2 + 2 h c over channels, for h (n, channels) and every row c of constants (2L + 1, channels)."""
+    return h.square().sum(-1, keepdim=True) + 2 * h @ constants.T
+
+
+def _described(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON from which `_restored` makes the value again, the tensors in it being put into `tensors`, each under a name of its own."""
+    if isinstance(value, Tensor):
+        tensors[name] = (value.float() if value.is_floating_point() else value).clone()
+        return {"tensor": name}
+    if isinstance(value, nn.Module):
+        return {"activation": type(value).__name__}
+    if is_dataclass(value):
+        parts = {field.name: _described(getattr(value, field.name), f"{name}_{field.name}", tensors) for field in fields(value)}
+        return {"part": type(value).__name__, "of": parts}
+    if isinstance(value, tuple):
+        return [_described(item, f"{name}_{number}", tensors) for number, item in enumerate(value)]
+    return value
+
+
+def _restored(described: Any, tensors: Mapping[str, Tensor | None]) -> Any:
+    if isinstance(described, list):
+        return tuple(_restored(item, tensors) for item in described)
+    if not isinstance(described, dict):
+        return described
+    if "tensor" in described:
+        return tensors[described["tensor"]]
+    if "activation" in described:
+        return _ACTIVATIONS[described["activation"]]()
+    return _PARTS[described["part"]](**{name: _restored(item, tensors) for name, item in described["of"].items()})
+
+
+@torch.no_grad()
+def graph_of(circuit: Circuit, model: SparseGPTForCausalLM) -> Graph:
+    """The nodes and edges that a circuit lists as masks of `model`; edges None where it lists every nonzero weight between its nodes.
+
+    Raises BrokenArtifact for a node or an edge that the model does not have.
+    """
+    index, matrices = NodeIndex.of(model), {(source, target): weight for source, target, weight in links(model)}
+    place = {node.id: (node.site, node.channel) for node in circuit.nodes}
+    starts, chosen = index.starts(), []
+    for site, channel in place.values():
+        if site not in starts or not isinstance(channel, int) or not 0 <= channel < index.widths[site]:
+            raise BrokenArtifact(f"the circuit of {circuit.task!r} does not fit the model: it has no node {site}.{channel}")
+        chosen.append(starts[site] + channel)
+    edges = {link: torch.zeros_like(weight, dtype=torch.bool) for link, weight in matrices.items()}
+    for edge in circuit.edges:
+        (source, column), (target, row) = place.get(edge.source, ("", 0)), place.get(edge.target, ("", 0))
+        if (source, target) not in matrices or not matrices[source, target][row, column]:
+            raise BrokenArtifact(f"the circuit of {circuit.task!r} does not fit the model: no weight joins {edge.source} to {edge.target}")
+        edges[source, target][row, column] = True
+    graph = Graph(index.flags(torch.tensor(chosen, dtype=torch.long, device=model.device)))
+    return graph if edge_count(model, graph) == sum(int(mask.sum()) for mask in edges.values()) else replace(graph, edges=edges)

@@ -1,0 +1,214 @@
+"""What is on: nodes and edges of a model as masks, counted exactly, and cleared of what does nothing.
+
+A node is on or off; an edge (a nonzero weight between two sites) counts when it is on and both its ends are. Without edge masks every edge
+between nodes that are on is on. N nodes in one flat order: site by site, forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from extractor.circuits.circuit import Edge
+from extractor.circuits.sites import node_id, widths
+
+if TYPE_CHECKING:
+    from torch.nn import Embedding, Linear
+
+    from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+
+
+Link = tuple[str, str]  # source site, target site
+
+
+@dataclass(frozen=True)
+class NodeIndex:
+    """All nodes of a model in one flat order."""
+
+    widths: dict[str, int]
+
+    @classmethod
+    def of(cls, model: SparseGPTForCausalLM) -> NodeIndex:
+        return cls(widths(model))
+
+    def __len__(self) -> int:
+        return sum(self.widths.values())
+
+    def starts(self) -> dict[str, int]:
+        """The flat index of each site's first channel."""
+        found, start = {}, 0
+        for site, width in self.widths.items():
+            found[site] = start
+            start += width
+        return found
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """{site: (..., width)} views of a flat (..., N) tensor."""
+        return dict(zip(self.widths, flat.split(list(self.widths.values()), dim=-1), strict=True))
+
+    def join(self, by_site: Mapping[str, Tensor]) -> Tensor:
+        """The flat (..., N) tensor of {site: (..., width)}."""
+        return torch.cat([by_site[site] for site in self.widths], dim=-1)
+
+    def flags(self, nodes: Tensor) -> Tensor:
+        """(N,) bool, true at these flat indices."""
+        flat = torch.zeros(len(self), dtype=torch.bool, device=nodes.device)
+        flat[nodes] = True
+        return flat
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes that are on, (N,) bool, and per link the edges that are, (target width, source width) bool; None: all between them."""
+
+    nodes: Tensor
+    edges: Mapping[Link, Tensor] | None = None
+
+    def others(self) -> Graph:
+        """All nodes but these, and every edge between them."""
+        return Graph(~self.nodes)
+
+    def channels(self, index: NodeIndex) -> dict[str, Tensor]:
+        """{site: channels on, sorted}."""
+        return {site: part.nonzero().flatten() for site, part in index.split(self.nodes).items()}
+
+
+@torch.no_grad()
+def present_edges(model: SparseGPTForCausalLM, graph: Graph) -> dict[Link, Tensor]:
+    """Per link the edges that count, (target width, source width) bool."""
+    on = NodeIndex.of(model).split(graph.nodes)
+    found = {}
+    for source, target, weight in links(model):
+        there = (weight != 0) & on[target][:, None] & on[source]
+        found[source, target] = there if graph.edges is None else there & graph.edges[source, target]
+    return found
+
+
+def with_edges(model: SparseGPTForCausalLM, graph: Graph) -> Graph:
+    """The same graph with every edge named."""
+    return Graph(graph.nodes, present_edges(model, graph))
+
+
+def edge_count(model: SparseGPTForCausalLM, graph: Graph) -> int:
+    """How many edges count."""
+    if graph.edges is not None:
+        return sum(int(there.sum()) for there in present_edges(model, graph).values())
+    kept = graph.channels(NodeIndex.of(model))
+    return sum(int(weight[kept[target]][:, kept[source]].count_nonzero()) for source, target, weight in links(model))
+
+
+def without_dead(model: SparseGPTForCausalLM, graph: Graph) -> Graph:
+    """The graph without the nodes that are on no live path from the input to the logits (`circuit.live_nodes`), and without their edges."""
+    index = NodeIndex.of(model)
+    live = live_nodes(model, graph.channels(index), None if graph.edges is None else present_edges(model, graph))
+    flags = {site: torch.zeros(width, dtype=torch.bool, device=graph.nodes.device) for site, width in index.widths.items()}
+    for site, channels in live.items():
+        flags[site][sorted(channels)] = True
+    slim = replace(graph, nodes=index.join(flags) & graph.nodes)
+    return slim if graph.edges is None else replace(slim, edges=present_edges(model, slim))
+
+
+def links(model: SparseGPTForCausalLM) -> Iterator[tuple[str, str, Tensor]]:
+    """Every weight matrix between two sites: (source site, target site, weight (target width, source width))."""
+    for layer, block in enumerate(model.blocks):
+        for name, weight in zip("qkv", block.attn.c_attn.weight.detach().chunk(3), strict=True):
+            yield f"{layer}.attn.act_in", f"{layer}.attn.{name}", weight
+        yield f"{layer}.attn.v", f"{layer}.attn.resid_delta", block.attn.c_proj.weight.detach()
+        yield f"{layer}.mlp.act_in", f"{layer}.mlp.post_act", block.mlp.c_fc.weight.detach()
+        yield f"{layer}.mlp.post_act", f"{layer}.mlp.resid_delta", block.mlp.c_proj.weight.detach()
+
+
+def edges_between(
+    model: SparseGPTForCausalLM, kept: dict[str, Tensor], edges: Mapping[tuple[str, str], Tensor] | None = None
+) -> Iterator[Edge]:
+    """The edges among kept nodes; `kept` maps a site to the channels (sorted, int64) that are on.
+
+    edges   per link (source site, target site) which edges are on, (target width, source width) bool; None: every nonzero weight
+    """
+    for source, target, weight in links(model):
+        block = weight[kept[target]][:, kept[source]]
+        on = block != 0 if edges is None else edges[source, target][kept[target]][:, kept[source]] & (block != 0)
+        for row, column in on.nonzero().tolist():
+            yield Edge(node_id(source, int(kept[source][column])), node_id(target, int(kept[target][row])), float(block[row, column]))
+
+
+def count_edges(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> int:
+    """Number of edges among kept nodes."""
+    return sum(int(weight[kept[target]][:, kept[source]].count_nonzero()) for source, target, weight in links(model))
+
+
+def live_nodes(
+    model: SparseGPTForCausalLM, kept: dict[str, Tensor], edges: Mapping[tuple[str, str], Tensor] | None = None
+) -> dict[str, set[int]]:
+    """The kept nodes on a path from the input to the logits: reached by a varying input, and reaching the unembedding.
+
+    edges   per link (source site, target site) which edges are on, (target width, source width) bool; None: every nonzero weight
+
+    Forward: a read is fed by an embedding column or an earlier kept write of its channel, a position channel by its column of the position
+    table; any other node by an edge from a fed node.
+    Backward: a write is used by the unembedding or a later used read of its channel; q and k are used when their head has a used v, and
+    without sinks q only where its k varies.
+    """
+    incoming: dict[str, list[tuple[str, Tensor]]] = {}  # target site -> (source site, which edges between kept nodes are on)
+    for source, target, weight in links(model):
+        on = weight != 0 if edges is None else edges[source, target]
+        incoming.setdefault(target, []).append((source, on[kept[target]][:, kept[source]]))
+    fed = _fed(model, kept, incoming)
+    used = _used(model, kept, fed, incoming)
+    return {site: set(kept[site][flags].tolist()) for site, flags in used.items()}
+
+
+def _fed(model: SparseGPTForCausalLM, kept: dict[str, Tensor], incoming: dict) -> dict[str, Tensor]:
+    """Per site which kept nodes vary with the input, (kept,) bool."""
+    width = model.config.d_model
+    written = _nonzero_columns(model.transformer.wte, width + model.config.d_pos_emb, 0)
+    if model.transformer.wpe is not None:
+        written |= _nonzero_columns(model.transformer.wpe, len(written), 0 if model.config.added_positions else width)
+    fed: dict[str, Tensor] = {}
+    for site, channels in kept.items():
+        if site.endswith("act_in"):
+            fed[site] = written[channels]
+            continue
+        fed[site] = sum((on[:, fed[source]].any(1) for source, on in incoming[site]), start=channels < 0)
+        if site.endswith("resid_delta"):
+            written[channels[fed[site]]] = True
+    return fed
+
+
+def _used(model: SparseGPTForCausalLM, kept: dict[str, Tensor], fed: dict[str, Tensor], incoming: dict) -> dict[str, Tensor]:
+    """Per site which of the fed nodes something reads that reaches the logits, (kept,) bool."""
+    import torch
+
+    config = model.config
+    read = _nonzero_columns(model.lm_head, config.d_model + config.d_pos_emb, 0)
+    used = {site: flags & False for site, flags in fed.items()}
+    for site in reversed(fed):
+        channels = kept[site]
+        if site.endswith("resid_delta"):
+            used[site] = fed[site] & read[channels]
+        elif site.endswith(("attn.q", "attn.k")):
+            values = site[:-1] + "v"
+            heads = torch.isin(channels // config.d_head, kept[values][used[values]] // config.d_head)
+            used[site] = fed[site] & heads
+            if site.endswith("q") and not config.sinks:  # a query on a constant key adds the same to every score
+                keys = site[:-1] + "k"
+                used[site] &= torch.isin(channels, kept[keys][fed[keys]])
+        elif site.endswith("act_in"):
+            read[channels[used[site]]] = True
+        for source, on in incoming.get(site, []):
+            used[source] |= on[used[site]].any(0) & fed[source]
+    return used
+
+
+def _nonzero_columns(module: Linear | Embedding, width: int, offset: int) -> Tensor:
+    """(width,) bool, at offset + c whether column c of the module's weight holds anything."""
+    import torch
+
+    found = torch.zeros(width, dtype=torch.bool, device=module.weight.device)
+    columns = module.weight.detach().any(0)
+    found[offset : offset + len(columns)] = columns
+    return found

@@ -1,0 +1,279 @@
+"""The model while it is pruned: only the nodes that may still be on, for many mask sets at once, and only the answer.
+
+What it leaves out of `reference.masked_margin`, whose twin it is:
+
+- nodes that are off in every set are constants, folded into biases; their rows and columns are gone from the matrices
+- residual channels that no computed node reads or writes are known from the prompt: of them only the sum of squares before each norm is
+  needed, once for all sets
+- the last layer's queries and neurons run at the scored position only, and of the logits only the two answers' difference is made
+- prompts run in groups of like length
+
+P mask sets share the frozen weights and are one more batch dimension. Paper: App. A.5; all of this is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from extractor.circuits.graph import Link, NodeIndex
+from extractor.circuits.layers import AttentionCut, Base, Matrix, NeuronsCut, Read, Slots, Write, pick
+from extractor.circuits.masks import Masks
+from extractor.data.prompts import TaskBatch
+
+if TYPE_CHECKING:
+    from extractor.sparse.modeling_sparse_gpt import MLP, Attention, RMSNorm, SparseGPTForCausalLM
+
+LENGTH_GROUPS = 4
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What the mask sets share of some prompts: B rows, T tokens, R tracked channels, L layers.
+
+    rows         (B,) their places in the batch
+    tracked      (1, B, T, R) embeddings, positions added
+    rest         (2L + 1, B, T) sum of squares of the other channels before each norm
+    last         (B,) the scored position
+    readout      (B, R) weights of the tracked channels, normed, in the answer margin
+    direct       (B,) what reaches the margin without any sublayer and without the norm: bigrams
+    rest_readout (B,) what the other channels give, times the norm
+    """
+
+    rows: Tensor
+    tracked: Tensor
+    rest: Tensor
+    last: Tensor
+    readout: Tensor
+    direct: Tensor
+    rest_readout: Tensor
+
+
+def run(layers: Sequence[tuple[AttentionCut, NeuronsCut]], prompts: Prompts, masks: Masks) -> Tensor:
+    """Answer margins (P or 1, B)."""
+    h, rest, last = prompts.tracked, list(prompts.rest), prompts.last
+    for number, (attention, neurons) in enumerate(layers):
+        x = attention.read.apply(h, rest[2 * number], None, masks)
+        if number < len(layers) - 1:
+            h = attention.apply(h, x, None, masks)
+            h = neurons.apply(h, neurons.read.apply(h, rest[2 * number + 1], None, masks), masks)
+        else:
+            h = attention.apply(pick(h, last), x, last, masks)
+            h = neurons.apply(h, neurons.read.apply(h, _at(rest[-2], last), last, masks), masks)
+    read = layers[-1][1].read
+    scale = torch.rsqrt((h.square().sum(-1) + _at(rest[-1], last)) / read.width + read.eps)[..., 0]
+    return scale * ((h[:, :, 0] * prompts.readout).sum(-1) + prompts.rest_readout) + prompts.direct
+
+
+def _at(rest: Tensor, last: Tensor) -> Tensor:
+    """(B, 1) of (B, T): the position `last`."""
+    return rest.gather(1, last[:, None])
+
+
+class Network:
+    """`model` with the nodes in `kept` computed and all others at their value in `base`.
+
+    kept   (N,) bool
+    base   {site: (width,)} value of a node that is off
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: SparseGPTForCausalLM, base: Base, kept: Tensor):
+        self.model, self.base, self.kept = model, base, kept
+        self.index = NodeIndex.of(model)
+        self._starts = self.index.starts()
+        self._channels = {site: part.nonzero().flatten() for site, part in self.index.split(kept).items()}
+        self.tracked, self.constants = self._residual()
+        self._place = torch.full((model.config.d_model,), -1, device=kept.device)
+        self._place[self.tracked] = torch.arange(len(self.tracked), device=kept.device)
+        self.layers = [
+            (self._attention(f"{layer}.attn.", block), self._neurons(f"{layer}.mlp.", block)) for layer, block in enumerate(model.blocks)
+        ]
+
+    def __len__(self) -> int:
+        """Nodes computed."""
+        return int(self.kept.sum())
+
+    def margins(self, prompts: Sequence[Prompts], masks: Masks = Masks()) -> Tensor:  # noqa: B008 - frozen
+        """Answer margins (P, 2 x pairs) of every mask set, in the batch's order. Differentiable in the masks."""
+        parts = [run(self.layers, group, masks) for group in prompts]
+        order = torch.cat([group.rows for group in prompts]).argsort()
+        return torch.cat(parts, dim=1)[:, order]
+
+    @torch.no_grad()
+    def prepare(self, batch: TaskBatch, groups: int = LENGTH_GROUPS) -> list[Prompts]:
+        """What of a batch does not depend on masks, in groups of prompts of like length."""
+        return [self._prompts(batch, rows) for rows in batch.last.argsort(stable=True).chunk(groups)]
+
+    def cut(self, edges: Mapping[Link, Tensor]) -> dict[Link, Tensor]:
+        """Edge masks (..., target width, source width) per link, cut to the nodes computed."""
+        ids = self._channels
+        return {(source, target): mask[..., ids[target][:, None], ids[source]] for (source, target), mask in edges.items()}
+
+    def _prompts(self, batch: TaskBatch, rows: Tensor) -> Prompts:
+        part, model = batch.rows(rows), self.model
+        context = model.context(part.ids.shape[1])
+        h = model.embed(part.ids, context)
+        others = torch.ones(h.shape[-1], dtype=torch.bool, device=h.device)
+        others[self.tracked] = False
+        squares = torch.stack([(h[..., others] + constant[others]).square().sum(-1) for constant in self.constants])
+        weight = model.lm_head.weight
+        readout = (weight[part.first] - weight[part.second]) * model.transformer.ln_f.weight
+        at_last = h[torch.arange(len(h), device=h.device), part.last] + self.constants[-1]
+        return Prompts(
+            rows,
+            h[None, ..., self.tracked],
+            squares,
+            part.last,
+            readout[:, self.tracked],
+            self._direct(part),
+            (at_last * readout)[:, others].sum(-1),
+        )
+
+    def _direct(self, part: TaskBatch) -> Tensor:
+        model, rows = self.model, torch.arange(len(part.ids), device=part.ids.device)
+        current = part.ids[rows, part.last]
+        logits = model.bigram.add(model, self.constants.new_zeros(len(rows), model.config.vocab_size), current)
+        if model.logits_bias is not None:
+            logits = logits + model.logits_bias
+        return logits[rows, part.first] - logits[rows, part.second]
+
+    # cutting
+
+    def _residual(self) -> tuple[Tensor, Tensor]:
+        """Channels that a computed node reads or writes, (R,); constants that sublayers before each norm have written, (2L + 1, S)."""
+        width = self.model.config.d_model
+        seen = torch.zeros(width, dtype=torch.bool, device=self.kept.device)
+        constants = [torch.zeros(width, device=self.kept.device)]
+        for layer in range(len(self.model.blocks)):
+            for part in ("attn", "mlp"):
+                read, written = self._channels[f"{layer}.{part}.act_in"], self._channels[f"{layer}.{part}.resid_delta"]
+                seen[read[read < width]] = True
+                seen[written] = True
+                constants.append(constants[-1] + self._constant_write(f"{layer}.{part}.resid_delta"))
+        return seen.nonzero().flatten(), torch.stack(constants)
+
+    def _constant_write(self, site: str) -> Tensor:
+        return self.base[site].index_fill(0, self._channels[site], 0.0)
+
+    def _slots(self, site: str, k: int, channels: Tensor | None = None) -> Slots:
+        return Slots.of(self._channels[site] if channels is None else channels, self._starts[site], len(self.index), self.base[site], k)
+
+    def _read(self, site: str, k: int, norm: RMSNorm, position_norm: RMSNorm | None) -> Read:
+        width, channels, table = self.model.config.d_model, self._channels[site], self.model.transformer.wpe
+        inside, positions = channels[channels < width], torch.zeros(0, 0, device=channels.device)
+        if position_norm is not None and table is not None and len(channels) > len(inside):
+            positions = position_norm(table.weight)[:, channels[len(inside) :] - width]
+        return Read(self._slots(site, k), self._place[inside], norm.weight[inside], positions, norm.eps, width)
+
+    def _write(self, site: str, k: int) -> Write:
+        return Write(self._slots(site, k), self._place[self._channels[site]], self._constant_write(site)[self.tracked])
+
+    def _matrix(self, link: Link, weight: Tensor, bias: Tensor, rows: Tensor, columns: Tensor, folded: bool = True) -> Matrix:
+        """weight (target width, source width) at slots with these channels, -1 where a slot is no node.
+
+        folded   whether what sources that are off send is put into the bias
+        """
+        source, target = link
+        base, real, inputs = self.base[source], rows >= 0, columns >= 0
+        constant = bias + weight @ base.index_fill(0, columns[inputs], 0.0) if folded else bias
+        at, sources = rows.clamp_min(0), columns.clamp_min(0)
+        return Matrix(
+            link,
+            weight[at][:, sources] * real[:, None] * inputs,
+            torch.where(real, constant[at], 0.0),
+            torch.where(inputs, base[sources], 0.0),
+            torch.searchsorted(self._channels[target], at).clamp_max(max(0, len(self._channels[target]) - 1)),
+            torch.searchsorted(self._channels[source], sources).clamp_max(max(0, len(self._channels[source]) - 1)),
+        )
+
+    def _attention(self, prefix: str, block) -> AttentionCut:
+        attn: Attention = block.attn
+        reads, names = prefix + "act_in", [prefix + name for name in "qkv"]
+        score, value, active, still = self._heads(prefix, attn)
+        weights, biases = attn.c_attn.weight.chunk(3), attn.c_attn.bias.chunk(3)
+        matrices, sites = [], []
+        for name, weight, bias, wanted, site in zip(names, weights, biases, (score, score, value), (attn.q, attn.k, attn.v), strict=True):
+            on = self._is_kept(name, wanted)
+            channels = torch.where(on, wanted, -1)
+            matrix = self._matrix((reads, name), weight, bias, channels, self._channels[reads])
+            constant = torch.where((wanted >= 0) & ~on, self.base[name][wanted.clamp_min(0)], matrix.bias)
+            matrices.append(replace(matrix, bias=constant))
+            sites.append(self._slots(name, site.k, channels))
+        sinks, value_slots = attn.sink_logit is not None, sites[2].channels
+        written = prefix + "resid_delta"
+        out = self._matrix((names[2], written), attn.c_proj.weight, attn.c_proj.bias, self._channels[written], value_slots, not sinks)
+        sink = leak = still_sink = still_leak = None
+        if attn.sink_logit is not None:
+            leaks = self._leak(names[2], attn)[self._channels[written]]
+            sink_logits = attn.sink_logit - self._constant_score(prefix, score, attn)
+            sink, leak, still_sink, still_leak = sink_logits[active], leaks[:, active], sink_logits[still], leaks[:, still]
+        q, k, v = matrices
+        return AttentionCut(
+            self._read(reads, attn.act_in.k, block.ln_1, block.ln_p1),
+            self._write(written, attn.resid_delta.k),
+            q,
+            k,
+            v,
+            out,
+            (sites[0], sites[1], sites[2]),
+            len(active),
+            attn.d_head,
+            sink,
+            leak,
+            still_sink,
+            still_leak,
+        )
+
+    def _is_kept(self, site: str, channels: Tensor) -> Tensor:
+        return (channels >= 0) & torch.isin(channels, self._channels[site])
+
+    def _heads(self, prefix: str, attn: Attention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Channels of score slots and of value slots, head by head with padding -1, flat; which heads those are; which heads only leak."""
+        either = torch.cat([self._channels[prefix + "q"], self._channels[prefix + "k"]]).unique()
+        values = self._channels[prefix + "v"]
+        valued, scored, leaks = (
+            torch.zeros(len(self.base[prefix + "v"]) // attn.d_head, dtype=torch.bool, device=values.device) for _ in range(3)
+        )
+        valued[values // attn.d_head] = True
+        scored[either // attn.d_head] = True
+        if attn.sink_logit is not None:
+            leaks = self._leak(prefix + "v", attn)[self._channels[prefix + "resid_delta"]].any(0)
+        chosen, still = (valued | leaks & scored).nonzero().flatten(), (leaks & ~scored & ~valued).nonzero().flatten()
+        return _padded(either, chosen, attn.d_head), _padded(values, chosen, attn.d_head), chosen, still
+
+    def _leak(self, site: str, attn: Attention) -> Tensor:
+        """What values that are off write, per head, (S, heads)."""
+        off = self.base[site].index_fill(0, self._channels[site], 0.0)
+        return (attn.c_proj.weight * off).unflatten(1, (-1, attn.d_head)).sum(-1)
+
+    def _constant_score(self, prefix: str, slots: Tensor, attn: Attention) -> Tensor:
+        """What channels whose q and k are both off add to every score of a head, (heads,)."""
+        product = self.base[prefix + "q"] * self.base[prefix + "k"]
+        product = product.index_fill(0, slots[slots >= 0], 0.0)
+        return product.view(-1, attn.d_head).sum(-1) / attn.d_head**0.5
+
+    def _neurons(self, prefix: str, block) -> NeuronsCut:
+        mlp: MLP = block.mlp
+        reads, post, written = prefix + "act_in", prefix + "post_act", prefix + "resid_delta"
+        ids = self._channels
+        return NeuronsCut(
+            self._read(reads, mlp.act_in.k, block.ln_2, block.ln_p2),
+            self._write(written, mlp.resid_delta.k),
+            self._matrix((reads, post), mlp.c_fc.weight, mlp.c_fc.bias, ids[post], ids[reads]),
+            self._matrix((post, written), mlp.c_proj.weight, mlp.c_proj.bias, ids[written], ids[post]),
+            self._slots(post, mlp.post_act.k),
+            mlp.activation,
+        )
+
+
+def _padded(channels: Tensor, heads: Tensor, d_head: int) -> Tensor:
+    """The channels of each of these heads, as many slots for every head, -1 where a head has fewer; flat."""
+    rows = [channels[channels // d_head == head] for head in heads.tolist()]
+    if not rows:
+        return channels.new_empty(0)
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).flatten()

@@ -1,0 +1,59 @@
+"""How well circuits do, many at once, on one batch of pairs; and the smallest of a ranking that does well enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from extractor.circuits.calibration import calibrate_all
+from extractor.circuits.graph import Graph
+from extractor.circuits.masks import Masks
+from extractor.data.prompts import TaskBatch
+
+if TYPE_CHECKING:
+    from extractor.circuits.masks import Prunable
+
+GRAPHS_AT_ONCE = 16  # masks of a large model fill memory
+VALUES_AT_ONCE = 1 << 25  # node values: sets times prompts times tokens times nodes; what one pass may hold
+
+
+class Judge:
+    """Losses of circuits on one batch, each under its own best calibration.
+
+    network   kept nodes (N,) bool -> the network that computes them
+    """
+
+    def __init__(self, network: Callable[[Tensor], Prunable], batch: TaskBatch):
+        self.network, self.batch = network, batch
+
+    @torch.no_grad()
+    def margins(self, graphs: Sequence[Graph]) -> Tensor:
+        """Answer margins (P, 2 x pairs)."""
+        parts, at = [], 0
+        while at < len(graphs):
+            some = list(graphs[at : at + GRAPHS_AT_ONCE])
+            network = self.network(torch.stack([graph.nodes for graph in some]).any(0))
+            size = max(1, VALUES_AT_ONCE // max(1, len(network) * self.batch.ids.numel()))
+            prompts = network.prepare(self.batch)
+            parts += [network.margins(prompts, _masks(network, some[i : i + size])) for i in range(0, len(some), size)]
+            at += len(some)
+        return torch.cat(parts)
+
+    def losses(self, graphs: Sequence[Graph]) -> Tensor:
+        """Calibrated task losses (P,) in nats."""
+        return calibrate_all(self.margins(graphs), self.batch.sign)[0]
+
+    def loss(self, graph: Graph) -> float:
+        return self.losses([graph])[0].item()
+
+
+def _masks(network: Prunable, graphs: Sequence[Graph]) -> Masks:
+    nodes = torch.stack([graph.nodes for graph in graphs]).float()
+    if all(graph.edges is None for graph in graphs):
+        return Masks(nodes)
+    cut = [network.cut(graph.edges) for graph in graphs if graph.edges is not None]
+    assert len(cut) == len(graphs), "graphs with and without edge masks cannot be judged together"
+    return Masks(nodes, {link: torch.stack([one[link] for one in cut]).float() for link in cut[0]})

@@ -1,0 +1,188 @@
+"""Where a job's tasks come from (tasks/, installed packages, files of the user's own) and whether a tokenizer can ask them. Torch-free.
+
+A task file is pinned when the job is made: the spec holds its place and its digest, and a file that was changed since is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extractor.data.prompts import Expression, express, get_task
+from extractor.errors import NotFound, SpecError, TaskNotExpressible
+from extractor.spec.schema import TaskFileSpec
+from tasks import Task
+from tasks.base import ALL, Pair, task_names
+from tasks.files import FileTask, TaskFileError, read_task
+from tasks.installed import installed_tasks, reserved_names
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SHOWN_PIECES = 12
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Tasks in the order they were asked for, each once, and what a spec needs to find those again that are files.
+
+    named  names of those that were asked for by name or path, not by 'all'
+    """
+
+    tasks: tuple[Task, ...]
+    files: tuple[TaskFileSpec, ...]
+    named: frozenset[str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+    def under(self, tokenizer: Tokenizer, longest: int | None, tell: Callable[[str], None] = lambda _: None) -> Choice:
+        """Those that can be asked under a tokenizer, in prompts of at most `longest` tokens, where that is known.
+
+        Of 'all', those that cannot are left out, each told in a line. Raises TaskNotExpressible for one that was named, or if none is left.
+        """
+        reasons: dict[str, str] = {}
+        for task in self.tasks:
+            try:
+                ask_under(task, tokenizer, longest)
+            except TaskNotExpressible as error:
+                if task.name in self.named:
+                    raise
+                reasons[task.name] = str(error)
+        refuse_if_none(reasons, len(self.tasks))
+        for name, reason in reasons.items():
+            tell(f"{name} is left out: {reason}")
+        return replace(self, tasks=tuple(task for task in self.tasks if task.name not in reasons))
+
+
+def choose(asked: Iterable[str]) -> Choice:
+    """The tasks that a user names: by name or alias, by the path of a JSONL file, or 'all' for those of tasks/.
+
+    Raises UnknownTask, NotFound, SpecError.
+    """
+    found: dict[str, Task] = {}
+    files: dict[str, TaskFileSpec] = {}
+    named: set[str] = set()
+    for word in asked:
+        if word == ALL:
+            found |= {name: get_task(name) for name in task_names() if name not in found}
+            continue
+        if is_path(word):
+            own, pinned = pin_file(word)
+            if files.setdefault(own.name, pinned) != pinned:
+                raise SpecError(f"task files {files[own.name].path} and {pinned.path} have one name, {own.name!r}; rename one of them")
+        task = own if is_path(word) else get_task(word)
+        found.setdefault(task.name, task)
+        named.add(task.name)
+    return Choice(tuple(found.values()), tuple(files.values()), frozenset(named))
+
+
+def refuse_if_none(reasons: Mapping[str, str], tasks: int) -> None:
+    """Raise TaskNotExpressible where there is a reason against every one of so many tasks."""
+    if tasks and len(reasons) == tasks:
+        raise TaskNotExpressible(f"none of {tasks} tasks can be asked of this model; the first: {next(iter(reasons.values()))}")
+
+
+def is_path(word: str) -> bool:
+    """Whether this names a file rather than a task."""
+    return "/" in word or "." in word
+
+
+def pin_file(word: str) -> tuple[FileTask, TaskFileSpec]:
+    """The task of a file, and what a spec says of it. Raises NotFound, SpecError."""
+    path = Path(os.path.expanduser(word)).absolute()
+    content = _content(path)
+    task = _parsed(path, content)
+    if task.name in reserved_names():
+        raise SpecError(f"task file {path}: {task.name!r} is the name of a built-in task; rename the file")
+    offer = next((offer for offer in installed_tasks() if offer.name == task.name), None)
+    if offer is not None:
+        raise SpecError(f"task file {path}: {task.name!r} is the name of a task of {offer.source}; rename the file")
+    return task, TaskFileSpec(name=task.name, path=str(path), sha256=hashlib.sha256(content).hexdigest())
+
+
+def open_tasks(names: Iterable[str], files: Iterable[TaskFileSpec]) -> dict[str, Task]:
+    """The tasks of a job by name. Raises UnknownTask, NotFound, SpecError where a file is no longer what the job was made for."""
+    pinned = {file.name: file for file in files}
+    return {name: _open_file(pinned[name]) if name in pinned else get_task(name) for name in names}
+
+
+def _open_file(file: TaskFileSpec) -> FileTask:
+    path = Path(file.path)
+    content = _content(path)
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != file.sha256:
+        raise SpecError(
+            f"task file {path} was changed since the job was made (sha256 {digest[:12]} now, {file.sha256[:12]} then); make the job again"
+        )
+    return _parsed(path, content)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise NotFound(f"task file {path} is not on this machine") from None
+    except OSError as error:
+        raise SpecError(f"task file {path} cannot be read ({error.strerror})") from None
+
+
+def _parsed(path: Path, content: bytes) -> FileTask:
+    try:
+        return read_task(path, content)
+    except TaskFileError as error:
+        raise SpecError(str(error)) from None
+
+
+def ask_under(task: Task, tokenizer: Tokenizer, longest: int | None = None) -> Expression:
+    """How the tokenizer writes the task; of a file, every line must be usable. Raises TaskNotExpressible."""
+    if isinstance(task, FileTask):
+        check_lines(task, tokenizer, longest)
+    return express(task, tokenizer)
+
+
+def check_lines(task: FileTask, tokenizer: Tokenizer, longest: int | None = None) -> None:
+    """Refuse a file with lines that cannot be asked: prompts of unequal length, too long, or answers that are not single tokens.
+
+    Raises TaskNotExpressible with the first such line, what was found, and how many there are.
+    """
+    wrong = [(line, what) for line, pair in task.listed if (what := _unfit(pair, task, tokenizer, longest))]
+    if wrong:
+        line, what = wrong[0]
+        raise TaskNotExpressible(
+            f"task file {task.path}, line {line}: {what}; {len(wrong)} of {len(task.listed)} pairs cannot be asked under this tokenizer, "
+            "change or remove them, or choose another model"
+        )
+
+
+def _unfit(pair: Pair, task: FileTask, tokenizer: Tokenizer, longest: int | None) -> str | None:
+    """What keeps a pair from being asked; None where nothing does."""
+
+    def ids_of(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def pieces(ids: list[int]) -> str:
+        return f"{len(ids)} tokens {[tokenizer.decode([i]) for i in ids[:SHOWN_PIECES]]}{' ...' if len(ids) > SHOWN_PIECES else ''}"
+
+    answers = pair.answers or task.answers[0]
+    prompts, ends = [ids_of(text) for text in (pair.positive, pair.negative)], [ids_of(text) for text in answers]
+    for answer, ids in zip(answers, ends, strict=True):
+        if len(ids) != 1:
+            return f"the answer {answer!r} is {pieces(ids)}, not one"
+    if ends[0] == ends[1]:
+        return f"the answers {answers[0]!r} and {answers[1]!r} are the same token"
+    if len(prompts[0]) != len(prompts[1]):
+        return f"the positive prompt is {pieces(prompts[0])}, the negative one {pieces(prompts[1])}"
+    for text, answer, ids, last in zip((pair.positive, pair.negative), answers, prompts, ends, strict=True):
+        if ids_of(text + answer) != [*ids, *last]:
+            end = [tokenizer.decode([i]) for i in ids_of(text + answer)[-3:]]
+            return f"after its prompt the answer {answer!r} is not a token of its own: together they end in {end}"
+    if longest is not None and len(prompts[0]) > longest:
+        return f"the prompts have {len(prompts[0])} tokens, the sparse model reads {longest} at most"
+    return None

@@ -1,0 +1,172 @@
+"""Files that are whole or absent: atomic writes, checkpoints, the manifest.
+
+A file or folder is written beside its place and renamed into it. `manifest.json` lists every file with its sha256 and is written last:
+where it exists, the result is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from extractor.errors import BrokenArtifact, DiskFull
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+MANIFEST = "manifest.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WORK = ".work"  # inside an output folder: checkpoints and half-done stages, gone when the job is done
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    with explain_full_disk(path), open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, keys in the order given."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises BrokenArtifact."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BrokenArtifact(f"{path} is not readable JSON: {error}") from None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically."""
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(path.name + ".tmp")
+    with explain_full_disk(path):
+        save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, temporary, metadata)
+    os.replace(temporary, path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises BrokenArtifact."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise BrokenArtifact(f"{path} is not a readable safetensors file: {error}") from None
+
+
+@contextmanager
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Turn 'no space left', 'quota exceeded' and 'file too large' into one clear line; the half-written temporary file is removed."""
+    try:
+        yield
+    except Exception as error:
+        temporary = path.with_name(path.name + ".tmp")
+        if temporary.is_file():
+            temporary.unlink()
+        full = getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
+        if full:
+            raise DiskFull(f"disk full while writing {path}: free some space and run the same command again, it resumes") from None
+        raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, renamed to `path` when the block ends well. An older half-filled one is thrown away."""
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        with explain_full_disk(path):
+            yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(temporary, path)
+
+
+def write_manifest(folder: Path) -> None:
+    """Hash every file below `folder` and write manifest.json: the last act of a job."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST and not name.startswith(WORK):
+            files[name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+    write_json(folder / MANIFEST, {"version": 1, "files": files})
+
+
+def verify_manifest(folder: Path) -> dict[str, dict]:
+    """Check a finished result: every listed file is there, inside the folder, and unaltered. Raises BrokenArtifact."""
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise BrokenArtifact(f"{folder / MANIFEST} lists no files")
+    for name, facts in files.items():
+        path = folder / name
+        if not _is_inside(folder, name):
+            raise BrokenArtifact(f"{folder / MANIFEST} names {name[:80]!r}, which is not a plain file inside the folder")
+        if not path.is_file():
+            raise BrokenArtifact(f"{path} is missing; run the job again")
+        if not isinstance(facts, dict) or sha256(path) != facts.get("sha256"):
+            raise BrokenArtifact(f"{path} was altered: its sha256 is not the manifest's; run the job again")
+    return files
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Whether a name means a place in the folder: no .., no link on the way, nothing that no file can be called."""
+    try:
+        return not Path(name).is_absolute() and (folder / name).resolve() == folder.resolve() / name and len(os.fsencode(name)) < 1000
+    except ValueError:  # a null byte, half a surrogate pair
+        return False
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest(folder: Path, *patterns: str) -> str:
+    """sha256 over the names and contents of the files at the top of a folder that match."""
+    found = {file for pattern in patterns for file in folder.glob(pattern)}
+    whole = hashlib.sha256()
+    for file in sorted(found):
+        whole.update(f"{sha256(file)}  {file.name}\n".encode())
+    return whole.hexdigest()
+
+
+def cache_root() -> Path:
+    """Where corpora and downloads are kept between jobs: EXTRACT_CACHE_DIR, else the user's cache folder."""
+    base = os.environ.get("EXTRACT_CACHE_DIR")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "extract"
+
+
+def rounded(value: Any) -> Any:
+    """Every float of a JSON value at six decimals."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(part) for part in value]
+    return round(value, 6) if isinstance(value, float) else value

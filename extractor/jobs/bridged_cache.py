@@ -1,0 +1,92 @@
+"""Twins that are kept: bridging a dense model takes longest of all, and many jobs want the same twin.
+
+A twin's address is a hash of all that it depends on. The folder of that name holds what the bridging stage left, model/ and the lines of
+metrics.jsonl, and a manifest, written last. A job that finds its twin there copies it and ends in the same files as one that made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from extractor import files
+from extractor.data.build_corpus import text_facts
+from extractor.data.shards import stamps
+from extractor.errors import BrokenArtifact
+from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
+from extractor.models.reference import BUNDLED, JOB_MODEL, is_here, open_model
+from extractor.spec.schema import JobSpec
+
+METRICS = "metrics.jsonl"
+_VERSION = 1  # of what is kept
+_PACKAGES = ("extractor", "torch", "transformers", "peft", "tokenizers")
+
+
+def address(spec: JobSpec, threads: int) -> str | None:
+    """Where the twin of a job is kept, 24 hex digits; None where a job makes none: it trains, or its model is sparse, or pruned as it is.
+
+    threads: CPU threads of the engine; with others sums are rounded otherwise. Raises what `open_model` raises of a model on this machine.
+    """
+    if spec.kind != "circuit" or spec.subject == "dense" or spec.model is None or spec.bridge is None:
+        return None
+    if is_here(spec.model) and open_model(spec.model).is_sparse:
+        return None
+    corpus = [spec.corpus.model_dump(mode="json"), text_facts(spec.corpus), [stamps(Path(d.name)) for d in spec.corpus.datasets]]
+    model = _identity(spec.model, CONFIG, "*.safetensors", "tokenizer*")
+    adapter = _identity(spec.adapter, ADAPTER_CONFIG, ADAPTER_WEIGHTS) if spec.adapter else None
+    names = [spec.model, spec.adapter]  # dense.json keeps them
+    facts = [
+        _VERSION,
+        [version(name) for name in _PACKAGES],
+        names,
+        model,
+        adapter,
+        spec.seed,
+        threads,
+        corpus,
+        spec.bridge.model_dump(mode="json"),
+    ]
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
+
+
+def _identity(reference: str, *patterns: str) -> str:
+    """A hub model is pinned, a job's model never changes; a folder is what its files hold."""
+    if not is_here(reference) or JOB_MODEL.fullmatch(reference):
+        return reference
+    folder = Path(reference) if Path(reference).is_absolute() else BUNDLED / reference
+    return files.digest(folder, *patterns)
+
+
+def fetch(kept: Path, out: Path) -> bool:
+    """Copy a kept twin into a job's folder; False where there is none. One that was altered is thrown away."""
+    if not kept.is_dir():
+        return False
+    try:
+        files.verify_manifest(kept)
+    except BrokenArtifact:
+        shutil.rmtree(kept, ignore_errors=True)
+        return False
+    with files.explain_full_disk(out / METRICS):
+        if (kept / METRICS).is_file():
+            shutil.copyfile(kept / METRICS, out / METRICS)
+    with files.new_folder(out / "model") as folder:
+        shutil.copytree(kept / "model", folder, dirs_exist_ok=True)
+    return True
+
+
+def keep(out: Path, kept: Path) -> None:
+    """Keep the twin that a job's bridging has left. Where another job was first, its twin stays."""
+    mine = kept.with_name(f"{kept.name}-{os.getpid()}")
+    with files.new_folder(mine) as folder:
+        shutil.copytree(out / "model", folder / "model")
+        if (out / METRICS).is_file():
+            shutil.copyfile(out / METRICS, folder / METRICS)
+        files.write_manifest(folder)
+    try:
+        os.rename(mine, kept)
+    except OSError:
+        shutil.rmtree(mine)

@@ -1,0 +1,117 @@
+"""Which tasks a model can do before any work is done on it: how its tokenizer writes them, its held-out loss and accuracy.
+
+For any model that a circuit job takes: dense ones, with an adapter or without, and sparse ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from extractor.data import prompts
+from extractor.data.task_choice import ask_under
+from extractor.errors import TaskNotExpressible
+from extractor.models import hub
+from extractor.models.reference import is_here, open_adapter, open_model
+from extractor.models.tokenizer import TOKENIZER_FILES, load_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from extractor.data.prompts import Expression, TaskBatch
+    from tasks import Task
+
+PAIRS = 256
+PROMPTS_AT_ONCE = 64
+SOUGHT = 1000  # pairs in which samples that fit are looked for
+
+
+@dataclass(frozen=True)
+class TaskCheck:
+    """What a model makes of a task. `loss` in nats per prompt, `accuracy` a fraction, over both prompts of `pairs` held-out pairs.
+
+    answers  the two as the tokenizer writes them; None where every pair has its own, or `why` says that the task cannot be asked
+    """
+
+    task: str
+    expressible: bool
+    why: str | None
+    answers: tuple[str, ...] | None
+    pairs: int | None
+    loss: float | None
+    accuracy: float | None
+    meets_target: bool
+
+
+def tokenizer_of(reference: str) -> Tokenizer:
+    """The tokenizer of a JobSpec's model; of one on the hub nothing else is downloaded.
+
+    Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
+    """
+    return load_tokenizer(open_model(reference).path if is_here(reference) else hub.download(reference, list(TOKENIZER_FILES)))
+
+
+def open_whole(reference: str, adapter: str | None = None) -> tuple[PreTrainedModel, Tokenizer]:
+    """A JobSpec's model, dense or sparse, the adapter merged, on the device, with its tokenizer.
+
+    Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
+    """
+    from extractor.models.load import load_dense, load_model
+    from extractor.training.compute import pick_device
+
+    folder = open_model(reference)
+    model: Any = load_model(folder) if adapter is None else load_dense(folder, open_adapter(adapter)).model
+    return model.to(pick_device()).eval().requires_grad_(False), load_tokenizer(folder.path)
+
+
+def check_tasks(
+    model: PreTrainedModel, tokenizer: Tokenizer, tasks: Iterable[Task], target_loss: float, pairs: int = PAIRS, seed: int = 0
+) -> Iterator[TaskCheck]:
+    """A row for each task, as soon as it is known."""
+    longest = model.config.max_position_embeddings
+    for task in tasks:
+        try:
+            expression = ask_under(task, tokenizer, longest)
+            held = task.available("held_out")
+            batch = prompts.task_batch(expression, tokenizer, "held_out", min(pairs, held or pairs), seed, longest)
+        except TaskNotExpressible as error:
+            yield TaskCheck(task.name, False, str(error), None, None, None, None, False)
+            continue
+        margin = last_margin(model, batch)
+        loss, right = prompts.task_loss(margin, batch.sign).item(), prompts.accuracy(margin, batch.sign)
+        yield TaskCheck(task.name, True, None, expression.answers or None, batch.pairs, loss, right, loss <= target_loss)
+
+
+def last_margin(model: PreTrainedModel, batch: TaskBatch) -> Tensor:
+    """The model's answer margins (2P,) on the CPU: prompts of one length together, so that nothing is padded, unembedded at their end."""
+    import torch
+
+    margin = torch.empty(len(batch.ids))
+    with torch.no_grad():
+        for last in batch.last.unique():
+            for rows in (batch.last == last).nonzero()[:, 0].split(PROMPTS_AT_ONCE):
+                part = batch.rows(rows)
+                logits = model(input_ids=part.ids.to(model.device), logits_to_keep=1).logits[:, -1]
+                margin[rows] = prompts.answer_margin(logits.float().cpu(), part)
+    return margin
+
+
+def samples(expression: Expression, tokenizer: Tokenizer, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Some pairs as the tokenizer cuts them: [{positive, negative: {text, tokens, answer}}], of those that can be asked."""
+    fitting = (
+        (pair, encoded)
+        for pair in islice(expression.task.pairs("train", seed), SOUGHT)
+        if (encoded := prompts.encode_pair(pair, expression, tokenizer)) is not None
+    )
+
+    def told(text: str, ids: list[int], answer: int) -> dict[str, Any]:
+        return {"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "answer": tokenizer.decode([answer])}
+
+    return [
+        {"positive": told(pair.positive, ids.positive, ids.first), "negative": told(pair.negative, ids.negative, ids.second)}
+        for pair, ids in islice(fitting, count)
+    ]

@@ -1,0 +1,25 @@
+"""Numbers for people: counts, bytes, seconds."""
+
+from __future__ import annotations
+
+
+def show_count(number: float) -> str:
+    """'254 M'."""
+    for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {name}" if number < 100 * size else f"{number / size:.0f} {name}"
+    return f"{number:.0f}"
+
+
+def show_bytes(number: float) -> str:
+    """'9.8 GB'."""
+    return f"{show_count(number)}B".replace("kB", "kB") if number >= 1e3 else f"{number:.0f} B"
+
+
+def show_seconds(seconds: float) -> str:
+    """'3 h 20 min'."""
+    whole = max(1, round(seconds))
+    for size, name, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size:,} {name} {whole % size // smaller} {part}"
+    return f"{whole} s"

@@ -1,0 +1,99 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extractor import files
+from extractor.data.build_corpus import corpus_for
+from extractor.data.corpus import Corpus
+from extractor.errors import UnsupportedModel
+from extractor.spec.schema import JobSpec, TrainSpec
+from extractor.training.loop import LoopEnvironment
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+from extractor.jobs.job import Job
+
+
+def run_train_job(job: Job) -> None:
+    """A model from scratch with its tokenizer, card and result.json, and a circuit for each task.
+
+    Raises UnknownTask, NotFound and SpecError for tasks there are not, UnsupportedModel where circuits are asked of a model that is not a
+    sparse_gpt.
+    """
+    spec = job.spec.train
+    assert spec is not None  # JobSpec's validator saw to it
+    check_tasks(job.spec)
+    with job.stage("corpus"):
+        tokenizer, corpus = corpus_for(job.spec.corpus, spec, job.progress)
+    if not (job.out / "model").is_dir():
+        if spec.match_loss is None:
+            with job.stage("train"):
+                leave_model(job, job.out, spec, tokenizer, corpus, job.loop("train"))
+        else:
+            match_width(job, spec, spec.match_loss, tokenizer, corpus)
+    if job.spec.tasks:
+        from extractor.jobs.circuit_job import circuits_of_trained
+
+        circuits = circuits_of_trained(job, corpus)
+        numbers = files.read_json(job.out / "result.json")
+        files.write_json(job.out / "result.json", numbers | {"circuits": circuits})
+
+
+def check_tasks(spec: JobSpec) -> None:
+    """Refuse, before any training, tasks that no model could be asked. Raises UnknownTask, NotFound, SpecError, UnsupportedModel."""
+    from extractor.data.task_choice import open_tasks
+
+    open_tasks(spec.tasks, spec.task_files)
+    if spec.tasks and spec.train is not None and spec.train.architecture != "sparse_gpt":
+        raise UnsupportedModel(
+            f"circuits are found in sparse_gpt models, this job trains a {spec.train.architecture}; leave out its tasks, "
+            "or train the dense twin of a sparse model instead"
+        )
+
+
+def match_width(job: Job, spec: TrainSpec, target: float, tokenizer: Tokenizer, corpus: Corpus) -> None:
+    """Train widths until the smallest that reaches the target loss is known (`training.width_search`); it becomes model/ and result.json.
+
+    Each width keeps a folder of its own below .work, so that an interrupted search repeats no finished training.
+    """
+    from extractor.training.width_search import Candidate, search
+
+    def folder_of(width: int) -> Path:
+        return job.work / f"width-{width}"
+
+    def train(at_width: TrainSpec) -> Candidate:
+        width = at_width.model.d_model
+        folder = folder_of(width)
+        if not (folder / "model").is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            with job.stage("train", f"train width {width}"):
+                leave_model(job, folder, at_width, tokenizer, corpus, job.loop("train", folder))
+        return Candidate.of(width, files.read_json(folder / "result.json"))
+
+    found = search(spec, target, train)
+    chosen = folder_of(found.d_model)
+    numbers = files.read_json(chosen / "result.json")
+    files.write_json(job.out / "result.json", numbers | {"match": found.to_json()})
+    files.write_text(job.out / "metrics.jsonl", (chosen / "metrics.jsonl").read_text(encoding="utf-8"))
+    with files.new_folder(job.out / "model") as folder:
+        shutil.copytree(chosen / "model", folder, dirs_exist_ok=True)
+
+
+def leave_model(job: Job, out: Path, spec: TrainSpec, tokenizer: Tokenizer, corpus: Corpus, env: LoopEnvironment) -> None:
+    """Train a model of this spec and leave result.json and, last, model/ in `out`."""
+    from extractor.models.tokenizer import save_tokenizer
+    from extractor.training.distributed import train_model
+    from extractor.training.model_card import train_card, train_result
+
+    model = train_model(spec, corpus, tokenizer.get_vocab_size(), job.spec.seed, env)
+    made = job.spec.model_copy(update={"train": spec})
+    result = train_result(made, model, corpus, tokenizer)
+    files.write_json(out / "result.json", result)
+    with files.new_folder(out / "model") as folder:
+        model.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder, spec.model.n_ctx)
+        files.write_text(folder / "README.md", train_card(made, result))

@@ -1,0 +1,213 @@
+"""What a model, or a LoRA adapter, must consist of: the same checks for a folder and for a repository that is not downloaded yet.
+
+Torch-free. Weights are safetensors or refused; nothing that would run code of the model's own is accepted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from extractor.errors import BrokenArtifact, UnsupportedModel
+from extractor.files import read_json
+from extractor.models.dense.base import dense_types, unsupported
+
+SPARSE_TYPE = "sparse_gpt"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FOREIGN = (".h5", ".msgpack", ".gguf", ".onnx", ".ot", ".npz")
+HEADS = ("LMHeadModel", "ForCausalLM")
+HALF = ("float16", "bfloat16")
+
+
+class Files(Protocol):
+    """The files at the top of a folder or repository; see `FolderFiles` and `extractor.models.hub.HubFiles`."""
+
+    @property
+    def label(self) -> str:
+        """Where they are, in words."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Name -> bytes."""
+
+    @property
+    def parameters(self) -> int | None:
+        """How many numbers the weights are, if that is known."""
+
+    def json(self, file: str) -> Any:
+        """The content of a JSON file. Raises BrokenArtifact."""
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    path: Path
+    parameters: int | None = None
+
+    @property
+    def label(self) -> str:
+        return f"in {self.path}"
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return {file.name: file.stat().st_size for file in self.path.iterdir() if file.is_file()}
+
+    def json(self, file: str) -> Any:
+        return read_json(self.path / file)
+
+
+def is_adapter(files: Files) -> bool:
+    """Whether this is an adapter and no model. Some adapters come with a copy of their base's config.json."""
+    found = files.sizes
+    return ADAPTER_CONFIG in found and not (CONFIG in found and {WEIGHTS, INDEX} & found.keys())
+
+
+def check_model(files: Files) -> str:
+    """The model_type of a model we can work on. Raises UnsupportedModel, BrokenArtifact."""
+    found = files.sizes
+    if is_adapter(files):
+        raise UnsupportedModel(f"model {files.label} is an adapter ({ADAPTER_CONFIG}); give its base as the model, and this as the adapter")
+    if CONFIG not in found:
+        raise UnsupportedModel(f"model {files.label} has no {CONFIG}; {_listed(found)}")
+    if ADAPTER_CONFIG in found:
+        raise UnsupportedModel(f"model {files.label} also holds an adapter ({ADAPTER_CONFIG}); give them as two: a model and its adapter")
+    config = _object(files, CONFIG, "model")
+    model_type = str(config.get("model_type"))
+    if model_type == SPARSE_TYPE:
+        config.pop("auto_map", None)  # our own models carry their code for those who lack this package
+    elif model_type not in dense_types():
+        raise UnsupportedModel(f"model {files.label} is of type {model_type!r}: {unsupported(model_type, config)}, or a {SPARSE_TYPE}")
+    _check_architecture(files.label, config)
+    _check_code(files.label, config)
+    _check_weights(files)
+    return model_type
+
+
+def _check_architecture(label: str, config: Mapping[str, Any]) -> None:
+    named = config.get("architectures") or []
+    names = [str(name) for name in named] if isinstance(named, list) else [str(named)]
+    if names and not any(name.endswith(HEADS) for name in names):
+        raise UnsupportedModel(
+            f"model {label} is a {names[0]}: it has no language-model head; choose a {' or '.join('...' + h for h in HEADS)}"
+        )
+
+
+def _check_code(label: str, config: Mapping[str, Any]) -> None:
+    if config.get("auto_map"):
+        raise UnsupportedModel(f"model {label} brings code of its own (auto_map in {CONFIG}), which is never run; choose one without")
+    for key in ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"):
+        if "/" in json.dumps(config.get(key)):  # transformers would fetch such kernels from the hub and run them
+            raise UnsupportedModel(
+                f"model {label} asks for kernels from the hub ({key} in {CONFIG}), which are never run; remove that line"
+            )
+    if config.get("quantization_config"):
+        method = config["quantization_config"]
+        method = method.get("quant_method", "unnamed") if isinstance(method, dict) else "unnamed"
+        raise UnsupportedModel(f"model {label} is quantized ({method}); choose its original in 16 or 32 bits")
+
+
+def _check_weights(files: Files) -> None:
+    found = files.sizes
+    if WEIGHTS not in found and INDEX not in found:
+        raise UnsupportedModel(f"model {files.label} has {_instead(found)}; save it with safetensors, as {WEIGHTS}")
+
+
+def check_shards(path: Path) -> None:
+    """Check that every file an index names lies in the folder itself. Raises BrokenArtifact."""
+    if (path / WEIGHTS).is_file() or not (path / INDEX).is_file():
+        return
+    index = read_json(path / INDEX)
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict):
+        raise BrokenArtifact(f"{path / INDEX} has no weight_map; save the model again")
+    for name in sorted(set(map(str, names.values()))):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise BrokenArtifact(f"{path / INDEX} names {name!r}, which is no safetensors file of its folder; save the model again")
+        if not (path / name).is_file():
+            raise BrokenArtifact(f"{path / name} is missing, which {INDEX} names; copy or download the model again")
+
+
+def check_tokenizer(files: Files) -> None:
+    """Check that there is a tokenizer that we can read. Raises UnsupportedModel."""
+    found = files.sizes
+    if "tokenizer.json" not in found and not {"vocab.json", "merges.txt"} <= found.keys():
+        slow = sorted(name for name in found if name.startswith(("tokenizer", "spiece", "vocab", "sentencepiece")))
+        raise UnsupportedModel(
+            f"model {files.label} has no tokenizer.json ({_listed(slow)}); a fast tokenizer is needed: "
+            "save one with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+
+
+def check_size(files: Files, limit: int, setting: str) -> int:
+    """How many parameters a model has, `limit` at most; `setting` is what changes that. Raises UnsupportedModel.
+
+    Where nobody says, they are counted from the bytes of its weights, at 2 or 4 each.
+    """
+    count, about = files.parameters, ""
+    if count is None:
+        config = _object(files, CONFIG, "model")
+        width = 2 if str(config.get("dtype") or config.get("torch_dtype")) in HALF else 4
+        count, about = (
+            sum(files.sizes[name] for name in weight_files(files.sizes)) // width,
+            "about ",
+        )
+    if count > limit:
+        raise UnsupportedModel(
+            f"model {files.label} has {about}{count:,} parameters, more than the {limit:,} allowed; where the worker has the memory, "
+            f"set {setting} higher"
+        )
+    return count
+
+
+def weight_files(found: Iterable[str]) -> list[str]:
+    """Names of the files that hold a model's weights, of all names at its place."""
+    names = set(found)
+    return [WEIGHTS] if WEIGHTS in names else sorted(name for name in names if name.startswith("model") and name.endswith(".safetensors"))
+
+
+def check_adapter(files: Files) -> dict[str, Any]:
+    """The adapter_config.json of a LoRA that can be merged. Raises UnsupportedModel, BrokenArtifact."""
+    found = files.sizes
+    if ADAPTER_CONFIG not in found:
+        raise UnsupportedModel(f"adapter {files.label} has no {ADAPTER_CONFIG}; {_listed(found)}; save it with PEFT's save_pretrained")
+    config = _object(files, ADAPTER_CONFIG, "adapter")
+    kind = str(config.get("peft_type"))
+    if kind != "LORA":
+        raise UnsupportedModel(f"adapter {files.label} is of type {kind}; only LORA is supported")
+    purpose = config.get("task_type")
+    if purpose not in (None, "CAUSAL_LM"):
+        raise UnsupportedModel(f"adapter {files.label} is for {purpose}; only CAUSAL_LM is supported")
+    if config.get("megatron_config"):  # PEFT would import the module that megatron_core names
+        raise UnsupportedModel(
+            f"adapter {files.label} is for Megatron layers (megatron_config); only plain transformers models are supported"
+        )
+    if ADAPTER_WEIGHTS not in found:
+        raise UnsupportedModel(f"adapter {files.label} has {_instead(found)}; save it with safetensors, as {ADAPTER_WEIGHTS}")
+    return config
+
+
+def _object(files: Files, file: str, kind: str) -> dict[str, Any]:
+    content = files.json(file)
+    if not isinstance(content, dict):
+        raise BrokenArtifact(f"{kind} {files.label}: its {file} is no config: expected a JSON object")
+    return content
+
+
+def _instead(found: Iterable[str]) -> str:
+    pickled = sorted(name for name in found if name.endswith(PICKLED))
+    if pickled:
+        return f"only pickled weights ({_few(pickled)}), which can run code when loaded"
+    foreign = sorted(name for name in found if name.endswith((".safetensors", *FOREIGN)))
+    return f"no weights that can be used ({_few(foreign)})" if foreign else "no weights"
+
+
+def _listed(found: Iterable[str]) -> str:
+    return f"found {_few(sorted(found))}" if found else "found nothing"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,203 @@
+"""Repositories of models on the hub: looked at when a job is made, downloaded when it runs, and what the hub's refusals mean.
+
+The only token is HF_TOKEN's. Looking reads what the hub tells of a repository and small JSON files, never weights.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from extractor.errors import BrokenArtifact, ModelNotFound, NotFound
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ODD = "what answers is no hub, or out of order; try again later, or check HF_ENDPOINT"
+MOST_JSON_BYTES = 1_000_000  # of a config; real ones have a few kilobytes
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """The files at the top of a repository's commit.
+
+    sizes: name -> bytes, 0 where the hub does not say. parameters: of its safetensors as the hub counts them, None where it does not.
+    digests: name -> what the hub knows its content by: its sha256, or for small files 'git:' and the hash that git has for it.
+    """
+
+    name: str
+    sha: str
+    sizes: Mapping[str, int] = field(repr=False)
+    parameters: int | None = None
+    digests: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name!r} on the hub"
+
+    @property
+    def reference(self) -> str:
+        return f"{self.name}@{self.sha}"
+
+    def json(self, file: str) -> Any:
+        """The content of a small JSON file. Raises BrokenArtifact, ModelNotFound."""
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        if self.sizes[file] > MOST_JSON_BYTES:
+            raise BrokenArtifact(f"{file} of model {self.label} has {self.sizes[file]:,} bytes; that is no config")
+        try:
+            address = hf_hub_url(self.name, file, revision=self.sha)
+            response = get_session().get(address, headers=build_hf_headers(token=token()), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            hf_raise_for_status(response)
+        except Exception as error:  # the client raises a wide family; all mean that it is not to be had
+            raise refusal(self.name, self.sha, error) from None
+        if len(response.content) > MOST_JSON_BYTES:
+            raise BrokenArtifact(f"{file} of model {self.label} has {len(response.content):,} bytes; that is no config")
+        try:
+            return json.loads(response.content)
+        except (ValueError, RecursionError) as error:
+            raise BrokenArtifact(f"{file} of model {self.label} is not readable JSON: {error}") from None
+
+
+def token() -> str | bool:
+    """HF_TOKEN; False, which keeps the client from any stored token, where it is not set."""
+    return os.environ.get("HF_TOKEN", "").strip() or False
+
+
+def look(reference: str) -> HubFiles:
+    """What 'ID' or 'ID@REVISION' names now. Raises ModelNotFound."""
+    from huggingface_hub import HfApi, constants
+
+    name, _, revision = reference.partition("@")
+    try:
+        info = HfApi(token=token()).model_info(name, revision=revision or None, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # as above
+        raise refusal(name, revision, error) from None
+    if info.disabled:
+        raise ModelNotFound(_disabled(name))
+    top = [sibling for sibling in info.siblings or [] if "/" not in str(sibling.rfilename)]
+    sizes = {str(sibling.rfilename): sibling.size or 0 for sibling in top}
+    digests = {str(sibling.rfilename): sibling.lfs.sha256 if sibling.lfs else f"git:{sibling.blob_id}" for sibling in top}
+    total = info.safetensors.total if info.safetensors else None
+    numbers = [*sizes.values(), 0 if total is None else total]
+    if not _COMMIT.fullmatch(str(info.sha)) or any(type(number) is not int or number < 0 for number in numbers):
+        raise ModelNotFound(f"model {name!r} cannot be fetched: {_ODD}")
+    return HubFiles(name, str(info.sha), sizes, total, digests)
+
+
+def download(reference: str, patterns: list[str]) -> Path:
+    """The local folder with those files at the top of 'ID@SHA' whose names match. Raises ModelNotFound."""
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = reference.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns, ignore_patterns="*/*", token=token()))
+    except Exception as error:  # as above
+        raise refusal(name, revision, error) from None
+
+
+def refusal(name: str, revision: str, error: Exception) -> ModelNotFound:
+    """What an error of the hub's client means, in one line."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        DisabledRepoError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # "not in the cache either"; the cause says why the hub did not give it
+    if isinstance(error, HFValidationError):
+        return ModelNotFound(f"model {name!r} not found: no folder, not bundled, and no name that the hub allows; write ID or OWNER/ID")
+    if isinstance(error, GatedRepoError):
+        return gated(name)
+    if isinstance(error, DisabledRepoError):
+        return ModelNotFound(_disabled(name))
+    if isinstance(error, RevisionNotFoundError):
+        return ModelNotFound(f"model {name!r} on the hub has no revision {revision!r}; give a branch, a tag or a commit of it")
+    if isinstance(error, RepositoryNotFoundError) or (_status(error) == 401 and not token()):
+        private = "not open to your HF_TOKEN" if token() else "set HF_TOKEN"
+        return ModelNotFound(f"model {name!r} not found: no folder, not bundled, and not on the hub, or private: {private}")
+    if isinstance(error, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
+        return ModelNotFound(f"model {name!r} cannot be fetched: HF_HUB_OFFLINE is set; unset it, or name a folder or a bundled model")
+    return ModelNotFound(f"model {name!r} cannot be fetched: {reason(error)}")
+
+
+def gated(name: str) -> ModelNotFound:
+    """The error for a repository whose terms must be accepted first."""
+    way = "with the account of your HF_TOKEN, which has no access yet" if token() else "and set HF_TOKEN"
+    return ModelNotFound(f"model {name!r} on the hub is gated: accept its terms on its page {way}")
+
+
+def reason(error: Exception) -> str:
+    """Why the hub, which may well have the model, does not give it now."""
+    status = _status(error)
+    if status == 401:
+        return "the hub rejects your HF_TOKEN as invalid or expired; set a valid one, or none for public models"
+    if status == 403:
+        return "the hub forbids it; set HF_TOKEN to a token with the right to read this repository"
+    if status == 429:
+        return "the hub wants fewer requests (429); try again in some minutes, or set HF_TOKEN"
+    if status >= 500:
+        return f"the hub is out of order ({status}); try again later"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space is left for it; free some, or point HF_HOME at another disk"
+    if "Timeout" in type(error).__name__:
+        return "the hub does not answer in time; try again later, or set HF_HUB_ETAG_TIMEOUT to more seconds"
+    if isinstance(error, (ValueError, KeyError, TypeError, AttributeError, RecursionError)):
+        return _ODD
+    text = str(error).strip()
+    return f"the hub cannot be reached ({text.splitlines()[0][:120] if text else type(error).__name__})"
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status of the hub's answer, 0 where there was none."""
+    return int(getattr(getattr(error, "response", None), "status_code", 0))
+
+
+def _disabled(name: str) -> str:
+    return f"model {name!r} on the hub is disabled by the hub or its owner; choose another"
+
+
+def commit_of(name: str, revision: str | None) -> str:
+    """The commit sha that a revision (a branch, tag or commit; None: main) of a hub dataset names now.
+
+    Raises NotFound when there is no such name or revision, it is gated, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(name, revision=revision, timeout=20).sha)
+    except Exception as error:  # the client raises a wide family; all mean that it is not to be had
+        raise _refusal(name, revision, error) from None
+
+
+def _refusal(name: str, revision: str | None, error: Exception) -> NotFound:
+    """What the hub's refusal means, in one line."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return NotFound(f"hub dataset {name!r} is gated: accept its terms on the hub and set HF_TOKEN")
+    if isinstance(error, RevisionNotFoundError):
+        return NotFound(f"hub dataset {name!r} has no revision {revision!r}; give a branch, a tag or a commit of it")
+    if isinstance(error, RepositoryNotFoundError):
+        return NotFound(f"dataset {name!r} not found: no folder, and not on the hub (or private: set HF_TOKEN)")
+    return NotFound(f"dataset {name!r} not found: no folder, and the hub cannot be reached ({one_line(error)})")
+
+
+def one_line(error: BaseException, length: int = 160) -> str:
+    """The first line of what an error says, or its type."""
+    text = str(error).strip()
+    return text.splitlines()[0][:length] if text else type(error).__name__

@@ -1,0 +1,181 @@
+"""Models from their folders, in fp32, by nothing but local safetensors; a LoRA adapter is merged into its base.
+
+What was loaded is told by digests of the files, so that work done on a model can be kept under them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from extractor import files
+from extractor.errors import BrokenArtifact, UnsupportedModel
+from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
+from extractor.models.reference import AdapterFolder, ModelFolder, open_adapter, open_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+PROBED_TOKENS = 16
+MERGE_ERROR = 1e-3  # of the largest logit; merging in fp32 costs about 1e-6
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """A frozen dense model.
+
+    name   what circuits found in it are said to be of
+    facts  model, adapter: references, the latter None without one; sha256, adapter_sha256: digests of their configs and weights; merged
+    """
+
+    model: PreTrainedModel
+    name: str
+    facts: dict[str, Any]
+
+
+def load_model(source: ModelFolder) -> PreTrainedModel:
+    """A dense or sparse model in fp32, on the CPU.
+
+    Raises BrokenArtifact when files do not parse, UnsupportedModel when weights are missing or do not fit the config.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if source.is_sparse:
+        import extractor.sparse  # noqa: F401 - registers the architecture
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.path, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # transformers raises many kinds; each means that these files are not a usable model
+        raise BrokenArtifact(f"model in {source.path} cannot be loaded: {_first_line(error)}") from None
+    model, info = loaded
+    if info["missing_keys"] or info["mismatched_keys"]:
+        absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        raise UnsupportedModel(f"model in {source.path} is not whole: {len(absent)} tensors missing or misshapen, first {absent[0]}")
+    return model
+
+
+def load_dense(source: ModelFolder, adapter: AdapterFolder | None = None) -> DenseModel:
+    """The dense model of a folder with the adapter merged into it: fp32, frozen, on the CPU, in evaluation mode.
+
+    Raises BrokenArtifact, and UnsupportedModel when the model is sparse or the adapter does not fit it.
+    """
+    if source.is_sparse:
+        raise UnsupportedModel(f"model in {source.path} is a sparse model, where a dense one is needed")
+    model = load_model(source)
+    name = source.reference or str(source.path)
+    facts: dict[str, Any] = {"model": name, "sha256": files.digest(source.path, CONFIG, "*.safetensors")}
+    facts |= {"adapter": None, "adapter_sha256": None, "merged": False}
+    if adapter is not None:
+        model = merge_adapter(model, adapter)
+        facts["adapter"] = adapter.reference or str(adapter.path)
+        facts |= {"adapter_sha256": files.digest(adapter.path, ADAPTER_CONFIG, ADAPTER_WEIGHTS), "merged": True}
+        name = f"{name} with {facts['adapter']}"
+    return DenseModel(model.eval().requires_grad_(False), name, facts)
+
+
+def merge_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PreTrainedModel:
+    """The model with the adapter's change in its own weights. `model` is used up.
+
+    Raises UnsupportedModel when the adapter does not fit, changes nothing, or says something else merged than beside the weights;
+    BrokenArtifact when its files do not parse.
+    """
+    before = _sums(model)
+    tuned = _with_adapter(model, adapter)
+    tokens = min(PROBED_TOKENS, model.config.max_position_embeddings)
+    ids = torch.arange(tokens).unsqueeze(0) % model.config.vocab_size
+    with torch.no_grad():
+        beside = tuned.eval()(input_ids=ids).logits
+        try:
+            merged: Any = tuned.merge_and_unload(safe_merge=True)
+        except Exception as error:  # peft raises several kinds, safe_merge a ValueError for NaN
+            raise UnsupportedModel(f"adapter in {adapter.path} cannot be merged: {_first_line(error)}") from None
+        within = merged.eval()(input_ids=ids).logits
+    gap = (beside - within).abs().max() / beside.abs().max()
+    if not gap < MERGE_ERROR:
+        raise UnsupportedModel(
+            f"adapter in {adapter.path} cannot be merged: the logits change by {gap:.2g} of the largest; "
+            "an adapter on tied embeddings, or one that acts on some tokens only, does not merge"
+        )
+    after = _sums(merged)
+    if after.keys() != before.keys():
+        raise UnsupportedModel(f"adapter in {adapter.path} changes which tensors the model has, first {min(after.keys() ^ before.keys())}")
+    if after == before:
+        raise UnsupportedModel(f"adapter in {adapter.path} changes no weight of the model; it was never trained")
+    return merged
+
+
+def _with_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PeftModel:
+    """The model with the adapter beside its weights, every tensor of the adapter in its place."""
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+    given = _shapes(adapter.path / ADAPTER_WEIGHTS)
+    try:
+        config = LoraConfig.from_pretrained(str(adapter.path), local_files_only=True)
+    except Exception as error:
+        raise BrokenArtifact(f"{adapter.path / ADAPTER_CONFIG} is not a LoRA's config: {_first_line(error)}") from None
+    config.inference_mode = True
+    config.base_model_name_or_path = model.name_or_path  # the base is the one that was asked for
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # peft then sets it as GPT-2's Conv1D needs
+        try:
+            tuned: Any = get_peft_model(model, config)
+        except Exception as error:
+            raise UnsupportedModel(
+                f"adapter in {adapter.path} does not fit the {type(model).__name__}, first tensor {min(given)}: {_first_line(error)}"
+            ) from None
+    places = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    for name in sorted(given.keys() | places.keys()):
+        if name not in places:
+            problem = "has no place in the model"
+        elif name not in given:
+            problem = f"is missing from {ADAPTER_WEIGHTS}"
+        elif given[name] != tuple(places[name].shape):
+            problem = f"has shape {given[name]}, where the model needs {tuple(places[name].shape)}"
+        else:
+            continue
+        raise UnsupportedModel(f"adapter in {adapter.path} does not fit the {type(model).__name__}: {name} {problem}")
+    tuned.load_adapter(str(adapter.path), "default", torch_device="cpu", local_files_only=True)
+    return tuned
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as tensors:
+            found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise BrokenArtifact(f"{file} is not a readable safetensors file: {error}") from None
+    if not found:
+        raise BrokenArtifact(f"{file} holds no tensors; save the adapter again")
+    return found
+
+
+def _sums(model: PreTrainedModel) -> dict[str, tuple[float, float]]:
+    """Two sums of every tensor: enough to tell whether any changed, without a copy of the model."""
+
+    def sums(tensor: Tensor) -> tuple[float, float]:
+        return tensor.sum(dtype=torch.float64).item(), tensor.abs().sum(dtype=torch.float64).item()
+
+    return {name: sums(tensor) for name, tensor in model.state_dict().items()}
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def open_dense(reference: str, adapter: str | None) -> DenseModel:
+    """The dense model of a JobSpec's references, the adapter merged. Raises what `open_model` and `load_dense` raise."""
+    pass
+
+    return load_dense(open_model(reference), open_adapter(adapter) if adapter else None)

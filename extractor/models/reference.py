@@ -1,0 +1,246 @@
+"""What references to models and adapters mean: bundled names, folders, hub ids. Torch-free: `extract submit` checks them at once.
+
+A hub id is pinned to a commit when the job is made ("ID@SHA"); the worker downloads that commit. The model of a job whose result lies in
+storage is "job:ID/ATTEMPT": whoever needs it has brought that result into the cache folder before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from extractor.errors import BrokenArtifact, ModelNotFound, SpecError, UnsupportedModel
+from extractor.models import hub
+from extractor.models.checks import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    SPARSE_TYPE,
+    Files,
+    FolderFiles,
+    check_adapter,
+    check_model,
+    check_shards,
+    check_size,
+    check_tokenizer,
+    is_adapter,
+)
+from extractor.models.hub import HUB_ID
+
+BUNDLED = Path(__file__).parent.parent / "bundled"
+JOB_MODEL = re.compile(r"job:([A-Za-z0-9_-]{1,64})/([0-9a-f]{16})")
+MAX_PARAMETERS = "EXTRACT_MAX_PARAMETERS"
+HUB_FILES = [
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A checked local model: its folder, its model_type ('sparse_gpt' or one of `dense_types()`), and what it was asked for by."""
+
+    path: Path
+    model_type: str
+    reference: str = ""
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.model_type == SPARSE_TYPE
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """A checked local LoRA adapter: its folder, and what it was asked for by."""
+
+    path: Path
+    reference: str = ""
+
+
+def bundled_models() -> list[dict]:
+    """The models that come with the package: name, path, description."""
+    found = []
+    for folder in sorted(p for p in BUNDLED.iterdir() if (p / "config.json").is_file()):
+        card = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else ""
+        lines = [line for line in card.splitlines() if line and not line.startswith(("#", "---"))]
+        found.append({"name": folder.name, "path": str(folder), "description": lines[0] if lines else ""})
+    return found
+
+
+def max_parameters() -> int:
+    """How many parameters a model may have, by EXTRACT_MAX_PARAMETERS. Raises SpecError."""
+    text = os.environ.get(MAX_PARAMETERS, "").strip() or "2e9"
+    try:
+        limit = int(float(text))
+    except (ValueError, OverflowError):
+        limit = 0
+    if limit < 1:
+        raise SpecError(f"{MAX_PARAMETERS} is {text!r}; it must be a positive number, such as 2e9")
+    return limit
+
+
+def resolve(reference: str) -> str:
+    """The form of a model's reference that goes into a JobSpec: a bundled name, an absolute folder, or 'ID@SHA'.
+
+    Raises ModelNotFound, UnsupportedModel, BrokenArtifact, SpecError.
+    """
+    return _resolve_model(*find(reference, "model"))[0]
+
+
+def resolve_pair(model: str, adapter: str | None = None) -> tuple[str, str | None]:
+    """References of a model and the adapter on it, as they go into a JobSpec. A `model` that is an adapter stands for its base and itself.
+
+    Raises ModelNotFound, UnsupportedModel, BrokenArtifact, SpecError.
+    """
+    found, files = find(model, "model")
+    if adapter is not None:
+        reference, others = find(adapter, "adapter")
+        check_adapter(others)
+        return _dense(found, files), reference
+    if is_adapter(files):
+        return _base_of(files, check_adapter(files)), found
+    return _resolve_model(found, files)[0], None
+
+
+def is_here(reference: str) -> bool:
+    """Whether the reference that a JobSpec holds is a bundled name, a folder or a job's model, not a hub id."""
+    return _is_bundled(reference) or Path(reference).is_absolute() or JOB_MODEL.fullmatch(reference) is not None
+
+
+def fetched_result(job: str, attempt: str) -> Path:
+    """Where the result that an attempt at a job left in storage lies on this machine, once it has been fetched."""
+    from extractor.files import cache_root
+
+    return cache_root() / "results" / job / attempt
+
+
+def inspect_folder(path: Path, reference: str = "") -> ModelFolder:
+    """Check that a folder (or the model/ inside a result folder) is a model we can work on. Raises UnsupportedModel, BrokenArtifact."""
+    path = _model_in(path)
+    model_type = check_model(FolderFiles(path))
+    check_shards(path)
+    return ModelFolder(path, model_type, reference)
+
+
+def open_model(reference: str) -> ModelFolder:
+    """The local folder of a JobSpec's model, downloaded when it is on the hub.
+
+    Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
+    """
+    return inspect_folder(local_folder(reference), reference)
+
+
+def local_folder(reference: str) -> Path:
+    """The folder of a JobSpec's model, unchecked, downloaded when it is on the hub. Raises ModelNotFound."""
+    return BUNDLED / reference if _is_bundled(reference) else _local(reference, "model", HUB_FILES)
+
+
+def open_adapter(reference: str) -> AdapterFolder:
+    """The local folder of a JobSpec's adapter, downloaded when it is on the hub.
+
+    Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
+    """
+    path = _local(reference, "adapter", [ADAPTER_CONFIG, ADAPTER_WEIGHTS])
+    check_adapter(FolderFiles(path))
+    return AdapterFolder(path, reference)
+
+
+def _local(reference: str, kind: str, patterns: list[str]) -> Path:
+    if JOB_MODEL.fullmatch(reference):
+        return _of_job(reference)
+    if Path(reference).is_absolute():
+        if not _is_folder(reference):
+            raise ModelNotFound(f"{kind} folder {reference} is not on this machine")
+        return Path(reference)
+    if not HUB_ID.fullmatch(reference.partition("@")[0]):
+        raise ModelNotFound(f"{kind} {reference!r} is neither an absolute folder nor a hub id; make the job again with `extract submit`")
+    return hub.download(reference, patterns)
+
+
+def _of_job(reference: str) -> Path:
+    found = JOB_MODEL.fullmatch(reference)
+    assert found is not None  # callers looked
+    path = fetched_result(*found.groups()) / "model"
+    if not path.is_dir():
+        raise ModelNotFound(f"model {reference} is not on this machine; a job finds it where EXTRACT_ROOT names the storage it lies in")
+    return path
+
+
+def find(reference: str, kind: str) -> tuple[str, Files]:
+    """The pinned form of a reference and the files it names, not checked yet. Raises ModelNotFound, UnsupportedModel."""
+    if JOB_MODEL.fullmatch(reference):
+        return reference, FolderFiles(_of_job(reference))
+    if _is_bundled(reference):
+        return reference, FolderFiles(BUNDLED / reference)
+    if _is_folder(reference):
+        path = _model_in(Path(os.path.expanduser(reference)).resolve())
+        return str(path), FolderFiles(path)
+    if os.path.exists(os.path.expanduser(reference)):
+        raise UnsupportedModel(f"{kind} {reference!r} is a file; name the folder that holds it and its config")
+    if reference.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(reference.partition("@")[0]):
+        raise ModelNotFound(f"{kind} {reference!r} not found: there is no such folder")
+    return _find_on_hub(reference)
+
+
+def _find_on_hub(reference: str) -> tuple[str, Files]:
+    files = hub.look(reference)
+    return files.reference, files
+
+
+def _resolve_model(reference: str, files: Files) -> tuple[str, str]:
+    """The reference and model_type of a model that a job can be made with."""
+    model_type = check_model(files)
+    check_size(files, max_parameters(), MAX_PARAMETERS)
+    check_rest(files)
+    return reference, model_type
+
+
+def check_rest(files: Files) -> None:
+    """Check what is needed beside config and weights: a tokenizer, and of a folder all shards. Raises UnsupportedModel, BrokenArtifact."""
+    check_tokenizer(files)
+    if isinstance(files, FolderFiles):
+        check_shards(files.path)
+
+
+def _dense(reference: str, files: Files) -> str:
+    if _resolve_model(reference, files)[1] == SPARSE_TYPE:
+        raise UnsupportedModel(f"model {files.label} is a {SPARSE_TYPE}; an adapter goes on a dense model")
+    return reference
+
+
+def _base_of(files: Files, config: dict[str, Any]) -> str:
+    """The reference of the base that an adapter's config names. What comes from the hub never leads to a folder of this machine."""
+    name, revision = str(config.get("base_model_name_or_path") or ""), str(config.get("revision") or "")
+    both = "name a base with --model and this with --adapter"
+    is_folder = isinstance(files, FolderFiles) and _is_folder(name)
+    if not (is_folder or _is_bundled(name) or HUB_ID.fullmatch(name)):
+        named = repr(name) if name else "nothing"
+        raise UnsupportedModel(f"adapter {files.label} names {named} as its base, neither a folder of this machine nor a hub id; {both}")
+    try:
+        if is_folder or _is_bundled(name):
+            return _dense(*find(name, "model"))
+        return _dense(*_find_on_hub(f"{name}@{revision}" if revision else name))
+    except (ModelNotFound, UnsupportedModel, BrokenArtifact) as error:
+        raise type(error)(f"base of the adapter {files.label}: {error}; or {both}") from None
+
+
+def _model_in(path: Path) -> Path:
+    """The folder itself, or the model/ inside a result folder."""
+    inside = path / "model"
+    return inside if (inside / "config.json").is_file() and not any((path / n).is_file() for n in ("config.json", ADAPTER_CONFIG)) else path
+
+
+def _is_bundled(reference: str) -> bool:
+    return bool(HUB_ID.fullmatch(reference)) and "/" not in reference and os.path.isfile(BUNDLED / reference / "config.json")
+
+
+def _is_folder(reference: str) -> bool:
+    return reference != "" and os.path.isdir(os.path.expanduser(reference))  # unlike pathlib's, these never raise

@@ -1,0 +1,157 @@
+"""Rank nodes or edges by learning masks (Sec. 2.2, App. A.5), many mask sets at once.
+
+1. One real number tau per element and set, starting at +0.1 with a little noise; an element is on where tau > 0 (forward: Heaviside;
+   backward: the derivative of a sigmoid at temperature T). q and k of one channel share theirs.
+2. AdamW on task loss + k_coef x (number of elements on), the same fresh pairs for all sets, each set with hyper-parameters of its own;
+   gradient norm of a set clipped to 1; linear warm-up and decay; tau clamped to [-1, 1].
+3. Elements that were off in every set for a while are gone for good, and the network shrinks to what is left (ours).
+4. Half-way the worse half of the sets stops (ours), if `measure` can tell which they are.
+5. Rank by the final tau; elements that fell out by how late they were last on (ours: at the clamp their tau says nothing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from extractor.circuits.masks import Prunable
+from extractor.data.prompts import TaskBatch
+from extractor.pruning.elements import Elements
+from extractor.pruning.problem import Problem
+from extractor.training.checkpoints import TrainState
+from extractor.training.loop import Loop, LoopEnvironment, run_loop
+
+PATIENCE = 0.05  # share of the steps that an element may be off in every set before it is gone
+SHRINK = 0.9  # the network is cut again when at most this share of its elements is still wanted
+HALVED_AT = 0.5  # share of the steps after which the worse half of the sets stops
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The hyper-parameters of one mask set; see `PruneSpec`."""
+
+    k_coef: float
+    lr: float
+    weight_decay: float
+    beta2: float
+    warmup: float
+    temperature: float
+    seed: int
+
+
+class _Heaviside(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tau: Tensor, temperature: Tensor) -> Tensor:
+        ctx.save_for_backward(tau, temperature)
+        return (tau > 0).to(tau.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        tau, temperature = ctx.saved_tensors
+        s = torch.sigmoid(tau / temperature)
+        return grad * s * (1 - s) / temperature, None
+
+
+class MaskSets:
+    """The population: numbers, optimiser, who is still in the race. P sets, E elements."""
+
+    def __init__(self, problem: Problem, elements: Elements, trials: Sequence[Trial], steps: int):
+        device, spec, count = problem.model.device, problem.spec, len(elements)
+        self.problem, self.elements, self.trials, self.steps = problem, elements, trials, steps
+        self.taus: list[Tensor] = [torch.nn.Parameter(_start(count, t.seed, spec).to(device)) for t in trials]
+        self.adam = torch.optim.AdamW([_group(tau, trial) for tau, trial in zip(self.taus, trials, strict=True)])
+        self.temperature = torch.tensor([[t.temperature] for t in trials], device=device)
+        self.k_coef = torch.tensor([t.k_coef for t in trials], device=device)
+        self.last_on = torch.zeros(len(trials), count, device=device)
+        self.kept = torch.ones(count, device=device)
+        self.alive = torch.ones(len(trials), device=device)
+        self._network: Prunable | None = None
+
+    def state(self) -> TrainState:
+        own = {"last_on": self.last_on, "kept": self.kept, "alive": self.alive}
+        return TrainState({}, [self.adam], own | {f"tau{i}": tau.data for i, tau in enumerate(self.taus)})
+
+    def scores(self, step: int) -> Tensor:
+        """(P, E) after `step` steps, the higher the more needed: tau where on, else when it left, made negative."""
+        tau = torch.stack(self.taus).detach()
+        return torch.where((tau > 0) & (self.kept > 0), tau, self.last_on - step - 1)[:, self.elements.ties]
+
+    def network(self, step: int) -> Prunable:
+        """The network for this step, cut again where enough elements have left."""
+        recent = (self.last_on > step - max(1, PATIENCE * self.steps))[self.alive > 0].any(0)
+        wanted = recent[self.elements.ties] * self.kept
+        if step and wanted.sum() <= SHRINK * self.kept.sum():
+            self.kept.copy_(wanted)
+            self._network = None
+        if self._network is None:
+            self._network = self.problem.network(self.elements.graph(self.kept > 0).nodes)
+        return self._network
+
+    def halve(self, values: Tensor) -> None:
+        """Stop the worse half; values (P,), lower is better."""
+        self.alive[values.argsort(stable=True)[(len(values) + 1) // 2 :]] = 0.0
+
+    def _effects(self, on: Tensor, network: Prunable, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        """Task losses (P',) of masks (P', E), and their derivatives by the masks. Equal masks, as all are at first, are run once."""
+        different, which = torch.unique(on.detach(), dim=0, return_inverse=True)
+        different.requires_grad_()
+        margins = network.margins(network.prepare(batch), self.elements.masks(different))
+        losses = functional.softplus(-batch.sign * margins).mean(-1)
+        (effects,) = torch.autograd.grad(losses.sum(), different)
+        return losses.detach()[which], effects[which]
+
+    def step(self, step: int) -> dict[str, float]:
+        batch, network = self.problem.draw(step, self.problem.spec.pairs), self.network(step)
+        live = self.alive.nonzero().flatten().tolist()
+        on = _Heaviside.apply(torch.stack([self.taus[i] for i in live]), self.temperature[live])[:, self.elements.ties] * self.kept
+        losses, effects = self._effects(on, network, batch)
+        count = on.sum(-1)
+        self.adam.zero_grad()
+        on.backward(effects + self.k_coef[live, None])
+        for i in live:
+            trial = self.trials[i]
+            torch.nn.utils.clip_grad_norm_([self.taus[i]], 1.0)
+            warm = min(1.0, (step + 1) / max(1.0, trial.warmup * self.steps))
+            self.adam.param_groups[i]["lr"] = trial.lr * warm * (1 - step / self.steps)
+        self.adam.step()
+        with torch.no_grad():
+            for i in live:
+                self.last_on[i][(self.taus[i].clamp_(-1, 1) > 0) & (self.kept > 0)] = step + 1
+        return {"loss": losses.min().item(), "on": count.min().item(), "kept": self.kept.sum().item()}
+
+
+def learn_scores(
+    problem: Problem,
+    elements: Elements,
+    trials: Sequence[Trial],
+    steps: int,
+    env: LoopEnvironment,
+    measure: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(scores (P, E), alive (P,) bool) of one mask set per trial.
+
+    measure   scores (P, E) -> (P,), lower is better; None: all sets run to the end
+    """
+    problem.model.requires_grad_(False)
+    sets = MaskSets(problem, elements, trials, steps)
+
+    def step(number: int) -> dict[str, float]:
+        if measure is not None and len(trials) > 1 and number == int(HALVED_AT * steps):
+            sets.halve(measure(sets.scores(number)))
+        return sets.step(number)
+
+    run_loop(Loop(env.checkpoints.stage, steps, step), sets.state(), env)
+    return sets.scores(steps), sets.alive > 0
+
+
+def _start(count: int, seed: int, spec: Any) -> Tensor:
+    return spec.init_mean + spec.init_noise * torch.randn(count, generator=torch.Generator().manual_seed(seed))
+
+
+def _group(tau: Tensor, trial: Trial) -> dict:
+    return {"params": [tau], "lr": trial.lr, "betas": (0.9, trial.beta2), "weight_decay": trial.weight_decay}

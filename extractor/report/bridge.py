@@ -1,0 +1,183 @@
+"""The report's section on the dense model and its sparse twin: how much of the one the other carries, crossing by crossing.
+
+Reads result["bridge"]: what `faithfulness` measures, with `prompts` and `circuit` where those were measured. Older results hold less; what
+is absent is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from extractor.report.html import nats, percent, plain, section
+from extractor.report.picture import short_name
+from extractor.report.plots import Level, Line, crossing, known, plot
+from extractor.spec.schema import CHANCE
+
+_LOWEST = -0.5  # shares below are drawn on the plot's lower edge
+_BOTTOMS = (0.9, 0.75, 0.5, 0.0, -0.25, _LOWEST)  # of the plot of shares: the highest that leaves all in
+_TO_SPARSE, _TO_DENSE = "dense, then sparse", "sparse, then dense"
+_BRIDGES = (("encoder", "encoder"), ("decoder", "decoder"), ("by channel", "decoder_by_channel"))
+_MEANINGS = (
+    ("KL", "KL: divergence from the dense model, nats per token."),
+    ("recovered", "Recovered: share of the dense model's lead over bigrams."),
+    (
+        "encoder",
+        "NMSE: squared error of the bridge over the variance of what it should give; by channel: mean of every decoded channel's own.",
+    ),
+    ("right", "Circuit: everything outside it is mean-ablated; its residual crosses over and the dense model chooses the answer."),
+)
+
+
+def bridge_section(result: dict) -> str:
+    """The section as HTML; empty for a circuit of a model that has no dense twin."""
+    bridge = result.get("bridge")
+    if not bridge:
+        return ""
+    name = plain(short_name(result["model"]))
+    told = [_carried(name, bridge), _text(name, bridge), _prompts(name, bridge) + _circuit(name, bridge, result["target_loss"])]
+    paragraphs = "".join(f"<p>{text}</p>" for text in told if text)
+    plots = [_plot_shares(bridge), _plot_circuit(bridge, result["target_loss"])]
+    figures = f'<div class="plots">{"".join(plots)}</div>' if any(plots) else ""
+    return section("bridge", "Dense and sparse", paragraphs + figures + _table(bridge))
+
+
+def _carried(name: str, bridge: dict) -> str:
+    """The finding first: what share of the dense model's knowledge is left, in the twin and on the weakest path."""
+    intro = f"The circuit lives in a sparse twin that was trained beside {name} and tied to it by bridges."
+    shares = bridge.get("recovered")
+    if not shares:
+        return intro
+    paths = [(v, i, way) for way, key in ((_TO_SPARSE, "to_sparse"), (_TO_DENSE, "to_dense")) for i, v in enumerate(shares[key])]
+    worst, at, way = min(paths)
+    weakest = percent(worst) if worst > 0 else "carries none of it"
+    return (
+        f"{intro} <strong>The twin carries {percent(shares['sparse']) if shares['sparse'] > 0 else 'nothing'} of what {name} knows beyond "
+        f"bigrams; the weakest path {weakest}</strong> ({way}; {crossing(at, len(shares['to_sparse']))}). The mean over twin and paths is "
+        f"{percent(shares['mean'])}."
+    )
+
+
+def _text(name: str, bridge: dict) -> str:
+    if "agreement" not in bridge:
+        return ""
+    bigram = f", a bigram model {nats(bridge['bigram_loss'])}" if "bigram_loss" in bridge else ""
+    return (
+        f"The two pick the same next token {percent(bridge.get('agreement'))} of the time. Loss on text: {name} "
+        f"{nats(bridge.get('dense_loss'))}, twin {nats(bridge.get('sparse_loss'))}{bigram} nats per token; divergence of the twin from "
+        f"{name}: {nats(bridge.get('kl_dense_to_sparse'))} nats. The closer to zero, the more the circuit says about {name} itself."
+    )
+
+
+def _prompts(name: str, bridge: dict) -> str:
+    prompts = bridge.get("prompts")
+    if not prompts:
+        return ""
+    dense, sparse = ((nats(prompts["loss"][who]), percent(prompts["accuracy"][who])) for who in ("dense", "sparse"))
+    return (
+        f"On the task's prompts the two prefer the same answer {percent(prompts['agreement'])} of the time: {name} at {dense[0]} nats and "
+        f"{dense[1]} right, the twin at {sparse[0]} nats and {sparse[1]} right. "
+    )
+
+
+def _circuit(name: str, bridge: dict, target: float) -> str:
+    """Whether the circuit's signal means to the dense model what it means to the twin."""
+    losses = known(((bridge.get("circuit") or {}).get("loss") or [])[1:])  # no node has acted yet at the first crossing
+    if not losses:
+        return ""
+    span = dict.fromkeys((nats(min(losses)), nats(max(losses))))
+    met = sum(loss <= target for loss in losses)
+    return (
+        f"The circuit alone, put into {name} through a bridge, lets {name} finish the task at {' to '.join(span)} nats; at {met} of "
+        f"{len(losses)} crossings this meets the target of {nats(target)}. The first crossing, before any node has acted, is not counted."
+    )
+
+
+def _plot_shares(bridge: dict) -> str:
+    shares = bridge.get("recovered")
+    if not shares:
+        return ""
+    lines = [Line("to-sparse", _TO_SPARSE, shares["to_sparse"]), Line("to-dense", _TO_DENSE, shares["to_dense"], square=True)]
+    values = known([*shares["to_sparse"], *shares["to_dense"], shares["sparse"]])
+    low = next((b for b in _BOTTOMS if b <= min(values, default=0.0)), _LOWEST)
+    legend = (("to-sparse", _TO_SPARSE), ("to-dense", _TO_DENSE), ("level own", f"the twin itself, {percent(shares['sparse'])}"))
+    drawn = plot(
+        f"Share of the dense model that is recovered, by crossing. {_range(_TO_SPARSE, shares['to_sparse'], percent)}; "
+        f"{_range(_TO_DENSE, shares['to_dense'], percent)}; the twin itself {percent(shares['sparse'])}.",
+        lines,
+        [Level("own", shares["sparse"])],
+        (low, max(1.0, *values)),
+        lambda v: percent(round(v, 3)),
+    )
+    return _figure("What is recovered, by where a run crosses over: 0 % is a bigram model, 100 % the dense model", legend, drawn)
+
+
+def _plot_circuit(bridge: dict, target: float) -> str:
+    losses = (bridge.get("circuit") or {}).get("loss") or []
+    if not known(losses):
+        return ""
+    legend = (("circuit-alone", "circuit alone"), ("level target", f"target {nats(target)}"), ("level chance", f"chance {nats(CHANCE)}"))
+    drawn = plot(
+        f"Task loss of the circuit alone through each bridge. {_range('Nats', losses, nats)}; target {nats(target)}.",
+        [Line("circuit-alone", "circuit alone", losses)],
+        [Level("target", target), Level("chance", CHANCE)],
+        (0.0, 1.05 * max(CHANCE, target, *known(losses))),
+        lambda v: f"{v:.3g}",
+    )
+    return _figure("The circuit alone, finished by the dense model: task loss in nats, lower is better", legend, drawn)
+
+
+def _range(name: str, values: Sequence[float | None], tell: Callable[[Any], str]) -> str:
+    there = known(values)
+    return f"{name} from {tell(min(there, default=None))} to {tell(max(there, default=None))}"
+
+
+def _figure(caption: str, legend: Sequence[tuple[str, str]], drawn: str) -> str:
+    keys = "".join(f'<li class="{kind}"><span>{text}</span></li>' for kind, text in legend)
+    head = f'<figcaption>{caption}</figcaption><ul class="legend">{keys}</ul>'
+    return f'<figure class="card plot">{head}<div class="scroll" tabindex="0" role="group" aria-label="{caption}">{drawn}</div></figure>'
+
+
+@dataclass(frozen=True)
+class _Column:
+    group: str
+    name: str
+    values: Sequence[Any]
+    tell: Callable[[Any], str]
+
+
+def _columns(bridge: dict) -> list[_Column]:
+    """The columns for which there are values."""
+    nmse, kl, shares, circuit = (bridge.get(key) or {} for key in ("nmse", "path_kl", "recovered", "circuit"))
+    paths = ((_TO_SPARSE, "to_sparse"), (_TO_DENSE, "to_dense"))
+    named = [("NMSE of the bridge", name, nmse.get(key), nats) for name, key in _BRIDGES]
+    for group, key in paths:
+        named += [(group, "KL", kl.get(key), nats), (group, "recovered", shares.get(key), percent)]
+    named += [
+        ("circuit, then dense", "nats", circuit.get("loss"), nats),
+        ("circuit, then dense", "right", circuit.get("accuracy"), percent),
+    ]
+    return [_Column(group, name, values, tell) for group, name, values, tell in named if values]
+
+
+def _table(bridge: dict) -> str:
+    """A row for each crossing, its columns in groups."""
+    columns = _columns(bridge)
+    if not columns:
+        return ""
+    sites = max(len(column.values) for column in columns)
+    groups = [(group, len(list(found))) for group, found in groupby(columns, lambda c: c.group)]
+    top = "".join(f'<th scope="colgroup" colspan="{size}" class="group">{group}</th>' for group, size in groups)
+    under = "".join(f'<th scope="col" class="number">{column.name}</th>' for column in columns)
+    head = f'<tr><th scope="col" rowspan="2">crossing</th>{top}</tr><tr>{under}</tr>'
+    body = "".join(f'<tr><th scope="row">{crossing(site, sites)}</th>{_cells(columns, site)}</tr>' for site in range(sites))
+    meanings = [text for name, text in _MEANINGS if name in {column.name for column in columns}]
+    note = " ".join(["A run starts in one model and crosses to the other at one place.", *meanings])
+    return f'<p class="note">{note}</p><div class="card scroll crossings"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _cells(columns: Sequence[_Column], site: int) -> str:
+    told = (column.tell(column.values[site]) if site < len(column.values) else column.tell(None) for column in columns)
+    return "".join(f'<td class="number">{cell}</td>' for cell in told)

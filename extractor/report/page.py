@@ -1,0 +1,270 @@
+"""A circuit and its validation as one folder a person can read: circuit.svg, circuit.png, report.html.
+
+report.html is self-contained (styles, picture and script inline, nothing loaded) and states the finding in one sentence, failures included.
+Its frame is report_page.html; the functions here fill it, each one section. Everything that comes from a model is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from extractor.circuits.circuit import Circuit, Edge
+from extractor.files import write_text
+from extractor.report import picture
+from extractor.report.bridge import bridge_section
+from extractor.report.html import (
+    ABSENT,
+    Bar,
+    bars_table,
+    count,
+    identifier,
+    nats,
+    percent,
+    plain,
+    section,
+    share,
+    spaced,
+    table,
+    token,
+    track,
+)
+from extractor.report.picture import short_name
+from extractor.report.validation import activations_of, controls, effects_of, interval_of, validation_section
+from extractor.report.validation_plots import distribution
+from extractor.spec.schema import CHANCE
+
+_AT_CHANCE = 0.9 * CHANCE
+_STRONGEST = 20
+_NETWORKS = (
+    ("full", "Whole model", "full"),
+    ("circuit", "Circuit alone", "circuit"),
+    ("without_circuit", "Without the circuit", "without"),
+    ("random", "Random nodes, as many", "random"),
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out prompt; `full`, `circuit` and `without` are the probability of `answer` against `other` under the three networks."""
+
+    prompt: str
+    answer: str
+    other: str
+    full: float
+    circuit: float
+    without: float
+
+
+def write_report(folder: Path, circuit: Circuit, result: dict, examples: list[Example]) -> None:
+    """Write circuit.svg, circuit.png and report.html into an existing folder.
+
+    `result` is the content of result.json: losses in nats per prompt, accuracies as fractions, times in seconds.
+    Raises ExtractorError when the disk is full.
+    """
+    scene = picture.layout(circuit)
+    write_text(folder / "circuit.svg", picture.to_svg(scene))
+    picture.write_png(scene, folder / "circuit.png")
+    write_text(folder / "report.html", page(circuit, result, examples, scene))
+
+
+def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: picture.Scene) -> str:
+    """report.html as text."""
+    frame = resources.files("extractor.report").joinpath("page.html").read_text(encoding="utf-8")
+    scale, shift = circuit.calibration.scale, circuit.calibration.shift
+    effects = effects_of(result)
+    order = "those whose removal costs most" if effects else "by the size of the weight"
+    shown = f"{min(len(circuit.edges), _STRONGEST)} of {len(circuit.edges)}, {order}."
+    return Template(frame).substitute(
+        title=plain(f"{result['task']} in {short_name(result['model'])}"),
+        eyebrow=f"Circuit report · {plain(result['task'])}",
+        headline=headline(circuit, result),
+        description=_description(result),
+        meta=_meta(circuit, result),
+        verdicts=_verdicts(result),
+        picture=picture.to_svg(scene),
+        least_width=round(0.85 * scene.width),
+        losses_note=_losses_note(result),
+        losses=_losses(result),
+        validation=validation_section(result),
+        examples=_examples(examples),
+        edges_note=f"{shown} A positive weight passes a signal on, a negative one inverts it.{_EFFECT if effects else ''}",
+        edges=_edges(circuit, effects),
+        nodes_note=count(len(circuit.nodes), "node"),
+        nodes=_nodes(circuit, result),
+        bridge=bridge_section(result),
+        steering=_steering(result),
+        chance=f"{CHANCE:.3f}",
+        calibration=f"{scale:.3g} and {shift:+.3g}",
+        seconds=_seconds(result.get("seconds") or {}),
+    )
+
+
+def headline(circuit: Circuit, result: dict) -> str:
+    """The finding in one or two sentences of HTML; says so when the target was missed or the circuit is not needed."""
+    size = f"{count(len(circuit.nodes), 'node')} and {count(len(circuit.edges), 'edge')}"
+    owner = f"{plain(short_name(result['model']))}{'&rsquo;s sparse twin' if result.get('bridge') else ''}"
+    score = f"{nats(result['loss'].get('circuit'))} nats, {percent(result['accuracy'].get('circuit'))} right"
+    if result["meets_target"]:
+        verb = "chooses" if len(circuit.nodes) == 1 and not circuit.edges else "choose"
+        return f"{size} of {owner} {verb} between {_answers(circuit)}: {score}. {_without(result)}"
+    found = f"The best circuit found to choose between {_answers(circuit)}, {size} of {owner}, reaches {score}"
+    return f"Target not met. {found}; the target is {nats(result['target_loss'])} nats. {_without(result)}"
+
+
+def _description(result: dict) -> str:
+    task = f"<p>The task: {plain(result['description'])}.</p>" if result.get("description") else ""
+    return task + (f'<p class="why">Why: {plain(result["why"])}.</p>' if result.get("why") else "")
+
+
+def _answers(circuit: Circuit) -> str:
+    return " and ".join(map(token, circuit.answers)) or "the two answers of each pair"
+
+
+def _without(result: dict) -> str:
+    loss, right = result["loss"].get("without_circuit"), percent(result["accuracy"].get("without_circuit"))
+    who = "twin" if result.get("bridge") else "model"
+    if loss is None or not math.isfinite(loss):
+        return ""
+    if loss >= _AT_CHANCE:
+        return f"Without them the {who} is at chance."
+    if loss > result["target_loss"]:
+        return f"Without them the {who} is still {right} right, above chance."
+    return f"The {who} does not need them: without them it is still {right} right."
+
+
+def _meta(circuit: Circuit, result: dict) -> str:
+    facts = [
+        f"Model {plain(result['model'])}",
+        f"answers {_answers(circuit)}" if circuit.answers else "answers of each pair its own",
+        f"target {nats(result['target_loss'])} nats",
+        f"{result['held_out_pairs']} held-out pairs of prompts",
+        f"seed {result['seed']}",
+    ]
+    return " · ".join(facts)
+
+
+def _verdicts(result: dict) -> str:
+    """Sufficient, necessary, better than luck: three claims, each with the number it rests on."""
+    loss, target = result["loss"], result["target_loss"]
+    alone, without, random = (_worst_if_absent(loss.get(k)) for k in ("circuit", "without_circuit", "random"))
+    enough = ("yes", "Sufficient") if result["meets_target"] else ("no", "Not sufficient")
+    if without >= _AT_CHANCE:
+        needed = ("yes", "Necessary")
+    else:
+        needed = ("part", "Necessary in part") if without > target else ("no", "Not necessary")
+    lucky = ("yes", "No accident") if random > max(target, alone) else ("no", "No better than random nodes")
+    told = (
+        (*enough, f"alone {nats(loss.get('circuit'))} nats; target {nats(target)}"),
+        (*needed, f"without it {nats(loss.get('without_circuit'))} nats; chance {nats(CHANCE)}"),
+        (*lucky, f"as many random nodes {nats(loss.get('random'))} nats"),
+    )
+    return "".join(f'<li class="card {kind}"><b>{name}</b><span>{numbers}</span></li>' for kind, name, numbers in told)
+
+
+def _losses_note(result: dict) -> str:
+    full, target = _worst_if_absent(result["loss"].get("full")), result["target_loss"]
+    text = "Loss on held-out prompts, lower is better; right: how often the right one of the two answers is preferred."
+    return text + (" Even the whole model is above the target." if full > target else "")
+
+
+def _losses(result: dict) -> str:
+    """The four networks, and the attribution control, as a table with bars."""
+    loss, right = result["loss"], result["accuracy"]
+    bars = [Bar(name, kind, loss.get(key), right.get(key), interval_of(result, key)) for key, name, kind in _NETWORKS]
+    return bars_table("Network", [*bars, *controls(result)], result["target_loss"])
+
+
+def _examples(examples: Sequence[Example]) -> str:
+    if not examples:
+        return ""
+    cards = "".join(_example(e) for e in examples)
+    note = "Held-out prompts, the right answer marked, and its probability against the other answer."
+    return section("examples", "Examples", f'<p class="note">{note}</p><div class="examples">{cards}</div>')
+
+
+def _example(example: Example) -> str:
+    prompt = '<span class="space">↵</span>\n'.join(map(spaced, example.prompt.split("\n")))
+    names = ("whole model", "circuit alone", "without it")
+    rows = zip(names, (example.full, example.circuit, example.without), ("full", "circuit", "without"), strict=True)
+    bars = "".join(f"<dt>{name}</dt><dd>{track(p, 1.0, kind)}</dd><dd class='number'>{percent(p)}</dd>" for name, p, kind in rows)
+    caption = f'<p class="note">{token(example.answer)}, not {token(example.other)}</p>'
+    return f'<div class="card"><pre>{prompt}<mark>{spaced(example.answer)}</mark></pre>{caption}<dl class="bars">{bars}</dl></div>'
+
+
+_EFFECT = " Without it: by how many nats the loss rises when this edge alone is removed."
+
+
+def _edges(circuit: Circuit, effects: Mapping[tuple[str, str], float]) -> str:
+    """The edges that matter most, by their effects where these were measured, else by weight."""
+    told = {node.id: node for node in circuit.nodes}
+    strongest = sorted(circuit.edges, key=lambda e: (-effects.get((e.source, e.target), -math.inf), -_size(e), e.source, e.target))
+    top = max([0.01, *effects.values()])
+    rows = []
+    for edge in strongest[:_STRONGEST]:
+        source, target = told.get(edge.source), told.get(edge.target)
+        reads, writes = _tokens(source.reads[:2] if source else ()), _tokens(target.writes[:2] if target else ())
+        sign = "negative" if edge.weight < 0 else "positive"
+        weight = f'<span class="{sign}">{edge.weight:+.3f}</span>'
+        rows.append((identifier(edge.source), reads, identifier(edge.target), writes, weight, _effect(effects, edge, top)))
+    head = ("from", "which reads", "to", "which writes", "weight", "without it")
+    kept = len(head) if effects else len(head) - 1
+    return table(head[:kept], [row[:kept] for row in rows], numbers={4, 5})
+
+
+def _effect(effects: Mapping[tuple[str, str], float], edge: Edge, top: float) -> str:
+    rise = effects.get((edge.source, edge.target))
+    if rise is None:
+        return ABSENT
+    return f'<span class="effect"><i style="width:{share(rise, top)}"></i></span>{rise:+.3f}'
+
+
+def _nodes(circuit: Circuit, result: dict) -> str:
+    found = activations_of(result)
+    rows = []
+    for n in circuit.nodes:
+        one = found["nodes"].get(n.id) if found else None
+        spread = (distribution(found["percentiles"], one["values"]), percent(one["nonzero"])) if found and one else (ABSENT, ABSENT)
+        rows.append((identifier(n.id), f"{n.mean:.4g}", _tokens(n.reads), _tokens(n.writes), *spread))
+    head = ("node", "mean", "reads", "writes", "values on text, 1&ndash;99&nbsp;%", "not zero")
+    kept = len(head) if found else len(head) - 2
+    return table(head[:kept], [row[:kept] for row in rows], numbers={1, 5})
+
+
+def _steering(result: dict) -> str:
+    if not result.get("steering"):
+        return ""
+    from extractor.report.steering import steering_section
+
+    return steering_section(result)
+
+
+def _seconds(seconds: dict[str, float]) -> str:
+    if not seconds:
+        return ""
+    rows = [(plain(stage), _duration(value)) for stage, value in seconds.items()]
+    rows.append(("total", _duration(sum(seconds.values()))))
+    return section("seconds", "Time", f'<div class="card">{table(("stage", "time"), rows, numbers={1})}</div>')
+
+
+def _tokens(tokens: Sequence[str]) -> str:
+    return " ".join(map(token, tokens))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _worst_if_absent(value: float | None) -> float:
+    return value if value is not None else math.inf
+
+
+def _size(edge: Edge) -> float:
+    return abs(edge.weight) if math.isfinite(edge.weight) else 0.0

@@ -1,0 +1,148 @@
+"""Where every node goes: nodes in rows, then order, x and y.
+
+1. Order and x: sweeps up and down pull every node to the mean of its neighbours, keeping nodes apart.
+2. Lanes: the residual stream gets its own places in the rows it crosses; then sweeps once more, of chips and lanes.
+3. y: rows are stacked, farther apart where many edges arrive.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from extractor.circuits.circuit import Edge, Node
+from extractor.report.picture.lanes import Stream, locate, open_lanes, residual_streams, straighten
+from extractor.report.picture.rows import GROUP_GAP, LINE_GAP, Place, Row, Spot, build_rows, fit
+
+GUTTER, MARGIN, HEADER, BAR = 176.0, 24.0, 116.0, 34.0
+_NARROWEST = 640.0  # of the drawing right of the row labels
+_SWEEPS = 12
+
+
+@dataclass
+class Arrangement:
+    """The rows with every place placed, the streams through them, the drawing's width right of the row labels, y of the input bar."""
+
+    rows: list[Row]
+    streams: list[Stream]
+    width: float
+    floor: float
+
+
+def arrange(nodes: tuple[Node, ...], edges: list[Edge]) -> Arrangement:
+    rows, streams = build_rows(nodes), residual_streams(nodes)
+    for row, crossing in zip(rows, locate(streams, rows), strict=True):
+        fit(row, len(crossing))
+    width = max([_NARROWEST, *(row.least_width(row.most_lanes) for row in rows)])
+    spots: dict[str, Place] = {s.name: s for row in rows for s in row.spots}
+    for row in rows:
+        for i, spot in enumerate(row.spots):
+            spot.x = width * (i + 0.5) / len(row.spots)
+    for stage in ("chips", "chips and lanes"):
+        if stage != "chips":
+            open_lanes(streams, rows, spots)
+        _tie(edges, streams, spots)
+        _sweep(rows, width)
+    straighten(streams, spots, width)
+    return Arrangement(rows, streams, _center(rows), _stack(rows, edges, streams))
+
+
+def _tie(edges: list[Edge], streams: list[Stream], spots: dict[str, Place]) -> None:
+    """Say who pulls whom, and how strongly."""
+    for spot in spots.values():
+        spot.below, spot.above = [], []
+    ties = [(spots[e.source], spots[e.target], 1.0) for e in sorted(edges, key=lambda e: (e.source, e.target))]
+    for stream in streams:
+        way = stream.way(spots)
+        ties += [(low, high, 0.3 if isinstance(low, Spot) or isinstance(high, Spot) else 1.0) for low, high in pairwise(way)]
+    for low, high, strength in ties:
+        low.above.append((high, strength))
+        high.below.append((low, strength))
+
+
+def _sweep(rows: list[Row], width: float) -> None:
+    """Give every place its x; those of a row are reordered by where their neighbours are, alternating upwards and downwards."""
+    for sweep in range(_SWEEPS):
+        upwards = sweep % 2 == 0
+        for row in rows if upwards else reversed(rows):
+            pulls = {id(p): _pull(p, p.below if upwards else p.above) for p in row.places}
+            _pass_beside_groups(row, pulls)
+            row.places.sort(key=lambda p: (p.group, pulls[id(p)], p.channel, p.name))
+            _settle(row, pulls, width)
+    for row in [*rows, *reversed(rows)]:
+        _settle(row, {id(p): _pull(p, p.below + p.above) for p in row.places}, width)
+    for row in rows:
+        row.spots = [p for p in row.places if isinstance(p, Spot)]
+
+
+def _pull(place: Place, neighbours: list[tuple[Place, float]]) -> float:
+    total = sum(strength for _, strength in neighbours)
+    return sum(p.x * strength for p, strength in neighbours) / total if total else place.x
+
+
+def _pass_beside_groups(row: Row, pulls: dict[int, float]) -> None:
+    """Queries, keys and values stay together: a lane goes through the nearest gap between them."""
+    chips = [p for p in row.places if isinstance(p, Spot)]
+    groups = sorted({s.group for s in chips})
+    if groups == [0.0]:
+        return
+    ends = [(min(s.x for s in chips if s.group == g), max(s.x for s in chips if s.group == g)) for g in groups]
+    gaps = zip(
+        [groups[0] - 0.5, *(g + 0.5 for g in groups)], [-math.inf, *(e[1] for e in ends)], [*(e[0] for e in ends), math.inf], strict=True
+    )
+    slots = list(gaps)
+    for lane in row.places:
+        if not isinstance(lane, Spot):
+            x = pulls[id(lane)]
+            lane.group = min((max(low - x, x - high, 0.0), group) for group, low, high in slots)[1]
+
+
+def _settle(row: Row, pulls: dict[int, float], width: float) -> None:
+    """The positions nearest to the pulls that keep the order and the separations: isotonic regression after removing offsets."""
+    offsets = [0.0]
+    for gap in row.separations():
+        offsets.append(offsets[-1] + gap)
+    blocks: list[tuple[float, int]] = []  # (mean, members)
+    for place, offset in zip(row.places, offsets, strict=True):
+        mean, members = pulls[id(place)] - offset, 1
+        while blocks and blocks[-1][0] > mean:
+            before, others = blocks.pop()
+            mean, members = (mean * members + before * others) / (members + others), members + others
+        blocks.append((mean, members))
+    edge = row.widest / 2
+    free = [mean for mean, members in blocks for _ in range(members)]
+    for place, offset, mean in zip(row.places, offsets, free, strict=True):
+        place.x = min(max(mean, edge), width - edge - offsets[-1]) + offset
+
+
+def _center(rows: list[Row]) -> float:
+    """Move all places to the middle of the drawing, right of the row labels; returns the drawing's width."""
+    places = list({id(p): p for row in rows for p in row.places}.values())
+    left = min((p.x - p.width / 2 for p in places), default=0.0) - GROUP_GAP
+    right = max((p.x + p.width / 2 for p in places), default=0.0) + GROUP_GAP
+    width = max(_NARROWEST, math.ceil(right - left))
+    for place in places:
+        place.x += MARGIN + GUTTER + (width - left - right) / 2
+    return width
+
+
+def _stack(rows: list[Row], edges: list[Edge], streams: list[Stream]) -> float:
+    """Give rows and spots their y, answers' bar on top; returns the y of the input bar. Crowded gaps are taller."""
+    row_of = {s.name: i for i, row in enumerate(rows) for s in row.spots}
+    spots: dict[str, Place] = {s.name: s for row in rows for s in row.spots}
+    crowd = [0.0] * (len(rows) + 1)
+    for edge in edges:
+        crowd[row_of[edge.target]] += 1
+    for stream in streams:
+        way = [p.x for p in stream.way(spots)]
+        for i, (x, above) in enumerate(pairwise(way), stream.low + 1 if stream.source else 1):
+            crowd[i] += min(abs(above - x) / 100, 0.5)
+    y = MARGIN + HEADER + BAR + 40
+    for i in reversed(range(len(rows))):
+        row = rows[i]
+        row.y = y
+        for place, spot in enumerate(row.spots):
+            spot.y = y + (place % row.detail.lines) * (row.line_height + LINE_GAP) + (row.line_height - spot.height) / 2
+        y += row.height + min(44 + 1.1 * crowd[i], 130)
+    return y

@@ -1,0 +1,132 @@
+"""The residual stream between the chips: a wire that crosses rows has a lane in each, and runs straight for as long as it can.
+
+A lane belongs to a channel, which is one quantity at any depth, so wires of the same channel share it. Where a row has no room for
+a lane per channel, neighbouring channels share one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from extractor.circuits.circuit import Node
+from extractor.report.picture.rows import Place, Row, order
+
+_STRAIGHTEN = 3
+
+
+@dataclass
+class Stream:
+    """A channel from the node that writes it (None: the input) up to the node that reads it (None: the answers)."""
+
+    source: Node | None
+    target: Node | None
+    channel: int
+    low: int = -1  # row of the source
+    high: int = 0  # row of the target
+    lanes: list[tuple[Row, Place]] = field(default_factory=list)  # one in every row between them
+
+    @property
+    def rows(self) -> range:
+        return range(self.low + 1, self.high)
+
+    def way(self, spots: dict[str, Place]) -> list[Place]:
+        """The chips it joins and the lanes between them, upwards."""
+        ends = [[spots[node.id]] if node else [] for node in (self.source, self.target)]
+        return [*ends[0], *(lane for _, lane in self.lanes), *ends[1]]
+
+
+def residual_streams(nodes: Iterable[Node]) -> list[Stream]:
+    """A write to the next read of its channel, a read back to the last write before it.
+
+    Reads with no write before them come from the input, writes with no read after them go to the answers. Position channels are not of the
+    stream.
+    """
+    found: list[Stream] = []
+    last: dict[int, Node] = {}
+    unread: dict[int, list[Node]] = {}
+    for node in sorted(nodes, key=lambda n: (order(n.site), n.channel)):
+        if node.site.endswith("resid_delta"):
+            last[node.channel] = node
+            unread.setdefault(node.channel, []).append(node)
+        elif node.site.endswith("act_in") and not node.position:
+            sources: list[Node | None] = [*unread.pop(node.channel, [])] or [last.get(node.channel)]
+            found += [Stream(source, node, node.channel) for source in sources]
+    return found + [Stream(source, None, source.channel) for sources in unread.values() for source in sources]
+
+
+def locate(streams: list[Stream], rows: list[Row]) -> list[set[int]]:
+    """Tell every stream its rows; returns the channels that cross each row."""
+    row_of = {s.name: i for i, row in enumerate(rows) for s in row.spots}
+    crossing: list[set[int]] = [set() for _ in rows]
+    for stream in streams:
+        stream.low = row_of[stream.source.id] if stream.source else -1
+        stream.high = row_of[stream.target.id] if stream.target else len(rows)
+        for i in stream.rows:
+            crossing[i].add(stream.channel)
+    return crossing
+
+
+def open_lanes(streams: list[Stream], rows: list[Row], spots: dict[str, Place]) -> None:
+    """A lane for every channel that crosses a row, at first on the straight line between its chips."""
+    wanted: list[dict[int, list[float]]] = [{} for _ in rows]
+    for stream in streams:
+        ends = [spots[node.id].x for node in (stream.source, stream.target) if node]
+        for i in stream.rows:
+            share = (i - stream.low) / (stream.high - stream.low)
+            wanted[i].setdefault(stream.channel, []).append(ends[0] + (ends[-1] - ends[0]) * share)
+    for row, found in zip(rows, wanted, strict=True):
+        _share_lanes(row, {channel: sum(xs) / len(xs) for channel, xs in found.items()})
+        row.places += {id(lane): lane for lane in row.lanes.values()}.values()
+    for stream in streams:
+        stream.lanes = [(rows[i], rows[i].lanes[stream.channel]) for i in stream.rows]
+
+
+def _share_lanes(row: Row, wanted: dict[int, float]) -> None:
+    """Channels that want to be closest to each other share a lane, as far as they must."""
+    channels = sorted(wanted, key=lambda c: (wanted[c], c))
+    far_first = sorted(range(1, len(channels)), key=lambda i: (wanted[channels[i - 1]] - wanted[channels[i]], i))
+    cuts = [0, *sorted(far_first[: max(row.most_lanes - 1, 0)]), len(channels)]
+    for start, stop in pairwise(cuts):
+        shared = channels[start:stop]
+        if shared:
+            lane = Place(min(shared), x=sum(wanted[c] for c in shared) / len(shared))
+            row.lanes |= dict.fromkeys(shared, lane)
+
+
+def straighten(streams: list[Stream], spots: dict[str, Place], width: float) -> None:
+    """Move lanes within the room between their neighbours so that every wire bends as seldom as it can."""
+    for _ in range(_STRAIGHTEN):  # what moves makes room for others
+        done: set[int] = set()
+        for stream in sorted(streams, key=lambda s: (-len(s.lanes), s.channel, s.low, s.high)):
+            anchor = stream.source or stream.target
+            x = spots[anchor.id].x if anchor else 0.0
+            lanes = stream.lanes if stream.source else stream.lanes[::-1]
+            while lanes:
+                run = _straight_run(lanes, done, x, width)
+                x = lanes[0][1].x
+                done.update(id(lane) for _, lane in lanes[:run])
+                lanes = lanes[run:]
+
+
+def _straight_run(lanes: list[tuple[Row, Place]], done: set[int], x: float, width: float) -> int:
+    """Bring as many of the first lanes as possible to the same x, near the given one; returns how many."""
+    low, high, run = -math.inf, math.inf, 0
+    for row, lane in lanes:
+        left, right = (lane.x, lane.x) if id(lane) in done else _room(row, lane, width)
+        if max(low, left) > min(high, right):
+            break
+        low, high, run = max(low, left), min(high, right), run + 1
+    for _, lane in lanes[:run]:
+        lane.x = min(max(x, low), high)
+    return run
+
+
+def _room(row: Row, lane: Place, width: float) -> tuple[float, float]:
+    """How far a lane can go to the left and to the right."""
+    i, apart = row.places.index(lane), row.separations()
+    low = row.places[i - 1].x + apart[i - 1] if i else 0.0
+    high = row.places[i + 1].x - apart[i] if i + 1 < len(row.places) else width
+    return min(low, lane.x), max(high, lane.x)

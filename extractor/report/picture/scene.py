@@ -1,0 +1,129 @@
+"""What there is to draw: boxes, wires, chips and labels in pixels, their colours, and text as one can see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from PIL import ImageFont
+
+from extractor.circuits.circuit import Node
+from extractor.circuits.sites import PLACES
+
+POSITIVE, NEGATIVE = "#0072b2", "#d55e00"  # Okabe and Ito's pair: told apart under every common colour blindness
+INK, SOFT, FAINT, STREAM = "#1b1f24", "#57606a", "#c8d0d9", "#b4bcc6"
+READS, WRITES = "#57606a", "#6a3d9a"
+PLACE_NAMES = dict(
+    zip(
+        PLACES,
+        ("attention read", "query", "key", "value", "attention write", "MLP read", "neurons", "MLP write"),
+        strict=True,
+    )
+)
+_LONGEST_NAME = 48
+
+
+@dataclass(frozen=True)
+class Label:
+    """Text on its baseline; anchor is 'start', 'middle' or 'end'."""
+
+    x: float
+    y: float
+    text: str
+    size: float
+    color: str = INK
+    anchor: str = "middle"
+
+
+@dataclass(frozen=True)
+class Box:
+    x: float
+    y: float
+    width: float
+    height: float
+    fill: str
+    stroke: str
+    radius: float = 6.0
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Cubic curves from one node up to another, each from where the one before ends.
+
+    kind: 'edge', 'stream' (residual, not an edge) or 'sample' (in the legend).
+    """
+
+    points: tuple[tuple[float, float], ...]
+    color: str
+    width: float
+    opacity: float
+    kind: str
+    source: str = ""
+    target: str = ""
+    weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One node: its box, its labels, and what a pointer over it tells."""
+
+    node: Node
+    box: Box
+    labels: tuple[Label, ...]
+    tip: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything to draw, in pixels, y downwards, in drawing order: boxes, wires, chips, labels."""
+
+    width: float
+    height: float
+    title: str
+    boxes: tuple[Box, ...]
+    wires: tuple[Wire, ...]
+    chips: tuple[Chip, ...]
+    labels: tuple[Label, ...]
+
+
+def visible(text: str, space: str = "·") -> str:
+    """A token as one can see it: spaces become `space`, what does not print becomes its escape (\\n, \\x00)."""
+    return "".join(space if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def short_name(model: str) -> str:
+    """A model's name fit for a title: of a path, or of an endless name, the last part that says something."""
+    text = model.rstrip("/")
+    if text.startswith(("/", ".", "~")) or len(text) > _LONGEST_NAME:
+        parts = [part for part in text.split("/") if part not in ("", "model", "result")]
+        text = parts[-1] if parts else text
+    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
+
+
+def describe(node: Node) -> str:
+    """A node in a few lines: name, mean, what it reads and writes."""
+    lines = [visible(node.id), f"mean {node.mean:.4g}"]
+    lines += [f"reads {'  '.join(map(visible, node.reads))}"] if node.reads else []
+    lines += [f"writes {'  '.join(map(visible, node.writes))}"] if node.writes else []
+    return "\n".join(lines)
+
+
+def drawable(text: str, space: str = "·") -> str:
+    return visible(text, "\0").encode("ascii", "backslashreplace").decode().replace("\0", space)
+
+
+def clip(text: str, width: float, size: float) -> str:
+    if text_width(text, size) <= width:
+        return text
+    while text and text_width(text + "…", size) > width:
+        text = text[:-1]
+    return text + "…"
+
+
+@lru_cache(maxsize=64)
+def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def text_width(text: str, size: float) -> float:
+    return font(100.0).getlength(text) * size / 100

@@ -1,0 +1,154 @@
+"""The report's section on steering: can an edit of the circuit change the dense model's answer? A plot, examples, a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from extractor.report.html import count, percent, plain, section, spaced, table, token
+from extractor.report.picture import short_name
+
+FLIPPED = 0.5
+_STRONGEST = 8
+_WIDTH, _HEIGHT = 360, 236  # of the plot; small units, so that its words stay legible on a phone
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 44
+_TRIED = ("node", "edit of", "other answer")
+_WAYS = {"read": "what one sublayer reads", "stream": "the residual stream, from there on"}
+
+
+def steering_section(result: dict) -> str:
+    """The section of report.html for the 'steering' of result.json (see `extractor.bridges.steering.evaluate`); '' where there is none."""
+    found = result.get("steering")
+    if not found:
+        return ""
+    model, together = plain(short_name(result["model"])), found.get("together")
+    cards = _card(f"One node: {_id(found['node'])}", found, found["strengths"])
+    if together:
+        cards += _card(
+            f"{count(len(together['nodes']), 'node')} of {together['width']} at {_id(together['site'])}", together, found["strengths"]
+        )
+    note = (
+        f"Edits of the sparse twin, carried into {model} by the bridge: a node&rsquo;s change from the presented prompt to the other of "
+        "its pair, times its direction there, times the strength. Random: as long, at every token, in random directions. "
+        f"Means over {found['prompts']} of {2 * found['pairs']} held-out prompts, those that {model} answers rightly by itself; "
+        "the probability is that of the other answer against the right one."
+    )
+    body = f'<p>{_finding(found, model)}</p>{_note(note)}<div class="examples">{cards}</div>{_tried(found)}'
+    return section("steering", f"Steering {model}", body)
+
+
+def _finding(found: dict, model: str) -> str:
+    """What was reached, in words: by one node, else by those of one site together, else that nothing was."""
+    before, after = found["probability"][0], found["probability"][-1]
+    one = f"One node, {_id(found['node'])}, moves {model} from {_percent(before)} to {_percent(after)} for the other answer"
+    if after > FLIPPED:
+        return f"{one}: an edit of one channel changes the answer. {_against_random(found)}"
+    together = found.get("together")
+    if not together:
+        return f"{one}: not enough to change it. {_against_random(found)}"
+    many, reached = f"All {len(together['nodes'])} of the circuit at {_id(together['site'])} together reach", together["probability"][-1]
+    enough = "changes the answer" if reached > FLIPPED else "is not enough either"
+    return f"{one}: no single node changes the answer. {many} {_percent(reached)}, which {enough}. {_against_random(together)}"
+
+
+def _against_random(curves: dict) -> str:
+    mean, worst = curves["random"][-1], curves["random_worst"][-1]
+    return f"Random directions of the same length reach {_percent(mean)} on average, the strongest of them {_percent(worst)}."
+
+
+def _card(title: str, curves: dict, strengths: Sequence[float]) -> str:
+    flipped, all_tokens = _percent(curves["flipped"][-1]), _percent(curves["vocabulary"][-1])
+    facts = f"At full strength {flipped} of the prompts change their answer; among all tokens the other answer has {all_tokens}."
+    way = f"The edit goes into {_WAYS[curves['way']]}."
+    example = _example(curves["example"]) if curves.get("example") else ""
+    return f'<div class="card"><h3 style="margin:0 0 12px">{title}</h3>{_plot(curves, strengths)}{_note(f"{facts} {way}")}{example}</div>'
+
+
+def _plot(curves: dict, strengths: Sequence[float]) -> str:
+    """Probability of the other answer against strength."""
+    across, up = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+
+    def at(x: float, y: float) -> str:
+        return f"{_LEFT + across * x:.1f},{_TOP + up * (1 - y):.1f}"
+
+    def line(values: Sequence[float]) -> str:
+        return " ".join(at(x, y) for x, y in zip(strengths, values, strict=True))
+
+    band = f"{line(curves['random_worst'])} {at(strengths[-1], 0)} {at(strengths[0], 0)}"
+    bottom, middle = _TOP + up, _LEFT + across / 2
+    grid = "".join(
+        f'<text x="{_LEFT - 6}" y="{_TOP + up * (1 - y) + 4:.1f}" text-anchor="end">{y:g}</text>'
+        f'<path d="M{at(0, y)} L{at(1, y)}" stroke="var(--line)"{_DASHED if y == FLIPPED else ""}/>'
+        for y in (0, 0.5, 1)
+    )
+    ticks = "".join(f'<text x="{_LEFT + across * x:.1f}" y="{bottom + 16}" text-anchor="middle">{x:g}</text>' for x in (0, 0.5, 1))
+    names = (
+        f'<text x="{middle:.1f}" y="{bottom + 34}" text-anchor="middle">strength of the edit</text>'
+        f'<text transform="translate(12 {_TOP + up / 2:.1f}) rotate(-90)" text-anchor="middle">other answer</text>'
+    )
+    drawn = (
+        f'<polygon points="{band}" fill="var(--random)" fill-opacity=".3"/>'
+        f'<polyline points="{line(curves["random"])}" fill="none" stroke="var(--random)" stroke-width="2"/>'
+        f'<polyline points="{line(curves["probability"])}" fill="none" stroke="var(--circuit)" stroke-width="2.5" stroke-linejoin="round"/>'
+    )
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{_told(curves)}" style="display:block;width:100%;height:auto;'
+        f'max-width:560px" font-size="12" fill="var(--soft)">{grid}{ticks}{names}{drawn}</svg>{_LEGEND}'
+    )
+
+
+_DASHED = ' stroke-dasharray="4 4" style="stroke:var(--soft)"'
+_LEGEND = (
+    '<p class="note" style="display:flex;flex-wrap:wrap;gap:2px 16px;margin:2px 0 8px">'
+    + "".join(
+        f'<span style="white-space:nowrap"><i style="display:inline-block;width:18px;height:{height}px;vertical-align:middle;'
+        f'background:var(--{colour});opacity:{opacity}"></i> {name}</span>'
+        for name, colour, height, opacity in (
+            ("the edit", "circuit", 3, 1),
+            ("random, mean", "random", 2, 1),
+            ("up to the strongest", "random", 10, 0.3),
+        )
+    )
+    + "</p>"
+)
+
+
+def _told(curves: dict) -> str:
+    """The plot in a sentence, for those who cannot see it."""
+    first, last = curves["probability"][0], curves["probability"][-1]
+    return (
+        f"Probability of the other answer against the strength of the edit: from {first:.3f} at 0 to {last:.3f} at full strength; "
+        f"random directions end at {curves['random'][-1]:.3f}, the strongest at {curves['random_worst'][-1]:.3f}."
+    )
+
+
+def _example(example: dict) -> str:
+    """A prompt, and what the edit did to the two answers there."""
+    prompt = '<span class="space">↵</span>\n'.join(map(spaced, example["prompt"].split("\n")))
+    answer, other = token(example["answer"]), token(example["other"])
+    rows = "".join(
+        f'<dt>{name}</dt><dd><div class="track" aria-hidden="true"><i class="{kind}" style="width:{100 * p:.1f}%"></i></div></dd>'
+        f'<dd class="number">{_percent(p)}</dd>'
+        for name, p, kind in (("before", example["before"], "full"), ("after", example["after"], "circuit"))
+    )
+    return f'<pre>{prompt}</pre><p class="note">{other} against {answer}, before and after the edit</p><dl class="bars">{rows}</dl>'
+
+
+def _tried(found: dict) -> str:
+    """The nodes that moved the dense model most, each alone."""
+    shown = found["tried"][:_STRONGEST]
+    rows = [(_id(node), _WAYS[way], _percent(value)) for node, value, way in shown]
+    note = f"Each node of the circuit alone at full strength, on other prompts; {len(shown)} of {len(found['tried'])} tried, best first."
+    return f'<p class="note" style="margin-top:14px">{note}</p><div class="card scroll">{table(_TRIED, rows, numbers={2})}</div>'
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{text}</p>'
+
+
+def _percent(value: Any) -> str:
+    return "&lt;0.1&nbsp;%" if value is not None and 0 < value < 0.001 else percent(value)
+
+
+def _id(name: str) -> str:
+    return f'<code class="id">{plain(name)}</code>'

@@ -1,0 +1,134 @@
+"""What a trained model is, in numbers (result.json) and in words (the card beside its weights)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from extractor.data import prompts
+from extractor.errors import TaskNotExpressible
+from extractor.spec.schema import JobSpec, TrainSpec
+from tasks import task_names
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel
+
+    from extractor.data.corpus import Corpus
+
+HELD_OUT_ROWS = 256
+INSIDE_ROWS = 64
+TASK_PAIRS = 256
+
+
+def held_out_loss(model: PreTrainedModel, corpus: Corpus, context: int, rows: int = HELD_OUT_ROWS) -> float:
+    """Mean next-token loss on a fixed held-out batch, nats per token."""
+    import torch
+
+    total = 0.0
+    with torch.no_grad():
+        for ids in corpus.held_out_batch(0, rows, context).split(64):
+            ids = ids.to(model.device)
+            total += model(input_ids=ids, labels=ids).loss.item() * len(ids)
+    return total / rows
+
+
+def task_losses(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int) -> dict[str, float | None]:
+    """Held-out task loss of the whole model on every task, nats per prompt; None where the tokenizer cannot ask it."""
+    import torch
+
+    losses: dict[str, float | None] = {}
+    for name in task_names():
+        try:
+            expression = prompts.express(prompts.get_task(name), tokenizer)
+            batch = prompts.task_batch(expression, tokenizer, "held_out", TASK_PAIRS, 0, max_tokens).to(model.device)
+        except TaskNotExpressible:
+            losses[name] = None
+            continue
+        with torch.no_grad():
+            logits = model(input_ids=batch.ids).logits
+        last = logits[torch.arange(len(batch.ids), device=logits.device), batch.last]
+        losses[name] = prompts.task_loss(prompts.answer_margin(last, batch), batch.sign).item()
+    return losses
+
+
+def train_result(spec: JobSpec, model: PreTrainedModel, corpus: Corpus, tokenizer: Tokenizer) -> dict:
+    """result.json of a train job: sizes, held-out loss (nats per token), task losses (nats per prompt)."""
+    assert spec.train is not None
+    return {
+        "model": spec.train.architecture,
+        "seed": spec.seed,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **inside(spec.train, model, corpus),
+        "corpus_tokens": corpus.tokens,
+        "trained_tokens": spec.train.optim.steps * spec.train.optim.batch * spec.train.optim.context,
+        "held_out_loss": held_out_loss(model, corpus, spec.train.optim.context),
+        "task_loss": task_losses(model, tokenizer, spec.train.model.n_ctx),
+    }
+
+
+def inside(train: TrainSpec, model: PreTrainedModel, corpus: Corpus) -> dict:
+    """Nonzero weights, and for a sparse_gpt what `extractor.training.statistics` says of it, over held-out text."""
+    from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+
+    if not isinstance(model, SparseGPTForCausalLM):
+        weights = list(model.parameters())
+        kept = sum(int(p.count_nonzero()) for p in weights)
+        return {"nonzeros": kept, "nonzero_share": kept / sum(p.numel() for p in weights)}
+    from extractor.training.projection import constraints, nonzeros
+    from extractor.training.statistics import activation_statistics, weight_statistics
+
+    ids = corpus.held_out_batch(0, INSIDE_ROWS, train.optim.context).to(model.device)
+    found = weight_statistics(model, constraints(model, train.sparsity)) | activation_statistics(model, ids)
+    found["nonzeros"] = int(found["nonzeros"])
+    return {name: round(value, 5) for name, value in found.items()} | {"l0": nonzeros(model, train.sparsity)}
+
+
+def train_card(spec: JobSpec, result: dict) -> str:
+    """The model card: what it is, how well it does, how to make it again."""
+    assert spec.train is not None
+    train, shape = spec.train, spec.train.model
+    sparse = train.architecture == "sparse_gpt"
+    kind = "GPT-2 (GPT2LMHeadModel)" if not sparse else "dense twin of a weight-sparse GPT" if train.is_dense else "weight-sparse GPT"
+    loading = "import extractor.sparse  # registers the architecture\n" if sparse else ""
+    sources = ", ".join([*spec.corpus.sources, *(d.name for d in spec.corpus.datasets)])
+    inner = _inside_table(result) if sparse else f"Nonzero weights: {result['nonzeros']:,}."
+    rows = "\n".join(f"| {name} | {'-' if loss is None else format(loss, '.4f')} |" for name, loss in result["task_loss"].items())
+    return f"""# {kind}, {result["parameters"]:,} parameters
+
+A {kind}: {shape.n_layer} layers, width {shape.d_model}, {shape.d_model // shape.d_head} heads, \
+vocabulary {result["vocab_size"]:,}, context {shape.n_ctx}.
+
+```python
+{loading}from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+```
+
+Recipe: {train.optim.steps:,} steps of {train.optim.batch} x {train.optim.context} tokens \
+({result["trained_tokens"] / 1e6:.1f} million) over a corpus of {result["corpus_tokens"] / 1e6:.1f} million tokens \
+({sources}); AdamW, peak learning rate {train.optim.lr:g}; seed {spec.seed}.
+
+{inner}
+
+Held-out loss: {result["held_out_loss"]:.4f} nats per token. Held-out task loss (nats per prompt; chance is 0.6931):
+
+| task | loss |
+|---|---|
+{rows}
+
+Made again, with every number that shaped it, by `extract run spec.json --out DIR`: spec.json lies beside the folder of this card.
+"""
+
+
+def _inside_table(result: dict) -> str:
+    """How sparse the model is, as a table."""
+    rows = [
+        ("nonzero weights", f"{result['nonzeros']:,} ({result['nonzero_share']:.2%} of matrices, embeddings and biases)"),
+        ("dead neurons and value channels (no weight in, or none out)", f"{result['dead_neurons']:.2%}"),
+        ("neurons silent on held-out text", f"{result['silent_neurons']:.2%}"),
+        ("node values that are zero", f"{result['activation_sparsity']:.2%}"),
+        ("kurtosis of the final residual (Gaussian: 3)", f"{result['residual_kurtosis']:.1f}"),
+    ]
+    rows += [(f"L0 of `{name}`", f"{count:,}") for name, count in result["l0"].items() if not name.endswith(".bias")]
+    return "\n".join(["| inside | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])

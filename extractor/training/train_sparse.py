@@ -1,0 +1,86 @@
+"""Training a weight-sparse GPT from scratch, and the optimiser it shares with the bridges.
+
+One step: gradients divided by their common RMS, Adam with eps 0.1 (close to momentum SGD), decay, projection to this step's L0.
+Gradients and moments stay dense, so a weight that was cut can come back. Paper: Sec. 2.1, App. A.2 and the authors' script.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from extractor.data.corpus import Corpus
+from extractor.sparse.configuration_sparse_gpt import SparseGPTConfig
+from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+from extractor.spec.schema import MAX_BIGRAM_VOCABULARY, SparseModelSpec, TrainSpec
+from extractor.training.checkpoints import TrainState
+from extractor.training.compute import Compute
+from extractor.training.loop import Loop, LoopEnvironment, next_token_loss, run_loop
+from extractor.training.optimizer import SparseOptimizer
+from extractor.training.statistics import activation_statistics, weight_statistics
+
+OBSERVED_ROWS = 16  # held-out sequences over which activations are described at every logged step
+
+
+def new_sparse_gpt(shape: SparseModelSpec, n_layer: int, vocab_size: int, seed: int, logits_bias: bool = False) -> SparseGPTForCausalLM:
+    """An untrained model of the spec's shape. The bigram table is left out where the vocabulary is too large for one."""
+    torch.manual_seed(seed)
+    config = SparseGPTConfig(
+        vocab_size=vocab_size,
+        n_layer=n_layer,
+        d_model=shape.d_model,
+        d_head=shape.d_head,
+        d_mlp=shape.mlp_ratio * shape.d_model,
+        n_ctx=shape.n_ctx,
+        activation=shape.activation,
+        activation_frac=shape.activation_frac,
+        d_pos_emb=shape.d_pos_emb,
+        added_positions=shape.added_positions,
+        sinks=shape.sinks,
+        bigram=bigram_kind(shape, vocab_size),
+        bigram_top=shape.bigram_top,
+        bigram_rank=shape.bigram_rank,
+        logits_bias=logits_bias,
+    )
+    return SparseGPTForCausalLM(config)
+
+
+def bigram_kind(shape: SparseModelSpec, vocab_size: int) -> str:
+    """The kind asked for; a dense table gives way to sparse counts where the vocabulary is too large for one."""
+    return "counts" if shape.bigram == "dense" and vocab_size > MAX_BIGRAM_VOCABULARY else shape.bigram
+
+
+def fill_bigram(model: SparseGPTForCausalLM, corpus: Corpus, how: str = "counts") -> None:
+    """Start the bigram at the corpus's smoothed log frequencies (ours), unless `how` is 'uniform' (the authors start near zero).
+
+    At small token budgets learning the table costs most of the training; counting it costs a second. Sparse counts need the corpus to
+    know which entries to keep.
+    """
+    kind, size = model.config.bigram, model.config.vocab_size
+    if kind == "none" or (how == "uniform" and kind != "counts"):
+        return
+    model.set_bigram(corpus.bigram_counts(size) if size <= MAX_BIGRAM_VOCABULARY else corpus.bigram_triples(size))
+
+
+def train_sparse(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, env: LoopEnvironment) -> SparseGPTForCausalLM:
+    """Train from scratch; returns the model in eval mode. Raises what `run_loop` raises."""
+    optim = spec.optim
+    compute = Compute(optim, env.progress.note)
+    model = new_sparse_gpt(spec.model, spec.model.n_layer, vocab_size, seed)
+    fill_bigram(model, corpus, spec.model.bigram_init)
+    model.to(compute.device)  # type: ignore[arg-type]
+    optimizer = SparseOptimizer(model, optim, spec.sparsity)
+
+    def step(index: int) -> dict[str, float]:
+        rows = corpus.batch_rows(seed, index, optim.batch, optim.context, *compute.share(optim.batch))
+        loss = compute.accumulate(rows, optim.batch, lambda ids: next_token_loss(model, ids), optimizer.parameters)
+        return {"loss": loss} | optimizer.step(index)
+
+    observed = corpus.held_out_batch(seed, OBSERVED_ROWS, optim.context).to(compute.device)
+
+    def measure(_index: int) -> dict[str, float]:
+        return weight_statistics(model, optimizer.constrained) | activation_statistics(model, observed)
+
+    model.train()
+    loop = Loop("train", optim.steps, step, optim.batch * optim.context, measure)
+    run_loop(loop, TrainState({"model": model}, [optimizer.adam], compute.state), env, compute)
+    return model.eval()

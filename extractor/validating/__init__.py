@@ -1,1 +1,0 @@
-"""The parts of `extractor.validation`, one question a file: each takes a problem and a graph and measures one thing."""

@@ -1,0 +1,57 @@
+"""A circuit under each replacement of what is off: its mean, zero, or its value in another prompt (Sec. 3.1's robustness).
+
+The plain definition is here too, in parts that fit in memory: it is the only one that can resample, and the one that can rewrite values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from extractor.circuits.graph import Graph
+from extractor.circuits.reference import masked_margin, resampled
+from extractor.circuits.scorer import VALUES_AT_ONCE
+from extractor.data.prompts import TaskBatch
+from extractor.pruning.problem import Problem
+
+Kind = Literal["mean", "zero", "resample"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Rewrite = Callable[[str, Tensor], Tensor]
+
+
+def ablated_margins(problem: Problem, graph: Graph, kind: Kind, batch: TaskBatch) -> Tensor:
+    """Answer margins (2P,) of the circuit where what is off is replaced in this way."""
+    other = replace(problem, spec=problem.spec.model_copy(update={"ablation": kind}))
+    return plain_margins(other, graph, batch) if kind == "resample" else other.judge(batch).margins([graph])[0]
+
+
+@torch.no_grad()
+def plain_margins(problem: Problem, graph: Graph, batch: TaskBatch, rewrite: Callable[[TaskBatch], Rewrite] | None = None) -> Tensor:
+    """Answer margins (2P,) by the plain definition.
+
+    rewrite   the prompts of a part -> what is made of their nodes' values, see `reference.masked_margin`; None: nothing
+    """
+    masks, rows = problem.index.split(graph.nodes.float()), parts(problem, batch)
+    found = torch.empty(len(batch.ids), device=batch.ids.device)
+    for some in rows:
+        part = batch.rows(some)
+        base = resampled(problem.model, part) if problem.spec.ablation == "resample" else problem.base
+        found[some] = masked_margin(problem.model, part, masks, base, graph.edges, None if rewrite is None else rewrite(part))
+    return found
+
+
+def parts(problem: Problem, batch: TaskBatch) -> list[Tensor]:
+    """Rows of a batch, shortest prompts first, as many together as memory allows; members of a pair stay in one part.
+
+    Within a part rows are shuffled: who resamples takes the next row of equal length, which in the order of pairs always has the other
+    answer, and a circuit would run against a whole network that says the opposite.
+    """
+    generator = torch.Generator().manual_seed(problem.seed)
+    pairs = batch.last[::2].argsort(stable=True)
+    size = max(1, VALUES_AT_ONCE // (2 * len(problem.index) * batch.ids.shape[1]))
+    rows = [torch.stack([2 * some, 2 * some + 1], dim=1).flatten() for some in pairs.split(size)]
+    return [some[torch.randperm(len(some), generator=generator).to(some.device)] for some in rows]

@@ -1,0 +1,46 @@
+"""What a node does on ordinary text (App. E, F): a node that means one thing is still most of the time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from extractor.circuits.graph import Graph
+from extractor.circuits.sites import node_id, record
+from extractor.data.corpus import Corpus
+from extractor.pruning.problem import Problem
+
+TOKENS = 16_384
+PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
+MOST_NODES = 4096  # a circuit of more is nearly the whole model, and its nodes are nobody's concern
+_ROWS = 64
+
+
+@torch.no_grad()
+def activations(problem: Problem, graph: Graph, corpus: Corpus, tokens: int = TOKENS) -> dict[str, Any] | None:
+    """The distribution of every node's value over pretraining text, in the whole model; None for a circuit of very many nodes.
+
+    percentiles   1, 10, 25, 50, 75, 90, 99
+    tokens        how many were read
+    nodes         {id: {values: at these percentiles, nonzero: share of tokens at which it is not zero}}
+    """
+    if int(graph.nodes.sum()) > MOST_NODES:
+        return None
+    model, context = problem.model, problem.model.config.n_ctx
+    channels = {site: part for site, part in graph.channels(problem.index).items() if len(part)}
+    seen: dict[str, list[torch.Tensor]] = {site: [] for site in channels}
+    with record(model, list(channels)) as values:
+        for ids in corpus.batch(problem.seed, 1 << 41, max(1, tokens // context), context).split(_ROWS):
+            model(input_ids=ids.to(model.device), logits_to_keep=1)
+            for site, kept in channels.items():
+                seen[site].append(values[site][..., kept].flatten(0, 1))
+    nodes, count = {}, 0
+    for site, kept in channels.items():
+        ordered = torch.cat(seen[site]).sort(0).values  # (tokens, nodes)
+        count = len(ordered)
+        places = [round(percent / 100 * (count - 1)) for percent in PERCENTILES]
+        nonzero = (ordered != 0).double().mean(0).tolist()
+        for channel, at, share in zip(kept.tolist(), ordered[places].T.tolist(), nonzero, strict=True):
+            nodes[node_id(site, channel)] = {"values": at, "nonzero": share}
+    return {"percentiles": list(PERCENTILES), "tokens": count, "nodes": nodes}

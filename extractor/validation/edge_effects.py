@@ -1,0 +1,86 @@
+"""What each edge is good for: by how much the loss rises when it alone is removed (Sec. 3.1: every edge should be needed).
+
+Calibrations of thousands of circuits on a split of their own would double the cost, so here, and only here, both sides of the difference
+are under the calibration that suits them best on the held-out pairs themselves: an effect is about what the pairs can be told apart by.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extractor.circuits.calibration import calibrate_all
+from extractor.circuits.graph import Graph, links
+from extractor.circuits.scorer import VALUES_AT_ONCE
+from extractor.circuits.sites import node_id
+from extractor.data.prompts import TaskBatch
+from extractor.pruning.elements import Edges
+from extractor.pruning.problem import Problem
+
+MOST_EDGES = 2000
+MOST_VALUES = 1 << 32  # edges times prompts times tokens times nodes; beyond, fewer pairs are asked
+FEWEST_PAIRS = 64
+
+
+def edge_effects(problem: Problem, graph: Graph, held_out: TaskBatch) -> dict[str, Any]:
+    """The effects of the edges with the largest weights.
+
+    edges     [[source, target, rise of the loss without it, nats], ...], the largest weights first
+    of        how many edges the circuit has, measured or not
+    raising   the share of those measured whose removal raises the loss; None where there is none
+    pairs     held-out pairs that were asked
+    """
+    elements = Edges(problem.model, graph)
+    names, weights = _listed(problem, elements)
+    chosen = weights.abs().argsort(descending=True, stable=True)[:MOST_EDGES]
+    batch = held_out.pick(torch.arange(_pairs(problem, graph, len(chosen), held_out)))
+    rise = _rises(problem, elements, chosen, batch).tolist()
+    return {
+        "edges": [[*names[edge], value] for edge, value in zip(chosen.tolist(), rise, strict=True)],
+        "of": len(elements),
+        "raising": sum(value > 0 for value in rise) / len(rise) if rise else None,
+        "pairs": batch.pairs,
+    }
+
+
+def _listed(problem: Problem, elements: Edges) -> tuple[list[tuple[str, str]], Tensor]:
+    """(source, target) and weight (E,) of every edge, in the order of the elements."""
+    names: list[tuple[str, str]] = []
+    found = [torch.zeros(0, device=problem.model.device)]
+    for source, target, weight in links(problem.model):
+        there = elements.there[source, target]
+        names += [(node_id(source, column), node_id(target, row)) for row, column in there.nonzero().tolist()]
+        found.append(weight[there])
+    return names, torch.cat(found)
+
+
+def _pairs(problem: Problem, graph: Graph, edges: int, held_out: TaskBatch) -> int:
+    values = max(1, edges * _width(problem, graph) * 2 * held_out.ids.shape[1])
+    return min(held_out.pairs, max(FEWEST_PAIRS, MOST_VALUES // values))
+
+
+def _width(problem: Problem, graph: Graph) -> int:
+    """Nodes that one pass computes."""
+    return max(1, len(problem.index) if problem.spec.ablation == "resample" else int(graph.nodes.sum()))
+
+
+@torch.no_grad()
+def _rises(problem: Problem, elements: Edges, chosen: Tensor, batch: TaskBatch) -> Tensor:
+    """By how much the loss rises without each of the chosen edges, alone."""
+    if not len(chosen):
+        return torch.zeros(0)
+    network = problem.network(elements.whole.nodes)
+    prompts = network.prepare(batch)
+    size = max(1, VALUES_AT_ONCE // (_width(problem, elements.whole) * batch.ids.numel()))
+
+    def losses(on: Tensor) -> Tensor:
+        return calibrate_all(network.margins(prompts, elements.masks(on)), batch.sign)[0]
+
+    whole = torch.ones(1, len(elements), device=batch.ids.device)
+    found = []
+    for done, some in enumerate(chosen.split(size)):
+        problem.tick(done * size, len(chosen))
+        found.append(losses(whole.repeat(len(some), 1).scatter(1, some[:, None], 0.0)))
+    return torch.cat(found) - losses(whole)[0]

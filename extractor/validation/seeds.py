@@ -1,0 +1,101 @@
+"""Do other seeds find the same circuit (App. C)? The whole search again from each, and how much of what they find is shared.
+
+A seed decides how masks start, which pairs are drawn for learning and for elimination, and what the search proposes; model, splits and
+means stay. Each seed's circuit is kept in the problem's work folder as soon as it is found: an interrupted comparison goes on with the
+next seed, and inside one from that search's own checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extractor import files
+from extractor.circuits.calibration import calibrated_loss
+from extractor.circuits.circuit import Calibration
+from extractor.circuits.graph import Graph, edges_between
+from extractor.circuits.sites import node_id
+from extractor.data.prompts import TaskBatch
+from extractor.pruning.problem import Problem
+from extractor.pruning.prune import Pruned, find_circuits
+
+_FACTS, _MASKS, _NODES = "circuit.json", "circuit.safetensors", "nodes"
+
+
+def compare_seeds(pruned: Pruned, problem: Problem, held_out: TaskBatch) -> dict[str, Any]:
+    """The problem's own circuit beside those of the following seeds, as many in all as its spec asks for.
+
+    circuits      [{seed, nodes, edges, loss (held-out, nats), met}, ...], the problem's own first
+    node_overlap  mean Jaccard overlap of two circuits' nodes, over all pairs of circuits
+    edge_overlap  the same of their edges
+    shared        ids of the nodes that are in all of them, in forward order
+    Raises Stopped.
+    """
+    seeds = [problem.seed + number for number in range(problem.spec.seeds)]
+    found = [pruned, *(circuit_of_seed(problem, seed) for seed in seeds[1:])]
+    nodes, edges = [_nodes(problem, one) for one in found], [_edges(problem, one) for one in found]
+    judge, rows = problem.judge(held_out), []
+    for seed, one in zip(seeds, found, strict=True):
+        loss = calibrated_loss(judge.margins([one.graph])[0], held_out.sign, one.calibration)
+        rows.append({"seed": seed, "nodes": int(one.graph.nodes.sum()), "edges": one.edges, "loss": loss, "met": one.met})
+    return {
+        "circuits": rows,
+        "node_overlap": overlap(nodes),
+        "edge_overlap": overlap(edges),
+        "shared": [name for name in nodes[0] if all(name in other for other in nodes[1:])],
+    }
+
+
+def overlap(sets: list[dict]) -> float:
+    """Mean Jaccard overlap of all pairs of sets (the keys); two that are empty agree."""
+    shares = [len(a.keys() & b.keys()) / len(a.keys() | b.keys()) if a or b else 1.0 for a, b in combinations(sets, 2)]
+    return sum(shares) / len(shares)
+
+
+def circuit_of_seed(problem: Problem, seed: int) -> Pruned:
+    """The circuit that the problem's search finds from another seed: made, or found made. Raises Stopped."""
+    name = f"seed{seed}"
+    folder = None if problem.work is None else problem.work / name
+    if folder is not None and (folder / _FACTS).is_file():
+        return _read(folder, problem.model.device)
+    # Names of their own keep the checkpoints of one seed's stages from being taken for another's.
+    other = replace(problem, seed=seed, work=folder, env=lambda stage: problem.env(f"{name}-{stage}"))
+    found = find_circuits(other).best
+    if folder is not None:
+        _keep(folder, found)
+    return found
+
+
+def _keep(folder: Path, found: Pruned) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    edges = {} if found.graph.edges is None else {" ".join(link): mask for link, mask in found.graph.edges.items()}
+    files.write_tensors(folder / _MASKS, {_NODES: found.graph.nodes, **edges})
+    facts = {"edges": found.edges, "loss": found.loss, "calibration": asdict(found.calibration), "target": found.target, "met": found.met}
+    files.write_json(folder / _FACTS, facts)
+
+
+def _read(folder: Path, device: torch.device) -> Pruned:
+    facts, masks = files.read_json(folder / _FACTS), files.read_tensors(folder / _MASKS)
+    nodes = masks.pop(_NODES).to(device)
+    edges: dict[tuple[str, str], Tensor] = {}
+    for name, mask in masks.items():
+        source, target = name.split()
+        edges[source, target] = mask.to(device)
+    return Pruned(
+        Graph(nodes, edges or None), facts["edges"], facts["loss"], Calibration(**facts["calibration"]), facts["target"], facts["met"]
+    )
+
+
+def _nodes(problem: Problem, found: Pruned) -> dict[str, None]:
+    kept = found.graph.channels(problem.index)
+    return {node_id(site, channel): None for site, channels in kept.items() for channel in channels.tolist()}
+
+
+def _edges(problem: Problem, found: Pruned) -> dict[tuple[str, str], None]:
+    kept = found.graph.channels(problem.index)
+    return {(edge.source, edge.target): None for edge in edges_between(problem.model, kept, found.graph.edges)}

@@ -1,0 +1,175 @@
+"""Is the circuit real? Networks on held-out pairs that pruning never saw (Sec. 3.1, App. C, E, F).
+
+full              the whole model
+circuit           the circuit alone, everything else ablated, with the circuit's own calibration: is it sufficient?
+without_circuit   the whole model with only the circuit's nodes ablated: is it necessary?
+random            as many random nodes at every site as the circuit has there, mean of several draws: is it better than chance?
+attribution       as many nodes as the circuit has, those that integrated gradients rank first: is it better than a cheap guess?
+uncalibrated      the circuit with scale 1 and shift 0
+mean, zero, resample   the circuit, what is off being replaced by its mean, by zero, by its value in another prompt
+binarised         the circuit, each node having two values only
+
+Every network without a calibration of its own is given the one that suits it best (fitted on the select split), so that it fails for want
+of knowledge, not of scale. Losses are nats per prompt, intervals bootstrapped over pairs. Beside networks: each edge alone, each node on
+ordinary text, and circuits from other seeds; see `extractor.validation` and `extractor.validation.seeds`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from extractor.circuits.calibration import calibrate
+from extractor.circuits.circuit import Calibration
+from extractor.circuits.graph import Graph, edge_count
+from extractor.data.corpus import Corpus
+from extractor.data.prompts import TaskBatch
+from extractor.pruning.algorithms import attribution
+from extractor.pruning.problem import Problem
+from extractor.pruning.prune import Pruned
+from extractor.spec.schema import CHANCE
+from extractor.validation.ablations import KINDS, ablated_margins
+from extractor.validation.activations import activations
+from extractor.validation.binarise import Binarised
+from extractor.validation.bootstrap import intervals
+from extractor.validation.edge_effects import edge_effects
+from extractor.validation.seeds import compare_seeds
+
+RANDOM_DRAWS = 5
+RANKED_PAIRS = 128  # train pairs that integrated gradients see
+NETWORKS = ("full", "circuit", "without_circuit", "random")
+HELPLESS = 0.8 * CHANCE  # nats from which a whole model does not do a task
+_PLAIN = Calibration(1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """What was measured. Losses in nats per prompt, accuracies as fractions.
+
+    loss, accuracy   of 'full', 'circuit', 'without_circuit', 'random'
+    attribution      {loss, accuracy, nodes, edges} of the control
+    uncalibrated     loss of the circuit
+    ablation         {mean, zero, resample: loss of the circuit}
+    binarised        {loss, accuracy, nodes: {id: loss with it alone binarised}, or None where that was not measured}
+    interval         {network: [low, high]}, 95 %, of all of these
+    edge_effects     see `validating.edge_effects`
+    activations      see `validating.activations`; None without a corpus
+    seeds            see `seeds.compare_seeds`; None where the spec asks for one seed only
+    why              where the circuit misses the target or is empty, or the whole model misses the target: a line that says so
+    """
+
+    loss: dict[str, float]
+    accuracy: dict[str, float]
+    held_out_pairs: int
+    attribution: dict[str, Any]
+    uncalibrated: float
+    ablation: dict[str, float]
+    binarised: dict[str, Any]
+    interval: dict[str, list[float]]
+    edge_effects: dict[str, Any]
+    activations: dict[str, Any] | None
+    seeds: dict[str, Any] | None
+    why: str | None
+
+    @property
+    def necessity(self) -> float:
+        """What removing the circuit costs the model, nats."""
+        return self.loss["without_circuit"] - self.loss["full"]
+
+    def details(self) -> dict[str, Any]:
+        """All but what every reader asks for first: 'validation' of result.json."""
+        names = ("attribution", "uncalibrated", "ablation", "binarised", "interval", "edge_effects", "activations", "seeds")
+        return {"necessity": self.necessity} | {name: getattr(self, name) for name in names}
+
+
+def validate(pruned: Pruned, problem: Problem, held_out: TaskBatch, corpus: Corpus | None = None) -> ValidationReport:
+    """Measure everything on held-out pairs; the problem's select split is for calibrations, its train split for what is fitted or ranked.
+
+    corpus   ordinary text, for the nodes' activations; None: they are left out
+    Raises Stopped.
+    """
+    graph = pruned.graph
+    guess, binarised = _attributed(problem, graph), Binarised(problem, graph)
+    margins = _margins(pruned, problem, held_out, guess)
+    margins["binarised"] = _calibrated(problem, binarised.margins(problem.select), binarised.margins(held_out))
+    right = {name: (held_out.sign * m > 0).double().mean().item() for name, m in margins.items()}
+    by_prompt = {name: functional.softplus(-held_out.sign * m).double().mean(0) for name, m in margins.items()}
+    loss = {name: one.mean().item() for name, one in by_prompt.items()}
+    sizes = {"nodes": int(guess.nodes.sum()), "edges": edge_count(problem.model, guess)}
+    return ValidationReport(
+        loss={name: loss[name] for name in NETWORKS},
+        accuracy={name: right[name] for name in NETWORKS},
+        held_out_pairs=held_out.pairs,
+        attribution={"loss": loss["attribution"], "accuracy": right["attribution"]} | sizes,
+        uncalibrated=loss["uncalibrated"],
+        ablation={kind: loss[kind] for kind in KINDS},
+        binarised={"loss": loss["binarised"], "accuracy": right["binarised"], "nodes": binarised.alone(held_out)},
+        interval=intervals(by_prompt, problem.seed),
+        edge_effects=edge_effects(problem, graph, held_out),
+        activations=None if corpus is None else activations(problem, graph, corpus),
+        seeds=compare_seeds(pruned, problem, held_out) if problem.spec.seeds > 1 else None,
+        why=why_not(loss["circuit"], loss["full"], problem.target, int(graph.nodes.sum())),
+    )
+
+
+def why_not(circuit: float, full: float, target: float, nodes: int) -> str | None:
+    """One line for a circuit that misses its target, has no nodes, or a whole model above the target; None where all is well. Nats."""
+    if full >= HELPLESS:
+        return f"best loss {circuit:.4g} nats, target {target:g}; the whole model itself has {full:.4g}: it does not do this task"
+    if circuit > target:
+        return f"best loss {circuit:.4g} nats, target {target:g}; the whole model has {full:.4g}"
+    if full > target:
+        return f"the whole model, uncalibrated, has {full:.4g} nats, above the target of {target:g}; the circuit has {circuit:.4g}"
+    if not nodes:
+        return f"no node is needed: embeddings and bigrams alone have {circuit:.4g} nats"
+    return None
+
+
+def _margins(pruned: Pruned, problem: Problem, held_out: TaskBatch, guess: Graph) -> dict[str, Tensor]:
+    """Calibrated margins (draws, 2P) of every network but the binarised one."""
+    chosen, judge, graph = problem.judge(problem.select), problem.judge(held_out), pruned.graph
+
+    def own(some: Graph, calibration: Calibration) -> Tensor:
+        return calibration.scale * judge.margins([some]) + calibration.shift
+
+    def best(some: Graph) -> Tensor:
+        return _calibrated(problem, chosen.margins([some])[0], judge.margins([some])[0])
+
+    margins = {
+        "full": own(Graph(torch.ones_like(graph.nodes)), _PLAIN),
+        "circuit": own(graph, pruned.calibration),
+        "without_circuit": best(graph.others()),
+        "random": torch.cat([best(_random_like(problem, graph, problem.seed + draw)) for draw in range(RANDOM_DRAWS)]),
+        "attribution": best(guess),
+        "uncalibrated": own(graph, _PLAIN),
+    }
+    for kind in KINDS:
+        margins[kind] = _calibrated(problem, *(ablated_margins(problem, graph, kind, batch) for batch in (problem.select, held_out)))
+    return margins
+
+
+def _calibrated(problem: Problem, chosen: Tensor, margin: Tensor) -> Tensor:
+    """Held-out margins (1, 2P) under the calibration that suits the same network's margins on the select split best."""
+    calibration = calibrate(chosen, problem.select.sign)
+    return (calibration.scale * margin + calibration.shift)[None]
+
+
+def _attributed(problem: Problem, graph: Graph) -> Graph:
+    """As many nodes as the graph has, those that integrated gradients rank first, and all edges between them."""
+    few = replace(problem, train=problem.draw(0, RANKED_PAIRS))
+    order = attribution.rank(few).argsort(descending=True, stable=True)
+    return Graph(problem.index.flags(order[: int(graph.nodes.sum())]))
+
+
+def _random_like(problem: Problem, graph: Graph, seed: int) -> Graph:
+    """Random nodes, as many at each site as the graph has there."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn: dict[str, Tensor] = {}
+    for site, on in problem.index.split(graph.nodes).items():
+        drawn[site] = torch.zeros_like(on)
+        drawn[site][torch.randperm(len(on), generator=generator)[: int(on.sum())].to(on.device)] = True
+    return Graph(problem.index.join(drawn))

@@ -1,0 +1,99 @@
+"""The page of a batch: index.html, filled into batch_page.html; each function one section. Everything it shows is escaped.
+
+Rows are models, columns tasks; a cell holds edges / nodes / loss of a circuit, the darker the fewer edges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+Facts = dict[str, Any]
+
+
+def page(summary: Facts) -> str:
+    """index.html as text, of what `worker.batches.results.gather` tells."""
+    frame = resources.files("worker.batches").joinpath("page.html").read_text(encoding="utf-8")
+    return Template(frame).substitute(
+        title=escape(f"Batch {summary['batch']}"),
+        eyebrow=escape(f"Batch {summary['batch']} · {summary['state']} · {', '.join(summary['asked'].get('models', ()))}"),
+        headline=escape(headline(summary)),
+        cards="".join(f'<li class="card"><b>{number:,}</b><span>{escape(name)}</span></li>' for name, number in _figures(summary).items()),
+        table=_table(summary),
+        troubles=_list("troubles", "Jobs without a result", _troubles(summary)),
+        left_out=_list("left-out", "Tasks that a model cannot be asked", _left_out(summary)),
+        refused=_list("refused", "Models that were refused", [(m["model"], m["reason"]) for m in summary["refused"]]),
+    )
+
+
+def headline(summary: Facts) -> str:
+    """What the batch has come to, in a sentence."""
+    circuits = [cell for model in summary["models"] for cell in model["tasks"].values() if cell["edges"] is not None]
+    models = len(summary["models"])
+    if not circuits:
+        return f"No circuit yet in {models} model{'s' * (models != 1)}."
+    met = [cell["edges"] for cell in circuits if cell["meets_target"]]
+    size = f", with {min(met):,} to {max(met):,} edges" if met else ""
+    return f"{len(met)} of {len(circuits)} circuits in {models} model{'s' * (models != 1)} meet their target loss{size}."
+
+
+def _figures(summary: Facts) -> dict[str, int]:
+    jobs = {f"jobs {state}": number for state, number in summary["counts"].items()}
+    return {"models taken": len(summary["models"]), "models refused": len(summary["refused"])} | jobs
+
+
+def _table(summary: Facts) -> str:
+    head = "".join(f'<th scope="col" class="number">{escape(name)}</th>' for name in ("parameters", *summary["tasks"]))
+    sizes = [cell["edges"] for model in summary["models"] for cell in model["tasks"].values() if cell["edges"]]
+    most = math.log1p(max(sizes, default=1))
+    rows = "".join(_row(model, summary["tasks"], most) for model in summary["models"])
+    return f'<table><thead><tr><th scope="col">model</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _row(model: Facts, tasks: list[str], most: float) -> str:
+    count = "&ndash;" if model["parameters"] is None else f"{model['parameters']:,}"
+    cells = "".join(_cell(model, task, most) for task in tasks)
+    name = f'<th scope="row" title="{escape(model["reference"], quote=True)}">{escape(model["model"])}</th>'
+    return f'<tr>{name}<td class="number">{count}</td>{cells}</tr>'
+
+
+def _cell(model: Facts, task: str, most: float) -> str:
+    cell: Mapping[str, Any] | None = model["tasks"].get(task)
+    if cell is None:
+        return f'<td class="none" title="{escape(model["left_out"].get(task, ""), quote=True)}">not expressible</td>'
+    hint = escape(cell["error"] or cell["why"] or f"job {cell['job']}", quote=True)
+    if cell["edges"] is None:
+        return f'<td class="{escape(cell["state"].replace(" ", "-"))}" title="{hint}">{escape(cell["state"])}</td>'
+    loss = "" if cell["loss"] is None else f" / {cell['loss']:.3f}"
+    text = f"{cell['edges']:,} / {cell['nodes']:,}{loss}"
+    if cell["report"]:
+        text = f'<a href="{escape(Path(cell["report"]).as_uri(), quote=True)}">{text}</a>'
+    if not cell["meets_target"]:
+        return f'<td class="number unmet" title="{hint}">{text}</td>'
+    return f'<td class="number met" style="--small:{100 - 85 * math.log1p(cell["edges"]) / most:.0f}%" title="{hint}">{text}</td>'
+
+
+def _troubles(summary: Facts) -> list[tuple[str, str]]:
+    return [
+        (f"{model['model']}, {task} ({cell['job']})", f"{cell['state']}{': ' + cell['error'] if cell['error'] else ''}")
+        for model in summary["models"]
+        for task, cell in model["tasks"].items()
+        if cell["state"] in ("failed", "missing", "cancelled", "not expressible")
+    ]
+
+
+def _left_out(summary: Facts) -> list[tuple[str, str]]:
+    return [(f"{model['model']}, {task}", why) for model in summary["models"] for task, why in model["left_out"].items()]
+
+
+def _list(anchor: str, title: str, rows: list[tuple[str, str]]) -> str:
+    if not rows:
+        return ""
+    items = "".join(f"<tr><th scope='row'>{escape(name)}</th><td class='reason'>{escape(text)}</td></tr>" for name, text in rows)
+    body = f'<div class="card scroll"><table><tbody>{items}</tbody></table></div>'
+    return f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{escape(title)} <small>{len(rows)}</small></h2>{body}</section>'

@@ -1,0 +1,95 @@
+"""What a batch has come to: the numbers of every circuit beside every model, with the models that were refused and why; as a folder too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from extractor import files
+from extractor.errors import BrokenArtifact, ExtractorError, NotFound, OutputError
+from worker.batches.batch import Batch, Facts, count, look, state_of
+from worker.batches.page import page
+from worker.client import damaged
+from worker.client.results import result_folder
+from worker.client.service import Service
+from worker.settings import Settings
+from worker.storage import results
+
+SUMMARY, PAGE = "summary.json", "index.html"
+NUMBERS = ("nodes", "edges", "loss", "full_loss", "accuracy")
+
+
+def folder_of(settings: Settings, batch: str) -> Path:
+    """Where a batch's summary goes if no other place is named."""
+    return settings.state_dir / "batches" / batch
+
+
+def gather(service: Service, batch: Batch) -> Facts:
+    """The summary.
+
+    models    [{model, reference, parameters, left_out {task: why}, tasks {task: {job, state, error, nodes, edges, loss, full_loss,
+              accuracy, meets_target, why, report}}}]: losses in nats; numbers are None where there is no result, report where it is not
+              visible from here
+    refused   [{model, reason}]
+    """
+    facts = [_with_numbers(service, child) for child in look(service, batch)]
+    counts = count(facts)
+    found: dict[str, dict[str, Facts]] = {}
+    for child in facts:
+        found.setdefault(child["model"], {})[child["task"]] = {key: value for key, value in child.items() if key not in ("model", "task")}
+    models = [
+        {"model": model.asked, "reference": model.reference, "parameters": model.parameters, "left_out": dict(model.left_out)}
+        | {"tasks": found.get(model.asked, {})}
+        for model in batch.selection.taken
+    ]
+    refused = [{"model": model.asked, "reason": model.reason} for model in batch.selection.refused]
+    summary: Facts = {"version": 1, "batch": batch.id, "state": state_of(counts), "created": batch.created, "asked": batch.asked}
+    summary |= {"tasks": list(batch.tasks), "counts": counts, "models": models, "refused": refused}
+    return summary | {"is_complete": batch.selection.is_complete}
+
+
+def write(out: Path, summary: Facts) -> None:
+    """summary.json and index.html, over those of an earlier look. Raises OutputError, or ExtractorError when the disk is full."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        files.write_json(out / SUMMARY, summary)
+        files.write_text(out / PAGE, page(summary))
+    except OSError as error:
+        raise OutputError(f"output {out} cannot be written ({error.strerror}); name another folder with --out") from None
+
+
+def check_out(out: Path) -> Path:
+    """A new or empty folder, or one that a batch has filled. Raises OutputError."""
+    if not (out / SUMMARY).is_file():
+        results.check_new_folder(out)
+    return out.absolute()
+
+
+def _with_numbers(service: Service, child: Facts) -> Facts:
+    told = {key: child[key] for key in ("job", "model", "task", "state", "error")} | dict.fromkeys(
+        (*NUMBERS, "meets_target", "why", "report")
+    )
+    if child["state"] != "succeeded":
+        return told
+    try:
+        folder = result_folder(service.settings, service.records, child["job"], without="model/")
+        return told | _numbers(folder)
+    except NotFound as error:
+        if damaged.is_damaged(service, child["job"]):
+            return told | {"state": "failed", "error": "NotFound: its result is gone; the same `extract batch submit` makes it anew"}
+        return told | {"why": str(error)}  # on a machine whose disk is not ours
+    except ExtractorError as error:
+        return told | {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+
+
+def _numbers(folder: Path) -> Facts:
+    """What the table needs of a circuit job's result. Raises BrokenArtifact."""
+    try:
+        result = results.summary(folder)
+        size, loss, accuracy = (result[name] for name in ("circuit", "loss", "accuracy"))
+        numbers = {"nodes": int(size["nodes"]), "edges": int(size["edges"]), "loss": float(loss["circuit"])}
+        numbers |= {"full_loss": float(loss["full"]), "accuracy": float(accuracy["circuit"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BrokenArtifact(f"the result in {folder} holds no circuit's numbers ({error}); run the job again") from None
+    report = result["paths"].get("report")
+    why = {"meets_target": bool(result.get("meets_target")), "why": result.get("why")}
+    return numbers | why | {"report": str(Path(report).absolute()) if report else None}

@@ -1,0 +1,341 @@
+"""What people see: a job's progress as bars (terminal), sparse lines (pipe) or JSON lines; tables of jobs and of results."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from extractor.errors import BrokenArtifact
+from worker.broker.routing import GB
+from worker.cli.options import print_json
+
+MOST_SECONDS = 1e10  # what lasts longer was made up
+LINE_SECONDS = 10.0  # between two plain lines within a stage
+COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "blue"}
+
+Event = dict[str, Any]
+
+
+class View(Protocol):
+    """Shows the events of one job, in order, inside a `with` block, and its result afterwards."""
+
+    def __enter__(self) -> View: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, event: Event) -> None: ...
+
+    def show_summary(self, facts: dict[str, Any], folder: Path) -> None: ...
+
+
+def quieten() -> None:
+    """No bars and no advice of transformers between a question and its answer."""
+    import warnings
+
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)
+
+
+def make_view(as_json: bool, job: str) -> View:
+    """The view that fits the output."""
+    if as_json:
+        return JsonView()
+    console = Console()
+    return BarView(job, console) if console.is_terminal else PlainView(job)
+
+
+class JsonView:
+    """One JSON object a line."""
+
+    def __enter__(self) -> JsonView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, event: Event) -> None:
+        print_json(event)
+
+    def show_summary(self, facts: dict[str, Any], folder: Path) -> None:
+        print_json({"result": facts, "path": str(folder)})
+
+
+class PlainView:
+    """A line for each change of state or stage, and one about every ten seconds in between."""
+
+    def __init__(self, job: str) -> None:
+        self._job = job
+        self._place = ""
+        self._last = 0.0
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, event: Event) -> None:
+        if event["event"] == "progress":
+            # By the time of the event, not of the reading: a replayed hour is as sparse as one that was watched.
+            at = event.get("time", time.time())
+            if at - self._last < LINE_SECONDS:
+                return
+            self._last = at
+            click.echo(f"{self._place} {describe_progress(event)}")
+            return
+        if event["event"] == "stage":
+            self._place = describe_stage(event)
+            self._last = event.get("time", time.time())
+            click.echo(self._place)
+        elif line := describe_event(event):
+            click.echo(f"job {self._job}: {line}")
+
+    def show_summary(self, facts: dict[str, Any], folder: Path) -> None:
+        show_result(Console(width=max(100, Console().width)), facts, folder)
+
+
+class BarView:
+    """A bar for each stage."""
+
+    def __init__(self, job: str, console: Console) -> None:
+        self._job, self._console = job, console
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[facts]}"),
+        )
+        self._progress = Progress(*columns, console=console)
+        self._bar: Any = None
+
+    def __enter__(self) -> BarView:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, event: Event) -> None:
+        if event["event"] == "stage":
+            self._finish_bar()
+            self._bar = self._progress.add_task(describe_stage(event), total=1, facts="")
+        elif event["event"] == "progress" and self._bar is not None:
+            facts = "  ".join(filter(None, [_metrics(event), _left(event)]))
+            self._progress.update(self._bar, completed=event.get("step"), total=event.get("total"), facts=facts)
+        elif line := describe_event(event):
+            self._progress.console.print(f"job {self._job}: {line}", highlight=False, markup=False)
+        if event["event"] == "state" and event["state"] == "succeeded":
+            self._finish_bar()
+
+    def show_summary(self, facts: dict[str, Any], folder: Path) -> None:
+        show_result(self._console, facts, folder)
+
+    def _finish_bar(self) -> None:
+        if self._bar is not None:
+            total = self._progress.tasks[self._progress.task_ids.index(self._bar)].total
+            self._progress.update(self._bar, completed=total, facts="")
+            self._bar = None
+
+
+def describe_stage(event: Event) -> str:
+    """'[2/4] bridge'."""
+    return f"[{event.get('index')}/{event.get('of')}] {event.get('stage')}"
+
+
+def describe_progress(event: Event) -> str:
+    """'120/1500  loss 2.31  12,300 tokens/s  1 min 20 s left'."""
+    return "  ".join(filter(None, [f"{event.get('step')}/{event.get('total')}", _metrics(event), _left(event)]))
+
+
+def describe_event(event: Event) -> str:
+    """A line for an event that is neither stage nor progress; '' for one that needs none."""
+    kind = event["event"]
+    if kind == "note":
+        return str(event.get("message"))
+    if kind == "cancelling":
+        return "is told to stop"
+    if kind != "state":
+        return ""
+    if event["state"] == "running":
+        return f"running on {event.get('worker')}" + (f", attempt {event['attempt']}" if event.get("attempt", 1) > 1 else "")
+    if event["state"] == "queued" and event.get("reason"):
+        return f"back in the queue: {event['reason']}"
+    return str(event["state"])
+
+
+def show_result(console: Console, facts: dict[str, Any], folder: Path) -> None:
+    """A result for people. Raises BrokenArtifact for one that no engine of ours has written."""
+    try:
+        console.print(summary_table(facts), highlight=False)
+        show_paths(facts, folder)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise BrokenArtifact(f"the result in {folder} does not say what a result says ({type(error).__name__}: {error})") from None
+
+
+def summary_table(facts: dict[str, Any]) -> Table:
+    """The result of a circuit (losses and accuracies under each condition, size, verdict), of several, or of a training."""
+    if "tasks" in facts:
+        return tasks_table(facts["tasks"])
+    table = Table(box=None, pad_edge=False)
+    losses = facts.get("loss")
+    if not isinstance(losses, dict):
+        table.add_column("result")
+        table.add_column("")
+        for key, value in facts.items():
+            if isinstance(value, (str, int, float)):
+                table.add_row(key, _number(value))
+        for task, circuit in (facts.get("circuits") or {}).items():
+            table.add_row(task, describe_circuit(circuit))
+        return table
+    table.add_column(f"{facts.get('task')} in {Path(str(facts.get('model'))).name}")
+    for name in losses:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_row("loss (nats)", *(_number(value) for value in losses.values()))
+    accuracies = facts.get("accuracy") or {}
+    table.add_row("accuracy", *(_number(accuracies.get(name)) for name in losses))
+    return table
+
+
+def tasks_table(rows: list[dict[str, Any]]) -> Table:
+    """The circuits of a job of several tasks: losses in nats of the circuit, the full model, the model without it, random circuits."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("task", no_wrap=True)
+    for name in ("nodes", "edges", "loss", "full", "accuracy", "without", "random"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("target")
+    for row in rows:
+        numbers = (row[name] for name in ("nodes", "edges", "loss", "full_loss", "accuracy", "without", "random"))
+        verdict = Text("met", style="green") if row["meets_target"] else Text("not met", style="yellow")
+        if row["nodes"] is None:
+            verdict = Text(f"no circuit: {row['why']}", style="red")
+        elif row["nodes"] == 0 and row["meets_target"]:
+            verdict = Text("met without any node", style="green")
+        table.add_row(row["task"], *(_number(number) for number in numbers), verdict)
+    return table
+
+
+def describe_circuit(circuit: dict[str, Any]) -> str:
+    """One circuit of a train job in a line."""
+    if circuit.get("nodes") is None:
+        return f"no circuit: {circuit.get('why')}"
+    size = f"{circuit['nodes']} nodes, {circuit['edges']} edges, loss {_number(circuit['loss'])}"
+    return size if circuit.get("meets_target") else f"target not met: {size}; {circuit.get('why')}"
+
+
+def show_paths(facts: dict[str, Any], folder: Path) -> None:
+    """Below the table: size, verdict, and where things lie."""
+    circuit = facts.get("circuit")
+    if isinstance(circuit, dict):
+        verdict = "meets" if facts.get("meets_target") else "does not meet"
+        size = f"{circuit.get('nodes')} nodes, {circuit.get('edges')} edges"
+        click.echo(f"circuit: {size}; {verdict} the target loss {facts.get('target_loss')} on {facts.get('held_out_pairs')} held-out pairs")
+    if "tasks" in facts:
+        click.echo(f"circuits: {describe_tasks(facts['tasks'])}")
+    recovered, steering = (facts.get("bridge") or {}).get("recovered"), facts.get("steering")
+    if recovered:
+        click.echo(f"twin: carries {recovered['mean']:.0%} of what the dense model knows beyond bigrams, mean over all crossings")
+    if steering:
+        moved = "{:.1%} to {:.1%}".format(steering["probability"][0], steering["probability"][-1])
+        worst = f"{steering['random_worst'][-1]:.1%}"
+        click.echo(f"steering: {steering['node']} moves the dense model's other answer from {moved}; random directions to {worst} at most")
+    paths = facts.get("paths", {})
+    if "tasks" in facts:  # a line for each of twenty would hide the table
+        paths = {name: path for name, path in paths.items() if name == "model"}
+        click.echo(f"reports: {folder / 'circuits' / 'TASK' / 'report.html'}")
+    for name, path in paths.items():
+        click.echo(f"{name}: {path}")
+    click.echo(f"result: {folder}")
+
+
+def describe_tasks(rows: list[dict[str, Any]]) -> str:
+    """'17 of 20 meet the target loss, 1 task cannot be asked of this model'."""
+    missing = sum(row["nodes"] is None for row in rows)
+    met = f"{sum(row['meets_target'] for row in rows)} of {len(rows)} meet the target loss"
+    return f"{met}, {missing} {'task' if missing == 1 else 'tasks'} cannot be asked of this model" if missing else met
+
+
+def show_jobs(jobs: list[dict[str, Any]]) -> None:
+    """A table of jobs."""
+    if not jobs:
+        click.echo("no jobs; queue one with `extract submit`")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("job", "state", "kind", "task", "model", "progress", "age"):
+        table.add_column(name, no_wrap=name == "job")
+    for job in jobs:
+        model = Path(job["model"]).name if job["model"] else ""
+        state = Text(job["state"], style=COLOURS.get(job["state"], ""))
+        table.add_row(job["job"], state, job["kind"], job["task"] or "", model, _progress(job), _age(job["created"]))
+    Console().print(table, highlight=False)
+
+
+def show_job(job: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """One job, a line for each fact; `rows` are those of its tasks.json."""
+    lines = {
+        "job": job["job"],
+        "state": job["state"] + (" (cancelling)" if job["cancelling"] else ""),
+        "task": ", ".join(job["tasks"]) or None,
+        "model": job["model"],
+        "attempt": job["attempt"],
+        "worker": job["worker"] if job["state"] == "running" else None,
+        "needs": f"{job['memory'] / GB:.1f} GB of memory" if job["memory"] else None,
+        "one of": job["group"],
+        "waits for": f"job {job['waits']}, which makes the twin that both need" if job["waits"] else None,
+        "progress": _progress(job) if job["state"] == "running" else None,
+        "error": f"{job['error']['type']}: {job['error']['message']}" if job["error"] else None,
+        "circuits": describe_tasks(rows) if rows else None,
+        "result": job["artifact"],
+    }
+    for name, value in lines.items():
+        if value is not None:
+            click.echo(f"{name + ':':<10} {value}")
+
+
+def _progress(job: dict[str, Any]) -> str:
+    progress = job["progress"]
+    if job["state"] != "running" or "stage" not in progress:
+        return ""
+    steps = describe_progress(progress | {"metrics": job["metrics"]}) if "step" in progress else ""
+    return f"{describe_stage(progress)} {steps}".strip()
+
+
+def _age(created: float | None) -> str:
+    return duration(time.time() - created) if created is not None and abs(created) < MOST_SECONDS else ""
+
+
+def _metrics(event: Event) -> str:
+    """'loss 2.31  12,300 tokens/s': what a person follows; all other metrics are in metrics.jsonl and --json."""
+    metrics = event.get("metrics")
+    if not isinstance(metrics, dict):
+        return ""
+    parts = [f"loss {_number(metrics['loss'])}"] if "loss" in metrics else []
+    if isinstance(metrics.get("tokens_per_s"), (int, float)):
+        parts.append(f"{metrics['tokens_per_s']:,.0f} tokens/s")
+    return "  ".join(parts)
+
+
+def _left(event: Event) -> str:
+    left = event.get("seconds_left")
+    return f"{duration(left)} left" if isinstance(left, (int, float)) and abs(left) < MOST_SECONDS else ""
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def duration(seconds: float) -> str:
+    """'1 h 20 min'."""
+    whole = int(seconds)
+    for size, name, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {name} {whole % size // smaller} {part}"
+    return f"{whole} s"

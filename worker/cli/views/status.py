@@ -1,0 +1,141 @@
+"""What people see of the whole service: a page of tables, printed once or redrawn every second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from worker.cli.views.job import COLOURS, duration
+
+REDRAW_SECONDS = 1.0
+BAR_WIDTH = 8
+
+Facts = dict[str, Any]
+
+
+def show_once(facts: Facts, limit: int) -> None:
+    """Print the page."""
+    Console().print(page(facts, limit), highlight=False)
+
+
+def show_live(look: Callable[[], Facts | None], limit: int, console: Console) -> None:
+    """Redraw the page until Ctrl-C. look: the facts of now, or None while the server does not answer."""
+    shown: RenderableType = ""
+    with Live(console=console, auto_refresh=False) as live:
+        try:
+            while True:
+                facts = look()
+                if facts is None:
+                    live.update(Group(Text("the server does not answer; trying again", style="red"), shown), refresh=True)
+                else:
+                    shown = page(facts, limit)
+                    live.update(shown, refresh=True)
+                time.sleep(REDRAW_SECONDS)
+        except KeyboardInterrupt:
+            return
+
+
+def page(facts: Facts, limit: int) -> Group:
+    """Everything, in at most about twice `limit` lines and the head."""
+    now = time.time()
+    running = [job for job in facts["open"] if job["state"] == "running"]
+    queued = [job for job in facts["open"] if job["state"] == "queued"]
+    parts: list[RenderableType] = [_head(facts)]
+    parts += _section(_workers(facts["workers"][:limit], now), len(facts["workers"]), limit, "workers")
+    if running:
+        parts += _section(_running(running), facts["jobs"]["running"], limit, "running")
+    if queued:
+        parts += _section(_queued(queued, now), facts["jobs"]["queued"], len(queued), "queued")
+    return Group(*parts)
+
+
+def _head(facts: Facts) -> Text:
+    text = Text(f"server   {facts['server']}{' (embedded)' if facts['embedded'] else ''}\njobs     ")
+    numbers = [Text(f"{number} {state}", style=COLOURS[state] if number else "") for state, number in facts["jobs"].items()]
+    text.append_text(Text("  ").join(numbers))
+    lengths = "  ".join(f"{number} {priority}" for priority, number in facts["queues"].items())
+    wait = f"; the first waits for {duration(facts['longest_wait_seconds'])}" if facts["jobs"]["queued"] else ""
+    text.append(f"\nqueues   {lengths}{wait}")
+    if facts["out_of_reach"]:
+        text.append(f"\n         {facts['out_of_reach']} need more memory than any live worker has", style="yellow")
+    if not facts["workers"]:
+        text.append("\nworkers  none; start one with `extract worker`")
+    if not facts["open"]:
+        text.append("\nno job is open; `extract list` shows those that have ended")
+    return text
+
+
+def _section(table: Table, there_are: int, limit: int, what: str) -> list[RenderableType]:
+    if not table.row_count:
+        return []
+    more = [Text(f"and {there_are - limit} more {what}", style="dim")] if there_are > limit else []
+    return ["", table, *more]
+
+
+def _workers(workers: list[Facts], now: float) -> Table:
+    table = _table("worker", "device", "job", "memory", "GPU", "up", "seen")
+    for worker in workers:
+        table.add_row(
+            worker["name"],
+            worker["device"].removeprefix("NVIDIA "),
+            worker["job"] or Text("idle", style="dim"),
+            _size(worker["memory"]),
+            _size(worker["gpu_memory"]),
+            duration(max(0, now - worker["started"])) if worker["started"] else "",
+            f"{max(0, now - worker['seen']):.0f} s",
+        )
+    return table
+
+
+def _running(jobs: list[Facts]) -> Table:
+    table = _table("job", "worker", "stage", "", "", "loss", "tokens/s", "left", "try")
+    short = {job["worker"].partition("@")[0] for job in jobs if job["worker"]}
+    is_short = len(short) == len(jobs)  # in containers every worker has the same pid
+    for job in jobs:
+        progress, metrics, worker = job["progress"], job["metrics"], job["worker"] or ""
+        done, total = progress.get("step") or 0, progress.get("total") or 0
+        stage = f"{progress.get('index')}/{progress.get('of')} {progress['stage']}" if "stage" in progress else ""
+        table.add_row(
+            job["job"],
+            worker.partition("@")[0] if is_short else worker,
+            Text("cancelling", style="yellow") if job["cancelling"] else stage,
+            ProgressBar(total=max(total, 1), completed=done, width=BAR_WIDTH),
+            f"{100 * done / total:.0f} %" if total else "",
+            _figure(metrics.get("loss"), ".4g"),
+            _figure(metrics.get("tokens_per_s"), ",.0f"),
+            duration(progress["seconds_left"]) if progress.get("seconds_left") is not None else "",
+            str(job["attempt"]),
+        )
+    return table
+
+
+def _queued(jobs: list[Facts], now: float) -> Table:
+    table = _table("job", "task", "model", "priority", "age", "tries")
+    for job in jobs:
+        model = Path(job["model"]).name if job["model"] else ""
+        table.add_row(job["job"], job["task"] or job["kind"], model, job["priority"], duration(now - job["created"]), str(job["attempt"]))
+    return table
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _figure(value: Any, style: str) -> str:
+    """A metric, whatever an engine may have called one."""
+    return format(value, style) if isinstance(value, (int, float)) else ""
+
+
+def _size(count: int) -> str:
+    return "" if not count else f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

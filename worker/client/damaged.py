@@ -1,0 +1,70 @@
+"""Finished results that are no longer what they were: files gone or cut short. Whoever asks for their jobs again has them made anew."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from extractor.errors import BrokenArtifact, NotFound
+from extractor.files import MANIFEST
+from worker.client import results
+from worker.client.service import Service
+from worker.settings import Settings
+from worker.storage.results import Stored
+from worker.storage.store import Store
+from worker.storage.transfer import parse_listing
+
+
+def among(service: Service, jobs: Sequence[str]) -> set[str]:
+    """Those of some jobs that have succeeded whose result is damaged or gone. Raises StorageUnavailable."""
+    return results.those(jobs, partial(is_damaged, service))
+
+
+def is_damaged(service: Service, job: str) -> bool:
+    """Whether the result that a job has left is damaged or gone; one that lies where we cannot look is taken to be whole.
+
+    Raises StorageUnavailable.
+    """
+    try:
+        _check(results.find_result(service.settings, service.records, job))
+    except BrokenArtifact:
+        return True
+    except NotFound:
+        record = service.records.get(job)
+        return record is not None and _lies_here(service.settings, job, record.get("artifact", ""))
+    return False
+
+
+def _check(found: Path | Stored) -> None:
+    """Whether every file that the manifest of a result names is there, in its size; what is in them is not read.
+
+    Raises BrokenArtifact, NotFound when there is no manifest, StorageUnavailable.
+    """
+    place = found.url if isinstance(found, Stored) else str(found)
+    files = parse_listing(_manifest(found), f"{place}/{MANIFEST}")
+    if isinstance(found, Stored):
+        sizes = {key.removeprefix(f"{found.prefix}/"): entry.size for key, entry in found.store.entries(found.prefix).items()}
+    else:
+        sizes = {name: os.path.getsize(found / name) for name in files if os.path.isfile(found / name)}
+    wrong = [name for name, facts in files.items() if sizes.get(name) != facts["bytes"]]
+    if wrong:
+        raise BrokenArtifact(f"{wrong[0]} is missing from {place} or was cut short; run the job again")
+
+
+def _manifest(found: Path | Stored) -> bytes:
+    if isinstance(found, Stored):
+        return found.store.get(f"{found.prefix}/{MANIFEST}")
+    try:
+        return (found / MANIFEST).read_bytes()
+    except OSError as error:
+        raise NotFound(f"{found} holds no result that can be read ({error.strerror})") from None
+
+
+def _lies_here(settings: Settings, job: str, artifact: str) -> bool:
+    """Whether we would see the result of a job if it were there: in our storage, or in a root where its folder is."""
+    if "://" in artifact:
+        return settings.store is not None and artifact.startswith(Store(settings.store).url + "/")
+    folder = settings.root / job
+    return artifact == str(folder / "result") and (settings.embedded or folder.is_dir())

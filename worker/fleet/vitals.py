@@ -1,0 +1,76 @@
+"""What a live worker says of itself: who it is, on what it computes, how its engine fares."""
+
+from __future__ import annotations
+
+import socket
+import time
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+import psutil
+
+from worker import processes
+from worker.fleet import devices
+from worker.records.records import Records, Worker, describe
+from worker.settings import Settings
+
+LOOK_SECONDS = 15.0  # between two looks at the device: asking it takes up to a second of a CPU
+
+
+class Vitals:
+    """Of the worker whose main process we are. is_local: started by a command."""
+
+    def __init__(self, name: str, records: Records, settings: Settings, is_local: bool, capacity: int) -> None:
+        self._name, self._records, self._settings, self._is_local, self._capacity = name, records, settings, is_local, capacity
+        self._started = time.time()
+        self._looked_at = -LOOK_SECONDS
+        self._device = devices.Device("")
+
+    def look(self, job: str) -> Worker:
+        """The worker as of now. job: the one it runs, or ''. Raises redis.RedisError."""
+        if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+            self._looked_at = time.monotonic()
+            self._device = devices.look(self._settings.threads)
+        return Worker(
+            name=self._name,
+            host=socket.gethostname(),
+            job=job,
+            process=str(processes.identify()),
+            local=self._is_local,
+            version=own_version(),
+            device=self._device.name,
+            gpu_memory=self._device.used,
+            gpu_total=self._device.total,
+            memory=engine_memory() if job else 0,
+            tokens_per_s=self._tokens_per_s(job) if job else 0.0,
+            started=round(self._started, 3),
+            capacity=self._capacity,
+        )
+
+    def _tokens_per_s(self, job: str) -> float:
+        record = self._records.get_many([job]).get(job, {})
+        if record.get("worker") != self._name or record.get("state") != "running":
+            return 0.0
+        rate = describe(job, record)["metrics"].get("tokens_per_s")
+        return float(rate) if isinstance(rate, (int, float)) else 0.0
+
+
+@cache
+def own_version() -> str:
+    """The version of this installation, '' in a checkout that is not installed."""
+    try:
+        return version("extractor")
+    except PackageNotFoundError:
+        return ""
+
+
+def engine_memory() -> int:
+    """Bytes of memory of the engine and its children. It is a child of our pool's child."""
+    found = 0
+    try:
+        for child in psutil.Process().children():
+            for process in child.children(recursive=True):
+                found += process.memory_info().rss
+    except psutil.Error:  # it ended while we looked
+        return found
+    return found

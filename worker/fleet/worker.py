@@ -1,0 +1,96 @@
+"""A worker: Celery's prefork pool with one child, our caretaker beside it, and a polite way to leave.
+
+SIGTERM or Ctrl-C: the running job saves its checkpoint, goes back to the queue without losing an attempt, and the worker exits 0.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import signals
+from celery.exceptions import Reject
+from celery.worker import state
+
+from extractor.errors import ServiceUnavailable
+from worker.broker import messages
+from worker.broker.app import TASK, make_app
+from worker.broker.redis_url import connect
+from worker.fleet.caretaker import Caretaker, publisher
+from worker.ids import check_id
+from worker.records.records import Records
+from worker.settings import Settings
+from worker.supervision.attempt import Place, Shared, run_job
+
+
+def serve(
+    url: str,
+    settings: Settings,
+    max_jobs: int | None = None,
+    idle_exit: float | None = None,
+    is_local: bool = False,
+    alive_file: Path | None = None,
+    capacity: int = 0,
+) -> int:
+    """Work until told to leave; how many attempts at jobs were made.
+
+    max_jobs    leave after that many attempts
+    idle_exit   leave after that many seconds without work
+    alive_file  touched every few seconds while Redis answers the main process
+    capacity    bytes that a job may need, to be taken; 0: any
+    """
+    messages.guard()
+    app = make_app(url, settings, capacity)
+    name = f"{'local' if is_local else 'worker'}-{os.getpid()}@{socket.gethostname()}"
+    records = Records(connect(url))
+    shared = Shared()
+
+    publish_again = publisher(app, records)
+    place = Place(name, url, settings, shared, publish_again)
+
+    def run(job: str) -> str:
+        if shared.leaving:
+            raise Reject("the worker is leaving", requeue=True)
+        reached = run_job(check_id(job), place)
+        if max_jobs is not None and shared.ended >= max_jobs:
+            _leave_now(shared)
+        return reached
+
+    app.task(run, name=TASK, bind=False)
+    caretaker = Caretaker(name, records, settings, publish_again, _current_job, idle_exit, is_local, alive_file, capacity)
+
+    def on_ready(**_: Any) -> None:
+        if not caretaker.is_alive():  # the signal comes again after each reconnection
+            caretaker.start()
+
+    def on_leaving(**_: Any) -> None:
+        shared.leave()
+        caretaker.stop()
+
+    signals.worker_ready.connect(on_ready, weak=False)
+    signals.worker_shutting_down.connect(on_leaving, weak=False)
+    worker = app.Worker(
+        hostname=name, loglevel="INFO", quiet=True, no_color=True, without_gossip=True, without_mingle=True, concurrency=1, pool="prefork"
+    )
+    worker.start()
+    if worker.exitcode:
+        raise ServiceUnavailable(f"worker {name} gave up, for the reason logged above; start it again once that is mended")
+    return shared.ended
+
+
+def _leave_now(shared: Shared) -> None:
+    """From the child: make the main process shut down before this task ends, so that it takes no further job."""
+    os.kill(os.getppid(), signal.SIGTERM)
+    deadline = time.monotonic() + 5
+    while not shared.leaving and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _current_job() -> str:
+    for request in [*state.active_requests, *state.reserved_requests]:
+        return str(request.id).rpartition(".")[0]
+    return ""

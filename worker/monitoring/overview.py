@@ -1,0 +1,67 @@
+"""The service at a glance: jobs by state, queues, live workers, what runs and what waits. Cheap however many records there are."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import redis
+
+from worker import processes
+from worker.broker import redis_url, routing
+from worker.broker.app import KEY_PREFIX
+from worker.client.service import Service
+from worker.records.counts import Counts
+from worker.records.records import Records, Worker, describe
+
+
+def overview(service: Service, limit: int) -> dict[str, Any]:
+    """The object that `extract status --json` shows. limit: most open jobs in it; running ones first, each kind newest first.
+
+    Raises redis.RedisError.
+    """
+    records, counts, lengths = service.records, Counts(service.records.client), queue_lengths(service.records.client)
+    counts.prepare()
+    running = _describe_all(records, counts.newest("running", 0))
+    queued = _describe_all(records, counts.newest("queued", limit - len(running))) if len(running) < limit else []
+    open_jobs = [job for job in running if job["state"] == "running"][:limit] + [job for job in queued if job["state"] == "queued"]
+    workers = live_workers(service)
+    reached = {queue for worker in workers for queue in routing.queues_for(worker.capacity)}
+    return {
+        "server": redis_url.mask(service.url),
+        "embedded": service.settings.embedded,
+        "jobs": counts.by_state(),
+        "queues": {priority: sum(lengths[queue] for queue in queues) for priority, queues in routing.all_queues().items()},
+        "out_of_reach": sum(length for queue, length in lengths.items() if queue not in reached) if workers else 0,
+        "longest_wait_seconds": round(counts.longest_wait(), 1),
+        "workers": [_describe_worker(worker) for worker in workers],
+        "open": open_jobs,
+    }
+
+
+def live_workers(service: Service) -> list[Worker]:
+    """The workers that are there, those with a job first. One that was killed on this machine does not count. Raises redis.RedisError."""
+    embedded = service.settings.embedded
+    here = [w for w in service.records.workers() if not processes.is_gone(processes.ProcessId.parse(w.process), same_machine=embedded)]
+    return sorted(here, key=lambda worker: (not worker.job, worker.name))
+
+
+def queue_lengths(client: redis.Redis) -> dict[str, int]:
+    """Messages that wait, by queue. Raises redis.RedisError."""
+    with client.pipeline(transaction=False) as batch:
+        for queues in routing.all_queues().values():
+            for queue in queues:
+                batch.llen(KEY_PREFIX + queue)
+        lengths = iter(batch.execute())
+    return {queue: next(lengths) for queues in routing.all_queues().values() for queue in queues}
+
+
+def _describe_all(records: Records, jobs: list[str]) -> list[dict[str, Any]]:
+    """The jobs that are still there, that started last first; those that wait, that came last first."""
+    found = [describe(job, record) for job, record in records.get_many(jobs).items()]
+    return sorted(found, key=lambda job: job["started"] or job["created"] or 0, reverse=True)
+
+
+def _describe_worker(worker: Worker) -> dict[str, Any]:
+    facts = {key: value for key, value in dataclasses.asdict(worker).items() if key != "process"}
+    return facts | {"job": worker.job or None}

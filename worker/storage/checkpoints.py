@@ -1,0 +1,186 @@
+"""The checkpoints of a job in storage: what its folder held at some moments, each a list of files with their sums and keys.
+
+    JOB/TOKEN/000003/snapshot.json     every file of the folder at that moment: sha256, bytes, and the key where it lies
+    JOB/TOKEN/000003/files/NAME        those that were new then
+
+TOKEN is an attempt's own, and a key is written once: an attempt that lost its job can write, but to nothing that another's checkpoint
+names. Which checkpoint counts is said by the job's record alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from extractor.errors import BrokenArtifact
+from worker.storage.store import PART, Store
+from worker.storage.transfer import Wanted, fetch_all, parse_listing, put_all, sum_of
+
+KEPT = 2  # the newest, and the one before in case it cannot be read
+INDEX = "snapshot.json"
+POINTER = re.compile(r"[0-9a-f]{16}/[0-9]{6}")
+_TRIES = 5
+Stamp = tuple[int, int, int]  # inode, time of change (ns), bytes
+
+
+class Unstable(BrokenArtifact):
+    """A folder that changed whenever it was looked at."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A checkpoint that lies in storage, complete, but counts only once a record names it."""
+
+    pointer: str
+    parts: dict[str, Wanted]
+    sent: int  # bytes that were new
+
+    def keys(self, job: str) -> set[str]:
+        return {part.key for part in self.parts.values()} | {f"{job}/{self.pointer}/{INDEX}"}
+
+
+class Snapshots:
+    """A job's checkpoints, as one attempt reads and adds to them. folder: what they are of; staging: a free name on the same disk."""
+
+    def __init__(self, store: Store, job: str, token: str, folder: Path, staging: Path) -> None:
+        self._store, self._job, self._token, self._folder, self._staging = store, job, token, folder, staging
+        self._rounds = 0
+        self._known: dict[str, tuple[Stamp | None, Wanted]] = {}  # by name: what lies in storage already
+        self._kept: deque[Draft] = deque(maxlen=KEPT)
+        self._seen: set[str] = set()
+
+    def restore(self, pointer: str, is_local: bool) -> None:
+        """Make the folder what it was at that checkpoint. is_local: it was, and has only been worked on since; then only keys are learnt.
+
+        Raises BrokenArtifact or NotFound for a checkpoint that is not whole any more, StorageUnavailable, ExtractorError of a full disk.
+        """
+        draft = self._open(pointer)
+        if not is_local:
+            stored = self._store.entries(self._job)
+            for path in [path for path in self._folder.rglob("*") if path.is_symlink() or path.is_file()]:
+                if path.relative_to(self._folder).as_posix().removesuffix(PART) not in draft.parts:
+                    path.unlink()
+            fetch_all(self._store, draft.parts, stored, self._folder)
+        self._known = {name: (None, part) for name, part in draft.parts.items()}
+        self.commit(draft)
+
+    def save(self) -> Draft | None:
+        """Upload what has changed since the last checkpoint; None if nothing has. It counts only when a record names it.
+
+        Raises Unstable, StorageUnavailable, OSError.
+        """
+        try:
+            frozen = freeze(self._folder, self._staging)
+            if not frozen:
+                return None
+            self._rounds += 1
+            pointer = f"{self._token}/{self._rounds:06d}"
+            parts, fresh = {}, {}
+            for name, stamp in frozen.items():
+                part = parts[name] = self._part(name, stamp, f"{self._job}/{pointer}/files/{name}")
+                if part.key not in self._seen:
+                    fresh[part.key] = (self._staging / name, part.size)
+            if self._kept and self._kept[-1].parts == parts:
+                return None
+            self._seen |= fresh.keys()
+            put_all(self._store, fresh)
+            self._known = {name: (frozen[name], part) for name, part in parts.items()}
+            draft = Draft(pointer, parts, sum(size for _, size in fresh.values()))
+            self._seen |= draft.keys(self._job)
+            index = {name: {"sha256": part.sha256, "bytes": part.size, "key": part.key} for name, part in parts.items()}
+            self._store.put(f"{self._job}/{pointer}/{INDEX}", json.dumps({"version": 1, "files": index}).encode())
+            return draft
+        finally:
+            shutil.rmtree(self._staging, ignore_errors=True)
+
+    def commit(self, draft: Draft) -> None:
+        """The record names it now."""
+        self._kept.append(draft)
+        self._seen |= draft.keys(self._job)
+
+    def drop_old(self) -> None:
+        """Remove what neither the last checkpoints nor the next one needs. Raises StorageUnavailable."""
+        needed = {key for draft in self._kept for key in draft.keys(self._job)} | {part.key for _, part in self._known.values()}
+        old = self._seen - needed
+        self._store.remove(sorted(old))
+        self._seen -= old
+
+    def _open(self, pointer: str) -> Draft:
+        if not POINTER.fullmatch(pointer):
+            raise BrokenArtifact(f"{pointer[:40]!r} names no checkpoint")
+        source = f"{self._job}/{pointer}/{INDEX}"
+        listed = parse_listing(self._store.get(source), source)
+        for name, facts in listed.items():
+            if not re.fullmatch(rf"{self._job}/{POINTER.pattern}/files/{re.escape(name)}", str(facts.get("key"))):
+                raise BrokenArtifact(f"{source} gives no key of this job for {name}")
+        return Draft(pointer, {name: Wanted(facts["key"], facts["sha256"], facts["bytes"]) for name, facts in listed.items()}, 0)
+
+    def _part(self, name: str, stamp: Stamp, key: str) -> Wanted:
+        """The file as it lies in storage already, or under a new key."""
+        known_stamp, known = self._known.get(name, (None, None))
+        if known is not None and known_stamp == stamp:
+            return known
+        digest = sum_of(self._staging / name, stamp[2])
+        if known is not None and (known.sha256, known.size) == (digest, stamp[2]):
+            return known
+        return Wanted(key, digest, stamp[2])
+
+
+def pointers(field: str) -> list[str]:
+    """The checkpoints that a record names, newest first."""
+    return field.split()[:KEPT]
+
+
+def freeze(folder: Path, into: Path) -> dict[str, Stamp]:
+    """Link every file of a folder at work into another, as the folder was at one moment; half-written *.tmp are left out.
+
+    A file that is replaced meanwhile stays what it was; one that grows is meant up to the size given here. Raises Unstable.
+    """
+    for _ in range(_TRIES):
+        shutil.rmtree(into, ignore_errors=True)
+        into.mkdir(parents=True)
+        seen = _look(folder)
+        try:
+            for name in seen:
+                (into / name).parent.mkdir(parents=True, exist_ok=True)
+                _link(folder / name, into / name)
+        except FileNotFoundError:
+            continue
+        if _inodes(_look(folder)) == _inodes(seen):  # so at every moment in between, too
+            return seen
+    raise Unstable(f"{folder} changed while it was looked at, {_TRIES} times")
+
+
+def _look(folder: Path) -> dict[str, Stamp]:
+    found = {}
+    for path, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.endswith(".tmp")]
+        for name in files:
+            if not name.endswith((".tmp", PART)):
+                place = Path(path, name)
+                try:
+                    facts = place.lstat()
+                except FileNotFoundError:
+                    continue
+                if stat.S_ISREG(facts.st_mode):
+                    found[place.relative_to(folder).as_posix()] = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
+    return dict(sorted(found.items()))
+
+
+def _inodes(found: dict[str, Stamp]) -> dict[str, int]:
+    return {name: stamp[0] for name, stamp in found.items()}
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a disk without hard links
+        shutil.copyfile(source, target)

@@ -1,0 +1,282 @@
+"""Where the folder of one job is kept while an attempt works at it: in place, or in storage that machines without a common disk share.
+
+In place there is nothing to do. With storage the attempt works in scratch and mirrors: it begins from the checkpoint that the record
+names, uploads what changed on every checkpoint, and at the end the result, its manifest last. What it uploads is its own, and the record
+takes a checkpoint only from the owner of the job. Storage that is away never stops a running engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import redis
+
+from extractor import files
+from extractor.errors import BrokenArtifact, ExtractorError, NotFound, StorageRefused, StorageUnavailable
+from worker.records.records import Records
+from worker.settings import Settings
+from worker.storage import layout, results
+from worker.storage.checkpoints import Draft, Snapshots, pointers
+from worker.storage.layout import is_log
+from worker.storage.store import Store
+from worker.storage.transfer import put_folder
+
+log = logging.getLogger("extract")
+LOOK_SECONDS = 60.0  # a running job is looked at this often though its engine announces nothing
+ROOM = 1 << 20  # bytes that must fit onto a disk that was full before a job is tried again
+RETRY_SECONDS = 2.0  # between two tries of what must be done before the job can go on
+MARK = "stored"  # in a job's scratch folder: the record it belongs to, and the checkpoint that it was, or has grown from
+Wish = Callable[[], Literal["", "stop", "kill"]]
+_T = TypeVar("_T")
+
+
+def has_room(folder: Path) -> bool:
+    """Whether a disk takes something again."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
+
+
+class Storage(Protocol):
+    """What an attempt asks of the place where its job is kept."""
+
+    def bring(self, model: str, wish: Wish) -> None:
+        """A model that another job left, 'job:ID/ATTEMPT'.
+
+        Raises StorageUnavailable when it does not answer for long, NotFound and BrokenArtifact for a model that is not there whole,
+        ExtractorError when the disk is full.
+        """
+
+    def restore(self, record: dict[str, str], wish: Wish) -> None:
+        """Before the engine: the folder as the last attempt left it.
+
+        Raises StorageUnavailable when it does not answer for long, ExtractorError when the disk is full.
+        """
+
+    def mirroring(self) -> Any:
+        """A context in which the engine runs."""
+
+    def hear(self, event: dict[str, Any]) -> None:
+        """The engine said that."""
+
+    def keep_work(self, wish: Wish) -> None:
+        """After the engine, when there is no result: leave the last checkpoint for the next attempt. Never raises."""
+
+    def keep_result(self, wish: Wish) -> str:
+        """After the engine has left a result: where it lies now. Raises StorageUnavailable when storage does not answer for long."""
+
+    def tidy(self) -> None:
+        """The job has succeeded, and the record says so: nothing but the result and the logs is needed. Never raises."""
+
+    def leave(self) -> None:
+        """The attempt is over, its log complete. Never raises."""
+
+
+def storage_of(settings: Settings, job: str, token: str, records: Records) -> Storage:
+    """The storage of a job that is worked at in `settings.root`/job."""
+    folder = settings.root / job
+    return Mirrored(Store(settings.store), settings, job, token, records) if settings.store else InPlace(folder)
+
+
+class InPlace:
+    """The folder is the truth."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def bring(self, model: str, wish: Wish) -> None:
+        pass
+
+    def restore(self, record: dict[str, str], wish: Wish) -> None:
+        pass
+
+    @contextmanager
+    def mirroring(self) -> Iterator[None]:
+        yield
+
+    def hear(self, event: dict[str, Any]) -> None:
+        pass
+
+    def keep_work(self, wish: Wish) -> None:
+        pass
+
+    def keep_result(self, wish: Wish) -> str:
+        return str(self._folder / "result")
+
+    def tidy(self) -> None:
+        pass
+
+    def leave(self) -> None:
+        pass
+
+
+class Mirrored:
+    """The folder is scratch; the truth is in storage."""
+
+    def __init__(self, store: Store, settings: Settings, job: str, token: str, records: Records) -> None:
+        self._store, self._settings, self._job, self._token, self._records = store, settings, job, token, records
+        self._folder = settings.root / job
+        self._snapshots = Snapshots(store, job, token, self._folder / "result", self._folder / f".upload-{token}")
+        self._created = self._newest = ""  # of the record: when it was made, and the checkpoints it names
+        self._is_away = self._is_finished = False
+        self._wake, self._done = threading.Event(), threading.Event()
+
+    def bring(self, model: str, wish: Wish) -> None:
+        self._wait_for(partial(results.bring, results.model_of(self._store.url, model)), wish)
+
+    def restore(self, record: dict[str, str], wish: Wish) -> None:
+        self._created, self._newest = record.get("created", ""), record.get("snapshot", "")
+        named, mark = pointers(self._newest), self._folder / MARK
+        is_local = mark.is_file() and mark.read_text(encoding="utf-8") == self._mark(named[0] if named else "")
+        for pointer in named:
+            if not is_local:
+                mark.unlink(missing_ok=True)
+            try:
+                self._wait_for(partial(self._snapshots.restore, pointer, is_local), wish)
+                files.write_text(mark, self._mark(pointer))
+                return
+            except (BrokenArtifact, NotFound) as error:
+                self._note(f"checkpoint {pointer} cannot be used: {error}")
+                is_local = False  # only the newest may be
+        if named:
+            self._note("no checkpoint can be used; the job starts anew")
+        if not is_local:
+            shutil.rmtree(self._folder / "result", ignore_errors=True)
+        files.write_text(mark, self._mark(""))
+
+    @contextmanager
+    def mirroring(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._mirror, name="mirror", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._done.set()
+            self._wake.set()
+            thread.join()
+
+    def hear(self, event: dict[str, Any]) -> None:
+        if event["event"] in ("checkpoint", "stage"):
+            self._wake.set()
+
+    def keep_work(self, wish: Wish) -> None:
+        try:
+            self._insist(self._save, wish, self._settings.stop_grace)
+        except (ExtractorError, OSError, redis.RedisError) as error:
+            log.warning("job %s: its last steps are not kept (%s)", self._job, error)
+
+    def keep_result(self, wish: Wish) -> str:
+        place = f"{self._job}/{self._token}/result"
+        self._insist(partial(put_folder, self._store, place, self._folder / "result"), wish, self._settings.store_patience)
+        return f"{self._store.url}/{place}"
+
+    def tidy(self) -> None:
+        self._is_finished = True
+        own = f"{self._job}/{self._token}/result/"
+        try:
+            self._store.remove([key for key in self._store.entries(self._job) if not key.startswith(own) and not is_log(key)])
+            self._store.prune_folders(self._job)
+        except ExtractorError as error:
+            log.warning("job %s: its checkpoints stay in storage (%s); `extract gc` removes them", self._job, error)
+
+    def leave(self) -> None:
+        self._keep_log()
+        if self._is_finished:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _mirror(self) -> None:
+        """Save after each announced checkpoint, the last of several, until the engine has ended."""
+        while not self._done.is_set():
+            self._wake.wait(LOOK_SECONDS)
+            self._wake.clear()
+            if self._done.is_set():
+                return
+            try:
+                self._save()
+                self._is_away = False
+            except (ExtractorError, OSError, redis.RedisError) as error:
+                log.warning("job %s: checkpoint not kept (%s); the engine goes on", self._job, error)
+                if isinstance(error, StorageUnavailable) and not self._is_away:
+                    self._is_away = True
+                    self._note(f"{error}; the job goes on, its checkpoints are kept once it answers")
+            except Exception:  # a mistake of ours must not cost the job more than its checkpoints
+                log.exception("job %s: checkpoint not kept", self._job)
+            self._done.wait(self._settings.store_every)
+
+    def _save(self) -> None:
+        """Upload a checkpoint and have the record name it; the record refuses if the job is no longer ours."""
+        draft = self._snapshots.save()
+        if draft is None or not self._publish(draft):
+            return
+        self._snapshots.commit(draft)
+        self._keep_log()
+        files.write_text(self._folder / MARK, self._mark(draft.pointer))
+        try:
+            self._snapshots.drop_old()
+        except StorageUnavailable as error:
+            log.info("job %s: old checkpoints stay for now (%s)", self._job, error)
+
+    def _publish(self, draft: Draft) -> bool:
+        named = " ".join([draft.pointer, *pointers(self._newest)[:1]])
+        event = {"event": "stored", "checkpoint": draft.pointer, "files": len(draft.parts), "bytes": draft.sent}
+        if self._records.report(self._job, self._token, event, {"snapshot": named}) != "ok":
+            return False
+        self._newest = named
+        return True
+
+    def _mark(self, pointer: str) -> str:
+        return f"{self._created} {pointer}\n"
+
+    def _keep_log(self) -> None:
+        """The job's log, for people; the job does not depend on it. Of all that is stored, only logs are written again."""
+        try:
+            for path in layout.parts(self._folder):
+                if path.is_file():
+                    self._store.put_file(f"{self._job}/{self._token}/{path.name}", path, path.stat().st_size)
+        except (ExtractorError, OSError) as error:
+            log.warning("job %s: its log is not kept (%s)", self._job, error)
+
+    def _note(self, message: str) -> None:
+        log.warning("job %s: %s", self._job, message)
+        try:
+            self._records.report(self._job, self._token, {"event": "note", "message": message}, {})
+        except redis.RedisError:
+            return  # it stands in the worker's log
+
+    def _wait_for(self, act: Callable[[], _T], wish: Wish) -> _T:
+        """The same before the engine runs: nothing is lost yet, so whoever is to stop does so at once."""
+        return self._insist(act, lambda: "kill" if wish() else "", self._settings.store_patience)
+
+    def _insist(self, act: Callable[[], _T], wish: Wish, seconds: float) -> _T:
+        """Do what storage that is away for a while does not spoil; a worker or job that is to stop waits no longer than its grace."""
+        deadline, told = time.monotonic() + seconds, False
+        while True:
+            try:
+                return act()
+            except StorageRefused:
+                raise
+            except StorageUnavailable as error:
+                wanted = wish()
+                if wanted == "stop":
+                    deadline = min(deadline, time.monotonic() + self._settings.stop_grace)
+                if wanted == "kill" or time.monotonic() > deadline:
+                    raise
+                if not told:
+                    told = True
+                    self._note(f"{error}; waiting for it")
+            time.sleep(RETRY_SECONDS)

@@ -1,0 +1,233 @@
+"""Finished results: what they say of themselves, and how they come to where somebody wants them, copied or fetched from storage.
+
+A fetch is resumable and ends with manifest.json: until then that file is manifest.json.part, which also tells whose fetch a folder holds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from extractor.errors import BrokenArtifact, DiskFull, NotFound, OutputError
+from extractor.files import MANIFEST, read_json, verify_manifest, write_text
+from extractor.models.reference import JOB_MODEL, fetched_result
+from worker.broker import embedded_redis
+from worker.ids import check_id
+from worker.storage.store import PART, Store
+from worker.storage.transfer import Wanted, fetch_all, parse_listing
+
+TOKEN = re.compile(r"[0-9a-f]{16}")
+Tell = Callable[[int, int], None]  # is given the bytes that have come, of all
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The result that one attempt at a job left in storage."""
+
+    store: Store
+    job: str
+    attempt: str
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.job}/{self.attempt}/result"
+
+    @property
+    def url(self) -> str:
+        return f"{self.store.url}/{self.prefix}"
+
+    @property
+    def model(self) -> str:
+        """The reference of its model for a JobSpec."""
+        return f"job:{self.job}/{self.attempt}"
+
+
+def find(url: str, job: str, artifact: str | None) -> Stored:
+    """The result of a job. artifact: what its record says of it, if there is a record; else storage itself is asked.
+
+    Raises NotFound when there is none, or when the record's lies elsewhere; StorageUnavailable.
+    """
+    store = Store(url)
+    if artifact is not None:
+        rest = re.fullmatch(rf"{re.escape(store.url)}/{check_id(job)}/({TOKEN.pattern})/result", artifact)
+        if rest is None:
+            raise NotFound(f"the result of job {job} lies in {artifact[:300]}, not in {store.url}; set EXTRACT_ROOT to its place")
+        return Stored(store, job, rest[1])
+    ends = f"/result/{MANIFEST}"
+    attempts = [key.split("/")[1] for key in store.entries(check_id(job)) if key.count("/") == 3 and key.endswith(ends)]
+    if not attempts:
+        raise NotFound(f"job {job!r} not found, neither its record nor a result in {store.url}; `extract list` shows the jobs there are")
+    return Stored(store, job, min(attempts))  # each is whole, and of one spec
+
+
+def is_finished(url: str, job: str) -> bool:
+    """Whether storage holds a finished result of a job. Raises StorageUnavailable."""
+    try:
+        find(url, job, None)
+    except NotFound:
+        return False
+    return True
+
+
+def model_of(url: str, reference: str) -> Stored:
+    """The result whose model a JobSpec names as 'job:ID/ATTEMPT'. Raises NotFound for any other reference."""
+    found = JOB_MODEL.fullmatch(reference)
+    if found is None:
+        raise NotFound(f"{reference[:80]!r} is not a job's model")
+    return Stored(Store(url), *found.groups())
+
+
+def bring(stored: Stored, tell: Tell = lambda _done, _all: None, without: str | None = None) -> Path:
+    """The result in this machine's cache, fetched if it is not there. Raises what `fetch` raises.
+
+    without: the beginning of the names of files that are not wanted now; what is fetched then waits for the rest.
+    """
+    folder = fetched_result(stored.job, stored.attempt)
+    if (folder / MANIFEST).is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder.parent} cannot be made ({error.strerror}); set EXTRACT_CACHE_DIR to a folder you may write") from None
+    with embedded_redis.lock(folder.with_name(f".{folder.name}.lock")):
+        if not (folder / MANIFEST).is_file():  # nobody was faster
+            fetch(stored, folder, tell, without)
+    return folder
+
+
+def fetch(stored: Stored, out: Path, tell: Tell = lambda _done, _all: None, without: str | None = None) -> list[str]:
+    """Fetch a result into a folder that is new, empty, or holds this very fetch, begun or done: the names of its files.
+
+    without: as `bring` has it. Raises OutputError for any other folder, BrokenArtifact when what storage holds is not what the manifest
+    says, NotFound, StorageUnavailable, ExtractorError when the disk is full.
+    """
+    try:
+        return fetch_folder(stored.store, stored.prefix, out, tell, without)
+    except NotFound:
+        raise NotFound(f"job {stored.job} has no finished result at {stored.url}; run it again with `extract submit`") from None
+
+
+def fetch_folder(store: Store, prefix: str, out: Path, tell: Tell = lambda _done, _all: None, without: str | None = None) -> list[str]:
+    """Fetch a folder that was stored with a manifest. Raises what `fetch` raises."""
+    place = f"{store.url}/{prefix}/{MANIFEST}"
+    manifest = store.get(f"{prefix}/{MANIFEST}")
+    files = parse_listing(manifest, place)
+    if MANIFEST in files:
+        raise BrokenArtifact(f"{place} lists itself; run the job again")
+    names = [name for name in files if without is None or not name.startswith(without)]
+    wanted = {name: Wanted(f"{prefix}/{name}", files[name]["sha256"], files[name]["bytes"]) for name in names}
+    whole = sum(want.size for want in wanted.values())
+    _begin(out, manifest)
+    _check_room(out, whole)
+    tell(0, whole)
+    fetch_all(store, wanted, store.entries(prefix), out, lambda count: tell(count, whole))
+    if without is None:
+        (out / (MANIFEST + PART)).replace(out / MANIFEST)
+    return names
+
+
+def _begin(out: Path, manifest: bytes) -> None:
+    """Take a folder for this fetch: its manifest stands there, not yet under its own name."""
+    final, partial = out / MANIFEST, out / (MANIFEST + PART)
+    begun = {partial.name, partial.name + ".tmp"}
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"output {out} exists and is not a folder; name a new one")
+    try:
+        found = next((path.read_bytes() for path in (final, partial) if path.is_file()), None)
+        if found != manifest and out.is_dir() and {path.name for path in out.iterdir()} - begun:
+            what = "is not an empty folder" if found is None else "holds another result"
+            raise OutputError(f"output {out} exists and {what}; name a new one")
+        out.mkdir(parents=True, exist_ok=True)
+        if final.is_file():
+            final.replace(partial)
+        elif found != manifest:
+            write_text(partial, manifest.decode())
+    except OSError as error:
+        raise OutputError(f"output {out} cannot be written ({error.strerror}); name another folder") from None
+
+
+def _check_room(out: Path, whole: int) -> None:
+    have = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    free = shutil.disk_usage(out).free
+    if whole - have > free:
+        raise DiskFull(f"{out} needs {whole - have:,} bytes, {free:,} are free: make room and run the same command again, it resumes")
+
+
+def check_new_folder(out: Path) -> None:
+    """Refuse a place for a copy that is not a new or empty folder. Raises OutputError."""
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise OutputError(f"output {out} exists and is not an empty folder; name a new one")
+    above = next((parent for parent in out.absolute().parents if os.path.lexists(parent)), None)
+    if above is not None and not os.path.isdir(above):
+        raise OutputError(f"output {out} cannot be made: {above} is not a folder; name another")
+
+
+def copy(folder: Path, out: Path) -> list[str]:
+    """Copy the files that the manifest names to a new folder, and verify the copy: the names of the files.
+
+    Raises OutputError, or BrokenArtifact when the result or its copy is not what the manifest says.
+    """
+    check_new_folder(out)
+    names = list(verify_manifest(folder))
+    outside = [name for name in names if not (folder / name).resolve().is_relative_to(folder.resolve())]
+    if outside:
+        raise BrokenArtifact(f"{folder / MANIFEST} names {outside[0]!r}, which leads out of the folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"output {out} cannot be written ({error.strerror}); name another folder") from None
+    try:
+        for name in [*names, MANIFEST]:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, temporary / name)
+        verify_manifest(temporary)
+        temporary.chmod(0o755)
+        temporary.replace(out)
+    except OSError as error:
+        raise OutputError(f"output {out} cannot be written ({error.strerror}); name another folder") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return names
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What a finished result says of itself (result.json), with the absolute paths of what a person may want to open.
+
+    Of a circuit job of several tasks: model, labels, target_loss, seed, bridge, and under 'tasks' the rows of tasks.json.
+    'report', 'picture' and 'circuit' are those of the first circuit; further reports stand under 'report TASK'.
+    """
+    circuits = sorted(folder.glob("circuits/*/result.json"), key=lambda place: (not place.with_name("report.html").is_file(), place))
+    own = folder / "result.json"
+    found = own if own.is_file() or not circuits else circuits[0]
+    facts = read_json(found) if found.is_file() else {}
+    if not isinstance(facts, dict):
+        raise BrokenArtifact(f"{found} holds no result; run the job again")
+    if (folder / "tasks.json").is_file():
+        twin = folder / "model" / "faithfulness.json"
+        facts = {key: facts[key] for key in ("model", "labels", "target_loss", "seed") if key in facts}
+        facts |= {"bridge": read_json(twin)} if twin.is_file() else {}
+        facts["tasks"] = task_rows(folder)
+    names = {"report": "report.html", "picture": "circuit.svg", "circuit": "circuit.json"}
+    paths = {key: circuits[0].with_name(name) for key, name in names.items() if circuits and circuits[0].with_name(name).is_file()}
+    further = {f"report {place.parent.name}": place.with_name("report.html") for place in circuits[1:]}
+    paths |= {key: place for key, place in further.items() if place.is_file()}
+    if (folder / "model").is_dir():
+        paths["model"] = folder / "model"
+    return facts | {"paths": {key: str(path) for key, path in paths.items()}}
+
+
+def task_rows(folder: Path) -> list[dict[str, Any]]:
+    """What a job of several tasks says of each, the rows of tasks.json; none of other jobs, or of a result out of sight."""
+    if not os.path.isfile(folder / "tasks.json"):  # unlike pathlib's, it never raises
+        return []
+    rows = read_json(folder / "tasks.json")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {"task", "nodes", "meets_target"} <= row.keys() for row in rows):
+        raise BrokenArtifact(f"{folder / 'tasks.json'} holds no rows of tasks; run the job again")
+    return rows

@@ -1,0 +1,226 @@
+"""One engine process, from start to verdict: what `extract run` and the queue's worker have in common.
+
+The engine runs in a session of its own, so a terminal's Ctrl-C reaches it only through us, and holds our end of its stdin: it ends when we
+do. It is asked to stop by SIGTERM and given `grace` seconds to save its checkpoint. Only a manifest that verifies counts as success.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from extractor import errors, files
+from extractor.errors import ExtractorError, OutputError
+from worker import processes
+from worker.broker.embedded_redis import last_line
+from worker.settings import Settings, child_env, python_module
+
+TICK = 0.1  # seconds between two looks at what is wanted
+STOPPED_CODE = 75
+STORAGE_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_MAX_LINE = 1 << 20  # bytes of one event; more than that is not an event
+
+Event = dict[str, Any]
+Wish = Literal["", "stop", "kill"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an engine ended.
+
+    kind    'done' (its manifest verifies), 'stopped' (on request, checkpoint saved), 'error' (it said why), 'crashed'
+    error   what to tell the user, None for 'done' and 'stopped'
+    """
+
+    kind: Literal["done", "stopped", "error", "crashed"]
+    error: ExtractorError | None = None
+
+
+def supervise(
+    spec: Path,
+    out: Path,
+    log: Path,
+    settings: Settings,
+    on_event: Callable[[Event], None],
+    wish: Callable[[], Wish],
+    threads: int | None = None,
+    twin: Path | None = None,
+) -> Outcome:
+    """Run the engine on a spec file until it ends.
+
+    out       the result folder; an unfinished run of the same spec found there is resumed by the engine itself
+    log       takes the engine's stderr; locked while an engine works for it
+    on_event  called with each event, in order, from this thread
+    wish      asked every 0.1 s: '' go on, 'stop' save and stop, 'kill' end at once
+    threads   CPU threads of the engine, by default the setting
+    twin      where the engine looks for the twin of a dense model, and keeps it (`extractor.jobs.bridged_cache`)
+
+    Raises OutputError when another run holds the same log or the log cannot be written.
+    """
+    arguments = [str(spec), "--out", str(out), "--threads", str(threads or settings.threads), "--guard"]
+    arguments += ["--twin", str(twin)] if twin else []
+    with _locked_log(log) as stderr:
+        process = subprocess.Popen(
+            python_module(settings.engine, *arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+            env=_engine_env(),
+        )
+    try:
+        processes.write_pid(_pid_file(log), processes.identify(process.pid))
+        error = _relay(process, settings.stop_grace, on_event, wish, log)
+    finally:
+        _end(process)
+    return _verdict(process.returncode, error, out, log)
+
+
+def expel(log: Path, wait: float) -> bool:
+    """End an engine that still works for this log, left by a supervisor that lost its right to it. Whether the place is free.
+
+    An engine of another machine cannot be ended from here: then this waits up to `wait` seconds for it to go.
+    """
+    deadline = time.monotonic() + wait
+    while not is_free(log):
+        engine = processes.read_pid(_pid_file(log))
+        if engine is not None:
+            processes.send(engine, signal.SIGKILL, group=True)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _relay(
+    process: subprocess.Popen, grace: float, on_event: Callable[[Event], None], wish: Callable[[], Wish], log: Path
+) -> ExtractorError | None:
+    """Pass events on and wishes down until the engine has ended and all it said was heard; the error it named, if any."""
+    lines: queue.Queue[bytes | None] = queue.Queue()
+    threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True).start()
+    error: ExtractorError | None = None
+    kill_at: float | None = None
+    while True:
+        wanted = wish()
+        if wanted == "kill" or (kill_at is not None and time.monotonic() > kill_at):
+            _kill(process)
+        elif wanted == "stop" and kill_at is None:
+            process.send_signal(signal.SIGTERM)
+            kill_at = time.monotonic() + grace
+        try:
+            line = lines.get(timeout=TICK)
+        except queue.Empty:
+            if process.poll() is not None:  # a grandchild may hold the pipe open for ever
+                return error
+            continue
+        if line is None:
+            process.wait()
+            return error
+        event = _parse(line, log)
+        if event is None:
+            continue
+        if event["event"] == "error":
+            error = errors.by_name(str(event.get("type")), str(event.get("message")))
+        on_event(event)
+
+
+def _verdict(code: int, error: ExtractorError | None, out: Path, log: Path) -> Outcome:
+    if code == 0:
+        try:
+            files.verify_manifest(out)
+        except ExtractorError as broken:
+            return Outcome("error", errors.BrokenArtifact(f"the engine ended well but left a broken result: {broken}"))
+        return Outcome("done")
+    if code == STOPPED_CODE:
+        return Outcome("stopped")
+    if error is not None and code > 0:
+        return Outcome("error", error)
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = ", perhaps out of memory" if -code == signal.SIGKILL else ""
+        return Outcome("crashed", ExtractorError(f"the engine was killed by {name}{hint}; see {log}"))
+    return Outcome("crashed", ExtractorError(f"the engine crashed (exit {code}): {last_line(log)}; see {log}"))
+
+
+def _read_lines(stream: IO[bytes], lines: queue.Queue[bytes | None]) -> None:
+    with stream:
+        while line := stream.readline(_MAX_LINE):
+            lines.put(line)
+    lines.put(None)
+
+
+def _parse(line: bytes, log: Path) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    if isinstance(event, dict) and isinstance(event.get("event"), str):
+        return event
+    with open(log, "ab") as file:  # a library that prints: keep it for whoever looks for it
+        file.write(line)
+    return None
+
+
+def _end(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        _kill(process)
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _kill(process: subprocess.Popen) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _engine_env() -> dict[str, str]:
+    env = child_env()
+    secrets = ("EXTRACT_REDIS_URL", "EXTRACT_REDIS_URL_FILE", *STORAGE_SECRETS)  # the engine has no use for them
+    return {name: value for name, value in env.items() if name not in secrets}
+
+
+@contextmanager
+def _locked_log(log: Path) -> Iterator[IO[bytes]]:
+    """The log, open and locked. The engine inherits the open file, so the lock lasts exactly as long as the engine and its children."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = open(log, "ab")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise OutputError(f"log file {log} cannot be written ({error.strerror}); name another output folder") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"another run is at work there (it holds {log}); wait for it, or name another output folder") from None
+        _pid_file(log).unlink(missing_ok=True)  # while we hold the lock, a pid in that file is the holder's
+        yield file
+
+
+def is_free(log: Path) -> bool:
+    """Whether no engine works for this log."""
+    try:
+        with open(log, "r+b") as file:  # to look leaves no trace
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        return True
+
+
+def _pid_file(log: Path) -> Path:
+    return log.with_name(log.name + ".pid")
