@@ -7,6 +7,7 @@ where it exists, the result is complete.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extractor.errors import BrokenArtifact, DiskFull
+from extractor.errors import BrokenArtifact, DiskFull, ServiceUnavailable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,3 +171,15 @@ def rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [rounded(part) for part in value]
     return round(value, 6) if isinstance(value, float) else value
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file: one process at a time. Raises ServiceUnavailable when it cannot be opened."""
+    try:
+        file = open(path, "a")  # noqa: SIM115 - closed below, and the lock with it
+    except OSError as error:
+        raise ServiceUnavailable(f"{path} cannot be opened ({error.strerror}); set EXTRACT_STATE_DIR to a folder you may write") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

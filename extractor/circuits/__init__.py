@@ -1,1 +1,14 @@
-"""TODO"""
+"""What a circuit is and what it computes. Paper: Sec. 2.2.
+
+circuit.py           Node, Edge, Calibration, Circuit: values that become JSON. No torch
+sites.py             names and widths of sites. No torch
+graph.py             which nodes and edges are on, as masks; edges counted exactly; nodes on no live path removed
+masks.py             what the two implementations below share
+reference.py         the definition of a masked model, one mask set at a time
+layers.py network.py the fast implementation, many mask sets at once
+calibration.py       scale and shift of the logit difference;  scorer.py: losses of many circuits on one batch
+mean_activations.py  the value of an ablated node;  node_labels.py: the tokens a node reads and writes
+compiled.py          a circuit that runs without its model
+
+Doors: all but masks and layers.
+"""

@@ -1,4 +1,4 @@
-"""TODO"""
+"""What the fast and the reference implementation of a masked model share: mask sets, the protocol, AbsTopK among kept nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""TODO"""
+"""From the sources of a spec to a `Corpus`: tokenize once into shards below the cache, under a hash of everything they depend on.
+
+It also trains the tokenizer of a model from scratch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The documents of a corpus: the standard library, generated programs, prose, and the user's files, each in a fixed order."""
 
 from __future__ import annotations
 

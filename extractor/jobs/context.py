@@ -1,4 +1,4 @@
-"""TODO"""
+"""What the stages of a circuit job hand to each other: the model as named, the loaded model, the splits of one task, one circuit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""One running job: its spec, its output folder, its stages and the loops they run. It imports no stage."""
 
 from __future__ import annotations
 

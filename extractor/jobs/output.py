@@ -1,4 +1,4 @@
-"""TODO"""
+"""The output folder of a job: made for one spec, accepted when that spec left it unfinished, removed when no work began."""
 
 from __future__ import annotations
 

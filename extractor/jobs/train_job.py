@@ -1,4 +1,7 @@
-"""TODO"""
+"""The train job: corpus -> train -> (prune -> validate -> report) for each task.
+
+It leaves model/, result.json and circuits/TASK/. With `match_loss` it trains several widths and keeps the smallest that reaches the loss.
+"""
 
 from __future__ import annotations
 

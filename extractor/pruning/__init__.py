@@ -1,8 +1,10 @@
-"""Pruning: the smallest circuit of a model that does a task.
+"""Finding the smallest circuit that does a task. Paper: Sec. 2.2, App. A.5.
 
-graph.py         what is on, nodes and edges;  elements.py: one kind or the other, one by one
-reference.py     what a circuit computes, plainly;  network.py, layers.py: the same, fast, for many circuits at once;  plain.py: its twin
-calibration.py   scale and shift of the margin;  judge.py: losses of many circuits, and the smallest k that will do
-algorithms/      ways to rank nodes, one file each;  learned.py: populations of learned masks
-eliminate.py     the cheapest elements go, one by one;  engine.py: all of it in order;  problem.py: what it is asked
+prune.py       find_circuits: rank, cut, eliminate, choose. Read this first
+problem.py     the model, the pairs, the target;  elements.py: nodes or edges, one by one
+algorithms/    rankings, one file each;  mask_sets.py: populations of learned masks
+bisection.py   the smallest prefix of a ranking that meets the target
+eliminate.py   removal of single nodes and edges
+
+Doors: prune, problem, algorithms.
 """

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The smallest k of a ranking that meets a condition, for many rankings at once."""
 
 from __future__ import annotations
 

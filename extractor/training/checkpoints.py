@@ -1,4 +1,4 @@
-"""TODO"""
+"""The state of a training on disk: tensors of a step, saved atomically and restored bit for bit, and the metrics log beside it."""
 
 from __future__ import annotations
 

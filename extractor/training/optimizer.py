@@ -1,4 +1,4 @@
-"""TODO"""
+"""The optimiser of sparse training: Adam, projection to the L0 budget, weight decay. The bridges use it too. Paper: App. A.2."""
 
 from __future__ import annotations
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from extractor.circuits.sites import record
-
 if TYPE_CHECKING:
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
     from extractor.training.projection import Constraint
@@ -51,7 +49,7 @@ def activation_statistics(model: SparseGPTForCausalLM, ids: Tensor) -> dict[str,
     finals: list[Tensor] = []
     handle = model.transformer.ln_f.register_forward_pre_hook(lambda _m, inputs: finals.append(inputs[0]))
     try:
-        with record(model) as values:
+        with model.record() as values:
             model(input_ids=ids, logits_to_keep=1)
     finally:
         handle.remove()

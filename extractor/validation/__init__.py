@@ -1,1 +1,9 @@
-"""The parts of `extractor.validation.validate`, one question a file: each takes a problem and a graph and measures one thing."""
+"""Is the circuit real? Controls on held-out pairs. Paper: Sec. 3.1, App. E and F.
+
+validate.py      all checks in order, and the report of their numbers. Read this first
+ablations.py     mean, zero and resample ablation;  binarise.py: every node replaced by two values
+edge_effects.py  each edge removed alone;  activations.py: percentiles of every node over text
+seeds.py         overlap of circuits from several seeds;  bootstrap.py: 95 % intervals
+
+Doors: validate.
+"""

@@ -90,7 +90,7 @@ def test_what_a_lost_attempt_left_uncopied_is_told_as_its_own(machine):
 
 
 def test_both_files_have_a_bounded_size_and_a_follower_misses_nothing(machine, monkeypatch):
-    monkeypatch.setattr(layout, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(job_log, "MAX_BYTES", 20_000)
     monkeypatch.setattr(job_log, "RAW_BYTES", 10_000)
     monkeypatch.setattr(job_log, "COPY_SECONDS", 0.001)
     folder = machine.home / "job"

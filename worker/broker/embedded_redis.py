@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from extractor import files
 from extractor.errors import ServiceUnavailable
+from extractor.files import file_lock
 from worker import processes
 from worker.settings import Settings
 
@@ -53,7 +54,7 @@ def ensure(settings: Settings) -> str:
     if socket := running(settings):
         return url(socket)
     make_private(settings.state_dir, "state directory", "set EXTRACT_STATE_DIR to a folder you may write", forbidden=0o002)
-    with lock(settings.state_dir / "server.lock"):
+    with file_lock(settings.state_dir / "server.lock"):
         if socket := running(settings):  # another command was first
             return url(socket)
         return url(_start(settings))
@@ -79,7 +80,7 @@ def stop(settings: Settings) -> bool:
     record = _read_record(settings)
     if record is None:
         return False
-    with lock(settings.state_dir / "server.lock"):
+    with file_lock(settings.state_dir / "server.lock"):
         who = processes.ProcessId.parse(record["process"])
         was_running = running(settings) is not None
         _record_path(settings).unlink(missing_ok=True)
@@ -151,18 +152,6 @@ def make_private(folder: Path, what: str, advice: str, forbidden: int = 0o077) -
         raise ServiceUnavailable(f"{what} {folder} cannot be written; {advice}")
     if stat.S_IMODE(facts.st_mode) & forbidden:
         raise ServiceUnavailable(f"{what} {folder} is open to others (mode {stat.S_IMODE(facts.st_mode):o}); chmod 700 it, or {advice}")
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file: one process at a time. Raises ServiceUnavailable when it cannot be opened."""
-    try:
-        file = open(path, "a")  # noqa: SIM115 - closed below, and the lock with it
-    except OSError as error:
-        raise ServiceUnavailable(f"{path} cannot be opened ({error.strerror}); set EXTRACT_STATE_DIR to a folder you may write") from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _start(settings: Settings) -> Path:

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Find, fetch and save the finished result of a job, from its folder or from storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The connection of a client to the service: settings, Redis URL, job records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Follow the events of a job until it ends, through outages of Redis and deaths of local workers."""
 
 from __future__ import annotations
 

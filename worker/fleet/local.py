@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extractor.errors import ServiceUnavailable
+from extractor.files import file_lock
 from worker import processes
-from worker.broker import embedded_redis
 from worker.settings import Settings, child_env, python_module
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def registration(settings: Settings) -> Iterator[None]:
     if not settings.embedded:
         yield
         return
-    with embedded_redis.lock(settings.state_dir / "worker.lock"):
+    with file_lock(settings.state_dir / "worker.lock"):
         yield
 
 

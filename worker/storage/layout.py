@@ -1,4 +1,4 @@
-"""TODO"""
+"""The names of log files below a job's folder or storage key."""
 
 from __future__ import annotations
 

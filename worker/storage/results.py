@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from extractor.errors import BrokenArtifact, DiskFull, NotFound, OutputError
-from extractor.files import MANIFEST, read_json, verify_manifest, write_text
+from extractor.files import MANIFEST, file_lock, read_json, verify_manifest, write_text
 from extractor.models.reference import JOB_MODEL, fetched_result
-from worker.broker import embedded_redis
 from worker.ids import check_id
 from worker.storage.store import PART, Store
 from worker.storage.transfer import Wanted, fetch_all, parse_listing
@@ -95,7 +94,7 @@ def bring(stored: Stored, tell: Tell = lambda _done, _all: None, without: str | 
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder.parent} cannot be made ({error.strerror}); set EXTRACT_CACHE_DIR to a folder you may write") from None
-    with embedded_redis.lock(folder.with_name(f".{folder.name}.lock")):
+    with file_lock(folder.with_name(f".{folder.name}.lock")):
         if not (folder / MANIFEST).is_file():  # nobody was faster
             fetch(stored, folder, tell, without)
     return folder

@@ -1,1 +1,4 @@
-"""Dense models: how the bridges read and enter them, and the training of our own small GPT-2."""
+"""Dense architectures: how bridges read their residual stream and enter it. One file per architecture defines `DENSE`.
+
+base.py   the interface;  gpt2.py, gpt_neo.py, llama.py: the architectures
+"""
