@@ -88,6 +88,13 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+def imports_of(path: Path) -> set[str]:
+    """The modules that a file names in its imports, wherever in it."""
+    tree = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    plain = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {node.module or "" for node in tree if isinstance(node, ast.ImportFrom)}
+
+
 def imported(name: str) -> Iterator[str]:
     """The absolute names of what a module imports, wherever in it; of `from a import b`, a.b where that is a module."""
     path = MODULES[name]
