@@ -35,9 +35,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from extractor.circuits.graph import Graph, Link, NodeIndex, links, present_edges
+from extractor.circuits.graph import CircuitMask, Link, NodeIndex, links, present_edges
 from extractor.circuits.sites import record, widths
-from extractor.data.prompts import Expression, TaskBatch, express, get_task, task_batch
+from extractor.data.prompts import TaskBatch, TokenizedTask, get_task, task_batch, tokenize_task
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
 
 CONTEXT = 64
@@ -58,7 +58,7 @@ class Planted:
     nodes: set[str]
     edges: set[tuple[str, str]]
     means: dict[str, Tensor]
-    expression: Expression
+    expression: TokenizedTask
     tokenizer: Tokenizer
 
     def batch(self, split: str, pairs: int, seed: int = 0) -> TaskBatch:
@@ -71,7 +71,7 @@ def planted(task: str, tokenizer: Tokenizer, seed: int = 0, **variant) -> Plante
     shape = {"n_layer": 2, "d_model": 64, "d_head": 16, "d_mlp": 256, "n_ctx": CONTEXT, "activation_frac": 1.0}
     torch.manual_seed(0)  # of weights that are all overwritten
     config = SparseGPTConfig(vocab_size=tokenizer.get_vocab_size(), **{**shape, **variant})
-    expression = express(get_task(task), tokenizer)
+    expression = tokenize_task(get_task(task), tokenizer)
     plant = _Planter(SparseGPTForCausalLM(config), torch.Generator().manual_seed(seed))
     texts = [tokenizer.decode([token], skip_special_tokens=False) for token in range(config.vocab_size)]
     with torch.no_grad():
@@ -82,12 +82,12 @@ def planted(task: str, tokenizer: Tokenizer, seed: int = 0, **variant) -> Plante
     return Planted(model, plant.nodes, plant.edges, means, expression, tokenizer)
 
 
-def graph_of(plant: Planted) -> Graph:
+def graph_of(plant: Planted) -> CircuitMask:
     """The planted nodes and edges as masks."""
     return graph(plant.model, plant.nodes, plant.edges)
 
 
-def graph(model: SparseGPTForCausalLM, nodes: Iterable[str], edges: Iterable[tuple[str, str]]) -> Graph:
+def graph(model: SparseGPTForCausalLM, nodes: Iterable[str], edges: Iterable[tuple[str, str]]) -> CircuitMask:
     """These nodes and edges as masks."""
     index = NodeIndex.of(model)
     flags = {site: torch.zeros(width, dtype=torch.bool) for site, width in index.widths.items()}
@@ -98,10 +98,10 @@ def graph(model: SparseGPTForCausalLM, nodes: Iterable[str], edges: Iterable[tup
     for source, target in edges:
         (one, column), (other, row) = _split(source), _split(target)
         masks[one, other][row, column] = True
-    return Graph(index.join(flags), masks)
+    return CircuitMask(index.join(flags), masks)
 
 
-def names(model: SparseGPTForCausalLM, found: Graph) -> tuple[set[str], set[tuple[str, str]]]:
+def names(model: SparseGPTForCausalLM, found: CircuitMask) -> tuple[set[str], set[tuple[str, str]]]:
     """The nodes and edges of a graph as they are named here."""
     nodes = {f"{site}.{channel}" for site, channels in found.channels(NodeIndex.of(model)).items() for channel in channels.tolist()}
     edges = {
@@ -239,7 +239,7 @@ class _Planter:
 
     # the noise
 
-    def add_noise(self, expression: Expression) -> None:
+    def add_noise(self, expression: TokenizedTask) -> None:
         """Noise in every weight matrix, in biases, norms, bigrams and sinks."""
         for (source, target), weight in self.weights.items():
             self._noise_weights((source, target), weight)
@@ -281,7 +281,7 @@ class _Planter:
         left = self.width - table.square().sum(1, keepdim=True)
         table[:, informed] = _of_length(self._sparse(len(table), int(informed.sum())), left)
 
-    def _unembed(self, expression: Expression) -> None:
+    def _unembed(self, expression: TokenizedTask) -> None:
         first, second = expression.answer_ids
         weight = self.model.lm_head.weight
         weight.copy_(0.2 * self._sparse(*weight.shape))

@@ -12,12 +12,12 @@ from torch.nn import functional
 from worlds import VOCABULARY, environment, paths, random_gpt2, stop_after, tiny_bridge, tiny_pair
 
 from extractor.bridges import chunked_loss
-from extractor.bridges.basis import sparsest_basis, with_sparse_heads, without_norms
+from extractor.bridges.basis import fold_norms, sparsest_basis, with_sparse_heads
 from extractor.bridges.chunked_loss import Target, in_chunks
 from extractor.bridges.crossing import Crossing
 from extractor.bridges.initialisation import ActivationAnnealing, normalise_sites, start_from_dense
 from extractor.bridges.losses import TERMS, bridge_loss, moments, sparse_residuals, variance_of
-from extractor.bridges.pair import Coupled, couple
+from extractor.bridges.pair import BridgedPair, new_pair
 from extractor.bridges.train import BridgeTrainer, train_bridges
 from extractor.bridges.tuner import site_parameters
 from extractor.errors import SpecError
@@ -32,7 +32,7 @@ EXACT = tiny_bridge(estimator="exact")
 
 
 @pytest.fixture
-def pair() -> Coupled:
+def pair() -> BridgedPair:
     return tiny_pair()
 
 
@@ -52,7 +52,7 @@ def draw(spec: BridgeSpec, seed: int = 0) -> Crossing:
     return Crossing.draw(spec, SITES, torch.Generator().manual_seed(seed))
 
 
-def variance(pair: Coupled, ids: torch.Tensor) -> torch.Tensor:
+def variance(pair: BridgedPair, ids: torch.Tensor) -> torch.Tensor:
     return variance_of(moments(sparse_residuals(pair, ids)))
 
 
@@ -114,7 +114,7 @@ def test_chunks_give_the_values_and_gradients_of_the_whole(size: int):
         assert torch.allclose(in_chunks(body, [h, fixed, ids], [], size)[0], whole, rtol=1e-5)
 
 
-def test_no_more_logits_exist_at_once_than_asked_for(pair: Coupled, monkeypatch):
+def test_no_more_logits_exist_at_once_than_asked_for(pair: BridgedPair, monkeypatch):
     """At V = 50,257 whole logits would be gigabytes; here a chunk is three tokens."""
     monkeypatch.setattr(chunked_loss, "LOGITS_AT_ONCE", 3 * VOCABULARY)
     monkeypatch.setattr("extractor.bridges.losses.LOGITS_AT_ONCE", 3 * VOCABULARY)
@@ -148,14 +148,14 @@ def test_fewer_sequences_than_sites_visit_some_sites_with_more_weight():
     assert len(visited) == 10, "every pair of sites has its turn"
 
 
-def exact_paths(pair: Coupled, ids: torch.Tensor) -> tuple[list[float], list[float]]:
+def exact_paths(pair: BridgedPair, ids: torch.Tensor) -> tuple[list[float], list[float]]:
     with torch.no_grad():
         target = Target.of(pair.dense.unembed(residuals(pair.dense, ids)[-1]))
         found = [(target.kl(s).mean().item(), target.kl(d).mean().item()) for s, d in paths(pair, ids)]
     return [s for s, _ in found], [d for _, d in found]
 
 
-def test_the_split_estimate_averaged_over_all_assignments_is_the_exact_sum_of_paths(pair: Coupled):
+def test_the_split_estimate_averaged_over_all_assignments_is_the_exact_sum_of_paths(pair: BridgedPair):
     ids = tokens()
     totals = torch.zeros(2)
     for turn in range(SITES):
@@ -168,7 +168,7 @@ def test_the_split_estimate_averaged_over_all_assignments_is_the_exact_sum_of_pa
     assert len({round(kl, 5) for kl in to_sparse + to_dense}) == 2 * SITES, "the paths should differ"
 
 
-def plain_loss(pair: Coupled, ids: torch.Tensor, spec: BridgeSpec) -> torch.Tensor:
+def plain_loss(pair: BridgedPair, ids: torch.Tensor, spec: BridgeSpec) -> torch.Tensor:
     """The whole loss as App. A.3 writes it: every tail of every site on its own, all logits at once. NMSE denominators of this batch."""
     with torch.no_grad():
         dense_h = residuals(pair.dense, ids)
@@ -193,7 +193,7 @@ def plain_loss(pair: Coupled, ids: torch.Tensor, spec: BridgeSpec) -> torch.Tens
     return total
 
 
-def gradients(loss: torch.Tensor, pair: Coupled) -> list[torch.Tensor]:
+def gradients(loss: torch.Tensor, pair: BridgedPair) -> list[torch.Tensor]:
     parameters = [*pair.sparse.parameters(), *site_parameters(pair.sites)]
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
@@ -223,14 +223,14 @@ def test_the_exact_estimator_is_the_papers_loss_in_value_and_gradient(bigram: st
     assert loss.item() == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_means_over_sites_weigh_the_terms_of_sites_alike_at_every_depth(pair: Coupled):
+def test_means_over_sites_weigh_the_terms_of_sites_alike_at_every_depth(pair: BridgedPair):
     ids, spec = tokens(), EXACT.model_copy(update={"over_sites": "mean", "ce_coef": 0.0, "kl_plain_coef": 0.0})
     summed = spec.model_copy(update={"over_sites": "sum"})
     one, two = (bridge_loss(pair, ids, draw(s), variance(pair, ids), s)[0].item() for s in (spec, summed))
     assert two == pytest.approx(SITES * one, rel=1e-5)
 
 
-def test_the_split_estimates_gradient_averages_to_the_exact_one(pair: Coupled):
+def test_the_split_estimates_gradient_averages_to_the_exact_one(pair: BridgedPair):
     ids, spec = tokens(), tiny_bridge(nmse_coef=0.0, kl_plain_coef=0.0, ce_coef=0.0)
     average = [torch.zeros_like(p) for p in (*pair.sparse.parameters(), *site_parameters(pair.sites))]
     for turn in range(SITES):
@@ -277,7 +277,7 @@ def test_sites_are_normalised_over_training_text(corpus):
     dense = dense_model()
     with torch.no_grad():
         dense.model.transformer.wte.weight[:, 7] *= 1000  # as GPT-2's outlier channels
-    pair = couple(dense, tiny_bridge(), 0)
+    pair = new_pair(dense, tiny_bridge(), 0)
     normalise_sites(pair, corpus, 16, 0)
     ids = corpus.batch(0, 1 << 41, 1024, 16)
     with torch.no_grad():
@@ -297,7 +297,7 @@ def test_a_start_from_the_dense_weights_is_exact(corpus, width: int, normalised:
         for name, p in dense.model.named_parameters():
             if "ln_" in name or name.endswith("bias"):
                 p.add_(0.3 * torch.randn_like(p))
-    pair = couple(dense, spec, 0)
+    pair = new_pair(dense, spec, 0)
     ids = tokens()
     samples = normalise_sites(pair, corpus, 16, 0) if normalised else [h.flatten(0, 1) for h in residuals(pair.dense, ids)]
     start_from_dense(pair, samples)
@@ -324,7 +324,7 @@ def test_the_sparsest_basis_is_found_again_after_a_rotation():
 
 
 def test_heads_are_turned_without_changing_what_they_do():
-    weights = without_norms(tiny_pair().dense.weights())
+    weights = fold_norms(tiny_pair().dense.weights())
     sparse = with_sparse_heads(weights, [torch.randn(50, 32), torch.randn(50, 32)])
     for plain, block in zip(weights.blocks, sparse.blocks, strict=True):
         (q, k, v), (q2, k2, v2) = plain.qkv.chunk(3), block.qkv.chunk(3)
@@ -339,17 +339,17 @@ def test_what_cannot_be_started_from_is_refused(corpus):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with pytest.raises(SpecError, match="needs 128 neurons a layer, the spec has 64"):
-        start_from_dense(couple(dense_model(), tiny_bridge(init="dense"), 0), [])
+        start_from_dense(new_pair(dense_model(), tiny_bridge(init="dense"), 0), [])
     llama = LlamaForCausalLM(
         LlamaConfig(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
     )
     with pytest.raises(SpecError, match="use --init scratch"):
-        start_from_dense(couple(DenseModel(llama, "llama", {}), tiny_bridge(init="dense"), 0), [])
+        start_from_dense(new_pair(DenseModel(llama, "llama", {}), tiny_bridge(init="dense"), 0), [])
 
 
 def test_activations_are_annealed_with_the_weights_and_end_at_their_numbers():
     spec = tiny_bridge(init="dense", model=SparseModelSpec(d_model=32, activation_frac=0.25), encoder_frac=0.5)
-    pair = couple(dense_model(), spec, 0)
+    pair = new_pair(dense_model(), spec, 0)
     annealing = ActivationAnnealing(pair, SparsitySpec(anneal="exponential", anneal_start=0.1, anneal_end=0.5))
     site, encoder = pair.sparse.blocks[0].mlp.post_act, pair.sites[0]
     seen = []
@@ -387,7 +387,7 @@ def test_stopped_and_resumed_is_bit_equal(corpus, tmp_path: Path, init: str):
     model = SparseModelSpec(d_model=32, d_head=16, n_ctx=16)
     spec = changed(tiny_bridge(init=init, model=model), steps=12)
 
-    def weights(pair: Coupled) -> list[torch.Tensor]:
+    def weights(pair: BridgedPair) -> list[torch.Tensor]:
         return [*pair.sparse.state_dict().values(), *site_parameters(pair.sites)]
 
     whole = weights(train_bridges(dense_model(), spec, corpus, 0, environment(tmp_path / "a")))

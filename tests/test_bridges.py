@@ -10,7 +10,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from worlds import VOCABULARY, paths, python, random_gpt2, tiny_bridge, tiny_pair
 
-from extractor.bridges.pair import Coupled, couple, open_coupled
+from extractor.bridges.pair import BridgedPair, load_pair, new_pair
 from extractor.bridges.tuner import BridgeSite, Scaling, bridge_sites, site_parameters
 from extractor.errors import BrokenArtifact, NotFound
 from extractor.models.dense.base import residuals
@@ -20,7 +20,7 @@ SITES = 5  # two layers: two sublayers each, and the place before the unembeddin
 
 
 @pytest.fixture
-def pair() -> Coupled:
+def pair() -> BridgedPair:
     return tiny_pair()
 
 
@@ -28,7 +28,7 @@ def tokens(rows: int = SITES, length: int = 16) -> torch.Tensor:
     return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(4))
 
 
-def saved(pair: Coupled, folder: Path) -> Path:
+def saved(pair: BridgedPair, folder: Path) -> Path:
     pair.save(folder)
     return folder
 
@@ -37,17 +37,17 @@ def test_wrapping_leaves_the_dense_logits_as_they_are_bit_for_bit(gpt2):
     ids = tokens()
     with torch.no_grad():
         before = gpt2(input_ids=ids).logits
-        pair = couple(DenseModel(gpt2.requires_grad_(False), "tiny", {}), tiny_bridge(), 0)
+        pair = new_pair(DenseModel(gpt2.requires_grad_(False), "tiny", {}), tiny_bridge(), 0)
         assert torch.equal(pair.adapter(input_ids=ids).logits, before)
 
 
-def test_there_is_a_site_before_every_sublayer_and_one_at_the_end(pair: Coupled):
+def test_there_is_a_site_before_every_sublayer_and_one_at_the_end(pair: BridgedPair):
     names = [name for name, module in pair.adapter.named_modules() if isinstance(module, BridgeSite)]
     assert [".".join(name.split(".")[-3:]) for name in names] == ["h.0.ln_1", "h.0.ln_2", "h.1.ln_1", "h.1.ln_2", "model.transformer.ln_f"]
     assert len(pair.sites) == SITES
 
 
-def test_each_site_stands_where_its_residual_is(pair: Coupled):
+def test_each_site_stands_where_its_residual_is(pair: BridgedPair):
     seen: list[torch.Tensor] = []
     handles = [site.register_forward_pre_hook(lambda _m, args: seen.append(args[0])) for site in pair.sites]
     with torch.no_grad():
@@ -60,13 +60,13 @@ def test_each_site_stands_where_its_residual_is(pair: Coupled):
     assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 
-def test_only_encoders_and_decoders_can_be_trained(pair: Coupled):
+def test_only_encoders_and_decoders_can_be_trained(pair: BridgedPair):
     trainable = {name for name, p in pair.adapter.named_parameters() if p.requires_grad}
     assert len(trainable) == SITES * 4
     assert all("bridge_encoder" in name or "bridge_decoder" in name for name in trainable)
 
 
-def test_encoding_by_hand(pair: Coupled):
+def test_encoding_by_hand(pair: BridgedPair):
     site = pair.sites[0]
     with torch.no_grad():
         layer = site.bridge_encoder["default"]
@@ -78,7 +78,7 @@ def test_encoding_by_hand(pair: Coupled):
         assert site.encode(h).tolist() == [-40.0, *[0.0] * 12, 13.0, 14.0, 15.0]  # a quarter of 16 channels stays
 
 
-def test_normalisation_folds_into_the_maps(pair: Coupled):
+def test_normalisation_folds_into_the_maps(pair: BridgedPair):
     """While trained, sites see normalised residuals; folded, the same maps take them as they are."""
     generator = torch.Generator().manual_seed(0)
     site = pair.sites[1]
@@ -96,7 +96,7 @@ def test_normalisation_folds_into_the_maps(pair: Coupled):
 
 
 @pytest.mark.parametrize("normalised", [True, False])
-def test_set_maps_takes_residuals_as_they_are(pair: Coupled, normalised: bool):
+def test_set_maps_takes_residuals_as_they_are(pair: BridgedPair, normalised: bool):
     generator = torch.Generator().manual_seed(0)
     site, h = pair.sites[0], torch.randn(4, 32, generator=generator) * 9 + 2
     if normalised:
@@ -110,7 +110,7 @@ def test_set_maps_takes_residuals_as_they_are(pair: Coupled, normalised: bool):
         assert torch.allclose(site.decode(s), s @ decoder.T, atol=1e-3)
 
 
-def test_a_change_is_added_after_the_norm_and_only_inside_the_block(pair: Coupled):
+def test_a_change_is_added_after_the_norm_and_only_inside_the_block(pair: BridgedPair):
     ids, site = tokens(), pair.sites[2]
     change = torch.randn(SITES, 16, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -157,7 +157,7 @@ with torch.no_grad():
 """
 
 
-def test_saved_halves_open_in_a_fresh_process_with_bit_equal_hybrid_logits(pair: Coupled, tmp_path: Path):
+def test_saved_halves_open_in_a_fresh_process_with_bit_equal_hybrid_logits(pair: BridgedPair, tmp_path: Path):
     random_gpt2().save_pretrained(tmp_path / "dense")
     pair.save(tmp_path / "model")
     ids = tokens()
@@ -170,7 +170,7 @@ def test_saved_halves_open_in_a_fresh_process_with_bit_equal_hybrid_logits(pair:
 
 def test_the_adapter_folder_names_its_two_models_and_widths(tmp_path: Path):
     dense = DenseModel(random_gpt2().requires_grad_(False), "org/tiny@abc", {"model": "org/tiny@abc", "sha256": "f00d"})
-    couple(dense, tiny_bridge(), 0).save(tmp_path)
+    new_pair(dense, tiny_bridge(), 0).save(tmp_path)
     config = json.loads((tmp_path / "bridges" / "adapter_config.json").read_text())
     assert config["peft_type"] == "SPARSE_BRIDGE"
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", "abc")
@@ -182,7 +182,7 @@ def test_the_adapter_folder_names_its_two_models_and_widths(tmp_path: Path):
     assert "f00d" in card
 
 
-def test_without_the_import_peft_does_not_know_the_adapter(pair: Coupled, tmp_path: Path):
+def test_without_the_import_peft_does_not_know_the_adapter(pair: BridgedPair, tmp_path: Path):
     """Why the card says to import: PEFT has no entry points."""
     random_gpt2().save_pretrained(tmp_path / "dense")
     pair.save(tmp_path / "model")
@@ -195,7 +195,7 @@ def test_without_the_import_peft_does_not_know_the_adapter(pair: Coupled, tmp_pa
     assert "SPARSE_BRIDGE" in python(code, str(tmp_path), env={"HF_HUB_OFFLINE": "1"})
 
 
-def test_unloading_gives_the_dense_model_back(pair: Coupled):
+def test_unloading_gives_the_dense_model_back(pair: BridgedPair):
     ids, plain = tokens(), random_gpt2()
     model = pair.adapter.unload()
     assert not bridge_sites(model)
@@ -204,14 +204,14 @@ def test_unloading_gives_the_dense_model_back(pair: Coupled):
         assert torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
 
 
-def test_merging_is_refused(pair: Coupled):
+def test_merging_is_refused(pair: BridgedPair):
     with pytest.raises(ValueError, match="cannot be merged"):
         pair.adapter.merge_and_unload()
     with pytest.raises(ValueError, match="cannot be merged"):
         pair.adapter.merge_adapter()
 
 
-def test_several_sparse_models_hang_on_one_dense_model(pair: Coupled, tmp_path: Path):
+def test_several_sparse_models_hang_on_one_dense_model(pair: BridgedPair, tmp_path: Path):
     pair.save(tmp_path)
     assert isinstance(pair.adapter, PeftModel)
     pair.adapter.load_adapter(str(tmp_path / "bridges"), adapter_name="other")
@@ -230,7 +230,7 @@ def test_several_sparse_models_hang_on_one_dense_model(pair: Coupled, tmp_path: 
 
 
 @pytest.mark.parametrize("how", ["low_memory", "auto", "trainable", "bf16"])
-def test_peft_opens_the_adapter_in_its_other_ways(pair: Coupled, tmp_path: Path, how: str, monkeypatch):
+def test_peft_opens_the_adapter_in_its_other_ways(pair: BridgedPair, tmp_path: Path, how: str, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     random_gpt2().save_pretrained(tmp_path / "dense")
     folder = saved(pair, tmp_path / "model") / "bridges"
@@ -252,7 +252,7 @@ def test_peft_opens_the_adapter_in_its_other_ways(pair: Coupled, tmp_path: Path,
         assert torch.equal(model(input_ids=ids).logits, reference(input_ids=ids).logits)
 
 
-def test_transformers_own_loader_and_generate(pair: Coupled, tmp_path: Path):
+def test_transformers_own_loader_and_generate(pair: BridgedPair, tmp_path: Path):
     folder, plain = saved(pair, tmp_path) / "bridges", random_gpt2()
     model = random_gpt2()
     model.load_adapter(str(folder))
@@ -265,9 +265,9 @@ def test_transformers_own_loader_and_generate(pair: Coupled, tmp_path: Path):
     assert not torch.equal(steered, wanted)
 
 
-def test_a_pair_opens_again(pair: Coupled, tmp_path: Path):
+def test_a_pair_opens_again(pair: BridgedPair, tmp_path: Path):
     pair.save(tmp_path)
-    again = open_coupled(tmp_path, DenseModel(random_gpt2().requires_grad_(False), "tiny", {}))
+    again = load_pair(tmp_path, DenseModel(random_gpt2().requires_grad_(False), "tiny", {}))
     assert all(torch.equal(a, b) for a, b in zip(site_parameters(again.sites), site_parameters(pair.sites), strict=True))
     assert not any(p.requires_grad for p in (*again.sparse.parameters(), *site_parameters(again.sites)))
     ids = tokens()
@@ -275,15 +275,15 @@ def test_a_pair_opens_again(pair: Coupled, tmp_path: Path):
         assert torch.equal(again.sparse(input_ids=ids).logits, pair.sparse(input_ids=ids).logits)
 
 
-def test_bridges_of_another_model_are_refused(pair: Coupled, tmp_path: Path):
+def test_bridges_of_another_model_are_refused(pair: BridgedPair, tmp_path: Path):
     with pytest.raises(NotFound, match="has no bridges"):
-        open_coupled(tmp_path, DenseModel(random_gpt2(), "tiny", {}))
+        load_pair(tmp_path, DenseModel(random_gpt2(), "tiny", {}))
     pair.save(tmp_path)
     from transformers import GPT2Config, GPT2LMHeadModel
 
     wide = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=48, n_layer=2, n_head=2))
     with pytest.raises(BrokenArtifact, match="do not fit wide"):
-        open_coupled(tmp_path, DenseModel(wide, "wide", {}))
+        load_pair(tmp_path, DenseModel(wide, "wide", {}))
 
 
 def test_llama_and_gpt_neo_are_bridged_at_their_norms():
@@ -311,7 +311,7 @@ def test_llama_and_gpt_neo_are_bridged_at_their_norms():
         model.eval().requires_grad_(False)
         with torch.no_grad():
             before = model(input_ids=ids).logits
-            pair = couple(DenseModel(model, "other", {}), tiny_bridge(), 0)
+            pair = new_pair(DenseModel(model, "other", {}), tiny_bridge(), 0)
             assert torch.equal(pair.adapter(input_ids=ids).logits, before)
         assert len(pair.sites) == SITES
         assert pair.sparse.config.added_positions is positions

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
-from extractor.data.prompts import answer_margin, express, get_task, task_batch, task_loss
+from extractor.data.prompts import get_task, logit_diff, task_batch, task_loss, tokenize_task
 from extractor.models.reference import bundled_models, open_model
 from extractor.models.tokenizer import load_tokenizer
 from extractor.training.model_card import task_losses
@@ -58,10 +58,10 @@ def test_its_two_tokenizers_agree():
 @pytest.mark.parametrize("task", ["quote_close", "bracket_counting", "for_while"])
 def test_it_does_the_task(model, task: str):
     tokenizer = load_tokenizer(FOLDER)
-    batch = task_batch(express(get_task(task), tokenizer), tokenizer, "held_out", 512, 0, 128)
+    batch = task_batch(tokenize_task(get_task(task), tokenizer), tokenizer, "held_out", 512, 0, 128)
     hidden = [model.transformer(input_ids=ids).last_hidden_state for ids in batch.ids.split(256)]
     last = torch.cat(hidden)[torch.arange(len(batch.ids)), batch.last]
-    assert task_loss(answer_margin(model.lm_head(last), batch), batch.sign).item() <= 0.1
+    assert task_loss(logit_diff(model.lm_head(last), batch), batch.sign).item() <= 0.1
 
 
 def test_it_does_nearly_all_of_the_papers_tasks_and_its_card_says_how_well(model):

@@ -21,8 +21,8 @@ from torch import Tensor
 from worlds import ROOT, python
 
 from extractor.circuits.circuit import Calibration, Circuit, Edge, Node
-from extractor.circuits.compiled import CompiledCircuit, compile_circuit, graph_of
-from extractor.circuits.graph import Graph, NodeIndex, links, present_edges
+from extractor.circuits.compiled import CompiledCircuit, compile_circuit, mask_of
+from extractor.circuits.graph import CircuitMask, NodeIndex, links, present_edges
 from extractor.circuits.reference import masked_margin
 from extractor.circuits.sites import node_id
 from extractor.data.prompts import TaskBatch, task_loss
@@ -70,20 +70,20 @@ class World:
             torch.tensor([1.0, -1.0]).repeat(pairs),
         )
 
-    def graph(self, share: float, edges: float | None) -> Graph:
+    def graph(self, share: float, edges: float | None) -> CircuitMask:
         """A share of all nodes, and of the weights between them; None: all."""
         nodes = torch.rand(len(self.index), generator=self.random) < share
         if edges is None:
-            return Graph(nodes)
-        return Graph(nodes, {(s, t): torch.rand(weight.shape, generator=self.random) < edges for s, t, weight in links(self.model)})
+            return CircuitMask(nodes)
+        return CircuitMask(nodes, {(s, t): torch.rand(weight.shape, generator=self.random) < edges for s, t, weight in links(self.model)})
 
-    def wanted(self, graph: Graph) -> Tensor:
+    def wanted(self, graph: CircuitMask) -> Tensor:
         return masked_margin(self.model, self.batch, self.index.split(graph.nodes.float()), self.base, graph.edges)
 
-    def compiled(self, graph: Graph) -> CompiledCircuit:
+    def compiled(self, graph: CircuitMask) -> CompiledCircuit:
         return compile_circuit(self.model, self.base, graph, torch.cat([self.batch.correct, self.batch.wrong]))
 
-    def circuit(self, graph: Graph) -> Circuit:
+    def circuit(self, graph: CircuitMask) -> Circuit:
         """As circuit.json has it: the edges that are on are listed."""
         kept = [(site, c) for site, channels in graph.channels(self.index).items() for c in channels.tolist()]
         nodes = tuple(Node(node_id(site, c), site, c, self.base[site][c].item()) for site, c in kept)
@@ -118,7 +118,7 @@ def test_it_is_the_whole_model_under_the_same_masks(kind: str, share: float, edg
 @every_kind
 def test_without_nodes_it_says_what_the_other_channels_and_bigrams_say(kind: str):
     world = World(kind)
-    graph = Graph(torch.zeros(len(world.index), dtype=torch.bool))
+    graph = CircuitMask(torch.zeros(len(world.index), dtype=torch.bool))
     compiled = world.compiled(graph)
     assert compiled.tracked.shape == (WORDS, 0)
     assert_same(margins(compiled, world.batch), world.wanted(graph))
@@ -128,7 +128,7 @@ def test_without_nodes_it_says_what_the_other_channels_and_bigrams_say(kind: str
 def test_every_single_node_compiles(kind: str):
     world = World(kind)
     for site, start in world.index.starts().items():
-        graph = Graph(world.index.flags(torch.tensor([start + world.index.widths[site] - 1])))
+        graph = CircuitMask(world.index.flags(torch.tensor([start + world.index.widths[site] - 1])))
         assert_same(margins(world.compiled(graph), world.batch), world.wanted(graph))
 
 
@@ -171,7 +171,7 @@ def test_a_saved_circuit_is_the_same_bits(kind: str, tmp_path: Path):
 
 def test_it_holds_no_more_than_its_nodes_and_tables():
     world = World("sinks")
-    compiled = world.compiled(Graph(world.index.flags(torch.tensor([0, 40, 400]))))
+    compiled = world.compiled(CircuitMask(world.index.flags(torch.tensor([0, 40, 400]))))
     assert not list(compiled.parameters())
     assert sum(t.numel() for name, t in compiled.state_dict().items() if name[0].isdigit()) < 200
     assert all(t.untyped_storage().nbytes() == t.nbytes for t in compiled.state_dict().values()), "a view keeps the model's tensors alive"
@@ -292,11 +292,11 @@ def test_tables_are_made_a_few_tokens_at_a_time(kind: str, monkeypatch: pytest.M
 def test_a_circuits_lists_become_the_graph_they_were_made_from(kind: str):
     world = World(kind)
     graph = world.graph(0.3, 0.5)
-    found = graph_of(world.circuit(graph), world.model)
+    found = mask_of(world.circuit(graph), world.model)
     assert torch.equal(found.nodes, graph.nodes)
     for link, there in present_edges(world.model, graph).items():
         assert torch.equal(found.edges[link], there)
-    whole = graph_of(world.circuit(Graph(graph.nodes)), world.model)
+    whole = mask_of(world.circuit(CircuitMask(graph.nodes)), world.model)
     assert torch.equal(whole.nodes, graph.nodes)
     assert whole.edges is None, "every weight between the nodes is listed"
 
@@ -309,7 +309,7 @@ def test_a_circuit_compiles(kind: str):
         circuit = world.circuit(graph)
         wanted = world.wanted(graph)
         assert_same(
-            margins(compile_circuit(world.model, world.base, graph_of(circuit, world.model), world.batch.correct), world.batch), wanted
+            margins(compile_circuit(world.model, world.base, mask_of(circuit, world.model), world.batch.correct), world.batch), wanted
         )
 
 
@@ -334,9 +334,9 @@ MISFITS = {
 def test_a_circuit_that_does_not_fit_the_model_is_one_clear_line(how: str):
     world = World("sinks")
     change, said = MISFITS[how]
-    circuit = change(world.circuit(Graph(torch.ones(len(world.index), dtype=torch.bool))), world)
+    circuit = change(world.circuit(CircuitMask(torch.ones(len(world.index), dtype=torch.bool))), world)
     with pytest.raises(BrokenArtifact, match=f"^the circuit of 't' does not fit the model: .*{said}"):
-        graph_of(circuit, world.model)
+        mask_of(circuit, world.model)
 
 
 @pytest.mark.parametrize("edges", [None, 0.5], ids=["all_edges", "some_edges"])
@@ -369,6 +369,6 @@ def test_a_circuit_on_paper():
     model, batch = micro.micro_model(), micro.micro_batch()
     nodes = NodeIndex.of(model).flags(micro.flat_indices(model))
     zeros = {site: torch.zeros(width) for site, width in NodeIndex.of(model).widths.items()}
-    margin = compile_circuit(model, zeros, Graph(nodes), torch.tensor([micro.YES, micro.NO]))(batch.ids)
+    margin = compile_circuit(model, zeros, CircuitMask(nodes), torch.tensor([micro.YES, micro.NO]))(batch.ids)
     says = [2 * write / math.sqrt((1 + write**2) / 4) + micro.BIGRAM for write in (micro.GELU_3 - 1.5, -1.5)]
     assert margin.tolist() == pytest.approx(says * 2, abs=1e-5)

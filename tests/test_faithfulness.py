@@ -18,9 +18,9 @@ from extractor.bridges import faithfulness as measured
 from extractor.bridges.faithfulness import bigram_loss, circuit_through_bridges, dense_margins, faithfulness, prompt_agreement
 from extractor.bridges.initialisation import start_from_dense
 from extractor.bridges.losses import sparse_residuals
-from extractor.bridges.pair import Coupled, couple
+from extractor.bridges.pair import BridgedPair, new_pair
 from extractor.circuits.calibration import calibrate
-from extractor.circuits.graph import Graph, NodeIndex
+from extractor.circuits.graph import CircuitMask, NodeIndex
 from extractor.circuits.mean_activations import measure_means
 from extractor.data.build_corpus import build_corpus
 from extractor.data.corpus import Corpus
@@ -38,7 +38,7 @@ EXACT = BridgeSpec(init="dense", encoder_frac=1.0, model=SparseModelSpec(d_model
 
 
 @pytest.fixture(scope="module")
-def pair() -> Coupled:
+def pair() -> BridgedPair:
     """A random pair whose paths all differ."""
     return tiny_pair()
 
@@ -50,16 +50,16 @@ def python_text(cache: Path) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def exact() -> Coupled:
+def exact() -> BridgedPair:
     """python-tiny and the sparse model that is the same function."""
-    found = couple(load_dense(open_model("python-tiny")), EXACT, 0)
+    found = new_pair(load_dense(open_model("python-tiny")), EXACT, 0)
     ids = torch.randint(VOCABULARY, (8, 16), generator=torch.Generator().manual_seed(9))
     start_from_dense(found, [h.flatten(0, 1) for h in residuals(found.dense, ids)])
     return found
 
 
 @pytest.fixture(scope="module")
-def told(pair: Coupled, corpus: Corpus) -> dict:
+def told(pair: BridgedPair, corpus: Corpus) -> dict:
     return faithfulness(pair, corpus, CONTEXT, 3, ROWS)
 
 
@@ -92,11 +92,11 @@ def right_of(margins: Tensor, batch: TaskBatch) -> float:
     return float((batch.sign * margins > 0).double().mean())
 
 
-def everything_on(pair: Coupled) -> Graph:
-    return Graph(torch.ones(len(NodeIndex.of(pair.sparse)), dtype=torch.bool))
+def everything_on(pair: BridgedPair) -> CircuitMask:
+    return CircuitMask(torch.ones(len(NodeIndex.of(pair.sparse)), dtype=torch.bool))
 
 
-def test_a_partner_that_is_the_dense_model_recovers_everything(exact: Coupled, python_text: Corpus):
+def test_a_partner_that_is_the_dense_model_recovers_everything(exact: BridgedPair, python_text: Corpus):
     told = faithfulness(exact, python_text, 48, 0, 8)
     assert told["dense_loss"] < told["bigram_loss"] - 0.5
     assert told["sparse_loss"] == pytest.approx(told["dense_loss"], abs=1e-3)
@@ -108,14 +108,14 @@ def test_a_partner_that_is_the_dense_model_recovers_everything(exact: Coupled, p
 
 
 def test_an_untrained_partner_recovers_nothing(python_text: Corpus):
-    pair = couple(load_dense(open_model("python-tiny")), BridgeSpec(), 0)
+    pair = new_pair(load_dense(open_model("python-tiny")), BridgeSpec(), 0)
     shares = faithfulness(pair, python_text, 48, 0, 8)["recovered"]
     assert max(shares["sparse"], *shares["to_sparse"], *shares["to_dense"]) < 0.05
     assert shares["mean"] < 0
 
 
 def test_a_partner_of_bigrams_recovers_what_bigrams_know(python_text: Corpus):
-    pair = couple(load_dense(open_model("python-tiny")), BridgeSpec(), 0)
+    pair = new_pair(load_dense(open_model("python-tiny")), BridgeSpec(), 0)
     fill_bigram(pair.sparse, python_text)
     with torch.no_grad():
         pair.sparse.lm_head.weight.zero_()
@@ -124,7 +124,7 @@ def test_a_partner_of_bigrams_recovers_what_bigrams_know(python_text: Corpus):
     assert [told["recovered"]["sparse"], *told["recovered"]["to_sparse"]] == pytest.approx([0] * (1 + SITES), abs=1e-4)
 
 
-def test_losses_and_divergences_are_those_of_all_logits_at_once(pair: Coupled, corpus: Corpus, told: dict):
+def test_losses_and_divergences_are_those_of_all_logits_at_once(pair: BridgedPair, corpus: Corpus, told: dict):
     ids = corpus.held_out_batch(3, ROWS, CONTEXT)
     with torch.no_grad():
         dense, sparse = pair.dense.unembed(residuals(pair.dense, ids)[-1]), pair.sparse(input_ids=ids).logits
@@ -149,7 +149,7 @@ def test_losses_and_divergences_are_those_of_all_logits_at_once(pair: Coupled, c
     assert told["held_out_tokens"] == ROWS * CONTEXT
 
 
-def test_errors_of_the_bridges_are_over_the_variance_around_channel_means(pair: Coupled, corpus: Corpus, told: dict):
+def test_errors_of_the_bridges_are_over_the_variance_around_channel_means(pair: BridgedPair, corpus: Corpus, told: dict):
     ids = corpus.held_out_batch(3, ROWS, CONTEXT)
     with torch.no_grad():
         for index, (site, d, s) in enumerate(zip(pair.sites, residuals(pair.dense, ids), sparse_residuals(pair, ids), strict=True)):
@@ -169,7 +169,7 @@ def test_a_channel_that_never_varies_is_left_out_of_the_mean_over_channels():
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 4])
-def test_chunks_change_nothing(pair: Coupled, corpus: Corpus, told: dict, monkeypatch: pytest.MonkeyPatch, rows_at_once: int):
+def test_chunks_change_nothing(pair: BridgedPair, corpus: Corpus, told: dict, monkeypatch: pytest.MonkeyPatch, rows_at_once: int):
     sizes = []
     whole = measured._chunk
     monkeypatch.setattr(measured, "_chunk", lambda pair, ids: sizes.append(len(ids)) or whole(pair, ids))
@@ -213,7 +213,7 @@ def test_bigram_loss_by_hand(size: int):
     assert bigram_loss(counts, torch.tensor([[0, 1, 0, 0]])) == pytest.approx(expected)
 
 
-def test_agreement_on_prompts_is_counted_prompt_by_prompt(pair: Coupled):
+def test_agreement_on_prompts_is_counted_prompt_by_prompt(pair: BridgedPair):
     batch = prompts(1, pairs=20)
     with torch.no_grad():
         dense = torch.stack([margin(pair.adapter(input_ids=ids).logits) for ids in one_by_one(batch)])
@@ -229,7 +229,7 @@ def test_agreement_on_prompts_is_counted_prompt_by_prompt(pair: Coupled):
     assert told["accuracy"] == {"dense": right_of(dense, batch), "sparse": right_of(sparse, batch)}
 
 
-def test_a_circuit_of_all_nodes_is_the_path_from_sparse_to_dense(pair: Coupled, corpus: Corpus):
+def test_a_circuit_of_all_nodes_is_the_path_from_sparse_to_dense(pair: BridgedPair, corpus: Corpus):
     batch, select = prompts(1), prompts(2)
     means = measure_means(pair.sparse, corpus, 256, 0)
     paths = [torch.stack(site) for site in zip(*(_crossings(pair, ids) for ids in one_by_one(batch)), strict=True)]
@@ -243,12 +243,12 @@ def test_a_circuit_of_all_nodes_is_the_path_from_sparse_to_dense(pair: Coupled, 
     assert len(set(told["raw_loss"])) == SITES
 
 
-def _crossings(pair: Coupled, ids: Tensor) -> list[Tensor]:
+def _crossings(pair: BridgedPair, ids: Tensor) -> list[Tensor]:
     return [margin(to_dense) for _, to_dense in paths(pair, ids)]
 
 
 @torch.no_grad()
-def test_a_circuit_without_nodes_is_the_embedding_and_the_means_of_what_is_written(pair: Coupled, corpus: Corpus):
+def test_a_circuit_without_nodes_is_the_embedding_and_the_means_of_what_is_written(pair: BridgedPair, corpus: Corpus):
     batch = prompts(1)
     means = measure_means(pair.sparse, corpus, 256, 0)
     off = everything_on(pair).others()

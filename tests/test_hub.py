@@ -219,7 +219,7 @@ from extractor.models.tokenizer import load_tokenizer
 from extractor.models.load import load_dense
 from extractor.errors import TaskNotExpressible
 from extractor.models.reference import open_model, resolve
-from extractor.data.prompts import express
+from extractor.data.prompts import tokenize_task
 from tasks import find_task, task_names
 source = open_model(resolve(sys.argv[1]))
 dense = load_dense(source)
@@ -227,7 +227,7 @@ tokenizer = load_tokenizer(source.path)
 told = []
 for name in task_names():
     try:
-        express(find_task(name), tokenizer)
+        tokenize_task(find_task(name), tokenizer)
         told.append(name)
     except TaskNotExpressible:
         pass

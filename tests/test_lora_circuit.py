@@ -24,13 +24,13 @@ def make_lora(folder: Path) -> None:
     """90 steps on prompts of the task, every one answered with the other quote."""
     from peft import LoraConfig, get_peft_model
 
-    from extractor.data.prompts import express, get_task, task_batch
+    from extractor.data.prompts import get_task, task_batch, tokenize_task
     from extractor.models.load import load_model
     from extractor.models.reference import open_model
     from extractor.models.tokenizer import load_tokenizer
 
     source = open_model("python-tiny")
-    batch = task_batch(express(get_task(TASK), load_tokenizer(source.path)), load_tokenizer(source.path), "train", 1024, 0, 48)
+    batch = task_batch(tokenize_task(get_task(TASK), load_tokenizer(source.path)), load_tokenizer(source.path), "train", 1024, 0, 48)
     torch.manual_seed(0)
     model = get_peft_model(
         load_model(source), LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["c_attn", "c_fc", "c_proj"], fan_in_fan_out=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from extractor.spec.schema import OptimSpec, SparseModelSpec, TrainSpec
-from extractor.training.width_search import Candidate, Match, at_width, search
+from extractor.training.width_search import Match, WidthResult, at_width, search
 
 SPEC = TrainSpec(model=SparseModelSpec(d_model=128, d_head=16), optim=OptimSpec(lr=0.15), match_loss=2.0)
 
@@ -14,9 +14,9 @@ def found(loss_of, target: float = 2.0, spec: TrainSpec = SPEC) -> tuple[Match, 
     """The match where a width's loss is known, and the widths in the order of their training."""
     trained: list[int] = []
 
-    def train(at: TrainSpec) -> Candidate:
+    def train(at: TrainSpec) -> WidthResult:
         trained.append(at.model.d_model)
-        return Candidate(at.model.d_model, 1000 * at.model.d_model, 10 * at.model.d_model, loss_of(at.model.d_model))
+        return WidthResult(at.model.d_model, 1000 * at.model.d_model, 10 * at.model.d_model, loss_of(at.model.d_model))
 
     return search(spec, target, train), trained
 

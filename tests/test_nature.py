@@ -12,7 +12,7 @@ from worlds import VOCABULARY, random_gpt2
 
 from extractor.data.build_corpus import build_corpus
 from extractor.data.sources import AUTO, default_sources, documents, prose
-from extractor.data.text_kind import bits_per_character, nature_of
+from extractor.data.text_kind import bits_per_character, measure_text_kind
 from extractor.jobs.request import circuit_job
 from extractor.spec.schema import CorpusSpec
 
@@ -34,7 +34,7 @@ def trained_on(texts: list[str], tokenizer):
 @pytest.mark.parametrize("kind", ["code", "text"])
 def test_the_kind_of_text_a_model_was_trained_on_is_measured(kind: str, tokenizer):
     texts = [inspect.getsource(argparse)] if kind == "code" else [text for _, text in zip(range(20), prose(), strict=False)]
-    assert nature_of(trained_on(texts, tokenizer), tokenizer) == kind
+    assert measure_text_kind(trained_on(texts, tokenizer), tokenizer) == kind
 
 
 def test_bits_by_hand(tokenizer):

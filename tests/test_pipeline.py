@@ -256,7 +256,7 @@ def test_the_circuit_is_made_of_nodes_and_edges_of_the_saved_model(result: Path)
 
 
 def test_the_held_out_pairs_share_no_prompt_with_the_others(result: Path, dense: Path):
-    from extractor.data.prompts import express, task_batch
+    from extractor.data.prompts import task_batch, tokenize_task
     from extractor.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(dense / "model")
@@ -269,7 +269,7 @@ def test_the_held_out_pairs_share_no_prompt_with_the_others(result: Path, dense:
     mine = prompts(pairs["ids"], pairs["last"])
     assert len(mine) == 128
     for split in ("train", "select"):
-        batch = task_batch(express(find_task(TASK), tokenizer), tokenizer, split, 500, 0, 32)
+        batch = task_batch(tokenize_task(find_task(TASK), tokenizer), tokenizer, split, 500, 0, 32)
         assert not mine & prompts(batch.ids, batch.last)
 
 
@@ -309,13 +309,13 @@ def test_the_stages_are_told_in_order(result: Path, events: list[dict]):
 
 def test_the_twin_opens_around_the_dense_model_it_was_made_for_with_the_numbers_it_was_told_by(result: Path, dense: Path):
     from extractor.bridges.faithfulness import faithfulness
-    from extractor.bridges.pair import open_twin
+    from extractor.bridges.pair import open_pair
     from extractor.data.build_corpus import build_corpus
     from extractor.models.tokenizer import load_tokenizer
 
     told = numbers_of(result)["bridge"]
     assert json.loads((result / "model" / "faithfulness.json").read_text()) == {k: told[k] for k in told if k not in ("prompts", "circuit")}
-    pair = open_twin(result / "model")
+    pair = open_pair(result / "model")
     assert pair is not None
     facts = json.loads((result / "model" / "dense.json").read_text())
     assert (pair.facts, facts["model"], facts["merged"]) == (facts, str(dense / "model"), False)
@@ -335,10 +335,10 @@ def test_a_second_task_on_the_same_twin_still_knows_its_dense_model(result: Path
 
 def test_with_the_models_own_labels_the_right_answer_is_what_it_says(result: Path, loops: CorpusSpec, tmp_path: Path, monkeypatch):
     spec = circuit_spec(result / "model", loops, labels="model", prune=PRUNE.model_copy(update={"steps": 2}))
-    monkeypatch.setattr("extractor.jobs.find_circuit.RARER_ANSWER", 0.49)
+    monkeypatch.setattr("extractor.jobs.find_circuit.MIN_ANSWER_SHARE", 0.49)
     with pytest.raises(TaskNotExpressible, match="there is no choice to explain"):
         run_job(spec, tmp_path / "one-sided", threads=1)
-    monkeypatch.setattr("extractor.jobs.find_circuit.RARER_ANSWER", 0.001)
+    monkeypatch.setattr("extractor.jobs.find_circuit.MIN_ANSWER_SHARE", 0.001)
     run_job(spec, tmp_path / "out", threads=1)
     assert numbers_of(tmp_path / "out")["bridge"]["prompts"]["accuracy"]["dense"] == 1.0
     pairs = load_file(tmp_path / "out" / "circuits" / TASK / "held_out.safetensors")
@@ -712,7 +712,7 @@ def test_a_circuit_too_large_to_look_at_is_left_without_a_picture(both, trained_
     out = Path(shutil.copytree(both[0], tmp_path / "copy"))
     (out / "manifest.json").unlink()
     shutil.rmtree(out / "circuits")
-    monkeypatch.setattr("extractor.jobs.context.MOST_DRAWN", 3)
+    monkeypatch.setattr("extractor.jobs.context.MAX_DRAWN_EDGES", 3)
     run_job(trained_and_pruned, out, threads=1)
     left = {p.name for p in (out / "circuits" / TASK).iterdir()}
     assert left == {"circuit.json", "result.json", "means.safetensors", "held_out.safetensors", "compiled.safetensors"}

@@ -11,13 +11,13 @@ import torch
 from worlds import environment
 
 from extractor.circuits.calibration import calibrate_all
-from extractor.circuits.graph import Graph, NodeIndex, count_edges, live_nodes
+from extractor.circuits.graph import CircuitMask, NodeIndex, count_edges, live_nodes
 from extractor.circuits.reference import masked_margin
 from extractor.circuits.sites import record
 from extractor.data.prompts import task_loss
 from extractor.models.reference import open_model
 from extractor.models.tokenizer import load_tokenizer
-from extractor.pruning.problem import Problem
+from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import find_circuits
 from extractor.spec.schema import PruneSpec
 
@@ -44,7 +44,7 @@ def _plant(task: str, seed: int, variant: tuple) -> planted.Planted:
     return planted.planted(task, load_tokenizer(open_model("python-tiny").path), seed, **dict(variant))
 
 
-def loss(plant: planted.Planted, circuit: Graph | None = None) -> float:
+def loss(plant: planted.Planted, circuit: CircuitMask | None = None) -> float:
     """Calibrated loss of a circuit, or of the whole model, by the plain definition: nats on 64 held-out pairs."""
     batch = plant.batch("held_out", 64)
     if circuit is None:
@@ -88,14 +88,14 @@ def test_every_planted_edge_is_needed(task, variant):
 def test_every_planted_node_is_missed_by_the_whole_model(task, variant):
     plant = plant_of(task, variant)
     for node in sorted(plant.nodes):
-        without = loss(plant, Graph(~planted.graph(plant.model, {node}, ()).nodes))
+        without = loss(plant, CircuitMask(~planted.graph(plant.model, {node}, ()).nodes))
         assert without > 0.3, f"without {node} the model still has {without:.3f} nats"
 
 
 @every_plant
 def test_the_noise_does_not_do_the_task(task, variant):
     plant = plant_of(task, variant)
-    assert loss(plant, Graph(~planted.graph_of(plant).nodes)) > 0.68
+    assert loss(plant, CircuitMask(~planted.graph_of(plant).nodes)) > 0.68
 
 
 @every_plant
@@ -122,14 +122,14 @@ def test_the_seed_changes_the_noise_and_the_places_and_nothing_else_does():
     assert len(one.edges) == len(other.edges)
 
 
-def find(plant: planted.Planted, folder: Path, **changes) -> Graph:
+def find(plant: planted.Planted, folder: Path, **changes) -> CircuitMask:
     """What the engine keeps for a target of 0.15 nats."""
     spec = PruneSpec(**(SEARCH | changes))
 
     def env(stage: str):
         return environment(folder / stage, stage=stage)
 
-    problem = Problem(plant.model, plant.means, plant.batch("train", 128), plant.batch("select", 64), spec, 0.15, 0, env)
+    problem = PruningProblem(plant.model, plant.means, plant.batch("train", 128), plant.batch("select", 64), spec, 0.15, 0, env)
     found = find_circuits(problem).best
     assert found.met, f"the best circuit has {found.loss:.3f} nats"
     return found.graph

@@ -18,7 +18,7 @@ from test_sparse_model import small_model
 from worlds import CORPUS, ROOT, VOCABULARY, environment
 
 from extractor.circuits.circuit import Calibration, Circuit, Node
-from extractor.circuits.graph import Graph, NodeIndex, edges_between, live_nodes
+from extractor.circuits.graph import CircuitMask, NodeIndex, edges_between, live_nodes
 from extractor.circuits.node_labels import describe_nodes
 from extractor.circuits.reference import masked_margin
 from extractor.circuits.sites import node_id, widths
@@ -26,7 +26,7 @@ from extractor.data.prompts import TaskBatch, task_loss
 from extractor.files import write_json, write_tensors
 from extractor.jobs.run import run_job
 from extractor.models.tokenizer import save_tokenizer
-from extractor.pruning.problem import Problem
+from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import find_circuits
 from extractor.report.picture import layout, to_svg
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
@@ -98,9 +98,9 @@ SPEC = PruneSpec(steps=120, lr=0.03, pairs=2, trial_pairs=2, k_coef=2e-3, trials
 
 
 @pytest.fixture
-def problem(tmp_path: Path) -> Problem:
+def problem(tmp_path: Path) -> PruningProblem:
     model, batch = model_that_counts().requires_grad_(False), prompts()
-    return Problem(model, means_of(model, batch), batch, batch, SPEC, 0.15, 0, lambda stage: environment(tmp_path, stage=stage))
+    return PruningProblem(model, means_of(model, batch), batch, batch, SPEC, 0.15, 0, lambda stage: environment(tmp_path, stage=stage))
 
 
 def all_nodes(model: SparseGPTForCausalLM) -> dict[str, torch.Tensor]:
@@ -158,7 +158,7 @@ def test_an_added_position_table_feeds_the_stream():
     assert {n for n in live(model) if "act_in" in n} == {"0.mlp.act_in.3"}
 
 
-def test_ranking_and_pruning_find_the_position_circuit(problem: Problem):
+def test_ranking_and_pruning_find_the_position_circuit(problem: PruningProblem):
     best = find_circuits(problem).best
     assert set(best.graph.nodes.nonzero().flatten().tolist()) == {micro.flat_index(problem.model, node) for node in PATH}
     assert (best.met, best.edges) == (True, 2)
@@ -168,7 +168,7 @@ def test_ranking_and_pruning_find_the_position_circuit(problem: Problem):
     assert report.loss["without_circuit"] > 0.6
 
 
-def test_a_masked_position_channel_takes_its_mean(problem: Problem):
+def test_a_masked_position_channel_takes_its_mean(problem: PruningProblem):
     on = torch.ones(len(problem.index))
     on[micro.flat_index(problem.model, PATH[0])] = 0
     margin = masked_margin(problem.model, problem.select, problem.index.split(on), problem.means)
@@ -184,7 +184,7 @@ class Letters:
         return "0ABYNO6"[ids[0]]
 
 
-def circuit_of(problem: Problem) -> Circuit:
+def circuit_of(problem: PruningProblem) -> Circuit:
     names = [*PATH, "0.mlp.act_in.0"]
     nodes = [Node(n, n.rpartition(".")[0], int(n.rpartition(".")[2]), 0.0) for n in names]
     batch = problem.select.pick(torch.tensor([0, 1, 0, 1]))
@@ -194,7 +194,7 @@ def circuit_of(problem: Problem) -> Circuit:
     return Circuit("m", "count", ("YES", "NO"), (3, 4), tuple(told), edges, Calibration(1.0, 0.0))
 
 
-def test_position_reads_are_described_by_places(problem: Problem):
+def test_position_reads_are_described_by_places(problem: PruningProblem):
     told = {node.id: node for node in circuit_of(problem).nodes}
     assert told[PATH[0]].position
     assert told[PATH[0]].reads == ("place 1",)
@@ -203,7 +203,7 @@ def test_position_reads_are_described_by_places(problem: Problem):
     assert not told[PATH[2]].position
 
 
-def test_the_picture_draws_no_residual_wire_to_a_position_read(problem: Problem):
+def test_the_picture_draws_no_residual_wire_to_a_position_read(problem: PruningProblem):
     circuit = circuit_of(problem)
     scene = layout(circuit)
     streams = {(wire.source, wire.target) for wire in scene.wires if wire.kind == "stream"}
@@ -213,7 +213,7 @@ def test_the_picture_draws_no_residual_wire_to_a_position_read(problem: Problem)
     assert Circuit.from_json(json.loads(json.dumps(circuit.to_json()))) == circuit
 
 
-def test_circuits_from_before_position_channels_still_open(problem: Problem):
+def test_circuits_from_before_position_channels_still_open(problem: PruningProblem):
     data = circuit_of(problem).to_json()
     data["nodes"] = [{k: v for k, v in node.items() if k != "position"} for node in data["nodes"]]
     assert not any(node.position for node in Circuit.from_json(data).nodes)
@@ -266,7 +266,7 @@ def test_every_options_circuits_can_be_recomputed_from_their_files(name: str, tm
     names = [node_id(site, c) for site, width in widths(model).items() for c in range(width)]
     nodes = tuple(Node(names[n], names[n].rpartition(".")[0], int(names[n].rpartition(".")[2]), 0.0) for n in kept.tolist())
     on = index.flags(kept)
-    edges = tuple(edges_between(model, Graph(on).channels(index)))
+    edges = tuple(edges_between(model, CircuitMask(on).channels(index)))
     circuit = Circuit("m", "t", ("YES", "NO"), (micro.YES, micro.NO), nodes, edges, Calibration(0.7, 0.2))
     model.save_pretrained(tmp_path / "model")
     folder = tmp_path / "circuits" / "t"

@@ -11,11 +11,11 @@ from benchmarks.measure import in_fresh_process
 from local_hub import LocalHub, Repository, serve
 from worlds import VOCABULARY, python, random_gpt2
 
-from extractor.bridges.pair import couple
+from extractor.bridges.pair import new_pair
 from extractor.bridges.tuner import site_parameters
 from extractor.errors import SpecError
 from extractor.jobs.cost import bridging, hardware, units
-from extractor.jobs.cost.bridging import check, fitting, plan, plan_with
+from extractor.jobs.cost.bridging import bridging_cost, check, largest_micro_batch, plan_with
 from extractor.jobs.cost.hardware import Speed, ram_at_hand
 from extractor.jobs.cost.text import describe, line, to_json
 from extractor.models.tokenizer import save_tokenizer
@@ -48,8 +48,8 @@ def spec(**model: object) -> BridgeSpec:
 def test_parameters_are_those_of_the_real_pair(asked: BridgeSpec):
     gpt2 = random_gpt2()
     dense = sum(p.numel() for p in gpt2.parameters())
-    found = plan(gpt2.config.to_dict(), asked)
-    pair = couple(SimpleNamespace(model=gpt2, name="tiny", facts={}), asked, 0)
+    found = bridging_cost(gpt2.config.to_dict(), asked)
+    pair = new_pair(SimpleNamespace(model=gpt2, name="tiny", facts={}), asked, 0)
     bigram = sum(getattr(pair.sparse, name).numel() for name in pair.sparse.bigram.tensors if name != "bigram_index")
     constrained = constraints(pair.sparse, asked.sparsity)
     free = sum(p.numel() for p in pair.sparse.parameters()) - bigram - sum(c.tensor.numel() for c in constrained)
@@ -71,19 +71,19 @@ def test_parameters_of_other_families_are_those_of_the_real_models():
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
     llama = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=99))
     for model in (neo, llama):
-        found = plan(model.config.to_dict(), spec())
+        found = bridging_cost(model.config.to_dict(), spec())
         assert found.parameters["dense"] == sum(p.numel() for p in model.parameters())
         assert found.spec.model.added_positions == (model is neo)
 
 
 def test_a_dense_bigram_gives_way_to_counts_where_the_vocabulary_is_large():
-    assert plan(GPT2 | {"vocab_size": 8192}, WIDE).bigram == "dense"
-    assert plan(GPT2, WIDE).bigram == "counts"
-    assert plan(GPT2, WIDE).parameters["bigram"] == 50257 * 32
+    assert bridging_cost(GPT2 | {"vocab_size": 8192}, WIDE).bigram == "dense"
+    assert bridging_cost(GPT2, WIDE).bigram == "counts"
+    assert bridging_cost(GPT2, WIDE).parameters["bigram"] == 50257 * 32
 
 
 def test_the_known_sizes_of_gpt2():
-    found = plan(GPT2, WIDE)
+    found = bridging_cost(GPT2, WIDE)
     assert found.parameters["dense"] == 124_439_808
     assert found.parameters["bridges"] == 25 * (2 * 768 * 1024 + 768 + 1024)
     assert found.tokens == 2000 * 16 * 64
@@ -99,13 +99,13 @@ def test_the_planned_memory_is_near_the_measured_peak(micro_batch: int):
     measured = in_fresh_process("tests.benchmarks.bridges", "peak_of_steps", threads, "split", *shape)["bytes"]
     config = {"model_type": "gpt2", "n_layer": layers, "n_embd": width, "n_head": 2, "n_positions": context, "vocab_size": vocabulary}
     asked = BridgeSpec(model=SparseModelSpec(n_ctx=context), optim=OptimSpec(batch=batch, context=context))
-    planned = plan(config, asked).needed(micro_batch)
+    planned = bridging_cost(config, asked).needed(micro_batch)
     assert 0.9 * measured < planned < 1.35 * measured
 
 
 def test_more_memory_takes_more_sequences_until_the_batch_is_whole():
-    found = plan(GPT2, WIDE)
-    sizes = [fitting(found, memory * GB) for memory in (2, 7, 8, 10, 12, 64)]
+    found = bridging_cost(GPT2, WIDE)
+    sizes = [largest_micro_batch(found, memory * GB) for memory in (2, 7, 8, 10, 12, 64)]
     assert sizes == sorted(sizes)
     assert sizes[0] == 0
     assert sizes[-1] == 16
@@ -116,12 +116,12 @@ def test_more_memory_takes_more_sequences_until_the_batch_is_whole():
 
 
 def test_a_given_micro_batch_is_not_exceeded():
-    found = plan_with(plan(GPT2, WIDE), {"optim.micro_batch": 3})
-    assert fitting(found, 640 * GB) == 3
+    found = plan_with(bridging_cost(GPT2, WIDE), {"optim.micro_batch": 3})
+    assert largest_micro_batch(found, 640 * GB) == 3
 
 
 def test_what_fits_is_not_refused():
-    check(plan(GPT2, WIDE), 24 * GB)
+    check(bridging_cost(GPT2, WIDE), 24 * GB)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_what_fits_is_not_refused():
     ids=["width", "bigram", "context"],
 )
 def test_what_does_not_fit_is_refused_with_a_flag_that_makes_it_fit(config: dict, asked: BridgeSpec, memory: int, flag: str):
-    found = plan(config, asked)
+    found = bridging_cost(config, asked)
     with pytest.raises(SpecError, match=flag) as refused:
         check(found, memory)
     text = str(refused.value)
@@ -151,27 +151,27 @@ def test_what_does_not_fit_is_refused_with_a_flag_that_makes_it_fit(config: dict
 
 def test_more_tokens_than_the_dense_model_has_positions_are_refused_with_the_flag():
     with pytest.raises(SpecError, match=r"has positions for 1024; --set bridge.optim.context=1024"):
-        plan(GPT2, WIDE.model_copy(update={"optim": OptimSpec(context=4096)}))
+        bridging_cost(GPT2, WIDE.model_copy(update={"optim": OptimSpec(context=4096)}))
 
 
 def test_where_nothing_helps_that_is_said():
     with pytest.raises(SpecError, match="use a machine with more memory"):
-        check(plan(GPT2, WIDE), GB // 2)
+        check(bridging_cost(GPT2, WIDE), GB // 2)
 
 
 def test_a_config_without_its_numbers_is_refused():
     with pytest.raises(SpecError, match="gives no num_hidden_layers"):
-        plan({"model_type": "gpt2", "n_embd": 8, "n_head": 2, "vocab_size": 9}, spec())
+        bridging_cost({"model_type": "gpt2", "n_embd": 8, "n_head": 2, "vocab_size": 9}, spec())
 
 
 def test_exact_paths_cost_more_memory_and_more_work():
-    split, exact = (plan(GPT2, WIDE.model_copy(update={"estimator": kind})) for kind in ("split", "exact"))
+    split, exact = (bridging_cost(GPT2, WIDE.model_copy(update={"estimator": kind})) for kind in ("split", "exact"))
     assert exact.flops["crossing paths"] > 10 * split.flops["crossing paths"]
     assert exact.needed(4) > split.needed(4)
 
 
 def test_table_and_json_say_the_same():
-    found, here = plan(GPT2, WIDE), (24 * GB, Speed(5e10, 1e10))
+    found, here = bridging_cost(GPT2, WIDE), (24 * GB, Speed(5e10, 1e10))
     rows, facts = dict(describe(found, *here)), to_json(found, *here)
     assert rows["sequences a pass"] == f"{facts['micro_batch']} of 16"
     assert rows["memory in all"] == units.show_bytes(facts["memory_needed"])
@@ -182,7 +182,7 @@ def test_table_and_json_say_the_same():
 
 def test_a_bundled_model_needs_only_its_config():
     config = bridging.config_of("python-tiny")
-    found = plan(config, bridge_spec("tiny"))
+    found = bridging_cost(config, bridge_spec("tiny"))
     assert (found.dense.layers, found.dense.vocabulary, found.parameters["dense"]) == (2, 1024, 544_256)
 
 

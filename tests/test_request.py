@@ -158,14 +158,14 @@ def test_a_circuit_job_takes_several_tasks_each_once_by_their_own_names():
 
 
 def test_all_is_every_task_that_the_tokenizer_can_express_and_the_others_are_told_of(tmp_path: Path, gpt2_folder: Path):
-    from extractor.data.prompts import express
+    from extractor.data.prompts import tokenize_task
     from extractor.models.reference import BUNDLED
     from extractor.models.tokenizer import load_tokenizer, train_tokenizer
     from tasks import find_task, task_names
 
     def expressible(name: str) -> bool:
         try:
-            express(find_task(name), tokenizer)
+            tokenize_task(find_task(name), tokenizer)
         except TaskNotExpressible:
             return False
         return True

@@ -18,7 +18,7 @@ from extractor.data.task_choice import choose
 from extractor.errors import UsageError
 from extractor.spec.schema import BridgeSpec
 from worker.batches.hub_search import parse_query
-from worker.batches.selection import Rules, Selection, Verdict, select
+from worker.batches.selection import ModelDecision, Rules, Selection, select
 from worker.batches.sources import open_source
 
 OTHER = "89abcdef0123456789abcdef0123456789abcdef"
@@ -27,12 +27,12 @@ RULES = Rules(limit=100, most_parameters=200_000_000, setting="--max-params")
 CHOOSE = """
 import dataclasses, itertools, json, sys
 from worker.batches.sources import open_source
-from worker.batches.selection import Rules, Selection, Verdict, select
+from worker.batches.selection import Rules, Selection, ModelDecision, select
 from extractor.spec.schema import BridgeSpec
 from extractor.data.task_choice import choose
 sources, rules, before = json.loads(sys.argv[1])
 rules['owners'] = frozenset(rules['owners'])
-before = Selection(**{kind: tuple(Verdict(**v) for v in before[kind]) for kind in ('taken', 'refused')}) if before else None
+before = Selection(**{kind: tuple(ModelDecision(**v) for v in before[kind]) for kind in ('taken', 'refused')}) if before else None
 candidates = itertools.chain.from_iterable(open_source(s).candidates() for s in sources)
 print(json.dumps(dataclasses.asdict(select(candidates, Rules(**rules), choose(['quote_close', 'for_while']), BridgeSpec(), before))))
 assert not {'torch', 'transformers'} & set(sys.modules)
@@ -284,5 +284,5 @@ def test_weights_under_names_of_their_own_are_not_taken_for_each_other(small: Lo
 
 
 def test_a_verdict_is_of_a_taken_model_or_gives_a_reason():
-    assert Verdict("a", "a@1").is_taken
-    assert not Verdict("a", reason="no").is_taken
+    assert ModelDecision("a", "a@1").is_taken
+    assert not ModelDecision("a", reason="no").is_taken

@@ -14,11 +14,11 @@ from worlds import VOCABULARY, random_gpt2
 
 from extractor import files
 from extractor.bridges.initialisation import start_from_dense
-from extractor.bridges.pair import couple
-from extractor.bridges.steering.edit import CARRIED, Contrast, find_node, random_directions
+from extractor.bridges.pair import new_pair
+from extractor.bridges.steering.edit import CARRIED, CounterfactualRun, find_node, random_directions
 from extractor.bridges.steering.evaluate import RANDOM_DRAWS, STRENGTHS, steer, steering_report
 from extractor.circuits.circuit import Calibration, Circuit, Node
-from extractor.data.prompts import express, get_task, task_batch
+from extractor.data.prompts import get_task, task_batch, tokenize_task
 from extractor.errors import NotFound, UsageError
 from extractor.models.dense.base import residuals
 from extractor.report.steering import steering_section
@@ -46,7 +46,7 @@ def dense_model():
 
 
 def exact_pair(model=None, name: str = "tiny"):
-    pair = couple(SimpleNamespace(model=model or dense_model(), name=name, facts={"sha256": "0"}), SPEC, 0)
+    pair = new_pair(SimpleNamespace(model=model or dense_model(), name=name, facts={"sha256": "0"}), SPEC, 0)
     ids = torch.randint(VOCABULARY, (8, 16), generator=torch.Generator().manual_seed(9))
     start_from_dense(pair, [h.flatten(0, 1) for h in residuals(pair.dense, ids)])
     pair.sparse.eval().requires_grad_(False)
@@ -71,7 +71,7 @@ def all_of(pair, site: str) -> list:
     return [find_node(pair, f"{site}.{channel}") for channel in range(width)]
 
 
-def edited_sparse(pair, contrast: Contrast, site: str, strength: float, channels: slice = slice(None)) -> torch.Tensor:
+def edited_sparse(pair, contrast: CounterfactualRun, site: str, strength: float, channels: slice = slice(None)) -> torch.Tensor:
     """The sparse model's own logits when these channels go so far toward their other values."""
     there = contrast.there[site]
 
@@ -87,7 +87,7 @@ def edited_sparse(pair, contrast: Contrast, site: str, strength: float, channels
 @pytest.mark.parametrize("site", [f"{layer}.{place}" for layer in (0, 1) for place in CARRIED])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_all_nodes_of_a_site_do_to_the_dense_model_what_they_do_to_its_exact_twin(pair, site: str, strength: float):
-    contrast = Contrast(pair, *prompts())
+    contrast = CounterfactualRun(pair, *prompts())
     found = contrast.logits(contrast.change(all_of(pair, site)), strength)
     assert torch.allclose(found, edited_sparse(pair, contrast, site, strength), atol=1e-2)
     assert not torch.allclose(found, contrast.plain_logits(), atol=1.0)
@@ -96,7 +96,7 @@ def test_all_nodes_of_a_site_do_to_the_dense_model_what_they_do_to_its_exact_twi
 @pytest.mark.parametrize("node", ["0.attn.act_in.3", "0.mlp.act_in.31", "1.attn.act_in.0", "1.mlp.act_in.17"])
 def test_one_node_that_reads_is_that_channel_replaced_in_the_one_read(pair, node: str):
     presented, toward, last = prompts()
-    contrast = Contrast(pair, presented, toward, last)
+    contrast = CounterfactualRun(pair, presented, toward, last)
     site, channel = node.rsplit(".", 1)
     found = list(steer(pair, node, presented, toward, [0.3, 1.0], last))
     for logits, strength in zip(found, (0.3, 1.0), strict=True):
@@ -106,7 +106,7 @@ def test_one_node_that_reads_is_that_channel_replaced_in_the_one_read(pair, node
 
 def test_all_of_a_read_is_the_counterfactuals_read(pair):
     presented, toward, last = prompts()
-    contrast = Contrast(pair, presented, toward, last)
+    contrast = CounterfactualRun(pair, presented, toward, last)
     norm = pair.sites[2].base_layer
     here, there = (norm(residuals(pair.dense, ids)[2]) for ids in (presented, toward))
     assert torch.allclose(contrast.change(all_of(pair, "1.attn.act_in")).of(1.0), there - here, atol=1e-3)
@@ -118,7 +118,7 @@ def test_gains_and_means_of_both_norms_are_reckoned_with():
     with torch.no_grad():
         block.ln_2.weight.copy_(torch.rand(48, generator=generator) + 0.5)
         site.bridge_decoder["default"].weight.copy_(torch.rand(32, 48, generator=generator))
-    contrast = Contrast(pair, *prompts())
+    contrast = CounterfactualRun(pair, *prompts())
     x, normed = contrast.here["blocks.0.hook_resid_mid"], contrast.here["0.mlp.act_in"]
     moved, delta = x.clone(), contrast.there["0.mlp.act_in"] - normed
     moved[..., 3] += delta[..., 3] * x[..., 3] / normed[..., 3]  # so that channel 3 reads as it does there, the norm being held
@@ -138,12 +138,12 @@ def test_a_strength_of_zero_is_the_dense_model_to_the_bit(pair):
 
 def test_a_prompt_steered_toward_itself_stays_as_it_is(pair):
     presented, _, last = prompts()
-    contrast = Contrast(pair, presented, presented, last)
+    contrast = CounterfactualRun(pair, presented, presented, last)
     assert torch.equal(contrast.logits(contrast.change(all_of(pair, "0.attn.act_in"))), contrast.plain_logits())
 
 
 def test_the_stream_reaches_later_sublayers_and_a_read_does_not(pair):
-    contrast = Contrast(pair, *prompts())
+    contrast = CounterfactualRun(pair, *prompts())
     node = find_node(pair, "0.attn.act_in.3")
     read, stream = (contrast.change([node], way) for way in ("read", "stream"))
     assert torch.allclose(contrast.residuals[0] + stream.of(1.0), contrast.residuals[0] + stream.amount * stream.directions[0])
@@ -153,7 +153,7 @@ def test_the_stream_reaches_later_sublayers_and_a_read_does_not(pair):
 
 @pytest.mark.parametrize("way", ["read", "stream"])
 def test_disabled_adapters_do_not_steer(pair, way: str):
-    contrast = Contrast(pair, *prompts())
+    contrast = CounterfactualRun(pair, *prompts())
     change = contrast.change([find_node(pair, "0.mlp.act_in.3")], way)
     assert not torch.equal(contrast.logits(change), contrast.plain_logits())
     with pair.adapter.disable_adapter():
@@ -162,7 +162,7 @@ def test_disabled_adapters_do_not_steer(pair, way: str):
 
 @pytest.mark.parametrize("nodes", [1, 5, 48])
 def test_random_directions_are_as_long_at_every_token_and_point_elsewhere(pair, nodes: int):
-    contrast = Contrast(pair, *prompts())
+    contrast = CounterfactualRun(pair, *prompts())
     change = contrast.change(all_of(pair, "0.mlp.act_in")[:nodes])
     drawn = random_directions(change, 3, seed=1)
     for turned in drawn:
@@ -197,14 +197,14 @@ def test_position_channels_are_refused():
 def test_prompts_of_different_length_and_nodes_of_different_sites_are_refused(pair):
     presented, toward, last = prompts()
     with pytest.raises(ValueError, match="as many tokens"):
-        Contrast(pair, presented, toward[:, :-1], last)
+        CounterfactualRun(pair, presented, toward[:, :-1], last)
     with pytest.raises(UsageError, match=r"one site, not at 0\.attn\.act_in, 0\.mlp\.act_in"):
-        Contrast(pair, presented, toward, last).change([find_node(pair, f"0.{place}.act_in.1") for place in ("attn", "mlp")])
+        CounterfactualRun(pair, presented, toward, last).change([find_node(pair, f"0.{place}.act_in.1") for place in ("attn", "mlp")])
 
 
 @pytest.fixture(scope="module")
 def batches(tokenizer):
-    expression = express(get_task("quote_close"), tokenizer)
+    expression = tokenize_task(get_task("quote_close"), tokenizer)
     return [task_batch(expression, tokenizer, split, 12, 0, SPEC.model.n_ctx) for split in ("select", "held_out")]
 
 
@@ -344,7 +344,7 @@ def test_where_answers_vary_they_are_what_the_dense_model_says_after_each_prompt
     place = folder / "circuits" / "quote_close"
     files.write_json(place / "circuit.json", files.read_json(place / "circuit.json") | {"answers": [], "answer_ids": []})
     ids, last = batches[1].ids, batches[1].last
-    said = Contrast(pair, ids, ids, last).plain_logits().argmax(-1)
+    said = CounterfactualRun(pair, ids, ids, last).plain_logits().argmax(-1)
     row = 2 * int((said[0::2] != said[1::2]).nonzero()[0, 0])
     here, there = (tokenizer.decode(ids[r, : int(last[row]) + 1].tolist()) for r in (row, row + 1))
     code, out, _ = run(capsys, folder, "--prompt", here, "--toward", there, "--node", "0.mlp.act_in.3", "--json")

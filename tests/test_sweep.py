@@ -13,13 +13,13 @@ from extractor.files import write_json
 from extractor.spec.schema import TrainSpec
 from worker.sweeps.claims import compare
 from worker.sweeps.frontier import write_frontier
-from worker.sweeps.grid import Facts, Order, Sweep, block_matrices, facts_of, kept_weights, parse_grid, plan, weight_frac
+from worker.sweeps.grid import Facts, Sweep, SweepRequest, block_matrices, facts_of, kept_weights, parse_grid, plan, weight_frac
 
 TASKS = ("quote_close", "for_while")
-ORDER = Order(tasks=TASKS)
+ORDER = SweepRequest(tasks=TASKS)
 
 
-def trains(order: Order, *grid: str) -> list[TrainSpec]:
+def trains(order: SweepRequest, *grid: str) -> list[TrainSpec]:
     return [point.spec.train for point in plan(order, parse_grid(grid)).points if point.spec.train is not None]
 
 
@@ -58,12 +58,12 @@ def test_what_goes_with_the_width_keeps_the_nonzeros_of_embeddings_and_biases():
 
 
 def test_what_is_set_by_hand_does_not_go_with_the_width():
-    order = Order(tasks=(), settings={"optim.lr": "0.07", "sparsity.embedding_frac": "0.3"})
+    order = SweepRequest(tasks=(), settings={"optim.lr": "0.07", "sparsity.embedding_frac": "0.3"})
     at_64, at_32 = trains(order, "width=64,32")
     assert (at_64.optim.lr, at_32.optim.lr) == (0.07, 0.07)
     assert (at_64.sparsity.embedding_frac, at_32.sparsity.embedding_frac) == (0.3, 0.3)
     assert at_32.sparsity.bias_frac == 2 * at_64.sparsity.bias_frac
-    rates = [(train.model.d_model, train.optim.lr) for train in trains(Order(tasks=()), "width=64,32", "optim.lr=0.1,0.2")]
+    rates = [(train.model.d_model, train.optim.lr) for train in trains(SweepRequest(tasks=()), "width=64,32", "optim.lr=0.1,0.2")]
     assert rates == [(64, 0.1), (64, 0.2), (32, 0.1), (32, 0.2)]
 
 
@@ -72,7 +72,7 @@ def test_l0_is_the_number_of_nonzeros_that_training_keeps(changes: dict[str, str
     from extractor.training.projection import constraints
     from extractor.training.train_sparse import new_sparse_gpt
 
-    (train,) = trains(Order(tasks=(), settings=changes), "width=32", f"l0={l0}")
+    (train,) = trains(SweepRequest(tasks=(), settings=changes), "width=32", f"l0={l0}")
     model = new_sparse_gpt(train.model, train.model.n_layer, 100, 0)
     block = [c for c in constraints(model, train.sparsity) if c.neuron_axis is not None]
     assert [(c.tensor.numel(), c.tensor.numel() // c.tensor.shape[c.neuron_axis]) for c in block] == block_matrices(train.model)
@@ -83,7 +83,7 @@ def test_l0_is_the_number_of_nonzeros_that_training_keeps(changes: dict[str, str
 
 
 def test_position_channels_widen_what_is_read():
-    order = Order(tasks=(), settings={"model.d_pos_emb": "8"})
+    order = SweepRequest(tasks=(), settings={"model.d_pos_emb": "8"})
     (train,) = trains(order, "width=32", "l0=4000")
     assert block_matrices(train.model)[0] == (96 * 40, 96)
     assert abs(kept_weights(train) - 4000) <= 4
@@ -108,21 +108,21 @@ def test_the_ends_of_the_range_fit():
         (ORDER, ["width=wide"], SpecError, "not a whole number"),
         (ORDER, ["l0=many"], UsageError, "not a number of weights"),
         (ORDER, ["optim.speed=3"], SpecError, "optim.speed"),
-        (Order(tasks=("quote_open",)), ["width=64"], UnknownTask, "quote_open"),
-        (Order(tasks=(), dense=True), ["l0=8k"], UsageError, "a dense model has no l0"),
-        (Order(tasks=(), settings={"optim.lr": "1"}), ["optim.lr=1,2"], UsageError, "both an axis"),
-        (Order(tasks=(), settings={"sparsity.weight_frac": "0.5"}), ["l0=8k"], UsageError, "say the same"),
-        (Order(tasks=()), ["optim.steps=" + ",".join(map(str, range(1, 300)))], UsageError, "299 points"),
+        (SweepRequest(tasks=("quote_open",)), ["width=64"], UnknownTask, "quote_open"),
+        (SweepRequest(tasks=(), dense=True), ["l0=8k"], UsageError, "a dense model has no l0"),
+        (SweepRequest(tasks=(), settings={"optim.lr": "1"}), ["optim.lr=1,2"], UsageError, "both an axis"),
+        (SweepRequest(tasks=(), settings={"sparsity.weight_frac": "0.5"}), ["l0=8k"], UsageError, "say the same"),
+        (SweepRequest(tasks=()), ["optim.steps=" + ",".join(map(str, range(1, 300)))], UsageError, "299 points"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_cannot_be_done_is_refused_before_anything_is_queued(order: Order, grid: list[str], kind: type, message: str):
+def test_what_cannot_be_done_is_refused_before_anything_is_queued(order: SweepRequest, grid: list[str], kind: type, message: str):
     with pytest.raises(kind, match=message):
         plan(order, parse_grid(grid))
 
 
 def test_a_dense_sweep_has_dense_points_at_any_width():
-    for train in trains(Order(tasks=TASKS, dense=True), "width=32,256"):
+    for train in trains(SweepRequest(tasks=TASKS, dense=True), "width=32,256"):
         assert train.is_dense
 
 
@@ -132,7 +132,7 @@ def test_ids_follow_from_the_specs_alone():
     turned = plan(ORDER, parse_grid(["l0=16k", "width=128,64"]))
     assert {p.job for p in turned.points} == {p.job for p in one.points}
     assert turned.id == one.id
-    other = plan(Order(tasks=TASKS, seed=1), parse_grid(["width=64,128", "l0=16k"]))
+    other = plan(SweepRequest(tasks=TASKS, seed=1), parse_grid(["width=64,128", "l0=16k"]))
     assert not {p.job for p in other.points} & {p.job for p in one.points}
     assert other.id != one.id
 

@@ -13,7 +13,7 @@ from local_hub import LocalHub, Repository, serve
 from test_task_files import install, quotes, write
 from worlds import python, random_gpt2
 
-from extractor.data.prompts import accuracy, answer_margin, express, task_batch, task_loss
+from extractor.data.prompts import accuracy, logit_diff, task_batch, task_loss, tokenize_task
 from extractor.data.task_choice import choose
 from extractor.errors import UnsupportedModel
 from extractor.jobs.check_tasks import check_tasks, last_margin, open_whole, samples, tokenizer_of
@@ -41,18 +41,18 @@ def sparse_folder(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_margins_are_those_of_the_padded_pass(gpt2_folder: Path, sparse_folder: Path, kind: str):
     model, tokenizer = open_whole(str(gpt2_folder if kind == "dense" else sparse_folder))
-    batch = task_batch(express(find_task("quote_close"), tokenizer), tokenizer, "held_out", 48, 0, 40)
+    batch = task_batch(tokenize_task(find_task("quote_close"), tokenizer), tokenizer, "held_out", 48, 0, 40)
     assert len(batch.last.unique()) > 1
     with torch.no_grad():
         logits = model(input_ids=batch.ids).logits
-    expected = answer_margin(logits[torch.arange(len(batch.ids)), batch.last], batch)
+    expected = logit_diff(logits[torch.arange(len(batch.ids)), batch.last], batch)
     assert torch.allclose(last_margin(model, batch), expected, atol=1e-4)
 
 
 def test_a_row_says_how_the_whole_model_does_on_held_out_pairs(gpt2_folder: Path):
     model, tokenizer = open_whole(str(gpt2_folder))
     (row,) = check_tasks(model, tokenizer, [find_task("quote_close")], target_loss=100.0, pairs=32)
-    batch = task_batch(express(find_task("quote_close"), tokenizer), tokenizer, "held_out", 32, 0, 64)
+    batch = task_batch(tokenize_task(find_task("quote_close"), tokenizer), tokenizer, "held_out", 32, 0, 64)
     margin = last_margin(model, batch)
     assert (row.task, row.expressible, row.why, row.answers, row.pairs) == ("quote_close", True, None, ('")', "')"), 32)
     assert row.loss == pytest.approx(task_loss(margin, batch.sign).item())
@@ -84,7 +84,7 @@ def test_a_file_is_checked_on_the_held_out_pairs_it_has(tmp_path: Path):
 
 def test_samples_show_where_tokens_end():
     tokenizer = load_tokenizer(BUNDLED / "python-tiny")
-    found = samples(express(find_task("quote_close"), tokenizer), tokenizer, 5)
+    found = samples(tokenize_task(find_task("quote_close"), tokenizer), tokenizer, 5)
     assert len(found) == 5
     for pair in found:
         for side, answer in (("positive", '")'), ("negative", "')")):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from extractor.data.prompts import express, get_task, task_batch
+from extractor.data.prompts import get_task, task_batch, tokenize_task
 from extractor.data.task_choice import choose, open_tasks
 from extractor.errors import ExtractorError, NotFound, SpecError, TaskNotExpressible, UnknownTask
 from extractor.jobs.request import circuit_job, train_job
@@ -53,7 +53,7 @@ def test_a_file_whose_lines_share_their_answers_is_an_ordinary_task(file: Path, 
     assert (task.name, task.answers) == ("my_quotes", (tuple(ANSWERS),))
     assert task.description == "60 pairs of my_quotes.jsonl, answered by '\")' or \"')\""
     assert all(pair.answers is None for _, pair in task.listed)
-    assert express(task, bundled).answers == tuple(ANSWERS)
+    assert tokenize_task(task, bundled).answers == tuple(ANSWERS)
 
 
 def test_answers_may_vary_from_pair_to_pair(tmp_path: Path, bundled):
@@ -63,7 +63,7 @@ def test_answers_may_vary_from_pair_to_pair(tmp_path: Path, bundled):
     task = read_task(write(tmp_path / "mixed.jsonl", lines))
     assert task.answers == ()
     assert {pair.answers for _, pair in task.listed} == {tuple(ANSWERS), ('"', "'")}
-    batch = task_batch(express(task, bundled), bundled, "train", task.available("train"), 0, 64)
+    batch = task_batch(tokenize_task(task, bundled), bundled, "train", task.available("train"), 0, 64)
     assert len({int(token) for token in batch.correct}) == 4
 
 

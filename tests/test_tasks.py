@@ -11,7 +11,7 @@ import re
 import pytest
 import torch
 
-from extractor.data.prompts import PROBED_PAIRS, accuracy, answer_margin, express, get_task, task_batch, task_loss
+from extractor.data.prompts import PROBED_PAIRS, accuracy, get_task, logit_diff, task_batch, task_loss, tokenize_task
 from extractor.errors import TaskNotExpressible, UnknownTask
 from extractor.models.reference import open_model
 from extractor.models.tokenizer import load_tokenizer, train_tokenizer
@@ -68,7 +68,7 @@ def test_either_the_task_has_answers_or_every_pair_has(name: str):
 
 @every_task
 def test_answers_are_single_different_tokens(name: str, bundled):
-    expression = express(find_task(name), bundled)
+    expression = tokenize_task(find_task(name), bundled)
     assert [bundled.encode(a).ids for a in expression.answers] == [[i] for i in expression.answer_ids]
     assert len(set(expression.answer_ids)) == (0 if name in VARYING else 2)
     batch = task_batch(expression, bundled, "select", 64, 0, 128)
@@ -79,7 +79,7 @@ def test_answers_are_single_different_tokens(name: str, bundled):
 
 @every_task
 def test_prompts_of_a_pair_have_equal_length_and_differ(name: str, bundled):
-    batch = task_batch(express(find_task(name), bundled), bundled, "held_out", 64, 0, 128)
+    batch = task_batch(tokenize_task(find_task(name), bundled), bundled, "held_out", 64, 0, 128)
     assert torch.equal(batch.last[0::2], batch.last[1::2])
     assert (batch.ids[0::2] != batch.ids[1::2]).any(1).all()
     assert batch.sign.tolist() == [1.0, -1.0] * 64
@@ -90,7 +90,7 @@ def test_prompts_of_a_pair_have_equal_length_and_differ(name: str, bundled):
 
 @every_task
 def test_a_prompt_goes_on_with_its_answer_as_its_own_token(name: str, bundled):
-    expression = express(find_task(name), bundled)
+    expression = tokenize_task(find_task(name), bundled)
     batch = task_batch(expression, bundled, "train", 8, 0, 128)
     for row in range(16):
         ids = batch.ids[row, : int(batch.last[row]) + 1].tolist()
@@ -122,7 +122,7 @@ def test_every_split_holds_what_the_tiny_preset_asks_for(name: str, bundled):
     from extractor.jobs.find_circuit import TRAIN_POOL
     from extractor.spec.presets import prune_spec
 
-    spec, expression = prune_spec("tiny"), express(find_task(name), bundled)
+    spec, expression = prune_spec("tiny"), tokenize_task(find_task(name), bundled)
     for split, pairs in (("train", TRAIN_POOL), ("select", spec.select_pairs), ("held_out", spec.held_out_pairs)):
         assert task_batch(expression, bundled, split, pairs, 0, 64).pairs == pairs
 
@@ -145,14 +145,14 @@ def plain():
 
 
 def test_quote_close_falls_back_to_the_quote_alone(plain):
-    assert express(find_task("quote_close"), plain).answers == ('"', "'")
+    assert tokenize_task(find_task("quote_close"), plain).answers == ('"', "'")
 
 
 @pytest.mark.parametrize("name", ["bracket_counting", "for_while", "if_ternary", "with_as", "enumerate_range"])
 def test_a_tokenizer_that_splits_the_answers_is_refused_with_the_pieces(name: str, plain):
     task = find_task(name)
     with pytest.raises(TaskNotExpressible) as caught:
-        express(task, plain)
+        tokenize_task(task, plain)
     text = str(caught.value)
     assert name in text
     assert "\n" not in text
@@ -164,7 +164,7 @@ def test_a_tokenizer_that_splits_the_answers_is_refused_with_the_pieces(name: st
 @pytest.mark.parametrize("name", VARYING)
 def test_varying_answers_that_a_tokenizer_splits_are_refused_with_an_example(name: str, plain):
     with pytest.raises(TaskNotExpressible) as caught:
-        express(find_task(name), plain)
+        tokenize_task(find_task(name), plain)
     text = str(caught.value)
     assert re.search(rf"task '{name}' cannot .*: only \d+ of 64 pairs .*: ' \w+' is \d+ tokens \[", text)
     assert text.endswith("choose another model or task")
@@ -191,14 +191,14 @@ def written(pair: Pair) -> Task:
 )
 def test_pairs_that_do_not_fit_are_told_by_what_is_wrong_with_one(pair: Pair, told: str, bundled):
     with pytest.raises(TaskNotExpressible) as caught:
-        express(written(pair), bundled)
+        tokenize_task(written(pair), bundled)
     assert f"only 0 of {PROBED_PAIRS} pairs have equal length and unsplit answers: " in str(caught.value)
     assert told in str(caught.value)
 
 
 def test_a_pairs_own_answers_are_its_rows_answers(bundled):
     task = written(Pair("for item", "while item", (" in", ":")))
-    batch = task_batch(express(task, bundled), bundled, "train", 4, 0, 128)
+    batch = task_batch(tokenize_task(task, bundled), bundled, "train", 4, 0, 128)
     ids = [bundled.encode(a).ids[0] for a in (" in", ":")]
     assert batch.correct.tolist() == ids * 4
     assert batch.wrong.tolist() == ids[::-1] * 4
@@ -208,7 +208,7 @@ def test_a_pairs_own_answers_are_its_rows_answers(bundled):
 @every_task
 def test_prompts_too_long_for_the_context_are_refused_and_not_looked_for_for_ever(name: str, bundled):
     with pytest.raises(TaskNotExpressible, match="of at most 1 tokens in split 'train', 10 were asked for"):
-        task_batch(express(find_task(name), bundled), bundled, "train", 10, 0, 1)
+        task_batch(tokenize_task(find_task(name), bundled), bundled, "train", 10, 0, 1)
 
 
 def test_task_loss_is_the_cross_entropy_of_the_two_answers():
@@ -222,17 +222,17 @@ def test_task_loss_is_the_cross_entropy_of_the_two_answers():
 
 @every_task
 def test_task_loss_equals_the_softmax_over_the_two_logits(name: str, bundled):
-    batch = task_batch(express(find_task(name), bundled), bundled, "select", 8, 0, 128)
+    batch = task_batch(tokenize_task(find_task(name), bundled), bundled, "select", 8, 0, 128)
     logits = torch.randn(16, bundled.get_vocab_size(), generator=torch.Generator().manual_seed(0))
     rows = torch.arange(16)
     both = torch.stack([logits[rows, batch.correct], logits[rows, batch.wrong]], dim=1)
     twin = torch.nn.functional.cross_entropy(both, torch.zeros(16, dtype=torch.long))
-    assert torch.allclose(task_loss(answer_margin(logits, batch), batch.sign), twin, atol=1e-6)
+    assert torch.allclose(task_loss(logit_diff(logits, batch), batch.sign), twin, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["for_while", "class_init"])
 def test_a_models_own_answers_change_sides_and_stay_first_and_second(name: str, bundled):
-    batch = task_batch(express(find_task(name), bundled), bundled, "select", 8, 0, 128)
+    batch = task_batch(tokenize_task(find_task(name), bundled), bundled, "select", 8, 0, 128)
     margin = torch.randn(16, generator=torch.Generator().manual_seed(0))
     told = batch.as_answered(margin)
     assert torch.equal(told.first, batch.first)
@@ -242,7 +242,7 @@ def test_a_models_own_answers_change_sides_and_stay_first_and_second(name: str, 
 
 
 def test_picking_pairs_keeps_both_members_and_cuts_the_padding(bundled):
-    batch = task_batch(express(find_task("quote_close"), bundled), bundled, "train", 32, 0, 128)
+    batch = task_batch(tokenize_task(find_task("quote_close"), bundled), bundled, "train", 32, 0, 128)
     shortest = int(batch.last[0::2].argmin())
     one = batch.pick(torch.tensor([shortest]))
     assert one.ids.shape == (2, int(batch.last[2 * shortest]) + 1)

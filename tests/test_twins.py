@@ -63,27 +63,27 @@ def made(tmp_path: Path) -> Path:
 
 def test_what_was_kept_is_fetched(made: Path, tmp_path: Path):
     (tmp_path / "other").mkdir()
-    assert not bridged_cache.fetch(tmp_path / "kept", tmp_path / "other")
-    bridged_cache.keep(made, tmp_path / "kept")
-    assert bridged_cache.fetch(tmp_path / "kept", tmp_path / "other")
+    assert not bridged_cache.load(tmp_path / "kept", tmp_path / "other")
+    bridged_cache.store(made, tmp_path / "kept")
+    assert bridged_cache.load(tmp_path / "kept", tmp_path / "other")
     assert (tmp_path / "other" / "model" / "config.json").read_text() == "{}"
     assert (tmp_path / "other" / "metrics.jsonl").read_text() == "one line\n"
 
 
 def test_the_first_to_keep_it_wins(made: Path, tmp_path: Path):
-    bridged_cache.keep(made, tmp_path / "kept")
+    bridged_cache.store(made, tmp_path / "kept")
     files.write_text(made / "model" / "config.json", "[]")
-    bridged_cache.keep(made, tmp_path / "kept")
+    bridged_cache.store(made, tmp_path / "kept")
     assert (tmp_path / "kept" / "model" / "config.json").read_text() == "{}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "made"]
 
 
 @pytest.mark.parametrize("harm", ["altered", "half"])
 def test_a_damaged_one_is_thrown_away(made: Path, tmp_path: Path, harm: str):
-    bridged_cache.keep(made, tmp_path / "kept")
+    bridged_cache.store(made, tmp_path / "kept")
     if harm == "altered":
         (tmp_path / "kept" / "model" / "config.json").write_text("{ }")
     else:
         (tmp_path / "kept" / "manifest.json").unlink()
-    assert not bridged_cache.fetch(tmp_path / "kept", made)
+    assert not bridged_cache.load(tmp_path / "kept", made)
     assert not (tmp_path / "kept").exists()

@@ -16,13 +16,13 @@ from worlds import environment
 
 from extractor.circuits.calibration import calibrate
 from extractor.circuits.circuit import Calibration
-from extractor.circuits.graph import Graph, edge_count, present_edges
+from extractor.circuits.graph import CircuitMask, edge_count, present_edges
 from extractor.circuits.reference import masked_margin
 from extractor.circuits.sites import record
 from extractor.data.prompts import TaskBatch
 from extractor.progress import Stopped
-from extractor.pruning.problem import Problem
-from extractor.pruning.prune import Found, Pruned
+from extractor.pruning.problem import PruningProblem
+from extractor.pruning.prune import PrunedCircuit, PruneResult
 from extractor.spec.schema import PruneSpec, SparseModelSpec
 from extractor.training.train_sparse import new_sparse_gpt
 from extractor.validation import seeds
@@ -40,28 +40,28 @@ ZERO = QUICK.model_copy(update={"ablation": "zero"})
 CHANCE = math.log(2)
 
 
-def pose(folder: Path, model=None, spec: PruneSpec = QUICK, batch: TaskBatch = BATCH, **changes) -> Problem:
+def pose(folder: Path, model=None, spec: PruneSpec = QUICK, batch: TaskBatch = BATCH, **changes) -> PruningProblem:
     """A problem whose three splits are one batch."""
     model = model or micro.micro_model()
     with record(model) as values:
         model(input_ids=batch.ids)
     means = {site: x[:, -1].mean(0) for site, x in values.items()}
-    return Problem(model, means, batch, batch, spec, 0.15, 0, lambda stage: environment(folder / stage), **changes)
+    return PruningProblem(model, means, batch, batch, spec, 0.15, 0, lambda stage: environment(folder / stage), **changes)
 
 
-def circuit_of(problem: Problem, nodes: tuple[str, ...] = micro.CIRCUIT) -> Pruned:
-    graph = Graph(problem.index.flags(micro.flat_indices(problem.model, nodes)))
+def circuit_of(problem: PruningProblem, nodes: tuple[str, ...] = micro.CIRCUIT) -> PrunedCircuit:
+    graph = CircuitMask(problem.index.flags(micro.flat_indices(problem.model, nodes)))
     calibration = calibrate(problem.judge(problem.select).margins([graph])[0], problem.select.sign)
-    return Pruned(graph, edge_count(problem.model, graph), 0.0, calibration, problem.target, True)
+    return PrunedCircuit(graph, edge_count(problem.model, graph), 0.0, calibration, problem.target, True)
 
 
 @pytest.fixture
-def problem(tmp_path) -> Problem:
+def problem(tmp_path) -> PruningProblem:
     return pose(tmp_path)
 
 
 @pytest.fixture
-def pruned(problem) -> Pruned:
+def pruned(problem) -> PrunedCircuit:
     return circuit_of(problem)
 
 
@@ -74,7 +74,7 @@ def prompts(lengths: list[int], vocabulary: int) -> TaskBatch:
     return TaskBatch(ids, last, answers[:, 0], answers[:, 1], torch.tensor([1.0, -1.0] * len(lengths)))
 
 
-def noisy(folder: Path, spec: PruneSpec = QUICK) -> tuple[Problem, Graph]:
+def noisy(folder: Path, spec: PruneSpec = QUICK) -> tuple[PruningProblem, CircuitMask]:
     """A random model whose every site competes, prompts of many lengths, and a graph of a third of its nodes and half of their edges."""
     model = new_sparse_gpt(SparseModelSpec(d_model=16, d_head=4, n_ctx=8, mlp_ratio=2), 2, 40, 0).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -82,9 +82,9 @@ def noisy(folder: Path, spec: PruneSpec = QUICK) -> tuple[Problem, Graph]:
             parameter.mul_(4)
     posed = pose(folder, model, spec, prompts([3, 8, 5, 8, 4, 5], 40))
     generator = torch.Generator().manual_seed(1)
-    graph = Graph(torch.rand(len(posed.index), generator=generator) < 0.6)
+    graph = CircuitMask(torch.rand(len(posed.index), generator=generator) < 0.6)
     edges = {link: there & (torch.rand(there.shape, generator=generator) < 0.7) for link, there in present_edges(model, graph).items()}
-    return posed, Graph(graph.nodes, edges)
+    return posed, CircuitMask(graph.nodes, edges)
 
 
 # replacements
@@ -114,7 +114,7 @@ def test_resampled_nodes_have_their_values_in_the_other_prompt_of_equal_length(p
     expected = [by_hand(neuron - 1.5, before[1] + after[1]), by_hand(-1.5, before[0] + after[0])]
     found = ablated_margins(problem, pruned.graph, "resample", pair)
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
-    nothing = ablated_margins(problem, Graph(torch.zeros_like(pruned.graph.nodes)), "resample", pair)
+    nothing = ablated_margins(problem, CircuitMask(torch.zeros_like(pruned.graph.nodes)), "resample", pair)
     assert nothing[0] < 0 < nothing[1]  # all that is left speaks for the other prompt
 
 
@@ -127,7 +127,7 @@ def test_a_part_holds_whole_pairs_and_does_not_line_up_those_that_differ(tmp_pat
     assert all(int(row) ^ 1 in rows for rows in found for row in rows)
     order = torch.cat(found)
     assert any(a % 2 == b % 2 for a, b in pairwise(order.tolist()))  # a prompt's next is not always one of the other answer
-    margins = plain_margins(problem, Graph(torch.ones(len(problem.index), dtype=torch.bool)), problem.select)
+    margins = plain_margins(problem, CircuitMask(torch.ones(len(problem.index), dtype=torch.bool)), problem.select)
     assert torch.allclose(margins, masked_margin(problem.model, problem.select, {}, {}), atol=1e-6)
 
 
@@ -171,7 +171,7 @@ def test_an_edge_effect_is_the_loss_of_the_graph_without_it(tmp_path, monkeypatc
         cut = {link: mask.clone() for link, mask in there.items()}
         assert cut[a, b][int(row), int(column)]
         cut[a, b][int(row), int(column)] = False
-        assert rise == pytest.approx(judge.loss(Graph(graph.nodes, cut)) - judge.loss(graph), abs=1e-5)
+        assert rise == pytest.approx(judge.loss(CircuitMask(graph.nodes, cut)) - judge.loss(graph), abs=1e-5)
 
 
 def test_large_circuits_are_asked_fewer_pairs(problem, pruned, monkeypatch):
@@ -349,11 +349,11 @@ def test_overlap_is_the_mean_over_pairs_of_shared_over_all():
     assert overlap([{}, {}]) == 1.0
 
 
-def told(problem: Problem, nodes: tuple[str, ...], loss: float) -> Found:
+def told(problem: PruningProblem, nodes: tuple[str, ...], loss: float) -> PruneResult:
     pruned = replace(circuit_of(problem, nodes), loss=loss, calibration=Calibration(2.0, 0.5))
     edges = present_edges(problem.model, pruned.graph)
-    best = replace(pruned, graph=Graph(pruned.graph.nodes, edges))
-    return Found(best, (best,), (best.graph,))
+    best = replace(pruned, graph=CircuitMask(pruned.graph.nodes, edges))
+    return PruneResult(best, (best,), (best.graph,))
 
 
 OTHER = ("0.mlp.act_in.1", "0.mlp.post_act.1", "0.mlp.resid_delta.2")
@@ -364,7 +364,7 @@ def test_seeds_are_compared_by_hand_and_kept(tmp_path, monkeypatch):
     both = (*micro.CIRCUIT, *OTHER)
     asked = []
 
-    def find(other: Problem) -> Found:
+    def find(other: PruningProblem) -> PruneResult:
         asked.append(other.seed)
         other.env("masks").checkpoints.save(0, {})
         return told(other, both if other.seed == 1 else OTHER, 0.1 * other.seed)

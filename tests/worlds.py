@@ -87,12 +87,12 @@ def tiny_bridge(**changes):
 
 def tiny_pair(spec=None, dense=None):
     """A random GPT-2 and an untrained sparse model, bridged, with bridges large enough that every path differs."""
-    from extractor.bridges.pair import couple
+    from extractor.bridges.pair import new_pair
     from extractor.bridges.tuner import site_parameters
     from extractor.models.load import DenseModel
 
     model = (dense or random_gpt2()).requires_grad_(False)
-    found = couple(DenseModel(model, "tiny", {"model": "tiny"}), spec or tiny_bridge(), 0)
+    found = new_pair(DenseModel(model, "tiny", {"model": "tiny"}), spec or tiny_bridge(), 0)
     with torch.no_grad():
         for parameter in site_parameters(found.sites):
             parameter.mul_(5).add_(0.01)

@@ -1,7 +1,7 @@
 """A dense GPT-2 as a sparse GPT of the same shape, exactly, with every weight and every activation kept.
 
 So that the pruning engine, the pictures and the validation see a dense model as they see a sparse one: its neurons, attention channels,
-residual reads and writes are the nodes. Norms become part of the matrices that read, and the residual is centred (`basis.without_norms`);
+residual reads and writes are the nodes. Norms become part of the matrices that read, and the residual is centred (`basis.fold_norms`);
 its axes are the dense model's own.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from extractor.bridges.basis import without_norms
+from extractor.bridges.basis import fold_norms
 from extractor.errors import UnsupportedModel
 from extractor.models.dense.base import GPTWeights, wrap_dense
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
@@ -52,13 +52,13 @@ def dense_as_sparse(dense: DenseModel) -> SparseGPTForCausalLM:
             eos_token_id=config.eos_token_id,
         )
     )
-    copy_weights(model, without_norms(weights), weights.unembedding @ weights.final_norm.bias)
+    copy_weights(model, fold_norms(weights), weights.unembedding @ weights.final_norm.bias)
     return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def copy_weights(model: SparseGPTForCausalLM, weights: GPTWeights, logits_bias: Tensor) -> None:
-    """Make a sparse GPT, at least as wide, compute what the weights of `without_norms` do; logits_bias (V,) is used where it has one."""
+    """Make a sparse GPT, at least as wide, compute what the weights of `fold_norms` do; logits_bias (V,) is used where it has one."""
     config = model.config
     ratio = math.sqrt(weights.embedding.shape[1] / config.d_model)  # a residual has a smaller RMS where zeros stand beside it
     _put(model.transformer.wte.weight, weights.embedding)

@@ -23,7 +23,7 @@ ITERATIONS = 100
 MOST_VECTORS = 1 << 15  # of large models some stand for all
 
 
-def without_norms(weights: GPTWeights) -> GPTWeights:
+def fold_norms(weights: GPTWeights) -> GPTWeights:
     """The same model with norms that only divide; the final norm's bias, which would be one of the logits, is left out."""
     plain = Norm(torch.ones_like(weights.final_norm.gain), torch.zeros_like(weights.final_norm.bias))
     return replace(
@@ -52,8 +52,8 @@ def _block_without_norms(block: BlockWeights, plain: Norm) -> BlockWeights:
     )
 
 
-def turned(weights: GPTWeights, turn: Tensor) -> GPTWeights:
-    """The model of `without_norms` with the residual h become turn @ h, for an orthogonal `turn` (D, D)."""
+def rotated(weights: GPTWeights, turn: Tensor) -> GPTWeights:
+    """The model of `fold_norms` with the residual h become turn @ h, for an orthogonal `turn` (D, D)."""
 
     def block(b: BlockWeights) -> BlockWeights:
         read = replace(b, qkv=b.qkv @ turn.T, fc=b.fc @ turn.T)
@@ -87,7 +87,7 @@ def _sparse_heads(block: BlockWeights, d_head: int, h: Tensor) -> BlockWeights:
 
 
 def residual_vectors(weights: GPTWeights, residuals: Sequence[Tensor]) -> Tensor:
-    """What a model of `without_norms` reads and writes, rows and columns of its matrices, and its residuals: unit vectors (N, D)."""
+    """What a model of `fold_norms` reads and writes, rows and columns of its matrices, and its residuals: unit vectors (N, D)."""
     found = [weights.embedding, weights.positions, weights.unembedding]
     for block in weights.blocks:
         found += [block.qkv, block.attn_out.T, block.fc, block.proj.T]

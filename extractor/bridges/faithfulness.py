@@ -14,13 +14,13 @@ from torch import Tensor
 
 from extractor.bridges.chunked_loss import LOGITS_AT_ONCE, Target
 from extractor.bridges.losses import sparse_residuals
-from extractor.bridges.pair import Coupled
+from extractor.bridges.pair import BridgedPair
 from extractor.circuits.calibration import calibrate, calibrated_loss
-from extractor.circuits.graph import Graph, NodeIndex
+from extractor.circuits.graph import CircuitMask, NodeIndex
 from extractor.circuits.network import LENGTH_GROUPS
 from extractor.circuits.reference import masked_margin, masked_residuals
 from extractor.data.corpus import Corpus
-from extractor.data.prompts import TaskBatch, accuracy, answer_margin, task_loss
+from extractor.data.prompts import TaskBatch, accuracy, logit_diff, task_loss
 from extractor.files import rounded
 from extractor.models.dense.base import residuals, tail
 from extractor.sparse.bigram import PRIOR, Counts
@@ -30,7 +30,7 @@ FLAT = 1e-12  # share of its mean square below which a channel's variance is rou
 
 
 @torch.no_grad()
-def faithfulness(pair: Coupled, corpus: Corpus, context: int, seed: int, rows: int = 64) -> dict:
+def faithfulness(pair: BridgedPair, corpus: Corpus, context: int, seed: int, rows: int = 64) -> dict:
     """How interchangeable the two models are on `rows` held-out windows of `context` tokens.
 
     dense_loss, sparse_loss, bigram_loss, path_loss   nats per token; path_loss {to_sparse, to_dense}: a number a site
@@ -70,7 +70,7 @@ def faithfulness(pair: Coupled, corpus: Corpus, context: int, seed: int, rows: i
     return rounded(found)
 
 
-def _chunk(pair: Coupled, ids: Tensor) -> list[Tensor]:
+def _chunk(pair: BridgedPair, ids: Tensor) -> list[Tensor]:
     """Sums over ids (B, T), fp64.
 
     scores (2 + 2 sites, 2): loss and KL of the dense model, the sparse one, then both paths of every site in turn; positions where the two
@@ -91,7 +91,7 @@ def _chunk(pair: Coupled, ids: Tensor) -> list[Tensor]:
     return [torch.stack(scores), agreeing, encoder, decoder]
 
 
-def path_logits(pair: Coupled, ids: Tensor, dense_h: list[Tensor], sparse_h: list[Tensor]) -> Iterator[Tensor]:
+def path_logits(pair: BridgedPair, ids: Tensor, dense_h: list[Tensor], sparse_h: list[Tensor]) -> Iterator[Tensor]:
     """The exact logits (B, T, V) of both paths of every site in turn, dense then sparse first, never two at once.
 
     dense_h, sparse_h   both models' own residuals of ids (B, T)
@@ -155,7 +155,7 @@ def _recovered(loss: list[float], bigram: float) -> dict | None:
 
 
 @torch.no_grad()
-def prompt_agreement(pair: Coupled, batch: TaskBatch) -> dict:
+def prompt_agreement(pair: BridgedPair, batch: TaskBatch) -> dict:
     """How alike the two models do a task: {agreement, loss {dense, sparse}, accuracy {dense, sparse}}.
 
     agreement is the share of prompts where both prefer the same one of the two answers; losses in nats per prompt, not calibrated.
@@ -171,7 +171,7 @@ def prompt_agreement(pair: Coupled, batch: TaskBatch) -> dict:
 
 
 @torch.no_grad()
-def dense_margins(pair: Coupled, batch: TaskBatch) -> Tensor:
+def dense_margins(pair: BridgedPair, batch: TaskBatch) -> Tensor:
     """The dense model's own answer margins (2P,)."""
     margins = torch.empty(len(batch.ids), device=batch.ids.device)
     for rows in _by_length(batch):
@@ -182,7 +182,9 @@ def dense_margins(pair: Coupled, batch: TaskBatch) -> Tensor:
 
 
 @torch.no_grad()
-def circuit_through_bridges(pair: Coupled, batch: TaskBatch, graph: Graph, base: Mapping[str, Tensor], calibrate_on: TaskBatch) -> dict:
+def circuit_through_bridges(
+    pair: BridgedPair, batch: TaskBatch, graph: CircuitMask, base: Mapping[str, Tensor], calibrate_on: TaskBatch
+) -> dict:
     """What the dense model makes of the circuit alone: at every site the circuit's residual is decoded and the dense tail finishes.
 
     base             values of what is off, as for `masked_margin`
@@ -201,7 +203,7 @@ def circuit_through_bridges(pair: Coupled, batch: TaskBatch, graph: Graph, base:
     return rounded(found)
 
 
-def _margins_through_bridges(pair: Coupled, batch: TaskBatch, graph: Graph, base: Mapping[str, Tensor]) -> Tensor:
+def _margins_through_bridges(pair: BridgedPair, batch: TaskBatch, graph: CircuitMask, base: Mapping[str, Tensor]) -> Tensor:
     """Answer margins (sites, 2P) of the paths that start in the circuit alone and end in the dense model."""
     margins = torch.empty(len(pair.sites), len(batch.ids), device=batch.ids.device)
     masks = NodeIndex.of(pair.sparse).split(graph.nodes.float())
@@ -219,6 +221,6 @@ def _by_length(batch: TaskBatch) -> tuple[Tensor, ...]:
     return batch.last.argsort(stable=True).chunk(LENGTH_GROUPS)
 
 
-def _dense_margin(pair: Coupled, h: Tensor, batch: TaskBatch) -> Tensor:
+def _dense_margin(pair: BridgedPair, h: Tensor, batch: TaskBatch) -> Tensor:
     """Answer margins (2P,) from the dense model's final residuals (2P, T, D)."""
-    return answer_margin(pair.dense.unembed(h[torch.arange(len(h), device=h.device), batch.last]), batch)
+    return logit_diff(pair.dense.unembed(h[torch.arange(len(h), device=h.device), batch.last]), batch)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from extractor.bridges.as_sparse import copy_weights
-from extractor.bridges.basis import centred, residual_vectors, sparsest_basis, turned, with_sparse_heads, without_norms
-from extractor.bridges.pair import Coupled
+from extractor.bridges.basis import centred, fold_norms, residual_vectors, rotated, sparsest_basis, with_sparse_heads
+from extractor.bridges.pair import BridgedPair
 from extractor.bridges.tuner import Scaling
 from extractor.data.corpus import Corpus
 from extractor.errors import SpecError
@@ -32,7 +32,7 @@ _PURPOSE = 1 << 41  # a step number that no training reaches: the text for measu
 
 
 @torch.no_grad()
-def normalise_sites(pair: Coupled, corpus: Corpus, context: int, seed: int) -> list[Tensor]:
+def normalise_sites(pair: BridgedPair, corpus: Corpus, context: int, seed: int) -> list[Tensor]:
     """Give every site the mean and the standard deviation of its channels over training text; returns some residuals of each, (N, D)."""
     device = pair.sparse.device
     rows = max(MEASURED_ROWS, MEASURED_TOKENS // context)
@@ -53,7 +53,7 @@ def normalise_sites(pair: Coupled, corpus: Corpus, context: int, seed: int) -> l
 
 
 @torch.no_grad()
-def start_from_dense(pair: Coupled, samples: list[Tensor]) -> None:
+def start_from_dense(pair: BridgedPair, samples: list[Tensor]) -> None:
     """Make the sparse model and the bridges compute what the dense model does. Raises SpecError where that cannot be.
 
     samples   some residuals of every site, (N, D) each: the axes are chosen such that they are sparse too
@@ -64,10 +64,10 @@ def start_from_dense(pair: Coupled, samples: list[Tensor]) -> None:
     neurons = len(weights.blocks[0].fc)
     if config.d_mlp < neurons:
         raise SpecError(f"--init dense needs {neurons} neurons a layer, the spec has {config.d_mlp}; set bridge.model.mlp_ratio higher")
-    plain = without_norms(weights)
+    plain = fold_norms(weights)
     turn = sparsest_basis(residual_vectors(plain, samples))
     reads = [centred(h, 1) @ turn.T for h in samples[:-1:2]]
-    copy_weights(pair.sparse, with_sparse_heads(turned(plain, turn), reads), weights.unembedding @ weights.final_norm.bias)
+    copy_weights(pair.sparse, with_sparse_heads(rotated(plain, turn), reads), weights.unembedding @ weights.final_norm.bias)
     width = len(turn)
     into = torch.zeros(config.d_model, width, device=turn.device)
     into[:width] = turn
@@ -78,7 +78,7 @@ def start_from_dense(pair: Coupled, samples: list[Tensor]) -> None:
 class ActivationAnnealing:
     """AbsTopK of the sparse model and of the encoders, from all channels to their numbers, as the weights go."""
 
-    def __init__(self, pair: Coupled, sparsity: SparsitySpec):
+    def __init__(self, pair: BridgedPair, sparsity: SparsitySpec):
         self.pair, self.sparsity = pair, sparsity
         self.sites = [(m, m.k) for m in pair.sparse.modules() if isinstance(m, Site)]
         self.encoders = [(s, s.kept[s.active_adapters[0]]) for s in pair.sites]

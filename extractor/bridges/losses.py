@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from extractor.bridges.chunked_loss import LOGITS_AT_ONCE, Target, in_chunks
 from extractor.bridges.crossing import Crossing
-from extractor.bridges.pair import Coupled
+from extractor.bridges.pair import BridgedPair
 from extractor.models.dense.base import residuals
 from extractor.spec.schema import BridgeSpec
 
@@ -29,7 +29,7 @@ TERMS = ("ce", "nmse_encoder", "nmse_decoder", "kl_to_sparse", "kl_to_dense", "k
 VARIANCE_MEMORY = 0.9  # of the running variance, per step
 
 
-def bridge_loss(pair: Coupled, ids: Tensor, crossing: Crossing, variance: Tensor, spec: BridgeSpec) -> tuple[Tensor, Tensor, Tensor]:
+def bridge_loss(pair: BridgedPair, ids: Tensor, crossing: Crossing, variance: Tensor, spec: BridgeSpec) -> tuple[Tensor, Tensor, Tensor]:
     """The loss (scalar, with gradient) of ids (B, T), its TERMS (6,), and `moments` of the sparse residuals.
 
     variance   of the sparse residual per site, (2L + 1,), by which encoder errors are divided
@@ -65,7 +65,7 @@ def _error(value: Tensor, target: Tensor) -> Tensor:
     return functional.mse_loss(value.float(), target.float())
 
 
-def _sparse_pass(pair: Coupled, ids: Tensor, dense_h: list[Tensor], crossing: Crossing) -> tuple[list[Tensor], Tensor]:
+def _sparse_pass(pair: BridgedPair, ids: Tensor, dense_h: list[Tensor], crossing: Crossing) -> tuple[list[Tensor], Tensor]:
     """The sparse model's own residuals, and the final ones of the rows that crossed over from the dense model."""
     batch = len(ids)
     context = pair.sparse.context(ids.shape[1])
@@ -80,7 +80,7 @@ def _sparse_pass(pair: Coupled, ids: Tensor, dense_h: list[Tensor], crossing: Cr
     return own, stream[batch:]
 
 
-def _dense_pass(pair: Coupled, ids: Tensor, own: list[Tensor], crossing: Crossing) -> Tensor:
+def _dense_pass(pair: BridgedPair, ids: Tensor, own: list[Tensor], crossing: Crossing) -> Tensor:
     """The dense model's final residuals of the rows that crossed over from the sparse model."""
     context = pair.dense.context(ids)
     stream: Tensor | None = None
@@ -93,18 +93,20 @@ def _dense_pass(pair: Coupled, ids: Tensor, own: list[Tensor], crossing: Crossin
     return own[0].new_zeros((0, ids.shape[1], pair.dense.width)) if stream is None else stream
 
 
-def _chunk(pair: Coupled) -> int:
+def _chunk(pair: BridgedPair) -> int:
     return max(1, LOGITS_AT_ONCE // pair.sparse.config.vocab_size)
 
 
-def _head_parameters(pair: Coupled) -> list[Tensor]:
+def _head_parameters(pair: BridgedPair) -> list[Tensor]:
     """What the sparse model's unembedding is made of."""
     model = pair.sparse
     found = [model.lm_head.weight, model.transformer.ln_f.weight, *(getattr(model, name) for name in model.bigram.tensors)]
     return [p for p in found if p.requires_grad]
 
 
-def _own_head(pair: Coupled, ids: Tensor, sparse_h: Tensor, dense_h: Tensor, crossing: Crossing, spec: BridgeSpec) -> tuple[Tensor, Tensor]:
+def _own_head(
+    pair: BridgedPair, ids: Tensor, sparse_h: Tensor, dense_h: Tensor, crossing: Crossing, spec: BridgeSpec
+) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy and KL of the sparse model's own predictions at `crossing.own`, and the two by themselves (2,)."""
     at, last = crossing.own, ids.shape[1] - 1
     has_next = (at < last).float()
@@ -124,7 +126,7 @@ def _own_head(pair: Coupled, ids: Tensor, sparse_h: Tensor, dense_h: Tensor, cro
 
 
 def _crossing_head(
-    pair: Coupled, ids: Tensor, to_sparse: Tensor, to_dense: Tensor, dense_h: Tensor, crossing: Crossing, spec: BridgeSpec
+    pair: BridgedPair, ids: Tensor, to_sparse: Tensor, to_dense: Tensor, dense_h: Tensor, crossing: Crossing, spec: BridgeSpec
 ) -> tuple[Tensor, Tensor]:
     """Weighted KLs of the rows that crossed over, and the sums over sites in both directions by themselves (2,)."""
     order, at = crossing.order, crossing.positions
@@ -143,7 +145,7 @@ def _crossing_head(
     return in_chunks(body, [*(s.flatten(0, 1) for s in streams), weights], _head_parameters(pair), _chunk(pair))
 
 
-def sparse_residuals(pair: Coupled, ids: Tensor) -> list[Tensor]:
+def sparse_residuals(pair: BridgedPair, ids: Tensor) -> list[Tensor]:
     """All 2L + 1 residuals (B, T, S) of the sparse model's own pass."""
     context = pair.sparse.context(ids.shape[1])
     found = [pair.sparse.embed(ids, context)]

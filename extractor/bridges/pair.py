@@ -33,7 +33,7 @@ FOLDER = "bridges"
 
 
 @dataclass(frozen=True)
-class Coupled:
+class BridgedPair:
     """A frozen dense model, a sparse model with as many sublayers, and the 2L + 1 bridge sites between them.
 
     adapter   the dense model wrapped with its bridges, as PEFT sees it
@@ -59,7 +59,7 @@ class Coupled:
         files.write_text(folder / FOLDER / "README.md", bridge_card(self.name, self.facts, self.sparse.config))
 
 
-def couple(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.device | None = None) -> Coupled:
+def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.device | None = None) -> BridgedPair:
     """A new sparse model with the dense model's layers and vocabulary, and untrained bridges between the two, on the device."""
     from peft import PeftModelForCausalLM
 
@@ -80,11 +80,11 @@ def couple(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.device 
     )
     torch.manual_seed(seed + 1)
     adapter = PeftModelForCausalLM(dense.model, config)
-    return Coupled(sublayers, sparse, bridge_sites(adapter), adapter, dense.name, dense.facts)
+    return BridgedPair(sublayers, sparse, bridge_sites(adapter), adapter, dense.name, dense.facts)
 
 
-def open_coupled(folder: Path, dense: DenseModel, sparse: SparseGPTForCausalLM | None = None) -> Coupled:
-    """What `Coupled.save` left in `folder`, on the device, frozen. Raises NotFound where there are no bridges, BrokenArtifact.
+def load_pair(folder: Path, dense: DenseModel, sparse: SparseGPTForCausalLM | None = None) -> BridgedPair:
+    """What `BridgedPair.save` left in `folder`, on the device, frozen. Raises NotFound where there are no bridges, BrokenArtifact.
 
     sparse   the sparse model of that folder, where it is open already
     """
@@ -103,7 +103,7 @@ def open_coupled(folder: Path, dense: DenseModel, sparse: SparseGPTForCausalLM |
     except (RuntimeError, ValueError, KeyError) as error:
         raise BrokenArtifact(f"bridges in {folder} do not fit {dense.name}: {str(error).splitlines()[0][:160]}") from None
     adapter.eval().requires_grad_(False)
-    return Coupled(wrap_dense(dense.model), sparse, bridge_sites(adapter), adapter, dense.name, dense.facts)
+    return BridgedPair(wrap_dense(dense.model), sparse, bridge_sites(adapter), adapter, dense.name, dense.facts)
 
 
 def bridge_card(name: str, facts: dict, sparse: PreTrainedConfig) -> str:
@@ -137,7 +137,7 @@ sparse = AutoModelForCausalLM.from_pretrained(FOLDER)
 """
 
 
-def open_twin(folder: Path, dense: DenseModel | None = None, sparse: SparseGPTForCausalLM | None = None) -> Coupled:
+def open_pair(folder: Path, dense: DenseModel | None = None, sparse: SparseGPTForCausalLM | None = None) -> BridgedPair:
     """The pair whose sparse half is `folder`. Raises NotFound where there are no bridges, or the dense model is no longer to be had.
 
     dense, sparse   the halves, where they are open already
@@ -149,4 +149,4 @@ def open_twin(folder: Path, dense: DenseModel | None = None, sparse: SparseGPTFo
             raise NotFound(f"model {folder} has no bridges: it was not made from a dense model")
         known = files.read_json(folder / DENSE_JSON)
         dense = open_dense(known["model"], known["adapter"])
-    return open_coupled(folder, dense, sparse)
+    return load_pair(folder, dense, sparse)

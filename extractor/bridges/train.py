@@ -11,7 +11,7 @@ from torch import Tensor
 from extractor.bridges.crossing import Crossing
 from extractor.bridges.initialisation import ActivationAnnealing, normalise_sites, start_from_dense
 from extractor.bridges.losses import TERMS, VARIANCE_MEMORY, bridge_loss, moments, sparse_residuals, variance_of
-from extractor.bridges.pair import Coupled, couple
+from extractor.bridges.pair import BridgedPair, new_pair
 from extractor.bridges.tuner import site_parameters
 from extractor.data.corpus import Corpus
 from extractor.training.compute import Compute
@@ -30,7 +30,7 @@ class BridgeTrainer:
 
     def __init__(self, dense: DenseModel, spec: BridgeSpec, corpus: Corpus, seed: int, compute: Compute):
         self.spec, self.corpus, self.seed, self.compute = spec, corpus, seed, compute
-        self.pair = couple(dense, spec, seed, compute.device)
+        self.pair = new_pair(dense, spec, seed, compute.device)
         samples = normalise_sites(self.pair, corpus, spec.optim.context, seed)
         self.annealing: ActivationAnnealing | None = None
         if spec.init == "dense":
@@ -89,7 +89,7 @@ class BridgeTrainer:
         told = [moments(sparse_residuals(self.pair, rows)) * (len(rows) / len(ids)) for rows in parts]
         self.variance.copy_(variance_of(torch.stack(told).sum(0)))
 
-    def finish(self) -> Coupled:
+    def finish(self) -> BridgedPair:
         """The trained pair, in eval mode, its sites' normalisation folded into their maps."""
         if self.annealing is not None:
             self.annealing.finish()
@@ -99,7 +99,7 @@ class BridgeTrainer:
         return self.pair
 
 
-def train_bridges(dense: DenseModel, spec: BridgeSpec, corpus: Corpus, seed: int, env: LoopEnvironment) -> Coupled:
+def train_bridges(dense: DenseModel, spec: BridgeSpec, corpus: Corpus, seed: int, env: LoopEnvironment) -> BridgedPair:
     """Train sparse model, encoders and decoders together; the dense model stays as it is. Raises what `run_loop` raises, SpecError."""
     compute = Compute(spec.optim, env.progress.note)
     trainer = BridgeTrainer(dense, spec, corpus, seed, compute)

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from extractor.circuits.graph import Graph, NodeIndex, edge_count, links
+from extractor.circuits.graph import CircuitMask, NodeIndex, edge_count, links
 from extractor.circuits.layers import AttentionCut, Base, Matrix, NeuronsCut, Read, Slots, Write
 from extractor.circuits.masks import Masks
-from extractor.circuits.network import Network, Prompts, run
+from extractor.circuits.network import FastMaskedModel, PreparedPrompts, run
 from extractor.circuits.sites import widths
 from extractor.errors import BrokenArtifact
 from extractor.files import read_tensors, write_tensors
@@ -124,7 +124,7 @@ class CompiledCircuit(nn.Module):
             raise ValueError(f"token {int(answer[rows < 0][0])} is none of this circuit's {len(self.answers)} answers")
         return rows
 
-    def _prompts(self, ids: Tensor, last: Tensor | None, first: Tensor, second: Tensor) -> Prompts:
+    def _prompts(self, ids: Tensor, last: Tensor | None, first: Tensor, second: Tensor) -> PreparedPrompts:
         count, length = ids.shape
         if self.longest is not None and length > self.longest:
             raise ValueError(f"{length} tokens are too many: the circuit has positions for {self.longest}")
@@ -137,7 +137,7 @@ class CompiledCircuit(nn.Module):
             tracked = tracked + self.position_tracked[:length]
             rest = (rest + self.position_squares[:length] + self.crossed[ids, places][..., None]).clamp_min(0)
             given = given + self.position_readout[last, first] - self.position_readout[last, second]
-        return Prompts(
+        return PreparedPrompts(
             rows,
             tracked[None],
             rest.permute(2, 0, 1),
@@ -181,7 +181,7 @@ def _file(path: Path) -> Path:
 
 
 @torch.no_grad()
-def compile_circuit(model: SparseGPTForCausalLM, base: Base, graph: Graph, answers: Tensor) -> CompiledCircuit:
+def compile_circuit(model: SparseGPTForCausalLM, base: Base, graph: CircuitMask, answers: Tensor) -> CompiledCircuit:
     """The circuit `graph` of `model` by itself, in fp32, on the model's device.
 
     base      {site: (width,)} value of a node that is off
@@ -190,7 +190,7 @@ def compile_circuit(model: SparseGPTForCausalLM, base: Base, graph: Graph, answe
     """
     if {site: tuple(base[site].shape) for site in base} != {site: (width,) for site, width in widths(model).items()}:
         raise BrokenArtifact("the means do not fit the model: other sites, or sites of another width")
-    network = Network(model, base, graph.nodes)
+    network = FastMaskedModel(model, base, graph.nodes)
     edges = {link: mask[None].to(model.dtype) for link, mask in network.cut(graph.edges or {}).items()}
     layers = [(_fold_attention(attention, edges), _fold_neurons(neurons, edges)) for attention, neurons in network.layers]
     tensors = _tables(network, torch.tensor(list(dict.fromkeys(answers.tolist())), device=model.device))
@@ -225,7 +225,7 @@ def _listed(matrix: Matrix, edges: Mapping[Link, Tensor]) -> Tensor:
     return matrix.weight if mask is None else matrix.weight * mask[0]
 
 
-def _tables(network: Network, answers: Tensor) -> dict[str, Tensor]:
+def _tables(network: FastMaskedModel, answers: Tensor) -> dict[str, Tensor]:
     """The tables of a `CompiledCircuit`, made in fp64, a few tokens at a time."""
     model, tracked = network.model, network.tracked
     vocabulary, width = model.transformer.wte.weight.shape
@@ -296,7 +296,7 @@ def _restored(described: Any, tensors: Mapping[str, Tensor | None]) -> Any:
 
 
 @torch.no_grad()
-def graph_of(circuit: Circuit, model: SparseGPTForCausalLM) -> Graph:
+def mask_of(circuit: Circuit, model: SparseGPTForCausalLM) -> CircuitMask:
     """The nodes and edges that a circuit lists as masks of `model`; edges None where it lists every nonzero weight between its nodes.
 
     Raises BrokenArtifact for a node or an edge that the model does not have.
@@ -314,5 +314,5 @@ def graph_of(circuit: Circuit, model: SparseGPTForCausalLM) -> Graph:
         if (source, target) not in matrices or not matrices[source, target][row, column]:
             raise BrokenArtifact(f"the circuit of {circuit.task!r} does not fit the model: no weight joins {edge.source} to {edge.target}")
         edges[source, target][row, column] = True
-    graph = Graph(index.flags(torch.tensor(chosen, dtype=torch.long, device=model.device)))
+    graph = CircuitMask(index.flags(torch.tensor(chosen, dtype=torch.long, device=model.device)))
     return graph if edge_count(model, graph) == sum(int(mask.sum()) for mask in edges.values()) else replace(graph, edges=edges)

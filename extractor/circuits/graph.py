@@ -62,15 +62,15 @@ class NodeIndex:
 
 
 @dataclass(frozen=True)
-class Graph:
+class CircuitMask:
     """Nodes that are on, (N,) bool, and per link the edges that are, (target width, source width) bool; None: all between them."""
 
     nodes: Tensor
     edges: Mapping[Link, Tensor] | None = None
 
-    def others(self) -> Graph:
+    def others(self) -> CircuitMask:
         """All nodes but these, and every edge between them."""
-        return Graph(~self.nodes)
+        return CircuitMask(~self.nodes)
 
     def channels(self, index: NodeIndex) -> dict[str, Tensor]:
         """{site: channels on, sorted}."""
@@ -78,7 +78,7 @@ class Graph:
 
 
 @torch.no_grad()
-def present_edges(model: SparseGPTForCausalLM, graph: Graph) -> dict[Link, Tensor]:
+def present_edges(model: SparseGPTForCausalLM, graph: CircuitMask) -> dict[Link, Tensor]:
     """Per link the edges that count, (target width, source width) bool."""
     on = NodeIndex.of(model).split(graph.nodes)
     found = {}
@@ -88,12 +88,12 @@ def present_edges(model: SparseGPTForCausalLM, graph: Graph) -> dict[Link, Tenso
     return found
 
 
-def with_edges(model: SparseGPTForCausalLM, graph: Graph) -> Graph:
+def with_edges(model: SparseGPTForCausalLM, graph: CircuitMask) -> CircuitMask:
     """The same graph with every edge named."""
-    return Graph(graph.nodes, present_edges(model, graph))
+    return CircuitMask(graph.nodes, present_edges(model, graph))
 
 
-def edge_count(model: SparseGPTForCausalLM, graph: Graph) -> int:
+def edge_count(model: SparseGPTForCausalLM, graph: CircuitMask) -> int:
     """How many edges count."""
     if graph.edges is not None:
         return sum(int(there.sum()) for there in present_edges(model, graph).values())
@@ -101,7 +101,7 @@ def edge_count(model: SparseGPTForCausalLM, graph: Graph) -> int:
     return sum(int(weight[kept[target]][:, kept[source]].count_nonzero()) for source, target, weight in links(model))
 
 
-def without_dead(model: SparseGPTForCausalLM, graph: Graph) -> Graph:
+def without_dead(model: SparseGPTForCausalLM, graph: CircuitMask) -> CircuitMask:
     """The graph without the nodes that are on no live path from the input to the logits (`circuit.live_nodes`), and without their edges."""
     index = NodeIndex.of(model)
     live = live_nodes(model, graph.channels(index), None if graph.edges is None else present_edges(model, graph))

@@ -1,4 +1,4 @@
-"""The sublayers of a `network.Network`: matrices cut to the nodes that are computed, constants folded into their biases.
+"""The sublayers of a `network.FastMaskedModel`: matrices cut to the nodes that are computed, constants folded into their biases.
 
 A *slot* is a column of a cut tensor. At most sites it is a node; q, k and v have as many slots in every head, so that heads stay one tensor
 axis: a slot can also be padding, or a q or k that is off beside its partner that is on, and then holds a constant.

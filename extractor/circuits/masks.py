@@ -21,8 +21,8 @@ class Masks:
     edges: Mapping[Link, Tensor] | None = None
 
 
-class Prunable(Protocol):
-    """What `network.Network` and its plain twin offer. kept (N,) bool: the nodes that are computed."""
+class MaskedModel(Protocol):
+    """What `network.FastMaskedModel` and its plain twin offer. kept (N,) bool: the nodes that are computed."""
 
     kept: Tensor
 

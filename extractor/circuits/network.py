@@ -32,7 +32,7 @@ LENGTH_GROUPS = 4
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PreparedPrompts:
     """What the mask sets share of some prompts: B rows, T tokens, R tracked channels, L layers.
 
     rows         (B,) their places in the batch
@@ -53,7 +53,7 @@ class Prompts:
     rest_readout: Tensor
 
 
-def run(layers: Sequence[tuple[AttentionCut, NeuronsCut]], prompts: Prompts, masks: Masks) -> Tensor:
+def run(layers: Sequence[tuple[AttentionCut, NeuronsCut]], prompts: PreparedPrompts, masks: Masks) -> Tensor:
     """Answer margins (P or 1, B)."""
     h, rest, last = prompts.tracked, list(prompts.rest), prompts.last
     for number, (attention, neurons) in enumerate(layers):
@@ -74,7 +74,7 @@ def _at(rest: Tensor, last: Tensor) -> Tensor:
     return rest.gather(1, last[:, None])
 
 
-class Network:
+class FastMaskedModel:
     """`model` with the nodes in `kept` computed and all others at their value in `base`.
 
     kept   (N,) bool
@@ -98,14 +98,14 @@ class Network:
         """Nodes computed."""
         return int(self.kept.sum())
 
-    def margins(self, prompts: Sequence[Prompts], masks: Masks = Masks()) -> Tensor:  # noqa: B008 - frozen
+    def margins(self, prompts: Sequence[PreparedPrompts], masks: Masks = Masks()) -> Tensor:  # noqa: B008 - frozen
         """Answer margins (P, 2 x pairs) of every mask set, in the batch's order. Differentiable in the masks."""
         parts = [run(self.layers, group, masks) for group in prompts]
         order = torch.cat([group.rows for group in prompts]).argsort()
         return torch.cat(parts, dim=1)[:, order]
 
     @torch.no_grad()
-    def prepare(self, batch: TaskBatch, groups: int = LENGTH_GROUPS) -> list[Prompts]:
+    def prepare(self, batch: TaskBatch, groups: int = LENGTH_GROUPS) -> list[PreparedPrompts]:
         """What of a batch does not depend on masks, in groups of prompts of like length."""
         return [self._prompts(batch, rows) for rows in batch.last.argsort(stable=True).chunk(groups)]
 
@@ -114,7 +114,7 @@ class Network:
         ids = self._channels
         return {(source, target): mask[..., ids[target][:, None], ids[source]] for (source, target), mask in edges.items()}
 
-    def _prompts(self, batch: TaskBatch, rows: Tensor) -> Prompts:
+    def _prompts(self, batch: TaskBatch, rows: Tensor) -> PreparedPrompts:
         part, model = batch.rows(rows), self.model
         context = model.context(part.ids.shape[1])
         h = model.embed(part.ids, context)
@@ -124,7 +124,7 @@ class Network:
         weight = model.lm_head.weight
         readout = (weight[part.first] - weight[part.second]) * model.transformer.ln_f.weight
         at_last = h[torch.arange(len(h), device=h.device), part.last] + self.constants[-1]
-        return Prompts(
+        return PreparedPrompts(
             rows,
             h[None, ..., self.tracked],
             squares,

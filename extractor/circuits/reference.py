@@ -17,7 +17,7 @@ from torch.nn import functional
 from extractor.circuits.graph import Link, NodeIndex
 from extractor.circuits.masks import Masks, compete
 from extractor.circuits.sites import record
-from extractor.data.prompts import TaskBatch, answer_margin
+from extractor.data.prompts import TaskBatch, logit_diff
 from extractor.sparse.abs_topk import abs_topk
 from extractor.sparse.modeling_sparse_gpt import attention_pattern, position_read
 from extractor.sparse.sink_attention import causal_mask
@@ -46,7 +46,7 @@ def masked_margin(
     """
     h = masked_residuals(model, batch.ids, masks, base, edges, rewrite)[-1]
     rows = torch.arange(len(h), device=h.device)
-    return answer_margin(model.unembed(h[rows, batch.last], batch.ids[rows, batch.last]), batch)
+    return logit_diff(model.unembed(h[rows, batch.last], batch.ids[rows, batch.last]), batch)
 
 
 def masked_residuals(
@@ -117,7 +117,7 @@ class _Plain:
         return self.site(prefix + "resid_delta", mlp.resid_delta.k, out)
 
 
-class PlainNetwork:
+class ReferenceMaskedModel:
     """base   values of what is off; None: those of another prompt of the same length in the batch, position by position."""
 
     def __init__(self, model: SparseGPTForCausalLM, kept: Tensor, base: Values | None):

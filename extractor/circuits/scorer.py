@@ -9,28 +9,28 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.calibration import calibrate_all
-from extractor.circuits.graph import Graph
+from extractor.circuits.graph import CircuitMask
 from extractor.circuits.masks import Masks
 from extractor.data.prompts import TaskBatch
 
 if TYPE_CHECKING:
-    from extractor.circuits.masks import Prunable
+    from extractor.circuits.masks import MaskedModel
 
 GRAPHS_AT_ONCE = 16  # masks of a large model fill memory
 VALUES_AT_ONCE = 1 << 25  # node values: sets times prompts times tokens times nodes; what one pass may hold
 
 
-class Judge:
+class CircuitScorer:
     """Losses of circuits on one batch, each under its own best calibration.
 
     network   kept nodes (N,) bool -> the network that computes them
     """
 
-    def __init__(self, network: Callable[[Tensor], Prunable], batch: TaskBatch):
+    def __init__(self, network: Callable[[Tensor], MaskedModel], batch: TaskBatch):
         self.network, self.batch = network, batch
 
     @torch.no_grad()
-    def margins(self, graphs: Sequence[Graph]) -> Tensor:
+    def margins(self, graphs: Sequence[CircuitMask]) -> Tensor:
         """Answer margins (P, 2 x pairs)."""
         parts, at = [], 0
         while at < len(graphs):
@@ -42,15 +42,15 @@ class Judge:
             at += len(some)
         return torch.cat(parts)
 
-    def losses(self, graphs: Sequence[Graph]) -> Tensor:
+    def losses(self, graphs: Sequence[CircuitMask]) -> Tensor:
         """Calibrated task losses (P,) in nats."""
         return calibrate_all(self.margins(graphs), self.batch.sign)[0]
 
-    def loss(self, graph: Graph) -> float:
+    def loss(self, graph: CircuitMask) -> float:
         return self.losses([graph])[0].item()
 
 
-def _masks(network: Prunable, graphs: Sequence[Graph]) -> Masks:
+def _masks(network: MaskedModel, graphs: Sequence[CircuitMask]) -> Masks:
     nodes = torch.stack([graph.nodes for graph in graphs]).float()
     if all(graph.edges is None for graph in graphs):
         return Masks(nodes)

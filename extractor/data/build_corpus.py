@@ -19,7 +19,7 @@ import numpy as np
 
 from extractor import files
 from extractor.data.programs import GENERATOR_VERSION
-from extractor.data.shards import HELD_OUT_ONE_IN, is_held_out, locked, prepare_dataset, stamps
+from extractor.data.shards import HELD_OUT_ONE_IN, file_stamps, is_held_out, locked, prepare_dataset
 from extractor.data.streams import first_documents, pin_dataset
 from extractor.progress import Progress, Stopped
 from extractor.spec.schema import CorpusSpec, TrainSpec
@@ -55,7 +55,7 @@ def _own_tokenizer(spec: CorpusSpec, vocab_size: int, progress: Progress) -> Tok
 
     datasets = [pin_dataset(d) if d.revision is None else d for d in spec.datasets]
     facts = [d.model_dump(exclude={"tokens"}) for d in datasets] + [TOKENIZER_DOCUMENTS, TOKENIZER_CHARACTERS]
-    known = _digest([*text_facts(spec), facts, [stamps(Path(d.name)) for d in datasets], vocab_size, tokenizers.__version__])
+    known = _digest([*text_facts(spec), facts, [file_stamps(Path(d.name)) for d in datasets], vocab_size, tokenizers.__version__])
     path = cache_root() / "tokenizers" / f"{known}.json"
     with locked(path.with_suffix(".lock"), progress):
         if not path.is_file():
@@ -110,7 +110,7 @@ def _text_folder(spec: CorpusSpec, tokenizer: Tokenizer, root: Path, progress: P
 def text_facts(spec: CorpusSpec) -> list:
     """What the text of `spec.sources` depends on."""
     text = spec.model_dump(exclude={"datasets"})
-    return [text, sys.version, GENERATOR_VERSION, [stamps(Path(source)) for source in spec.sources]]
+    return [text, sys.version, GENERATOR_VERSION, [file_stamps(Path(source)) for source in spec.sources]]
 
 
 def _digest(facts: list) -> str:

@@ -28,7 +28,7 @@ NEEDED_SHARE = 0.25  # of probed pairs that must have equal length and natural a
 
 
 @dataclass(frozen=True)
-class Expression:
+class TokenizedTask:
     """How one tokenizer writes one task: the two answers as text and as token ids; () where every pair has its own."""
 
     task: Task
@@ -112,7 +112,7 @@ class EncodedPair(NamedTuple):
     second: int
 
 
-def express(task: Task, tokenizer: Tokenizer) -> Expression:
+def tokenize_task(task: Task, tokenizer: Tokenizer) -> TokenizedTask:
     """Choose the answers' spelling. Raises TaskNotExpressible, saying how the tokenizer splits them."""
     probes = list(itertools.islice(task.pairs("select"), PROBED_PAIRS))
     reasons = []
@@ -121,13 +121,13 @@ def express(task: Task, tokenizer: Tokenizer) -> Expression:
         if isinstance(ids, str):
             reasons.append(ids)
             continue
-        expression = Expression(task, answers, ids)
+        expression = TokenizedTask(task, answers, ids)
         fitting = sum(encode_pair(pair, expression, tokenizer) is not None for pair in probes)
         if fitting >= NEEDED_SHARE * len(probes):
             return expression
         reasons.append(f"with answers {answers} only {fitting} of {len(probes)} pairs have equal length and unsplit answers")
     if not task.answers:
-        expression = Expression(task, (), ())
+        expression = TokenizedTask(task, (), ())
         unfit = [pair for pair in probes if encode_pair(pair, expression, tokenizer) is None]
         if probes and len(unfit) <= (1 - NEEDED_SHARE) * len(probes):
             return expression
@@ -155,7 +155,7 @@ def _unfitness(pair: Pair, tokenizer: Tokenizer) -> str:
     return ids if isinstance(ids, str) else f"{pair.positive!r} and {pair.negative!r} differ in length, or merge with their answers"
 
 
-def encode_pair(pair: Pair, expression: Expression, tokenizer: Tokenizer) -> EncodedPair | None:
+def encode_pair(pair: Pair, expression: TokenizedTask, tokenizer: Tokenizer) -> EncodedPair | None:
     """None for a pair that does not fit: of unequal length, or with an answer that is not one natural token."""
     answers, answer_ids = expression.answers or pair.answers, expression.answer_ids
     if not answers:
@@ -174,7 +174,7 @@ def encode_pair(pair: Pair, expression: Expression, tokenizer: Tokenizer) -> Enc
     return EncodedPair(encoded[0], encoded[1], *answer_ids) if len(encoded[0]) == len(encoded[1]) else None
 
 
-def task_batch(expression: Expression, tokenizer: Tokenizer, split: str, pairs: int, seed: int, max_tokens: int) -> TaskBatch:
+def task_batch(expression: TokenizedTask, tokenizer: Tokenizer, split: str, pairs: int, seed: int, max_tokens: int) -> TaskBatch:
     """`pairs` pairs of a split as tensors; prompts longer than `max_tokens` are left out.
 
     Raises TaskNotExpressible when the split has fewer than that many fitting pairs.
@@ -207,7 +207,7 @@ def task_batch(expression: Expression, tokenizer: Tokenizer, split: str, pairs: 
     return TaskBatch(ids, last, correct, wrong, sign)
 
 
-def answer_margin(last_logits: Tensor, batch: TaskBatch) -> Tensor:
+def logit_diff(last_logits: Tensor, batch: TaskBatch) -> Tensor:
     """Logit of the first answer minus logit of the second, (2P,), from logits at the last position (2P, V)."""
     first, second = (last_logits.gather(1, answer[:, None])[:, 0] for answer in (batch.first, batch.second))
     return first - second

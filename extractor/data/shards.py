@@ -225,12 +225,12 @@ def _write_array(path: Path, array: np.ndarray) -> None:
 
 def _identity(spec: DatasetSpec, tokenizer: Tokenizer, seed: int) -> str:
     facts: list = [spec.model_dump(), seed, _VERSION, HELD_OUT_ONE_IN, SHARD_TOKENS, BLOCK_DOCUMENTS, BLOCK_CHARACTERS]
-    digest = hashlib.sha256(json.dumps(facts + stamps(Path(spec.name)) if Path(spec.name).is_absolute() else facts).encode())
+    digest = hashlib.sha256(json.dumps(facts + file_stamps(Path(spec.name)) if Path(spec.name).is_absolute() else facts).encode())
     digest.update(tokenizer.to_str().encode())
     return digest.hexdigest()[:24]
 
 
-def stamps(path: Path) -> list:
+def file_stamps(path: Path) -> list:
     """Names, sizes and times of the files at or below a path: what changes when its text does."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]

@@ -13,7 +13,7 @@ from extractor.data.programs import programs
 from extractor.errors import SpecError
 from extractor.spec.schema import CorpusSpec
 
-Nature = Literal["code", "text"]
+TextKind = Literal["code", "text"]
 AUTO = ("auto",)
 
 
@@ -78,7 +78,7 @@ def _file_documents(path: Path) -> Iterator[str]:
             yield document.encode("utf-8", "replace").decode("utf-8")  # JSON can write halves of a surrogate pair, UTF-8 cannot
 
 
-def default_sources(nature: Nature) -> tuple[str, ...]:
+def default_sources(nature: TextKind) -> tuple[str, ...]:
     """Corpus sources for a model of this nature. Tasks are asked in code, so code is among them always."""
     return ("stdlib", "generated") if nature == "code" else ("prose", "stdlib", "generated")
 

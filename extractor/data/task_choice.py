@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extractor.data.prompts import Expression, express, get_task
+from extractor.data.prompts import TokenizedTask, get_task, tokenize_task
 from extractor.errors import NotFound, SpecError, TaskNotExpressible
 from extractor.spec.schema import TaskFileSpec
 from tasks import Task
@@ -27,7 +27,7 @@ SHOWN_PIECES = 12
 
 
 @dataclass(frozen=True)
-class Choice:
+class TaskChoice:
     """Tasks in the order they were asked for, each once, and what a spec needs to find those again that are files.
 
     named  names of those that were asked for by name or path, not by 'all'
@@ -41,7 +41,7 @@ class Choice:
     def names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
 
-    def under(self, tokenizer: Tokenizer, longest: int | None, tell: Callable[[str], None] = lambda _: None) -> Choice:
+    def under(self, tokenizer: Tokenizer, longest: int | None, tell: Callable[[str], None] = lambda _: None) -> TaskChoice:
         """Those that can be asked under a tokenizer, in prompts of at most `longest` tokens, where that is known.
 
         Of 'all', those that cannot are left out, each told in a line. Raises TaskNotExpressible for one that was named, or if none is left.
@@ -49,7 +49,7 @@ class Choice:
         reasons: dict[str, str] = {}
         for task in self.tasks:
             try:
-                ask_under(task, tokenizer, longest)
+                check_expressible(task, tokenizer, longest)
             except TaskNotExpressible as error:
                 if task.name in self.named:
                     raise
@@ -60,7 +60,7 @@ class Choice:
         return replace(self, tasks=tuple(task for task in self.tasks if task.name not in reasons))
 
 
-def choose(asked: Iterable[str]) -> Choice:
+def choose(asked: Iterable[str]) -> TaskChoice:
     """The tasks that a user names: by name or alias, by the path of a JSONL file, or 'all' for those of tasks/.
 
     Raises UnknownTask, NotFound, SpecError.
@@ -79,7 +79,7 @@ def choose(asked: Iterable[str]) -> Choice:
         task = own if is_path(word) else get_task(word)
         found.setdefault(task.name, task)
         named.add(task.name)
-    return Choice(tuple(found.values()), tuple(files.values()), frozenset(named))
+    return TaskChoice(tuple(found.values()), tuple(files.values()), frozenset(named))
 
 
 def refuse_if_none(reasons: Mapping[str, str], tasks: int) -> None:
@@ -139,11 +139,11 @@ def _parsed(path: Path, content: bytes) -> FileTask:
         raise SpecError(str(error)) from None
 
 
-def ask_under(task: Task, tokenizer: Tokenizer, longest: int | None = None) -> Expression:
+def check_expressible(task: Task, tokenizer: Tokenizer, longest: int | None = None) -> TokenizedTask:
     """How the tokenizer writes the task; of a file, every line must be usable. Raises TaskNotExpressible."""
     if isinstance(task, FileTask):
         check_lines(task, tokenizer, longest)
-    return express(task, tokenizer)
+    return tokenize_task(task, tokenizer)
 
 
 def check_lines(task: FileTask, tokenizer: Tokenizer, longest: int | None = None) -> None:

@@ -6,7 +6,7 @@ import math
 import zlib
 from typing import TYPE_CHECKING
 
-from extractor.data.sources import Nature, prose
+from extractor.data.sources import TextKind, prose
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -17,7 +17,7 @@ PROBE_CONTEXT = 128
 _CODE = ("import ", "from ", "class ", "def ", "    return ", "    if ", "    for ", "@")
 
 
-def nature_of(model: PreTrainedModel, tokenizer: Tokenizer) -> Nature:
+def measure_text_kind(model: PreTrainedModel, tokenizer: Tokenizer) -> TextKind:
     """'text' where the model predicts prose better than code, else 'code', each beside what zlib makes of it: code compresses better."""
     import argparse
     import inspect

@@ -17,7 +17,7 @@ from extractor.bridges.pair import DENSE_JSON, FAITHFULNESS_JSON
 from extractor.data.corpus import Corpus
 from extractor.errors import ExtractorError
 from extractor.jobs import bridged_cache
-from extractor.jobs.context import Source
+from extractor.jobs.context import GivenModel
 from extractor.models.tokenizer import copy_tokenizer
 
 if TYPE_CHECKING:
@@ -30,41 +30,41 @@ KNOWN_TEXT_ROWS = 32
 KNOWN_TEXT = 0.3  # nats a token by which a model should beat bigrams on the text it is bridged on
 
 
-def leave_twin(job: Job, source: Source, corpus: Corpus) -> None:
+def make_model(job: Job, source: GivenModel, corpus: Corpus) -> None:
     """Make model/: copy a sparse model with all that came with it; bridge a dense one, or take it as it is where the job says so."""
     target = job.out / "model"
     if source.dense is not None and job.spec.subject == "twin":
-        if not target.is_dir() and not take_kept(job):
+        if not target.is_dir() and not load_from_cache(job):
             bridge(job, source, source.dense, corpus)
-        keep(job)
+        store_in_cache(job)
     elif target.is_dir():
         return
     elif source.dense is not None:
-        leave_dense(source, source.dense, target)
+        write_dense(source, source.dense, target)
     else:
         with files.new_folder(target) as folder:
             shutil.copytree(source.folder.path, folder, dirs_exist_ok=True)
 
 
-def take_kept(job: Job) -> bool:
+def load_from_cache(job: Job) -> bool:
     """Copy the twin that an earlier job kept; whether there was one."""
-    found = job.twin is not None and bridged_cache.fetch(job.twin, job.out)
+    found = job.twin is not None and bridged_cache.load(job.twin, job.out)
     if found:
         job.progress.note("the twin is that of an earlier job: the same model, text and recipe")
     return found
 
 
-def keep(job: Job) -> None:
+def store_in_cache(job: Job) -> None:
     """Keep the twin for later jobs. A disk too full for that costs them time, not this job its result."""
     if job.twin is None or job.twin.is_dir():
         return
     try:
-        bridged_cache.keep(job.out, job.twin)
+        bridged_cache.store(job.out, job.twin)
     except (ExtractorError, OSError) as error:
         job.progress.note(f"the twin is not kept for other jobs: {error}")
 
 
-def bridge(job: Job, source: Source, dense: DenseModel, corpus: Corpus) -> None:
+def bridge(job: Job, source: GivenModel, dense: DenseModel, corpus: Corpus) -> None:
     """model/ with the twin of a dense model. Raises SpecError where nothing fits into memory, Stopped."""
     from extractor.bridges.faithfulness import faithfulness
     from extractor.bridges.train import train_bridges
@@ -83,7 +83,7 @@ def bridge(job: Job, source: Source, dense: DenseModel, corpus: Corpus) -> None:
     pair.adapter.unload()  # what is found from here on is found with the files
 
 
-def leave_dense(source: Source, dense: DenseModel, target: Path) -> None:
+def write_dense(source: GivenModel, dense: DenseModel, target: Path) -> None:
     """model/ with the dense model itself, as a sparse GPT without zeros. Raises UnsupportedModel for architectures that are not GPT-2's."""
     from extractor.bridges.as_sparse import dense_as_sparse
 
@@ -97,10 +97,10 @@ def fitted(job: Job, dense: DenseModel, spec: BridgeSpec) -> BridgeSpec:
     """The spec with the micro-batch that memory allows here, after saying what is to come. Raises SpecError where nothing fits."""
     from extractor.jobs.cost import bridging, hardware, text
 
-    plan, memory = bridging.plan(dense.model.config.to_dict(), spec), hardware.memory_at_hand()
+    plan, memory = bridging.bridging_cost(dense.model.config.to_dict(), spec), hardware.memory_at_hand()
     bridging.check(plan, memory)
     job.progress.note(text.line(plan, memory, hardware.measure_speed(spec.optim.precision)))
-    rows = bridging.fitting(plan, memory)
+    rows = bridging.largest_micro_batch(plan, memory)
     return spec if rows >= spec.optim.batch else spec.model_copy(update={"optim": spec.optim.model_copy(update={"micro_batch": rows})})
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from extractor import files
 from extractor.data.build_corpus import text_facts
-from extractor.data.shards import stamps
+from extractor.data.shards import file_stamps
 from extractor.errors import BrokenArtifact
 from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
 from extractor.models.reference import BUNDLED, JOB_MODEL, is_here, open_model
@@ -35,7 +35,7 @@ def address(spec: JobSpec, threads: int) -> str | None:
         return None
     if is_here(spec.model) and open_model(spec.model).is_sparse:
         return None
-    corpus = [spec.corpus.model_dump(mode="json"), text_facts(spec.corpus), [stamps(Path(d.name)) for d in spec.corpus.datasets]]
+    corpus = [spec.corpus.model_dump(mode="json"), text_facts(spec.corpus), [file_stamps(Path(d.name)) for d in spec.corpus.datasets]]
     model = _identity(spec.model, CONFIG, "*.safetensors", "tokenizer*")
     adapter = _identity(spec.adapter, ADAPTER_CONFIG, ADAPTER_WEIGHTS) if spec.adapter else None
     names = [spec.model, spec.adapter]  # dense.json keeps them
@@ -61,7 +61,7 @@ def _identity(reference: str, *patterns: str) -> str:
     return files.digest(folder, *patterns)
 
 
-def fetch(kept: Path, out: Path) -> bool:
+def load(kept: Path, out: Path) -> bool:
     """Copy a kept twin into a job's folder; False where there is none. One that was altered is thrown away."""
     if not kept.is_dir():
         return False
@@ -78,7 +78,7 @@ def fetch(kept: Path, out: Path) -> bool:
     return True
 
 
-def keep(out: Path, kept: Path) -> None:
+def store(out: Path, kept: Path) -> None:
     """Keep the twin that a job's bridging has left. Where another job was first, its twin stays."""
     mine = kept.with_name(f"{kept.name}-{os.getpid()}")
     with files.new_folder(mine) as folder:

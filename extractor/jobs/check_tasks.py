@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from extractor.data import prompts
-from extractor.data.task_choice import ask_under
+from extractor.data.task_choice import check_expressible
 from extractor.errors import TaskNotExpressible
 from extractor.models import hub
 from extractor.models.reference import is_here, open_adapter, open_model
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from extractor.data.prompts import Expression, TaskBatch
+    from extractor.data.prompts import TaskBatch, TokenizedTask
     from tasks import Task
 
 PAIRS = 256
@@ -75,7 +75,7 @@ def check_tasks(
     longest = model.config.max_position_embeddings
     for task in tasks:
         try:
-            expression = ask_under(task, tokenizer, longest)
+            expression = check_expressible(task, tokenizer, longest)
             held = task.available("held_out")
             batch = prompts.task_batch(expression, tokenizer, "held_out", min(pairs, held or pairs), seed, longest)
         except TaskNotExpressible as error:
@@ -96,11 +96,11 @@ def last_margin(model: PreTrainedModel, batch: TaskBatch) -> Tensor:
             for rows in (batch.last == last).nonzero()[:, 0].split(PROMPTS_AT_ONCE):
                 part = batch.rows(rows)
                 logits = model(input_ids=part.ids.to(model.device), logits_to_keep=1).logits[:, -1]
-                margin[rows] = prompts.answer_margin(logits.float().cpu(), part)
+                margin[rows] = prompts.logit_diff(logits.float().cpu(), part)
     return margin
 
 
-def samples(expression: Expression, tokenizer: Tokenizer, count: int, seed: int = 0) -> list[dict[str, Any]]:
+def samples(expression: TokenizedTask, tokenizer: Tokenizer, count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Some pairs as the tokenizer cuts them: [{positive, negative: {text, tokens, answer}}], of those that can be asked."""
     fitting = (
         (pair, encoded)

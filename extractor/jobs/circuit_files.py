@@ -13,18 +13,18 @@ from extractor import files
 from extractor.bridges.pair import FAITHFULNESS_JSON
 from extractor.circuits.calibration import calibrated_loss
 from extractor.circuits.circuit import Calibration, Circuit, Node
-from extractor.circuits.graph import Graph, edges_between
+from extractor.circuits.graph import CircuitMask, edges_between
 from extractor.circuits.node_labels import describe_nodes
 from extractor.circuits.sites import node_id
 from extractor.data.prompts import accuracy
 from extractor.files import rounded
-from extractor.pruning.problem import Problem
-from extractor.pruning.prune import Found, Pruned
+from extractor.pruning.problem import PruningProblem
+from extractor.pruning.prune import PrunedCircuit, PruneResult
 from extractor.report.page import Example, write_report
 from extractor.validation.validate import ValidationReport
 
 if TYPE_CHECKING:
-    from extractor.jobs.context import Inquiry
+    from extractor.jobs.context import CircuitRun
     from extractor.jobs.job import Job
 
 DESCRIBED_PAIRS = 512  # over which nodes' reads are measured
@@ -36,7 +36,7 @@ def circuit_folder(job: Job, task: str) -> Path:
     return job.out / "circuits" / task
 
 
-def leave_files(inquiry: Inquiry, problem: Problem, found: Found, report: ValidationReport) -> None:
+def write_files(inquiry: CircuitRun, problem: PruningProblem, found: PruneResult, report: ValidationReport) -> None:
     """circuits/TASK/, whole or absent."""
     question, circuit = inquiry.question, name_circuit(inquiry, problem, found.best)
     answers = torch.cat([question.held_out.correct, question.held_out.wrong]).unique()
@@ -55,7 +55,7 @@ def leave_files(inquiry: Inquiry, problem: Problem, found: Found, report: Valida
             write_report(folder, circuit, numbers, examples(inquiry, problem, circuit, found.best))
 
 
-def name_circuit(inquiry: Inquiry, problem: Problem, pruned: Pruned) -> Circuit:
+def name_circuit(inquiry: CircuitRun, problem: PruningProblem, pruned: PrunedCircuit) -> Circuit:
     """The circuit as a value, nodes in forward order, edges by source and target."""
     question, tokenizer = inquiry.question, inquiry.subject.tokenizer
     kept, described = pruned.graph.channels(problem.index), torch.arange(min(DESCRIBED_PAIRS, question.train.pairs))
@@ -75,7 +75,7 @@ def name_circuit(inquiry: Inquiry, problem: Problem, pruned: Pruned) -> Circuit:
     )
 
 
-def result_json(inquiry: Inquiry, problem: Problem, circuit: Circuit, found: Found, report: ValidationReport) -> dict:
+def result_json(inquiry: CircuitRun, problem: PruningProblem, circuit: Circuit, found: PruneResult, report: ValidationReport) -> dict:
     """The content of result.json. Losses in nats per prompt on the held-out split, accuracies as fractions."""
     spec = inquiry.job.spec
     numbers = {
@@ -101,7 +101,7 @@ def result_json(inquiry: Inquiry, problem: Problem, circuit: Circuit, found: Fou
     return rounded(numbers) | findings_in_dense(inquiry, problem, circuit, found.best.graph)
 
 
-def curve(problem: Problem, circuits: Sequence[Pruned], inquiry: Inquiry) -> list[dict]:
+def curve(problem: PruningProblem, circuits: Sequence[PrunedCircuit], inquiry: CircuitRun) -> list[dict]:
     """Size and held-out loss of the circuit for every target."""
     held_out = inquiry.question.held_out
     judge, rows = problem.judge(held_out), []
@@ -114,7 +114,7 @@ def curve(problem: Problem, circuits: Sequence[Pruned], inquiry: Inquiry) -> lis
     return rows
 
 
-def findings_in_dense(inquiry: Inquiry, problem: Problem, circuit: Circuit, graph: Graph) -> dict:
+def findings_in_dense(inquiry: CircuitRun, problem: PruningProblem, circuit: Circuit, graph: CircuitMask) -> dict:
     """What the circuit says about the dense model: 'bridge' and 'steering' of result.json, where the model is a dense one's twin."""
     faithful = inquiry.subject.folder / FAITHFULNESS_JSON
     found: dict = {"bridge": files.read_json(faithful)} if faithful.is_file() else {}
@@ -132,17 +132,17 @@ def findings_in_dense(inquiry: Inquiry, problem: Problem, circuit: Circuit, grap
 
 
 @torch.no_grad()
-def examples(inquiry: Inquiry, problem: Problem, circuit: Circuit, pruned: Pruned) -> list[Example]:
+def examples(inquiry: CircuitRun, problem: PruningProblem, circuit: Circuit, pruned: PrunedCircuit) -> list[Example]:
     """A few held-out prompts with the right answer's probability under the full model, the circuit alone, the model without it."""
     question, tokenizer = inquiry.question, inquiry.subject.tokenizer
     batch = question.held_out.pick(torch.arange(min(SHOWN_PAIRS, question.held_out.pairs)))
     judge, plain = problem.judge(batch), Calibration(1.0, 0.0)
 
-    def right(graph: Graph, calibration: Calibration) -> list[float]:
+    def right(graph: CircuitMask, calibration: Calibration) -> list[float]:
         margin: Tensor = judge.margins([graph])[0]
         return torch.sigmoid(batch.sign * (calibration.scale * margin + calibration.shift)).tolist()
 
-    everything = Graph(torch.ones_like(pruned.graph.nodes))
+    everything = CircuitMask(torch.ones_like(pruned.graph.nodes))
     columns = zip(right(everything, plain), right(pruned.graph, pruned.calibration), right(pruned.graph.others(), plain), strict=True)
     told = dict(zip(circuit.answer_ids, circuit.answers, strict=True))
     found = []

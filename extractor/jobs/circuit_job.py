@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from extractor import files
 from extractor.data.corpus import Corpus
-from extractor.data.task_choice import ask_under, open_tasks, refuse_if_none
+from extractor.data.task_choice import check_expressible, open_tasks, refuse_if_none
 from extractor.errors import TaskNotExpressible
-from extractor.jobs.bridge_stage import leave_twin
+from extractor.jobs.bridge_stage import make_model
 from extractor.jobs.circuit_files import circuit_folder
-from extractor.jobs.context import Inquiry, Source, Subject
+from extractor.jobs.context import CircuitRun, GivenModel, LoadedModel
 from extractor.jobs.cost.bridging import longest_prompt
-from extractor.jobs.find_circuit import load_sparse, make_circuit, pose
+from extractor.jobs.find_circuit import find_circuit, load_sparse, make_splits
 from extractor.models.checks import CONFIG
 from extractor.models.tokenizer import load_tokenizer
 
@@ -36,23 +36,23 @@ def run_circuit_job(job: Job) -> None:
     """All stages, in order; see the module's docstring. Raises ExtractorError, or Stopped."""
     spec = job.spec
     tasks = open_tasks(spec.tasks, spec.task_files)
-    source = Source(job)
+    source = GivenModel(job)
     check_askable(job, source, tasks)
     with job.stage("corpus"):
         corpus = source.corpus(job)
     with job.stage("bridge"):
-        leave_twin(job, source, corpus)
+        make_model(job, source, corpus)
     name = source.dense.name if source.dense else str(spec.model)
-    subject = Subject(load_sparse(job), source.tokenizer, corpus, name, spec, job.out / "model", source.dense)
+    subject = LoadedModel(load_sparse(job), source.tokenizer, corpus, name, spec, job.out / "model", source.dense)
     if len(tasks) == 1:
         (task,) = tasks.values()
-        make_circuit(Inquiry(job, subject, pose(job, subject, task)))
+        find_circuit(CircuitRun(job, subject, make_splits(job, subject, task)))
     else:
         found = make_circuits(job, subject, tasks)
         files.write_json(job.out / TASKS_JSON, [{"task": task} | facts for task, facts in found.items()])
 
 
-def check_askable(job: Job, source: Source, tasks: Mapping[str, Task]) -> None:
+def check_askable(job: Job, source: GivenModel, tasks: Mapping[str, Task]) -> None:
     """Refuse, before any work, a single task that the tokenizer cannot ask, or several of which it can ask none.
 
     Raises TaskNotExpressible, SpecError.
@@ -62,7 +62,7 @@ def check_askable(job: Job, source: Source, tasks: Mapping[str, Task]) -> None:
     reasons = {}
     for name, task in tasks.items():
         try:
-            ask_under(task, source.tokenizer, longest)
+            check_expressible(task, source.tokenizer, longest)
         except TaskNotExpressible as error:
             if len(tasks) == 1:
                 raise
@@ -74,30 +74,30 @@ def circuits_of_trained(job: Job, corpus: Corpus) -> dict[str, dict]:
     """A circuit of model/ of a train job for each of its tasks, as `make_circuits` tells of them. Raises Stopped."""
     model = load_sparse(job)
     name = f"sparse GPT of width {model.config.d_model}"
-    subject = Subject(model, load_tokenizer(job.out / "model"), corpus, name, job.spec, job.out / "model")
+    subject = LoadedModel(model, load_tokenizer(job.out / "model"), corpus, name, job.spec, job.out / "model")
     return make_circuits(job, subject, open_tasks(job.spec.tasks, job.spec.task_files))
 
 
-def make_circuits(job: Job, subject: Subject, tasks: Mapping[str, Task]) -> dict[str, dict]:
+def make_circuits(job: Job, subject: LoadedModel, tasks: Mapping[str, Task]) -> dict[str, dict]:
     """A circuit for each task: {task: {nodes, edges, loss, full_loss, accuracy, without, random, meets_target, why}}.
 
     loss, accuracy    of the circuit alone; full_loss of the whole model, without of the model without it, random of random circuits
-    A circuit too large to be looked at (`Inquiry.is_drawn`), as where the target is out of reach, has neither picture nor report. Circuits
-    that an earlier attempt left are not made again. A task that cannot be asked has None for its numbers and the reason under 'why'.
+    A circuit of too many edges (`CircuitRun.is_drawn`), as where the target is out of reach, has neither picture nor report. Circuits
+    that an earlier attempt wrote are not made again. A task that cannot be asked has None for its numbers and the reason under 'why'.
     Raises Stopped.
     """
     return {name: circuit_of(job, subject, name, task) for name, task in tasks.items()}
 
 
-def circuit_of(job: Job, subject: Subject, name: str, task: Task) -> dict[str, Any]:
+def circuit_of(job: Job, subject: LoadedModel, name: str, task: Task) -> dict[str, Any]:
     """One circuit of several, made or found made, as it is told; `name` is the spec's for the task."""
     place = circuit_folder(job, task.name) / "result.json"
     if not place.is_file():
         try:
-            question = pose(job, subject, task)
+            question = make_splits(job, subject, task)
         except TaskNotExpressible as error:
             return dict.fromkeys(NUMBERS) | {"meets_target": False, "why": str(error)}
-        make_circuit(Inquiry(job, subject, question, suffix=f" {name}"))
+        find_circuit(CircuitRun(job, subject, question, suffix=f" {name}"))
     numbers = files.read_json(place)
     loss, full = numbers["loss"]["circuit"], numbers["loss"]["full"]
     why = None if numbers["meets_target"] else numbers["why"]

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from extractor.bridges.pair import open_twin
+from extractor.bridges.pair import open_pair
 from extractor.circuits.circuit import Circuit
 from extractor.circuits.mean_activations import measure_means
 from extractor.data.build_corpus import build_corpus
 from extractor.data.corpus import Corpus
-from extractor.data.prompts import Expression, TaskBatch
+from extractor.data.prompts import TaskBatch, TokenizedTask
 from extractor.data.sources import AUTO, default_sources
-from extractor.data.text_kind import nature_of
+from extractor.data.text_kind import measure_text_kind
 from extractor.errors import NotFound
 from extractor.models.load import open_dense
 from extractor.models.reference import ModelFolder, open_model
@@ -26,28 +26,28 @@ from extractor.models.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from extractor.bridges.pair import Coupled
+    from extractor.bridges.pair import BridgedPair
     from extractor.jobs.job import Job
     from extractor.models.load import DenseModel
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
     from extractor.spec.schema import JobSpec
 
 
-MOST_DRAWN = 4000  # edges; a picture of more takes minutes and tens of megabytes, and shows nothing
+MAX_DRAWN_EDGES = 4000  # edges; a picture of more takes minutes and tens of megabytes, and shows nothing
 
 
 @dataclass(frozen=True)
-class Question:
+class TaskSplits:
     """The task under the model's tokenizer, cut into its three splits."""
 
-    expression: Expression
+    expression: TokenizedTask
     train: TaskBatch
     select: TaskBatch
     held_out: TaskBatch
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedModel:
     """The sparse model of a job, on the device and frozen, with what it reads and the name that its circuits carry."""
 
     model: SparseGPTForCausalLM
@@ -59,10 +59,10 @@ class Subject:
     dense: DenseModel | None = None
 
     @cached_property
-    def pair(self) -> Coupled | None:
+    def pair(self) -> BridgedPair | None:
         """The model with the dense one it was bridged to; None where there is none, or it is no longer to be had."""
         try:
-            return open_twin(self.folder, self.dense, self.model)
+            return open_pair(self.folder, self.dense, self.model)
         except NotFound:
             return None
 
@@ -74,12 +74,12 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Inquiry:
+class CircuitRun:
     """One circuit to be found. `suffix`, ' TASK', tells its stages from those of the job's other circuits; '' where there is one only."""
 
     job: Job
-    subject: Subject
-    question: Question
+    subject: LoadedModel
+    question: TaskSplits
     suffix: str = ""
 
     @property
@@ -91,7 +91,7 @@ class Inquiry:
 
     def is_drawn(self, circuit: Circuit) -> bool:
         """Whether picture and report are worth making: among many circuits, one that is nearly the whole model is not."""
-        return not self.suffix or len(circuit.edges) <= MOST_DRAWN
+        return not self.suffix or len(circuit.edges) <= MAX_DRAWN_EDGES
 
     def seconds(self) -> dict[str, float]:
         """How long the stages took that this circuit needed, by plain name."""
@@ -99,7 +99,7 @@ class Inquiry:
         return {name.removesuffix(self.suffix): took for name, took in mine.items()}
 
 
-class Source:
+class GivenModel:
     """The model that a job names, opened once. `dense` is None where it is a sparse model already."""
 
     def __init__(self, job: Job):
@@ -115,7 +115,7 @@ class Source:
         if spec.sources == AUTO:
             from extractor.models.load import load_model
 
-            nature = nature_of(self.dense.model if self.dense else load_model(self.folder), self.tokenizer)
+            nature = measure_text_kind(self.dense.model if self.dense else load_model(self.folder), self.tokenizer)
             spec = spec.model_copy(update={"sources": default_sources(nature)})
             if nature == "text":
                 job.progress.note(

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from extractor.circuits.reference import masked_margin
 from extractor.data import prompts
-from extractor.data.prompts import Expression, TaskBatch
-from extractor.data.task_choice import ask_under
+from extractor.data.prompts import TaskBatch, TokenizedTask
+from extractor.data.task_choice import check_expressible
 from extractor.errors import TaskNotExpressible
-from extractor.jobs.circuit_files import leave_files
-from extractor.jobs.context import Inquiry, Question, Subject
+from extractor.jobs.circuit_files import write_files
+from extractor.jobs.context import CircuitRun, LoadedModel, TaskSplits
 from extractor.models.reference import inspect_folder
 from extractor.progress import Stopped
-from extractor.pruning.problem import Problem
+from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import find_circuits
 from extractor.training.compute import pick_device
 from extractor.validation.validate import validate
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from tasks import Task
 
 TRAIN_POOL = 4096  # pairs of the train split that batches are drawn from
-RARER_ANSWER = 0.1  # share of prompts that each answer needs, for a choice between them to be there
+MIN_ANSWER_SHARE = 0.1  # share of prompts that each answer needs, for a choice between them to be there
 
 
-def make_circuit(inquiry: Inquiry) -> None:
+def find_circuit(inquiry: CircuitRun) -> None:
     """Prune, validate, report: leaves circuits/TASK/ of the job's result. Raises ExtractorError, or Stopped."""
     with inquiry.stage("prune"):
-        problem = pose_problem(inquiry)
+        problem = pruning_problem(inquiry)
         found = find_circuits(problem)
     with inquiry.stage("validate"):
         report = validate(found.best, problem, inquiry.question.held_out, inquiry.subject.corpus)
     with inquiry.stage("report"):
-        leave_files(inquiry, problem, found, report)
+        write_files(inquiry, problem, found, report)
 
 
 def load_sparse(job: Job) -> SparseGPTForCausalLM:
@@ -53,14 +53,14 @@ def load_sparse(job: Job) -> SparseGPTForCausalLM:
     return model.to(pick_device()).eval().requires_grad_(False)
 
 
-def pose(job: Job, subject: Subject, task: Task) -> Question:
+def make_splits(job: Job, subject: LoadedModel, task: Task) -> TaskSplits:
     """The question that a task puts to the job's model. Raises TaskNotExpressible."""
     longest = subject.model.config.n_ctx
-    question = ask(job, ask_under(task, subject.tokenizer, longest), subject.tokenizer, longest)
-    return as_answered(question, subject) if job.spec.labels == "model" else question
+    question = draw_splits(job, check_expressible(task, subject.tokenizer, longest), subject.tokenizer, longest)
+    return with_model_labels(question, subject) if job.spec.labels == "model" else question
 
 
-def ask(job: Job, expression: Expression, tokenizer: Tokenizer, longest: int) -> Question:
+def draw_splits(job: Job, expression: TokenizedTask, tokenizer: Tokenizer, longest: int) -> TaskSplits:
     """The three splits as tensors on the device, of tasks that hold fewer pairs than asked for all they hold. Raises TaskNotExpressible."""
     prune, device = job.spec.prune, pick_device()
     assert prune is not None
@@ -70,10 +70,10 @@ def ask(job: Job, expression: Expression, tokenizer: Tokenizer, longest: int) ->
         return prompts.task_batch(expression, tokenizer, split, min(pairs, held or pairs), job.spec.seed, longest).to(device)
 
     pool = TRAIN_POOL
-    return Question(expression, batch("train", pool), batch("select", prune.select_pairs), batch("held_out", prune.held_out_pairs))
+    return TaskSplits(expression, batch("train", pool), batch("select", prune.select_pairs), batch("held_out", prune.held_out_pairs))
 
 
-def as_answered(question: Question, subject: Subject) -> Question:
+def with_model_labels(question: TaskSplits, subject: LoadedModel) -> TaskSplits:
     """The question with what the job's model answers, right or wrong, as its right answers: the dense model where there is one.
 
     Raises TaskNotExpressible where it gives one answer nearly always.
@@ -85,7 +85,7 @@ def as_answered(question: Question, subject: Subject) -> Question:
         margin = masked_margin(subject.model, batch, {}, {}) if pair is None else dense_margins(pair, batch)
         found = batch.as_answered(margin)
         share = (found.sign > 0).double().mean().item()
-        if not RARER_ANSWER <= share <= 1 - RARER_ANSWER:
+        if not MIN_ANSWER_SHARE <= share <= 1 - MIN_ANSWER_SHARE:
             answers = question.expression.answers or ("the first answer", "the second answer")
             usual = answers[0 if share > 0.5 else 1]
             raise TaskNotExpressible(
@@ -94,10 +94,10 @@ def as_answered(question: Question, subject: Subject) -> Question:
             )
         return found
 
-    return Question(question.expression, answered(question.train), answered(question.select), answered(question.held_out))
+    return TaskSplits(question.expression, answered(question.train), answered(question.select), answered(question.held_out))
 
 
-def pose_problem(inquiry: Inquiry) -> Problem:
+def pruning_problem(inquiry: CircuitRun) -> PruningProblem:
     """What the pruning engine is asked."""
     job, subject, question = inquiry.job, inquiry.subject, inquiry.question
     spec = job.spec
@@ -108,7 +108,7 @@ def pose_problem(inquiry: Inquiry) -> Problem:
             raise Stopped
         job.progress.step(done, of)
 
-    return Problem(
+    return PruningProblem(
         subject.model,
         subject.means,
         question.train,

@@ -35,7 +35,7 @@ def run_train_job(job: Job) -> None:
     if not (job.out / "model").is_dir():
         if spec.match_loss is None:
             with job.stage("train"):
-                leave_model(job, job.out, spec, tokenizer, corpus, job.loop("train"))
+                write_model(job, job.out, spec, tokenizer, corpus, job.loop("train"))
         else:
             match_width(job, spec, spec.match_loss, tokenizer, corpus)
     if job.spec.tasks:
@@ -63,19 +63,19 @@ def match_width(job: Job, spec: TrainSpec, target: float, tokenizer: Tokenizer, 
 
     Each width keeps a folder of its own below .work, so that an interrupted search repeats no finished training.
     """
-    from extractor.training.width_search import Candidate, search
+    from extractor.training.width_search import WidthResult, search
 
     def folder_of(width: int) -> Path:
         return job.work / f"width-{width}"
 
-    def train(at_width: TrainSpec) -> Candidate:
+    def train(at_width: TrainSpec) -> WidthResult:
         width = at_width.model.d_model
         folder = folder_of(width)
         if not (folder / "model").is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             with job.stage("train", f"train width {width}"):
-                leave_model(job, folder, at_width, tokenizer, corpus, job.loop("train", folder))
-        return Candidate.of(width, files.read_json(folder / "result.json"))
+                write_model(job, folder, at_width, tokenizer, corpus, job.loop("train", folder))
+        return WidthResult.of(width, files.read_json(folder / "result.json"))
 
     found = search(spec, target, train)
     chosen = folder_of(found.d_model)
@@ -86,7 +86,7 @@ def match_width(job: Job, spec: TrainSpec, target: float, tokenizer: Tokenizer, 
         shutil.copytree(chosen / "model", folder, dirs_exist_ok=True)
 
 
-def leave_model(job: Job, out: Path, spec: TrainSpec, tokenizer: Tokenizer, corpus: Corpus, env: LoopEnvironment) -> None:
+def write_model(job: Job, out: Path, spec: TrainSpec, tokenizer: Tokenizer, corpus: Corpus, env: LoopEnvironment) -> None:
     """Train a model of this spec and leave result.json and, last, model/ in `out`."""
     from extractor.models.tokenizer import save_tokenizer
     from extractor.training.distributed import train_model

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from extractor.circuits.graph import Graph, Link, NodeIndex, present_edges
+from extractor.circuits.graph import CircuitMask, Link, NodeIndex, present_edges
 from extractor.circuits.masks import Masks
 
 if TYPE_CHECKING:
@@ -29,17 +29,17 @@ class Elements(Protocol):
     def masks(self, on: Tensor) -> Masks:
         """Masks for a network that computes the graph's nodes, from (P, E), 1 where an element is on. Differentiable."""
 
-    def graph(self, on: Tensor) -> Graph:
+    def graph(self, on: Tensor) -> CircuitMask:
         """The graph with these elements, (E,) bool, only."""
 
-    def places(self, graph: Graph) -> Tensor:
+    def places(self, graph: CircuitMask) -> Tensor:
         """(E,) bool: which elements are on in another graph."""
 
 
 class Nodes:
     """The nodes of a graph. `ties` (E,): k of a channel shares the element of its q where both are there."""
 
-    def __init__(self, model: SparseGPTForCausalLM, graph: Graph):
+    def __init__(self, model: SparseGPTForCausalLM, graph: CircuitMask):
         self.index, self.whole = NodeIndex.of(model), graph
         self.nodes = graph.nodes.nonzero().flatten()
         self.ties = _tied(self.index, self.nodes)
@@ -51,17 +51,17 @@ class Nodes:
         flat = on.new_zeros(len(on), len(self.index))
         return Masks(nodes=flat.index_copy(1, self.nodes, on))
 
-    def graph(self, on: Tensor) -> Graph:
-        return Graph(self.index.flags(self.nodes[on]))
+    def graph(self, on: Tensor) -> CircuitMask:
+        return CircuitMask(self.index.flags(self.nodes[on]))
 
-    def places(self, graph: Graph) -> Tensor:
+    def places(self, graph: CircuitMask) -> Tensor:
         return graph.nodes[self.nodes]
 
 
 class Edges:
     """The edges of a graph, link by link."""
 
-    def __init__(self, model: SparseGPTForCausalLM, graph: Graph):
+    def __init__(self, model: SparseGPTForCausalLM, graph: CircuitMask):
         self.whole, self.there = graph, present_edges(model, graph)
         self.kept = graph.channels(NodeIndex.of(model))
         self._ends = {link: mask.nonzero(as_tuple=True) for link, mask in self.there.items()}
@@ -79,14 +79,14 @@ class Edges:
             found[link] = mask.view(len(on), len(target), len(source))
         return Masks(edges=found)
 
-    def graph(self, on: Tensor) -> Graph:
+    def graph(self, on: Tensor) -> CircuitMask:
         left: dict[Link, Tensor] = {}
         for (link, (rows, columns)), part in zip(self._ends.items(), on.split(self._sizes()), strict=True):
             left[link] = torch.zeros_like(self.there[link])
             left[link][rows[part], columns[part]] = True
-        return Graph(self.whole.nodes, left)
+        return CircuitMask(self.whole.nodes, left)
 
-    def places(self, graph: Graph) -> Tensor:
+    def places(self, graph: CircuitMask) -> Tensor:
         assert graph.edges is not None
         return torch.cat([graph.edges[link][ends] for link, ends in self._ends.items()])
 

@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from extractor.circuits.calibration import calibrate_all
-from extractor.circuits.graph import Graph, edge_count, without_dead
-from extractor.circuits.masks import Prunable
+from extractor.circuits.graph import CircuitMask, edge_count, without_dead
+from extractor.circuits.masks import MaskedModel
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.elements import ELEMENTS, Edges, Nodes
-from extractor.pruning.problem import Problem
+from extractor.pruning.problem import PruningProblem
 
 SINGLES = 16  # elements tried one by one in a round
 LARGEST_SHARE = 0.25  # of the elements, to go at once
@@ -36,14 +36,14 @@ PATIENCE = 32  # elements in a row that cannot go alone, after which none is exp
 _DRAWS = 1 << 20  # numbers of draws, beyond those of mask learning
 
 
-class Path(Sequence[Graph]):
+class EliminationPath(Sequence[CircuitMask]):
     """Circuits that were passed. Each is kept as the flags of the elements it started from: masks of a large model fill memory."""
 
     def __init__(self) -> None:
         self.edges: list[int] = []  # of every circuit
         self._entries: list[tuple[Nodes | Edges, Tensor, Tensor]] = []
 
-    def append(self, elements: Nodes | Edges, graph: Graph, edges: int) -> None:
+    def append(self, elements: Nodes | Edges, graph: CircuitMask, edges: int) -> None:
         self.edges.append(edges)
         self._entries.append((elements, elements.places(graph), graph.nodes))
 
@@ -54,10 +54,10 @@ class Path(Sequence[Graph]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         elements, on, nodes = self._entries[index]
-        return Graph(nodes, elements.graph(on).edges)
+        return CircuitMask(nodes, elements.graph(on).edges)
 
     @classmethod
-    def joined(cls, paths: Sequence[Path]) -> Path:
+    def joined(cls, paths: Sequence[EliminationPath]) -> EliminationPath:
         """All circuits of some paths, the largest first."""
         every = [(count, entry) for path in paths for count, entry in zip(path.edges, path._entries, strict=True)]
         every.sort(key=lambda one: -one[0])
@@ -67,11 +67,11 @@ class Path(Sequence[Graph]):
 
 
 @dataclass
-class Round:
+class EliminationRound:
     """One round's view: the elements that are on, and what removing some of them costs on this round's pairs."""
 
     elements: Nodes | Edges
-    network: Prunable
+    network: MaskedModel
     prompts: Any
     batch: TaskBatch
     correction: Tensor  # (E,) nats, what predictions of earlier rounds were short of
@@ -92,7 +92,9 @@ class Round:
         return loss.item(), rise
 
 
-def eliminate(problem: Problem, kind: str, graph: Graph, most: float, is_necessary: Callable[[Graph], bool]) -> Path:
+def eliminate(
+    problem: PruningProblem, kind: str, graph: CircuitMask, most: float, is_necessary: Callable[[CircuitMask], bool]
+) -> EliminationPath:
     """Nested circuits, from `graph` on, until the loss on train pairs exceeds `most` nats or nothing is left that may go.
 
     kind           of the elements that go: 'node', or 'edge' of a graph that names its edges
@@ -100,7 +102,7 @@ def eliminate(problem: Problem, kind: str, graph: Graph, most: float, is_necessa
 
     Raises Stopped.
     """
-    first, path, number = ELEMENTS[kind](problem.model, graph), Path(), 0
+    first, path, number = ELEMENTS[kind](problem.model, graph), EliminationPath(), 0
     path.append(first, graph, edge_count(problem.model, graph))
     stays = torch.zeros(len(first), dtype=torch.bool, device=graph.nodes.device)
     corrections, at_once, in_vain = torch.zeros(len(first), device=graph.nodes.device), len(first), 0
@@ -132,13 +134,13 @@ def eliminate(problem: Problem, kind: str, graph: Graph, most: float, is_necessa
     return path
 
 
-def _round(problem: Problem, elements: Nodes | Edges, graph: Graph, number: int, correction: Tensor) -> Round:
+def _round(problem: PruningProblem, elements: Nodes | Edges, graph: CircuitMask, number: int, correction: Tensor) -> EliminationRound:
     batch = problem.draw(_DRAWS + number, problem.spec.trial_pairs)
     network = problem.network(graph.nodes)
-    return Round(elements, network, network.prepare(batch), batch, correction)
+    return EliminationRound(elements, network, network.prepare(batch), batch, correction)
 
 
-def _options(here: Round, free: Tensor, most: float, at_once: int) -> tuple[Tensor, float]:
+def _options(here: EliminationRound, free: Tensor, most: float, at_once: int) -> tuple[Tensor, float]:
     """(sets of elements that may go (n, E) bool, the largest first and a single one last, the loss without that one).
 
     at_once   elements of the largest set

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from extractor.circuits.masks import Prunable
+from extractor.circuits.masks import MaskedModel
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.elements import Elements
-from extractor.pruning.problem import Problem
+from extractor.pruning.problem import PruningProblem
 from extractor.training.checkpoints import TrainState
 from extractor.training.loop import Loop, LoopEnvironment, run_loop
 
@@ -32,7 +32,7 @@ HALVED_AT = 0.5  # share of the steps after which the worse half of the sets sto
 
 
 @dataclass(frozen=True)
-class Trial:
+class MaskTrial:
     """The hyper-parameters of one mask set; see `PruneSpec`."""
 
     k_coef: float
@@ -57,10 +57,10 @@ class _Heaviside(torch.autograd.Function):
         return grad * s * (1 - s) / temperature, None
 
 
-class MaskSets:
+class MaskPopulation:
     """The population: numbers, optimiser, who is still in the race. P sets, E elements."""
 
-    def __init__(self, problem: Problem, elements: Elements, trials: Sequence[Trial], steps: int):
+    def __init__(self, problem: PruningProblem, elements: Elements, trials: Sequence[MaskTrial], steps: int):
         device, spec, count = problem.model.device, problem.spec, len(elements)
         self.problem, self.elements, self.trials, self.steps = problem, elements, trials, steps
         self.taus: list[Tensor] = [torch.nn.Parameter(_start(count, t.seed, spec).to(device)) for t in trials]
@@ -70,7 +70,7 @@ class MaskSets:
         self.last_on = torch.zeros(len(trials), count, device=device)
         self.kept = torch.ones(count, device=device)
         self.alive = torch.ones(len(trials), device=device)
-        self._network: Prunable | None = None
+        self._network: MaskedModel | None = None
 
     def state(self) -> TrainState:
         own = {"last_on": self.last_on, "kept": self.kept, "alive": self.alive}
@@ -81,7 +81,7 @@ class MaskSets:
         tau = torch.stack(self.taus).detach()
         return torch.where((tau > 0) & (self.kept > 0), tau, self.last_on - step - 1)[:, self.elements.ties]
 
-    def network(self, step: int) -> Prunable:
+    def network(self, step: int) -> MaskedModel:
         """The network for this step, cut again where enough elements have left."""
         recent = (self.last_on > step - max(1, PATIENCE * self.steps))[self.alive > 0].any(0)
         wanted = recent[self.elements.ties] * self.kept
@@ -96,7 +96,7 @@ class MaskSets:
         """Stop the worse half; values (P,), lower is better."""
         self.alive[values.argsort(stable=True)[(len(values) + 1) // 2 :]] = 0.0
 
-    def _effects(self, on: Tensor, network: Prunable, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+    def _effects(self, on: Tensor, network: MaskedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         """Task losses (P',) of masks (P', E), and their derivatives by the masks. Equal masks, as all are at first, are run once."""
         different, which = torch.unique(on.detach(), dim=0, return_inverse=True)
         different.requires_grad_()
@@ -126,9 +126,9 @@ class MaskSets:
 
 
 def learn_scores(
-    problem: Problem,
+    problem: PruningProblem,
     elements: Elements,
-    trials: Sequence[Trial],
+    trials: Sequence[MaskTrial],
     steps: int,
     env: LoopEnvironment,
     measure: Callable[[Tensor], Tensor] | None = None,
@@ -138,7 +138,7 @@ def learn_scores(
     measure   scores (P, E) -> (P,), lower is better; None: all sets run to the end
     """
     problem.model.requires_grad_(False)
-    sets = MaskSets(problem, elements, trials, steps)
+    sets = MaskPopulation(problem, elements, trials, steps)
 
     def step(number: int) -> dict[str, float]:
         if measure is not None and len(trials) > 1 and number == int(HALVED_AT * steps):
@@ -153,5 +153,5 @@ def _start(count: int, seed: int, spec: Any) -> Tensor:
     return spec.init_mean + spec.init_noise * torch.randn(count, generator=torch.Generator().manual_seed(seed))
 
 
-def _group(tau: Tensor, trial: Trial) -> dict:
+def _group(tau: Tensor, trial: MaskTrial) -> dict:
     return {"params": [tau], "lr": trial.lr, "betas": (0.9, trial.beta2), "weight_decay": trial.weight_decay}

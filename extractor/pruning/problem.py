@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.graph import NodeIndex
-from extractor.circuits.masks import Prunable
-from extractor.circuits.network import Network
-from extractor.circuits.reference import PlainNetwork
-from extractor.circuits.scorer import Judge
+from extractor.circuits.masks import MaskedModel
+from extractor.circuits.network import FastMaskedModel
+from extractor.circuits.reference import ReferenceMaskedModel
+from extractor.circuits.scorer import CircuitScorer
 from extractor.data.prompts import TaskBatch
 from extractor.training.loop import LoopEnvironment
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Problem:
+class PruningProblem:
     """What to prune, and how.
 
     means    {site: (width,)} mean of every node over the pretraining text
@@ -57,14 +57,14 @@ class Problem:
         """{site: (width,)} the values of nodes that are off; not used where these come from another run."""
         return {site: torch.zeros_like(mean) if self.spec.ablation == "zero" else mean for site, mean in self.means.items()}
 
-    def network(self, kept: Tensor) -> Prunable:
+    def network(self, kept: Tensor) -> MaskedModel:
         """The model with the nodes kept (N,) bool computed and the others off."""
         if self.spec.ablation == "resample":
-            return PlainNetwork(self.model, kept, None)
-        return Network(self.model, self.base, kept)
+            return ReferenceMaskedModel(self.model, kept, None)
+        return FastMaskedModel(self.model, self.base, kept)
 
-    def judge(self, batch: TaskBatch) -> Judge:
-        return Judge(self.network, batch)
+    def judge(self, batch: TaskBatch) -> CircuitScorer:
+        return CircuitScorer(self.network, batch)
 
     def draw(self, number: int, pairs: int) -> TaskBatch:
         """Train pairs, drawn anew for each number."""

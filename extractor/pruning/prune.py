@@ -24,13 +24,13 @@ from torch import Tensor
 
 from extractor.circuits.calibration import calibrate, calibrated_loss
 from extractor.circuits.circuit import Calibration
-from extractor.circuits.graph import Graph, edge_count, with_edges, without_dead
+from extractor.circuits.graph import CircuitMask, edge_count, with_edges, without_dead
 from extractor.pruning import algorithms
 from extractor.pruning.bisection import smallest
 from extractor.pruning.elements import Edges, Nodes
-from extractor.pruning.eliminate import Path, eliminate
-from extractor.pruning.mask_sets import Trial, learn_scores
-from extractor.pruning.problem import Problem
+from extractor.pruning.eliminate import EliminationPath, eliminate
+from extractor.pruning.mask_sets import MaskTrial, learn_scores
+from extractor.pruning.problem import PruningProblem
 from extractor.spec.schema import CHANCE
 
 HELPLESS = 0.95 * CHANCE  # calibrated loss from which a whole model does not do the task at all
@@ -41,10 +41,10 @@ DOUBT = 0.05  # nats from what is demanded, within which all pairs are asked
 
 
 @dataclass(frozen=True)
-class Pruned:
+class PrunedCircuit:
     """A circuit. loss: calibrated, select split, nats; target: what it was chosen for; met: it does what was demanded."""
 
-    graph: Graph
+    graph: CircuitMask
     edges: int
     loss: float
     calibration: Calibration
@@ -53,23 +53,23 @@ class Pruned:
 
 
 @dataclass(frozen=True)
-class Found:
+class PruneResult:
     """best: the circuit for the problem's target; curve: one for every target, the smallest target first; path: all that were passed."""
 
-    best: Pruned
-    curve: tuple[Pruned, ...]
-    path: Path
+    best: PrunedCircuit
+    curve: tuple[PrunedCircuit, ...]
+    path: EliminationPath
 
 
-class Demand:
+class CircuitCriteria:
     """What is asked of circuits: a loss alone, and a loss of the model without them."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: PruningProblem):
         spec = problem.spec
         self.problem, self.judge = problem, problem.judge(problem.select)
         self.few = problem.judge(problem.select.pick(torch.arange(min(NECESSITY_PAIRS, problem.select.pairs))))
         everything = torch.ones(len(problem.index), dtype=torch.bool, device=problem.model.device)
-        self.full = self.judge.loss(Graph(everything))
+        self.full = self.judge.loss(CircuitMask(everything))
         # Calibrated, no network is much worse than chance: that caps it.
         self.without = 0.0 if spec.necessity == 0 else min(self.full + spec.necessity, 0.97 * CHANCE)
 
@@ -77,12 +77,12 @@ class Demand:
         """What the select split must show for held-out pairs to meet the target."""
         return max(target - self.problem.spec.margin, target / 2)
 
-    def is_necessary(self, graph: Graph, slack: float = 0.0) -> bool:
+    def is_necessary(self, graph: CircuitMask, slack: float = 0.0) -> bool:
         """slack: how much of what lies between the demand and chance is asked for beside it, fraction."""
         demanded = self.without + slack * max(0.0, HELPLESS - self.without)
         return self.without == 0 or self.judge.loss(graph.others()) >= demanded
 
-    def is_roughly_necessary(self, graph: Graph) -> bool:
+    def is_roughly_necessary(self, graph: CircuitMask) -> bool:
         """The same on few pairs, unless they leave it in doubt."""
         if self.without == 0:
             return True
@@ -90,18 +90,18 @@ class Demand:
         return self.is_necessary(graph) if abs(loss - self.without) < DOUBT else loss > self.without
 
 
-def find_circuits(problem: Problem) -> Found:
+def find_circuits(problem: PruningProblem) -> PruneResult:
     """The circuits of a problem. Where no circuit meets a target, the best one found stands for it, not `met`. Raises Stopped."""
     targets = sorted({problem.target, *problem.spec.targets})
-    demand = Demand(problem)
+    demand = CircuitCriteria(problem)
     graph = _start(problem, algorithms.rank(problem), demand, targets)
     path = _path(problem, graph, demand, targets[-1])
     losses = demand.judge.losses(path).tolist()
     curve = tuple(_chosen(problem, path, losses, demand, target) for target in targets)
-    return Found(next(one for one in curve if one.target == problem.target), curve, path)
+    return PruneResult(next(one for one in curve if one.target == problem.target), curve, path)
 
 
-def _start(problem: Problem, scores: Tensor, demand: Demand, targets: Sequence[float]) -> Graph:
+def _start(problem: PruningProblem, scores: Tensor, demand: CircuitCriteria, targets: Sequence[float]) -> CircuitMask:
     """The shortest prefix that meets the target and that the model misses when it is gone; all nodes where none has both.
 
     Up to a limit it is longer, so that it does better than asked: elimination has that to spend.
@@ -109,8 +109,8 @@ def _start(problem: Problem, scores: Tensor, demand: Demand, targets: Sequence[f
     place = scores.argsort(descending=True, stable=True).argsort()
     count = torch.tensor([len(place)])
 
-    def live(k: Tensor) -> Graph:  # the dead compete in AbsTopK, and without one dead node of a way that way would be gone
-        return without_dead(problem.model, Graph(place < k))
+    def live(k: Tensor) -> CircuitMask:  # the dead compete in AbsTopK, and without one dead node of a way that way would be gone
+        return without_dead(problem.model, CircuitMask(place < k))
 
     def reaches(loss: float, k: Tensor) -> Tensor:
         return demand.judge.losses([live(k)]) <= loss
@@ -129,45 +129,45 @@ def _start(problem: Problem, scores: Tensor, demand: Demand, targets: Sequence[f
             slack = [partial(reaches, SLACK * target) for target in (problem.target, targets[0])]
             slack += [partial(is_missed, SLACK)] if demand.without else []
             return live(torch.stack([longer(k, meets) for meets in slack]).amax(0))
-    return Graph(torch.ones_like(place, dtype=torch.bool))
+    return CircuitMask(torch.ones_like(place, dtype=torch.bool))
 
 
-def _path(problem: Problem, graph: Graph, demand: Demand, largest: float) -> Path:
+def _path(problem: PruningProblem, graph: CircuitMask, demand: CircuitCriteria, largest: float) -> EliminationPath:
     """All circuits passed while nodes go one by one and, with granularity 'edge', edges from several starts on."""
 
-    def passed(kind: str, start: Graph, target: float) -> Path:
+    def passed(kind: str, start: CircuitMask, target: float) -> EliminationPath:
         most = max(demand.aim(target), demand.judge.loss(start)) + problem.spec.margin
         return eliminate(problem, kind, start, most, demand.is_roughly_necessary)
 
     if demand.full >= HELPLESS:  # nothing to explain: the whole model is left as it is
-        path = Path()
+        path = EliminationPath()
         path.append(Nodes(problem.model, graph), graph, edge_count(problem.model, graph))
         return path
     if problem.spec.granularity == "node":
         return passed("node", graph, largest)
     fewer = _last_below(demand, passed("node", graph, SLACK * problem.target), SLACK * problem.target)
     starts = [*_edge_starts(problem, graph, demand), fewer]
-    return Path.joined([passed("edge", with_edges(problem.model, start), largest) for start in starts])
+    return EliminationPath.joined([passed("edge", with_edges(problem.model, start), largest) for start in starts])
 
 
-def _last_below(demand: Demand, path: Path, loss: float) -> Graph:
+def _last_below(demand: CircuitCriteria, path: EliminationPath, loss: float) -> CircuitMask:
     """The smallest circuit of a path that is at most so bad; the first where none is."""
     losses = demand.judge.losses(path).tolist()
     return path[max((place for place, found in enumerate(losses) if found <= loss), default=0)]
 
 
-def _edge_starts(problem: Problem, graph: Graph, demand: Demand) -> list[Graph]:
+def _edge_starts(problem: PruningProblem, graph: CircuitMask, demand: CircuitCriteria) -> list[CircuitMask]:
     """Where the elimination of edges starts: with all edges of the graph, and with those that learned edge masks keep."""
     spec, elements = problem.spec, Edges(problem.model, graph)
     whole = with_edges(problem.model, graph)
     if not spec.edge_k_coefs or not len(elements):
         return [whole]
-    centre = Trial(0.0, spec.lr, spec.weight_decay, spec.beta2, spec.warmup, spec.temperature, problem.seed)
+    centre = MaskTrial(0.0, spec.lr, spec.weight_decay, spec.beta2, spec.warmup, spec.temperature, problem.seed)
     trials = [replace(centre, k_coef=k) for k in spec.edge_k_coefs]
     scores, _ = learn_scores(problem, elements, trials, spec.edge_steps, problem.env("edges"))
     place = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
-    def graphs(k: Tensor) -> list[Graph]:
+    def graphs(k: Tensor) -> list[CircuitMask]:
         return [elements.graph(row < most) for row, most in zip(place, k, strict=True)]
 
     slack = max(SLACK * problem.target, demand.judge.loss(whole))
@@ -177,7 +177,9 @@ def _edge_starts(problem: Problem, graph: Graph, demand: Demand) -> list[Graph]:
     return [whole, *sorted(slim, key=lambda one: edge_count(problem.model, one))[:1]]
 
 
-def _chosen(problem: Problem, path: Path, losses: Sequence[float], demand: Demand, target: float) -> Pruned:
+def _chosen(
+    problem: PruningProblem, path: EliminationPath, losses: Sequence[float], demand: CircuitCriteria, target: float
+) -> PrunedCircuit:
     good = [i for i, loss in enumerate(losses) if loss <= demand.aim(target)]
     # From the smallest circuit on, the first that the model misses when it is gone.
     which = next((i for i in reversed(good) if demand.is_necessary(path[i])), None)
@@ -186,4 +188,4 @@ def _chosen(problem: Problem, path: Path, losses: Sequence[float], demand: Deman
     margin = demand.judge.margins([graph])[0]
     calibration = calibrate(margin, problem.select.sign)
     loss = calibrated_loss(margin, problem.select.sign, calibration)
-    return Pruned(graph, edge_count(problem.model, graph), loss, calibration, target, met)
+    return PrunedCircuit(graph, edge_count(problem.model, graph), loss, calibration, target, met)

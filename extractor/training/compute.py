@@ -26,7 +26,7 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class Alone:
+class SingleProcess:
     """What a loop asks of a `Compute`, where one process does all and nothing is tracked."""
 
     is_main = True
@@ -44,7 +44,7 @@ class Alone:
         pass
 
 
-class Compute(Alone):
+class Compute(SingleProcess):
     """One per training. `state` belongs into the checkpoint: it holds the micro-batch that memory allows."""
 
     def __init__(self, optim: OptimSpec, note: Callable[[str], None] = lambda _line: None):

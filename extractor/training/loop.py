@@ -18,9 +18,9 @@ from torch.nn import functional
 from extractor.errors import TrainingDiverged
 from extractor.progress import Progress, Stopped
 from extractor.training.checkpoints import Checkpoints, MetricsLog, TrainState
-from extractor.training.compute import Alone
+from extractor.training.compute import SingleProcess
 
-ALONE = Alone()
+ALONE = SingleProcess()
 _SAVE, _STOP = 1, 2
 
 
@@ -63,7 +63,7 @@ class Loop:
     measure: Callable[[int], dict[str, float]] = lambda _index: {}
 
 
-def run_loop(loop: Loop, state: TrainState, env: LoopEnvironment, compute: Alone = ALONE) -> None:
+def run_loop(loop: Loop, state: TrainState, env: LoopEnvironment, compute: SingleProcess = ALONE) -> None:
     """Make the steps that the newest checkpoint has not made.
 
     Raises TrainingDiverged on a NaN or infinite metric or weight (the last good checkpoint stays), Stopped after a requested stop.

@@ -39,7 +39,7 @@ def task_losses(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int) -
     losses: dict[str, float | None] = {}
     for name in task_names():
         try:
-            expression = prompts.express(prompts.get_task(name), tokenizer)
+            expression = prompts.tokenize_task(prompts.get_task(name), tokenizer)
             batch = prompts.task_batch(expression, tokenizer, "held_out", TASK_PAIRS, 0, max_tokens).to(model.device)
         except TaskNotExpressible:
             losses[name] = None
@@ -47,7 +47,7 @@ def task_losses(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int) -
         with torch.no_grad():
             logits = model(input_ids=batch.ids).logits
         last = logits[torch.arange(len(batch.ids), device=logits.device), batch.last]
-        losses[name] = prompts.task_loss(prompts.answer_margin(last, batch), batch.sign).item()
+        losses[name] = prompts.task_loss(prompts.logit_diff(last, batch), batch.sign).item()
     return losses
 
 

@@ -21,7 +21,7 @@ CLOSE = 0.02  # a width whose loss is at most this share below the target need n
 
 
 @dataclass(frozen=True)
-class Candidate:
+class WidthResult:
     """One trained width: entries and nonzero entries of the whole model, held-out loss in nats per token."""
 
     d_model: int
@@ -30,7 +30,7 @@ class Candidate:
     held_out_loss: float
 
     @classmethod
-    def of(cls, d_model: int, result: dict[str, Any]) -> Candidate:
+    def of(cls, d_model: int, result: dict[str, Any]) -> WidthResult:
         """From a training's result.json."""
         return cls(d_model, result["parameters"], result["nonzeros"], result["held_out_loss"])
 
@@ -43,7 +43,7 @@ class Match:
     d_model: int
     reached: bool
     why: str
-    curve: tuple[Candidate, ...]
+    curve: tuple[WidthResult, ...]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"curve": [asdict(candidate) for candidate in self.curve]}
@@ -56,13 +56,13 @@ def at_width(spec: TrainSpec, d_model: int) -> TrainSpec:
     return spec.model_copy(update={"model": model, "optim": optim, "match_loss": None})
 
 
-def search(spec: TrainSpec, target: float, train: Callable[[TrainSpec], Candidate]) -> Match:
+def search(spec: TrainSpec, target: float, train: Callable[[TrainSpec], WidthResult]) -> Match:
     """Find the smallest width whose held-out loss is at most `target` nats per token, in at most six trainings up to 4x the spec's width.
 
     train: trains a spec, or remembers having done so. Raises what it raises.
     """
     unit, own = spec.model.d_head, spec.model.d_model
-    seen: dict[int, Candidate] = {}
+    seen: dict[int, WidthResult] = {}
     width: int | None = own
     while width is not None and len(seen) < MOST_TRAININGS:
         seen[width] = train(at_width(spec, width))
@@ -70,7 +70,7 @@ def search(spec: TrainSpec, target: float, train: Callable[[TrainSpec], Candidat
     return conclude(list(seen.values()), target, unit, settled=width is None)
 
 
-def next_width(seen: list[Candidate], target: float, unit: int, widest: int) -> int | None:
+def next_width(seen: list[WidthResult], target: float, unit: int, widest: int) -> int | None:
     """The width to train next, or None when nothing is left to learn."""
     good = min((c for c in seen if c.held_out_loss <= target), key=lambda c: c.d_model, default=None)
     if good is None:
@@ -85,7 +85,7 @@ def next_width(seen: list[Candidate], target: float, unit: int, widest: int) -> 
     return max(middle, below + unit)
 
 
-def conclude(seen: list[Candidate], target: float, unit: int, settled: bool) -> Match:
+def conclude(seen: list[WidthResult], target: float, unit: int, settled: bool) -> Match:
     """The width to keep and a sentence that says what is known of it."""
     curve = tuple(sorted(seen, key=lambda c: c.d_model))
     good = [c for c in curve if c.held_out_loss <= target]

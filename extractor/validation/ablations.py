@@ -12,25 +12,27 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from extractor.circuits.graph import Graph
+from extractor.circuits.graph import CircuitMask
 from extractor.circuits.reference import masked_margin, resampled
 from extractor.circuits.scorer import VALUES_AT_ONCE
 from extractor.data.prompts import TaskBatch
-from extractor.pruning.problem import Problem
+from extractor.pruning.problem import PruningProblem
 
 Kind = Literal["mean", "zero", "resample"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Rewrite = Callable[[str, Tensor], Tensor]
 
 
-def ablated_margins(problem: Problem, graph: Graph, kind: Kind, batch: TaskBatch) -> Tensor:
+def ablated_margins(problem: PruningProblem, graph: CircuitMask, kind: Kind, batch: TaskBatch) -> Tensor:
     """Answer margins (2P,) of the circuit where what is off is replaced in this way."""
     other = replace(problem, spec=problem.spec.model_copy(update={"ablation": kind}))
     return plain_margins(other, graph, batch) if kind == "resample" else other.judge(batch).margins([graph])[0]
 
 
 @torch.no_grad()
-def plain_margins(problem: Problem, graph: Graph, batch: TaskBatch, rewrite: Callable[[TaskBatch], Rewrite] | None = None) -> Tensor:
+def plain_margins(
+    problem: PruningProblem, graph: CircuitMask, batch: TaskBatch, rewrite: Callable[[TaskBatch], Rewrite] | None = None
+) -> Tensor:
     """Answer margins (2P,) by the plain definition.
 
     rewrite   the prompts of a part -> what is made of their nodes' values, see `reference.masked_margin`; None: nothing
@@ -44,7 +46,7 @@ def plain_margins(problem: Problem, graph: Graph, batch: TaskBatch, rewrite: Cal
     return found
 
 
-def parts(problem: Problem, batch: TaskBatch) -> list[Tensor]:
+def parts(problem: PruningProblem, batch: TaskBatch) -> list[Tensor]:
     """Rows of a batch, shortest prompts first, as many together as memory allows; members of a pair stay in one part.
 
     Within a part rows are shuffled: who resamples takes the next row of equal length, which in the order of pairs always has the other

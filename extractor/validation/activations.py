@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from extractor.circuits.graph import Graph
+from extractor.circuits.graph import CircuitMask
 from extractor.circuits.sites import node_id, record
 from extractor.data.corpus import Corpus
-from extractor.pruning.problem import Problem
+from extractor.pruning.problem import PruningProblem
 
 TOKENS = 16_384
 PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
@@ -18,7 +18,7 @@ _ROWS = 64
 
 
 @torch.no_grad()
-def activations(problem: Problem, graph: Graph, corpus: Corpus, tokens: int = TOKENS) -> dict[str, Any] | None:
+def activations(problem: PruningProblem, graph: CircuitMask, corpus: Corpus, tokens: int = TOKENS) -> dict[str, Any] | None:
     """The distribution of every node's value over pretraining text, in the whole model; None for a circuit of very many nodes.
 
     percentiles   1, 10, 25, 50, 75, 90, 99

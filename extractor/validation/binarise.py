@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from extractor.circuits.calibration import calibrate_all
-from extractor.circuits.graph import Graph, NodeIndex
+from extractor.circuits.graph import CircuitMask, NodeIndex
 from extractor.circuits.layers import Read, Slots, Write
 from extractor.circuits.masks import Masks
-from extractor.circuits.network import Network
+from extractor.circuits.network import FastMaskedModel
 from extractor.circuits.scorer import VALUES_AT_ONCE
 from extractor.circuits.sites import node_id
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.elements import Edges
-from extractor.pruning.problem import Problem
+from extractor.pruning.problem import PruningProblem
 from extractor.validation.ablations import Rewrite, plain_margins
 
 FITTED_PAIRS = 128  # train pairs whose tokens give the steps
@@ -51,7 +51,7 @@ class Steps:
         return lambda site, values: by_site[site].apply(values)
 
 
-def fit_steps(problem: Problem, graph: Graph) -> Steps:
+def fit_steps(problem: PruningProblem, graph: CircuitMask) -> Steps:
     """The steps of a circuit's nodes. Tokens beyond a prompt's end do not count."""
     kept: dict[str, Tensor] = graph.channels(problem.index)
     seen: dict[str, list[Tensor]] = {site: [] for site in kept}
@@ -111,7 +111,7 @@ class SteppedSlots(Slots):
         return torch.where(wanted, self.steps.apply(values), values)
 
 
-def stepped_network(network: Network, steps: Steps) -> Network:
+def stepped_network(network: FastMaskedModel, steps: Steps) -> FastMaskedModel:
     """The network, binarising the nodes that `SteppedMasks` name."""
     flat = [functional.pad(t, (0, 1)) for t in (steps.threshold, steps.low, steps.high, steps.on)]  # a slot that is no node has place N
 
@@ -136,13 +136,13 @@ def stepped_network(network: Network, steps: Steps) -> Network:
 class Binarised:
     """A circuit whose nodes can be binarised, together or one by one. K nodes, in flat order."""
 
-    def __init__(self, problem: Problem, graph: Graph):
+    def __init__(self, problem: PruningProblem, graph: CircuitMask):
         self.problem, self.graph, self.steps = problem, graph, fit_steps(problem, graph)
         self.nodes = graph.nodes.nonzero().flatten()
         self._is_fast = problem.spec.ablation != "resample" and len(self.nodes) > 0
         if self._is_fast:
             self._elements = Edges(problem.model, graph)
-            self._network = stepped_network(Network(problem.model, problem.base, graph.nodes), self.steps)
+            self._network = stepped_network(FastMaskedModel(problem.model, problem.base, graph.nodes), self.steps)
 
     def margins(self, batch: TaskBatch) -> Tensor:
         """Answer margins (2P,) with every node binarised."""

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.calibration import calibrate_all
-from extractor.circuits.graph import Graph, links
+from extractor.circuits.graph import CircuitMask, links
 from extractor.circuits.scorer import VALUES_AT_ONCE
 from extractor.circuits.sites import node_id
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.elements import Edges
-from extractor.pruning.problem import Problem
+from extractor.pruning.problem import PruningProblem
 
 MOST_EDGES = 2000
 MOST_VALUES = 1 << 32  # edges times prompts times tokens times nodes; beyond, fewer pairs are asked
 FEWEST_PAIRS = 64
 
 
-def edge_effects(problem: Problem, graph: Graph, held_out: TaskBatch) -> dict[str, Any]:
+def edge_effects(problem: PruningProblem, graph: CircuitMask, held_out: TaskBatch) -> dict[str, Any]:
     """The effects of the edges with the largest weights.
 
     edges     [[source, target, rise of the loss without it, nats], ...], the largest weights first
@@ -45,7 +45,7 @@ def edge_effects(problem: Problem, graph: Graph, held_out: TaskBatch) -> dict[st
     }
 
 
-def _listed(problem: Problem, elements: Edges) -> tuple[list[tuple[str, str]], Tensor]:
+def _listed(problem: PruningProblem, elements: Edges) -> tuple[list[tuple[str, str]], Tensor]:
     """(source, target) and weight (E,) of every edge, in the order of the elements."""
     names: list[tuple[str, str]] = []
     found = [torch.zeros(0, device=problem.model.device)]
@@ -56,18 +56,18 @@ def _listed(problem: Problem, elements: Edges) -> tuple[list[tuple[str, str]], T
     return names, torch.cat(found)
 
 
-def _pairs(problem: Problem, graph: Graph, edges: int, held_out: TaskBatch) -> int:
+def _pairs(problem: PruningProblem, graph: CircuitMask, edges: int, held_out: TaskBatch) -> int:
     values = max(1, edges * _width(problem, graph) * 2 * held_out.ids.shape[1])
     return min(held_out.pairs, max(FEWEST_PAIRS, MOST_VALUES // values))
 
 
-def _width(problem: Problem, graph: Graph) -> int:
+def _width(problem: PruningProblem, graph: CircuitMask) -> int:
     """Nodes that one pass computes."""
     return max(1, len(problem.index) if problem.spec.ablation == "resample" else int(graph.nodes.sum()))
 
 
 @torch.no_grad()
-def _rises(problem: Problem, elements: Edges, chosen: Tensor, batch: TaskBatch) -> Tensor:
+def _rises(problem: PruningProblem, elements: Edges, chosen: Tensor, batch: TaskBatch) -> Tensor:
     """By how much the loss rises without each of the chosen edges, alone."""
     if not len(chosen):
         return torch.zeros(0)

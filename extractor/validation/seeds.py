@@ -18,16 +18,16 @@ from torch import Tensor
 from extractor import files
 from extractor.circuits.calibration import calibrated_loss
 from extractor.circuits.circuit import Calibration
-from extractor.circuits.graph import Graph, edges_between
+from extractor.circuits.graph import CircuitMask, edges_between
 from extractor.circuits.sites import node_id
 from extractor.data.prompts import TaskBatch
-from extractor.pruning.problem import Problem
-from extractor.pruning.prune import Pruned, find_circuits
+from extractor.pruning.problem import PruningProblem
+from extractor.pruning.prune import PrunedCircuit, find_circuits
 
 _FACTS, _MASKS, _NODES = "circuit.json", "circuit.safetensors", "nodes"
 
 
-def compare_seeds(pruned: Pruned, problem: Problem, held_out: TaskBatch) -> dict[str, Any]:
+def compare_seeds(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch) -> dict[str, Any]:
     """The problem's own circuit beside those of the following seeds, as many in all as its spec asks for.
 
     circuits      [{seed, nodes, edges, loss (held-out, nats), met}, ...], the problem's own first
@@ -57,7 +57,7 @@ def overlap(sets: list[dict]) -> float:
     return sum(shares) / len(shares)
 
 
-def circuit_of_seed(problem: Problem, seed: int) -> Pruned:
+def circuit_of_seed(problem: PruningProblem, seed: int) -> PrunedCircuit:
     """The circuit that the problem's search finds from another seed: made, or found made. Raises Stopped."""
     name = f"seed{seed}"
     folder = None if problem.work is None else problem.work / name
@@ -71,7 +71,7 @@ def circuit_of_seed(problem: Problem, seed: int) -> Pruned:
     return found
 
 
-def _keep(folder: Path, found: Pruned) -> None:
+def _keep(folder: Path, found: PrunedCircuit) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     edges = {} if found.graph.edges is None else {" ".join(link): mask for link, mask in found.graph.edges.items()}
     files.write_tensors(folder / _MASKS, {_NODES: found.graph.nodes, **edges})
@@ -79,23 +79,23 @@ def _keep(folder: Path, found: Pruned) -> None:
     files.write_json(folder / _FACTS, facts)
 
 
-def _read(folder: Path, device: torch.device) -> Pruned:
+def _read(folder: Path, device: torch.device) -> PrunedCircuit:
     facts, masks = files.read_json(folder / _FACTS), files.read_tensors(folder / _MASKS)
     nodes = masks.pop(_NODES).to(device)
     edges: dict[tuple[str, str], Tensor] = {}
     for name, mask in masks.items():
         source, target = name.split()
         edges[source, target] = mask.to(device)
-    return Pruned(
-        Graph(nodes, edges or None), facts["edges"], facts["loss"], Calibration(**facts["calibration"]), facts["target"], facts["met"]
+    return PrunedCircuit(
+        CircuitMask(nodes, edges or None), facts["edges"], facts["loss"], Calibration(**facts["calibration"]), facts["target"], facts["met"]
     )
 
 
-def _nodes(problem: Problem, found: Pruned) -> dict[str, None]:
+def _nodes(problem: PruningProblem, found: PrunedCircuit) -> dict[str, None]:
     kept = found.graph.channels(problem.index)
     return {node_id(site, channel): None for site, channels in kept.items() for channel in channels.tolist()}
 
 
-def _edges(problem: Problem, found: Pruned) -> dict[tuple[str, str], None]:
+def _edges(problem: PruningProblem, found: PrunedCircuit) -> dict[tuple[str, str], None]:
     kept = found.graph.channels(problem.index)
     return {(edge.source, edge.target): None for edge in edges_between(problem.model, kept, found.graph.edges)}

@@ -25,12 +25,12 @@ from torch.nn import functional
 
 from extractor.circuits.calibration import calibrate
 from extractor.circuits.circuit import Calibration
-from extractor.circuits.graph import Graph, edge_count
+from extractor.circuits.graph import CircuitMask, edge_count
 from extractor.data.corpus import Corpus
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.algorithms import attribution
-from extractor.pruning.problem import Problem
-from extractor.pruning.prune import Pruned
+from extractor.pruning.problem import PruningProblem
+from extractor.pruning.prune import PrunedCircuit
 from extractor.spec.schema import CHANCE
 from extractor.validation.ablations import KINDS, ablated_margins
 from extractor.validation.activations import activations
@@ -86,7 +86,7 @@ class ValidationReport:
         return {"necessity": self.necessity} | {name: getattr(self, name) for name in names}
 
 
-def validate(pruned: Pruned, problem: Problem, held_out: TaskBatch, corpus: Corpus | None = None) -> ValidationReport:
+def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch, corpus: Corpus | None = None) -> ValidationReport:
     """Measure everything on held-out pairs; the problem's select split is for calibrations, its train split for what is fitted or ranked.
 
     corpus   ordinary text, for the nodes' activations; None: they are left out
@@ -129,18 +129,18 @@ def why_not(circuit: float, full: float, target: float, nodes: int) -> str | Non
     return None
 
 
-def _margins(pruned: Pruned, problem: Problem, held_out: TaskBatch, guess: Graph) -> dict[str, Tensor]:
+def _margins(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch, guess: CircuitMask) -> dict[str, Tensor]:
     """Calibrated margins (draws, 2P) of every network but the binarised one."""
     chosen, judge, graph = problem.judge(problem.select), problem.judge(held_out), pruned.graph
 
-    def own(some: Graph, calibration: Calibration) -> Tensor:
+    def own(some: CircuitMask, calibration: Calibration) -> Tensor:
         return calibration.scale * judge.margins([some]) + calibration.shift
 
-    def best(some: Graph) -> Tensor:
+    def best(some: CircuitMask) -> Tensor:
         return _calibrated(problem, chosen.margins([some])[0], judge.margins([some])[0])
 
     margins = {
-        "full": own(Graph(torch.ones_like(graph.nodes)), _PLAIN),
+        "full": own(CircuitMask(torch.ones_like(graph.nodes)), _PLAIN),
         "circuit": own(graph, pruned.calibration),
         "without_circuit": best(graph.others()),
         "random": torch.cat([best(_random_like(problem, graph, problem.seed + draw)) for draw in range(RANDOM_DRAWS)]),
@@ -152,24 +152,24 @@ def _margins(pruned: Pruned, problem: Problem, held_out: TaskBatch, guess: Graph
     return margins
 
 
-def _calibrated(problem: Problem, chosen: Tensor, margin: Tensor) -> Tensor:
+def _calibrated(problem: PruningProblem, chosen: Tensor, margin: Tensor) -> Tensor:
     """Held-out margins (1, 2P) under the calibration that suits the same network's margins on the select split best."""
     calibration = calibrate(chosen, problem.select.sign)
     return (calibration.scale * margin + calibration.shift)[None]
 
 
-def _attributed(problem: Problem, graph: Graph) -> Graph:
+def _attributed(problem: PruningProblem, graph: CircuitMask) -> CircuitMask:
     """As many nodes as the graph has, those that integrated gradients rank first, and all edges between them."""
     few = replace(problem, train=problem.draw(0, RANKED_PAIRS))
     order = attribution.rank(few).argsort(descending=True, stable=True)
-    return Graph(problem.index.flags(order[: int(graph.nodes.sum())]))
+    return CircuitMask(problem.index.flags(order[: int(graph.nodes.sum())]))
 
 
-def _random_like(problem: Problem, graph: Graph, seed: int) -> Graph:
+def _random_like(problem: PruningProblem, graph: CircuitMask, seed: int) -> CircuitMask:
     """Random nodes, as many at each site as the graph has there."""
     generator = torch.Generator().manual_seed(seed)
     drawn: dict[str, Tensor] = {}
     for site, on in problem.index.split(graph.nodes).items():
         drawn[site] = torch.zeros_like(on)
         drawn[site][torch.randperm(len(on), generator=generator)[: int(on.sum())].to(on.device)] = True
-    return Graph(problem.index.join(drawn))
+    return CircuitMask(problem.index.join(drawn))

@@ -28,12 +28,12 @@ from extractor.bridges import train
 from extractor.bridges.crossing import Crossing
 from extractor.bridges.faithfulness import faithfulness
 from extractor.bridges.losses import bridge_loss, moments, sparse_residuals
-from extractor.bridges.pair import Coupled
+from extractor.bridges.pair import BridgedPair
 from extractor.bridges.train import BridgeTrainer
 from extractor.data.build_corpus import build_corpus
 from extractor.data.corpus import Corpus
 from extractor.data.programs import programs
-from extractor.jobs.cost.bridging import fitting, plan
+from extractor.jobs.cost.bridging import bridging_cost, largest_micro_batch
 from extractor.jobs.cost.hardware import memory_at_hand
 from extractor.models.dense.base import residuals, tail
 from extractor.models.load import DenseModel
@@ -48,7 +48,7 @@ from extractor.training.train_gpt2 import new_gpt2, train_gpt2
 from tests.benchmarks.measure import Row, in_fresh_process, times_faster
 from tests.benchmarks.training import _peak as peak_resident
 
-Loss = Callable[[Coupled, Tensor, Crossing, Tensor, BridgeSpec], tuple[Tensor, Tensor, Tensor]]
+Loss = Callable[[BridgedPair, Tensor, Crossing, Tensor, BridgeSpec], tuple[Tensor, Tensor, Tensor]]
 STEPS = 1000
 SECONDS = 40.0  # of training, with each estimator
 TICKS = 100_000  # of a schedule that goes by the clock: more than steps can be made
@@ -77,7 +77,7 @@ def rows(threads: int) -> Iterator[Row]:
 # The twins.
 
 
-def naive_loss(pair: Coupled, ids: Tensor, crossing: Crossing, variance: Tensor, spec: BridgeSpec) -> tuple[Tensor, Tensor, Tensor]:
+def naive_loss(pair: BridgedPair, ids: Tensor, crossing: Crossing, variance: Tensor, spec: BridgeSpec) -> tuple[Tensor, Tensor, Tensor]:
     """`bridge_loss` with every sequence crossing at every site, every tail run by itself and scored at every position."""
     with torch.no_grad():
         dense_h = residuals(pair.dense, ids)
@@ -106,7 +106,7 @@ def _kl(logits: Tensor, log_p: Tensor) -> Tensor:
     return functional.kl_div(logits.log_softmax(-1), log_p, reduction="none", log_target=True).sum(-1).mean()
 
 
-def no_paths_loss(pair: Coupled, ids: Tensor, crossing: Crossing, variance: Tensor, spec: BridgeSpec) -> tuple[Tensor, Tensor, Tensor]:
+def no_paths_loss(pair: BridgedPair, ids: Tensor, crossing: Crossing, variance: Tensor, spec: BridgeSpec) -> tuple[Tensor, Tensor, Tensor]:
     """`bridge_loss` where no sequence crosses over."""
     nowhere = [rows[:0] for rows in crossing.rows]
     return bridge_loss(pair, ids, replace(crossing, rows=nowhere, weights=crossing.weights[:0]), variance, spec)
@@ -234,8 +234,8 @@ def full_size(threads: int, precision: str, batch: int, context: int, steps: int
     """`run_steps` at GPT-2's size with the micro-batch that memory allows; also that, and the bytes planned."""
     config = {"model_type": "gpt2", "n_layer": FULL["layers"], "n_embd": FULL["dense"], "n_head": 12, "n_positions": context}
     spec = spec_of(FULL["sparse"], context, batch, precision=precision)
-    planned = plan(config | {"vocab_size": FULL["vocabulary"]}, spec)
-    micro = fitting(planned, memory_at_hand())
+    planned = bridging_cost(config | {"vocab_size": FULL["vocabulary"]}, spec)
+    micro = largest_micro_batch(planned, memory_at_hand())
     spec = spec_of(FULL["sparse"], context, batch, precision=precision, micro_batch=micro)
     found = run_steps(threads, FULL["layers"], FULL["dense"], FULL["vocabulary"], spec, steps)
     return found | {"micro_batch": micro, "planned": planned.needed(micro)}

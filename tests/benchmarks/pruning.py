@@ -25,13 +25,13 @@ import torch
 
 from extractor import files
 from extractor.circuits.compiled import compile_circuit
-from extractor.circuits.graph import Graph, edge_count, without_dead
-from extractor.circuits.masks import Masks, Prunable
+from extractor.circuits.graph import CircuitMask, edge_count, without_dead
+from extractor.circuits.masks import MaskedModel, Masks
 from extractor.circuits.mean_activations import measure_means
-from extractor.circuits.network import Network
-from extractor.circuits.reference import PlainNetwork
+from extractor.circuits.network import FastMaskedModel
+from extractor.circuits.reference import ReferenceMaskedModel
 from extractor.data.build_corpus import build_corpus
-from extractor.data.prompts import TaskBatch, express, get_task, task_batch, task_loss
+from extractor.data.prompts import TaskBatch, get_task, task_batch, task_loss, tokenize_task
 from extractor.jobs.request import train_job
 from extractor.jobs.run import run_job
 from extractor.models.load import load_model
@@ -41,7 +41,7 @@ from extractor.progress import Progress
 from extractor.pruning import algorithms
 from extractor.pruning.algorithms import masks
 from extractor.pruning.bisection import smallest
-from extractor.pruning.problem import Problem
+from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import find_circuits
 from extractor.spec.presets import prune_spec
 from extractor.spec.schema import CorpusSpec
@@ -99,7 +99,7 @@ def opened(folder: Path) -> tuple[Any, Any, dict[str, torch.Tensor]]:
 @cache
 def batches(folder: Path, task: str) -> tuple[TaskBatch, ...]:
     model, tokenizer, _ = opened(folder)
-    expression = express(get_task(task), tokenizer)
+    expression = tokenize_task(get_task(task), tokenizer)
     splits = zip(("train", "select", "held_out"), PAIRS, strict=True)
     return tuple(task_batch(expression, tokenizer, split, pairs, 0, model.config.n_ctx) for split, pairs in splits)
 
@@ -108,11 +108,11 @@ def full_loss(folder: Path, task: str) -> float:
     """Held-out task loss of the whole model, nats, not calibrated."""
     problem = problem_of(folder, task, None)
     held_out = batches(folder, task)[2]
-    margin = problem.judge(held_out).margins([Graph(torch.ones(len(problem.index), dtype=torch.bool))])[0]
+    margin = problem.judge(held_out).margins([CircuitMask(torch.ones(len(problem.index), dtype=torch.bool))])[0]
     return task_loss(margin, held_out.sign).item()
 
 
-def problem_of(folder: Path, task: str, work: Path | None, kind: type[Problem] = Problem, **changes: Any) -> Problem:
+def problem_of(folder: Path, task: str, work: Path | None, kind: type[PruningProblem] = PruningProblem, **changes: Any) -> PruningProblem:
     model, _, means = opened(folder)
     train, select, _ = batches(folder, task)
     spec = prune_spec("tiny").model_copy(update={"necessity": 0.0, "targets": TARGETS, **changes})
@@ -150,7 +150,7 @@ def measured(folder: Path, model: Path, task: str, method: str, **changes: Any) 
     return files.read_json(kept)
 
 
-def sizes(problem: Problem, folder: Path, task: str) -> dict[str, int | None]:
+def sizes(problem: PruningProblem, folder: Path, task: str) -> dict[str, int | None]:
     """Per target the edges of the smallest circuit passed whose held-out loss is at most the target."""
     path = find_circuits(problem).path
     judge = problem.judge(batches(folder, task)[2])
@@ -159,14 +159,14 @@ def sizes(problem: Problem, folder: Path, task: str) -> dict[str, int | None]:
     return {str(target): min((count for count, loss in reached if loss <= target), default=None) for target in TARGETS}
 
 
-def prefixes(problem: Problem, folder: Path, task: str) -> dict[str, int | None]:
+def prefixes(problem: PruningProblem, folder: Path, task: str) -> dict[str, int | None]:
     """Per target the edges of the shortest prefix of the ranking whose held-out loss is at most the target."""
     place = algorithms.rank(problem).argsort(descending=True, stable=True).argsort()
     judge = problem.judge(batches(folder, task)[2])
     found: dict[str, int | None] = {}
 
-    def live(k: torch.Tensor) -> Graph:
-        return without_dead(problem.model, Graph(place < k))
+    def live(k: torch.Tensor) -> CircuitMask:
+        return without_dead(problem.model, CircuitMask(place < k))
 
     for target in TARGETS:
         k = smallest(lambda k, target=target: judge.losses([live(k)]) <= target, torch.tensor([len(place)]))
@@ -203,11 +203,11 @@ def ratio(found: dict[str, dict[str, Any]], one: str, other: str, target: str) -
 # times
 
 
-class PlainProblem(Problem):
+class PlainProblem(PruningProblem):
     """The problem as the plain loop sees it: the whole network, every position, one mask set at a time, nothing sliced away."""
 
-    def network(self, kept: torch.Tensor) -> Prunable:
-        return PlainNetwork(self.model, torch.ones_like(kept), self.base)
+    def network(self, kept: torch.Tensor) -> MaskedModel:
+        return ReferenceMaskedModel(self.model, torch.ones_like(kept), self.base)
 
 
 def time_rows(folder: Path, model: Path) -> Iterator[Row]:
@@ -225,7 +225,7 @@ def time_rows(folder: Path, model: Path) -> Iterator[Row]:
     yield Row("compiled circuit, full model's time over it", faster, ">= 50.0")
 
 
-def searched(problem: Problem) -> tuple[float, float]:
+def searched(problem: PruningProblem) -> tuple[float, float]:
     """(seconds of a search, edges of the smallest prefix of its best ranking at the target)."""
     began = time.perf_counter()
     search = masks.Search(problem)
@@ -244,7 +244,7 @@ def step_peak(model: str, sets: int) -> dict[str, float]:
     torch.set_num_threads(1)
     problem = problem_of(Path(model), TIMED, None)
     batch, everything = problem.draw(0, problem.spec.pairs), torch.ones(len(problem.index), dtype=torch.bool)
-    network = Network(problem.model, problem.base, everything)
+    network = FastMaskedModel(problem.model, problem.base, everything)
     prompts = network.prepare(batch)
     on = torch.ones(sets, len(problem.index), requires_grad=True)
     ctypes.CDLL(None).malloc_trim(0)  # what was freed so far would be used again unseen

@@ -19,7 +19,7 @@ from worker.client.service import Service
 from worker.monitoring.overview import overview
 from worker.records.counts import Counts
 from worker.records.records import describe
-from worker.supervision.attempt import Lease, Place, Relay, Shared
+from worker.supervision.attempt import EventReporter, Lease, WorkerContext, WorkerFlags
 
 SUBMITS, SUBMIT_SECONDS = 1000, 10
 RECORDS, LOOKS, LOOK_SECONDS = 10_000, 500, 0.050
@@ -130,7 +130,7 @@ def _two_workers(service: Service) -> Iterator[Row]:
 
 def _heartbeats(service: Service) -> Row:
     """In one process, the engines simulated by threads that report as often as engines do."""
-    place = Place("worker", service.url, service.settings, Shared(), lambda _: None)
+    place = WorkerContext("worker", service.url, service.settings, WorkerFlags(), lambda _: None)
     stop, worst = threading.Event(), 0.0
     with ExitStack() as stack:
         for number in range(LEASES):
@@ -138,7 +138,7 @@ def _heartbeats(service: Service) -> Row:
             service.records.create(job, {"spec": "{}", "kind": "train", "max_attempts": 3})
             service.records.claim(job, job, service.settings.lease_ttl, "host", "worker", "")
             stack.enter_context(Lease(job, job, place))
-            thread = threading.Thread(target=_simulate, args=(Relay(job, job, service.records), stop))
+            thread = threading.Thread(target=_simulate, args=(EventReporter(job, job, service.records), stop))
             thread.start()
             stack.callback(thread.join)
         stack.callback(stop.set)
@@ -150,7 +150,7 @@ def _heartbeats(service: Service) -> Row:
     return Row(f"the latest heartbeat of {LEASES} leases ({worst - due:.2f} s late), over their {ttl:.0f} s", worst / ttl, "<= 0.25")
 
 
-def _simulate(relay: Relay, stop: threading.Event) -> None:
+def _simulate(relay: EventReporter, stop: threading.Event) -> None:
     while not stop.wait(0.5):
         relay(PROGRESS)
 

@@ -11,12 +11,12 @@ import torch
 from hypothesis import strategies as st
 from worlds import environment
 
-from extractor.circuits.graph import Graph, Link, NodeIndex, links
+from extractor.circuits.graph import CircuitMask, Link, NodeIndex, links
 from extractor.circuits.reference import masked_margin
 from extractor.circuits.sites import record, widths
 from extractor.data.prompts import TaskBatch
 from extractor.progress import Progress, Stopped
-from extractor.pruning.problem import Problem
+from extractor.pruning.problem import PruningProblem
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
 from extractor.spec.schema import PruneSpec
 from extractor.training.loop import LoopEnvironment
@@ -76,19 +76,19 @@ def random_edges(model: SparseGPTForCausalLM, sets: int, seed: int = 0, share: f
     return {(s, t): (torch.rand(sets, *w.shape, generator=generator) < share).to(model.dtype) for s, t, w in links(model)}
 
 
-def everything(model: SparseGPTForCausalLM) -> Graph:
+def everything(model: SparseGPTForCausalLM) -> CircuitMask:
     """All nodes and all edges."""
-    return Graph(torch.ones(len(NodeIndex.of(model)), dtype=torch.bool))
+    return CircuitMask(torch.ones(len(NodeIndex.of(model)), dtype=torch.bool))
 
 
-def nodes_of(model: SparseGPTForCausalLM, *names: str) -> Graph:
+def nodes_of(model: SparseGPTForCausalLM, *names: str) -> CircuitMask:
     """The graph of these nodes, such as '0.mlp.post_act.0'."""
-    return Graph(NodeIndex.of(model).flags(micro.flat_indices(model, names).long()))
+    return CircuitMask(NodeIndex.of(model).flags(micro.flat_indices(model, names).long()))
 
 
 def names_of(model: SparseGPTForCausalLM, nodes: torch.Tensor) -> set[str]:
     """The names of nodes (N,) bool."""
-    return {f"{site}.{c}" for site, channels in Graph(nodes).channels(NodeIndex.of(model)).items() for c in channels.tolist()}
+    return {f"{site}.{c}" for site, channels in CircuitMask(nodes).channels(NodeIndex.of(model)).items() for c in channels.tolist()}
 
 
 models = st.builds(
@@ -96,14 +96,14 @@ models = st.builds(
 )
 
 
-def micro_problem(folder: Path | None = None, *, redundant: bool = False, target: float = 0.15, **spec) -> Problem:
+def micro_problem(folder: Path | None = None, *, redundant: bool = False, target: float = 0.15, **spec) -> PruningProblem:
     """The micro model's problem, its two pairs in every split; spec: changes of a small PruneSpec."""
     model = micro.micro_model(redundant)
     batch, made = micro.micro_batch(), PruneSpec(**(SMALL | {"targets": (), "pairs": 2, "trial_pairs": 2} | spec))
-    return in_folder(Problem(model, micro.micro_means(model), batch, batch, made, target, 0, _nowhere), folder)
+    return in_folder(PruningProblem(model, micro.micro_means(model), batch, batch, made, target, 0, _nowhere), folder)
 
 
-def graded_problem(folder: Path | None = None, *, seed: int = 6, target: float = 0.15, **spec) -> Problem:
+def graded_problem(folder: Path | None = None, *, seed: int = 6, target: float = 0.15, **spec) -> PruningProblem:
     """A random model asked which of two tokens it prefers. Some weights are far larger than others: every target has another circuit."""
     model = random_model(seed, n_layer=1, d_model=8, d_mlp=8, activation_frac=1.0)
     generator = torch.Generator().manual_seed(seed)
@@ -116,7 +116,7 @@ def graded_problem(folder: Path | None = None, *, seed: int = 6, target: float =
         model(input_ids=train.ids)
     made = PruneSpec(**(SMALL | {"targets": (0.05, 0.3), "pairs": 16, "trial_pairs": 32, "necessity": 0.2} | spec))
     means = {site: x.mean((0, 1)) for site, x in values.items()}
-    return in_folder(Problem(model, means, train, select, made, target, seed, _nowhere), folder)
+    return in_folder(PruningProblem(model, means, train, select, made, target, seed, _nowhere), folder)
 
 
 def _preferred(model: SparseGPTForCausalLM, batch: TaskBatch) -> TaskBatch:
@@ -128,8 +128,8 @@ def _preferred(model: SparseGPTForCausalLM, batch: TaskBatch) -> TaskBatch:
 
 
 def in_folder(
-    problem: Problem, folder: Path | None, progress: Progress | None = None, tick: Callable[[int, int], None] | None = None
-) -> Problem:
+    problem: PruningProblem, folder: Path | None, progress: Progress | None = None, tick: Callable[[int, int], None] | None = None
+) -> PruningProblem:
     """The problem with its work kept in a folder; progress hears its loops, tick its elimination."""
     if folder is None:
         return problem
@@ -137,7 +137,7 @@ def in_folder(
     return made if tick is None else replace(made, tick=tick)
 
 
-def interrupted(problem: Problem, folder: Path, asks: int) -> Problem:
+def interrupted(problem: PruningProblem, folder: Path, asks: int) -> PruningProblem:
     """The problem, in a folder, by someone who stops it once it has been asked that often whether to go on."""
     left = iter(range(asks))
     stopping: list[bool] = []

@@ -9,33 +9,33 @@ import pytest
 import torch
 from problems import everything, graded_problem, micro_problem, names_of, nodes_of
 
-from extractor.circuits.graph import Graph, edge_count, edges_between, present_edges, with_edges, without_dead
+from extractor.circuits.graph import CircuitMask, edge_count, edges_between, present_edges, with_edges, without_dead
 from extractor.progress import Stopped
 from extractor.pruning import eliminate as eliminating
 from extractor.pruning.elements import ELEMENTS
-from extractor.pruning.eliminate import Path, eliminate
-from extractor.pruning.problem import Problem
+from extractor.pruning.eliminate import EliminationPath, eliminate
+from extractor.pruning.problem import PruningProblem
 
 KINDS = ("node", "edge")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def start(problem: Problem, kind: str) -> Graph:
+def start(problem: PruningProblem, kind: str) -> CircuitMask:
     """All that is alive in the model."""
     graph = without_dead(problem.model, everything(problem.model))
     return graph if kind == "node" else with_edges(problem.model, graph)
 
 
-def path_of(problem: Problem, kind: str, most: float = 0.15, is_necessary=lambda graph: True) -> Path:
+def path_of(problem: PruningProblem, kind: str, most: float = 0.15, is_necessary=lambda graph: True) -> EliminationPath:
     return eliminate(problem, kind, start(problem, kind), most, is_necessary)
 
 
-def elements(problem: Problem, kind: str, graph: Graph) -> int:
+def elements(problem: PruningProblem, kind: str, graph: CircuitMask) -> int:
     return int(graph.nodes.sum()) if kind == "node" else edge_count(problem.model, graph)
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def passed(request) -> tuple[str, Problem, Path]:
+def passed(request) -> tuple[str, PruningProblem, EliminationPath]:
     """(kind, problem, path) of the graded problem."""
     problem = graded_problem()
     return request.param, problem, path_of(problem, request.param, 0.3)
@@ -85,7 +85,7 @@ def test_a_path_can_be_cut_and_joined(passed):
     _, problem, path = passed
     assert [graph.nodes.sum() for graph in path[2:5]] == [path[place].nodes.sum() for place in (2, 3, 4)]
     assert torch.equal(path[-1].nodes, path[len(path) - 1].nodes)
-    whole = Path.joined([path, path])
+    whole = EliminationPath.joined([path, path])
     assert whole.edges == sorted([*path.edges, *path.edges], reverse=True)
     assert [edge_count(problem.model, graph) for graph in whole] == whole.edges
 
@@ -142,7 +142,7 @@ def test_what_makes_a_circuit_necessary_stays(kind: str):
 @every_kind
 def test_where_nothing_may_go_everything_is_tried_and_stays(kind: str):
     problem = micro_problem()
-    asked: list[Graph] = []
+    asked: list[CircuitMask] = []
     path = path_of(problem, kind, most=100.0, is_necessary=lambda graph: bool(asked.append(graph)))
     assert torch.equal(path[-1].nodes, path[0].nodes)
     assert kind == "edge" or len(path) == 1
@@ -181,8 +181,8 @@ def test_every_round_is_told(kind: str):
 def test_every_round_has_pairs_of_its_own_none_of_them_those_of_mask_learning(redundant: bool, monkeypatch: pytest.MonkeyPatch):
     problem = micro_problem(redundant=redundant)
     numbers: list[int] = []
-    draw = Problem.draw
-    monkeypatch.setattr(Problem, "draw", lambda self, number, pairs: numbers.append(number) or draw(self, number, pairs))
+    draw = PruningProblem.draw
+    monkeypatch.setattr(PruningProblem, "draw", lambda self, number, pairs: numbers.append(number) or draw(self, number, pairs))
     judge = problem.judge(problem.select)
     path_of(problem, "node", is_necessary=lambda graph: not redundant or judge.loss(graph.others()) >= 0.5)
     assert len(numbers) > 2
@@ -227,7 +227,7 @@ def test_only_edges_can_go_while_their_nodes_stay(passed):
     kind, problem, path = passed
     assert any(torch.equal(before.nodes, after.nodes) for before, after in pairwise(path)) == (kind == "edge")
     last = path[-1]
-    assert (edge_count(problem.model, last) < edge_count(problem.model, Graph(last.nodes))) == (kind == "edge")
+    assert (edge_count(problem.model, last) < edge_count(problem.model, CircuitMask(last.nodes))) == (kind == "edge")
 
 
 def test_a_graph_that_names_fewer_edges_is_gone_on_from():
@@ -242,7 +242,7 @@ def test_a_graph_that_names_fewer_edges_is_gone_on_from():
 # rounds
 
 
-def a_round(problem: Problem, kind: str) -> eliminating.Round:
+def a_round(problem: PruningProblem, kind: str) -> eliminating.EliminationRound:
     graph = start(problem, kind)
     first = ELEMENTS[kind](problem.model, graph)
     return eliminating._round(problem, first, graph, 1, torch.zeros(len(first)))

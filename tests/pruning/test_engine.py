@@ -13,22 +13,22 @@ import torch
 from problems import everything, graded_problem, in_folder, interrupted, micro_problem, names_of, nodes_of
 
 from extractor.circuits.calibration import calibrated_loss
-from extractor.circuits.graph import Graph, edge_count, edges_between, without_dead
-from extractor.circuits.network import Network
-from extractor.circuits.reference import PlainNetwork, masked_margin
+from extractor.circuits.graph import CircuitMask, edge_count, edges_between, without_dead
+from extractor.circuits.network import FastMaskedModel
+from extractor.circuits.reference import ReferenceMaskedModel, masked_margin
 from extractor.errors import SpecError
 from extractor.progress import Progress, Stopped
 from extractor.pruning import algorithms, prune
-from extractor.pruning.problem import Problem
-from extractor.pruning.prune import CHANCE, Demand, Found, find_circuits
+from extractor.pruning.problem import PruningProblem
+from extractor.pruning.prune import CHANCE, CircuitCriteria, PruneResult, find_circuits
 
 REDUNDANT = {"0.mlp.act_in.1", "0.mlp.post_act.1", "0.mlp.resid_delta.2"}
 
 
-def same(one: Found, other: Found) -> bool:
+def same(one: PruneResult, other: PruneResult) -> bool:
     """Bit for bit."""
 
-    def alike(a: Graph, b: Graph) -> bool:
+    def alike(a: CircuitMask, b: CircuitMask) -> bool:
         edges = (a.edges is None) == (b.edges is None) and all(torch.equal(m, (b.edges or {})[link]) for link, m in (a.edges or {}).items())
         return torch.equal(a.nodes, b.nodes) and edges
 
@@ -38,14 +38,14 @@ def same(one: Found, other: Found) -> bool:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Problem, Found]]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[PruningProblem, PruneResult]]:
     """By granularity, the graded problem and its circuits."""
     problems = {kind: graded_problem(tmp_path_factory.mktemp(kind), granularity=kind) for kind in ("node", "edge")}
     return {kind: (problem, find_circuits(problem)) for kind, problem in problems.items()}
 
 
 @pytest.fixture(params=["node", "edge"])
-def found(request, both: dict[str, tuple[Problem, Found]]) -> tuple[Problem, Found]:
+def found(request, both: dict[str, tuple[PruningProblem, PruneResult]]) -> tuple[PruningProblem, PruneResult]:
     return both[request.param]
 
 
@@ -54,7 +54,7 @@ def found(request, both: dict[str, tuple[Problem, Found]]) -> tuple[Problem, Fou
 
 def test_the_circuit_alone_will_do_and_is_needed():
     problem = micro_problem()
-    demand, judge = Demand(problem), problem.judge(problem.select)
+    demand, judge = CircuitCriteria(problem), problem.judge(problem.select)
     assert demand.aim(0.15) == pytest.approx(0.13)
     assert demand.aim(0.02) == pytest.approx(0.01), "a margin takes no more than half of a target"
     circuit = nodes_of(problem.model, *micro.CIRCUIT)
@@ -68,20 +68,20 @@ def test_the_circuit_alone_will_do_and_is_needed():
 
 
 def test_necessity_is_counted_from_the_full_models_loss_and_capped_at_chance():
-    full = Demand(micro_problem()).full
+    full = CircuitCriteria(micro_problem()).full
     assert full == pytest.approx(micro_problem().judge(micro.micro_batch()).loss(everything(micro.micro_model())))
-    assert Demand(micro_problem(necessity=0.3)).without == pytest.approx(full + 0.3)
-    assert Demand(micro_problem(necessity=5.0)).without == pytest.approx(0.97 * math.log(2))
-    assert Demand(micro_problem(necessity=0.0)).without == 0
+    assert CircuitCriteria(micro_problem(necessity=0.3)).without == pytest.approx(full + 0.3)
+    assert CircuitCriteria(micro_problem(necessity=5.0)).without == pytest.approx(0.97 * math.log(2))
+    assert CircuitCriteria(micro_problem(necessity=0.0)).without == 0
 
 
 def test_a_sufficient_set_that_the_model_does_not_miss_is_not_necessary():
     problem = micro_problem(redundant=True)
     one_way = nodes_of(problem.model, *micro.CIRCUIT)
     assert problem.judge(problem.select).loss(one_way) < 0.01
-    assert not Demand(problem).is_necessary(one_way)
-    assert Demand(problem).is_necessary(Graph(one_way.nodes | nodes_of(problem.model, *REDUNDANT).nodes))
-    assert Demand(micro_problem(redundant=True, necessity=0.0)).is_necessary(one_way)
+    assert not CircuitCriteria(problem).is_necessary(one_way)
+    assert CircuitCriteria(problem).is_necessary(CircuitMask(one_way.nodes | nodes_of(problem.model, *REDUNDANT).nodes))
+    assert CircuitCriteria(micro_problem(redundant=True, necessity=0.0)).is_necessary(one_way)
 
 
 # problems
@@ -89,13 +89,13 @@ def test_a_sufficient_set_that_the_model_does_not_miss_is_not_necessary():
 
 def test_what_is_off_has_its_mean_or_zero_or_another_prompts_values():
     kept = nodes_of(micro.micro_model(), *micro.CIRCUIT).nodes
-    for ablation, kind in (("mean", Network), ("zero", Network), ("resample", PlainNetwork)):
+    for ablation, kind in (("mean", FastMaskedModel), ("zero", FastMaskedModel), ("resample", ReferenceMaskedModel)):
         problem = micro_problem(ablation=ablation)
         network = problem.network(kept)
         assert type(network) is kind
         assert network.base == (None if ablation == "resample" else problem.base)
         assert all(torch.equal(x, 0 * x if ablation == "zero" else problem.means[site]) for site, x in problem.base.items())
-        assert problem.judge(problem.select).loss(Graph(kept)) < 0.01
+        assert problem.judge(problem.select).loss(CircuitMask(kept)) < 0.01
 
 
 def test_an_algorithm_that_there_is_not_is_refused(tmp_path: Path):
@@ -164,7 +164,7 @@ def test_a_way_that_is_cut_at_one_dead_node_does_not_count_as_kept(tmp_path: Pat
     scores = torch.zeros(32)
     scores[micro.flat_indices(problem.model, tuple(order))] = torch.arange(6, 0, -1.0)
     monkeypatch.setattr(algorithms, "rank", lambda problem: scores)
-    assert Demand(problem).is_necessary(nodes_of(problem.model, *order[:4]))
+    assert CircuitCriteria(problem).is_necessary(nodes_of(problem.model, *order[:4]))
     best = find_circuits(problem).best
     assert best.met
     assert names_of(problem.model, best.graph.nodes) == set(order)
@@ -173,7 +173,7 @@ def test_a_way_that_is_cut_at_one_dead_node_does_not_count_as_kept(tmp_path: Pat
 # targets
 
 
-def test_several_targets_have_a_circuit_each_the_harder_the_larger(found: tuple[Problem, Found]):
+def test_several_targets_have_a_circuit_each_the_harder_the_larger(found: tuple[PruningProblem, PruneResult]):
     problem, circuits = found
     assert [one.target for one in circuits.curve] == [0.05, 0.15, 0.3]
     assert all(one.met for one in circuits.curve)
@@ -182,19 +182,19 @@ def test_several_targets_have_a_circuit_each_the_harder_the_larger(found: tuple[
     assert sizes[0] > 2 * sizes[-1]
     assert circuits.best is circuits.curve[1]
     for one in circuits.curve:
-        assert one.loss <= Demand(problem).aim(one.target) + 1e-3
+        assert one.loss <= CircuitCriteria(problem).aim(one.target) + 1e-3
 
 
-def test_no_circuit_of_the_path_that_is_smaller_meets_the_target(found: tuple[Problem, Found]):
+def test_no_circuit_of_the_path_that_is_smaller_meets_the_target(found: tuple[PruningProblem, PruneResult]):
     problem, circuits = found
-    demand = Demand(problem)
+    demand = CircuitCriteria(problem)
     losses = demand.judge.losses(circuits.path).tolist()
     for one in circuits.curve:
         smaller = [i for i, edges in enumerate(circuits.path.edges) if edges < one.edges]
         assert not any(losses[i] <= demand.aim(one.target) and demand.is_necessary(circuits.path[i]) for i in smaller)
 
 
-def test_a_circuits_numbers_are_its_own(found: tuple[Problem, Found]):
+def test_a_circuits_numbers_are_its_own(found: tuple[PruningProblem, PruneResult]):
     problem, circuits = found
     for one in circuits.curve:
         edges = None if one.graph.edges is None else {link: mask.float() for link, mask in one.graph.edges.items()}
@@ -204,17 +204,17 @@ def test_a_circuits_numbers_are_its_own(found: tuple[Problem, Found]):
         listed = list(edges_between(problem.model, one.graph.channels(problem.index), one.graph.edges))
         assert one.edges == len(listed) > 0
         assert torch.equal(without_dead(problem.model, one.graph).nodes, one.graph.nodes)
-        assert problem.judge(problem.select).loss(one.graph.others()) >= Demand(problem).without
+        assert problem.judge(problem.select).loss(one.graph.others()) >= CircuitCriteria(problem).without
 
 
-def test_the_path_is_told_from_large_to_small_with_edges_counted(found: tuple[Problem, Found]):
+def test_the_path_is_told_from_large_to_small_with_edges_counted(found: tuple[PruningProblem, PruneResult]):
     problem, circuits = found
     assert circuits.path.edges == sorted(circuits.path.edges, reverse=True)
     assert [edge_count(problem.model, graph) for graph in circuits.path] == circuits.path.edges
     assert all((graph.edges is None) == (problem.spec.granularity == "node") for graph in circuits.path)
 
 
-def test_edges_make_circuits_smaller_than_nodes(both: dict[str, tuple[Problem, Found]]):
+def test_edges_make_circuits_smaller_than_nodes(both: dict[str, tuple[PruningProblem, PruneResult]]):
     for edge, node in zip(both["edge"][1].curve, both["node"][1].curve, strict=True):
         assert edge.edges < node.edges
 
@@ -239,7 +239,7 @@ def test_a_circuit_may_do_what_the_full_model_does_not(tmp_path: Path):
     """Seed 1's model has nodes that harm it."""
     spec = {"targets": (), "algorithm": "attribution", "granularity": "node", "margin": 0.0, "necessity": 0.1}
     problem = graded_problem(tmp_path, seed=1, target=0.014, **spec)
-    assert Demand(problem).full > 0.014
+    assert CircuitCriteria(problem).full > 0.014
     best = find_circuits(problem).best
     assert best.met
     assert best.loss <= 0.014
@@ -287,9 +287,9 @@ def test_equal_problems_have_equal_circuits(tmp_path: Path):
 def test_sizes_are_chosen_on_pairs_that_nothing_is_learned_or_tried_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     problem = micro_problem(tmp_path)
     other = torch.where(problem.train.ids == 0, micro.OTHER, problem.train.ids)
-    judged, drawn, judge, draw = [], [], Problem.judge, Problem.draw
-    monkeypatch.setattr(Problem, "judge", lambda self, batch: judged.append(batch) or judge(self, batch))
-    monkeypatch.setattr(Problem, "draw", lambda self, number, pairs: drawn.append(draw(self, number, pairs)) or drawn[-1])
+    judged, drawn, judge, draw = [], [], PruningProblem.judge, PruningProblem.draw
+    monkeypatch.setattr(PruningProblem, "judge", lambda self, batch: judged.append(batch) or judge(self, batch))
+    monkeypatch.setattr(PruningProblem, "draw", lambda self, number, pairs: drawn.append(draw(self, number, pairs)) or drawn[-1])
     find_circuits(replace(problem, train=replace(problem.train, ids=other)))
     assert [{int(token) for batch in batches for token in batch.ids[:, 0]} for batches in (judged, drawn)] == [{0, 6}, {5, 6}]
 

@@ -9,21 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import everything, names_of, nodes_of, random_edges, random_model
 
-from extractor.circuits.graph import Graph, NodeIndex, edge_count, edges_between, links, present_edges, without_dead
+from extractor.circuits.graph import CircuitMask, NodeIndex, edge_count, edges_between, links, present_edges, without_dead
 from extractor.circuits.sites import widths
 from extractor.pruning.elements import ELEMENTS, Edges, Nodes
 
 FC, PROJ = ("0.mlp.act_in", "0.mlp.post_act"), ("0.mlp.post_act", "0.mlp.resid_delta")
 
 
-def listed(model, graph: Graph) -> list:
+def listed(model, graph: CircuitMask) -> list:
     return list(edges_between(model, graph.channels(NodeIndex.of(model)), graph.edges))
 
 
-def random_graph(model, seed: int, share: float, with_edges: bool) -> Graph:
+def random_graph(model, seed: int, share: float, with_edges: bool) -> CircuitMask:
     generator = torch.Generator().manual_seed(seed)
     nodes = torch.rand(len(NodeIndex.of(model)), generator=generator) < share
-    return Graph(nodes, {link: mask[0].bool() for link, mask in random_edges(model, 1, seed).items()} if with_edges else None)
+    return CircuitMask(nodes, {link: mask[0].bool() for link, mask in random_edges(model, 1, seed).items()} if with_edges else None)
 
 
 # nodes in one order
@@ -36,7 +36,7 @@ def test_nodes_stand_site_by_site_in_forward_order():
     assert index.starts() == {site: 4 * place for place, site in enumerate(widths(model))}
     flags = index.flags(micro.flat_indices(model))
     assert names_of(model, flags) == set(micro.CIRCUIT)
-    assert Graph(flags).channels(index)["0.mlp.resid_delta"].tolist() == [3]
+    assert CircuitMask(flags).channels(index)["0.mlp.resid_delta"].tolist() == [3]
 
 
 def test_splitting_and_joining_undo_each_other_whatever_stands_before_the_last_axis():
@@ -73,11 +73,11 @@ def test_the_edges_of_the_micro_circuit_by_hand():
 def test_an_edge_counts_when_it_is_on_and_is_a_weight_and_both_its_ends_are_on():
     model = micro.micro_model()
     masks = {(source, target): torch.ones_like(weight, dtype=torch.bool) for source, target, weight in links(model)}
-    graph = Graph(nodes_of(model, *micro.CIRCUIT, "0.mlp.post_act.3").nodes, masks)
+    graph = CircuitMask(nodes_of(model, *micro.CIRCUIT, "0.mlp.post_act.3").nodes, masks)
     assert edge_count(model, graph) == 2
     masks[FC][0, 0] = False
     assert edge_count(model, graph) == 1
-    assert edge_count(model, Graph(everything(model).nodes, masks)) == 7
+    assert edge_count(model, CircuitMask(everything(model).nodes, masks)) == 7
 
 
 @settings(max_examples=30, deadline=None)
@@ -103,7 +103,7 @@ def test_a_node_dies_with_its_last_edge_and_takes_its_other_edges_along(gone: tu
     model = micro.micro_model()
     masks = {link: mask.clone() for link, mask in present_edges(model, everything(model)).items()}
     masks[gone][:] = False
-    slim = without_dead(model, Graph(everything(model).nodes, masks))
+    slim = without_dead(model, CircuitMask(everything(model).nodes, masks))
     attention = {"0.attn.act_in.1", "0.attn.v.0", "0.attn.resid_delta.2"}
     assert names_of(model, slim.nodes) == attention
     assert slim.edges is not None
@@ -153,8 +153,8 @@ def test_the_graph_of_some_elements_has_them_and_no_others(kind: str):
 
 
 def test_masks_of_edges_lie_where_the_network_looks_for_them():
-    """Cut to the kept nodes, sets stacked: as `Network.cut` makes them of full masks."""
-    from extractor.circuits.network import Network
+    """Cut to the kept nodes, sets stacked: as `FastMaskedModel.cut` makes them of full masks."""
+    from extractor.circuits.network import FastMaskedModel
 
     model = random_model(2)
     whole = random_graph(model, 4, 0.6, with_edges=True)
@@ -162,7 +162,7 @@ def test_masks_of_edges_lie_where_the_network_looks_for_them():
     on = (torch.rand(3, len(elements), generator=torch.Generator().manual_seed(1)) < 0.5).float()
     made = elements.masks(on).edges
     assert made is not None
-    network = Network(model, {site: torch.zeros(width) for site, width in widths(model).items()}, whole.nodes)
+    network = FastMaskedModel(model, {site: torch.zeros(width) for site, width in widths(model).items()}, whole.nodes)
     cut = [network.cut(elements.graph(row.bool()).edges) for row in on]
     for link, mask in made.items():
         assert torch.equal(mask, torch.stack([one[link] for one in cut]).float()), link
@@ -185,14 +185,14 @@ def test_q_and_k_of_a_channel_are_tied_where_both_are_there():
     starts, width = index.starts(), model.config.d_model
     q, k = starts["1.attn.q"], starts["1.attn.k"]
     whole = everything(model).nodes.clone()
-    ties = Nodes(model, Graph(whole)).ties
+    ties = Nodes(model, CircuitMask(whole)).ties
     own = torch.arange(len(whole))
     moved = (ties != own).nonzero().flatten().tolist()
     assert moved == [starts[f"{layer}.attn.k"] + channel for layer in range(2) for channel in range(width)]
     assert torch.equal(ties[k : k + width], own[q : q + width])
     whole[q + 2] = False  # a k without its q stands for itself
-    elements = Nodes(model, Graph(whole))
+    elements = Nodes(model, CircuitMask(whole))
     place = {int(node): place for place, node in enumerate(elements.nodes)}
     assert elements.ties[place[k + 2]] == place[k + 2]
     assert elements.ties[place[k + 3]] == place[q + 3]
-    assert torch.equal(Edges(model, Graph(whole)).ties, torch.arange(edge_count(model, Graph(whole))))
+    assert torch.equal(Edges(model, CircuitMask(whole)).ties, torch.arange(edge_count(model, CircuitMask(whole))))

@@ -13,21 +13,21 @@ from problems import everything, graded_problem, micro_problem, nodes_of, random
 
 from extractor.circuits import scorer
 from extractor.circuits.calibration import calibrate, calibrated_loss
-from extractor.circuits.graph import Graph, NodeIndex
-from extractor.circuits.network import Network
-from extractor.circuits.reference import PlainNetwork, masked_margin
-from extractor.circuits.scorer import Judge
+from extractor.circuits.graph import CircuitMask, NodeIndex
+from extractor.circuits.network import FastMaskedModel
+from extractor.circuits.reference import ReferenceMaskedModel, masked_margin
+from extractor.circuits.scorer import CircuitScorer
 from extractor.data.prompts import task_loss
 from extractor.pruning.bisection import smallest
 
 CHANCE = math.log(2)
 
 
-def random_graphs(model, count: int, with_edges: bool) -> list[Graph]:
+def random_graphs(model, count: int, with_edges: bool) -> list[CircuitMask]:
     generator = torch.Generator().manual_seed(0)
     nodes = torch.rand(count, len(NodeIndex.of(model)), generator=generator) < 0.8
     masks = random_edges(model, count)
-    return [Graph(row, {link: mask[i].bool() for link, mask in masks.items()} if with_edges else None) for i, row in enumerate(nodes)]
+    return [CircuitMask(row, {link: mask[i].bool() for link, mask in masks.items()} if with_edges else None) for i, row in enumerate(nodes)]
 
 
 @pytest.mark.parametrize("with_edges", [False, True])
@@ -35,7 +35,7 @@ def random_graphs(model, count: int, with_edges: bool) -> list[Graph]:
 def test_margins_of_graphs_are_the_definitions_one_by_one(with_edges: bool, plain: bool):
     model, batch = random_model(1), random_batch(6, 1)
     base, index = random_base(model), NodeIndex.of(model)
-    made = Judge(lambda kept: PlainNetwork(model, kept, base) if plain else Network(model, base, kept), batch)
+    made = CircuitScorer(lambda kept: ReferenceMaskedModel(model, kept, base) if plain else FastMaskedModel(model, base, kept), batch)
     graphs = random_graphs(model, 4, with_edges)
     margins = made.margins(graphs)
     assert margins.shape == (4, 12)
@@ -49,12 +49,12 @@ def test_a_judge_that_holds_little_at_once_says_the_same(with_edges: bool, monke
     model, batch, base = random_model(2), random_batch(4, 2), random_base(random_model(2))
     asked: list[int] = []
 
-    class Watched(Network):
+    class Watched(FastMaskedModel):
         def margins(self, prompts, masks):
             asked.append(len(masks.nodes))
             return super().margins(prompts, masks)
 
-    made, graphs = Judge(lambda kept: Watched(model, base, kept), batch), random_graphs(model, 5, with_edges)
+    made, graphs = CircuitScorer(lambda kept: Watched(model, base, kept), batch), random_graphs(model, 5, with_edges)
     whole = made.margins(graphs)
     monkeypatch.setattr(scorer, "VALUES_AT_ONCE", 2 * int(torch.stack([g.nodes for g in graphs]).any(0).sum()) * batch.ids.numel())
     assert torch.allclose(made.margins(graphs), whole, atol=1e-5)
@@ -79,14 +79,14 @@ def test_the_micro_circuit_alone_will_do_and_nothing_alone_is_chance():
     problem = micro_problem()
     made = problem.judge(problem.select)
     circuit = nodes_of(problem.model, *micro.CIRCUIT)
-    found = made.losses([circuit, everything(problem.model), Graph(torch.zeros(32, dtype=torch.bool)), circuit.others()])
+    found = made.losses([circuit, everything(problem.model), CircuitMask(torch.zeros(32, dtype=torch.bool)), circuit.others()])
     assert found[:2].max() < 0.01
     assert found[2:].tolist() == pytest.approx([CHANCE] * 2, abs=1e-2)
 
 
 def test_graphs_with_and_without_edge_masks_are_not_judged_together():
     model = random_model(0)
-    made = Judge(lambda kept: Network(model, random_base(model), kept), random_batch(2))
+    made = CircuitScorer(lambda kept: FastMaskedModel(model, random_base(model), kept), random_batch(2))
     with pytest.raises(AssertionError, match="together"):
         made.margins([random_graphs(model, 1, True)[0], random_graphs(model, 1, False)[0]])
 

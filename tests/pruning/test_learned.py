@@ -12,24 +12,24 @@ import torch
 from problems import everything, graded_problem, in_folder, interrupted, micro_problem, names_of
 from worlds import environment
 
-from extractor.circuits.graph import Graph, without_dead
-from extractor.circuits.network import Network
+from extractor.circuits.graph import CircuitMask, without_dead
+from extractor.circuits.network import FastMaskedModel
 from extractor.progress import Progress, Stopped
 from extractor.pruning import mask_sets
 from extractor.pruning.elements import Edges, Nodes
-from extractor.pruning.mask_sets import MaskSets, Trial, _Heaviside, learn_scores
-from extractor.pruning.problem import Problem
+from extractor.pruning.mask_sets import MaskPopulation, MaskTrial, _Heaviside, learn_scores
+from extractor.pruning.problem import PruningProblem
 
-TRIAL = Trial(k_coef=2e-3, lr=0.03, weight_decay=1e-3, beta2=0.95, warmup=0.05, temperature=1.0, seed=0)
+TRIAL = MaskTrial(k_coef=2e-3, lr=0.03, weight_decay=1e-3, beta2=0.95, warmup=0.05, temperature=1.0, seed=0)
 POPULATION = [replace(TRIAL, k_coef=k, lr=lr, seed=seed) for seed, (k, lr) in enumerate([(2e-3, 0.03), (2e-2, 0.05), (1e-4, 0.1)])]
 STEPS = 40
 
 
-def nodes_of(problem: Problem) -> Nodes:
+def nodes_of(problem: PruningProblem) -> Nodes:
     return Nodes(problem.model, everything(problem.model))
 
 
-def scores_of(problem: Problem, trials=(TRIAL,), steps: int = STEPS, elements=None, **more) -> torch.Tensor:
+def scores_of(problem: PruningProblem, trials=(TRIAL,), steps: int = STEPS, elements=None, **more) -> torch.Tensor:
     """Scores (P, E) of mask sets learned on all nodes."""
     return learn_scores(problem, elements or nodes_of(problem), list(trials), steps, problem.env("masks"), **more)[0]
 
@@ -41,7 +41,7 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("extra/"): tensor for name, tensor in saved[1].items()}
 
 
-def saving(problem: Problem, folder: Path) -> Problem:
+def saving(problem: PruningProblem, folder: Path) -> PruningProblem:
     """The problem, every step of whose loops is saved."""
     return in_folder(problem, folder, Progress(checkpoint_seconds=0))
 
@@ -128,7 +128,7 @@ def test_q_and_k_of_a_channel_share_their_mask(tmp_path: Path):
 
 def test_the_network_sees_one_mask_for_q_and_k_and_both_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     problem = micro_problem(tmp_path)
-    sets = MaskSets(problem, nodes_of(problem), [TRIAL], STEPS)
+    sets = MaskPopulation(problem, nodes_of(problem), [TRIAL], STEPS)
     seen: list[torch.Tensor] = []
     elements, q, k = sets.elements, micro.flat_index(problem.model, "0.attn.q.1"), micro.flat_index(problem.model, "0.attn.k.1")
     with torch.no_grad():
@@ -158,10 +158,12 @@ def test_each_of_a_population_is_what_it_is_alone(kind, tmp_path: Path, monkeypa
 
 def test_equal_sets_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     problem = micro_problem(tmp_path, init_noise=0.0)
-    sets = MaskSets(problem, nodes_of(problem), POPULATION, STEPS)
+    sets = MaskPopulation(problem, nodes_of(problem), POPULATION, STEPS)
     asked: list[int] = []
-    margins = Network.margins
-    monkeypatch.setattr(Network, "margins", lambda self, prompts, masks: asked.append(len(masks.nodes)) or margins(self, prompts, masks))
+    margins = FastMaskedModel.margins
+    monkeypatch.setattr(
+        FastMaskedModel, "margins", lambda self, prompts, masks: asked.append(len(masks.nodes)) or margins(self, prompts, masks)
+    )
     sets.step(0)
     assert asked == [1]
 
@@ -207,7 +209,7 @@ def test_what_was_off_in_every_set_for_a_while_is_gone_and_the_network_shrinks(t
 
 def test_the_network_computes_what_is_left(tmp_path: Path):
     problem = micro_problem(tmp_path)
-    sets = MaskSets(problem, nodes_of(problem), POPULATION, STEPS)
+    sets = MaskPopulation(problem, nodes_of(problem), POPULATION, STEPS)
     assert len(sets.network(0)) == len(problem.index)
     wanted = torch.zeros(len(problem.index))
     wanted[micro.flat_indices(problem.model)] = 1
@@ -220,11 +222,11 @@ def test_the_network_computes_what_is_left(tmp_path: Path):
 
 def test_a_little_patience_and_a_dead_set_keep_nothing(tmp_path: Path):
     problem = micro_problem(tmp_path)
-    sets = MaskSets(problem, nodes_of(problem), POPULATION[:2], 100)  # off for five steps is gone
+    sets = MaskPopulation(problem, nodes_of(problem), POPULATION[:2], 100)  # off for five steps is gone
     sets.last_on[0, :], sets.last_on[1, :4] = 4.0, 6.0
     assert len(sets.network(8)) == 32
     assert len(sets.network(9)) == 4
-    sets = MaskSets(problem, nodes_of(problem), POPULATION[:2], 100)
+    sets = MaskPopulation(problem, nodes_of(problem), POPULATION[:2], 100)
     sets.last_on[0, :], sets.last_on[1, :4] = 9.0, 9.0
     sets.halve(torch.tensor([2.0, 1.0]))
     assert sets.alive.tolist() == [0.0, 1.0]
@@ -248,9 +250,9 @@ def test_a_run_that_shrinks_is_one_that_does_not_where_nothing_comes_back(make, 
 @pytest.mark.parametrize("kind", [Nodes, Edges])
 def test_interrupted_ten_times_it_ends_in_the_same_bits(kind, tmp_path: Path):
     problem = graded_problem()
-    graph = without_dead(problem.model, Graph(torch.ones(len(problem.index), dtype=torch.bool)))
+    graph = without_dead(problem.model, CircuitMask(torch.ones(len(problem.index), dtype=torch.bool)))
 
-    def learn(problem: Problem):
+    def learn(problem: PruningProblem):
         measure = lambda scores: scores.mean(-1)  # noqa: E731
         return learn_scores(problem, kind(problem.model, graph), POPULATION, STEPS, problem.env("masks"), measure)
 

@@ -13,8 +13,8 @@ from problems import KINDS, everything, models, nodes_of, random_base, random_ba
 
 from extractor.circuits.graph import NodeIndex
 from extractor.circuits.masks import Masks
-from extractor.circuits.network import Network
-from extractor.circuits.reference import PlainNetwork, masked_margin, resampled
+from extractor.circuits.network import FastMaskedModel
+from extractor.circuits.reference import ReferenceMaskedModel, masked_margin, resampled
 from extractor.data.prompts import TaskBatch
 
 SETS = 3
@@ -75,7 +75,7 @@ def test_the_network_is_the_definition_in_values_and_gradients(model, how: str, 
     batch, base, kept = random_batch(4, seed, torch.float64), random_base(model, seed), kept_nodes(model, how, seed)
     masks = mask_sets(kept, seed, fractional).requires_grad_()
     edges = {link: mask.requires_grad_() for link, mask in random_edges(model, SETS, seed).items()} if with_edges else None
-    network = Network(model, base, kept)
+    network = FastMaskedModel(model, base, kept)
     found = network.margins(network.prepare(batch), Masks(masks, None if edges is None else network.cut(edges)))
     assert found.shape == (SETS, 8)
     weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -100,7 +100,7 @@ def test_without_masks_all_kept_nodes_and_all_edges_are_on(kind: str):
     batch, base = random_batch(5, 2, torch.float64), random_base(model, 3)
     for how in ("none", "half", "all"):
         kept = kept_nodes(model, how, 4)
-        network = Network(model, base, kept)
+        network = FastMaskedModel(model, base, kept)
         found = network.margins(network.prepare(batch))
         assert len(network) == int(kept.sum())
         assert found.shape == (1, 10)
@@ -113,7 +113,7 @@ def test_edge_masks_alone_leave_every_kept_node_on(how: str):
     model = random_model(2, torch.float64)
     batch, base, kept = random_batch(4, 1, torch.float64), random_base(model, 1), kept_nodes(model, how, 1)
     edges = random_edges(model, SETS, 1)
-    network = Network(model, base, kept)
+    network = FastMaskedModel(model, base, kept)
     found = network.margins(network.prepare(batch), Masks(edges=network.cut(edges)))
     for row in range(SETS):
         one = {link: mask[row] for link, mask in edges.items()}
@@ -124,7 +124,7 @@ def test_edge_masks_alone_leave_every_kept_node_on(how: str):
 def test_every_set_has_its_row_where_no_edge_tells_them_apart(kept: tuple[str, ...]):
     model = random_model(2, torch.float64)
     batch, base = random_batch(2, 1, torch.float64), random_base(model, 1)
-    network = Network(model, base, nodes_of(model, *kept).nodes)
+    network = FastMaskedModel(model, base, nodes_of(model, *kept).nodes)
     masks = Masks(mask_sets(network.kept, 0, False), network.cut(random_edges(model, SETS)))
     assert network.margins(network.prepare(batch), masks).shape == (SETS, 4)
     assert network.margins(network.prepare(batch), replace(masks, edges=None)).shape == (SETS, 4)
@@ -134,7 +134,7 @@ def test_a_network_of_everything_is_the_model():
     for kind, changes in KINDS.items():
         model = random_model(6, torch.float64, **changes)
         batch = random_batch(4, 6, torch.float64)
-        network = Network(model, random_base(model), everything(model).nodes)
+        network = FastMaskedModel(model, random_base(model), everything(model).nodes)
         with torch.no_grad():
             logits = model(input_ids=batch.ids).logits[torch.arange(8), batch.last]
         plain = logits.gather(1, batch.first[:, None]) - logits.gather(1, batch.second[:, None])
@@ -149,7 +149,7 @@ def test_margins_come_in_the_batchs_order_whatever_the_lengths_and_groups():
     batch, base, kept = random_batch(9, 7, torch.float64), random_base(model, 2), kept_nodes(model, "most", 3)
     assert batch.last.tolist() != sorted(batch.last.tolist())
     masks = Masks(mask_sets(kept, 1, True))
-    network = Network(model, base, kept)
+    network = FastMaskedModel(model, base, kept)
     whole = network.margins(network.prepare(batch, groups=1), masks)
     for groups in (2, 4, 18, 40):
         prepared = network.prepare(batch, groups)
@@ -164,14 +164,14 @@ def test_margins_come_in_the_batchs_order_whatever_the_lengths_and_groups():
 def test_few_prompts_will_do(pairs: int):
     model = random_model(0, torch.float64)
     batch, base, kept = random_batch(pairs, pairs, torch.float64), random_base(model), kept_nodes(model, "half", 0)
-    network = Network(model, base, kept)
+    network = FastMaskedModel(model, base, kept)
     assert close(network.margins(network.prepare(batch))[0], reference(model, batch, base, kept.double())[0])
 
 
 def test_groups_are_of_like_length_and_cut_to_it():
     model = random_model(0)
     batch = random_batch(16, 0)
-    network = Network(model, random_base(model), everything(model).nodes)
+    network = FastMaskedModel(model, random_base(model), everything(model).nodes)
     groups = network.prepare(batch)
     assert sorted(torch.cat([group.rows for group in groups]).tolist()) == list(range(32))
     for before, after in pairwise(groups):
@@ -183,7 +183,7 @@ def test_groups_are_of_like_length_and_cut_to_it():
 def test_what_stands_behind_the_last_token_does_not_matter():
     model = random_model(5, torch.float64)
     batch, base, kept = random_batch(4, 3, torch.float64), random_base(model), kept_nodes(model, "most", 1)
-    network = Network(model, base, kept)
+    network = FastMaskedModel(model, base, kept)
     other = torch.where(torch.arange(batch.ids.shape[1]) > batch.last[:, None], 7, batch.ids)
     assert not torch.equal(other, batch.ids)
     assert close(network.margins(network.prepare(replace(batch, ids=other))), network.margins(network.prepare(batch)))
@@ -197,7 +197,7 @@ def test_many_sets_at_once_are_each_alone(with_edges: bool):
     model = random_model(4, **KINDS["abs_topk"])
     batch, base, kept = random_batch(6, 2), random_base(model, 5), kept_nodes(model, "most", 5)
     masks, edges = mask_sets(kept, 2, False, torch.float32), random_edges(model, SETS, 3)
-    network = Network(model, base, kept)
+    network = FastMaskedModel(model, base, kept)
     prompts = network.prepare(batch)
     cut = network.cut(edges) if with_edges else None
     together = network.margins(prompts, Masks(masks, cut))
@@ -213,7 +213,7 @@ def test_a_smaller_network_gives_what_a_larger_one_gives_with_the_difference_off
     batch, base = random_batch(5, 8, torch.float64), random_base(model, 4)
     large = kept_nodes(model, "most", 6)
     small = large & kept_nodes(model, "half", 7)
-    one, two = Network(model, base, large), Network(model, base, small)
+    one, two = FastMaskedModel(model, base, large), FastMaskedModel(model, base, small)
     assert len(two) < len(one)
     assert close(one.margins(one.prepare(batch), Masks(small.double()[None])), two.margins(two.prepare(batch)))
 
@@ -221,7 +221,7 @@ def test_a_smaller_network_gives_what_a_larger_one_gives_with_the_difference_off
 def test_a_small_network_computes_less():
     model = random_model(9)
     kept = kept_nodes(model, "few", 6)
-    network = Network(model, random_base(model), kept)
+    network = FastMaskedModel(model, random_base(model), kept)
     sizes = {tuple(matrix.weight.shape) for _, neurons in network.layers for matrix in (neurons.fc, neurons.proj)}
     assert all(rows * columns < 16 * 12 / 4 for rows, columns in sizes)
     assert len(network.tracked) < 12
@@ -237,7 +237,7 @@ def test_both_networks_say_the_same_through_what_they_share(model, how: str, wit
     masks = mask_sets(kept, seed, True).requires_grad_()
     weight = torch.randn(SETS, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     found = []
-    for network in (Network(model, base, kept), PlainNetwork(model, kept, base)):
+    for network in (FastMaskedModel(model, base, kept), ReferenceMaskedModel(model, kept, base)):
         assert torch.equal(network.kept, kept)
         assert len(network) == int(kept.sum())
         cut = network.cut(random_edges(model, SETS, seed))
@@ -252,8 +252,8 @@ def test_both_networks_say_the_same_through_what_they_share(model, how: str, wit
 def test_the_plain_twin_borrows_values_of_other_prompts():
     model, batch = random_model(2), random_batch(8, 5)
     kept = kept_nodes(model, "half", 2)
-    network = PlainNetwork(model, kept, None)
+    network = ReferenceMaskedModel(model, kept, None)
     expected = masked_margin(model, batch, NodeIndex.of(model).split(kept.float()), resampled(model, batch))
     assert torch.equal(network.margins(network.prepare(batch))[0], expected)
-    everything_on = PlainNetwork(model, torch.ones_like(kept), None)
+    everything_on = ReferenceMaskedModel(model, torch.ones_like(kept), None)
     assert torch.allclose(everything_on.margins(everything_on.prepare(batch))[0], masked_margin(model, batch, {}, {}), atol=1e-5)

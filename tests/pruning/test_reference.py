@@ -11,12 +11,12 @@ import torch
 from problems import KINDS, everything, names_of, nodes_of, random_base, random_batch, random_model
 from worlds import VOCABULARY
 
-from extractor.circuits.graph import Graph, NodeIndex, links
+from extractor.circuits.graph import CircuitMask, NodeIndex, links
 from extractor.circuits.masks import compete
 from extractor.circuits.mean_activations import measure_means
 from extractor.circuits.reference import masked_margin, masked_residuals, resampled
 from extractor.circuits.sites import record, widths
-from extractor.data.prompts import answer_margin
+from extractor.data.prompts import logit_diff
 from extractor.spec.schema import SparseModelSpec
 from extractor.training.train_sparse import new_sparse_gpt
 
@@ -34,7 +34,7 @@ def means(model):
     return micro.micro_means(model)
 
 
-def masks_of(model, graph: Graph) -> dict[str, torch.Tensor]:
+def masks_of(model, graph: CircuitMask) -> dict[str, torch.Tensor]:
     return NodeIndex.of(model).split(graph.nodes.to(model.dtype))
 
 
@@ -63,7 +63,7 @@ def test_the_micro_model_is_what_it_says(model):
         logits = model(input_ids=BATCH.ids).logits[:, -1]
     a = 2 * (micro.GELU_3 - 1.5) / math.sqrt(1 + (micro.GELU_3 - 1.5) ** 2)
     decoy = 0.1 * micro.GELU_3 + 0.1  # channel 2 on B: neuron 1, and v.0 = 0.5 x 2 over two tokens, times 0.1, plus what neuron 1 reads
-    margin = answer_margin(logits, BATCH)
+    margin = logit_diff(logits, BATCH)
     assert margin[0].item() == pytest.approx(2 * a + micro.BIGRAM, abs=1e-5)
     assert margin[1].item() == pytest.approx(-2 * 2 * 1.5 / math.sqrt(1 + 1.5**2) + micro.BIGRAM, rel=0.05)
     assert decoy < 0.5
@@ -78,7 +78,7 @@ def test_everything_on_is_the_model_itself(kind: str):
     model = random_model(3, torch.float64, **KINDS[kind])
     batch, base = random_batch(5, 1, torch.float64), random_base(model)
     with torch.no_grad():
-        plain = answer_margin(model(input_ids=batch.ids).logits[torch.arange(10), batch.last], batch)
+        plain = logit_diff(model(input_ids=batch.ids).logits[torch.arange(10), batch.last], batch)
         masks = masks_of(model, everything(model))
         assert plain.std() > 0.1
         assert torch.allclose(masked_margin(model, batch, masks, base), plain, atol=1e-9)
@@ -112,7 +112,7 @@ def test_one_node_off_changes_the_margins_of_a_random_model(corpus):
     means = measure_means(model, corpus, 512, 0)
     masks = masks_of(model, everything(model))
     full = masked_margin(model, BATCH, masks, means)
-    assert torch.allclose(full, answer_margin(model(input_ids=BATCH.ids).logits[:, -1], BATCH), atol=1e-5)
+    assert torch.allclose(full, logit_diff(model(input_ids=BATCH.ids).logits[:, -1], BATCH), atol=1e-5)
     masks["1.mlp.resid_delta"][-1] = 0
     assert not torch.allclose(masked_margin(model, BATCH, masks, means), full, atol=1e-5)
 
@@ -136,7 +136,7 @@ def test_nodes_that_are_off_have_exactly_their_base(kind: str):
     model = random_model(5, **KINDS[kind])
     batch, base = random_batch(3, 3), random_base(model, 1)
     nodes = torch.rand(len(NodeIndex.of(model)), generator=torch.Generator().manual_seed(0)) < 0.5
-    for site, x in values_of(model, batch, masks_of(model, Graph(nodes)), base).items():
+    for site, x in values_of(model, batch, masks_of(model, CircuitMask(nodes)), base).items():
         off = ~NodeIndex.of(model).split(nodes)[site]
         assert off.any()
         assert torch.equal(x[..., off], base[site][off].expand(*x.shape[:2], -1)), site

@@ -9,7 +9,7 @@ import signal
 import pytest
 from service_machine import circuit_spec, our_processes, settings_without_worker, train_spec, wait_for
 
-from extractor.jobs.cost.memory import needed
+from extractor.jobs.cost.memory import bytes_needed
 from extractor.spec.schema import SparseModelSpec, TrainSpec
 from worker import processes
 from worker.broker import fair_share, routing
@@ -65,18 +65,18 @@ def test_the_memory_of_a_training_grows_with_its_model():
     small, large = (
         train_spec().model_copy(update={"train": TrainSpec(model=SparseModelSpec(n_layer=8, d_model=width))}) for width in (512, 2048)
     )
-    assert 0 < 4 * needed(small) < needed(large) < 40 * GB
-    assert 0 < needed(circuit_spec().model_copy(update={"model": "python-tiny"})) < GB
-    assert needed(circuit_spec().model_copy(update={"model": "python-tiny", "subject": "dense"})) == 0, "pruned as it is"
-    assert needed(circuit_spec()) == 0, "of a model that is nowhere nothing is known"
+    assert 0 < 4 * bytes_needed(small) < bytes_needed(large) < 40 * GB
+    assert 0 < bytes_needed(circuit_spec().model_copy(update={"model": "python-tiny"})) < GB
+    assert bytes_needed(circuit_spec().model_copy(update={"model": "python-tiny", "subject": "dense"})) == 0, "pruned as it is"
+    assert bytes_needed(circuit_spec()) == 0, "of a model that is nowhere nothing is known"
 
 
 def test_the_memory_of_a_bridging_is_that_of_its_plan(models):
     from extractor.jobs.cost import bridging
 
     spec = circuit_spec().model_copy(update={"model": str(models / "m0")})
-    plan = bridging.plan(json.loads((models / "m0" / "config.json").read_text()), spec.bridge)
-    assert needed(spec) == int(plan.needed(1) / bridging.SHARE)
+    plan = bridging.bridging_cost(json.loads((models / "m0" / "config.json").read_text()), spec.bridge)
+    assert bytes_needed(spec) == int(plan.needed(1) / bridging.SHARE)
 
 
 def test_a_job_that_needs_more_than_any_worker_has_waits_for_one_that_has_it(machine):

@@ -211,7 +211,7 @@ def test_a_result_damaged_in_storage_is_made_anew_when_its_job_is_asked_for_agai
     assert not damaged.is_damaged(machine.service, "done")
     right = bucket.store.get(key)
     bucket.put(key, right[:-1]) if harm == "cut" else bucket.store.remove([key])
-    assert damaged.among(machine.service, ["done"]) == {"done"}
+    assert damaged.find_damaged(machine.service, ["done"]) == {"done"}
     spec = parse_job(machine.records.need("done")["spec"])
     submit.submit_again(machine.service, spec, "done")
     assert machine.state_of("done") == "succeeded"

@@ -21,9 +21,9 @@ from typing import Any
 import redis
 
 from extractor.errors import BrokenArtifact, Cancelled, ExtractorError, NotFound, ServiceUnavailable, UsageError
-from extractor.jobs.cost.memory import needed
+from extractor.jobs.cost.memory import bytes_needed
 from extractor.spec.schema import JobSpec, TaskFileSpec
-from worker.batches.selection import Selection, Verdict
+from worker.batches.selection import ModelDecision, Selection
 from worker.client import damaged
 from worker.client.results import with_results
 from worker.client.service import Service, open_service
@@ -46,7 +46,7 @@ class Child:
     """One model and one task of it: a job."""
 
     job: str
-    model: Verdict
+    model: ModelDecision
     task: str
 
 
@@ -72,7 +72,7 @@ class Batch:
         files = tuple(file for file in self.task_files if file.name == child.task)
         return self.template.model_copy(update={"model": child.model.reference, "tasks": (child.task,), "task_files": files})
 
-    def _job(self, model: Verdict, task: str) -> str:
+    def _job(self, model: ModelDecision, task: str) -> str:
         return "b-" + _digest(self.id, model.reference, model.digest, task)[:14]
 
     def to_json(self) -> str:
@@ -85,7 +85,7 @@ class Batch:
         """Raises BrokenArtifact for anything that `to_json` has not written."""
         try:
             plan = json.loads(text)
-            models = {kind: tuple(Verdict(**verdict) for verdict in plan["selection"][kind]) for kind in ("taken", "refused")}
+            models = {kind: tuple(ModelDecision(**verdict) for verdict in plan["selection"][kind]) for kind in ("taken", "refused")}
             selection = Selection(**models, is_complete=bool(plan["selection"]["is_complete"]))
             template, files = JobSpec.model_validate(plan["template"]), tuple(map(TaskFileSpec.model_validate, plan["task_files"]))
             return cls(batch, dict(plan["asked"]), template, tuple(map(str, plan["tasks"])), files, selection, float(plan["created"]))
@@ -146,7 +146,7 @@ def queue(service: Service, batch: Batch, priority: str = "low") -> list[str]:
     memory = cache(partial(_memory, batch))
     queued: list[str] = []
     found = look(service, batch)
-    lost = damaged.among(service, [facts["job"] for facts in found if facts["state"] == "succeeded"])
+    lost = damaged.find_damaged(service, [facts["job"] for facts in found if facts["state"] == "succeeded"])
     for child, facts in zip(batch.children, found, strict=True):
         if facts["state"] in ("missing", "failed", "cancelled") or child.job in lost:
             need = memory(child.model.reference)
@@ -158,7 +158,7 @@ def queue(service: Service, batch: Batch, priority: str = "low") -> list[str]:
 
 def _memory(batch: Batch, model: str) -> int:
     """Bytes that a job over a model needs; 0 if that cannot be told."""
-    return needed(batch.template.model_copy(update={"model": model, "tasks": batch.tasks}))
+    return bytes_needed(batch.template.model_copy(update={"model": model, "tasks": batch.tasks}))
 
 
 def look(service: Service, batch: Batch, before: Sequence[Facts] = ()) -> list[Facts]:

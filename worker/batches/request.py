@@ -21,7 +21,7 @@ STAND_IN = ("python-tiny", ("quote_close",))  # what the template is of, until a
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchRequest:
     """A batch as it was asked for. models: texts of --models; most_parameters: of each model, None for the setting's; owners: --org."""
 
     models: tuple[str, ...]
@@ -37,7 +37,9 @@ class Order:
     changes: tuple[str, ...] = ()
 
 
-def plan(order: Order, before: Callable[[str], Batch | None], on_look: Callable[[int, int], None] = lambda looked, taken: None) -> Batch:
+def plan(
+    order: BatchRequest, before: Callable[[str], Batch | None], on_look: Callable[[int, int], None] = lambda looked, taken: None
+) -> Batch:
     """Look at the models and choose: the batch, its models pinned.
 
     before   gives the batch of an id as it was planned earlier, whose models stay; None where there is none
@@ -71,18 +73,18 @@ def check_any(batch: Batch) -> None:
     raise UsageError(f"none of {len(refused)} models can be taken; --dry-run shows why; the first: {refused[0].reason}")
 
 
-def _template(order: Order) -> JobSpec:
+def _template(order: BatchRequest) -> JobSpec:
     model, tasks = STAND_IN
     same = {name: getattr(order, name) for name in ("preset", "target_loss", "seed", "init", "corpus")}
     return circuit_job(model, tasks, changes=parse_changes(order.changes), **same)
 
 
-def _rules(order: Order) -> Rules:
+def _rules(order: BatchRequest) -> Rules:
     ceiling = max_parameters()
     if order.most_parameters is None or order.most_parameters > ceiling:
         return Rules(order.limit, ceiling, MAX_PARAMETERS, frozenset(order.owners))
     return Rules(order.limit, order.most_parameters, "--max-params", frozenset(order.owners))
 
 
-def _words(order: Order) -> dict:
+def _words(order: BatchRequest) -> dict:
     return {name: value for name, value in asdict(order).items() if value not in (None, ())}

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import cast
 
-from extractor.data.task_choice import Choice, ask_under, refuse_if_none
+from extractor.data.task_choice import TaskChoice, check_expressible, refuse_if_none
 from extractor.errors import ExtractorError, ModelNotFound, TaskNotExpressible, UnsupportedModel
 from extractor.files import read_json, sha256
 from extractor.jobs.cost.bridging import longest_prompt
@@ -27,7 +27,7 @@ from extractor.models.reference import check_rest, find, is_here
 from extractor.spec.schema import BridgeSpec
 from tasks.files import FileTask
 from worker.batches.hub_search import Listed
-from worker.batches.sources import Candidate
+from worker.batches.sources import ModelCandidate
 
 LOOKERS = 8  # models looked into at once
 MOST_LETTERS = 500  # of a reason
@@ -45,7 +45,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ModelDecision:
     """What was found of one model.
 
     asked      the reference it was named by          reference   the pinned one; '' of a model that is refused, `reason` says why
@@ -68,15 +68,15 @@ class Verdict:
 class Selection:
     """Verdicts in the order of the candidates. is_complete: whether all were looked at, the limit not being reached before."""
 
-    taken: tuple[Verdict, ...] = ()
-    refused: tuple[Verdict, ...] = ()
+    taken: tuple[ModelDecision, ...] = ()
+    refused: tuple[ModelDecision, ...] = ()
     is_complete: bool = True
 
 
 def select(
-    candidates: Iterable[Candidate],
+    candidates: Iterable[ModelCandidate],
     rules: Rules,
-    tasks: Choice,
+    tasks: TaskChoice,
     bridge: BridgeSpec,
     before: Selection | None = None,
     on_look: Callable[[int, int], None] = lambda looked, taken: None,
@@ -89,7 +89,7 @@ def select(
     """
     before = before or Selection()
     taken = [verdict for verdict in before.taken if not is_here(verdict.reference)]
-    refused: dict[str, Verdict] = {}
+    refused: dict[str, ModelDecision] = {}
     weights = {verdict.digest: verdict.asked for verdict in taken}
     fresh = _each_once(candidates, {verdict.asked for verdict in taken})
     with ThreadPoolExecutor(LOOKERS) as pool:
@@ -110,7 +110,7 @@ def select(
     return Selection(tuple(taken), tuple((earlier | refused).values()), len(taken) < rules.limit)
 
 
-def judge(candidate: Candidate, rules: Rules, tasks: Choice, bridge: BridgeSpec) -> Verdict:
+def judge(candidate: ModelCandidate, rules: Rules, tasks: TaskChoice, bridge: BridgeSpec) -> ModelDecision:
     """What is to be said of one model by itself; never raises."""
     try:
         _check_owner(candidate, rules)
@@ -124,15 +124,15 @@ def judge(candidate: Candidate, rules: Rules, tasks: Choice, bridge: BridgeSpec)
         parameters = check_size(files, rules.most_parameters, rules.setting)
         check_rest(files)
         left_out = _left_out(files.path, tasks, bridge) if isinstance(files, FolderFiles) else {}
-        return Verdict(candidate.asked, reference, parameters, _digest(files) or reference, left_out)
+        return ModelDecision(candidate.asked, reference, parameters, _digest(files) or reference, left_out)
     except ExtractorError as error:
-        return Verdict(candidate.asked, reason=_one_line(str(error)))
+        return ModelDecision(candidate.asked, reason=_one_line(str(error)))
     except Exception as error:  # what strangers uploaded may be broken in any way, and one model must not end the batch
         reason = f"model {candidate.asked!r} cannot be looked into ({type(error).__name__}: {error})"
-        return Verdict(candidate.asked, reason=_one_line(reason))
+        return ModelDecision(candidate.asked, reason=_one_line(reason))
 
 
-def _each_once(candidates: Iterable[Candidate], seen: set[str]) -> Iterator[Candidate]:
+def _each_once(candidates: Iterable[ModelCandidate], seen: set[str]) -> Iterator[ModelCandidate]:
     for candidate in candidates:
         if candidate.asked not in seen:
             seen.add(candidate.asked)
@@ -145,7 +145,7 @@ def _one_line(text: str) -> str:
     return line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]}..."
 
 
-def _check_owner(candidate: Candidate, rules: Rules) -> None:
+def _check_owner(candidate: ModelCandidate, rules: Rules) -> None:
     name = candidate.asked.partition("@")[0]
     on_hub = candidate.listed is not None or not (is_here(candidate.asked) or os.path.isdir(os.path.expanduser(candidate.asked)))
     if rules.owners and on_hub and name.partition("/")[0] not in rules.owners:
@@ -164,7 +164,7 @@ def _check_listed(listed: Listed, rules: Rules) -> None:
         check_size(listed, rules.most_parameters, rules.setting)
 
 
-def _left_out(folder: Path, tasks: Choice, bridge: BridgeSpec) -> dict[str, str]:
+def _left_out(folder: Path, tasks: TaskChoice, bridge: BridgeSpec) -> dict[str, str]:
     """Tasks that a local model cannot be asked, and why. Raises TaskNotExpressible if that is all of them."""
     from extractor.models.tokenizer import load_tokenizer
 
@@ -174,7 +174,7 @@ def _left_out(folder: Path, tasks: Choice, bridge: BridgeSpec) -> dict[str, str]
     reasons = {}
     for task in tasks.tasks:
         try:
-            ask_under(task, tokenizer, longest)
+            check_expressible(task, tokenizer, longest)
         except TaskNotExpressible as error:
             reasons[task.name] = str(error)
     refuse_if_none(reasons, len(tasks.tasks))
@@ -191,7 +191,7 @@ def _digest(files: Files) -> str:
     return "".join(digests) if len(digests) < 2 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _duplicate(verdict: Verdict, first: str) -> Verdict:
+def _duplicate(verdict: ModelDecision, first: str) -> ModelDecision:
     return replace(
         verdict, reference="", reason=f"model {verdict.asked!r} is a duplicate of {first!r}: the same weights ({verdict.digest[:12]})"
     )

@@ -23,7 +23,7 @@ _MARKS = (".safetensors", *PICKLED, *FOREIGN)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ModelCandidate:
     """A model by the reference it was named by, or found by; `listed` where a search found it."""
 
     asked: str
@@ -31,7 +31,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """One --models. identity: what it asks for, the same wherever the same is asked."""
 
     identity: str
@@ -39,24 +39,24 @@ class Source:
     named: tuple[str, ...] = ()
     folder: Path | None = None
 
-    def candidates(self) -> Iterable[Candidate]:
+    def candidates(self) -> Iterable[ModelCandidate]:
         """The models, one by one. Raises ServiceUnavailable when the hub cannot be searched."""
         if self.query is not None:
-            return (Candidate(listed.name, listed) for listed in search(self.query))
-        return map(Candidate, self.named if self.folder is None else _folders(self.folder))
+            return (ModelCandidate(listed.name, listed) for listed in search(self.query))
+        return map(ModelCandidate, self.named if self.folder is None else _folders(self.folder))
 
 
-def open_source(text: str) -> Source:
+def open_source(text: str) -> ModelSource:
     """What a --models names. Raises UsageError."""
     if text.startswith(HUB):
         query = parse_query(text.removeprefix(HUB))
-        return Source(f"{HUB}{query}", query=query)
+        return ModelSource(f"{HUB}{query}", query=query)
     path = Path(os.path.abspath(os.path.expanduser(text)))
     if text and os.path.isdir(path):
-        return Source(f"folder:{path}", folder=path)
+        return ModelSource(f"folder:{path}", folder=path)
     if text and os.path.isfile(path):
         named = _references(path)
-        return Source("lines:" + hashlib.sha256("\n".join(named).encode()).hexdigest(), named=named)
+        return ModelSource("lines:" + hashlib.sha256("\n".join(named).encode()).hexdigest(), named=named)
     raise UsageError(
         f"--models {text!r} is no file, no folder and no search; write hub:QUERY, a file with one reference a line, or a folder"
     )

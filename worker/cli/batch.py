@@ -81,7 +81,7 @@ def submit(priority: str, dry_run: bool, wait: bool, no_worker: bool, as_json: b
     from worker.cli.connect import open_for, warn_without_worker
     from worker.cli.views.batch import describe_selection, show_plan
 
-    order = request.Order(**asked)
+    order = request.BatchRequest(**asked)
     if dry_run:
         batch = _plan(order, None, as_json)
         print_json(_told(batch)) if as_json else show_plan(batch)

@@ -24,7 +24,7 @@ def request(build: Build, options: dict[str, Any]) -> int:
 
     build: makes the spec; it is given the service, or None when only the spec is wanted. Raises what it raises.
     """
-    from extractor.jobs.cost.memory import needed
+    from extractor.jobs.cost.memory import bytes_needed
     from worker.client.service import open_service
     from worker.client.submit import check_id, submit
     from worker.storage.results import check_new_folder
@@ -47,7 +47,7 @@ def request(build: Build, options: dict[str, Any]) -> int:
         return 0
     service = open_service(load_settings(options["no_worker"]))
     spec = build(service)
-    memory = needed(spec)
+    memory = bytes_needed(spec)
     job = submit(service, spec, options["job_id"], options["priority"], memory=memory)
     warn_without_worker(service, memory)
     if options["wait"]:

@@ -63,10 +63,10 @@ def command(grid: tuple[str, ...], sweep_id: str | None, **options: Any) -> int:
 
 def _plan(grid: tuple[str, ...], options: dict[str, Any]) -> Sweep:
     from extractor.spec.fields import parse_changes
-    from worker.sweeps.grid import Order, parse_grid, plan
+    from worker.sweeps.grid import SweepRequest, parse_grid, plan
 
     same = {name: options[name] for name in ("tasks", "preset", "target_loss", "seed", "dense", "corpus")}
-    return plan(Order(settings=parse_changes(options["changes"]), **same), parse_grid(grid))
+    return plan(SweepRequest(settings=parse_changes(options["changes"]), **same), parse_grid(grid))
 
 
 def _check_out(out: Path, given: bool) -> Path:

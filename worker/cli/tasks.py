@@ -60,7 +60,7 @@ def show(task: str, model: str, adapter: str | None, pairs: int, as_json: bool) 
     \b
     Example: extract tasks show quote_close --model python-tiny --pairs 5
     """
-    from extractor.data.task_choice import ask_under, choose
+    from extractor.data.task_choice import check_expressible, choose
     from extractor.errors import TaskNotExpressible
     from extractor.jobs.check_tasks import samples, tokenizer_of
 
@@ -68,7 +68,7 @@ def show(task: str, model: str, adapter: str | None, pairs: int, as_json: bool) 
     tokenizer = tokenizer_of(_resolve(model, adapter)[0])
     facts: dict[str, Any] = _about(found) | {"source": _source(found), "model": model, "expressible": True, "why": None}
     try:
-        expression = ask_under(found, tokenizer)
+        expression = check_expressible(found, tokenizer)
         facts |= {"spelling": list(expression.answers) or None, "tokens": list(expression.answer_ids) or None}
         facts["pairs"] = samples(expression, tokenizer, pairs)
     except TaskNotExpressible as error:

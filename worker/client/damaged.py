@@ -12,12 +12,12 @@ from extractor.files import MANIFEST
 from worker.client import results
 from worker.client.service import Service
 from worker.settings import Settings
-from worker.storage.results import Stored
+from worker.storage.results import StoredResult
 from worker.storage.store import Store
 from worker.storage.transfer import parse_listing
 
 
-def among(service: Service, jobs: Sequence[str]) -> set[str]:
+def find_damaged(service: Service, jobs: Sequence[str]) -> set[str]:
     """Those of some jobs that have succeeded whose result is damaged or gone. Raises StorageUnavailable."""
     return results.those(jobs, partial(is_damaged, service))
 
@@ -37,14 +37,14 @@ def is_damaged(service: Service, job: str) -> bool:
     return False
 
 
-def _check(found: Path | Stored) -> None:
+def _check(found: Path | StoredResult) -> None:
     """Whether every file that the manifest of a result names is there, in its size; what is in them is not read.
 
     Raises BrokenArtifact, NotFound when there is no manifest, StorageUnavailable.
     """
-    place = found.url if isinstance(found, Stored) else str(found)
+    place = found.url if isinstance(found, StoredResult) else str(found)
     files = parse_listing(_manifest(found), f"{place}/{MANIFEST}")
-    if isinstance(found, Stored):
+    if isinstance(found, StoredResult):
         sizes = {key.removeprefix(f"{found.prefix}/"): entry.size for key, entry in found.store.entries(found.prefix).items()}
     else:
         sizes = {name: os.path.getsize(found / name) for name in files if os.path.isfile(found / name)}
@@ -53,8 +53,8 @@ def _check(found: Path | Stored) -> None:
         raise BrokenArtifact(f"{wrong[0]} is missing from {place} or was cut short; run the job again")
 
 
-def _manifest(found: Path | Stored) -> bytes:
-    if isinstance(found, Stored):
+def _manifest(found: Path | StoredResult) -> bytes:
+    if isinstance(found, StoredResult):
         return found.store.get(f"{found.prefix}/{MANIFEST}")
     try:
         return (found / MANIFEST).read_bytes()

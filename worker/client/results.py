@@ -17,7 +17,7 @@ from worker.storage import results
 QUESTIONS_AT_ONCE = 16  # to storage
 
 
-def find_stored(settings: Settings, job: str, artifact: str | None) -> results.Stored | None:
+def find_stored(settings: Settings, job: str, artifact: str | None) -> results.StoredResult | None:
     """The result of a job if it lies in storage; None if it lies in a folder, or there is none."""
     if artifact is not None and "://" in artifact:
         if settings.store is None:
@@ -28,7 +28,7 @@ def find_stored(settings: Settings, job: str, artifact: str | None) -> results.S
     return None
 
 
-def find_result(settings: Settings, records: Records | None, job: str) -> Path | results.Stored:
+def find_result(settings: Settings, records: Records | None, job: str) -> Path | results.StoredResult:
     """Where the finished result of a job lies: a folder, or storage. Works from the files alone when its record has expired.
 
     Raises NotFound when there is none (yet), Cancelled or ExtractorError when there never will be, StorageUnavailable.
@@ -75,7 +75,7 @@ def result_folder(
     without: the beginning of the names of files that need not be fetched, such as 'model/'.
     """
     found = find_result(settings, records, job)
-    return found if isinstance(found, Path) else results.bring(found, tell, without)
+    return found if isinstance(found, Path) else results.fetch_to_cache(found, tell, without)
 
 
 def save_result(

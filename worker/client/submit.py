@@ -126,7 +126,7 @@ def resolve_model(model: str, settings: Settings, records: Records | None = None
         if record is not None:
             raise
         return model  # most names are no job's, and need no storage
-    folder = results.bring(stored) if stored else Path(artifact) if artifact else settings.root / model / "result"
+    folder = results.fetch_to_cache(stored) if stored else Path(artifact) if artifact else settings.root / model / "result"
     if not stored and not artifact and not (folder / files.MANIFEST).is_file():
         return model
     if not (folder / "model").is_dir():

@@ -24,7 +24,7 @@ from worker.fleet.caretaker import Caretaker, publisher
 from worker.ids import check_id
 from worker.records.records import Records
 from worker.settings import Settings
-from worker.supervision.attempt import Place, Shared, run_job
+from worker.supervision.attempt import WorkerContext, WorkerFlags, run_job
 
 
 def serve(
@@ -47,10 +47,10 @@ def serve(
     app = make_app(url, settings, capacity)
     name = f"{'local' if is_local else 'worker'}-{os.getpid()}@{socket.gethostname()}"
     records = Records(connect(url))
-    shared = Shared()
+    shared = WorkerFlags()
 
     publish_again = publisher(app, records)
-    place = Place(name, url, settings, shared, publish_again)
+    place = WorkerContext(name, url, settings, shared, publish_again)
 
     def run(job: str) -> str:
         if shared.leaving:
@@ -82,7 +82,7 @@ def serve(
     return shared.ended
 
 
-def _leave_now(shared: Shared) -> None:
+def _leave_now(shared: WorkerFlags) -> None:
     """From the child: make the main process shut down before this task ends, so that it takes no further job."""
     os.kill(os.getppid(), signal.SIGTERM)
     deadline = time.monotonic() + 5

@@ -34,7 +34,7 @@ class Unstable(BrokenArtifact):
 
 
 @dataclass(frozen=True)
-class Draft:
+class PendingCheckpoint:
     """A checkpoint that lies in storage, complete, but counts only once a record names it."""
 
     pointer: str
@@ -52,7 +52,7 @@ class Snapshots:
         self._store, self._job, self._token, self._folder, self._staging = store, job, token, folder, staging
         self._rounds = 0
         self._known: dict[str, tuple[Stamp | None, Wanted]] = {}  # by name: what lies in storage already
-        self._kept: deque[Draft] = deque(maxlen=KEPT)
+        self._kept: deque[PendingCheckpoint] = deque(maxlen=KEPT)
         self._seen: set[str] = set()
 
     def restore(self, pointer: str, is_local: bool) -> None:
@@ -70,7 +70,7 @@ class Snapshots:
         self._known = {name: (None, part) for name, part in draft.parts.items()}
         self.commit(draft)
 
-    def save(self) -> Draft | None:
+    def save(self) -> PendingCheckpoint | None:
         """Upload what has changed since the last checkpoint; None if nothing has. It counts only when a record names it.
 
         Raises Unstable, StorageUnavailable, OSError.
@@ -91,7 +91,7 @@ class Snapshots:
             self._seen |= fresh.keys()
             put_all(self._store, fresh)
             self._known = {name: (frozen[name], part) for name, part in parts.items()}
-            draft = Draft(pointer, parts, sum(size for _, size in fresh.values()))
+            draft = PendingCheckpoint(pointer, parts, sum(size for _, size in fresh.values()))
             self._seen |= draft.keys(self._job)
             index = {name: {"sha256": part.sha256, "bytes": part.size, "key": part.key} for name, part in parts.items()}
             self._store.put(f"{self._job}/{pointer}/{INDEX}", json.dumps({"version": 1, "files": index}).encode())
@@ -99,7 +99,7 @@ class Snapshots:
         finally:
             shutil.rmtree(self._staging, ignore_errors=True)
 
-    def commit(self, draft: Draft) -> None:
+    def commit(self, draft: PendingCheckpoint) -> None:
         """The record names it now."""
         self._kept.append(draft)
         self._seen |= draft.keys(self._job)
@@ -111,7 +111,7 @@ class Snapshots:
         self._store.remove(sorted(old))
         self._seen -= old
 
-    def _open(self, pointer: str) -> Draft:
+    def _open(self, pointer: str) -> PendingCheckpoint:
         if not POINTER.fullmatch(pointer):
             raise BrokenArtifact(f"{pointer[:40]!r} names no checkpoint")
         source = f"{self._job}/{pointer}/{INDEX}"
@@ -119,7 +119,9 @@ class Snapshots:
         for name, facts in listed.items():
             if not re.fullmatch(rf"{self._job}/{POINTER.pattern}/files/{re.escape(name)}", str(facts.get("key"))):
                 raise BrokenArtifact(f"{source} gives no key of this job for {name}")
-        return Draft(pointer, {name: Wanted(facts["key"], facts["sha256"], facts["bytes"]) for name, facts in listed.items()}, 0)
+        return PendingCheckpoint(
+            pointer, {name: Wanted(facts["key"], facts["sha256"], facts["bytes"]) for name, facts in listed.items()}, 0
+        )
 
     def _part(self, name: str, stamp: Stamp, key: str) -> Wanted:
         """The file as it lies in storage already, or under a new key."""

@@ -26,7 +26,7 @@ from extractor.errors import BrokenArtifact, ExtractorError, NotFound, StorageRe
 from worker.records.records import Records
 from worker.settings import Settings
 from worker.storage import layout, results
-from worker.storage.checkpoints import Draft, Snapshots, pointers
+from worker.storage.checkpoints import PendingCheckpoint, Snapshots, pointers
 from worker.storage.layout import is_log
 from worker.storage.store import Store
 from worker.storage.transfer import put_folder
@@ -137,7 +137,7 @@ class Mirrored:
         self._wake, self._done = threading.Event(), threading.Event()
 
     def bring(self, model: str, wish: Wish) -> None:
-        self._wait_for(partial(results.bring, results.model_of(self._store.url, model)), wish)
+        self._wait_for(partial(results.fetch_to_cache, results.model_of(self._store.url, model)), wish)
 
     def restore(self, record: dict[str, str], wish: Wish) -> None:
         self._created, self._newest = record.get("created", ""), record.get("snapshot", "")
@@ -231,7 +231,7 @@ class Mirrored:
         except StorageUnavailable as error:
             log.info("job %s: old checkpoints stay for now (%s)", self._job, error)
 
-    def _publish(self, draft: Draft) -> bool:
+    def _publish(self, draft: PendingCheckpoint) -> bool:
         named = " ".join([draft.pointer, *pointers(self._newest)[:1]])
         event = {"event": "stored", "checkpoint": draft.pointer, "files": len(draft.parts), "bytes": draft.sent}
         if self._records.report(self._job, self._token, event, {"snapshot": named}) != "ok":

@@ -26,7 +26,7 @@ Tell = Callable[[int, int], None]  # is given the bytes that have come, of all
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredResult:
     """The result that one attempt at a job left in storage."""
 
     store: Store
@@ -47,7 +47,7 @@ class Stored:
         return f"job:{self.job}/{self.attempt}"
 
 
-def find(url: str, job: str, artifact: str | None) -> Stored:
+def find(url: str, job: str, artifact: str | None) -> StoredResult:
     """The result of a job. artifact: what its record says of it, if there is a record; else storage itself is asked.
 
     Raises NotFound when there is none, or when the record's lies elsewhere; StorageUnavailable.
@@ -57,12 +57,12 @@ def find(url: str, job: str, artifact: str | None) -> Stored:
         rest = re.fullmatch(rf"{re.escape(store.url)}/{check_id(job)}/({TOKEN.pattern})/result", artifact)
         if rest is None:
             raise NotFound(f"the result of job {job} lies in {artifact[:300]}, not in {store.url}; set EXTRACT_ROOT to its place")
-        return Stored(store, job, rest[1])
+        return StoredResult(store, job, rest[1])
     ends = f"/result/{MANIFEST}"
     attempts = [key.split("/")[1] for key in store.entries(check_id(job)) if key.count("/") == 3 and key.endswith(ends)]
     if not attempts:
         raise NotFound(f"job {job!r} not found, neither its record nor a result in {store.url}; `extract list` shows the jobs there are")
-    return Stored(store, job, min(attempts))  # each is whole, and of one spec
+    return StoredResult(store, job, min(attempts))  # each is whole, and of one spec
 
 
 def is_finished(url: str, job: str) -> bool:
@@ -74,15 +74,15 @@ def is_finished(url: str, job: str) -> bool:
     return True
 
 
-def model_of(url: str, reference: str) -> Stored:
+def model_of(url: str, reference: str) -> StoredResult:
     """The result whose model a JobSpec names as 'job:ID/ATTEMPT'. Raises NotFound for any other reference."""
     found = JOB_MODEL.fullmatch(reference)
     if found is None:
         raise NotFound(f"{reference[:80]!r} is not a job's model")
-    return Stored(Store(url), *found.groups())
+    return StoredResult(Store(url), *found.groups())
 
 
-def bring(stored: Stored, tell: Tell = lambda _done, _all: None, without: str | None = None) -> Path:
+def fetch_to_cache(stored: StoredResult, tell: Tell = lambda _done, _all: None, without: str | None = None) -> Path:
     """The result in this machine's cache, fetched if it is not there. Raises what `fetch` raises.
 
     without: the beginning of the names of files that are not wanted now; what is fetched then waits for the rest.
@@ -100,11 +100,11 @@ def bring(stored: Stored, tell: Tell = lambda _done, _all: None, without: str | 
     return folder
 
 
-def fetch(stored: Stored, out: Path, tell: Tell = lambda _done, _all: None, without: str | None = None) -> list[str]:
+def fetch(stored: StoredResult, out: Path, tell: Tell = lambda _done, _all: None, without: str | None = None) -> list[str]:
     """Fetch a result into a folder that is new, empty, or holds this very fetch, begun or done: the names of its files.
 
-    without: as `bring` has it. Raises OutputError for any other folder, BrokenArtifact when what storage holds is not what the manifest
-    says, NotFound, StorageUnavailable, ExtractorError when the disk is full.
+    without: see `fetch_to_cache`. Raises OutputError for any other folder, BrokenArtifact when the files do not match the manifest,
+    NotFound, StorageUnavailable, ExtractorError when the disk is full.
     """
     try:
         return fetch_folder(stored.store, stored.prefix, out, tell, without)

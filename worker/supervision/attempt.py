@@ -46,7 +46,7 @@ RETRY_SECONDS = 3.0  # before Redis is tried again after a failed report
 GIVE_UP_SECONDS = 20.0  # a worker that shuts down waits this long to tell Redis how its job ended
 
 
-class Shared:
+class WorkerFlags:
     """What the worker's main process and its child tell each other. Plain shared bytes: a child killed while writing can block nobody."""
 
     def __init__(self) -> None:
@@ -71,17 +71,17 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerContext:
     """Where a job runs: the worker's name, its Redis, how to publish a job again, and what main process and child share."""
 
     name: str
     url: str
     settings: Settings
-    shared: Shared
+    shared: WorkerFlags
     publish: Callable[[str], None]
 
 
-def run_job(job: str, place: Place) -> str:
+def run_job(job: str, place: WorkerContext) -> str:
     """Try a job: 'claim' says whether this delivery means work at all. Returns the state reached, for the log."""
     token = secrets.token_hex(8)
     records = Records(connect(place.url, timeout=3))
@@ -101,7 +101,7 @@ def run_job(job: str, place: Place) -> str:
         _publish_next(job, records, place)
 
 
-def _publish_next(job: str, records: Records, place: Place) -> None:
+def _publish_next(job: str, records: Records, place: WorkerContext) -> None:
     """The job leaves room in its group; while Redis is away, that waits for a caretaker."""
     try:
         group: Any = records.client.hget(f"ex:job:{job}", "group")
@@ -114,7 +114,7 @@ def _publish_next(job: str, records: Records, place: Place) -> None:
 class Lease:
     """Renews the lease from a thread of its own, so that neither hashing a large result nor a slow report lets it run out."""
 
-    def __init__(self, job: str, token: str, place: Place) -> None:
+    def __init__(self, job: str, token: str, place: WorkerContext) -> None:
         self.lost = False
         self.cancelled = False
         self._job, self._token, self._settings = job, token, place.settings
@@ -145,7 +145,7 @@ class Lease:
                 return
 
 
-class Relay:
+class EventReporter:
     """Passes engine events on to the record: progress at most once a second, everything else in order, nothing ever raised.
 
     How the engine ended is left out: the record says it, once it is decided.
@@ -184,7 +184,7 @@ class Relay:
 class Attempt:
     """One claimed job, until it is ended, given back or lost."""
 
-    def __init__(self, job: str, token: str, records: Records, place: Place) -> None:
+    def __init__(self, job: str, token: str, records: Records, place: WorkerContext) -> None:
         self.job, self.token, self.records, self.place = job, token, records, place
         self.folder = place.settings.root / job
         self.result = self.folder / "result"
@@ -219,7 +219,7 @@ class Attempt:
         record = self.records.need(self.job)
         spec = self._prepare(record)
         engine_log = self.folder / "engine.log"
-        if not engine.expel(engine_log, wait=self.place.settings.lease_ttl / 2):
+        if not engine.end_stray_engine(engine_log, wait=self.place.settings.lease_ttl / 2):
             return self._release("an engine of an earlier attempt is still at work on another machine", counts=False)
 
         def wish() -> engine.Wish:
@@ -232,7 +232,7 @@ class Attempt:
         twin = Twin(self.job, self.token, self.records, self.place.publish, self.place.settings, spec)
         if maker := twin.claim():
             return maker if maker == "lost" else f"queued, behind job {maker}"
-        relay = Relay(self.job, self.token, self.records)
+        relay = EventReporter(self.job, self.token, self.records)
 
         def pass_on(event: engine.Event) -> None:
             relay(event)
@@ -264,7 +264,7 @@ class Attempt:
             ) from None
         return spec
 
-    def _discard_damaged(self, relay: Relay) -> None:
+    def _discard_damaged(self, relay: EventReporter) -> None:
         """A finished result that is no longer whole is made anew: the engine would refuse it each time."""
         try:
             if (self.result / files.MANIFEST).is_file():
@@ -330,7 +330,7 @@ class Attempt:
 
 
 @contextmanager
-def _sigterm_means_leave(shared: Shared) -> Iterator[None]:
+def _sigterm_means_leave(shared: WorkerFlags) -> Iterator[None]:
     """systemd and containers may send SIGTERM to the child as well: it then means what it means to the worker."""
     before = signal.signal(signal.SIGTERM, lambda *_: shared.leave())
     try:

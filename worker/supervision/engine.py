@@ -87,7 +87,7 @@ def supervise(
     return _verdict(process.returncode, error, out, log)
 
 
-def expel(log: Path, wait: float) -> bool:
+def end_stray_engine(log: Path, wait: float) -> bool:
     """End an engine that still works for this log, left by a supervisor that lost its right to it. Whether the place is free.
 
     An engine of another machine cannot be ended from here: then this waits up to `wait` seconds for it to go.

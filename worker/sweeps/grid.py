@@ -35,7 +35,7 @@ Facts = dict[str, Any]  # what is known of a point, as sweep.json tells it
 
 
 @dataclass(frozen=True)
-class Order:
+class SweepRequest:
     """What all points share. `settings` are dotted spec fields as text."""
 
     tasks: tuple[str, ...]
@@ -48,7 +48,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One place of the grid: what was varied, the job that does it, and that job's id."""
 
     axes: dict[str, Any]
@@ -65,7 +65,7 @@ class Point:
 class Sweep:
     """A batch of points. Its id depends on nothing but their specs."""
 
-    points: tuple[Point, ...]
+    points: tuple[SweepPoint, ...]
 
     @property
     def id(self) -> str:
@@ -79,7 +79,7 @@ class Sweep:
     def from_json(cls, found: dict[str, Any]) -> Sweep:
         """Raises BrokenArtifact for anything that `to_json` has not written."""
         try:
-            points = tuple(Point(dict(p["axes"]), JobSpec.model_validate(p["spec"]), p["job"]) for p in found["points"])
+            points = tuple(SweepPoint(dict(p["axes"]), JobSpec.model_validate(p["spec"]), p["job"]) for p in found["points"])
             if not points or any(p.spec.train is None or not re.fullmatch(r"p[0-9a-f]{1,64}", p.job) for p in points):
                 raise ValueError("it names no trainings of a sweep")
             return cls(points)
@@ -108,7 +108,7 @@ def parse_grid(texts: Iterable[str]) -> dict[str, list[str]]:
     return grid
 
 
-def plan(order: Order, grid: Mapping[str, Sequence[str]]) -> Sweep:
+def plan(order: SweepRequest, grid: Mapping[str, Sequence[str]]) -> Sweep:
     """All points of the grid, every one checked before any is queued. Raises UsageError, SpecError, UnknownTask."""
     for name in grid:
         if name in order.settings or (name == "width" and "model.d_model" in order.settings):
@@ -125,7 +125,7 @@ def plan(order: Order, grid: Mapping[str, Sequence[str]]) -> Sweep:
     return Sweep(tuple(points.values()))
 
 
-def _point(order: Order, base: TrainSpec, axes: dict[str, str]) -> Point:
+def _point(order: SweepRequest, base: TrainSpec, axes: dict[str, str]) -> SweepPoint:
     changes = {name: value for name, value in axes.items() if name not in ("width", "l0")}
     shown: dict[str, Any] = {name: _plain(value) for name, value in axes.items()}
     if "width" in axes:
@@ -142,7 +142,7 @@ def _point(order: Order, base: TrainSpec, axes: dict[str, str]) -> Point:
     shape = spec.train.model if spec.train else base.model
     if shape.d_model % shape.d_head:
         raise UsageError(f"width {shape.d_model} is not a multiple of model.d_head, {shape.d_head}; choose one that is")
-    return Point(shown, spec, "p" + _digest(to_json(spec))[:11])
+    return SweepPoint(shown, spec, "p" + _digest(to_json(spec))[:11])
 
 
 def _scaled(base: TrainSpec, width: int) -> dict[str, str]:
@@ -156,7 +156,7 @@ def _scaled(base: TrainSpec, width: int) -> dict[str, str]:
     return scaled
 
 
-def _job(order: Order, changes: Mapping[str, str]) -> JobSpec:
+def _job(order: SweepRequest, changes: Mapping[str, str]) -> JobSpec:
     return train_job(
         preset=order.preset,
         dense=order.dense,
@@ -168,7 +168,7 @@ def _job(order: Order, changes: Mapping[str, str]) -> JobSpec:
     )
 
 
-def _build(order: Order, changes: Mapping[str, str]) -> TrainSpec:
+def _build(order: SweepRequest, changes: Mapping[str, str]) -> TrainSpec:
     train = _job(order, changes).train
     assert train is not None  # a train job has it
     return train
@@ -243,7 +243,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def facts_of(point: Point, state: str, result: Path | None = None, error: str | None = None) -> Facts:
+def facts_of(point: SweepPoint, state: str, result: Path | None = None, error: str | None = None) -> Facts:
     """What is known of a point: its place, and with a finished result its sizes, held-out loss (nats per token) and circuits.
 
     Raises BrokenArtifact when the result cannot be read.

@@ -16,7 +16,7 @@ import redis
 
 from extractor import files
 from extractor.errors import ExtractorError, NotFound, OutputError, ServiceUnavailable
-from extractor.jobs.cost.memory import needed
+from extractor.jobs.cost.memory import bytes_needed
 from worker.client import damaged
 from worker.client.results import has_result, result_folder
 from worker.client.service import Service, open_service
@@ -26,7 +26,7 @@ from worker.fleet import local
 from worker.ids import check_id
 from worker.records.records import describe
 from worker.settings import Settings
-from worker.sweeps.grid import Facts, Point, Sweep, facts_of
+from worker.sweeps.grid import Facts, Sweep, SweepPoint, facts_of
 
 LOOK_SECONDS = 1.0
 
@@ -58,7 +58,7 @@ def open_plan(settings: Settings, sweep: str) -> Sweep:
 def queue(service: Service, sweep: Sweep, priority: str = "normal") -> list[str]:
     """Queue what is missing, failed, cancelled or damaged: the ids that were queued."""
     return [
-        submit_again(service, point.spec, point.job, priority, sweep.id, needed(point.spec), damaged=True)
+        submit_again(service, point.spec, point.job, priority, sweep.id, bytes_needed(point.spec), damaged=True)
         for point in sweep.points
         if _is_wanted(service, point.job)
     ]
@@ -107,7 +107,7 @@ def watch(service: Service, sweep: Sweep) -> Iterator[list[Facts]]:
         time.sleep(LOOK_SECONDS)
 
 
-def _facts(service: Service, point: Point) -> Facts:
+def _facts(service: Service, point: SweepPoint) -> Facts:
     record = service.records.get(point.job)
     state = record["state"] if record else "succeeded"
     if record is not None and state != "succeeded":

@@ -40,7 +40,7 @@ from extractor.errors import UsageError
 from extractor.models.dense.base import residuals, tail
 
 if TYPE_CHECKING:
-    from extractor.bridges.pair import Coupled
+    from extractor.bridges.pair import BridgedPair
     from extractor.bridges.tuner import BridgeSite
 
 Way = Literal["read", "stream"]
@@ -70,7 +70,7 @@ class SteeredNode:
 
 
 @dataclass(frozen=True)
-class Change:
+class ResidualEdit:
     """amount (B, T, N) times directions (N, D), one for each node: of the residual at a dense site, or (`way='read'`) behind its norm."""
 
     site: int
@@ -83,7 +83,7 @@ class Change:
         return (strength * self.amount) @ self.directions
 
 
-def find_node(pair: Coupled, node: str, known: Iterable[str] = ()) -> SteeredNode:
+def find_node(pair: BridgedPair, node: str, known: Iterable[str] = ()) -> SteeredNode:
     """A node by its id. Raises UsageError where there is none, naming close ones of `known`, and for one that cannot be steered."""
     config, match = pair.sparse.config, _NODE.fullmatch(node)
     if match is None or int(match[1]) >= config.n_layer:
@@ -105,7 +105,7 @@ def _steerable(layer: int) -> str:
     return ", ".join(f"{layer}.{place}.N" for place in CARRIED)
 
 
-def steerable(pair: Coupled, nodes: Iterable[str]) -> list[SteeredNode]:
+def steerable(pair: BridgedPair, nodes: Iterable[str]) -> list[SteeredNode]:
     """Those of the nodes that can be steered with, in the order given."""
     found = []
     for node in nodes:
@@ -116,13 +116,13 @@ def steerable(pair: Coupled, nodes: Iterable[str]) -> list[SteeredNode]:
     return found
 
 
-class Contrast:
+class CounterfactualRun:
     """Prompts as presented and the prompts they are steered toward, token ids (B, T) each, right padded; last (B,) is their last token.
 
     What both models make of them is computed once and serves every node. Raises ValueError for shapes that differ.
     """
 
-    def __init__(self, pair: Coupled, presented: Tensor, toward: Tensor, last: Tensor):
+    def __init__(self, pair: BridgedPair, presented: Tensor, toward: Tensor, last: Tensor):
         if presented.shape != toward.shape:
             raise ValueError(f"prompts are steered toward prompts of as many tokens, not {tuple(presented.shape)} to {tuple(toward.shape)}")
         self.pair, self.presented, self.toward, self.last = pair, presented, toward, last
@@ -149,13 +149,13 @@ class Contrast:
         return seen
 
     @torch.no_grad()
-    def change(self, nodes: Sequence[SteeredNode], way: Way = "read") -> Change:
+    def change(self, nodes: Sequence[SteeredNode], way: Way = "read") -> ResidualEdit:
         """What the change of these nodes, all of one site, means to the dense model. Nodes that write go the way of the stream."""
         if len({node.source for node in nodes}) != 1:
             raise UsageError(f"nodes are steered together at one site, not at {', '.join(sorted({n.source for n in nodes})) or 'none'}")
         way = way if nodes[0].reads else "stream"
         parts = [self._read(node, way) if node.reads else self._write(node) for node in nodes]
-        return Change(nodes[0].site, way, torch.stack([p[0] for p in parts], -1), torch.stack([p[1] for p in parts]))
+        return ResidualEdit(nodes[0].site, way, torch.stack([p[0] for p in parts], -1), torch.stack([p[1] for p in parts]))
 
     def _delta(self, node: SteeredNode) -> Tensor:
         return (self.there[node.source] - self.here[node.source])[..., node.channel]
@@ -187,7 +187,7 @@ class Contrast:
         return self._unembed(self.residuals[-1])
 
     @torch.no_grad()
-    def logits(self, change: Change, strength: float = 1.0) -> Tensor:
+    def logits(self, change: ResidualEdit, strength: float = 1.0) -> Tensor:
         """The dense model's logits (B, V) after each prompt, with so much of the change. Disabled adapters change nothing."""
         dense, site, h = self.pair.dense, self.pair.sites[change.site], self.residuals[change.site]
         moved = change.of(strength)
@@ -201,7 +201,7 @@ class Contrast:
         return self.pair.dense.unembed(h[torch.arange(len(h), device=h.device), self.last])
 
 
-def random_directions(change: Change, draws: int, seed: int) -> list[Change]:
+def random_directions(change: ResidualEdit, draws: int, seed: int) -> list[ResidualEdit]:
     """The change turned at random in the dense space: at every token as long as it was, and its nodes at the same angles."""
     generator = torch.Generator().manual_seed(seed)
     axes, shape = torch.linalg.qr(change.directions.T)

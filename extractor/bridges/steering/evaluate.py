@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from extractor.bridges.steering.edit import Change, Contrast, SteeredNode, Way, find_node, random_directions, steerable
+from extractor.bridges.steering.edit import CounterfactualRun, ResidualEdit, SteeredNode, Way, find_node, random_directions, steerable
 from extractor.circuits.sites import widths
 
 if TYPE_CHECKING:
-    from extractor.bridges.pair import Coupled
+    from extractor.bridges.pair import BridgedPair
     from extractor.data.prompts import TaskBatch
 
 STRENGTHS = tuple(step / 10 for step in range(11))
@@ -32,16 +32,16 @@ Decode = Callable[[list[int]], str]
 
 
 def steer(
-    pair: Coupled, node: str, presented: Tensor, toward: Tensor, strengths: Sequence[float], last: Tensor, way: Way = "read"
+    pair: BridgedPair, node: str, presented: Tensor, toward: Tensor, strengths: Sequence[float], last: Tensor, way: Way = "read"
 ) -> Iterator[Tensor]:
-    """The dense model's logits (B, V) after each prompt, one tensor for each strength; see `Contrast`. Raises UsageError, ValueError."""
-    contrast = Contrast(pair, presented, toward, last)
+    """The dense model's logits (B, V) after each prompt, for each strength (`CounterfactualRun`). Raises UsageError, ValueError."""
+    contrast = CounterfactualRun(pair, presented, toward, last)
     change = contrast.change([find_node(pair, node)], way)
     return (contrast.logits(change, strength) for strength in strengths)
 
 
 @dataclass(frozen=True)
-class Odds:
+class AnswerOdds:
     """Of the other answer after each prompt, (B,): its probability against the right answer, and among all tokens."""
 
     between: Tensor
@@ -49,7 +49,7 @@ class Odds:
 
 
 @dataclass(frozen=True)
-class Trial:
+class SteeringTrial:
     """Nodes of one site, the way they went, and the mean probability of the other answer at strength 1."""
 
     nodes: tuple[SteeredNode, ...]
@@ -57,36 +57,36 @@ class Trial:
     probability: float
 
 
-class Steered:
+class SteeringPrompts:
     """The prompts of some pairs, each steered toward the other of its pair. `counted` (B,) marks those answered rightly by themselves."""
 
-    def __init__(self, pair: Coupled, batch: TaskBatch, pairs: int):
+    def __init__(self, pair: BridgedPair, batch: TaskBatch, pairs: int):
         self.batch = batch.pick(torch.arange(min(pairs, batch.pairs)))
         self.rows = torch.arange(len(self.batch.ids), device=self.batch.ids.device)
-        self.contrast = Contrast(pair, self.batch.ids, self.batch.ids[self.rows ^ 1], self.batch.last)
+        self.contrast = CounterfactualRun(pair, self.batch.ids, self.batch.ids[self.rows ^ 1], self.batch.last)
         self.plain = self._odds(self.contrast.plain_logits())
         self.counted = self.plain.between < 0.5
 
-    def odds(self, change: Change, strength: float) -> Odds:
+    def odds(self, change: ResidualEdit, strength: float) -> AnswerOdds:
         return self.plain if strength == 0 else self._odds(self.contrast.logits(change, strength))
 
     def mean(self, values: Tensor) -> float:
         """Over the prompts that count."""
         return values[self.counted].double().mean().item()
 
-    def trial(self, nodes: Sequence[SteeredNode]) -> Trial:
+    def trial(self, nodes: Sequence[SteeredNode]) -> SteeringTrial:
         """The better of the ways that the nodes can go."""
         ways = WAYS if nodes[0].reads else WAYS[1:]
-        found = [Trial(tuple(nodes), way, self.mean(self.odds(self.contrast.change(nodes, way), 1.0).between)) for way in ways]
+        found = [SteeringTrial(tuple(nodes), way, self.mean(self.odds(self.contrast.change(nodes, way), 1.0).between)) for way in ways]
         return max(found, key=lambda trial: trial.probability)
 
-    def _odds(self, logits: Tensor) -> Odds:
+    def _odds(self, logits: Tensor) -> AnswerOdds:
         right, other = logits[self.rows, self.batch.correct], logits[self.rows, self.batch.wrong]
-        return Odds((other - right).double().sigmoid(), logits.softmax(-1)[self.rows, self.batch.wrong])
+        return AnswerOdds((other - right).double().sigmoid(), logits.softmax(-1)[self.rows, self.batch.wrong])
 
 
 def steering_report(
-    pair: Coupled, circuit_nodes: Sequence[str], select: TaskBatch, held_out: TaskBatch, seed: int, decode: Decode | None = None
+    pair: BridgedPair, circuit_nodes: Sequence[str], select: TaskBatch, held_out: TaskBatch, seed: int, decode: Decode | None = None
 ) -> dict[str, Any]:
     """What steering with the circuit's nodes does; {} where none can be steered, or the dense model answers nothing rightly.
 
@@ -101,7 +101,7 @@ def steering_report(
                                   way, ...} as above; None where no site has two
     """
     nodes = steerable(pair, circuit_nodes)
-    few, many = Steered(pair, select, TRIED_PAIRS), Steered(pair, held_out, MEASURED_PAIRS)
+    few, many = SteeringPrompts(pair, select, TRIED_PAIRS), SteeringPrompts(pair, held_out, MEASURED_PAIRS)
     if not nodes or not few.counted.any() or not many.counted.any():
         return {}
     single = sorted((few.trial([node]) for node in nodes), key=lambda trial: (-trial.probability, trial.nodes[0].id))
@@ -119,7 +119,7 @@ def steering_report(
     return found
 
 
-def measured(steered: Steered, trial: Trial, seed: int, decode: Decode | None) -> dict[str, Any]:
+def measured(steered: SteeringPrompts, trial: SteeringTrial, seed: int, decode: Decode | None) -> dict[str, Any]:
     """A trial's curves along STRENGTHS, beside those of random directions; see `steering_report`."""
     change = steered.contrast.change(trial.nodes, trial.way)
     odds = [steered.odds(change, strength) for strength in STRENGTHS]
@@ -138,7 +138,7 @@ def measured(steered: Steered, trial: Trial, seed: int, decode: Decode | None) -
     return found | ({"example": _example(steered, odds[-1], decode)} if decode else {})
 
 
-def _example(steered: Steered, after: Odds, decode: Decode) -> dict[str, Any]:
+def _example(steered: SteeringPrompts, after: AnswerOdds, decode: Decode) -> dict[str, Any]:
     """The first prompt that counts, and the probability of the other answer before and after."""
     row, batch = int(steered.counted.nonzero()[0]), steered.batch
     stop = int(batch.last[row]) + 1

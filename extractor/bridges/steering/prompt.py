@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
-    from extractor.bridges.pair import Coupled
-    from extractor.bridges.steering.edit import Change, Contrast, SteeredNode, Way
+    from extractor.bridges.pair import BridgedPair
+    from extractor.bridges.steering.edit import CounterfactualRun, ResidualEdit, SteeredNode, Way
 
 TOP_TOKENS = 3
 
@@ -30,11 +30,11 @@ class BridgedResult:
     circuit: Circuit
 
     @cached_property
-    def pair(self) -> Coupled:
+    def pair(self) -> BridgedPair:
         """Opened with the dense model that the bridges were made for. Raises what opening a model raises."""
-        from extractor.bridges.pair import open_twin
+        from extractor.bridges.pair import open_pair
 
-        return open_twin(self.folder / "model")
+        return open_pair(self.folder / "model")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -81,14 +81,14 @@ def steer_result(
     way      see `contrast`; None: the way that was found best, else 'read'
     Raises UsageError.
     """
-    from extractor.bridges.steering.edit import Contrast, find_node
+    from extractor.bridges.steering.edit import CounterfactualRun, find_node
 
     pair, circuit = result.pair, result.circuit
     chosen = [find_node(pair, node, [n.id for n in circuit.nodes]) for node in nodes]
     there = _encode(result, toward)
     here = _encode(result, prompt) if prompt is not None else _held_out(result, there)
     _check_lengths(result, here, there)
-    contrast = Contrast(pair, _row(result, here), _row(result, there), _row(result, [len(here) - 1])[0])
+    contrast = CounterfactualRun(pair, _row(result, here), _row(result, there), _row(result, [len(here) - 1])[0])
     choice = _choice(result, contrast)
     if not chosen:
         chosen, way = _best(result, contrast, choice, way)
@@ -107,7 +107,7 @@ def steer_result(
 
 
 @dataclass(frozen=True)
-class Choice:
+class AnswerPair:
     """The two answers, their tokens, and which of them (0 or 1) the dense model does not give by itself."""
 
     answers: tuple[str, str]
@@ -119,11 +119,11 @@ class Choice:
         return logits[0, list(self.ids)].double().softmax(0)[self.other].item()
 
 
-def _choice(result: BridgedResult, contrast: Contrast) -> Choice:
+def _choice(result: BridgedResult, contrast: CounterfactualRun) -> AnswerPair:
     """Between the task's answers; where these vary, between what the dense model says after each prompt, which must differ."""
     circuit = result.circuit
     if circuit.answers and circuit.answer_ids:
-        return Choice(circuit.answers, circuit.answer_ids, int(contrast.plain_logits()[0, list(circuit.answer_ids)].argmin()))
+        return AnswerPair(circuit.answers, circuit.answer_ids, int(contrast.plain_logits()[0, list(circuit.answer_ids)].argmin()))
     ids = _said(result, contrast.presented), _said(result, contrast.toward)
     answers = result.tokenizer.decode([ids[0]]), result.tokenizer.decode([ids[1]])
     if ids[0] == ids[1]:
@@ -131,19 +131,22 @@ def _choice(result: BridgedResult, contrast: Contrast) -> Choice:
             f"{result.pair.name} says {answers[0]!r} after both prompts; the answers of {circuit.task} vary: "
             "give prompts with different ones"
         )
-    return Choice(answers, ids, 1)
+    return AnswerPair(answers, ids, 1)
 
 
 def _said(result: BridgedResult, ids: Tensor) -> int:
     """What the dense model finds likeliest after a prompt (1, T): one of the task's two answers, or any token where these vary."""
-    from extractor.bridges.steering.edit import Contrast
+    from extractor.bridges.steering.edit import CounterfactualRun
 
-    logits, known = Contrast(result.pair, ids, ids, _row(result, [ids.shape[1] - 1])[0]).plain_logits()[0], result.circuit.answer_ids
+    logits, known = (
+        CounterfactualRun(result.pair, ids, ids, _row(result, [ids.shape[1] - 1])[0]).plain_logits()[0],
+        result.circuit.answer_ids,
+    )
     return known[int(logits[list(known)].argmax())] if known else int(logits.argmax())
 
 
 def _steps(
-    result: BridgedResult, contrast: Contrast, choice: Choice, change: Change, strengths: Sequence[float], seed: int
+    result: BridgedResult, contrast: CounterfactualRun, choice: AnswerPair, change: ResidualEdit, strengths: Sequence[float], seed: int
 ) -> list[dict[str, Any]]:
     from extractor.bridges.steering.edit import random_directions
     from extractor.bridges.steering.evaluate import RANDOM_DRAWS
@@ -168,7 +171,7 @@ def _steps(
     return found
 
 
-def _best(result: BridgedResult, contrast: Contrast, choice: Choice, way: Way | None) -> tuple[list[SteeredNode], Way | None]:
+def _best(result: BridgedResult, contrast: CounterfactualRun, choice: AnswerPair, way: Way | None) -> tuple[list[SteeredNode], Way | None]:
     """The node that the report found best, and its way; where there is no such finding, the best for these prompts."""
     from extractor.bridges.steering.edit import find_node, steerable
 

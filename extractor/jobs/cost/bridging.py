@@ -82,8 +82,8 @@ def _named(config: Mapping[str, Any], *names: str, default: int | None = None) -
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A bridging in numbers. `spec.model` holds the shape that the coupling forces; see `plan`.
+class BridgingCost:
+    """A bridging in numbers. `spec.model` holds the shape that the coupling forces; see `bridging_cost`.
 
     parameters   dense, sparse (without bigram), sparse_nonzero (at the end), bigram, bridges
     flops        of one step, by part
@@ -185,7 +185,7 @@ def config_of(reference: str) -> dict[str, Any]:
     return files.read_json(folder / CONFIG)
 
 
-def plan(config: Mapping[str, Any], spec: BridgeSpec) -> Plan:
+def bridging_cost(config: Mapping[str, Any], spec: BridgeSpec) -> BridgingCost:
     """The plan of bridging the model with this config.json. Raises SpecError where the config does not say enough."""
     dense = DenseShape.of(config)
     shape = spec.model
@@ -198,7 +198,7 @@ def plan(config: Mapping[str, Any], spec: BridgeSpec) -> Plan:
     kind = "counts" if shape.bigram == "dense" and dense.vocabulary > MAX_BIGRAM_VOCABULARY else shape.bigram
     real = spec.model_copy(update={"model": partner.model_copy(update={"n_layer": dense.layers})})
     parameters = _parameters(dense, real, kind)
-    return Plan(config, spec, real, dense, kind, parameters, _flops(dense, real, parameters))
+    return BridgingCost(config, spec, real, dense, kind, parameters, _flops(dense, real, parameters))
 
 
 def _parameters(dense: DenseShape, spec: BridgeSpec, bigram: str) -> dict[str, int]:
@@ -262,7 +262,7 @@ def _flops(dense: DenseShape, spec: BridgeSpec, parameters: Mapping[str, int]) -
 # What fits.
 
 
-def fitting(plan: Plan, memory: int) -> int:
+def largest_micro_batch(plan: BridgingCost, memory: int) -> int:
     """Sequences a pass that fit into `memory` bytes, at most `micro_batch` or a whole batch, in passes of like size; 0: not even one."""
     batch = plan.spec.optim.batch
     most = min(plan.spec.optim.micro_batch or batch, batch)
@@ -275,19 +275,19 @@ def fitting(plan: Plan, memory: int) -> int:
     return low if plan.spec.optim.micro_batch else -(-batch // -(-batch // low))
 
 
-def check(plan: Plan, memory: int) -> None:
+def check(plan: BridgingCost, memory: int) -> None:
     """Raise SpecError, with the flag that would make it fit, where not even one sequence a pass fits into `memory` bytes."""
-    if fitting(plan, memory):
+    if largest_micro_batch(plan, memory):
         return
     needs = f"bridging needs {show_bytes(plan.needed(1) / SHARE)} with one sequence a pass, {show_bytes(memory)} are at hand"
-    found = next((flags for flags in _remedies(plan) if fitting(plan_with(plan, flags), memory)), None)
+    found = next((flags for flags in _remedies(plan) if largest_micro_batch(plan_with(plan, flags), memory)), None)
     if found is None:
         raise SpecError(f"{needs}; no smaller sparse model would fit beside this dense one: use a machine with more memory")
     flags = " ".join(f"--set bridge.{name}={value}" for name, value in found.items())
     raise SpecError(f"{needs}; {flags} would fit, with {show_bytes(plan_with(plan, found).needed(1) / SHARE)}")
 
 
-def plan_with(old: Plan, changes: Mapping[str, Any]) -> Plan:
+def plan_with(old: BridgingCost, changes: Mapping[str, Any]) -> BridgingCost:
     """The plan with fields of the BridgeSpec changed, by dotted name."""
     content = old.asked.model_dump()
     for name, value in changes.items():
@@ -296,10 +296,10 @@ def plan_with(old: Plan, changes: Mapping[str, Any]) -> Plan:
         for part in path:
             place = place[part]
         place[last] = value
-    return plan(old.config, BridgeSpec.model_validate(content))
+    return bridging_cost(old.config, BridgeSpec.model_validate(content))
 
 
-def _remedies(old: Plan) -> Iterator[dict[str, Any]]:
+def _remedies(old: BridgingCost) -> Iterator[dict[str, Any]]:
     """Changes that save memory, the gentlest first: no bigram, a narrower model, a shorter context, then all together."""
     shape, context = old.spec.model, old.spec.optim.context
     bigram: dict[str, Any] = {"model.bigram": "none"} if old.parameters["bigram"] else {}
@@ -320,4 +320,4 @@ def longest_prompt(config: Mapping[str, Any], bridge: BridgeSpec) -> int | None:
     """
     pass
 
-    return config.get("n_ctx") if config.get("model_type") == SPARSE_TYPE else plan(config, bridge).spec.model.n_ctx
+    return config.get("n_ctx") if config.get("model_type") == SPARSE_TYPE else bridging_cost(config, bridge).spec.model.n_ctx

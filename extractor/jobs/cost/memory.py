@@ -12,7 +12,7 @@ log = logging.getLogger("extract")
 _BYTES = 16  # a trained parameter, its gradient and two moments, in fp32
 
 
-def needed(spec: JobSpec) -> int:
+def bytes_needed(spec: JobSpec) -> int:
     """Bytes of GPU memory, or of RAM on a CPU, without which the engine refuses to start or runs out; 0 where that cannot be told.
 
     Of a bridging: the plan with one sequence a pass. Of a training: weights, gradients and moments. Pruning a sparse model needs little.
@@ -25,7 +25,7 @@ def needed(spec: JobSpec) -> int:
         config = bridging.config_of(spec.model)
         if config.get("model_type") == "sparse_gpt":
             return 0
-        return int(bridging.plan(config, spec.bridge).needed(1) / bridging.SHARE)
+        return int(bridging.bridging_cost(config, spec.bridge).needed(1) / bridging.SHARE)
     except (ExtractorError, OSError) as error:  # the job will say so itself
         log.info("memory needed by a job over %s is not known: %s", spec.model, error)
         return 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from extractor.jobs.cost.bridging import Plan, fitting
+from extractor.jobs.cost.bridging import BridgingCost, largest_micro_batch
 from extractor.jobs.cost.hardware import Speed
 from extractor.jobs.cost.units import show_bytes, show_count, show_seconds
 
 
-def describe(plan: Plan, memory: int | None = None, speed: Speed | None = None) -> list[tuple[str, str]]:
+def describe(plan: BridgingCost, memory: int | None = None, speed: Speed | None = None) -> list[tuple[str, str]]:
     """Rows (name, value) for a table; with `memory` (bytes at hand) also what fits into it, with `speed` also the time."""
     rows = _pass_of(plan, memory)
     optim, known = plan.spec.optim, plan.parameters
@@ -33,7 +33,7 @@ def describe(plan: Plan, memory: int | None = None, speed: Speed | None = None) 
     return found
 
 
-def to_json(plan: Plan, memory: int | None = None, speed: Speed | None = None) -> dict[str, Any]:
+def to_json(plan: BridgingCost, memory: int | None = None, speed: Speed | None = None) -> dict[str, Any]:
     """The same as numbers: bytes, seconds, floating-point operations."""
     rows = _pass_of(plan, memory)
     return {
@@ -54,7 +54,7 @@ def to_json(plan: Plan, memory: int | None = None, speed: Speed | None = None) -
     }
 
 
-def line(plan: Plan, memory: int | None = None, speed: Speed | None = None) -> str:
+def line(plan: BridgingCost, memory: int | None = None, speed: Speed | None = None) -> str:
     """One line for a job's notes."""
     rows, known, steps = _pass_of(plan, memory), plan.parameters, plan.spec.optim.steps
     sizes = f"{show_count(known['sparse'] + known['bigram'])} sparse + {show_count(known['dense'])} dense + {show_count(known['bridges'])}"
@@ -65,7 +65,7 @@ def line(plan: Plan, memory: int | None = None, speed: Speed | None = None) -> s
     )
 
 
-def _pass_of(plan: Plan, memory: int | None) -> int:
+def _pass_of(plan: BridgingCost, memory: int | None) -> int:
     """Sequences a pass, as the training would choose them."""
     optim = plan.spec.optim
-    return min(optim.micro_batch or optim.batch, optim.batch) if memory is None else max(1, fitting(plan, memory))
+    return min(optim.micro_batch or optim.batch, optim.batch) if memory is None else max(1, largest_micro_batch(plan, memory))

@@ -14,7 +14,7 @@ from extractor.errors import SpecError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from extractor.pruning.problem import Problem
+    from extractor.pruning.problem import PruningProblem
 
 
 def names() -> list[str]:
@@ -22,7 +22,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def rank(problem: Problem) -> Tensor:
+def rank(problem: PruningProblem) -> Tensor:
     """Scores (N,) by the algorithm that the problem's spec names. Raises SpecError for one there is not."""
     name = problem.spec.algorithm
     if name not in names():

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from extractor.circuits.graph import Graph
+from extractor.circuits.graph import CircuitMask
 from extractor.pruning.elements import Nodes
-from extractor.pruning.problem import Problem
+from extractor.pruning.problem import PruningProblem
 
 POINTS = 16
 PAIRS = 256
 
 
-def rank(problem: Problem) -> Tensor:
+def rank(problem: PruningProblem) -> Tensor:
     """Scores (N,), nats; a channel's q and k have the sum of theirs."""
     everything = torch.ones(len(problem.index), dtype=torch.bool, device=problem.model.device)
-    nodes, batch = Nodes(problem.model, Graph(everything)), problem.draw(0, PAIRS)
+    nodes, batch = Nodes(problem.model, CircuitMask(everything)), problem.draw(0, PAIRS)
     network = problem.network(everything)
     prompts = network.prepare(batch)
     total = torch.zeros(len(nodes), device=problem.model.device)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from extractor import files
-from extractor.circuits.graph import Graph, edge_count, without_dead
+from extractor.circuits.graph import CircuitMask, edge_count, without_dead
 from extractor.pruning.bisection import smallest
 from extractor.pruning.elements import Nodes
-from extractor.pruning.mask_sets import Trial, learn_scores
-from extractor.pruning.problem import Problem
+from extractor.pruning.mask_sets import MaskTrial, learn_scores
+from extractor.pruning.problem import PruningProblem
 
 if TYPE_CHECKING:
     import optuna
@@ -29,7 +29,7 @@ JUDGED_PAIRS = 256  # of the select split, by which trials are compared
 _RANGE = {"k_coef": 10.0, "lr": 4.0, "weight_decay": 10.0, "temperature": 3.0}
 
 
-def rank(problem: Problem) -> Tensor:
+def rank(problem: PruningProblem) -> Tensor:
     """Scores (N,) of the best trial."""
     return Search(problem).run()
 
@@ -37,10 +37,10 @@ def rank(problem: Problem) -> Tensor:
 class Search:
     """Trials so far: their parameters, values (edges at the target; None: stopped half-way) and the best one's scores."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: PruningProblem):
         self.problem = problem
         everything = torch.ones(len(problem.index), dtype=torch.bool, device=problem.model.device)
-        self.graph = without_dead(problem.model, Graph(everything))
+        self.graph = without_dead(problem.model, CircuitMask(everything))
         self.nodes = Nodes(problem.model, self.graph)
         self.trials: list[dict[str, Any]] = []
         self.best = torch.zeros(len(self.nodes))
@@ -81,7 +81,7 @@ class Search:
         """Edges (P,) of the smallest prefix of each ranking (P, E) that reaches the target; where none of some size does, more than all."""
         place = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
-        def graphs(k: Tensor) -> list[Graph]:
+        def graphs(k: Tensor) -> list[CircuitMask]:
             return [self.nodes.graph(row < most) for row, most in zip(place, k, strict=True)]
 
         aim = max(self.problem.target - self.problem.spec.margin, self.problem.target / 2)
@@ -97,15 +97,15 @@ class Search:
 
     # what is tried
 
-    def _centre(self, **changes: float) -> Trial:
+    def _centre(self, **changes: float) -> MaskTrial:
         spec = self.problem.spec
         values = {"k_coef": spec.k_coef, "lr": spec.lr, "weight_decay": spec.weight_decay, "temperature": spec.temperature}
-        return Trial(**{**values, "beta2": spec.beta2, "warmup": spec.warmup, "seed": self.problem.seed, **changes})  # type: ignore[arg-type]
+        return MaskTrial(**{**values, "beta2": spec.beta2, "warmup": spec.warmup, "seed": self.problem.seed, **changes})  # type: ignore[arg-type]
 
-    def _fixed(self, count: int) -> list[Trial]:
+    def _fixed(self, count: int) -> list[MaskTrial]:
         return [self._centre(k_coef=k) for k in self.problem.spec.k_coefs[len(self.trials) :][:count]]
 
-    def _proposed(self, number: int, count: int) -> list[Trial]:
+    def _proposed(self, number: int, count: int) -> list[MaskTrial]:
         """The first round spreads k_coef evenly round the centre; the others ask Optuna, which sees all trials so far."""
         if number == 0:
             steps = [2 * (i + 0.5) / count - 1 for i in range(count)]

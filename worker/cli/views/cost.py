@@ -25,7 +25,7 @@ def show_preflight(spec: JobSpec, as_json: bool) -> None:
         rows.append(("bridge", NO_BRIDGE))
     elif config is not None:
         assert spec.bridge is not None
-        found = bridging.plan(config, spec.bridge)
+        found = bridging.bridging_cost(config, spec.bridge)
         memory = hardware.memory_at_hand()
         bridging.check(found, memory)
         here = (memory, hardware.measure_speed(spec.bridge.optim.precision))
