@@ -1,4 +1,4 @@
-"""Fixtures for all tests; what they are made of is in worlds.py."""
+"""Fixtures for all tests; support/worlds.py makes them."""
 
 import os
 
@@ -8,7 +8,7 @@ from worlds import cache, corpus, env, fresh_python, gpt2, gpt2_folder, tokenize
 
 __all__ = ["cache", "corpus", "env", "fresh_python", "gpt2", "gpt2_folder", "tokenizer"]
 
-LONGEST = ("test_main_job", "test_pipeline", "test_planted", "test_lora_circuit", "test_real_engine", "test_storage", "test_engine_process")
+LONGEST = ("test_main_job", "test_pipeline", "test_frozen", "test_planted", "test_lora_circuit", "test_real_engine", "test_storage", "test_engine_process")
 
 
 def pytest_collection_modifyitems(items):

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from s3 import Bucket, s3_server
 from service_machine import Machine, fresh_machine
+from simulated_hub import gpt2_files
 
 from extractor.models.tokenizer import save_tokenizer, train_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # what the other tests share
-
-from simulated_hub import gpt2_files
 
 
 @pytest.fixture(scope="session")

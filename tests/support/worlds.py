@@ -24,7 +24,7 @@ from extractor.training.checkpoints import Checkpoints, MetricsLog
 from extractor.training.loop import LoopEnvironment
 
 torch.set_num_threads(1)
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 600
 CORPUS = CorpusSpec(sources=("generated",), generated_programs=300)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from local_hub import TOKEN, LocalHub, Repository, serve
 from simulated_hub import KINDS, SHA, expected, gpt2_files, simulated_hub, weights
-from worlds import python
+from worlds import ROOT, python
 
 from extractor.data.task_choice import choose
 from extractor.errors import UsageError
@@ -175,7 +175,7 @@ def test_a_folder_of_this_machine_never_stands_in_for_a_model_that_a_search_foun
     folder(tmp_path / "here" / "lab" / "a", "something else", gpt2_folder)
     script = f"import os; os.chdir({str(tmp_path / 'here')!r})\n{CHOOSE}"
     limits = {"limit": 9, "most_parameters": 10**9, "setting": "--max-params", "owners": []}
-    environment = small.environment(tmp_path) | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = small.environment(tmp_path) | {"PYTHONPATH": str(ROOT)}
     found = json.loads(python(script, json.dumps([["hub:lab/a"], limits, None]), env=environment))
     assert found["taken"][0]["reference"] == f"lab/a@{SHA}"
 
