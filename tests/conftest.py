@@ -8,7 +8,16 @@ from worlds import cache, corpus, env, fresh_python, gpt2, gpt2_folder, tokenize
 
 __all__ = ["cache", "corpus", "env", "fresh_python", "gpt2", "gpt2_folder", "tokenizer"]
 
-LONGEST = ("test_main_job", "test_pipeline", "test_frozen", "test_planted", "test_lora_circuit", "test_real_engine", "test_storage", "test_engine_process")
+LONGEST = (
+    "test_main_job",
+    "test_pipeline",
+    "test_frozen",
+    "test_planted",
+    "test_lora_circuit",
+    "test_real_engine",
+    "test_storage",
+    "test_engine_process",
+)
 
 
 def pytest_collection_modifyitems(items):
