@@ -18,7 +18,7 @@ from extractor.bridges.pair import BridgedPair
 from extractor.circuits.calibration import calibrate, calibrated_loss
 from extractor.circuits.graph import CircuitMask, NodeIndex
 from extractor.circuits.network import LENGTH_GROUPS
-from extractor.circuits.reference import masked_margin, masked_residuals
+from extractor.circuits.reference import masked_logit_diff, masked_residuals
 from extractor.data.corpus import Corpus
 from extractor.data.prompts import TaskBatch, accuracy, logit_diff, task_loss
 from extractor.files import rounded
@@ -160,25 +160,25 @@ def prompt_agreement(pair: BridgedPair, batch: TaskBatch) -> dict:
 
     agreement is the share of prompts where both prefer the same one of the two answers; losses in nats per prompt, not calibrated.
     """
-    margins = {"dense": dense_margins(pair, batch), "sparse": masked_margin(pair.sparse, batch, {}, {})}
+    diffs = {"dense": dense_logit_diffs(pair, batch), "sparse": masked_logit_diff(pair.sparse, batch, {}, {})}
     return rounded(
         {
-            "agreement": ((margins["dense"] > 0) == (margins["sparse"] > 0)).double().mean().item(),
-            "loss": {name: task_loss(margin, batch.sign).item() for name, margin in margins.items()},
-            "accuracy": {name: accuracy(margin, batch.sign) for name, margin in margins.items()},
+            "agreement": ((diffs["dense"] > 0) == (diffs["sparse"] > 0)).double().mean().item(),
+            "loss": {name: task_loss(diff, batch.sign).item() for name, diff in diffs.items()},
+            "accuracy": {name: accuracy(diff, batch.sign) for name, diff in diffs.items()},
         }
     )
 
 
 @torch.no_grad()
-def dense_margins(pair: BridgedPair, batch: TaskBatch) -> Tensor:
-    """The dense model's own answer margins (2P,)."""
-    margins = torch.empty(len(batch.ids), device=batch.ids.device)
+def dense_logit_diffs(pair: BridgedPair, batch: TaskBatch) -> Tensor:
+    """The dense model's own logit differences (2P,)."""
+    diffs = torch.empty(len(batch.ids), device=batch.ids.device)
     for rows in _by_length(batch):
         part = batch.rows(rows)
         context = pair.dense.context(part.ids)
-        margins[rows] = _dense_margin(pair, tail(pair.dense, 0, pair.dense.embed(part.ids, context), context), part)
-    return margins
+        diffs[rows] = _dense_logit_diff(pair, tail(pair.dense, 0, pair.dense.embed(part.ids, context), context), part)
+    return diffs
 
 
 @torch.no_grad()
@@ -187,33 +187,33 @@ def circuit_through_bridges(
 ) -> dict:
     """What the dense model makes of the circuit alone: at every site the circuit's residual is decoded and the dense tail finishes.
 
-    base             values of what is off, as for `masked_margin`
-    calibrate_on     the select split; scale and shift of the margin are fitted there, for every site by itself
+    base             values of what is off, as for `masked_logit_diff`
+    calibrate_on     the select split; scale and shift of the logit difference are fitted there, for every site by itself
 
     Returns {loss, raw_loss, accuracy}, a number a site: nats per prompt, calibrated and not, and the share of prompts that the calibrated
-    margin gets right. No node has acted yet at the first site: there the bridges alone are measured.
+    diff gets right. No node has acted yet at the first site: there the bridges alone are measured.
     """
     found: dict[str, list[float]] = {"loss": [], "raw_loss": [], "accuracy": []}
-    select = _margins_through_bridges(pair, calibrate_on, graph, base)
-    for chosen, margin in zip(select, _margins_through_bridges(pair, batch, graph, base), strict=True):
+    select = _logit_diffs_through_bridges(pair, calibrate_on, graph, base)
+    for chosen, diff in zip(select, _logit_diffs_through_bridges(pair, batch, graph, base), strict=True):
         calibration = calibrate(chosen, calibrate_on.sign)
-        found["loss"].append(calibrated_loss(margin, batch.sign, calibration))
-        found["raw_loss"].append(task_loss(margin, batch.sign).item())
-        found["accuracy"].append(accuracy(calibration.scale * margin + calibration.shift, batch.sign))
+        found["loss"].append(calibrated_loss(diff, batch.sign, calibration))
+        found["raw_loss"].append(task_loss(diff, batch.sign).item())
+        found["accuracy"].append(accuracy(calibration.scale * diff + calibration.shift, batch.sign))
     return rounded(found)
 
 
-def _margins_through_bridges(pair: BridgedPair, batch: TaskBatch, graph: CircuitMask, base: Mapping[str, Tensor]) -> Tensor:
-    """Answer margins (sites, 2P) of the paths that start in the circuit alone and end in the dense model."""
-    margins = torch.empty(len(pair.sites), len(batch.ids), device=batch.ids.device)
+def _logit_diffs_through_bridges(pair: BridgedPair, batch: TaskBatch, graph: CircuitMask, base: Mapping[str, Tensor]) -> Tensor:
+    """Logit differences (sites, 2P) of the paths that start in the circuit alone and end in the dense model."""
+    diffs = torch.empty(len(pair.sites), len(batch.ids), device=batch.ids.device)
     masks = NodeIndex.of(pair.sparse).split(graph.nodes.float())
     for rows in _by_length(batch):
         part = batch.rows(rows)
         context = pair.dense.context(part.ids)
         residuals = masked_residuals(pair.sparse, part.ids, masks, base, graph.edges)
         for index, (site, h) in enumerate(zip(pair.sites, residuals, strict=True)):
-            margins[index, rows] = _dense_margin(pair, tail(pair.dense, index, site.decode(h), context), part)
-    return margins
+            diffs[index, rows] = _dense_logit_diff(pair, tail(pair.dense, index, site.decode(h), context), part)
+    return diffs
 
 
 def _by_length(batch: TaskBatch) -> tuple[Tensor, ...]:
@@ -221,6 +221,6 @@ def _by_length(batch: TaskBatch) -> tuple[Tensor, ...]:
     return batch.last.argsort(stable=True).chunk(LENGTH_GROUPS)
 
 
-def _dense_margin(pair: BridgedPair, h: Tensor, batch: TaskBatch) -> Tensor:
-    """Answer margins (2P,) from the dense model's final residuals (2P, T, D)."""
+def _dense_logit_diff(pair: BridgedPair, h: Tensor, batch: TaskBatch) -> Tensor:
+    """Logit differences (2P,) from the dense model's final residuals (2P, T, D)."""
     return logit_diff(pair.dense.unembed(h[torch.arange(len(h), device=h.device), batch.last]), batch)

@@ -1,8 +1,8 @@
-"""Scale and shift of the answer margin (App. A.5): a pruned network's logits are uncalibrated.
+"""Scale and shift of the logit difference (App. A.5): a pruned network's logits are uncalibrated.
 
-`calibrate` is the paper's, L-BFGS on one circuit; `calibrate_all` the same optimum for many circuits at once by Newton's method, for the
-thousands of circuits that are only looked at. Both minimise task loss + a trace of regularisation, scale >= 0: perfectly separated margins
-have no finite optimum.
+`calibrate` is the paper's: L-BFGS on one circuit. `calibrate_all` finds the same optimum for many circuits at once by Newton's method, for
+comparing thousands of circuits. Both minimise the task loss plus a slight regularisation with scale >= 0, because perfectly
+separated logit differences have no finite optimum.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _TRACE = 1e-5
 _NEWTON_STEPS = 12
 
 
-def calibrate(margin: Tensor, sign: Tensor) -> Calibration:
-    """The best scale and shift of margins (n,): 16 L-BFGS steps in fp64."""
-    standard, spread, middle = _standard(margin[None])
+def calibrate(diff: Tensor, sign: Tensor) -> Calibration:
+    """The best scale and shift of diffs (n,): 16 L-BFGS steps in fp64."""
+    standard, spread, middle = _standard(diff[None])
     sign = sign.double().cpu()
     parameters = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)  # scale, shift, in units of the spread
     lbfgs = torch.optim.LBFGS([parameters], max_iter=16, line_search_fn="strong_wolfe")
@@ -40,15 +40,15 @@ def calibrate(margin: Tensor, sign: Tensor) -> Calibration:
     return Calibration(scale=scale, shift=found[1].item() - scale * middle.item())
 
 
-def calibrated_loss(margin: Tensor, sign: Tensor, calibration: Calibration) -> float:
-    """Task loss in nats of calibrated margins."""
-    return task_loss(calibration.scale * margin + calibration.shift, sign).item()
+def calibrated_loss(diff: Tensor, sign: Tensor, calibration: Calibration) -> float:
+    """Task loss in nats of calibrated logit differences."""
+    return task_loss(calibration.scale * diff + calibration.shift, sign).item()
 
 
 @torch.no_grad()
-def calibrate_all(margins: Tensor, sign: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(losses, scales, shifts), (P,) fp64 each, of margins (P, n): every row under its own best calibration."""
-    standard, spread, middle = _standard(margins)
+def calibrate_all(diffs: Tensor, sign: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(losses, scales, shifts), (P,) fp64 each, of diffs (P, n): every row under its own best calibration."""
+    standard, spread, middle = _standard(diffs)
     sign = sign.double().cpu()
     found = torch.tensor([1.0, 0.0], dtype=torch.float64).repeat(len(standard), 1)
     value = _objective(standard, sign, found)
@@ -66,10 +66,10 @@ def calibrate_all(margins: Tensor, sign: Tensor) -> tuple[Tensor, Tensor, Tensor
     return losses, scale, found[:, 1] - scale * middle
 
 
-def _standard(margins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    margins = margins.detach().double().cpu()
-    spread, middle = margins.std(-1).clamp_min(1e-6), margins.mean(-1)
-    return (margins - middle[:, None]) / spread[:, None], spread, middle
+def _standard(diffs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    diffs = diffs.detach().double().cpu()
+    spread, middle = diffs.std(-1).clamp_min(1e-6), diffs.mean(-1)
+    return (diffs - middle[:, None]) / spread[:, None], spread, middle
 
 
 def _losses(standard: Tensor, sign: Tensor, found: Tensor) -> Tensor:

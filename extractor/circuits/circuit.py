@@ -41,7 +41,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibrated answer margin = scale * margin + shift, the margin being first answer's logit minus second answer's."""
+    """Calibrated logit difference = scale * diff + shift, the logit difference being first answer's logit minus second answer's."""
 
     scale: float
     shift: float

@@ -6,7 +6,7 @@ A residual channel that no node reads or writes holds what the prompt put there 
 
 The circuit needs two things of these channels, their sum of squares before each norm and what they say of each answer. Both are sums of a
 table by token, one by place and, for the squares, one by token and place, 2 sum_c embedding[token, c] position[place, c], for all norms.
-Together with the `network` of its nodes they are the circuit: `reference.masked_margin` to rounding, without the model.
+Together with the `network` of its nodes they are the circuit: `reference.masked_logit_diff` to rounding, without the model.
 
 B prompts, T tokens, V vocabulary, R residual channels that nodes read or write, L layers, A answers, C longest prompt.
 """
@@ -45,7 +45,7 @@ _AT_ONCE = 1 << 21  # values of one bigram chunk, tokens times vocabulary: small
 
 
 class CompiledCircuit(nn.Module):
-    """Token ids in, answer margins out. Made by `compile_circuit`, `Circuit.compile` or `load`; holds no parameters, only buffers.
+    """Token ids in, logit differences out. Made by `compile_circuit`, `Circuit.compile` or `load`; holds no parameters, only buffers.
 
     answers           (A,) the tokens that it tells apart
     tracked           (V, R) embeddings;                               position_tracked  (C, R), added to them

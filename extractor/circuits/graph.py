@@ -68,7 +68,7 @@ class CircuitMask:
     nodes: Tensor
     edges: Mapping[Link, Tensor] | None = None
 
-    def others(self) -> CircuitMask:
+    def complement(self) -> CircuitMask:
         """All nodes but these, and every edge between them."""
         return CircuitMask(~self.nodes)
 

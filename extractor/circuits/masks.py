@@ -32,8 +32,8 @@ class MaskedModel(Protocol):
     def prepare(self, batch: TaskBatch) -> Any:
         """What of a batch does not depend on masks."""
 
-    def margins(self, prompts: Any, masks: Masks = Masks()) -> Tensor:
-        """Answer margins (P, 2 x pairs), in the batch's order. Differentiable in the masks."""
+    def logit_diffs(self, prompts: Any, masks: Masks = Masks()) -> Tensor:
+        """Logit differences (P, 2 x pairs), in the batch's order. Differentiable in the masks."""
 
     def cut(self, edges: Mapping[Link, Tensor]) -> dict[Link, Tensor]:
         """Edge masks (..., target width, source width) per link, cut to the kept nodes."""

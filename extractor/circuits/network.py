@@ -1,6 +1,6 @@
 """The model while it is pruned: only the nodes that may still be on, for many mask sets at once, and only the answer.
 
-What it leaves out of `reference.masked_margin`, whose twin it is:
+What it leaves out of `reference.masked_logit_diff`, whose twin it is:
 
 - nodes that are off in every set are constants, folded into biases; their rows and columns are gone from the matrices
 - residual channels that no computed node reads or writes are known from the prompt: of them only the sum of squares before each norm is
@@ -39,8 +39,8 @@ class PreparedPrompts:
     tracked      (1, B, T, R) embeddings, positions added
     rest         (2L + 1, B, T) sum of squares of the other channels before each norm
     last         (B,) the scored position
-    readout      (B, R) weights of the tracked channels, normed, in the answer margin
-    direct       (B,) what reaches the margin without any sublayer and without the norm: bigrams
+    readout      (B, R) weights of the tracked channels, normed, in the logit difference
+    direct       (B,) what reaches the logit difference without any sublayer and without the norm: bigrams
     rest_readout (B,) what the other channels give, times the norm
     """
 
@@ -54,7 +54,7 @@ class PreparedPrompts:
 
 
 def run(layers: Sequence[tuple[AttentionCut, NeuronsCut]], prompts: PreparedPrompts, masks: Masks) -> Tensor:
-    """Answer margins (P or 1, B)."""
+    """Logit differences (P or 1, B)."""
     h, rest, last = prompts.tracked, list(prompts.rest), prompts.last
     for number, (attention, neurons) in enumerate(layers):
         x = attention.read.apply(h, rest[2 * number], None, masks)
@@ -83,7 +83,7 @@ class FastMaskedModel:
 
     @torch.no_grad()
     def __init__(self, model: SparseGPTForCausalLM, base: Base, kept: Tensor):
-        self.model, self.base, self.kept = model, base, kept
+        self.model, self.ablation_values, self.kept = model, base, kept
         self.index = NodeIndex.of(model)
         self._starts = self.index.starts()
         self._channels = {site: part.nonzero().flatten() for site, part in self.index.split(kept).items()}
@@ -98,8 +98,8 @@ class FastMaskedModel:
         """Nodes computed."""
         return int(self.kept.sum())
 
-    def margins(self, prompts: Sequence[PreparedPrompts], masks: Masks = Masks()) -> Tensor:  # noqa: B008 - frozen
-        """Answer margins (P, 2 x pairs) of every mask set, in the batch's order. Differentiable in the masks."""
+    def logit_diffs(self, prompts: Sequence[PreparedPrompts], masks: Masks = Masks()) -> Tensor:  # noqa: B008 - frozen
+        """Logit differences (P, 2 x pairs) of every mask set, in the batch's order. Differentiable in the masks."""
         parts = [run(self.layers, group, masks) for group in prompts]
         order = torch.cat([group.rows for group in prompts]).argsort()
         return torch.cat(parts, dim=1)[:, order]
@@ -158,10 +158,12 @@ class FastMaskedModel:
         return seen.nonzero().flatten(), torch.stack(constants)
 
     def _constant_write(self, site: str) -> Tensor:
-        return self.base[site].index_fill(0, self._channels[site], 0.0)
+        return self.ablation_values[site].index_fill(0, self._channels[site], 0.0)
 
     def _slots(self, site: str, k: int, channels: Tensor | None = None) -> Slots:
-        return Slots.of(self._channels[site] if channels is None else channels, self._starts[site], len(self.index), self.base[site], k)
+        return Slots.of(
+            self._channels[site] if channels is None else channels, self._starts[site], len(self.index), self.ablation_values[site], k
+        )
 
     def _read(self, site: str, k: int, norm: RMSNorm, position_norm: RMSNorm | None) -> Read:
         width, channels, table = self.model.config.d_model, self._channels[site], self.model.transformer.wpe
@@ -179,7 +181,7 @@ class FastMaskedModel:
         folded   whether what sources that are off send is put into the bias
         """
         source, target = link
-        base, real, inputs = self.base[source], rows >= 0, columns >= 0
+        base, real, inputs = self.ablation_values[source], rows >= 0, columns >= 0
         constant = bias + weight @ base.index_fill(0, columns[inputs], 0.0) if folded else bias
         at, sources = rows.clamp_min(0), columns.clamp_min(0)
         return Matrix(
@@ -201,7 +203,7 @@ class FastMaskedModel:
             on = self._is_kept(name, wanted)
             channels = torch.where(on, wanted, -1)
             matrix = self._matrix((reads, name), weight, bias, channels, self._channels[reads])
-            constant = torch.where((wanted >= 0) & ~on, self.base[name][wanted.clamp_min(0)], matrix.bias)
+            constant = torch.where((wanted >= 0) & ~on, self.ablation_values[name][wanted.clamp_min(0)], matrix.bias)
             matrices.append(replace(matrix, bias=constant))
             sites.append(self._slots(name, site.k, channels))
         sinks, value_slots = attn.sink_logit is not None, sites[2].channels
@@ -237,7 +239,7 @@ class FastMaskedModel:
         either = torch.cat([self._channels[prefix + "q"], self._channels[prefix + "k"]]).unique()
         values = self._channels[prefix + "v"]
         valued, scored, leaks = (
-            torch.zeros(len(self.base[prefix + "v"]) // attn.d_head, dtype=torch.bool, device=values.device) for _ in range(3)
+            torch.zeros(len(self.ablation_values[prefix + "v"]) // attn.d_head, dtype=torch.bool, device=values.device) for _ in range(3)
         )
         valued[values // attn.d_head] = True
         scored[either // attn.d_head] = True
@@ -248,12 +250,12 @@ class FastMaskedModel:
 
     def _leak(self, site: str, attn: Attention) -> Tensor:
         """What values that are off write, per head, (S, heads)."""
-        off = self.base[site].index_fill(0, self._channels[site], 0.0)
+        off = self.ablation_values[site].index_fill(0, self._channels[site], 0.0)
         return (attn.c_proj.weight * off).unflatten(1, (-1, attn.d_head)).sum(-1)
 
     def _constant_score(self, prefix: str, slots: Tensor, attn: Attention) -> Tensor:
         """What channels whose q and k are both off add to every score of a head, (heads,)."""
-        product = self.base[prefix + "q"] * self.base[prefix + "k"]
+        product = self.ablation_values[prefix + "q"] * self.ablation_values[prefix + "k"]
         product = product.index_fill(0, slots[slots >= 0], 0.0)
         return product.view(-1, attn.d_head).sum(-1) / attn.d_head**0.5
 

@@ -30,7 +30,7 @@ SiteMasks = Mapping[str, Tensor]  # site -> (width,): 1 on, 0 off, or between
 Values = Mapping[str, Tensor]  # site -> (width,), or (B, T, width) for values of another run
 
 
-def masked_margin(
+def masked_logit_diff(
     model: SparseGPTForCausalLM,
     batch: TaskBatch,
     masks: SiteMasks,
@@ -38,7 +38,7 @@ def masked_margin(
     edges: Mapping[Link, Tensor] | None = None,
     rewrite: Callable[[str, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Answer margins (2P,) of the model in which what is off has its value in `base`. Differentiable in masks and edges.
+    """Logit differences (2P,) of the model in which what is off has its value in `base`. Differentiable in masks and edges.
 
     masks     a site that is absent is all on
     edges     per link (target width, source width): 1 on, 0 off, or between; None: all on
@@ -57,7 +57,7 @@ def masked_residuals(
     edges: Mapping[Link, Tensor] | None = None,
     rewrite: Callable[[str, Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
-    """The residuals (B, T, S) before every sublayer and after the last, 2L + 1; see `masked_margin`."""
+    """The residuals (B, T, S) before every sublayer and after the last, 2L + 1; see `masked_logit_diff`."""
     plain = _Plain(masks, base, edges, rewrite)
     context = model.context(ids.shape[1])
     found = [model.embed(ids, context)]
@@ -73,10 +73,10 @@ class _Plain:
     def __init__(
         self, masks: SiteMasks, base: Values, edges: Mapping[Link, Tensor] | None, rewrite: Callable[[str, Tensor], Tensor] | None
     ):
-        self.masks, self.base, self.edges, self.rewrite = masks, base, edges, rewrite
+        self.masks, self.ablation_values, self.edges, self.rewrite = masks, base, edges, rewrite
 
     def site(self, name: str, k: int, x: Tensor) -> Tensor:
-        mask, base = self.masks.get(name), self.base.get(name)
+        mask, base = self.masks.get(name), self.ablation_values.get(name)
         x = abs_topk(x, k) if mask is None or base is None else base + mask * (compete(x, mask > 0, k) - base)
         return x if self.rewrite is None else self.rewrite(name, x)
 
@@ -90,7 +90,7 @@ class _Plain:
     def attention(self, prefix: str, attn: Attention, read: Tensor, context: Context) -> Tensor:
         batch, length, _ = read.shape
         x = self.site(prefix + "act_in", attn.act_in.k, read)
-        base = lambda: self.base[prefix + "act_in"].expand_as(x)  # noqa: E731
+        base = lambda: self.ablation_values[prefix + "act_in"].expand_as(x)  # noqa: E731
         parts = zip("qkv", attn.c_attn.weight.chunk(3), attn.c_attn.bias.chunk(3), (attn.q.k, attn.k.k, attn.v.k), strict=True)
         q, k, v = (
             self.site(prefix + name, most, self.through(prefix + "act_in", prefix + name, weight, x, base) + bias)
@@ -103,16 +103,16 @@ class _Plain:
         def mixed(values: Tensor) -> Tensor:
             return (pattern @ heads(values)).transpose(1, 2).flatten(2)
 
-        usual = lambda: mixed(self.base[prefix + "v"].expand_as(v))  # noqa: E731
+        usual = lambda: mixed(self.ablation_values[prefix + "v"].expand_as(v))  # noqa: E731
         out = self.through(prefix + "v", prefix + "resid_delta", attn.c_proj.weight, mixed(v), usual) + attn.c_proj.bias
         return self.site(prefix + "resid_delta", attn.resid_delta.k, out)
 
     def neurons(self, prefix: str, mlp: MLP, read: Tensor) -> Tensor:
         x = self.site(prefix + "act_in", mlp.act_in.k, read)
-        base = lambda: self.base[prefix + "act_in"].expand_as(x)  # noqa: E731
+        base = lambda: self.ablation_values[prefix + "act_in"].expand_as(x)  # noqa: E731
         before = self.through(prefix + "act_in", prefix + "post_act", mlp.c_fc.weight, x, base) + mlp.c_fc.bias
         post = self.site(prefix + "post_act", mlp.post_act.k, mlp.activation(before))
-        usual = lambda: self.base[prefix + "post_act"].expand_as(post)  # noqa: E731
+        usual = lambda: self.ablation_values[prefix + "post_act"].expand_as(post)  # noqa: E731
         out = self.through(prefix + "post_act", prefix + "resid_delta", mlp.c_proj.weight, post, usual) + mlp.c_proj.bias
         return self.site(prefix + "resid_delta", mlp.resid_delta.k, out)
 
@@ -121,7 +121,7 @@ class ReferenceMaskedModel:
     """base   values of what is off; None: those of another prompt of the same length in the batch, position by position."""
 
     def __init__(self, model: SparseGPTForCausalLM, kept: Tensor, base: Values | None):
-        self.model, self.kept, self.base = model, kept, base
+        self.model, self.kept, self.ablation_values = model, kept, base
         self.index = NodeIndex.of(model)
         self._channels = {site: part.nonzero().flatten() for site, part in self.index.split(kept).items()}
 
@@ -130,17 +130,17 @@ class ReferenceMaskedModel:
         return int(self.kept.sum())
 
     def prepare(self, batch: TaskBatch) -> tuple[TaskBatch, Values]:
-        return batch, resampled(self.model, batch) if self.base is None else self.base
+        return batch, resampled(self.model, batch) if self.ablation_values is None else self.ablation_values
 
-    def margins(self, prompts: tuple[TaskBatch, Values], masks: Masks = Masks()) -> Tensor:  # noqa: B008 - frozen
-        """Answer margins (P, 2 x pairs) of every mask set."""
+    def logit_diffs(self, prompts: tuple[TaskBatch, Values], masks: Masks = Masks()) -> Tensor:  # noqa: B008 - frozen
+        """Logit differences (P, 2 x pairs) of every mask set."""
         batch, base = prompts
         given = [t for t in (masks.nodes, *(masks.edges or {}).values()) if t is not None]
         rows = []
         for number in range(len(given[0]) if given else 1):
             on = self.kept.float() if masks.nodes is None else masks.nodes[number] * self.kept
             edges = None if masks.edges is None else {link: self._full(link, mask[number]) for link, mask in masks.edges.items()}
-            rows.append(masked_margin(self.model, batch, self.index.split(on), base, edges))
+            rows.append(masked_logit_diff(self.model, batch, self.index.split(on), base, edges))
         return torch.stack(rows)
 
     def cut(self, edges: Mapping[Link, Tensor]) -> dict[Link, Tensor]:

@@ -30,21 +30,21 @@ class CircuitScorer:
         self.network, self.batch = network, batch
 
     @torch.no_grad()
-    def margins(self, graphs: Sequence[CircuitMask]) -> Tensor:
-        """Answer margins (P, 2 x pairs)."""
+    def logit_diffs(self, graphs: Sequence[CircuitMask]) -> Tensor:
+        """Logit differences (P, 2 x pairs)."""
         parts, at = [], 0
         while at < len(graphs):
             some = list(graphs[at : at + GRAPHS_AT_ONCE])
             network = self.network(torch.stack([graph.nodes for graph in some]).any(0))
             size = max(1, VALUES_AT_ONCE // max(1, len(network) * self.batch.ids.numel()))
             prompts = network.prepare(self.batch)
-            parts += [network.margins(prompts, _masks(network, some[i : i + size])) for i in range(0, len(some), size)]
+            parts += [network.logit_diffs(prompts, _masks(network, some[i : i + size])) for i in range(0, len(some), size)]
             at += len(some)
         return torch.cat(parts)
 
     def losses(self, graphs: Sequence[CircuitMask]) -> Tensor:
         """Calibrated task losses (P,) in nats."""
-        return calibrate_all(self.margins(graphs), self.batch.sign)[0]
+        return calibrate_all(self.logit_diffs(graphs), self.batch.sign)[0]
 
     def loss(self, graph: CircuitMask) -> float:
         return self.losses([graph])[0].item()

@@ -79,14 +79,14 @@ class TaskBatch:
         ids, last, correct, wrong, sign = (t[rows] for t in (self.ids, self.last, self.correct, self.wrong, self.sign))
         return TaskBatch(ids[:, :width], last, correct, wrong, sign)
 
-    def as_answered(self, margin: Tensor) -> TaskBatch:
-        """The same prompts, the right answer of each being the one that a model with these answer margins (2P,) prefers.
+    def as_answered(self, diff: Tensor) -> TaskBatch:
+        """The same prompts, the right answer of each being the one that a model with these logit differences (2P,) prefers.
 
         First and second answer stay what they are.
         """
         import torch
 
-        flipped = self.sign * margin < 0
+        flipped = self.sign * diff < 0
         correct, wrong = torch.where(flipped, self.wrong, self.correct), torch.where(flipped, self.correct, self.wrong)
         return TaskBatch(self.ids, self.last, correct, wrong, torch.where(flipped, -self.sign, self.sign))
 
@@ -213,13 +213,13 @@ def logit_diff(last_logits: Tensor, batch: TaskBatch) -> Tensor:
     return first - second
 
 
-def task_loss(margin: Tensor, sign: Tensor) -> Tensor:
-    """Mean task loss in nats from answer margins (2P,) and signs (2P,)."""
+def task_loss(diff: Tensor, sign: Tensor) -> Tensor:
+    """Mean task loss in nats from logit differences (2P,) and signs (2P,)."""
     from torch.nn.functional import softplus
 
-    return softplus(-sign * margin).mean()
+    return softplus(-sign * diff).mean()
 
 
-def accuracy(margin: Tensor, sign: Tensor) -> float:
+def accuracy(diff: Tensor, sign: Tensor) -> float:
     """Share of prompts whose right answer has the larger logit."""
-    return (sign * margin > 0).double().mean().item()
+    return (sign * diff > 0).double().mean().item()

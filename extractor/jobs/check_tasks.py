@@ -81,23 +81,23 @@ def check_tasks(
         except TaskNotExpressible as error:
             yield TaskCheck(task.name, False, str(error), None, None, None, None, False)
             continue
-        margin = last_margin(model, batch)
-        loss, right = prompts.task_loss(margin, batch.sign).item(), prompts.accuracy(margin, batch.sign)
+        diff = last_logit_diff(model, batch)
+        loss, right = prompts.task_loss(diff, batch.sign).item(), prompts.accuracy(diff, batch.sign)
         yield TaskCheck(task.name, True, None, expression.answers or None, batch.pairs, loss, right, loss <= target_loss)
 
 
-def last_margin(model: PreTrainedModel, batch: TaskBatch) -> Tensor:
-    """The model's answer margins (2P,) on the CPU: prompts of one length together, so that nothing is padded, unembedded at their end."""
+def last_logit_diff(model: PreTrainedModel, batch: TaskBatch) -> Tensor:
+    """The logit differences (2P,) of a model, on the CPU. Prompts of one length run together, so that nothing is padded."""
     import torch
 
-    margin = torch.empty(len(batch.ids))
+    diff = torch.empty(len(batch.ids))
     with torch.no_grad():
         for last in batch.last.unique():
             for rows in (batch.last == last).nonzero()[:, 0].split(PROMPTS_AT_ONCE):
                 part = batch.rows(rows)
                 logits = model(input_ids=part.ids.to(model.device), logits_to_keep=1).logits[:, -1]
-                margin[rows] = prompts.logit_diff(logits.float().cpu(), part)
-    return margin
+                diff[rows] = prompts.logit_diff(logits.float().cpu(), part)
+    return diff
 
 
 def samples(expression: TokenizedTask, tokenizer: Tokenizer, count: int, seed: int = 0) -> list[dict[str, Any]]:

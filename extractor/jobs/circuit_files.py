@@ -42,7 +42,7 @@ def write_files(inquiry: CircuitRun, problem: PruningProblem, found: PruneResult
     answers = torch.cat([question.held_out.correct, question.held_out.wrong]).unique()
     with files.new_folder(circuit_folder(inquiry.job, circuit.task)) as folder:
         files.write_json(folder / "circuit.json", circuit.to_json())
-        files.write_tensors(folder / "means.safetensors", problem.base)
+        files.write_tensors(folder / "means.safetensors", problem.ablation_values)
         pairs = {name: getattr(question.held_out, name) for name in ("ids", "last", "correct", "wrong", "sign")}
         files.write_tensors(folder / "held_out.safetensors", pairs)
         numbers = result_json(inquiry, problem, circuit, found, report)
@@ -50,7 +50,7 @@ def write_files(inquiry: CircuitRun, problem: PruningProblem, found: PruneResult
         if problem.spec.ablation != "resample":  # what is off has no constant value there
             from extractor.circuits.compiled import compile_circuit
 
-            compile_circuit(problem.model, problem.base, found.best.graph, answers).save(folder / "compiled.safetensors")
+            compile_circuit(problem.model, problem.ablation_values, found.best.graph, answers).save(folder / "compiled.safetensors")
         if inquiry.is_drawn(circuit):
             write_report(folder, circuit, numbers, examples(inquiry, problem, circuit, found.best))
 
@@ -60,7 +60,7 @@ def name_circuit(inquiry: CircuitRun, problem: PruningProblem, pruned: PrunedCir
     question, tokenizer = inquiry.question, inquiry.subject.tokenizer
     kept, described = pruned.graph.channels(problem.index), torch.arange(min(DESCRIBED_PAIRS, question.train.pairs))
     nodes = [
-        Node(node_id(site, channel), site, channel, problem.base[site][channel].item())
+        Node(node_id(site, channel), site, channel, problem.ablation_values[site][channel].item())
         for site, channels in kept.items()
         for channel in channels.tolist()
     ]
@@ -106,9 +106,9 @@ def curve(problem: PruningProblem, circuits: Sequence[PrunedCircuit], inquiry: C
     held_out = inquiry.question.held_out
     judge, rows = problem.judge(held_out), []
     for one in circuits:
-        margin = judge.margins([one.graph])[0]
-        loss = calibrated_loss(margin, held_out.sign, one.calibration)
-        right = accuracy(one.calibration.scale * margin + one.calibration.shift, held_out.sign)
+        diff = judge.logit_diffs([one.graph])[0]
+        loss = calibrated_loss(diff, held_out.sign, one.calibration)
+        right = accuracy(one.calibration.scale * diff + one.calibration.shift, held_out.sign)
         sizes = {"target": one.target, "nodes": int(one.graph.nodes.sum()), "edges": one.edges}
         rows.append(sizes | {"loss": loss, "accuracy": right, "met": loss <= one.target})
     return rows
@@ -124,7 +124,7 @@ def findings_in_dense(inquiry: CircuitRun, problem: PruningProblem, circuit: Cir
     from extractor.bridges.faithfulness import circuit_through_bridges, prompt_agreement
     from extractor.bridges.steering.evaluate import steering_report
 
-    through = circuit_through_bridges(pair, question.held_out, graph, problem.base, question.select)
+    through = circuit_through_bridges(pair, question.held_out, graph, problem.ablation_values, question.select)
     found.setdefault("bridge", {}).update(prompts=prompt_agreement(pair, question.held_out), circuit=through)
     nodes, decode = [node.id for node in circuit.nodes], inquiry.subject.tokenizer.decode
     steering = steering_report(pair, nodes, question.select, question.held_out, seed, decode)
@@ -139,11 +139,11 @@ def examples(inquiry: CircuitRun, problem: PruningProblem, circuit: Circuit, pru
     judge, plain = problem.judge(batch), Calibration(1.0, 0.0)
 
     def right(graph: CircuitMask, calibration: Calibration) -> list[float]:
-        margin: Tensor = judge.margins([graph])[0]
-        return torch.sigmoid(batch.sign * (calibration.scale * margin + calibration.shift)).tolist()
+        diff: Tensor = judge.logit_diffs([graph])[0]
+        return torch.sigmoid(batch.sign * (calibration.scale * diff + calibration.shift)).tolist()
 
     everything = CircuitMask(torch.ones_like(pruned.graph.nodes))
-    columns = zip(right(everything, plain), right(pruned.graph, pruned.calibration), right(pruned.graph.others(), plain), strict=True)
+    columns = zip(right(everything, plain), right(pruned.graph, pruned.calibration), right(pruned.graph.complement(), plain), strict=True)
     told = dict(zip(circuit.answer_ids, circuit.answers, strict=True))
     found = []
     for row, (full, alone, without) in enumerate(columns):

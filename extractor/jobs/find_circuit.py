@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from extractor.circuits.reference import masked_margin
+from extractor.circuits.reference import masked_logit_diff
 from extractor.data import prompts
 from extractor.data.prompts import TaskBatch, TokenizedTask
 from extractor.data.task_choice import check_expressible
@@ -78,12 +78,12 @@ def with_model_labels(question: TaskSplits, subject: LoadedModel) -> TaskSplits:
 
     Raises TaskNotExpressible where it gives one answer nearly always.
     """
-    from extractor.bridges.faithfulness import dense_margins
+    from extractor.bridges.faithfulness import dense_logit_diffs
 
     def answered(batch: TaskBatch) -> TaskBatch:
         pair = subject.pair
-        margin = masked_margin(subject.model, batch, {}, {}) if pair is None else dense_margins(pair, batch)
-        found = batch.as_answered(margin)
+        diff = masked_logit_diff(subject.model, batch, {}, {}) if pair is None else dense_logit_diffs(pair, batch)
+        found = batch.as_answered(diff)
         share = (found.sign > 0).double().mean().item()
         if not MIN_ANSWER_SHARE <= share <= 1 - MIN_ANSWER_SHARE:
             answers = question.expression.answers or ("the first answer", "the second answer")

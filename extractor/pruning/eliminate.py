@@ -79,15 +79,15 @@ class EliminationRound:
     def losses(self, removed: Tensor) -> Tensor:
         """Calibrated losses (P,) without the elements in removed (P, E) bool."""
         with torch.no_grad():
-            margins = self.network.margins(self.prompts, self.elements.masks((~removed).float()))
-        return calibrate_all(margins, self.batch.sign)[0]
+            diffs = self.network.logit_diffs(self.prompts, self.elements.masks((~removed).float()))
+        return calibrate_all(diffs, self.batch.sign)[0]
 
     def predicted(self) -> tuple[float, Tensor]:
         """(loss now, by how much it would rise without each element (E,), to first order, not corrected)."""
         on = torch.ones(1, len(self.elements), device=self.batch.ids.device, requires_grad=True)
-        margins = self.network.margins(self.prompts, self.elements.masks(on))
-        loss, scale, shift = calibrate_all(margins, self.batch.sign)
-        calibrated = scale.item() * margins[0] + shift.item()
+        diffs = self.network.logit_diffs(self.prompts, self.elements.masks(on))
+        loss, scale, shift = calibrate_all(diffs, self.batch.sign)
+        calibrated = scale.item() * diffs[0] + shift.item()
         rise = -torch.autograd.grad(functional.softplus(-self.batch.sign * calibrated).mean(), on)[0][0]
         return loss.item(), rise
 

@@ -100,8 +100,8 @@ class MaskPopulation:
         """Task losses (P',) of masks (P', E), and their derivatives by the masks. Equal masks, as all are at first, are run once."""
         different, which = torch.unique(on.detach(), dim=0, return_inverse=True)
         different.requires_grad_()
-        margins = network.margins(network.prepare(batch), self.elements.masks(different))
-        losses = functional.softplus(-batch.sign * margins).mean(-1)
+        diffs = network.logit_diffs(network.prepare(batch), self.elements.masks(different))
+        losses = functional.softplus(-batch.sign * diffs).mean(-1)
         (effects,) = torch.autograd.grad(losses.sum(), different)
         return losses.detach()[which], effects[which]
 

@@ -53,7 +53,7 @@ class PruningProblem:
         return NodeIndex.of(self.model)
 
     @cached_property
-    def base(self) -> dict[str, Tensor]:
+    def ablation_values(self) -> dict[str, Tensor]:
         """{site: (width,)} the values of nodes that are off; not used where these come from another run."""
         return {site: torch.zeros_like(mean) if self.spec.ablation == "zero" else mean for site, mean in self.means.items()}
 
@@ -61,7 +61,7 @@ class PruningProblem:
         """The model with the nodes kept (N,) bool computed and the others off."""
         if self.spec.ablation == "resample":
             return ReferenceMaskedModel(self.model, kept, None)
-        return FastMaskedModel(self.model, self.base, kept)
+        return FastMaskedModel(self.model, self.ablation_values, kept)
 
     def judge(self, batch: TaskBatch) -> CircuitScorer:
         return CircuitScorer(self.network, batch)

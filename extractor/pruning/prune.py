@@ -80,13 +80,13 @@ class CircuitCriteria:
     def is_necessary(self, graph: CircuitMask, slack: float = 0.0) -> bool:
         """slack: how much of what lies between the demand and chance is asked for beside it, fraction."""
         demanded = self.without + slack * max(0.0, HELPLESS - self.without)
-        return self.without == 0 or self.judge.loss(graph.others()) >= demanded
+        return self.without == 0 or self.judge.loss(graph.complement()) >= demanded
 
     def is_roughly_necessary(self, graph: CircuitMask) -> bool:
         """The same on few pairs, unless they leave it in doubt."""
         if self.without == 0:
             return True
-        loss = self.few.loss(graph.others())
+        loss = self.few.loss(graph.complement())
         return self.is_necessary(graph) if abs(loss - self.without) < DOUBT else loss > self.without
 
 
@@ -185,7 +185,7 @@ def _chosen(
     which = next((i for i in reversed(good) if demand.is_necessary(path[i])), None)
     met = which is not None
     graph = path[which] if which is not None else path[min(range(len(path)), key=losses.__getitem__)]
-    margin = demand.judge.margins([graph])[0]
-    calibration = calibrate(margin, problem.select.sign)
-    loss = calibrated_loss(margin, problem.select.sign, calibration)
+    diff = demand.judge.logit_diffs([graph])[0]
+    calibration = calibrate(diff, problem.select.sign)
+    loss = calibrated_loss(diff, problem.select.sign, calibration)
     return PrunedCircuit(graph, edge_count(problem.model, graph), loss, calibration, target, met)

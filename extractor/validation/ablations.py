@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.graph import CircuitMask
-from extractor.circuits.reference import masked_margin, resampled
+from extractor.circuits.reference import masked_logit_diff, resampled
 from extractor.circuits.scorer import VALUES_AT_ONCE
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.problem import PruningProblem
@@ -23,26 +23,26 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Rewrite = Callable[[str, Tensor], Tensor]
 
 
-def ablated_margins(problem: PruningProblem, graph: CircuitMask, kind: Kind, batch: TaskBatch) -> Tensor:
-    """Answer margins (2P,) of the circuit where what is off is replaced in this way."""
+def ablated_logit_diffs(problem: PruningProblem, graph: CircuitMask, kind: Kind, batch: TaskBatch) -> Tensor:
+    """Logit differences (2P,) of the circuit where what is off is replaced in this way."""
     other = replace(problem, spec=problem.spec.model_copy(update={"ablation": kind}))
-    return plain_margins(other, graph, batch) if kind == "resample" else other.judge(batch).margins([graph])[0]
+    return plain_logit_diffs(other, graph, batch) if kind == "resample" else other.judge(batch).logit_diffs([graph])[0]
 
 
 @torch.no_grad()
-def plain_margins(
+def plain_logit_diffs(
     problem: PruningProblem, graph: CircuitMask, batch: TaskBatch, rewrite: Callable[[TaskBatch], Rewrite] | None = None
 ) -> Tensor:
-    """Answer margins (2P,) by the plain definition.
+    """Logit differences (2P,) by the plain definition.
 
-    rewrite   the prompts of a part -> what is made of their nodes' values, see `reference.masked_margin`; None: nothing
+    rewrite   the prompts of a part -> what is made of their nodes' values, see `reference.masked_logit_diff`; None: nothing
     """
     masks, rows = problem.index.split(graph.nodes.float()), parts(problem, batch)
     found = torch.empty(len(batch.ids), device=batch.ids.device)
     for some in rows:
         part = batch.rows(some)
-        base = resampled(problem.model, part) if problem.spec.ablation == "resample" else problem.base
-        found[some] = masked_margin(problem.model, part, masks, base, graph.edges, None if rewrite is None else rewrite(part))
+        base = resampled(problem.model, part) if problem.spec.ablation == "resample" else problem.ablation_values
+        found[some] = masked_logit_diff(problem.model, part, masks, base, graph.edges, None if rewrite is None else rewrite(part))
     return found
 
 

@@ -25,7 +25,7 @@ from extractor.circuits.sites import node_id
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.elements import Edges
 from extractor.pruning.problem import PruningProblem
-from extractor.validation.ablations import Rewrite, plain_margins
+from extractor.validation.ablations import Rewrite, plain_logit_diffs
 
 FITTED_PAIRS = 128  # train pairs whose tokens give the steps
 MOST_NODES = 200  # of circuits whose nodes are also binarised one by one
@@ -65,7 +65,7 @@ def fit_steps(problem: PruningProblem, graph: CircuitMask) -> Steps:
 
         return keep
 
-    plain_margins(problem, graph, problem.draw(0, FITTED_PAIRS), watch)
+    plain_logit_diffs(problem, graph, problem.draw(0, FITTED_PAIRS), watch)
     values = torch.cat([torch.cat(found) for found in seen.values()], dim=1)  # (tokens, nodes on)
     flat = torch.zeros(3, len(problem.index), device=values.device)
     flat[:, graph.nodes] = torch.stack(two_means(values)).to(flat.dtype)
@@ -142,14 +142,14 @@ class Binarised:
         self._is_fast = problem.spec.ablation != "resample" and len(self.nodes) > 0
         if self._is_fast:
             self._elements = Edges(problem.model, graph)
-            self._network = stepped_network(FastMaskedModel(problem.model, problem.base, graph.nodes), self.steps)
+            self._network = stepped_network(FastMaskedModel(problem.model, problem.ablation_values, graph.nodes), self.steps)
 
-    def margins(self, batch: TaskBatch) -> Tensor:
-        """Answer margins (2P,) with every node binarised."""
+    def logit_diffs(self, batch: TaskBatch) -> Tensor:
+        """Logit differences (2P,) with every node binarised."""
         if self._is_fast:
             return self._fast(batch, self.graph.nodes.float()[None])[0]
         rewrite = self.steps.rewriter(self.problem.index)
-        return plain_margins(self.problem, self.graph, batch, lambda part: rewrite)
+        return plain_logit_diffs(self.problem, self.graph, batch, lambda part: rewrite)
 
     def alone(self, held_out: TaskBatch) -> dict[str, float] | None:
         """{node: loss with it alone binarised, nats}; None where nodes are many, or where no constants stand for the rest."""
@@ -157,20 +157,20 @@ class Binarised:
             return None
         select, stepped = self.problem.select, functional.one_hot(self.nodes, len(self.problem.index)).float()
         _, scale, shift = calibrate_all(self._fast(select, stepped), select.sign)
-        margins = self._fast(held_out, stepped).double().cpu()
-        losses = functional.softplus(-held_out.sign.double().cpu() * (scale[:, None] * margins + shift[:, None])).mean(-1)
+        diffs = self._fast(held_out, stepped).double().cpu()
+        losses = functional.softplus(-held_out.sign.double().cpu() * (scale[:, None] * diffs + shift[:, None])).mean(-1)
         kept = self.graph.channels(self.problem.index)
         names = [node_id(site, channel) for site, channels in kept.items() for channel in channels.tolist()]
         return dict(zip(names, losses.tolist(), strict=True))
 
     @torch.no_grad()
     def _fast(self, batch: TaskBatch, stepped: Tensor) -> Tensor:
-        """Answer margins (R, 2P), in each row of stepped (R, N) other nodes binarised."""
+        """Logit differences (R, 2P), in each row of stepped (R, N) other nodes binarised."""
         prompts, found = self._network.prepare(batch), []
         size = max(1, VALUES_AT_ONCE // (len(self._network) * batch.ids.numel()))
         for done, some in enumerate(stepped.split(size)):
             self.problem.tick(done * size, len(stepped))
             on = some.new_ones(len(some), len(self._elements))
             edges = None if self.graph.edges is None else self._elements.masks(on).edges
-            found.append(self._network.margins(prompts, SteppedMasks(edges=edges, stepped=some)))
+            found.append(self._network.logit_diffs(prompts, SteppedMasks(edges=edges, stepped=some)))
         return torch.cat(found)

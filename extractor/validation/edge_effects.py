@@ -76,7 +76,7 @@ def _rises(problem: PruningProblem, elements: Edges, chosen: Tensor, batch: Task
     size = max(1, VALUES_AT_ONCE // (_width(problem, elements.whole) * batch.ids.numel()))
 
     def losses(on: Tensor) -> Tensor:
-        return calibrate_all(network.margins(prompts, elements.masks(on)), batch.sign)[0]
+        return calibrate_all(network.logit_diffs(prompts, elements.masks(on)), batch.sign)[0]
 
     whole = torch.ones(1, len(elements), device=batch.ids.device)
     found = []

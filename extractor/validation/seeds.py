@@ -41,7 +41,7 @@ def compare_seeds(pruned: PrunedCircuit, problem: PruningProblem, held_out: Task
     nodes, edges = [_nodes(problem, one) for one in found], [_edges(problem, one) for one in found]
     judge, rows = problem.judge(held_out), []
     for seed, one in zip(seeds, found, strict=True):
-        loss = calibrated_loss(judge.margins([one.graph])[0], held_out.sign, one.calibration)
+        loss = calibrated_loss(judge.logit_diffs([one.graph])[0], held_out.sign, one.calibration)
         rows.append({"seed": seed, "nodes": int(one.graph.nodes.sum()), "edges": one.edges, "loss": loss, "met": one.met})
     return {
         "circuits": rows,

@@ -32,7 +32,7 @@ from extractor.pruning.algorithms import attribution
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import PrunedCircuit
 from extractor.spec.schema import CHANCE
-from extractor.validation.ablations import KINDS, ablated_margins
+from extractor.validation.ablations import KINDS, ablated_logit_diffs
 from extractor.validation.activations import activations
 from extractor.validation.binarise import Binarised
 from extractor.validation.bootstrap import intervals
@@ -94,10 +94,10 @@ def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch
     """
     graph = pruned.graph
     guess, binarised = _attributed(problem, graph), Binarised(problem, graph)
-    margins = _margins(pruned, problem, held_out, guess)
-    margins["binarised"] = _calibrated(problem, binarised.margins(problem.select), binarised.margins(held_out))
-    right = {name: (held_out.sign * m > 0).double().mean().item() for name, m in margins.items()}
-    by_prompt = {name: functional.softplus(-held_out.sign * m).double().mean(0) for name, m in margins.items()}
+    diffs = _logit_diffs(pruned, problem, held_out, guess)
+    diffs["binarised"] = _calibrated(problem, binarised.logit_diffs(problem.select), binarised.logit_diffs(held_out))
+    right = {name: (held_out.sign * m > 0).double().mean().item() for name, m in diffs.items()}
+    by_prompt = {name: functional.softplus(-held_out.sign * m).double().mean(0) for name, m in diffs.items()}
     loss = {name: one.mean().item() for name, one in by_prompt.items()}
     sizes = {"nodes": int(guess.nodes.sum()), "edges": edge_count(problem.model, guess)}
     return ValidationReport(
@@ -129,33 +129,33 @@ def why_not(circuit: float, full: float, target: float, nodes: int) -> str | Non
     return None
 
 
-def _margins(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch, guess: CircuitMask) -> dict[str, Tensor]:
-    """Calibrated margins (draws, 2P) of every network but the binarised one."""
+def _logit_diffs(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch, guess: CircuitMask) -> dict[str, Tensor]:
+    """Calibrated diffs (draws, 2P) of every network but the binarised one."""
     chosen, judge, graph = problem.judge(problem.select), problem.judge(held_out), pruned.graph
 
     def own(some: CircuitMask, calibration: Calibration) -> Tensor:
-        return calibration.scale * judge.margins([some]) + calibration.shift
+        return calibration.scale * judge.logit_diffs([some]) + calibration.shift
 
     def best(some: CircuitMask) -> Tensor:
-        return _calibrated(problem, chosen.margins([some])[0], judge.margins([some])[0])
+        return _calibrated(problem, chosen.logit_diffs([some])[0], judge.logit_diffs([some])[0])
 
-    margins = {
+    diffs = {
         "full": own(CircuitMask(torch.ones_like(graph.nodes)), _PLAIN),
         "circuit": own(graph, pruned.calibration),
-        "without_circuit": best(graph.others()),
+        "without_circuit": best(graph.complement()),
         "random": torch.cat([best(_random_like(problem, graph, problem.seed + draw)) for draw in range(RANDOM_DRAWS)]),
         "attribution": best(guess),
         "uncalibrated": own(graph, _PLAIN),
     }
     for kind in KINDS:
-        margins[kind] = _calibrated(problem, *(ablated_margins(problem, graph, kind, batch) for batch in (problem.select, held_out)))
-    return margins
+        diffs[kind] = _calibrated(problem, *(ablated_logit_diffs(problem, graph, kind, batch) for batch in (problem.select, held_out)))
+    return diffs
 
 
-def _calibrated(problem: PruningProblem, chosen: Tensor, margin: Tensor) -> Tensor:
-    """Held-out margins (1, 2P) under the calibration that suits the same network's margins on the select split best."""
+def _calibrated(problem: PruningProblem, chosen: Tensor, diff: Tensor) -> Tensor:
+    """Held-out diffs (1, 2P) under the calibration that suits the same network's logit differences on the select split best."""
     calibration = calibrate(chosen, problem.select.sign)
-    return (calibration.scale * margin + calibration.shift)[None]
+    return (calibration.scale * diff + calibration.shift)[None]
 
 
 def _attributed(problem: PruningProblem, graph: CircuitMask) -> CircuitMask:

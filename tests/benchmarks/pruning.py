@@ -108,8 +108,8 @@ def full_loss(folder: Path, task: str) -> float:
     """Held-out task loss of the whole model, nats, not calibrated."""
     problem = problem_of(folder, task, None)
     held_out = batches(folder, task)[2]
-    margin = problem.judge(held_out).margins([CircuitMask(torch.ones(len(problem.index), dtype=torch.bool))])[0]
-    return task_loss(margin, held_out.sign).item()
+    diff = problem.judge(held_out).logit_diffs([CircuitMask(torch.ones(len(problem.index), dtype=torch.bool))])[0]
+    return task_loss(diff, held_out.sign).item()
 
 
 def problem_of(folder: Path, task: str, work: Path | None, kind: type[PruningProblem] = PruningProblem, **changes: Any) -> PruningProblem:
@@ -207,7 +207,7 @@ class PlainProblem(PruningProblem):
     """The problem as the plain loop sees it: the whole network, every position, one mask set at a time, nothing sliced away."""
 
     def network(self, kept: torch.Tensor) -> MaskedModel:
-        return ReferenceMaskedModel(self.model, torch.ones_like(kept), self.base)
+        return ReferenceMaskedModel(self.model, torch.ones_like(kept), self.ablation_values)
 
 
 def time_rows(folder: Path, model: Path) -> Iterator[Row]:
@@ -218,7 +218,7 @@ def time_rows(folder: Path, model: Path) -> Iterator[Row]:
     problem = problem_of(model, TIMED, folder / "searches" / f"{TIMED} sparse")
     graph = find_circuits(problem).best.graph
     held_out = batches(model, TIMED)[2]
-    circuit = compile_circuit(problem.model, problem.base, graph, torch.cat([held_out.first, held_out.second]).unique())
+    circuit = compile_circuit(problem.model, problem.ablation_values, graph, torch.cat([held_out.first, held_out.second]).unique())
     alone = partial(circuit, held_out.ids, held_out.last, held_out.first, held_out.second)
     with torch.no_grad():
         faster = times_faster(alone, lambda: problem.model(input_ids=held_out.ids).logits)
@@ -244,13 +244,13 @@ def step_peak(model: str, sets: int) -> dict[str, float]:
     torch.set_num_threads(1)
     problem = problem_of(Path(model), TIMED, None)
     batch, everything = problem.draw(0, problem.spec.pairs), torch.ones(len(problem.index), dtype=torch.bool)
-    network = FastMaskedModel(problem.model, problem.base, everything)
+    network = FastMaskedModel(problem.model, problem.ablation_values, everything)
     prompts = network.prepare(batch)
     on = torch.ones(sets, len(problem.index), requires_grad=True)
     ctypes.CDLL(None).malloc_trim(0)  # what was freed so far would be used again unseen
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     before = _resident("VmRSS")
-    network.margins(prompts, Masks(on)).sum().backward()
+    network.logit_diffs(prompts, Masks(on)).sum().backward()
     return {"bytes": _resident("VmHWM") - before}
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from worlds import CORPUS, VOCABULARY, paths, tiny_pair
 
 from extractor.bridges import faithfulness as measured
-from extractor.bridges.faithfulness import bigram_loss, circuit_through_bridges, dense_margins, faithfulness, prompt_agreement
+from extractor.bridges.faithfulness import bigram_loss, circuit_through_bridges, dense_logit_diffs, faithfulness, prompt_agreement
 from extractor.bridges.initialisation import start_from_dense
 from extractor.bridges.losses import sparse_residuals
 from extractor.bridges.pair import BridgedPair, new_pair
@@ -79,17 +79,17 @@ def one_by_one(batch: TaskBatch) -> Iterator[Tensor]:
         yield row[None, : last + 1]
 
 
-def margin(logits: Tensor) -> Tensor:
+def diff(logits: Tensor) -> Tensor:
     return logits[0, -1, 5] - logits[0, -1, 9]
 
 
-def loss_of(margins: Tensor, batch: TaskBatch) -> float:
-    right = batch.sign * margins
+def loss_of(diffs: Tensor, batch: TaskBatch) -> float:
+    right = batch.sign * diffs
     return float((1 + (-right).exp()).log().mean())
 
 
-def right_of(margins: Tensor, batch: TaskBatch) -> float:
-    return float((batch.sign * margins > 0).double().mean())
+def right_of(diffs: Tensor, batch: TaskBatch) -> float:
+    return float((batch.sign * diffs > 0).double().mean())
 
 
 def everything_on(pair: BridgedPair) -> CircuitMask:
@@ -216,9 +216,9 @@ def test_bigram_loss_by_hand(size: int):
 def test_agreement_on_prompts_is_counted_prompt_by_prompt(pair: BridgedPair):
     batch = prompts(1, pairs=20)
     with torch.no_grad():
-        dense = torch.stack([margin(pair.adapter(input_ids=ids).logits) for ids in one_by_one(batch)])
-        sparse = torch.stack([margin(pair.sparse(input_ids=ids).logits) for ids in one_by_one(batch)])
-    assert torch.allclose(dense_margins(pair, batch), dense, atol=1e-4)
+        dense = torch.stack([diff(pair.adapter(input_ids=ids).logits) for ids in one_by_one(batch)])
+        sparse = torch.stack([diff(pair.sparse(input_ids=ids).logits) for ids in one_by_one(batch)])
+    assert torch.allclose(dense_logit_diffs(pair, batch), dense, atol=1e-4)
     told = prompt_agreement(pair, batch)
     assert told["agreement"] == ((dense > 0) == (sparse > 0)).double().mean().item()
     assert 0.1 < told["agreement"] < 0.9
@@ -244,21 +244,21 @@ def test_a_circuit_of_all_nodes_is_the_path_from_sparse_to_dense(pair: BridgedPa
 
 
 def _crossings(pair: BridgedPair, ids: Tensor) -> list[Tensor]:
-    return [margin(to_dense) for _, to_dense in paths(pair, ids)]
+    return [diff(to_dense) for _, to_dense in paths(pair, ids)]
 
 
 @torch.no_grad()
 def test_a_circuit_without_nodes_is_the_embedding_and_the_means_of_what_is_written(pair: BridgedPair, corpus: Corpus):
     batch = prompts(1)
     means = measure_means(pair.sparse, corpus, 256, 0)
-    off = everything_on(pair).others()
+    off = everything_on(pair).complement()
     written = [means[f"{layer}.{place}.resid_delta"] for layer in range(2) for place in ("attn", "mlp")]
     expected = []
     for index, site in enumerate(pair.sites):
         found = []
         for ids in one_by_one(batch):
             h = pair.sparse.embed(ids) + sum(written[:index], torch.zeros(16))
-            found.append(margin(pair.dense.unembed(tail(pair.dense, index, site.decode(h), pair.dense.context(ids)))))
+            found.append(diff(pair.dense.unembed(tail(pair.dense, index, site.decode(h), pair.dense.context(ids)))))
         expected.append(loss_of(torch.stack(found), batch))
     told = circuit_through_bridges(pair, batch, off, means, batch)
     assert told["raw_loss"] == pytest.approx(expected, rel=1e-4)

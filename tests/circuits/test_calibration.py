@@ -1,4 +1,4 @@
-"""Scale and shift of the margin: the paper's way for one circuit, Newton's for many, one optimum."""
+"""Scale and shift of the logit difference: the paper's way for one circuit, Newton's for many, one optimum."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHANCE = math.log(2)
 SIGN = torch.tensor([1.0, -1.0]).repeat(32)
 
 
-def margins(seed: int, spread: float = 1.0, offset: float = 0.0, skill: float = 1.0) -> torch.Tensor:
+def logit_diffs(seed: int, spread: float = 1.0, offset: float = 0.0, skill: float = 1.0) -> torch.Tensor:
     noise = torch.randn(64, generator=torch.Generator().manual_seed(seed))
     return spread * (skill * SIGN + noise) + offset
 
@@ -26,7 +26,7 @@ def test_calibration_recovers_a_known_scale_and_shift():
     generator = torch.Generator().manual_seed(0)
     true = 1.5 * torch.randn(40_000, generator=generator, dtype=torch.float64)
     sign = torch.where(torch.rand(40_000, generator=generator, dtype=torch.float64) < torch.sigmoid(true), 1.0, -1.0)
-    found = calibrate((true - 0.7) / 4, sign)  # so that 4 x margin + 0.7 is the truth
+    found = calibrate((true - 0.7) / 4, sign)  # so that 4 x diff + 0.7 is the truth
     assert found.scale == pytest.approx(4, rel=0.05)
     assert found.shift == pytest.approx(0.7, abs=0.06)
 
@@ -34,19 +34,19 @@ def test_calibration_recovers_a_known_scale_and_shift():
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 9999), spread=st.floats(1e-3, 50), offset=st.floats(-5, 5), skill=st.floats(-2, 3))
 def test_calibration_never_raises_the_loss(seed: int, spread: float, offset: float, skill: float):
-    """But for the trace of regularisation, as much as leaving the margins as they are, or any multiple of them, would pay of it."""
-    margin = margins(seed, spread, offset, skill)
-    paid = 1e-5 * (margin.var().item() + margin.mean().item() ** 2)
-    allowed = min(task_loss(factor * margin, SIGN).item() + factor**2 * paid for factor in (1.0, 0.5, 0.2, 0.1, 0.01))
-    assert calibrated_loss(margin, SIGN, calibrate(margin, SIGN)) <= allowed + 1e-4
+    """Up to the regularisation that the unscaled differences, or any multiple of them, would cost."""
+    diff = logit_diffs(seed, spread, offset, skill)
+    paid = 1e-5 * (diff.var().item() + diff.mean().item() ** 2)
+    allowed = min(task_loss(factor * diff, SIGN).item() + factor**2 * paid for factor in (1.0, 0.5, 0.2, 0.1, 0.01))
+    assert calibrated_loss(diff, SIGN, calibrate(diff, SIGN)) <= allowed + 1e-4
 
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 9999), skill=st.floats(-3, 3))
 def test_calibrated_no_network_is_worse_than_chance(seed: int, skill: float):
-    margin = margins(seed, skill=skill)
-    assert calibrated_loss(margin, SIGN, calibrate(margin, SIGN)) <= CHANCE + 1e-2
-    assert calibrate_all(margin[None], SIGN)[0].item() <= CHANCE + 1e-2
+    diff = logit_diffs(seed, skill=skill)
+    assert calibrated_loss(diff, SIGN, calibrate(diff, SIGN)) <= CHANCE + 1e-2
+    assert calibrate_all(diff[None], SIGN)[0].item() <= CHANCE + 1e-2
 
 
 def test_the_scale_stays_positive_and_constant_margins_are_borne():
@@ -64,15 +64,15 @@ def test_the_scale_stays_positive_and_constant_margins_are_borne():
 
 
 def test_the_plain_calibration_changes_nothing():
-    margin, sign = torch.tensor([1.0, 2.0]), torch.tensor([1.0, -1.0])
-    assert calibrated_loss(margin, sign, Calibration(1.0, 0.0)) == task_loss(margin, sign).item()
+    diff, sign = torch.tensor([1.0, 2.0]), torch.tensor([1.0, -1.0])
+    assert calibrated_loss(diff, sign, Calibration(1.0, 0.0)) == task_loss(diff, sign).item()
 
 
 # many at once
 
 
 @st.composite
-def any_margins(draw) -> torch.Tensor:
+def any_diffs(draw) -> torch.Tensor:
     """Of a good network, a perfect one, a useless one, one that is wrong; scaled and shifted."""
     seed, spread, offset = draw(st.integers(0, 9999)), 10 ** draw(st.floats(-3, 2)), draw(st.floats(-20, 20))
     kind = draw(st.sampled_from(["skilled", "separable", "useless", "anti-correlated", "nearly constant", "one outlier"]))
@@ -89,7 +89,7 @@ def any_margins(draw) -> torch.Tensor:
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(any_margins(), min_size=1, max_size=4))
+@given(st.lists(any_diffs(), min_size=1, max_size=4))
 def test_newtons_optimum_is_the_papers(rows: list[torch.Tensor]):
     losses, scales, shifts = calibrate_all(torch.stack(rows), SIGN)
     for row, loss, scale, shift in zip(rows, losses.tolist(), scales.tolist(), shifts.tolist(), strict=True):
@@ -98,7 +98,7 @@ def test_newtons_optimum_is_the_papers(rows: list[torch.Tensor]):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(any_margins(), min_size=2, max_size=5))
+@given(st.lists(any_diffs(), min_size=2, max_size=5))
 def test_a_row_does_not_depend_on_its_neighbours(rows: list[torch.Tensor]):
     together = calibrate_all(torch.stack(rows), SIGN)
     for number, row in enumerate(rows):
@@ -108,13 +108,13 @@ def test_a_row_does_not_depend_on_its_neighbours(rows: list[torch.Tensor]):
 
 def test_unequal_answers_are_calibrated_alike():
     sign = torch.where(torch.arange(60) % 5 == 0, 1.0, -1.0)
-    margin = sign + torch.randn(60, generator=torch.Generator().manual_seed(0))
-    loss = calibrate_all(margin[None], sign)[0].item()
-    assert loss == pytest.approx(calibrated_loss(margin, sign, calibrate(margin, sign)), abs=1e-3)
-    assert loss < task_loss(margin, sign).item()
+    diff = sign + torch.randn(60, generator=torch.Generator().manual_seed(0))
+    loss = calibrate_all(diff[None], sign)[0].item()
+    assert loss == pytest.approx(calibrated_loss(diff, sign, calibrate(diff, sign)), abs=1e-3)
+    assert loss < task_loss(diff, sign).item()
 
 
 def test_no_gradient_is_kept():
-    margin = margins(0).requires_grad_()
-    assert not any(found.requires_grad for found in calibrate_all(margin[None], SIGN))
-    assert isinstance(calibrate(margin, SIGN).scale, float)
+    diff = logit_diffs(0).requires_grad_()
+    assert not any(found.requires_grad for found in calibrate_all(diff[None], SIGN))
+    assert isinstance(calibrate(diff, SIGN).scale, float)

@@ -195,15 +195,15 @@ def test_q_and_k_live_with_a_used_v_of_their_head():
 def test_dead_nodes_of_a_random_model_do_not_matter():
     """Replacing every dead node by its mean leaves the logits alone, wherever the mean is what an unvarying node has."""
     from extractor.circuits.graph import NodeIndex
-    from extractor.circuits.reference import masked_margin
+    from extractor.circuits.reference import masked_logit_diff
 
     model = micro.micro_model()
     batch, means, index = micro.micro_batch(), micro.micro_means(model), NodeIndex.of(model)
     alive = live(model, *(node_id(site, c) for site, width in widths(model).items() for c in range(width)))
     assert set(micro.CIRCUIT) < alive
     on = index.flags(torch.tensor([micro.flat_index(model, node) for node in sorted(alive)])).float()
-    full = masked_margin(model, batch, {}, {})
-    assert torch.allclose(masked_margin(model, batch, index.split(on), means), full, atol=1e-5)
+    full = masked_logit_diff(model, batch, {}, {})
+    assert torch.allclose(masked_logit_diff(model, batch, index.split(on), means), full, atol=1e-5)
 
 
 def test_a_circuit_survives_json():

@@ -23,7 +23,7 @@ from worlds import ROOT, python
 from extractor.circuits.circuit import Calibration, Circuit, Edge, Node
 from extractor.circuits.compiled import CompiledCircuit, compile_circuit, mask_of
 from extractor.circuits.graph import CircuitMask, NodeIndex, links, present_edges
-from extractor.circuits.reference import masked_margin
+from extractor.circuits.reference import masked_logit_diff
 from extractor.circuits.sites import node_id
 from extractor.data.prompts import TaskBatch, task_loss
 from extractor.errors import BrokenArtifact
@@ -78,7 +78,7 @@ class World:
         return CircuitMask(nodes, {(s, t): torch.rand(weight.shape, generator=self.random) < edges for s, t, weight in links(self.model)})
 
     def wanted(self, graph: CircuitMask) -> Tensor:
-        return masked_margin(self.model, self.batch, self.index.split(graph.nodes.float()), self.base, graph.edges)
+        return masked_logit_diff(self.model, self.batch, self.index.split(graph.nodes.float()), self.base, graph.edges)
 
     def compiled(self, graph: CircuitMask) -> CompiledCircuit:
         return compile_circuit(self.model, self.base, graph, torch.cat([self.batch.correct, self.batch.wrong]))
@@ -95,7 +95,7 @@ class World:
         return Circuit("m", "t", (), (), nodes, edges, Calibration(0.7, 0.2))
 
 
-def margins(compiled: CompiledCircuit, batch: TaskBatch) -> Tensor:
+def logit_diffs(compiled: CompiledCircuit, batch: TaskBatch) -> Tensor:
     return compiled(batch.ids, batch.last, batch.first, batch.second)
 
 
@@ -112,7 +112,7 @@ def test_it_is_the_whole_model_under_the_same_masks(kind: str, share: float, edg
         graph = world.graph(share, edges)
         wanted = world.wanted(graph)
         assert wanted.std() > 1e-3
-        assert_same(margins(world.compiled(graph), world.batch), wanted)
+        assert_same(logit_diffs(world.compiled(graph), world.batch), wanted)
 
 
 @every_kind
@@ -121,7 +121,7 @@ def test_without_nodes_it_says_what_the_other_channels_and_bigrams_say(kind: str
     graph = CircuitMask(torch.zeros(len(world.index), dtype=torch.bool))
     compiled = world.compiled(graph)
     assert compiled.tracked.shape == (WORDS, 0)
-    assert_same(margins(compiled, world.batch), world.wanted(graph))
+    assert_same(logit_diffs(compiled, world.batch), world.wanted(graph))
 
 
 @every_kind
@@ -129,7 +129,7 @@ def test_every_single_node_compiles(kind: str):
     world = World(kind)
     for site, start in world.index.starts().items():
         graph = CircuitMask(world.index.flags(torch.tensor([start + world.index.widths[site] - 1])))
-        assert_same(margins(world.compiled(graph), world.batch), world.wanted(graph))
+        assert_same(logit_diffs(world.compiled(graph), world.batch), world.wanted(graph))
 
 
 @every_kind
@@ -141,7 +141,7 @@ def test_one_kind_of_sublayer_alone_compiles(kind: str, part: str):
     compiled = world.compiled(graph)
     if part == "mlp" and not world.model.config.sinks:
         assert [attention.heads for attention, _ in compiled.layers] == [0] * world.model.config.n_layer
-    assert_same(margins(compiled, world.batch), world.wanted(graph))
+    assert_same(logit_diffs(compiled, world.batch), world.wanted(graph))
 
 
 def test_more_nodes_than_a_site_keeps_compete():
@@ -150,9 +150,9 @@ def test_more_nodes_than_a_site_keeps_compete():
     compiled = world.compiled(graph)
     assert all(neurons.site.k == 9 < len(neurons.site.channels) for _, neurons in compiled.layers)
     wanted = world.wanted(graph)
-    assert_same(margins(compiled, world.batch), wanted)
+    assert_same(logit_diffs(compiled, world.batch), wanted)
     compiled._layers = tuple((a, replace(n, site=replace(n.site, k=10**6))) for a, n in compiled.layers)
-    assert (margins(compiled, world.batch) - wanted).abs().max() > 1e-2
+    assert (logit_diffs(compiled, world.batch) - wanted).abs().max() > 1e-2
 
 
 @every_kind
@@ -164,7 +164,7 @@ def test_a_saved_circuit_is_the_same_bits(kind: str, tmp_path: Path):
     assert not list(tmp_path.glob("*.tmp"))
     for place in (tmp_path, tmp_path / "compiled.safetensors", tmp_path / "other.safetensors"):
         loaded = CompiledCircuit.load(place)
-        assert torch.equal(margins(loaded, world.batch), margins(compiled, world.batch))
+        assert torch.equal(logit_diffs(loaded, world.batch), logit_diffs(compiled, world.batch))
         assert (loaded.nbytes, loaded.longest) == (compiled.nbytes, compiled.longest)
     assert 0 < (tmp_path / "compiled.safetensors").stat().st_size - compiled.nbytes < 40_000
 
@@ -193,7 +193,7 @@ print(CompiledCircuit.load(Path(sys.argv[1]))(**read_tensors(Path(sys.argv[1]) /
 """,
         str(tmp_path),
     )
-    assert_same(torch.tensor(json.loads(said)), margins(compiled, b))
+    assert_same(torch.tensor(json.loads(said)), logit_diffs(compiled, b))
 
 
 def rewritten(path: Path, change, structure: str | None = None) -> None:
@@ -241,9 +241,9 @@ def test_moves_and_casts_reach_every_tensor(kind: str):
     compiled = world.compiled(graph)
     exact = copy.deepcopy(compiled).double()
     assert all(t.dtype != torch.float32 for t in exact.state_dict().values())
-    assert margins(exact, world.batch).dtype == torch.float64
-    assert_same(margins(exact, world.batch).float(), world.wanted(graph))
-    assert margins(compiled, world.batch).dtype == torch.float32
+    assert logit_diffs(exact, world.batch).dtype == torch.float64
+    assert_same(logit_diffs(exact, world.batch).float(), world.wanted(graph))
+    assert logit_diffs(compiled, world.batch).dtype == torch.float32
 
 
 def test_two_answers_and_the_last_place_need_not_be_named():
@@ -309,7 +309,7 @@ def test_a_circuit_compiles(kind: str):
         circuit = world.circuit(graph)
         wanted = world.wanted(graph)
         assert_same(
-            margins(compile_circuit(world.model, world.base, mask_of(circuit, world.model), world.batch.correct), world.batch), wanted
+            logit_diffs(compile_circuit(world.model, world.base, mask_of(circuit, world.model), world.batch.correct), world.batch), wanted
         )
 
 
@@ -351,8 +351,8 @@ def test_a_script_that_knows_nothing_of_us_computes_the_same(kind: str, edges: f
     write_json(folder / "circuit.json", world.circuit(graph).to_json())
     write_tensors(folder / "means.safetensors", world.base)
     write_tensors(folder / "held_out.safetensors", vars(world.batch))
-    margin = 0.7 * world.wanted(graph) + 0.2
-    assert rerun(tmp_path) == pytest.approx(task_loss(margin, world.batch.sign).item(), abs=1e-5)
+    diff = 0.7 * world.wanted(graph) + 0.2
+    assert rerun(tmp_path) == pytest.approx(task_loss(diff, world.batch.sign).item(), abs=1e-5)
 
 
 def rerun(folder: Path) -> float:
@@ -369,6 +369,6 @@ def test_a_circuit_on_paper():
     model, batch = micro.micro_model(), micro.micro_batch()
     nodes = NodeIndex.of(model).flags(micro.flat_indices(model))
     zeros = {site: torch.zeros(width) for site, width in NodeIndex.of(model).widths.items()}
-    margin = compile_circuit(model, zeros, CircuitMask(nodes), torch.tensor([micro.YES, micro.NO]))(batch.ids)
+    diff = compile_circuit(model, zeros, CircuitMask(nodes), torch.tensor([micro.YES, micro.NO]))(batch.ids)
     says = [2 * write / math.sqrt((1 + write**2) / 4) + micro.BIGRAM for write in (micro.GELU_3 - 1.5, -1.5)]
-    assert margin.tolist() == pytest.approx(says * 2, abs=1e-5)
+    assert diff.tolist() == pytest.approx(says * 2, abs=1e-5)

@@ -51,7 +51,7 @@ def test_splitting_and_joining_undo_each_other_whatever_stands_before_the_last_a
 def test_the_others_are_all_nodes_but_these_with_every_edge():
     model = micro.micro_model()
     graph = random_graph(model, 0, 0.5, with_edges=True)
-    others = graph.others()
+    others = graph.complement()
     assert torch.equal(others.nodes, ~graph.nodes)
     assert others.edges is None
 

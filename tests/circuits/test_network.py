@@ -14,7 +14,7 @@ from problems import KINDS, everything, models, nodes_of, random_base, random_ba
 from extractor.circuits.graph import NodeIndex
 from extractor.circuits.masks import Masks
 from extractor.circuits.network import FastMaskedModel
-from extractor.circuits.reference import ReferenceMaskedModel, masked_margin, resampled
+from extractor.circuits.reference import ReferenceMaskedModel, masked_logit_diff, resampled
 from extractor.data.prompts import TaskBatch
 
 SETS = 3
@@ -44,10 +44,10 @@ def kept_nodes(model, how: str, seed: int) -> torch.Tensor:
 
 
 def reference(model, batch: TaskBatch, base, nodes: torch.Tensor, edges=None, gradient: torch.Tensor | None = None):
-    """(margins, gradients of sum(margins x gradient) by nodes and edges) of one mask set."""
+    """(diffs, gradients of sum(diffs x gradient) by nodes and edges) of one mask set."""
     nodes = nodes.clone().requires_grad_()
     edges = None if edges is None else {link: mask.clone().requires_grad_() for link, mask in edges.items()}
-    found = masked_margin(model, batch, NodeIndex.of(model).split(nodes), base, edges)
+    found = masked_logit_diff(model, batch, NodeIndex.of(model).split(nodes), base, edges)
     asked = [nodes, *(edges or {}).values()]
     gradients = torch.autograd.grad((found if gradient is None else found * gradient).sum(), asked, materialize_grads=True)
     return found.detach(), gradients[0], dict(zip(edges or {}, gradients[1:], strict=True))
@@ -76,7 +76,7 @@ def test_the_network_is_the_definition_in_values_and_gradients(model, how: str, 
     masks = mask_sets(kept, seed, fractional).requires_grad_()
     edges = {link: mask.requires_grad_() for link, mask in random_edges(model, SETS, seed).items()} if with_edges else None
     network = FastMaskedModel(model, base, kept)
-    found = network.margins(network.prepare(batch), Masks(masks, None if edges is None else network.cut(edges)))
+    found = network.logit_diffs(network.prepare(batch), Masks(masks, None if edges is None else network.cut(edges)))
     assert found.shape == (SETS, 8)
     weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     given_masks = [masks, *(edges or {}).values()]
@@ -101,7 +101,7 @@ def test_without_masks_all_kept_nodes_and_all_edges_are_on(kind: str):
     for how in ("none", "half", "all"):
         kept = kept_nodes(model, how, 4)
         network = FastMaskedModel(model, base, kept)
-        found = network.margins(network.prepare(batch))
+        found = network.logit_diffs(network.prepare(batch))
         assert len(network) == int(kept.sum())
         assert found.shape == (1, 10)
         assert close(found[0], reference(model, batch, base, kept.double())[0])
@@ -114,7 +114,7 @@ def test_edge_masks_alone_leave_every_kept_node_on(how: str):
     batch, base, kept = random_batch(4, 1, torch.float64), random_base(model, 1), kept_nodes(model, how, 1)
     edges = random_edges(model, SETS, 1)
     network = FastMaskedModel(model, base, kept)
-    found = network.margins(network.prepare(batch), Masks(edges=network.cut(edges)))
+    found = network.logit_diffs(network.prepare(batch), Masks(edges=network.cut(edges)))
     for row in range(SETS):
         one = {link: mask[row] for link, mask in edges.items()}
         assert close(found[row], reference(model, batch, base, kept.double(), one)[0])
@@ -126,8 +126,8 @@ def test_every_set_has_its_row_where_no_edge_tells_them_apart(kept: tuple[str, .
     batch, base = random_batch(2, 1, torch.float64), random_base(model, 1)
     network = FastMaskedModel(model, base, nodes_of(model, *kept).nodes)
     masks = Masks(mask_sets(network.kept, 0, False), network.cut(random_edges(model, SETS)))
-    assert network.margins(network.prepare(batch), masks).shape == (SETS, 4)
-    assert network.margins(network.prepare(batch), replace(masks, edges=None)).shape == (SETS, 4)
+    assert network.logit_diffs(network.prepare(batch), masks).shape == (SETS, 4)
+    assert network.logit_diffs(network.prepare(batch), replace(masks, edges=None)).shape == (SETS, 4)
 
 
 def test_a_network_of_everything_is_the_model():
@@ -138,7 +138,7 @@ def test_a_network_of_everything_is_the_model():
         with torch.no_grad():
             logits = model(input_ids=batch.ids).logits[torch.arange(8), batch.last]
         plain = logits.gather(1, batch.first[:, None]) - logits.gather(1, batch.second[:, None])
-        assert close(network.margins(network.prepare(batch)), plain.T), kind
+        assert close(network.logit_diffs(network.prepare(batch)), plain.T), kind
 
 
 # prompts
@@ -150,13 +150,13 @@ def test_margins_come_in_the_batchs_order_whatever_the_lengths_and_groups():
     assert batch.last.tolist() != sorted(batch.last.tolist())
     masks = Masks(mask_sets(kept, 1, True))
     network = FastMaskedModel(model, base, kept)
-    whole = network.margins(network.prepare(batch, groups=1), masks)
+    whole = network.logit_diffs(network.prepare(batch, groups=1), masks)
     for groups in (2, 4, 18, 40):
         prepared = network.prepare(batch, groups)
         assert 1 < len(prepared) <= groups
-        assert close(network.margins(prepared, masks), whole)
+        assert close(network.logit_diffs(prepared, masks), whole)
     order = torch.randperm(18, generator=torch.Generator().manual_seed(0))
-    assert close(network.margins(network.prepare(batch.rows(order)), masks), whole[:, order])
+    assert close(network.logit_diffs(network.prepare(batch.rows(order)), masks), whole[:, order])
     assert whole.std() > 0.1
 
 
@@ -165,7 +165,7 @@ def test_few_prompts_will_do(pairs: int):
     model = random_model(0, torch.float64)
     batch, base, kept = random_batch(pairs, pairs, torch.float64), random_base(model), kept_nodes(model, "half", 0)
     network = FastMaskedModel(model, base, kept)
-    assert close(network.margins(network.prepare(batch))[0], reference(model, batch, base, kept.double())[0])
+    assert close(network.logit_diffs(network.prepare(batch))[0], reference(model, batch, base, kept.double())[0])
 
 
 def test_groups_are_of_like_length_and_cut_to_it():
@@ -186,7 +186,7 @@ def test_what_stands_behind_the_last_token_does_not_matter():
     network = FastMaskedModel(model, base, kept)
     other = torch.where(torch.arange(batch.ids.shape[1]) > batch.last[:, None], 7, batch.ids)
     assert not torch.equal(other, batch.ids)
-    assert close(network.margins(network.prepare(replace(batch, ids=other))), network.margins(network.prepare(batch)))
+    assert close(network.logit_diffs(network.prepare(replace(batch, ids=other))), network.logit_diffs(network.prepare(batch)))
 
 
 # populations
@@ -200,10 +200,10 @@ def test_many_sets_at_once_are_each_alone(with_edges: bool):
     network = FastMaskedModel(model, base, kept)
     prompts = network.prepare(batch)
     cut = network.cut(edges) if with_edges else None
-    together = network.margins(prompts, Masks(masks, cut))
+    together = network.logit_diffs(prompts, Masks(masks, cut))
     for row in range(SETS):
         one = None if cut is None else {link: mask[row : row + 1] for link, mask in cut.items()}
-        alone = network.margins(prompts, Masks(masks[row : row + 1], one))
+        alone = network.logit_diffs(prompts, Masks(masks[row : row + 1], one))
         assert torch.allclose(together[row], alone[0], atol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
@@ -215,7 +215,7 @@ def test_a_smaller_network_gives_what_a_larger_one_gives_with_the_difference_off
     small = large & kept_nodes(model, "half", 7)
     one, two = FastMaskedModel(model, base, large), FastMaskedModel(model, base, small)
     assert len(two) < len(one)
-    assert close(one.margins(one.prepare(batch), Masks(small.double()[None])), two.margins(two.prepare(batch)))
+    assert close(one.logit_diffs(one.prepare(batch), Masks(small.double()[None])), two.logit_diffs(two.prepare(batch)))
 
 
 def test_a_small_network_computes_less():
@@ -242,10 +242,10 @@ def test_both_networks_say_the_same_through_what_they_share(model, how: str, wit
         assert len(network) == int(kept.sum())
         cut = network.cut(random_edges(model, SETS, seed))
         prompts = network.prepare(batch)
-        margins = network.margins(prompts, Masks(masks, cut if with_edges else None))
-        (gradient,) = torch.autograd.grad((margins * weight).sum(), masks)
-        alone = network.margins(prompts, Masks(edges=cut)) if how == "all" else margins
-        found.append((margins.detach(), gradient[:, kept], alone.detach(), network.margins(prompts).detach(), *cut.values()))
+        diffs = network.logit_diffs(prompts, Masks(masks, cut if with_edges else None))
+        (gradient,) = torch.autograd.grad((diffs * weight).sum(), masks)
+        alone = network.logit_diffs(prompts, Masks(edges=cut)) if how == "all" else diffs
+        found.append((diffs.detach(), gradient[:, kept], alone.detach(), network.logit_diffs(prompts).detach(), *cut.values()))
     assert all(close(one, other) for one, other in zip(*found, strict=True))
 
 
@@ -253,7 +253,7 @@ def test_the_plain_twin_borrows_values_of_other_prompts():
     model, batch = random_model(2), random_batch(8, 5)
     kept = kept_nodes(model, "half", 2)
     network = ReferenceMaskedModel(model, kept, None)
-    expected = masked_margin(model, batch, NodeIndex.of(model).split(kept.float()), resampled(model, batch))
-    assert torch.equal(network.margins(network.prepare(batch))[0], expected)
+    expected = masked_logit_diff(model, batch, NodeIndex.of(model).split(kept.float()), resampled(model, batch))
+    assert torch.equal(network.logit_diffs(network.prepare(batch))[0], expected)
     everything_on = ReferenceMaskedModel(model, torch.ones_like(kept), None)
-    assert torch.allclose(everything_on.margins(everything_on.prepare(batch))[0], masked_margin(model, batch, {}, {}), atol=1e-5)
+    assert torch.allclose(everything_on.logit_diffs(everything_on.prepare(batch))[0], masked_logit_diff(model, batch, {}, {}), atol=1e-5)

@@ -14,7 +14,7 @@ from worlds import VOCABULARY
 from extractor.circuits.graph import CircuitMask, NodeIndex, links
 from extractor.circuits.masks import compete
 from extractor.circuits.mean_activations import measure_means
-from extractor.circuits.reference import masked_margin, masked_residuals, resampled
+from extractor.circuits.reference import masked_logit_diff, masked_residuals, resampled
 from extractor.circuits.sites import record, widths
 from extractor.data.prompts import logit_diff
 from extractor.spec.schema import SparseModelSpec
@@ -39,14 +39,14 @@ def masks_of(model, graph: CircuitMask) -> dict[str, torch.Tensor]:
 
 
 def without(model, *names: str) -> dict[str, torch.Tensor]:
-    return masks_of(model, nodes_of(model, *names).others())
+    return masks_of(model, nodes_of(model, *names).complement())
 
 
 def values_of(model, batch, masks, base, edges=None) -> dict[str, torch.Tensor]:
     """{site: (B, T, width)} the values that go on from every site."""
     seen: dict[str, torch.Tensor] = {}
     with torch.no_grad():
-        masked_margin(model, batch, masks, base, edges, lambda site, x: seen.setdefault(site, x))
+        masked_logit_diff(model, batch, masks, base, edges, lambda site, x: seen.setdefault(site, x))
     return seen
 
 
@@ -63,11 +63,11 @@ def test_the_micro_model_is_what_it_says(model):
         logits = model(input_ids=BATCH.ids).logits[:, -1]
     a = 2 * (micro.GELU_3 - 1.5) / math.sqrt(1 + (micro.GELU_3 - 1.5) ** 2)
     decoy = 0.1 * micro.GELU_3 + 0.1  # channel 2 on B: neuron 1, and v.0 = 0.5 x 2 over two tokens, times 0.1, plus what neuron 1 reads
-    margin = logit_diff(logits, BATCH)
-    assert margin[0].item() == pytest.approx(2 * a + micro.BIGRAM, abs=1e-5)
-    assert margin[1].item() == pytest.approx(-2 * 2 * 1.5 / math.sqrt(1 + 1.5**2) + micro.BIGRAM, rel=0.05)
+    diff = logit_diff(logits, BATCH)
+    assert diff[0].item() == pytest.approx(2 * a + micro.BIGRAM, abs=1e-5)
+    assert diff[1].item() == pytest.approx(-2 * 2 * 1.5 / math.sqrt(1 + 1.5**2) + micro.BIGRAM, rel=0.05)
     assert decoy < 0.5
-    assert torch.equal(margin[:2], margin[2:])
+    assert torch.equal(diff[:2], diff[2:])
 
 
 # everything on
@@ -81,9 +81,9 @@ def test_everything_on_is_the_model_itself(kind: str):
         plain = logit_diff(model(input_ids=batch.ids).logits[torch.arange(10), batch.last], batch)
         masks = masks_of(model, everything(model))
         assert plain.std() > 0.1
-        assert torch.allclose(masked_margin(model, batch, masks, base), plain, atol=1e-9)
-        assert torch.allclose(masked_margin(model, batch, masks, base, edges_but(model)), plain, atol=1e-9)
-        assert torch.allclose(masked_margin(model, batch, {}, {}), plain, atol=1e-9)
+        assert torch.allclose(masked_logit_diff(model, batch, masks, base), plain, atol=1e-9)
+        assert torch.allclose(masked_logit_diff(model, batch, masks, base, edges_but(model)), plain, atol=1e-9)
+        assert torch.allclose(masked_logit_diff(model, batch, {}, {}), plain, atol=1e-9)
 
 
 @every_kind
@@ -111,17 +111,17 @@ def test_one_node_off_changes_the_margins_of_a_random_model(corpus):
     model = new_sparse_gpt(SparseModelSpec(d_model=32, d_head=8, n_ctx=16), 2, VOCABULARY, 0).eval().requires_grad_(False)
     means = measure_means(model, corpus, 512, 0)
     masks = masks_of(model, everything(model))
-    full = masked_margin(model, BATCH, masks, means)
+    full = masked_logit_diff(model, BATCH, masks, means)
     assert torch.allclose(full, logit_diff(model(input_ids=BATCH.ids).logits[:, -1], BATCH), atol=1e-5)
     masks["1.mlp.resid_delta"][-1] = 0
-    assert not torch.allclose(masked_margin(model, BATCH, masks, means), full, atol=1e-5)
+    assert not torch.allclose(masked_logit_diff(model, BATCH, masks, means), full, atol=1e-5)
 
 
 # nodes off
 
 
 def test_with_every_node_off_only_the_direct_token_path_is_left(model, means):
-    ablated = masked_margin(model, BATCH, masks_of(model, nodes_of(model)), means)
+    ablated = masked_logit_diff(model, BATCH, masks_of(model, nodes_of(model)), means)
     written = means["0.attn.resid_delta"] + means["0.mlp.resid_delta"]
     for row in range(4):
         token = int(BATCH.ids[row, 1])
@@ -145,9 +145,9 @@ def test_nodes_that_are_off_have_exactly_their_base(kind: str):
 
 def test_kept_nodes_keep_their_value_where_nothing_before_them_is_off(model, means):
     masks = without(model, "0.mlp.post_act.0")
-    margin = masked_margin(model, BATCH, masks, means)
+    diff = masked_logit_diff(model, BATCH, masks, means)
     r = means["0.mlp.post_act"][0].item() - 1.5  # channel 3 when neuron 0 has its mean, whatever the token
-    assert margin[0].item() == pytest.approx(2 * 2 * r / math.sqrt(1 + r * r) + micro.BIGRAM, abs=1e-5)
+    assert diff[0].item() == pytest.approx(2 * 2 * r / math.sqrt(1 + r * r) + micro.BIGRAM, abs=1e-5)
     plain = values_of(model, BATCH, masks_of(model, everything(model)), means)
     values = values_of(model, BATCH, masks, means)
     for site in ("0.attn.act_in", "0.attn.v", "0.mlp.act_in"):
@@ -156,8 +156,8 @@ def test_kept_nodes_keep_their_value_where_nothing_before_them_is_off(model, mea
 
 def test_zero_is_a_base_like_any_other(model):
     zeros = {site: torch.zeros(width) for site, width in widths(model).items()}
-    margin = masked_margin(model, BATCH, without(model, "0.mlp.post_act.0"), zeros)
-    assert margin[0].item() == pytest.approx(-2 * 2 * 1.5 / math.sqrt(1 + 1.5**2) + micro.BIGRAM, abs=1e-5)
+    diff = masked_logit_diff(model, BATCH, without(model, "0.mlp.post_act.0"), zeros)
+    assert diff[0].item() == pytest.approx(-2 * 2 * 1.5 / math.sqrt(1 + 1.5**2) + micro.BIGRAM, abs=1e-5)
 
 
 def test_a_base_of_another_run_is_taken_prompt_by_prompt_and_token_by_token(model):
@@ -169,7 +169,7 @@ def test_a_base_of_another_run_is_taken_prompt_by_prompt_and_token_by_token(mode
     seen = values_of(model, BATCH, masks, swapped)
     assert torch.equal(seen["0.mlp.post_act"][..., 0], values["0.mlp.post_act"][[1, 0, 3, 2]][..., 0])
     assert seen["0.mlp.post_act"][1, :, 0].tolist() == pytest.approx([0.0, micro.GELU_3], abs=1e-5)
-    assert (masked_margin(model, BATCH, masks, swapped) > 0).tolist() == [False, True, False, True]
+    assert (masked_logit_diff(model, BATCH, masks, swapped) > 0).tolist() == [False, True, False, True]
 
 
 def test_values_are_borrowed_from_other_prompts_of_the_same_length():
@@ -273,7 +273,7 @@ def test_the_gradient_of_a_mask_is_its_difference_quotient(kind: str):
     weight = torch.randn(len(batch.ids), generator=generator, dtype=torch.float64)
 
     def told() -> torch.Tensor:
-        return (masked_margin(model, batch, index.split(flat), base, edges) * weight).sum()
+        return (masked_logit_diff(model, batch, index.split(flat), base, edges) * weight).sum()
 
     tensors = [flat, *edges.values()]
     for tensor in tensors:
@@ -297,14 +297,14 @@ def test_the_gradient_of_a_planted_nodes_mask_is_its_effect(model, means):
     """Near 1, on the micro model: only what lies on a path to the answer has one."""
     index = NodeIndex.of(model)
     flat = torch.full((len(index),), 0.9, requires_grad=True)
-    masked_margin(model, BATCH, index.split(flat), means)[0].backward()
+    masked_logit_diff(model, BATCH, index.split(flat), means)[0].backward()
     told = names_of(model, flat.grad.abs() > 1e-3)
     assert set(micro.CIRCUIT) <= told
     assert not told & {"0.mlp.post_act.2", "0.mlp.post_act.3", "0.attn.q.0"}
 
 
 def test_nothing_is_hooked(model, means):
-    masked_margin(model, BATCH, without(model, *micro.CIRCUIT), means)
+    masked_logit_diff(model, BATCH, without(model, *micro.CIRCUIT), means)
     with record(model, ["0.mlp.post_act"]) as values:
         model(input_ids=BATCH.ids)
     assert all(not module._forward_hooks for module in model.modules())

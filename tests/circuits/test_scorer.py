@@ -15,7 +15,7 @@ from extractor.circuits import scorer
 from extractor.circuits.calibration import calibrate, calibrated_loss
 from extractor.circuits.graph import CircuitMask, NodeIndex
 from extractor.circuits.network import FastMaskedModel
-from extractor.circuits.reference import ReferenceMaskedModel, masked_margin
+from extractor.circuits.reference import ReferenceMaskedModel, masked_logit_diff
 from extractor.circuits.scorer import CircuitScorer
 from extractor.data.prompts import task_loss
 from extractor.pruning.bisection import smallest
@@ -37,11 +37,11 @@ def test_margins_of_graphs_are_the_definitions_one_by_one(with_edges: bool, plai
     base, index = random_base(model), NodeIndex.of(model)
     made = CircuitScorer(lambda kept: ReferenceMaskedModel(model, kept, base) if plain else FastMaskedModel(model, base, kept), batch)
     graphs = random_graphs(model, 4, with_edges)
-    margins = made.margins(graphs)
-    assert margins.shape == (4, 12)
-    for row, graph in zip(margins, graphs, strict=True):
+    diffs = made.logit_diffs(graphs)
+    assert diffs.shape == (4, 12)
+    for row, graph in zip(diffs, graphs, strict=True):
         edges = None if graph.edges is None else {link: mask.float() for link, mask in graph.edges.items()}
-        assert torch.allclose(row, masked_margin(model, batch, index.split(graph.nodes.float()), base, edges), atol=1e-4)
+        assert torch.allclose(row, masked_logit_diff(model, batch, index.split(graph.nodes.float()), base, edges), atol=1e-4)
 
 
 @pytest.mark.parametrize("with_edges", [False, True])
@@ -50,16 +50,16 @@ def test_a_judge_that_holds_little_at_once_says_the_same(with_edges: bool, monke
     asked: list[int] = []
 
     class Watched(FastMaskedModel):
-        def margins(self, prompts, masks):
+        def logit_diffs(self, prompts, masks):
             asked.append(len(masks.nodes))
-            return super().margins(prompts, masks)
+            return super().logit_diffs(prompts, masks)
 
     made, graphs = CircuitScorer(lambda kept: Watched(model, base, kept), batch), random_graphs(model, 5, with_edges)
-    whole = made.margins(graphs)
+    whole = made.logit_diffs(graphs)
     monkeypatch.setattr(scorer, "VALUES_AT_ONCE", 2 * int(torch.stack([g.nodes for g in graphs]).any(0).sum()) * batch.ids.numel())
-    assert torch.allclose(made.margins(graphs), whole, atol=1e-5)
+    assert torch.allclose(made.logit_diffs(graphs), whole, atol=1e-5)
     monkeypatch.setattr(scorer, "VALUES_AT_ONCE", 1)
-    assert torch.allclose(made.margins(graphs), whole, atol=1e-5)
+    assert torch.allclose(made.logit_diffs(graphs), whole, atol=1e-5)
     assert asked == [5, 2, 2, 1, 1, 1, 1, 1, 1]
 
 
@@ -68,18 +68,18 @@ def test_a_loss_is_that_of_the_calibrated_circuit():
     made, graphs = problem.judge(problem.select), random_graphs(problem.model, 3, with_edges=False)
     losses = made.losses(graphs)
     for loss, graph in zip(losses.tolist(), graphs, strict=True):
-        margin = masked_margin(problem.model, problem.select, problem.index.split(graph.nodes.float()), problem.base)
-        calibration = calibrate(margin, problem.select.sign)
-        assert loss == pytest.approx(calibrated_loss(margin, problem.select.sign, calibration), abs=1e-3)
+        diff = masked_logit_diff(problem.model, problem.select, problem.index.split(graph.nodes.float()), problem.ablation_values)
+        calibration = calibrate(diff, problem.select.sign)
+        assert loss == pytest.approx(calibrated_loss(diff, problem.select.sign, calibration), abs=1e-3)
         assert loss == pytest.approx(made.loss(graph), abs=1e-5)
-        assert loss < task_loss(margin, problem.select.sign).item()
+        assert loss < task_loss(diff, problem.select.sign).item()
 
 
 def test_the_micro_circuit_alone_will_do_and_nothing_alone_is_chance():
     problem = micro_problem()
     made = problem.judge(problem.select)
     circuit = nodes_of(problem.model, *micro.CIRCUIT)
-    found = made.losses([circuit, everything(problem.model), CircuitMask(torch.zeros(32, dtype=torch.bool)), circuit.others()])
+    found = made.losses([circuit, everything(problem.model), CircuitMask(torch.zeros(32, dtype=torch.bool)), circuit.complement()])
     assert found[:2].max() < 0.01
     assert found[2:].tolist() == pytest.approx([CHANCE] * 2, abs=1e-2)
 
@@ -88,7 +88,7 @@ def test_graphs_with_and_without_edge_masks_are_not_judged_together():
     model = random_model(0)
     made = CircuitScorer(lambda kept: FastMaskedModel(model, random_base(model), kept), random_batch(2))
     with pytest.raises(AssertionError, match="together"):
-        made.margins([random_graphs(model, 1, True)[0], random_graphs(model, 1, False)[0]])
+        made.logit_diffs([random_graphs(model, 1, True)[0], random_graphs(model, 1, False)[0]])
 
 
 # bisection

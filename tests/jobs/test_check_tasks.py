@@ -16,7 +16,7 @@ from worlds import python, random_gpt2
 from extractor.data.prompts import accuracy, logit_diff, task_batch, task_loss, tokenize_task
 from extractor.data.task_choice import choose
 from extractor.errors import UnsupportedModel
-from extractor.jobs.check_tasks import check_tasks, last_margin, open_whole, samples, tokenizer_of
+from extractor.jobs.check_tasks import check_tasks, last_logit_diff, open_whole, samples, tokenizer_of
 from extractor.models.reference import BUNDLED
 from extractor.models.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
@@ -46,17 +46,17 @@ def test_margins_are_those_of_the_padded_pass(gpt2_folder: Path, sparse_folder: 
     with torch.no_grad():
         logits = model(input_ids=batch.ids).logits
     expected = logit_diff(logits[torch.arange(len(batch.ids)), batch.last], batch)
-    assert torch.allclose(last_margin(model, batch), expected, atol=1e-4)
+    assert torch.allclose(last_logit_diff(model, batch), expected, atol=1e-4)
 
 
 def test_a_row_says_how_the_whole_model_does_on_held_out_pairs(gpt2_folder: Path):
     model, tokenizer = open_whole(str(gpt2_folder))
     (row,) = check_tasks(model, tokenizer, [find_task("quote_close")], target_loss=100.0, pairs=32)
     batch = task_batch(tokenize_task(find_task("quote_close"), tokenizer), tokenizer, "held_out", 32, 0, 64)
-    margin = last_margin(model, batch)
+    diff = last_logit_diff(model, batch)
     assert (row.task, row.expressible, row.why, row.answers, row.pairs) == ("quote_close", True, None, ('")', "')"), 32)
-    assert row.loss == pytest.approx(task_loss(margin, batch.sign).item())
-    assert row.accuracy == accuracy(margin, batch.sign)
+    assert row.loss == pytest.approx(task_loss(diff, batch.sign).item())
+    assert row.accuracy == accuracy(diff, batch.sign)
     assert row.meets_target
     (strict,) = check_tasks(model, tokenizer, [find_task("quote_close")], target_loss=1e-6, pairs=32)
     assert not strict.meets_target

@@ -107,7 +107,7 @@ def test_attribution_is_the_mean_effect_on_the_way_from_nothing_to_everything():
     prompts = network.prepare(problem.train)
     from extractor.circuits.masks import Masks
 
-    ends = network.margins(prompts, Masks(torch.stack([torch.zeros(32), torch.ones(32)])))
+    ends = network.logit_diffs(prompts, Masks(torch.stack([torch.zeros(32), torch.ones(32)])))
     nothing, all_on = plain(-problem.train.sign * ends).mean(-1).tolist()
     assert own.sum().item() == pytest.approx(nothing - all_on, abs=0.02)
     assert nothing - all_on > 0.3

@@ -153,7 +153,7 @@ def test_where_nothing_may_go_everything_is_tried_and_stays(kind: str):
 def test_a_model_with_two_ways_keeps_both_where_it_must_fail_without_the_circuit(kind: str):
     problem = micro_problem(redundant=True)
     judge = problem.judge(problem.select)
-    is_necessary = lambda graph: judge.loss(graph.others()) >= 0.5  # noqa: E731
+    is_necessary = lambda graph: judge.loss(graph.complement()) >= 0.5  # noqa: E731
     path = path_of(problem, kind, is_necessary=is_necessary)
     assert is_necessary(path[-1])
     assert int(path[-1].nodes.sum()) >= 4
@@ -184,7 +184,7 @@ def test_every_round_has_pairs_of_its_own_none_of_them_those_of_mask_learning(re
     draw = PruningProblem.draw
     monkeypatch.setattr(PruningProblem, "draw", lambda self, number, pairs: numbers.append(number) or draw(self, number, pairs))
     judge = problem.judge(problem.select)
-    path_of(problem, "node", is_necessary=lambda graph: not redundant or judge.loss(graph.others()) >= 0.5)
+    path_of(problem, "node", is_necessary=lambda graph: not redundant or judge.loss(graph.complement()) >= 0.5)
     assert len(numbers) > 2
     assert len(set(numbers)) == len(numbers)
     assert min(numbers) > 1_000_000

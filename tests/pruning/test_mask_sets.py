@@ -160,9 +160,9 @@ def test_equal_sets_are_computed_once(tmp_path: Path, monkeypatch: pytest.Monkey
     problem = micro_problem(tmp_path, init_noise=0.0)
     sets = MaskPopulation(problem, nodes_of(problem), POPULATION, STEPS)
     asked: list[int] = []
-    margins = FastMaskedModel.margins
+    diffs = FastMaskedModel.logit_diffs
     monkeypatch.setattr(
-        FastMaskedModel, "margins", lambda self, prompts, masks: asked.append(len(masks.nodes)) or margins(self, prompts, masks)
+        FastMaskedModel, "logit_diffs", lambda self, prompts, masks: asked.append(len(masks.nodes)) or diffs(self, prompts, masks)
     )
     sets.step(0)
     assert asked == [1]

@@ -12,7 +12,7 @@ from worlds import environment
 
 from extractor.circuits.calibration import calibrate_all
 from extractor.circuits.graph import CircuitMask, NodeIndex, count_edges, live_nodes
-from extractor.circuits.reference import masked_margin
+from extractor.circuits.reference import masked_logit_diff
 from extractor.circuits.sites import record
 from extractor.data.prompts import task_loss
 from extractor.models.reference import open_model
@@ -48,12 +48,12 @@ def loss(plant: planted.Planted, circuit: CircuitMask | None = None) -> float:
     """Calibrated loss of a circuit, or of the whole model, by the plain definition: nats on 64 held-out pairs."""
     batch = plant.batch("held_out", 64)
     if circuit is None:
-        margin = masked_margin(plant.model, batch, {}, plant.means)
+        diff = masked_logit_diff(plant.model, batch, {}, plant.means)
     else:
         masks = {site: on.float() for site, on in NodeIndex.of(plant.model).split(circuit.nodes).items()}
         edges = None if circuit.edges is None else {link: on.float() for link, on in circuit.edges.items()}
-        margin = masked_margin(plant.model, batch, masks, plant.means, edges)
-    return calibrate_all(margin[None], batch.sign)[0].item()
+        diff = masked_logit_diff(plant.model, batch, masks, plant.means, edges)
+    return calibrate_all(diff[None], batch.sign)[0].item()
 
 
 def everything(plant: planted.Planted) -> dict[str, torch.Tensor]:
@@ -71,7 +71,7 @@ def noise(plant: planted.Planted, values: dict[str, torch.Tensor]) -> torch.Tens
 def test_the_model_does_the_task_and_the_plant_alone_does(task, variant, seed):
     plant = plant_of(task, variant, seed)
     batch = plant.batch("held_out", 64)
-    assert task_loss(masked_margin(plant.model, batch, {}, plant.means), batch.sign).item() < 0.03
+    assert task_loss(masked_logit_diff(plant.model, batch, {}, plant.means), batch.sign).item() < 0.03
     assert loss(plant) < 0.03
     assert loss(plant, planted.graph_of(plant)) < 0.05
 

@@ -15,7 +15,7 @@ from problems import everything, graded_problem, in_folder, interrupted, micro_p
 from extractor.circuits.calibration import calibrated_loss
 from extractor.circuits.graph import CircuitMask, edge_count, edges_between, without_dead
 from extractor.circuits.network import FastMaskedModel
-from extractor.circuits.reference import ReferenceMaskedModel, masked_margin
+from extractor.circuits.reference import ReferenceMaskedModel, masked_logit_diff
 from extractor.errors import SpecError
 from extractor.progress import Progress, Stopped
 from extractor.pruning import algorithms, prune
@@ -93,8 +93,8 @@ def test_what_is_off_has_its_mean_or_zero_or_another_prompts_values():
         problem = micro_problem(ablation=ablation)
         network = problem.network(kept)
         assert type(network) is kind
-        assert network.base == (None if ablation == "resample" else problem.base)
-        assert all(torch.equal(x, 0 * x if ablation == "zero" else problem.means[site]) for site, x in problem.base.items())
+        assert network.ablation_values == (None if ablation == "resample" else problem.ablation_values)
+        assert all(torch.equal(x, 0 * x if ablation == "zero" else problem.means[site]) for site, x in problem.ablation_values.items())
         assert problem.judge(problem.select).loss(CircuitMask(kept)) < 0.01
 
 
@@ -150,7 +150,7 @@ def test_a_redundant_model_needs_both_ways(granularity: str, ablation: str, tmp_
     best = find_circuits(problem).best
     assert best.met
     assert int(best.graph.nodes.sum()) >= 4
-    assert problem.judge(problem.select).loss(best.graph.others()) >= 0.5
+    assert problem.judge(problem.select).loss(best.graph.complement()) >= 0.5
     if ablation != "resample":  # there the other way, off, says what another prompt would, so that one way alone is contradicted
         either = replace(problem, spec=problem.spec.model_copy(update={"necessity": 0.0}))
         found = find_circuits(either).best
@@ -199,12 +199,12 @@ def test_a_circuits_numbers_are_its_own(found: tuple[PruningProblem, PruneResult
     for one in circuits.curve:
         edges = None if one.graph.edges is None else {link: mask.float() for link, mask in one.graph.edges.items()}
         masks = problem.index.split(one.graph.nodes.float())
-        margin = masked_margin(problem.model, problem.select, masks, problem.base, edges)
-        assert calibrated_loss(margin, problem.select.sign, one.calibration) == pytest.approx(one.loss, abs=1e-5)
+        diff = masked_logit_diff(problem.model, problem.select, masks, problem.ablation_values, edges)
+        assert calibrated_loss(diff, problem.select.sign, one.calibration) == pytest.approx(one.loss, abs=1e-5)
         listed = list(edges_between(problem.model, one.graph.channels(problem.index), one.graph.edges))
         assert one.edges == len(listed) > 0
         assert torch.equal(without_dead(problem.model, one.graph).nodes, one.graph.nodes)
-        assert problem.judge(problem.select).loss(one.graph.others()) >= CircuitCriteria(problem).without
+        assert problem.judge(problem.select).loss(one.graph.complement()) >= CircuitCriteria(problem).without
 
 
 def test_the_path_is_told_from_large_to_small_with_edges_counted(found: tuple[PruningProblem, PruneResult]):

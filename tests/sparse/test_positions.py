@@ -20,7 +20,7 @@ from worlds import CORPUS, ROOT, VOCABULARY, environment
 from extractor.circuits.circuit import Calibration, Circuit, Node
 from extractor.circuits.graph import CircuitMask, NodeIndex, edges_between, live_nodes
 from extractor.circuits.node_labels import describe_nodes
-from extractor.circuits.reference import masked_margin
+from extractor.circuits.reference import masked_logit_diff
 from extractor.circuits.sites import node_id, widths
 from extractor.data.prompts import TaskBatch, task_loss
 from extractor.files import write_json, write_tensors
@@ -171,12 +171,12 @@ def test_ranking_and_pruning_find_the_position_circuit(problem: PruningProblem):
 def test_a_masked_position_channel_takes_its_mean(problem: PruningProblem):
     on = torch.ones(len(problem.index))
     on[micro.flat_index(problem.model, PATH[0])] = 0
-    margin = masked_margin(problem.model, problem.select, problem.index.split(on), problem.means)
+    diff = masked_logit_diff(problem.model, problem.select, problem.index.split(on), problem.means)
     pre = 2 * math.sqrt(2) / 2  # the mean of channel 4 is sqrt(2) / 2, wherever the prompt ends
     write = pre * 0.5 * (1 + math.erf(pre / math.sqrt(2))) - 1.4
     norm = math.sqrt(((1**2) + write**2) / 4)
-    assert margin[0].item() == pytest.approx(2 * write / norm, abs=0.05)  # channel 2's trace aside
-    assert abs(margin[0].item() - margin[1].item()) < 0.05
+    assert diff[0].item() == pytest.approx(2 * write / norm, abs=0.05)  # channel 2's trace aside
+    assert abs(diff[0].item() - diff[1].item()) < 0.05
 
 
 class Letters:
@@ -274,6 +274,6 @@ def test_every_options_circuits_can_be_recomputed_from_their_files(name: str, tm
     write_json(folder / "circuit.json", circuit.to_json())
     write_tensors(folder / "means.safetensors", means)
     write_tensors(folder / "held_out.safetensors", {name: getattr(batch, name) for name in ("ids", "last", "correct", "wrong", "sign")})
-    margin = 0.7 * masked_margin(model, batch, index.split(on.float()), means) + 0.2
-    assert margin.std() > 1e-3
-    assert rerun(tmp_path) == pytest.approx(task_loss(margin, batch.sign).item(), abs=1e-4)
+    diff = 0.7 * masked_logit_diff(model, batch, index.split(on.float()), means) + 0.2
+    assert diff.std() > 1e-3
+    assert rerun(tmp_path) == pytest.approx(task_loss(diff, batch.sign).item(), abs=1e-4)

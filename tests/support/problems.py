@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from worlds import environment
 
 from extractor.circuits.graph import CircuitMask, Link, NodeIndex, links
-from extractor.circuits.reference import masked_margin
+from extractor.circuits.reference import masked_logit_diff
 from extractor.circuits.sites import record, widths
 from extractor.data.prompts import TaskBatch
 from extractor.progress import Progress, Stopped
@@ -123,8 +123,8 @@ def _preferred(model: SparseGPTForCausalLM, batch: TaskBatch) -> TaskBatch:
     """The prompts with tokens 1 and 2 for answers, half of them each."""
     one = torch.ones_like(batch.last)
     asked = TaskBatch(batch.ids, batch.last, one, 2 * one, torch.ones(len(one)))
-    margin = masked_margin(model, asked, {}, {})
-    return asked.as_answered(margin)
+    diff = masked_logit_diff(model, asked, {}, {})
+    return asked.as_answered(diff)
 
 
 def in_folder(

@@ -212,12 +212,12 @@ def test_prompts_too_long_for_the_context_are_refused_and_not_looked_for_for_eve
 
 
 def test_task_loss_is_the_cross_entropy_of_the_two_answers():
-    margin, sign = torch.tensor([2.0, -1.0]), torch.tensor([1.0, -1.0])
+    diff, sign = torch.tensor([2.0, -1.0]), torch.tensor([1.0, -1.0])
     by_hand = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2  # 0.220095
-    assert task_loss(margin, sign).item() == pytest.approx(by_hand, abs=1e-6)
+    assert task_loss(diff, sign).item() == pytest.approx(by_hand, abs=1e-6)
     assert task_loss(torch.zeros(2), sign).item() == pytest.approx(math.log(2), abs=1e-6)
-    assert accuracy(margin, sign) == 1.0
-    assert accuracy(margin, -sign) == 0.0
+    assert accuracy(diff, sign) == 1.0
+    assert accuracy(diff, -sign) == 0.0
 
 
 @every_task
@@ -233,12 +233,12 @@ def test_task_loss_equals_the_softmax_over_the_two_logits(name: str, bundled):
 @pytest.mark.parametrize("name", ["for_while", "class_init"])
 def test_a_models_own_answers_change_sides_and_stay_first_and_second(name: str, bundled):
     batch = task_batch(tokenize_task(find_task(name), bundled), bundled, "select", 8, 0, 128)
-    margin = torch.randn(16, generator=torch.Generator().manual_seed(0))
-    told = batch.as_answered(margin)
+    diff = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    told = batch.as_answered(diff)
     assert torch.equal(told.first, batch.first)
     assert torch.equal(told.second, batch.second)
-    assert torch.equal(told.correct, torch.where(margin > 0, batch.first, batch.second))
-    assert accuracy(margin, told.sign) == 1.0
+    assert torch.equal(told.correct, torch.where(diff > 0, batch.first, batch.second))
+    assert accuracy(diff, told.sign) == 1.0
 
 
 def test_picking_pairs_keeps_both_members_and_cuts_the_padding(bundled):

@@ -17,7 +17,7 @@ from worlds import environment
 from extractor.circuits.calibration import calibrate
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask, edge_count, present_edges
-from extractor.circuits.reference import masked_margin
+from extractor.circuits.reference import masked_logit_diff
 from extractor.circuits.sites import record
 from extractor.data.prompts import TaskBatch
 from extractor.progress import Stopped
@@ -26,7 +26,7 @@ from extractor.pruning.prune import PrunedCircuit, PruneResult
 from extractor.spec.schema import PruneSpec, SparseModelSpec
 from extractor.training.train_sparse import new_sparse_gpt
 from extractor.validation import seeds
-from extractor.validation.ablations import ablated_margins, parts, plain_margins
+from extractor.validation.ablations import ablated_logit_diffs, parts, plain_logit_diffs
 from extractor.validation.activations import activations
 from extractor.validation.binarise import Binarised, Steps, fit_steps, two_means
 from extractor.validation.bootstrap import intervals
@@ -51,7 +51,7 @@ def pose(folder: Path, model=None, spec: PruneSpec = QUICK, batch: TaskBatch = B
 
 def circuit_of(problem: PruningProblem, nodes: tuple[str, ...] = micro.CIRCUIT) -> PrunedCircuit:
     graph = CircuitMask(problem.index.flags(micro.flat_indices(problem.model, nodes)))
-    calibration = calibrate(problem.judge(problem.select).margins([graph])[0], problem.select.sign)
+    calibration = calibrate(problem.judge(problem.select).logit_diffs([graph])[0], problem.select.sign)
     return PrunedCircuit(graph, edge_count(problem.model, graph), 0.0, calibration, problem.target, True)
 
 
@@ -91,7 +91,7 @@ def noisy(folder: Path, spec: PruneSpec = QUICK) -> tuple[PruningProblem, Circui
 
 
 def by_hand(third: float, second: float) -> float:
-    """The margin of a prompt whose residual ends as 1 in the prompt's own channel, `second` and `third` in channels 2 and 3."""
+    """The logit difference of a prompt whose residual ends as 1 in the prompt's own channel, `second` and `third` in channels 2 and 3."""
     return 4 * third / math.sqrt(1 + second**2 + third**2) + micro.BIGRAM
 
 
@@ -101,8 +101,8 @@ def test_what_is_off_is_zero_or_its_mean_by_hand(problem, pruned):
     neuron = functional.gelu(torch.tensor(3 / math.sqrt(1 + before**2))).item()  # what attention wrote lessens what the MLP reads
     usual = [by_hand(neuron - 1.5, before + after), by_hand(-1.5, before + after)]
     expected = {"zero": [by_hand(micro.GELU_3 - 1.5, 0), by_hand(-1.5, 0)], "mean": usual}
-    for kind, margins in expected.items():
-        assert ablated_margins(problem, pruned.graph, kind, BATCH).tolist() == pytest.approx(margins * 2, abs=1e-5), kind
+    for kind, diffs in expected.items():
+        assert ablated_logit_diffs(problem, pruned.graph, kind, BATCH).tolist() == pytest.approx(diffs * 2, abs=1e-5), kind
 
 
 def test_resampled_nodes_have_their_values_in_the_other_prompt_of_equal_length(problem, pruned):
@@ -112,9 +112,9 @@ def test_resampled_nodes_have_their_values_in_the_other_prompt_of_equal_length(p
     before, after = (values[site][:, -1, 2].tolist() for site in ("0.attn.resid_delta", "0.mlp.resid_delta"))
     neuron = functional.gelu(torch.tensor(3 / math.sqrt(1 + before[1] ** 2))).item()
     expected = [by_hand(neuron - 1.5, before[1] + after[1]), by_hand(-1.5, before[0] + after[0])]
-    found = ablated_margins(problem, pruned.graph, "resample", pair)
+    found = ablated_logit_diffs(problem, pruned.graph, "resample", pair)
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
-    nothing = ablated_margins(problem, CircuitMask(torch.zeros_like(pruned.graph.nodes)), "resample", pair)
+    nothing = ablated_logit_diffs(problem, CircuitMask(torch.zeros_like(pruned.graph.nodes)), "resample", pair)
     assert nothing[0] < 0 < nothing[1]  # all that is left speaks for the other prompt
 
 
@@ -127,8 +127,8 @@ def test_a_part_holds_whole_pairs_and_does_not_line_up_those_that_differ(tmp_pat
     assert all(int(row) ^ 1 in rows for rows in found for row in rows)
     order = torch.cat(found)
     assert any(a % 2 == b % 2 for a, b in pairwise(order.tolist()))  # a prompt's next is not always one of the other answer
-    margins = plain_margins(problem, CircuitMask(torch.ones(len(problem.index), dtype=torch.bool)), problem.select)
-    assert torch.allclose(margins, masked_margin(problem.model, problem.select, {}, {}), atol=1e-6)
+    diffs = plain_logit_diffs(problem, CircuitMask(torch.ones(len(problem.index), dtype=torch.bool)), problem.select)
+    assert torch.allclose(diffs, masked_logit_diff(problem.model, problem.select, {}, {}), atol=1e-6)
 
 
 # intervals
@@ -215,8 +215,8 @@ def test_nodes_that_have_two_values_anyway_are_the_same_binarised(tmp_path):
     on = pruned.graph.nodes
     assert binarised.steps.low[on].tolist() == pytest.approx([0, 0, -1.5], abs=1e-6)
     assert binarised.steps.high[on].tolist() == pytest.approx([2, micro.GELU_3, micro.GELU_3 - 1.5], abs=1e-5)
-    plain = problem.judge(BATCH).margins([pruned.graph])[0]
-    assert torch.allclose(binarised.margins(BATCH), plain, atol=1e-5)
+    plain = problem.judge(BATCH).logit_diffs([pruned.graph])[0]
+    assert torch.allclose(binarised.logit_diffs(BATCH), plain, atol=1e-5)
     own = problem.judge(BATCH).loss(pruned.graph)
     assert binarised.alone(BATCH) == pytest.approx(dict.fromkeys(micro.CIRCUIT, own), abs=1e-6)
 
@@ -235,9 +235,9 @@ def test_binarising_on_the_small_network_is_rewriting_the_whole_ones_values(tmp_
     problem, graph = noisy(tmp_path, QUICK.model_copy(update={"ablation": ablation}))
     binarised = Binarised(problem, graph)
     rewrite = binarised.steps.rewriter(problem.index)
-    expected = plain_margins(problem, graph, problem.select, lambda part: rewrite)
-    assert torch.allclose(binarised.margins(problem.select), expected, atol=1e-4)
-    assert not torch.allclose(expected, plain_margins(problem, graph, problem.select), atol=1e-2)
+    expected = plain_logit_diffs(problem, graph, problem.select, lambda part: rewrite)
+    assert torch.allclose(binarised.logit_diffs(problem.select), expected, atol=1e-4)
+    assert not torch.allclose(expected, plain_logit_diffs(problem, graph, problem.select), atol=1e-2)
     alone = binarised.alone(problem.select)
     if ablation == "resample":
         assert alone is None
@@ -246,9 +246,9 @@ def test_binarising_on_the_small_network_is_rewriting_the_whole_ones_values(tmp_
     nodes = graph.nodes.nonzero().flatten()
     for place in (0, len(nodes) // 2, len(nodes) - 1):
         one = replace(binarised.steps, on=problem.index.flags(nodes[place : place + 1])).rewriter(problem.index)
-        margin = plain_margins(problem, graph, problem.select, lambda part, one=one: one)
-        calibration = calibrate(margin, problem.select.sign)
-        loss = functional.softplus(-problem.select.sign * (calibration.scale * margin + calibration.shift)).mean().item()
+        diff = plain_logit_diffs(problem, graph, problem.select, lambda part, one=one: one)
+        calibration = calibrate(diff, problem.select.sign)
+        loss = functional.softplus(-problem.select.sign * (calibration.scale * diff + calibration.shift)).mean().item()
         assert list(alone.values())[place] == pytest.approx(loss, abs=1e-3)
 
 
@@ -289,11 +289,11 @@ def test_activations_are_told_by_percentile(problem, pruned):
 def test_the_report_of_the_micro_circuit(problem, pruned):
     report = validate(pruned, problem, BATCH, Text())
     assert set(report.loss) == set(report.accuracy) == {"full", "circuit", "without_circuit", "random"}
-    full = masked_margin(problem.model, BATCH, {}, {})
+    full = masked_logit_diff(problem.model, BATCH, {}, {})
     assert report.loss["full"] == pytest.approx(functional.softplus(-BATCH.sign * full).mean().item(), abs=1e-6)
     assert report.loss["without_circuit"] == pytest.approx(CHANCE, abs=1e-5)
     assert report.necessity == report.loss["without_circuit"] - report.loss["full"]
-    uncalibrated = functional.softplus(-BATCH.sign * problem.judge(BATCH).margins([pruned.graph])[0]).mean().item()
+    uncalibrated = functional.softplus(-BATCH.sign * problem.judge(BATCH).logit_diffs([pruned.graph])[0]).mean().item()
     assert report.uncalibrated == pytest.approx(uncalibrated, abs=1e-6)
     assert report.loss["circuit"] < report.uncalibrated
     assert report.ablation["mean"] == pytest.approx(report.loss["circuit"], abs=1e-6)
@@ -376,8 +376,8 @@ def test_seeds_are_compared_by_hand_and_kept(tmp_path, monkeypatch):
     assert [(row["seed"], row["nodes"], row["edges"]) for row in found["circuits"]] == [(0, 6, 4), (1, 6, 4), (2, 3, 2)]
     assert found["node_overlap"] == found["edge_overlap"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
     assert found["shared"] == sorted(OTHER)
-    margin = problem.judge(BATCH).margins([told(problem, OTHER, 0).best.graph])[0]
-    assert found["circuits"][2]["loss"] == pytest.approx(functional.softplus(-BATCH.sign * (2 * margin + 0.5)).mean().item())
+    diff = problem.judge(BATCH).logit_diffs([told(problem, OTHER, 0).best.graph])[0]
+    assert found["circuits"][2]["loss"] == pytest.approx(functional.softplus(-BATCH.sign * (2 * diff + 0.5)).mean().item())
     assert sorted(path.name for path in tmp_path.iterdir() if "seed" in path.name) == ["seed1-masks", "seed2-masks"]
     monkeypatch.setattr(seeds, "find_circuits", None)
     assert compare_seeds(pruned, problem, BATCH) == found  # read again, not made again

@@ -28,6 +28,6 @@ def rank(problem: PruningProblem) -> Tensor:
     for point in range(POINTS):
         problem.tick(point, POINTS)
         on = torch.full((1, len(nodes)), (point + 0.5) / POINTS, device=problem.model.device, requires_grad=True)
-        loss = functional.softplus(-batch.sign * network.margins(prompts, nodes.masks(on))).mean()
+        loss = functional.softplus(-batch.sign * network.logit_diffs(prompts, nodes.masks(on))).mean()
         total -= torch.autograd.grad(loss, on)[0][0] / POINTS
     return torch.zeros_like(total).index_add(0, nodes.ties, total)[nodes.ties]
