@@ -1,6 +1,6 @@
 """The engine as a process: a spec in, progress as JSON lines out, a result folder left. No queue.
 
-    python -m extractor SPEC.json --out DIR [--threads N] [--twin DIR] [--guard]
+    python -m extractor SPEC.json --out DIR [--threads N] [--bridged DIR] [--guard]
 
 Standard output carries one JSON object a line (events: stage, progress, checkpoint, note, done, error). SIGTERM and SIGINT ask for a
 checkpoint and exit 75; the same command resumes. With --guard the process ends when its standard input does: no engine outlives its
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("spec", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--twin", type=Path, help="where the twin of a dense model is taken from, or kept")
+    parser.add_argument("--bridged", type=Path, help="where the bridged model is taken from, or kept")
     parser.add_argument("--guard", action="store_true", help="exit when standard input is closed")
     arguments = parser.parse_args(argv)
     stop = threading.Event()
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         from extractor.spec.schema import read_job
 
         progress = Progress(emit, stop.is_set, checkpoint_seconds=float(os.environ.get("EXTRACT_CHECKPOINT_SECONDS", "20")))
-        run_job(read_job(arguments.spec), arguments.out, progress, arguments.threads, arguments.twin)
+        run_job(read_job(arguments.spec), arguments.out, progress, arguments.threads, arguments.bridged)
     except Stopped:
         return STOPPED
     except ExtractorError as error:

@@ -49,8 +49,8 @@ def frozen_result(folder: Path) -> Path:
     return folder
 
 
-def frozen_twin(folder: Path) -> Path:
-    """The kept twin: the manifest that was written for it, beside the files of the result that are the same."""
+def frozen_bridged(folder: Path) -> Path:
+    """The kept bridged model: the manifest that was written for it, beside the files of the result that are the same."""
     manifest = (FROZEN / "twin_manifest.json").read_text()
     result = frozen_result(folder.with_name("its_result"))
     folder.mkdir()
@@ -108,7 +108,7 @@ def test_a_spec_in_the_words_of_an_earlier_version_means_what_it_meant(number: i
 
 
 def test_a_spec_in_a_record_is_read_and_written_back_byte_for_byte():
-    """Ids of jobs and addresses of twins are hashes of such texts: the order of fields counts."""
+    """Ids of jobs and addresses of bridged models are hashes of such texts: the order of fields counts."""
     records = {key: entry["value"] for key, entry in json.loads((FROZEN / "records.json").read_text())["redis"].items()}
     texts = [record["spec"] for key, record in records.items() if key.startswith("ex:job:")]
     assert len(texts) == 25
@@ -206,11 +206,11 @@ def test_circuit_and_models_compute_what_they_computed(result: Path):
     assert [tokenizer(prompt)["input_ids"] for prompt in prompts] == ids
 
 
-def test_a_kept_twin_is_taken_and_not_made_again(tmp_path: Path):
-    kept = frozen_twin(tmp_path / "kept")
+def test_a_kept_bridged_model_is_taken_and_not_made_again(tmp_path: Path):
+    kept = frozen_bridged(tmp_path / "kept")
     (tmp_path / "spec.json").write_text(here(SPECS["circuit_twin"]))
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
-    code, events = engine(tmp_path / "spec.json", tmp_path / "out", "--twin", str(kept), stop_at="prune")
+    code, events = engine(tmp_path / "spec.json", tmp_path / "out", "--bridged", str(kept), stop_at="prune")
     assert code == 75
     assert [event["stage"] for event in events if event["event"] == "stage"] == ["corpus", "bridge", "prune"]
     assert not [event for event in events if event["event"] == "progress" and event["stage"] == "bridge"]
@@ -270,8 +270,8 @@ def numbers(value: Any) -> list[float]:
 
 
 def test_a_job_that_was_stopped_half_way_through_bridging_ends_as_if_it_had_not_been(result: Path, tmp_path: Path):
-    """It keeps its twin for others as well, in the layout that a kept twin has."""
-    out, events = gone_on("bridging", tmp_path, "--twin", str(tmp_path / "kept"))
+    """It keeps its bridged model for others as well, in the layout of the cache."""
+    out, events = gone_on("bridging", tmp_path, "--bridged", str(tmp_path / "kept"))
     assert resumed(events, "bridge") == ["resumed bridge at step 54"]
     assert min(steps(events, "bridge")) > 54
     assert (out / "metrics.jsonl").read_text().startswith((FROZEN / "bridging" / "metrics.jsonl").read_text())

@@ -307,7 +307,7 @@ def test_the_stages_are_told_in_order(result: Path, events: list[dict]):
     assert [e["stage"] for e in log] == ["bridge"] * BRIDGE.optim.steps + ["prune-round0"] * 40 + ["prune-edges"] * 10
 
 
-def test_the_twin_opens_around_the_dense_model_it_was_made_for_with_the_numbers_it_was_told_by(result: Path, dense: Path):
+def test_the_bridged_pair_opens_around_the_dense_model_it_was_made_for_with_the_numbers_it_was_told_by(result: Path, dense: Path):
     from extractor.bridges.faithfulness import faithfulness
     from extractor.bridges.pair import open_pair
     from extractor.data.build_corpus import build_corpus
@@ -325,8 +325,8 @@ def test_the_twin_opens_around_the_dense_model_it_was_made_for_with_the_numbers_
     assert found["recovered"]["mean"] == pytest.approx(told["recovered"]["mean"], abs=1e-3)
 
 
-def test_a_second_task_on_the_same_twin_still_knows_its_dense_model(result: Path, loops: CorpusSpec, tmp_path: Path):
-    """`--model JOB`: the sparse model is pruned at once, and what came with it says what it is the twin of."""
+def test_a_second_task_on_the_same_bridging_still_knows_its_dense_model(result: Path, loops: CorpusSpec, tmp_path: Path):
+    """`--model JOB`: the sparse model is pruned at once, and what came with it says which dense model it is bridged to."""
     run_job(circuit_spec(result / "model", loops, prune=PRUNE.model_copy(update={"steps": 2})), tmp_path / "out", threads=1)
     again, first = numbers_of(tmp_path / "out"), numbers_of(result)
     assert again["bridge"]["path_kl"] == first["bridge"]["path_kl"]
@@ -405,14 +405,14 @@ def same_results(one: Path, two: Path) -> None:
 
 
 def test_the_same_job_twice_leaves_the_same_bytes(spec: JobSpec, result: Path, tmp_path: Path):
-    run_job(spec, tmp_path / "again", threads=1, twin=tmp_path / "kept")
+    run_job(spec, tmp_path / "again", threads=1, bridged=tmp_path / "kept")
     same_results(result, tmp_path / "again")
 
     told: list[dict] = []
-    run_job(spec, tmp_path / "copied", Progress(told.append), threads=1, twin=tmp_path / "kept")
+    run_job(spec, tmp_path / "copied", Progress(told.append), threads=1, bridged=tmp_path / "kept")
     same_results(result, tmp_path / "copied")
     assert not [event for event in told if event["event"] == "progress" and event["stage"] == "bridge"]
-    assert any("twin is that of an earlier job" in event.get("message", "") for event in told)
+    assert any("bridged model of an earlier job" in event.get("message", "") for event in told)
 
 
 def test_a_job_stopped_in_every_long_stage_ends_in_the_same_bytes(spec: JobSpec, result: Path, tmp_path: Path):

@@ -5,7 +5,7 @@
     checkpoints    of finished jobs, and what attempts left that lost their job
     scratch        folders on this machine of jobs that are kept in storage and have ended
     fetched        results that were fetched to this machine's cache
-    twin           kept twins that no job has asked for in long enough; one that is wanted again is made again
+    twin           kept bridged models that no job has used for long; one that is needed again is made again
     partial        files that never became whole
 
 Never an open job, what it names in its spec, the jobs of a batch, or the jobs of a sweep of this machine.
@@ -39,7 +39,7 @@ from worker.sweeps.jobs import open_plan
 SETTLED = 3600.0  # seconds without a change, after which nobody is still at work on what is not referred to
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OURS = re.compile(rf"({_ID.pattern})/({TOKEN.pattern})/.+")
-_TWIN = re.compile(rf"{re.escape(shared_bridging.FOLDER)}/[0-9a-f]{{24}}/{TOKEN.pattern}/.+")
+_BRIDGED = re.compile(rf"{re.escape(shared_bridging.FOLDER)}/[0-9a-f]{{24}}/{TOKEN.pattern}/.+")
 _TRASH = ".gc-"
 
 
@@ -90,7 +90,7 @@ def find(service: Service, older_than: float, with_results: bool) -> list[Item]:
     Raises StorageUnavailable, BrokenArtifact for a sweep or batch whose jobs cannot be told.
     """
     refers, settings = References(service), service.settings
-    found = [*_fetched(refers, older_than), *_twins(settings.root / shared_bridging.FOLDER, older_than)]
+    found = [*_fetched(refers, older_than), *_bridged_models(settings.root / shared_bridging.FOLDER, older_than)]
     if settings.store is None:
         found += _folders(settings.root, refers, older_than, with_results)
     else:
@@ -140,8 +140,8 @@ def _folders(root: Path, refers: References, older_than: float, with_results: bo
                 yield left
 
 
-def _twins(folder: Path, older_than: float) -> Iterator[Item]:
-    """Kept twins, and what is left of some that never became whole."""
+def _bridged_models(folder: Path, older_than: float) -> Iterator[Item]:
+    """Kept bridged models, and the rest of incomplete ones."""
     for path in sorted(folder.glob("*")):
         if not path.is_dir() or path.is_symlink() or path.name.startswith(_TRASH):
             continue
@@ -176,13 +176,13 @@ def _stored(store: Store, refers: References, older_than: float, with_results: b
     for key, entry in store.entries().items():
         if ours := _OURS.fullmatch(key):
             jobs[ours[1]][key] = entry
-        elif _TWIN.fullmatch(key):
+        elif _BRIDGED.fullmatch(key):
             kept["/".join(key.split("/")[:3])][key] = entry
         elif key.startswith(".probe-") and entry.modified < time.time() - SETTLED:
             yield _keys(store, "partial", "", "half removed", {key: entry})
-    for twin, files in kept.items():
+    for folder, files in kept.items():
         if max(entry.modified for entry in files.values()) < time.time() - older_than:
-            is_whole = f"{twin}/{MANIFEST}" in files
+            is_whole = f"{folder}/{MANIFEST}" in files
             yield _keys(store, "twin" if is_whole else "partial", "", "made long ago" if is_whole else "never whole", files)
     for job, files in jobs.items():
         state, artifact = refers.ending(job)

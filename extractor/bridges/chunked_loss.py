@@ -1,7 +1,8 @@
 """Losses over next-token distributions, without ever holding the logits of more than a chunk of tokens.
 
 A chunk's logits are made, scored and differentiated before the next chunk's: what stays are gradients of the residuals and of the
-unembedding's parameters. The plain twin is the same body called on all tokens at once. N tokens, V vocabulary, S and D widths.
+unembedding's parameters. The reference implementation is the same body called on all tokens at once. N tokens, V vocabulary, S and D
+widths.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class Masks:
 
 
 class MaskedModel(Protocol):
-    """What `network.FastMaskedModel` and its plain twin offer. kept (N,) bool: the nodes that are computed."""
+    """What `network.FastMaskedModel` and `reference.ReferenceMaskedModel` offer. kept (N,) bool: the nodes that are computed."""
 
     kept: Tensor
 

@@ -1,6 +1,6 @@
 """The model while it is pruned: only the nodes that may still be on, for many mask sets at once, and only the answer.
 
-What it leaves out of `reference.masked_logit_diff`, whose twin it is:
+What it leaves out of `reference.masked_logit_diff`, its reference implementation:
 
 - nodes that are off in every set are constants, folded into biases; their rows and columns are gone from the matrices
 - residual channels that no computed node reads or writes are known from the prompt: of them only the sum of squares before each norm is

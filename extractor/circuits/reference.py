@@ -1,4 +1,4 @@
-"""What a circuit computes, written plainly: the whole model, every position, one set of masks. The twin of `network`.
+"""What a circuit computes, written plainly: the whole model, every position, one set of masks. The reference implementation of `network`.
 
 A node that is off has its replacement value: the mean over the pretraining text, zero, or its value in another run. It does not compete in
 its site's AbsTopK either (ours; the paper lets it): the circuit is a network of its own, in which what is off neither varies nor

@@ -1,4 +1,4 @@
-"""The sparse model of a circuit job: a copy of the one given, or the twin of a dense model, made by bridging.
+"""The sparse model of a circuit job: a copy of the one given, or the one that a dense model is bridged to.
 
 What lies in model/ of the result besides the sparse model, where a dense one was given: bridges/ (the PEFT adapter), dense.json (which
 model it was, by references and digests) and faithfulness.json.
@@ -33,7 +33,7 @@ KNOWN_TEXT = 0.3  # nats a token by which a model should beat bigrams on the tex
 def make_model(job: Job, source: GivenModel, corpus: Corpus) -> None:
     """Make model/: copy a sparse model with all that came with it; bridge a dense one, or take it as it is where the job says so."""
     target = job.out / "model"
-    if source.dense is not None and job.spec.subject == "twin":
+    if source.dense is not None and not job.spec.prunes_dense:
         if not target.is_dir() and not load_from_cache(job):
             bridge(job, source, source.dense, corpus)
         store_in_cache(job)
@@ -47,25 +47,25 @@ def make_model(job: Job, source: GivenModel, corpus: Corpus) -> None:
 
 
 def load_from_cache(job: Job) -> bool:
-    """Copy the twin that an earlier job kept; whether there was one."""
-    found = job.twin is not None and bridged_cache.load(job.twin, job.out)
+    """Copy the bridged model that an earlier job kept. False: there is none."""
+    found = job.bridged is not None and bridged_cache.load(job.bridged, job.out)
     if found:
-        job.progress.note("the twin is that of an earlier job: the same model, text and recipe")
+        job.progress.note("the bridged model of an earlier job is used: same model, text and settings")
     return found
 
 
 def store_in_cache(job: Job) -> None:
-    """Keep the twin for later jobs. A disk too full for that costs them time, not this job its result."""
-    if job.twin is None or job.twin.is_dir():
+    """Keep the bridged model for later jobs. Where the disk is too full, this job goes on without that."""
+    if job.bridged is None or job.bridged.is_dir():
         return
     try:
-        bridged_cache.store(job.out, job.twin)
+        bridged_cache.store(job.out, job.bridged)
     except (ExtractorError, OSError) as error:
-        job.progress.note(f"the twin is not kept for other jobs: {error}")
+        job.progress.note(f"the bridged model is not kept for other jobs: {error}")
 
 
 def bridge(job: Job, source: GivenModel, dense: DenseModel, corpus: Corpus) -> None:
-    """model/ with the twin of a dense model. Raises SpecError where nothing fits into memory, Stopped."""
+    """Write model/: the sparse model bridged to a dense one. Raises SpecError where nothing fits into memory, Stopped."""
     from extractor.bridges.faithfulness import faithfulness
     from extractor.bridges.train import train_bridges
 
@@ -105,7 +105,7 @@ def fitted(job: Job, dense: DenseModel, spec: BridgeSpec) -> BridgeSpec:
 
 
 def warn_of_unknown_text(job: Job, dense: DenseModel, corpus: Corpus) -> None:
-    """Say so where the dense model is hardly better than bigrams on the corpus: the twin can then learn nothing worth knowing."""
+    """Say so where the dense model is hardly better than bigrams on the corpus: the sparse model then has nothing to learn from it."""
     from extractor.bridges.faithfulness import bigram_loss
     from extractor.sparse.bigram import Counts
     from extractor.training.loop import next_token_loss

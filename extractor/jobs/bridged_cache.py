@@ -1,7 +1,8 @@
-"""Twins that are kept: bridging a dense model takes longest of all, and many jobs want the same twin.
+"""The cache of bridged models: bridging is the longest stage, and many jobs need the same bridged model.
 
-A twin's address is a hash of all that it depends on. The folder of that name holds what the bridging stage left, model/ and the lines of
-metrics.jsonl, and a manifest, written last. A job that finds its twin there copies it and ends in the same files as one that made it.
+The address of a bridged model is a hash of all that it depends on. The folder of that name holds what the bridging stage left, model/ and
+the lines of metrics.jsonl, and a manifest, written last. A job that finds its bridged model there copies it and ends in the same files as
+one that made it.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ _PACKAGES = ("extractor", "torch", "transformers", "peft", "tokenizers")
 
 
 def address(spec: JobSpec, threads: int) -> str | None:
-    """Where the twin of a job is kept, 24 hex digits; None where a job makes none: it trains, or its model is sparse, or pruned as it is.
+    """The address of a job's bridged model, 24 hex digits; None where the job bridges no model.
 
     threads: CPU threads of the engine; with others sums are rounded otherwise. Raises what `open_model` raises of a model on this machine.
     """
-    if spec.kind != "circuit" or spec.subject == "dense" or spec.model is None or spec.bridge is None:
+    if spec.kind != "circuit" or spec.prunes_dense or spec.model is None or spec.bridge is None:
         return None
     if is_here(spec.model) and open_model(spec.model).is_sparse:
         return None
@@ -62,7 +63,7 @@ def _identity(reference: str, *patterns: str) -> str:
 
 
 def load(kept: Path, out: Path) -> bool:
-    """Copy a kept twin into a job's folder; False where there is none. One that was altered is thrown away."""
+    """Copy a kept bridged model into a job's folder; False where there is none. One that was altered is deleted."""
     if not kept.is_dir():
         return False
     try:
@@ -79,7 +80,7 @@ def load(kept: Path, out: Path) -> bool:
 
 
 def store(out: Path, kept: Path) -> None:
-    """Keep the twin that a job's bridging has left. Where another job was first, its twin stays."""
+    """Keep the bridged model of a finished bridging. Where another job was first, its copy stays."""
     mine = kept.with_name(f"{kept.name}-{os.getpid()}")
     with files.new_folder(mine) as folder:
         shutil.copytree(out / "model", folder / "model")

@@ -115,7 +115,7 @@ def curve(problem: PruningProblem, circuits: Sequence[PrunedCircuit], inquiry: C
 
 
 def findings_in_dense(inquiry: CircuitRun, problem: PruningProblem, circuit: Circuit, graph: CircuitMask) -> dict:
-    """What the circuit says about the dense model: 'bridge' and 'steering' of result.json, where the model is a dense one's twin."""
+    """What the circuit says about the dense model: 'bridge' and 'steering' of result.json, where the model is bridged to a dense one."""
     faithful = inquiry.subject.folder / FAITHFULNESS_JSON
     found: dict = {"bridge": files.read_json(faithful)} if faithful.is_file() else {}
     pair, question, seed = inquiry.subject.pair, inquiry.question, inquiry.job.spec.seed

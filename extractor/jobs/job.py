@@ -24,7 +24,7 @@ class Job:
     progress: Progress
     stages: tuple[str, ...]
     seconds: dict[str, float] = field(default_factory=dict)
-    twin: Path | None = None  # where its twin is looked for, and kept (`twins`)
+    bridged: Path | None = None  # folder of its bridged model in the cache (`bridged_cache`)
 
     @property
     def work(self) -> Path:

@@ -17,7 +17,7 @@ from extractor.models.reference import is_here, open_model, resolve_pair
 from extractor.models.tokenizer import load_tokenizer, open_tokenizer, resolve_tokenizer
 from extractor.pruning import algorithms
 from extractor.spec.fields import CIRCUIT, Setting, changed, checked_spec, settings, split_changes
-from extractor.spec.presets import PRESETS, bridge_spec, dense_twin, prune_spec, train_spec
+from extractor.spec.presets import PRESETS, bridge_spec, dense_baseline, prune_spec, train_spec
 from extractor.spec.schema import CHANCE, CorpusSpec, DatasetSpec, JobSpec, PruneSpec
 
 Preset = Literal["tiny", "small", "paper"]
@@ -101,7 +101,7 @@ def train_job(
     datasets: tuple[DatasetSpec, ...] = (),
     tell: Callable[[str], None] = lambda _: None,
 ) -> JobSpec:
-    """A training job: a sparse model from scratch, its dense twin (`dense`), or a dense GPT-2 (`architecture='gpt2'`).
+    """A training job: a sparse model from scratch, its dense baseline (`dense`), or a dense GPT-2 (`architecture='gpt2'`).
 
     match_loss   nats a token on held-out text: search the smallest width that reaches it
     tasks        whose circuits are found in the trained model, to `target_loss` nats; named as those of `circuit_job`
@@ -116,7 +116,7 @@ def train_job(
     _check_kind(architecture, dense, match_loss, tasks, wanted)
     train = changed(train_spec(checked, architecture), wanted[""])
     if dense:
-        train = changed(dense_twin(train), wanted[""])  # once more: what was asked for goes before what the twin would choose
+        train = changed(dense_baseline(train), wanted[""])  # once more: what was asked for goes before what the baseline would choose
     update = {
         "tokenizer": None if tokenizer is None else resolve_tokenizer(tokenizer),
         "match_loss": match_loss,
@@ -149,12 +149,14 @@ def _check_kind(
         asked = {"--dense": dense, "--match": match_loss is not None, "--task": bool(tasks)}
         refused = [option for option, given in asked.items() if given]
         if refused:
-            raise SpecError(f"{refused[0]} needs architecture sparse_gpt: a gpt2 is an ordinary dense model without a sparse twin")
+            raise SpecError(
+                f"{refused[0]} needs architecture sparse_gpt: a gpt2 is an ordinary dense model, not the baseline of a sparse one"
+            )
     if match_loss is not None and not 0 < match_loss < float("inf"):
         raise SpecError(f"the loss to match must be a positive number of nats a token, not {match_loss}")
     sparse = [name for name in wanted[""] if name.startswith("sparsity.") or name == "model.activation_frac"]
     if dense and sparse:
-        raise SpecError(f"a dense twin has no sparsity; leave out {', '.join(sparse)}")
+        raise SpecError(f"a dense baseline has no sparsity; leave out {', '.join(sparse)}")
     if wanted["prune"] and not tasks:
         raise SpecError(f"prune.{next(iter(wanted['prune']))} shapes a circuit, and no task is asked for; name one with --task")
 
@@ -163,7 +165,7 @@ def train_settings(preset: str = "tiny", architecture: str = "sparse_gpt", dense
     """Every field that `changes` may name, with the values this request would start from. Raises SpecError."""
     _check_kind(architecture, dense, None, (), split_changes({}))
     train = train_spec(_preset(preset), architecture)
-    return settings({"": dense_twin(train) if dense else train, "prune": prune_spec(preset), "corpus": CorpusSpec()})
+    return settings({"": dense_baseline(train) if dense else train, "prune": prune_spec(preset), "corpus": CorpusSpec()})
 
 
 def circuit_settings(preset: str = "tiny", init: str | None = None) -> list[Setting]:

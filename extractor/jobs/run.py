@@ -21,10 +21,10 @@ from extractor.spec.schema import JobSpec, stages_of, to_json
 from extractor.training.loop import set_up_torch
 
 
-def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads: int | None = None, twin: Path | None = None) -> None:
+def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads: int | None = None, bridged: Path | None = None) -> None:
     """Run a whole job into `out`. Raises ExtractorError, or Stopped when `progress` asked for a stop (call again to go on).
 
-    twin: where the twin of a dense model is taken from if it is kept there, and kept if it is not; see `extractor.jobs.bridged_cache`
+    bridged: where the bridged model of a dense one is taken from, or kept if it is not there yet; see `extractor.jobs.bridged_cache`
     """
     from extractor.jobs.circuit_job import run_circuit_job
 
@@ -36,7 +36,7 @@ def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads:
         files.verify_manifest(folder)
         shutil.rmtree(folder / files.WORK, ignore_errors=True)
         return
-    job = Job(spec, folder, progress or Progress(), stages_of(spec), twin=twin)
+    job = Job(spec, folder, progress or Progress(), stages_of(spec), bridged=bridged)
     try:
         runner(job)
     except (UsageError, NotFound):

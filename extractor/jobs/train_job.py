@@ -54,7 +54,7 @@ def check_tasks(spec: JobSpec) -> None:
     if spec.tasks and spec.train is not None and spec.train.architecture != "sparse_gpt":
         raise UnsupportedModel(
             f"circuits are found in sparse_gpt models, this job trains a {spec.train.architecture}; leave out its tasks, "
-            "or train the dense twin of a sparse model instead"
+            "or train the dense baseline of a sparse model instead"
         )
 
 

@@ -1,4 +1,4 @@
-"""The report's section on the dense model and its sparse twin: how much of the one the other carries, crossing by crossing.
+"""The report's section on the dense model and its sparse model: how much of the dense model the sparse one carries, crossing by crossing.
 
 Reads result["bridge"]: what `faithfulness` measures, with `prompts` and `circuit` where those were measured. Older results hold less; what
 is absent is left out.
@@ -32,7 +32,7 @@ _MEANINGS = (
 
 
 def bridge_section(result: dict) -> str:
-    """The section as HTML; empty for a circuit of a model that has no dense twin."""
+    """The section as HTML; empty for a circuit of a model that is bridged to none."""
     bridge = result.get("bridge")
     if not bridge:
         return ""
@@ -45,17 +45,18 @@ def bridge_section(result: dict) -> str:
 
 
 def _carried(name: str, bridge: dict) -> str:
-    """The finding first: what share of the dense model's knowledge is left, in the twin and on the weakest path."""
-    intro = f"The circuit lives in a sparse twin that was trained beside {name} and tied to it by bridges."
+    """The finding first: what share of the dense model's knowledge is left, in the sparse model and on the weakest hybrid pass."""
+    intro = f"The circuit lives in a sparse model that was trained beside {name} and is tied to it by bridges."
     shares = bridge.get("recovered")
     if not shares:
         return intro
-    paths = [(v, i, way) for way, key in ((_TO_SPARSE, "to_sparse"), (_TO_DENSE, "to_dense")) for i, v in enumerate(shares[key])]
-    worst, at, way = min(paths)
+    passes = [(v, i, way) for way, key in ((_TO_SPARSE, "to_sparse"), (_TO_DENSE, "to_dense")) for i, v in enumerate(shares[key])]
+    worst, at, way = min(passes)
     weakest = percent(worst) if worst > 0 else "carries none of it"
+    carried = percent(shares["sparse"]) if shares["sparse"] > 0 else "nothing"
     return (
-        f"{intro} <strong>The twin carries {percent(shares['sparse']) if shares['sparse'] > 0 else 'nothing'} of what {name} knows beyond "
-        f"bigrams; the weakest path {weakest}</strong> ({way}; {crossing(at, len(shares['to_sparse']))}). The mean over twin and paths is "
+        f"{intro} <strong>The sparse model carries {carried} of what {name} knows beyond bigrams; the weakest hybrid pass "
+        f"{weakest}</strong> ({way}; {crossing(at, len(shares['to_sparse']))}). The mean over the sparse model and the hybrid passes is "
         f"{percent(shares['mean'])}."
     )
 
@@ -66,8 +67,8 @@ def _text(name: str, bridge: dict) -> str:
     bigram = f", a bigram model {nats(bridge['bigram_loss'])}" if "bigram_loss" in bridge else ""
     return (
         f"The two pick the same next token {percent(bridge.get('agreement'))} of the time. Loss on text: {name} "
-        f"{nats(bridge.get('dense_loss'))}, twin {nats(bridge.get('sparse_loss'))}{bigram} nats per token; divergence of the twin from "
-        f"{name}: {nats(bridge.get('kl_dense_to_sparse'))} nats. The closer to zero, the more the circuit says about {name} itself."
+        f"{nats(bridge.get('dense_loss'))}, sparse model {nats(bridge.get('sparse_loss'))}{bigram} nats per token; KL divergence of the "
+        f"sparse model from {name}: {nats(bridge.get('kl_dense_to_sparse'))} nats. The closer to zero, the more the circuit says about {name} itself."
     )
 
 
@@ -78,12 +79,12 @@ def _prompts(name: str, bridge: dict) -> str:
     dense, sparse = ((nats(prompts["loss"][who]), percent(prompts["accuracy"][who])) for who in ("dense", "sparse"))
     return (
         f"On the task's prompts the two prefer the same answer {percent(prompts['agreement'])} of the time: {name} at {dense[0]} nats and "
-        f"{dense[1]} right, the twin at {sparse[0]} nats and {sparse[1]} right. "
+        f"{dense[1]} right, the sparse model at {sparse[0]} nats and {sparse[1]} right. "
     )
 
 
 def _circuit(name: str, bridge: dict, target: float) -> str:
-    """Whether the circuit's signal means to the dense model what it means to the twin."""
+    """Whether the circuit's signal means the same to the dense model and to the sparse one."""
     losses = known(((bridge.get("circuit") or {}).get("loss") or [])[1:])  # no node has acted yet at the first crossing
     if not losses:
         return ""
@@ -102,10 +103,10 @@ def _plot_shares(bridge: dict) -> str:
     lines = [Line("to-sparse", _TO_SPARSE, shares["to_sparse"]), Line("to-dense", _TO_DENSE, shares["to_dense"], square=True)]
     values = known([*shares["to_sparse"], *shares["to_dense"], shares["sparse"]])
     low = next((b for b in _BOTTOMS if b <= min(values, default=0.0)), _LOWEST)
-    legend = (("to-sparse", _TO_SPARSE), ("to-dense", _TO_DENSE), ("level own", f"the twin itself, {percent(shares['sparse'])}"))
+    legend = (("to-sparse", _TO_SPARSE), ("to-dense", _TO_DENSE), ("level own", f"the sparse model itself, {percent(shares['sparse'])}"))
     drawn = plot(
         f"Share of the dense model that is recovered, by crossing. {_range(_TO_SPARSE, shares['to_sparse'], percent)}; "
-        f"{_range(_TO_DENSE, shares['to_dense'], percent)}; the twin itself {percent(shares['sparse'])}.",
+        f"{_range(_TO_DENSE, shares['to_dense'], percent)}; the sparse model itself {percent(shares['sparse'])}.",
         lines,
         [Level("own", shares["sparse"])],
         (low, max(1.0, *values)),

@@ -107,7 +107,7 @@ def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: pic
 def headline(circuit: Circuit, result: dict) -> str:
     """The finding in one or two sentences of HTML; says so when the target was missed or the circuit is not needed."""
     size = f"{count(len(circuit.nodes), 'node')} and {count(len(circuit.edges), 'edge')}"
-    owner = f"{plain(short_name(result['model']))}{'&rsquo;s sparse twin' if result.get('bridge') else ''}"
+    owner = f"{plain(short_name(result['model']))}{'&rsquo;s sparse model' if result.get('bridge') else ''}"
     score = f"{nats(result['loss'].get('circuit'))} nats, {percent(result['accuracy'].get('circuit'))} right"
     if result["meets_target"]:
         verb = "chooses" if len(circuit.nodes) == 1 and not circuit.edges else "choose"
@@ -127,7 +127,7 @@ def _answers(circuit: Circuit) -> str:
 
 def _without(result: dict) -> str:
     loss, right = result["loss"].get("without_circuit"), percent(result["accuracy"].get("without_circuit"))
-    who = "twin" if result.get("bridge") else "model"
+    who = "sparse model" if result.get("bridge") else "model"
     if loss is None or not math.isfinite(loss):
         return ""
     if loss >= _AT_CHANCE:

@@ -28,7 +28,7 @@ def steering_section(result: dict) -> str:
             f"{count(len(together['nodes']), 'node')} of {together['width']} at {_id(together['site'])}", together, found["strengths"]
         )
     note = (
-        f"Edits of the sparse twin, carried into {model} by the bridge: a node&rsquo;s change from the presented prompt to the other of "
+        f"Edits of the sparse model, carried into {model} by the bridge: a node&rsquo;s change from the presented prompt to the other of "
         "its pair, times its direction there, times the strength. Random: as long, at every token, in random directions. "
         f"Means over {found['prompts']} of {2 * found['pairs']} held-out prompts, those that {model} answers rightly by itself; "
         "the probability is that of the other answer against the right one."

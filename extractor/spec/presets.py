@@ -50,7 +50,7 @@ def train_spec(preset: str, architecture: str) -> TrainSpec:
     return TrainSpec(vocab_size=2048, model=shape, sparsity=sparsity, optim=optim)
 
 
-def dense_twin(train: TrainSpec) -> TrainSpec:
+def dense_baseline(train: TrainSpec) -> TrainSpec:
     """The same shape and batches without sparsity: every weight stays, AbsTopK is off, and with them goes the sharkfin.
 
     The optimiser is an ordinary Adam: with the sparse recipe's eps of 0.1 and its best rate a dense model of preset `tiny` stood at 3.22

@@ -258,6 +258,11 @@ class JobSpec(Spec):
             raise ValueError(f"a {self.kind} job needs {', '.join(missing)}")
         return self
 
+    @property
+    def prunes_dense(self) -> bool:
+        """Whether a dense model is pruned itself, without a bridge to a sparse one."""
+        return self.subject == "dense"
+
     @model_validator(mode="after")
     def _tasks_are_told_apart(self) -> JobSpec:
         names = [file.name for file in self.task_files]

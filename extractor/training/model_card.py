@@ -89,7 +89,7 @@ def train_card(spec: JobSpec, result: dict) -> str:
     assert spec.train is not None
     train, shape = spec.train, spec.train.model
     sparse = train.architecture == "sparse_gpt"
-    kind = "GPT-2 (GPT2LMHeadModel)" if not sparse else "dense twin of a weight-sparse GPT" if train.is_dense else "weight-sparse GPT"
+    kind = "GPT-2 (GPT2LMHeadModel)" if not sparse else "dense baseline of a weight-sparse GPT" if train.is_dense else "weight-sparse GPT"
     loading = "import extractor.sparse  # registers the architecture\n" if sparse else ""
     sources = ", ".join([*spec.corpus.sources, *(d.name for d in spec.corpus.datasets)])
     inner = _inside_table(result) if sparse else f"Nonzero weights: {result['nonzeros']:,}."

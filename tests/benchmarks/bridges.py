@@ -74,7 +74,7 @@ def rows(threads: int) -> Iterator[Row]:
         yield Row(f"{told}: peak GPU memory, over the planned", full["bytes"] / full["planned"], "<= 1.1")
 
 
-# The twins.
+# The reference implementations.
 
 
 def naive_loss(pair: BridgedPair, ids: Tensor, crossing: Crossing, variance: Tensor, spec: BridgeSpec) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""The fast paths of training beside their plain twins, at the sizes of preset `tiny`. Values: times faster than the twin."""
+"""The fast paths of training beside their reference implementations, at the sizes of preset `tiny`.
+
+Values: times faster than the reference.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,15 @@ def rows(threads: int) -> Iterator[Row]:
     torch.manual_seed(0)
     for width in (128, 512):
         x = torch.randn(1536, width)
-        yield Row(f"AbsTopK (1536, {width}), over torch.topk + scatter", times_faster(_fast(x), _twin(x)), ">= 2.0")
+        yield Row(f"AbsTopK (1536, {width}), over torch.topk + scatter", times_faster(_fast(x), _reference(x)), ">= 2.0")
     weight = torch.randn(512, 128)
-    yield Row("L0 projection (512, 128), over torch.topk", times_faster(_project(weight), _project_twin(weight)), ">= 1.0")
+    yield Row("L0 projection (512, 128), over torch.topk", times_faster(_project(weight), _project_reference(weight)), ">= 1.0")
     logits = torch.randn(24, 48, 1024, requires_grad=True)
     target = Target.of(torch.randn(24, 48, 1024))
     yield Row(
-        "KL with gradient (24, 48, 1024), over functional.kl_div", times_faster(_kl(target, logits), _kl_twin(target, logits)), ">= 1.2"
+        "KL with gradient (24, 48, 1024), over functional.kl_div",
+        times_faster(_kl(target, logits), _kl_reference(target, logits)),
+        ">= 1.2",
     )
 
 
@@ -33,7 +38,7 @@ def _fast(x):
     return lambda: abs_topk(x, x.shape[-1] // 4)
 
 
-def _twin(x):
+def _reference(x):
     k = x.shape[-1] // 4
     return lambda: torch.zeros_like(x).scatter(-1, (best := x.abs().topk(k).indices), x.gather(-1, best))
 
@@ -44,7 +49,7 @@ def _project(weight):
     return lambda: (item.tensor.copy_(weight), projector.project(99, 100))
 
 
-def _project_twin(weight):
+def _project_reference(weight):
     def run():
         strongest = weight.abs().topk(4, dim=1).indices
         score = weight.abs().scatter(1, strongest, torch.inf).flatten()
@@ -58,7 +63,7 @@ def _kl(target, logits):
     return lambda: torch.autograd.grad(target.kl(logits).mean(), logits)
 
 
-def _kl_twin(target, logits):
+def _kl_reference(target, logits):
     log_p = target.p.log()
 
     def run():

@@ -1,4 +1,4 @@
-"""Sparse training beside dense training of the same shape, and its fast paths beside their plain twins.
+"""Sparse training beside dense training of the same shape, and its fast paths beside their reference implementations.
 
 Steps at d_model 512, 2 layers, vocabulary 1,024, 2,048 tokens; 1 weight in 64. The dense model is the same one without AbsTopK and without
 projection. With a CUDA device also at d_model 1,024, 8 layers and 16,384 tokens.

@@ -86,7 +86,7 @@ def edited_sparse(pair, contrast: CounterfactualRun, site: str, strength: float,
 
 @pytest.mark.parametrize("site", [f"{layer}.{place}" for layer in (0, 1) for place in CARRIED])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_all_nodes_of_a_site_do_to_the_dense_model_what_they_do_to_its_exact_twin(pair, site: str, strength: float):
+def test_all_nodes_of_a_site_do_to_the_dense_model_what_they_do_to_its_exact_copy(pair, site: str, strength: float):
     contrast = CounterfactualRun(pair, *prompts())
     found = contrast.logits(contrast.change(all_of(pair, site)), strength)
     assert torch.allclose(found, edited_sparse(pair, contrast, site, strength), atol=1e-2)

@@ -1,4 +1,4 @@
-"""The network that shrinks, and its plain twin, against the plain definition: values and gradients, in fp64."""
+"""The network that shrinks, and its reference implementation: values and gradients, in fp64."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_a_small_network_computes_less():
     assert len(network.tracked) < 12
 
 
-# the plain twin
+# the reference implementation
 
 
 @settings(max_examples=15, deadline=None)
@@ -249,7 +249,7 @@ def test_both_networks_say_the_same_through_what_they_share(model, how: str, wit
     assert all(close(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_the_plain_twin_borrows_values_of_other_prompts():
+def test_the_reference_borrows_values_of_other_prompts():
     model, batch = random_model(2), random_batch(8, 5)
     kept = kept_nodes(model, "half", 2)
     network = ReferenceMaskedModel(model, kept, None)

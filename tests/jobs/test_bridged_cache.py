@@ -1,4 +1,4 @@
-"""Kept twins: what their address depends on, and that they are whole or not there."""
+"""The cache of bridged models: what an address depends on; a kept one is complete or not there."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_folder_is_what_its_files_hold(tmp_path: Path):
     assert bridged_cache.address(spec, 1) != before
 
 
-def test_jobs_that_make_no_twin_have_no_address(tmp_path: Path):
+def test_jobs_that_bridge_nothing_have_no_address(tmp_path: Path):
     assert bridged_cache.address(JobSpec(kind="train", train=TrainSpec()), 1) is None
     assert bridged_cache.address(SPEC.model_copy(update={"subject": "dense"}), 1) is None
 

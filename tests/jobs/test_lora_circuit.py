@@ -58,8 +58,8 @@ def test_the_circuit_of_a_tuned_model_does_what_the_tuning_taught(tmp_path: Path
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # whatever ran before: the same adapter, the same circuit
     make_lora(tmp_path / "lora")
-    # Half of all weights and an eighth of the steps: a twin that is close enough soon, with a larger circuit than the preset's. It does
-    # the task less well than the preset's, too, and so the target is a wider one.
+    # Half of all weights and an eighth of the steps: a sparse model that is close enough soon, with a larger circuit than the preset's. It
+    # does the task less well than the preset's, too, and so the target is a wider one.
     quick = {"bridge.optim.steps": "140", "bridge.sparsity.weight_frac": "0.5", "prune.steps": "60", "prune.held_out_pairs": "256"}
     # So few pairs say little of others: a wide margin.
     quick |= {"prune.select_pairs": "256", "prune.margin": "0.1", "prune.trial_pairs": "48", "prune.pairs": "32"}

@@ -93,11 +93,11 @@ def test_what_cannot_be_set_is_one_line_that_names_it(name: str, text: str, said
     assert said in refused(changes={name: text})
 
 
-def test_the_dense_twin_is_the_presets_and_follows_the_shape():
-    assert train(dense=True) == presets.dense_twin(presets.train_spec("tiny", "sparse_gpt"))
+def test_the_dense_baseline_is_the_presets_and_follows_the_shape():
+    assert train(dense=True) == presets.dense_baseline(presets.train_spec("tiny", "sparse_gpt"))
     assert train(dense=True).is_dense
     wide = train(dense=True, changes={"model.d_model": "256"})
-    assert wide == presets.dense_twin(train(changes={"model.d_model": "256"}))
+    assert wide == presets.dense_baseline(train(changes={"model.d_model": "256"}))
     assert train(dense=True, changes={"optim.lr": "0.01"}).optim.lr == 0.01
 
 

@@ -101,7 +101,7 @@ def test_imported_logits_are_the_published_ones(tmp_path: Path, name: str):
     ],
 )
 def test_the_comparison_would_see_each_part(tmp_path: Path, name: str, change: dict):
-    """The twin with one part altered is far from the import of the original."""
+    """The model with one part altered is far from the import of the original."""
     config, state = random_checkpoint(**VARIANTS[name])
     folder = write(tmp_path / "in", config, state)
     altered = state | {key: state[key] * torch.linspace(-1, 1, state[key].shape[-1]) + value for key, value in change.items()}

@@ -343,7 +343,7 @@ def test_a_circuit_the_model_does_not_need_is_said_so(tmp_path):
 
 
 def bridge_of(**changes) -> dict:
-    """What a twin's faithfulness.json and its circuit's measurements say, for two layers."""
+    """What a bridged model's faithfulness.json and its circuit's measurements say, for two layers."""
     return {
         "dense_loss": 2.19,
         "sparse_loss": 2.66,
@@ -371,11 +371,11 @@ def plots(html: str) -> list[ElementTree.Element]:
 def test_the_bridge_section_says_how_much_of_the_dense_model_is_there(tmp_path):
     html = written(tmp_path, tiny(), bridge=bridge_of())
     text = re.sub(r"\s+", " ", words(html))
-    assert "The twin carries 76.5 % of what python-tiny-sparse knows beyond bigrams; the weakest path 69.5 %" in text
+    assert "The sparse model carries 76.5 % of what python-tiny-sparse knows beyond bigrams; the weakest hybrid pass 69.5 %" in text
     assert "(sparse, then dense; layer 0, before attention)" in text
     assert "prefer the same answer 96.8 % of the time" in text
     assert "finish the task at 0.118 to 0.240 nats; at 3 of 4 crossings" in text
-    assert "Without them the twin is at chance" in text
+    assert "Without them the sparse model is at chance" in text
     for number in ("62 %", "2.190", "2.660", "4.190", "0.650", "0.016", "99.5 %", "0.155", "95.1 %", "77.1 %"):
         assert number in text, number
 
@@ -429,14 +429,14 @@ def test_bridge_plots_of_deep_models_keep_their_points_apart_and_inside(tmp_path
     assert names[-1][1] == "end"
     assert all(b[0] - a[0] > 20 for a, b in pairwise(names))
     assert "carries nothing of what" in html
-    assert "the weakest path carries none of it" in html
+    assert "the weakest hybrid pass carries none of it" in html
 
 
 def test_results_from_before_the_paths_were_scored_are_still_reported(tmp_path):
     kept = ("dense_loss", "sparse_loss", "kl_dense_to_sparse", "agreement", "path_kl")
     html = written(tmp_path, tiny(), bridge={key: value for key, value in bridge_of().items() if key in kept})
     for text in (
-        "sparse twin",
+        "sparse model",
         "62&nbsp;%",
         "2.190",
         "2.660",

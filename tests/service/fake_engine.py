@@ -16,7 +16,7 @@ It is steered by a JSON file in EXTRACT_FAKE_PLAN, read at the start of each run
     bulk             bytes of one more file, in the checkpoint and in the result
     model            a folder that becomes the model of the result
 
-With --twin the first stage is copied from there, or kept there.
+With --bridged the first stage is copied from there, or kept there.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("spec", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--twin", type=Path)
+    parser.add_argument("--bridged", type=Path)
     parser.add_argument("--guard", action="store_true")
     options = parser.parse_args()
     plan = {
@@ -84,9 +84,9 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         tell(event="done")
         return 0
     done = json.loads(checkpoint.read_text())["done"] if checkpoint.exists() else 0
-    if options.twin is not None and options.twin.is_dir() and not done:
+    if options.bridged is not None and options.bridged.is_dir() and not done:
         done = plan["steps"]
-        shutil.copyfile(options.twin / "steps.log", work_folder / "steps.log")
+        shutil.copyfile(options.bridged / "steps.log", work_folder / "steps.log")
     tell(event="note", message=f"threads {options.threads} pid {os.getpid()} from {done}")
     if plan["complain"]:
         print(plan["complain"], file=sys.stderr)
@@ -116,10 +116,10 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
             if asked:
                 tell(event="checkpoint", stage=stage, step=step + 1)
                 return 75
-        if stage == "bridge" and options.twin is not None and not options.twin.is_dir():
-            options.twin.mkdir(parents=True)
-            shutil.copyfile(work_folder / "steps.log", options.twin / "steps.log")
-            files.write_manifest(options.twin)
+        if stage == "bridge" and options.bridged is not None and not options.bridged.is_dir():
+            options.bridged.mkdir(parents=True)
+            shutil.copyfile(work_folder / "steps.log", options.bridged / "steps.log")
+            files.write_manifest(options.bridged)
     fail = next((error for text, error in plan["fail_for"].items() if text in spec), plan["fail"])
     if fail:
         name, message, code = fail

@@ -3,7 +3,7 @@
 frozen/records.json is a dump of its server and state directory, taken when both its workers were killed with jobs half done. stored.json is
 one of its server and storage, taken when its worker was killed, for a machine that has nothing but these. @STORE@ stands for the storage,
 @JOBS@ for the folder of jobs, @STATE@ for the state directory, @ROOT@ for frozen/. The times in them are moved to ten minutes ago, and the
-address of the twin that was being made becomes the one that it has under the packages that are installed here.
+address of the bridged model that was being made becomes the one that it has under the packages that are installed here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from test_frozen import FROZEN, SPECS, frozen_result, here
 
 AGO = 600  # seconds
 DUMP = json.loads((FROZEN / "records.json").read_text())
-TWIN = json.loads((FROZEN / "twin.json").read_text())
+BRIDGED = json.loads((FROZEN / "twin.json").read_text())
 COMMANDS = {name: [here(word) for word in words] for name, words in json.loads((FROZEN / "commands.json").read_text()).items()}
 BATCH, SWEEP = DUMP["batch"], DUMP["sweep"]
 EXPECTED = {"finished": "succeeded", "done": "succeeded", "failed": "failed", "cancelled": "cancelled", "running": "running"}
@@ -45,7 +45,7 @@ def left(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def restored(machine: Machine, name: str, places: dict[str, Path]) -> dict[str, Any]:
     """Put a dump's keys back into Redis: the dump with its placeholders filled and its times moved."""
-    text = here((FROZEN / name).read_text()).replace("@STATE@", str(machine.state)).replace(TWIN["address"], address_here())
+    text = here((FROZEN / name).read_text()).replace("@STATE@", str(machine.state)).replace(BRIDGED["address"], address_here())
     for placeholder, place in places.items():
         text = text.replace(placeholder, str(place))
     made = json.loads(text)["made"]
@@ -80,14 +80,14 @@ def write(client: Any, key: str, kind: str, value: Any) -> None:
 
 
 def address(facts: list) -> str:
-    """A twin's address is the hash of all that it depends on, in this order."""
+    """The address of a bridged model is the hash of all that it depends on, in this order."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
 def address_here() -> str:
-    """The address of the frozen twin under the packages and the Python that are installed here."""
-    facts = json.loads(json.dumps(TWIN["facts"]))
-    facts[1] = [version(name) for name in TWIN["packages"]]
+    """The address of the frozen bridged model under the packages and the Python that are installed here."""
+    facts = json.loads(json.dumps(BRIDGED["facts"]))
+    facts[1] = [version(name) for name in BRIDGED["packages"]]
     facts[7][1][1] = sys.version
     return address(facts)
 
@@ -147,7 +147,7 @@ def test_a_worker_of_this_version_ends_all_that_was_left(left: Machine):
 
 
 def test_a_machine_that_has_nothing_but_the_storage_goes_on_with_what_was_left_there(machine: Machine, monkeypatch: pytest.MonkeyPatch):
-    """The checkpoint, the result and the kept twin are found under the keys that they were written to."""
+    """The checkpoint, the result and the kept bridged model are found under the keys that they were written to."""
     monkeypatch.setenv("EXTRACT_NO_WORKER", "1")
     store = machine.home / "store"
     monkeypatch.setenv("EXTRACT_ROOT", f"file://{store}")
@@ -169,9 +169,9 @@ def test_a_machine_that_has_nothing_but_the_storage_goes_on_with_what_was_left_t
         assert {name, "model/config.json"} <= set(fetched.json["files"])
 
 
-def test_the_address_of_a_twin_is_the_hash_that_it_was():
-    assert address(TWIN["facts"]) == TWIN["address"]
-    assert f"ex:twin:{TWIN['address']}" in DUMP["redis"]
+def test_the_address_of_a_bridged_model_is_the_hash_that_it_was():
+    assert address(BRIDGED["facts"]) == BRIDGED["address"]
+    assert f"ex:twin:{BRIDGED['address']}" in DUMP["redis"]
 
 
 def paths(value: Any, place: str = "") -> set[str]:

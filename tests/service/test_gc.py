@@ -252,20 +252,20 @@ def test_the_jobs_of_a_batch_stay_as_long_as_its_plan(machine, models):
     assert collect(machine) == {job: "job"}
 
 
-def test_a_kept_twin_goes_when_no_job_asked_for_it_for_long(machine):
+def test_a_kept_bridged_model_goes_when_no_job_asked_for_it_for_long(machine):
     machine.worker()
     machine.wait_state(machine.submit("first", circuit_spec("quote_close")), "succeeded")
-    (twin,) = (machine.settings.root / ".twins").iterdir()
-    half = twin.with_name(f"{twin.name}-123")
+    (kept,) = (machine.settings.root / ".twins").iterdir()
+    half = kept.with_name(f"{kept.name}-123")
     half.mkdir()
     (half / "left").write_text("x")
     age(half, 1)
     assert collect(machine) == {None: "partial"}
-    age(twin, 60)
+    age(kept, 60)
     machine.wait_state(machine.submit("later", circuit_spec("with_as")), "succeeded")
     assert collect(machine) == {}, "a job has used it"
-    age(twin, 60)
+    age(kept, 60)
     assert collect(machine, "--dry-run") == {None: "twin"}
-    assert twin.is_dir()
+    assert kept.is_dir()
     assert collect(machine) == {None: "twin"}
-    assert not list(twin.parent.iterdir())
+    assert not list(kept.parent.iterdir())

@@ -443,7 +443,7 @@ def test_a_folder_given_as_a_url_is_mirrored_too(machine, monkeypatch):
     wait_for(lambda: {path.name for path in (shared / job).glob("*/*")} == left, "the first attempt's checkpoints to go")
 
 
-def test_a_twin_made_on_one_machine_serves_another_and_an_altered_one_is_made_again(machine, bucket):
+def test_a_bridging_made_on_one_machine_serves_another_and_an_altered_one_is_made_again(machine, bucket):
     first = machine.worker()
     machine.wait_state(machine.submit("first", circuit_spec("quote_close")), "succeeded")
     first.terminate()

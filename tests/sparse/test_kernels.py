@@ -49,10 +49,10 @@ def test_values_and_input_gradients_equal_dense_ones(shape, share, kernel, dtype
     x = torch.randn(*shape, 60, dtype=dtype)
     grad = torch.randn(*shape, 90, dtype=dtype)
     one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, twin = sparse(one), dense(two)
-    assert y.shape == twin.shape
-    assert torch.allclose(y, twin, atol=1e-5)
-    y.backward(grad), twin.backward(grad)
+    y, reference = sparse(one), dense(two)
+    assert y.shape == reference.shape
+    assert torch.allclose(y, reference, atol=1e-5)
+    y.backward(grad), reference.backward(grad)
     assert torch.allclose(one.grad, two.grad, atol=1e-5)
     if one.numel() and 0 < share < 1:
         assert one.grad.abs().max() > 0.01

@@ -47,18 +47,18 @@ SHAPES = [(2, 3, 1, 4), (1, 4, 4, 16), (2, 3, 17, 16), (3, 2, 64, 8), (1, 2, 300
 def test_causal_attention_with_sinks_equals_its_definition(shape, dtype, attention):
     tensors = inputs(*shape, dtype)
     exact = [t.detach().double().requires_grad_() for t in tensors]
-    twin = run(lambda q, k, v, s: plain_attention(q, k, v, causal_mask(q.shape[-2], q.dtype), s), exact, shape[1])
-    assert len(twin) == 5
-    assert_near(run(attention, tensors, shape[1]), twin, TOLERANCE[dtype])
+    expected = run(lambda q, k, v, s: plain_attention(q, k, v, causal_mask(q.shape[-2], q.dtype), s), exact, shape[1])
+    assert len(expected) == 5
+    assert_near(run(attention, tensors, shape[1]), expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_causal_attention_without_sinks_equals_its_definition(shape, dtype):
     tensors = inputs(*shape, dtype)
-    twin = run(lambda q, k, v, _: plain_attention(q, k, v, causal_mask(q.shape[-2], q.dtype), None), tensors, shape[1])
-    assert len(twin) == 4
-    assert_near(run(lambda q, k, v, _: attend(q, k, v, None, None), tensors, shape[1]), twin, TOLERANCE[dtype])
+    expected = run(lambda q, k, v, _: plain_attention(q, k, v, causal_mask(q.shape[-2], q.dtype), None), tensors, shape[1])
+    assert len(expected) == 4
+    assert_near(run(lambda q, k, v, _: attend(q, k, v, None, None), tensors, shape[1]), expected, TOLERANCE[dtype])
 
 
 def test_a_sink_by_hand():

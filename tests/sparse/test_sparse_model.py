@@ -1,4 +1,4 @@
-"""The weight-sparse GPT: its parts against plain twins and hand-worked numbers, and as a transformers model."""
+"""The weight-sparse GPT: its parts against reference implementations and hand-worked numbers, and as a transformers model."""
 
 from __future__ import annotations
 

@@ -179,8 +179,8 @@ def test_names_that_clash_and_files_that_are_none_are_refused(file: Path, tmp_pa
         clash = write(tmp_path / f"{name}.jsonl", quotes())
         assert "is the name of a built-in task; rename the file" in refused(SpecError, str(clash))
     (tmp_path / "other").mkdir()
-    twin = write(tmp_path / "other" / file.name, quotes(50))
-    assert "have one name, 'my_quotes'" in refused(SpecError, str(file), str(twin))
+    namesake = write(tmp_path / "other" / file.name, quotes(50))
+    assert "have one name, 'my_quotes'" in refused(SpecError, str(file), str(namesake))
     assert choose([str(file), str(file)]).names == ("my_quotes",)
 
 

@@ -226,8 +226,8 @@ def test_task_loss_equals_the_softmax_over_the_two_logits(name: str, bundled):
     logits = torch.randn(16, bundled.get_vocab_size(), generator=torch.Generator().manual_seed(0))
     rows = torch.arange(16)
     both = torch.stack([logits[rows, batch.correct], logits[rows, batch.wrong]], dim=1)
-    twin = torch.nn.functional.cross_entropy(both, torch.zeros(16, dtype=torch.long))
-    assert torch.allclose(task_loss(logit_diff(logits, batch), batch.sign), twin, atol=1e-6)
+    expected = torch.nn.functional.cross_entropy(both, torch.zeros(16, dtype=torch.long))
+    assert torch.allclose(task_loss(logit_diff(logits, batch), batch.sign), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["for_while", "class_init"])

@@ -98,9 +98,9 @@ def test_the_mask_is_the_strongest_per_neuron_and_then_the_strongest_of_the_rest
             protected |= {(neuron, i) if axis == 1 else (i, neuron) for i in best}
     kept = max(1, len(protected), round(share * weight.numel()))
     rest = sorted((-abs(weight[r, c].item()), r, c) for r in range(rows) for c in range(columns) if (r, c) not in protected)
-    twin = protected | {(r, c) for _, r, c in rest[: kept - len(protected)]}
+    reference = protected | {(r, c) for _, r, c in rest[: kept - len(protected)]}
     mask = keep_mask(weight, kept, axis, least)
-    assert {tuple(place) for place in mask.nonzero().tolist()} == twin
+    assert {tuple(place) for place in mask.nonzero().tolist()} == reference
 
 
 def test_equal_magnitudes_are_kept_in_order_and_the_number_is_exact():
@@ -150,42 +150,42 @@ def test_the_projector_equals_the_plain_mask_from_cold_and_from_warm(kind, rows,
     for turn, fraction in enumerate(fractions):
         tensor = tensor + move * weights_like_a_trainings(kind, shape, seed + turn + 1)
         item = Constraint("w", tensor, fraction, axis)
-        twin = plainly(item, fraction, least)
+        reference = plainly(item, fraction, least)
         cold = Projector([Constraint("w", tensor.clone(), fraction, axis)], SparsitySpec(min_per_neuron=least))
         warm = warm or Projector([item], SparsitySpec(min_per_neuron=least))
         warm.constrained = [item]
         together = tensor.clone()
         for projector in (cold, warm):
             projector.project(99, 100)
-            assert torch.equal(projector.constrained[0].tensor, twin)
+            assert torch.equal(projector.constrained[0].tensor, reference)
         if item.kept(fraction, least) < tensor.numel():
             project_together([together], [item.kept(fraction, least)], axis, least)
-            assert torch.equal(together, twin)
+            assert torch.equal(together, reference)
 
 
 @pytest.mark.parametrize("weight_frac", [0.05, 0.01])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_model_projected_step_by_step_equals_its_plain_twin(weight_frac: float, threads: int):
+def test_a_model_projected_step_by_step_equals_the_reference(weight_frac: float, threads: int):
     sparsity = SPARSITY.model_copy(update={"weight_frac": weight_frac})
     shape = SHAPE.model_copy(update={"d_model": 128, "d_head": 16, "mlp_ratio": 4})
     fast, plain = (new_sparse_gpt(shape, 1, 200, 0) for _ in range(2))
-    projector, twin = Projector(constraints(fast, sparsity), sparsity), constraints(plain, sparsity)
+    projector, reference = Projector(constraints(fast, sparsity), sparsity), constraints(plain, sparsity)
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for step in (0, 5, 6, 7, 20, 48, 49, 50, 51, 90):
             generator = torch.Generator().manual_seed(step)
-            for one, two in zip(projector.constrained, twin, strict=True):
+            for one, two in zip(projector.constrained, reference, strict=True):
                 noise = torch.randn(one.tensor.shape, generator=generator)
                 with torch.no_grad():
                     one.tensor.add_(noise, alpha=1e-2), two.tensor.add_(noise, alpha=1e-2)
             projector.project(step, 100)
-            project(twin, step, 100, sparsity)
-            for one, two in zip(projector.constrained, twin, strict=True):
+            project(reference, step, 100, sparsity)
+            for one, two in zip(projector.constrained, reference, strict=True):
                 assert torch.equal(one.tensor, two.tensor), (one.name, step)
     finally:
         torch.set_num_threads(torch_threads)
-    assert nonzeros(fast, sparsity) == {item.name: item.kept(item.target, 4) for item in twin}
+    assert nonzeros(fast, sparsity) == {item.name: item.kept(item.target, 4) for item in reference}
 
 
 def test_a_wrong_warm_start_costs_time_only():

@@ -30,7 +30,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, text: str) -> float:
 @json_option
 def command(older_than: float, with_results: bool, dry_run: bool, as_json: bool) -> int:
     """Remove what no job refers to any more: failed, cancelled and forgotten jobs, checkpoints of finished ones, scratch,
-    fetched results, old twins.
+    fetched results, old bridged models.
 
     Never touched: open jobs, what they name, the jobs of batches and sweeps; and, without --results, finished results.
 

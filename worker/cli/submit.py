@@ -33,7 +33,7 @@ _OPTIONS = (
         show_default=True,
         help="Whose answers the circuit must give: the task's right ones, or the model's own.",
     ),
-    click.option("--dense", "is_dense", is_flag=True, help="Prune the dense model itself (a GPT-2) in place of a sparse twin."),
+    click.option("--dense", "is_dense", is_flag=True, help="Prune the dense model itself (a GPT-2), without bridging."),
     prune_options,
     changes_option("bridge.optim.lr=0.01"),
     fields_option,

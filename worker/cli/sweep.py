@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--preset", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True, help="How much work to do.")
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="A field of every model; see `extract train --fields`.")
 @click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss circuits must reach, in nats.")
-@click.option("--dense", is_flag=True, help="Dense twins: no sparsity.")
+@click.option("--dense", is_flag=True, help="Dense baselines: no sparsity.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Same seed, same result.")
 @click.option("--corpus", multiple=True, help="Text: 'stdlib', 'generated', a folder, .txt, .py or .jsonl file. Repeatable.")
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="normal", show_default=True, help="Place in the queue.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     click.option("--architecture", type=click.Choice(["sparse_gpt", "gpt2"]), default="sparse_gpt", show_default=True),
-    click.option("--dense", is_flag=True, help="The dense twin: the same shape without sparsity."),
+    click.option("--dense", is_flag=True, help="The dense baseline: the same shape without sparsity."),
     click.option("--match", type=float, metavar="LOSS", callback=positive, help="Search the smallest width that reaches this loss (nats)."),
     click.option("--task", "tasks", multiple=True, help="Also find this task's circuit in the model: as of `submit`. Repeatable."),
     click.option(

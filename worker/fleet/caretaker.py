@@ -152,7 +152,7 @@ class Caretaker(threading.Thread):
         open_jobs = self._records.open_jobs()
         for job in self._groups.draw_all():
             self._publish(job)
-        # Those that wait for another open job are published when that one leaves their twin.
+        # Those that wait for another open job are published when that one has made their bridged model.
         queued = {job: record for job, record in open_jobs.items() if record["state"] == "queued" and not record["in_line"]}
         free = {job: record for job, record in queued.items() if record["waits"] not in open_jobs}
         old = [job for job, record in free.items() if float(record["updated"]) < before]

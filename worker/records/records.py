@@ -131,16 +131,16 @@ class Records:
         """
         return self._run("release", job, [token, reason, int(counts)])
 
-    def make_twin(self, job: str, token: str, address: str) -> str:
-        """Ask to be the one job that makes a twin: 'mine', 'lost', or the id of the open job that makes it.
+    def claim_bridging(self, job: str, token: str, address: str) -> str:
+        """Ask to be the one job that makes a bridged model: 'mine', 'lost', or the id of the open job that makes it.
 
-        In the last case the job is queued again, without a message, until that job leaves the twin.
+        In the last case the job is queued again, without a message, until that job has made it.
         """
-        return self._run("make_twin", job, [token, address])
+        return self._run("claim_bridging", job, [token, address])
 
-    def leave_twin(self, job: str, address: str) -> list[str]:
-        """The job has made a twin, or makes it no longer: the queued jobs that waited for it. They need messages."""
-        return self._run("leave_twin", job, [address]).split()
+    def release_bridging(self, job: str, address: str) -> list[str]:
+        """The job has made the bridged model, or makes it no longer. Returns the queued jobs that waited for it; they need messages."""
+        return self._run("release_bridging", job, [address]).split()
 
     def cancel(self, job: str) -> str:
         """Cancel: 'cancelled' at once when queued, 'running' when its owner was told, else the terminal state it had. Raises NotFound."""

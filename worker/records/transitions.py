@@ -129,8 +129,8 @@ if not mine(token) then return 'lost' end
 if counts == '0' then redis.call('HINCRBY', job, 'attempt', -1) end
 return requeue(reason)
 """,
-    # Twins are made once: ex:twin:{address} names the job that makes one, ex:twin:{address}:waiting those that want it too.
-    "make_twin": """
+    # Bridged models are made once: ex:twin:{address} names the job that makes one, ex:twin:{address}:waiting those that want it too.
+    "claim_bridging": """
 local token, address = unpack(ARGV)
 if not mine(token) then return 'lost' end
 local place, me = 'ex:twin:' .. address, string.sub(job, 8)
@@ -140,13 +140,13 @@ if maker and maker ~= me and redis.call('ZSCORE', open, maker) then
   redis.call('EXPIRE', place .. ':waiting', KEEP_SECONDS)
   redis.call('HSET', job, 'waits', maker)
   redis.call('HINCRBY', job, 'attempt', -1)
-  requeue('waits for job ' .. maker .. ', which makes the twin that both need')
+  requeue('waits for job ' .. maker .. ', which makes the bridged model that both need')
   return maker
 end
 redis.call('SET', place, me, 'EX', KEEP_SECONDS)
 return 'mine'
 """,
-    "leave_twin": """
+    "release_bridging": """
 local place, waiting = 'ex:twin:' .. ARGV[1], {}
 if redis.call('GET', place) ~= string.sub(job, 8) then return '' end
 redis.call('DEL', place)

@@ -209,9 +209,9 @@ def summary(folder: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise BrokenArtifact(f"{found} holds no result; run the job again")
     if (folder / "tasks.json").is_file():
-        twin = folder / "model" / "faithfulness.json"
+        faithful = folder / "model" / "faithfulness.json"
         facts = {key: facts[key] for key in ("model", "labels", "target_loss", "seed") if key in facts}
-        facts |= {"bridge": read_json(twin)} if twin.is_file() else {}
+        facts |= {"bridge": read_json(faithful)} if faithful.is_file() else {}
         facts["tasks"] = task_rows(folder)
     names = {"report": "report.html", "picture": "circuit.svg", "circuit": "circuit.json"}
     paths = {key: circuits[0].with_name(name) for key, name in names.items() if circuits and circuits[0].with_name(name).is_file()}

@@ -37,7 +37,7 @@ from worker.settings import Settings
 from worker.storage.job_storage import has_room, storage_of
 from worker.supervision import engine
 from worker.supervision.job_log import JobLog, hear
-from worker.supervision.shared_bridging import Twin
+from worker.supervision.shared_bridging import SharedBridging
 
 log = logging.getLogger("extract")
 JOB_FILE = "job.json"  # the spec, in the job's folder
@@ -229,25 +229,27 @@ class Attempt:
 
         if spec.model and JOB_MODEL.fullmatch(spec.model):
             self.storage.bring(spec.model, wish)
-        twin = Twin(self.job, self.token, self.records, self.place.publish, self.place.settings, spec)
-        if maker := twin.claim():
+        bridging = SharedBridging(self.job, self.token, self.records, self.place.publish, self.place.settings, spec)
+        if maker := bridging.claim():
             return maker if maker == "lost" else f"queued, behind job {maker}"
         relay = EventReporter(self.job, self.token, self.records)
 
         def pass_on(event: engine.Event) -> None:
             relay(event)
-            twin.heard(event)
+            bridging.on_event(event)
             self.storage.hear(event)
 
         self.storage.restore(record, wish)
         self._discard_damaged(relay)
         with self.storage.mirroring():
-            outcome = engine.supervise(self.folder / JOB_FILE, self.result, engine_log, self.place.settings, pass_on, wish, twin=twin.path)
+            outcome = engine.supervise(
+                self.folder / JOB_FILE, self.result, engine_log, self.place.settings, pass_on, wish, bridged=bridging.path
+            )
         relay.flush()
         job_log.catch_up()
         state = self._conclude(outcome, lease, wish)
         if state in TERMINAL:
-            twin.leave()
+            bridging.release()
         return state
 
     def _prepare(self, record: dict[str, str]) -> JobSpec:

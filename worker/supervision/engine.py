@@ -55,7 +55,7 @@ def supervise(
     on_event: Callable[[Event], None],
     wish: Callable[[], Wish],
     threads: int | None = None,
-    twin: Path | None = None,
+    bridged: Path | None = None,
 ) -> Outcome:
     """Run the engine on a spec file until it ends.
 
@@ -64,12 +64,12 @@ def supervise(
     on_event  called with each event, in order, from this thread
     wish      asked every 0.1 s: '' go on, 'stop' save and stop, 'kill' end at once
     threads   CPU threads of the engine, by default the setting
-    twin      where the engine looks for the twin of a dense model, and keeps it (`extractor.jobs.bridged_cache`)
+    bridged   where the engine looks for the bridged model, and keeps it (`extractor.jobs.bridged_cache`)
 
     Raises OutputError when another run holds the same log or the log cannot be written.
     """
     arguments = [str(spec), "--out", str(out), "--threads", str(threads or settings.threads), "--guard"]
-    arguments += ["--twin", str(twin)] if twin else []
+    arguments += ["--bridged", str(bridged)] if bridged else []
     with _locked_log(log) as stderr:
         process = subprocess.Popen(
             python_module(settings.engine, *arguments),

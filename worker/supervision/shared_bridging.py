@@ -1,7 +1,8 @@
-"""One bridging for all jobs that need the same twin: the first makes it, the others wait in the queue, and no worker waits with them.
+"""One bridging for all jobs that need the same bridged model: the first makes it, the others wait in the queue without a worker.
 
-Where a twin is kept, and what it depends on: see `jobs.bridged_cache`. Redis says who makes it; if its maker fails, the next one does.
-Where jobs are kept in storage, so are twins, as .twins/ADDRESS/TOKEN of the attempt that made it: what is here is fetched from there.
+Where a bridged model is kept, and what it depends on: see `jobs.bridged_cache`. Redis says who makes it; if its maker fails, the next one
+does. Where jobs are kept in storage, so are bridged models, as .twins/ADDRESS/TOKEN of the attempt that made it: what is here is fetched
+from there.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from worker.storage.transfer import put_folder
 
 log = logging.getLogger("extract")
 FOLDER = ".twins"  # below the root; no job id begins with a dot
-BEFORE = ("corpus", "bridge")  # stages up to the one that makes the twin
+BEFORE = ("corpus", "bridge")  # stages up to the one that makes the bridged model
 
 
-class Twin:
-    """A job's twin. publish: asks workers to try a job."""
+class SharedBridging:
+    """The bridging that a job shares with others. publish: asks workers to try a job."""
 
     def __init__(self, job: str, token: str, records: Records, publish: Callable[[str], None], settings: Settings, spec: JobSpec) -> None:
         self._job, self._token, self._records, self._publish = job, token, records, publish
@@ -46,24 +47,24 @@ class Twin:
             self.path = settings.root / FOLDER / self._address
 
     def claim(self) -> str:
-        """'' when the engine may start: the twin is kept, or this job makes it. Else the job that makes it, or 'lost'."""
+        """'' when the engine may start: the bridged model is kept, or this job makes it. Else the job that makes it, or 'lost'."""
         if self._address is None or self._is_kept():
             return ""
-        answer = self._records.make_twin(self._job, self._token, self._address)
+        answer = self._records.claim_bridging(self._job, self._token, self._address)
         if answer != "mine":
             return answer
         self._makes = True
         if self._is_kept():  # since the first question
-            self.leave()
+            self.release()
         return ""
 
-    def heard(self, event: dict[str, Any]) -> None:
-        """An event of the engine: once a stage behind the bridging has begun, the twin is there for all."""
+    def on_event(self, event: dict[str, Any]) -> None:
+        """An event of the engine: once a stage behind the bridging has begun, the bridged model is there for all."""
         if event["event"] == "stage" and event.get("stage") not in BEFORE and self._makes and self._sharing is None:
-            self._sharing = threading.Thread(target=self._share, name="twin", daemon=True)
+            self._sharing = threading.Thread(target=self._share, name="bridging", daemon=True)
             self._sharing.start()
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Let those that wait try. While Redis is away they wait on: once this job has ended, they are published by and by."""
         if self._sharing is not None:
             self._sharing.join()
@@ -80,7 +81,7 @@ class Twin:
                     results.fetch_folder(self._store, min(stored).rpartition("/")[0], coming)
                     coming.replace(self.path)
             except (ExtractorError, OSError) as error:  # somebody was faster; or else this job makes one
-                log.warning("job %s: its twin is not fetched (%s)", self._job, error)
+                log.warning("job %s: its bridged model is not fetched (%s)", self._job, error)
                 shutil.rmtree(coming, ignore_errors=True)
         with suppress(OSError):
             os.utime(self.path)  # it is in use: `extract gc` looks at this
@@ -92,7 +93,7 @@ class Twin:
             if self._store is not None and self.path is not None and self.path.is_dir():
                 put_folder(self._store, f"{FOLDER}/{self._address}/{self._token}", self.path)
         except (ExtractorError, OSError) as error:  # others make their own
-            log.warning("job %s: its twin is not kept in storage (%s)", self._job, error)
+            log.warning("job %s: its bridged model is not kept in storage (%s)", self._job, error)
         self._announce()
 
     def _announce(self) -> None:
@@ -100,8 +101,8 @@ class Twin:
             return
         self._makes = False
         try:
-            for other in self._records.leave_twin(self._job, self._address):
+            for other in self._records.release_bridging(self._job, self._address):
                 self._publish(other)
         except redis.RedisError as error:
             self._makes = True
-            log.warning("job %s: its twin is not announced yet (%s)", self._job, error)
+            log.warning("job %s: its bridged model is not announced yet (%s)", self._job, error)

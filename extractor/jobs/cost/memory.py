@@ -19,7 +19,7 @@ def bytes_needed(spec: JobSpec) -> int:
     """
     if spec.train is not None:
         return int(_BYTES * bridging.HOLES * _parameters(spec.train)) + bridging.PROCESS
-    if spec.model is None or spec.bridge is None or spec.subject == "dense":
+    if spec.model is None or spec.bridge is None or spec.prunes_dense:
         return 0
     try:
         config = bridging.config_of(spec.model)

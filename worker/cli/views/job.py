@@ -242,7 +242,7 @@ def show_paths(facts: dict[str, Any], folder: Path) -> None:
         click.echo(f"circuits: {describe_tasks(facts['tasks'])}")
     recovered, steering = (facts.get("bridge") or {}).get("recovered"), facts.get("steering")
     if recovered:
-        click.echo(f"twin: carries {recovered['mean']:.0%} of what the dense model knows beyond bigrams, mean over all crossings")
+        click.echo(f"sparse model: carries {recovered['mean']:.0%} of what the dense model knows beyond bigrams, mean over all crossings")
     if steering:
         moved = "{:.1%} to {:.1%}".format(steering["probability"][0], steering["probability"][-1])
         worst = f"{steering['random_worst'][-1]:.1%}"
@@ -289,7 +289,7 @@ def show_job(job: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         "worker": job["worker"] if job["state"] == "running" else None,
         "needs": f"{job['memory'] / GB:.1f} GB of memory" if job["memory"] else None,
         "one of": job["group"],
-        "waits for": f"job {job['waits']}, which makes the twin that both need" if job["waits"] else None,
+        "waits for": f"job {job['waits']}, which makes the bridged model that both need" if job["waits"] else None,
         "progress": _progress(job) if job["state"] == "running" else None,
         "error": f"{job['error']['type']}: {job['error']['message']}" if job["error"] else None,
         "circuits": describe_tasks(rows) if rows else None,

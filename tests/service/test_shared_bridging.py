@@ -1,4 +1,4 @@
-"""Jobs that need the same twin: one makes it, the others wait in the queue and hold no worker."""
+"""Jobs that need the same bridged model: one makes it, the others wait in the queue and hold no worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def bridged(machine, job: str) -> bool:
 
 
 def one_behind_the_other(machine):
-    """Two workers, of which the first makes a twin for job `first`, and job `second`, which waits for it."""
+    """Two workers, of which the first makes a bridged model for job `first`, and job `second`, which waits for it."""
     machine.plan(**SLOW)
     machine.worker()
     machine.worker()
