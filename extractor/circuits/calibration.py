@@ -42,7 +42,7 @@ def calibrate(diff: Tensor, sign: Tensor) -> Calibration:
 
 def calibrated_loss(diff: Tensor, sign: Tensor, calibration: Calibration) -> float:
     """Task loss in nats of calibrated logit differences."""
-    return task_loss(calibration.scale * diff + calibration.shift, sign).item()
+    return task_loss(calibration.apply(diff), sign).item()
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class Calibration:
 
     scale: float
     shift: float
+
+    def apply(self, diff: Tensor) -> Tensor:
+        """Calibrated logit differences, of any shape."""
+        return self.scale * diff + self.shift
 
 
 @dataclass(frozen=True)

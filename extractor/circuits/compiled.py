@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from extractor.circuits.graph import CircuitMask, NodeIndex, edge_count, links
+from extractor.circuits.graph import CircuitMask, NodeIndex, links
 from extractor.circuits.layers import AttentionCut, Base, Matrix, NeuronsCut, Read, Slots, Write
 from extractor.circuits.masks import Masks
 from extractor.circuits.network import FastMaskedModel, PreparedPrompts, run
@@ -314,5 +314,5 @@ def mask_of(circuit: Circuit, model: SparseGPTForCausalLM) -> CircuitMask:
         if (source, target) not in matrices or not matrices[source, target][row, column]:
             raise BrokenArtifact(f"the circuit of {circuit.task!r} does not fit the model: no weight joins {edge.source} to {edge.target}")
         edges[source, target][row, column] = True
-    graph = CircuitMask(index.flags(torch.tensor(chosen, dtype=torch.long, device=model.device)))
-    return graph if edge_count(model, graph) == sum(int(mask.sum()) for mask in edges.values()) else replace(graph, edges=edges)
+    graph = CircuitMask(model, index.flags(torch.tensor(chosen, dtype=torch.long, device=model.device)))
+    return graph if graph.edge_count() == sum(int(mask.sum()) for mask in edges.values()) else replace(graph, edges=edges)

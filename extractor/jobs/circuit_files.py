@@ -13,7 +13,7 @@ from extractor import files
 from extractor.bridges.pair import FAITHFULNESS_JSON
 from extractor.circuits.calibration import calibrated_loss
 from extractor.circuits.circuit import Calibration, Circuit, Node
-from extractor.circuits.graph import CircuitMask, edges_between
+from extractor.circuits.graph import CircuitMask
 from extractor.circuits.node_labels import describe_nodes
 from extractor.circuits.sites import node_id
 from extractor.data.prompts import accuracy
@@ -58,7 +58,7 @@ def write_files(inquiry: CircuitRun, problem: PruningProblem, found: PruneResult
 def name_circuit(inquiry: CircuitRun, problem: PruningProblem, pruned: PrunedCircuit) -> Circuit:
     """The circuit as a value, nodes in forward order, edges by source and target."""
     question, tokenizer = inquiry.question, inquiry.subject.tokenizer
-    kept, described = pruned.graph.channels(problem.index), torch.arange(min(DESCRIBED_PAIRS, question.train.pairs))
+    kept, described = pruned.graph.channels(), torch.arange(min(DESCRIBED_PAIRS, question.train.pairs))
     nodes = [
         Node(node_id(site, channel), site, channel, problem.ablation_values[site][channel].item())
         for site, channels in kept.items()
@@ -70,7 +70,7 @@ def name_circuit(inquiry: CircuitRun, problem: PruningProblem, pruned: PrunedCir
         answers=question.expression.answers,
         answer_ids=question.expression.answer_ids,
         nodes=tuple(describe_nodes(nodes, problem.model, tokenizer, question.train.pick(described))),
-        edges=tuple(edges_between(problem.model, kept, pruned.graph.edges)),
+        edges=tuple(pruned.graph.named_edges()),
         calibration=pruned.calibration,
     )
 
@@ -104,9 +104,9 @@ def result_json(inquiry: CircuitRun, problem: PruningProblem, circuit: Circuit, 
 def curve(problem: PruningProblem, circuits: Sequence[PrunedCircuit], inquiry: CircuitRun) -> list[dict]:
     """Size and held-out loss of the circuit for every target."""
     held_out = inquiry.question.held_out
-    judge, rows = problem.judge(held_out), []
+    scorer, rows = problem.scorer(held_out), []
     for one in circuits:
-        diff = judge.logit_diffs([one.graph])[0]
+        diff = scorer.logit_diffs([one.graph])[0]
         loss = calibrated_loss(diff, held_out.sign, one.calibration)
         right = accuracy(one.calibration.scale * diff + one.calibration.shift, held_out.sign)
         sizes = {"target": one.target, "nodes": int(one.graph.nodes.sum()), "edges": one.edges}
@@ -136,13 +136,13 @@ def examples(inquiry: CircuitRun, problem: PruningProblem, circuit: Circuit, pru
     """A few held-out prompts with the right answer's probability under the full model, the circuit alone, the model without it."""
     question, tokenizer = inquiry.question, inquiry.subject.tokenizer
     batch = question.held_out.pick(torch.arange(min(SHOWN_PAIRS, question.held_out.pairs)))
-    judge, plain = problem.judge(batch), Calibration(1.0, 0.0)
+    scorer, plain = problem.scorer(batch), Calibration(1.0, 0.0)
 
     def right(graph: CircuitMask, calibration: Calibration) -> list[float]:
-        diff: Tensor = judge.logit_diffs([graph])[0]
+        diff: Tensor = scorer.logit_diffs([graph])[0]
         return torch.sigmoid(batch.sign * (calibration.scale * diff + calibration.shift)).tolist()
 
-    everything = CircuitMask(torch.ones_like(pruned.graph.nodes))
+    everything = CircuitMask.full(problem.model)
     columns = zip(right(everything, plain), right(pruned.graph, pruned.calibration), right(pruned.graph.complement(), plain), strict=True)
     told = dict(zip(circuit.answer_ids, circuit.answers, strict=True))
     found = []

@@ -6,16 +6,17 @@ E elements, P mask sets.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from extractor.circuits.graph import CircuitMask, Link, NodeIndex, present_edges
+from extractor.circuits.graph import CircuitMask, Link, NodeIndex
 from extractor.circuits.masks import Masks
 
 if TYPE_CHECKING:
-    from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+    pass
 
 
 class Elements(Protocol):
@@ -39,8 +40,8 @@ class Elements(Protocol):
 class Nodes:
     """The nodes of a graph. `ties` (E,): k of a channel shares the element of its q where both are there."""
 
-    def __init__(self, model: SparseGPTForCausalLM, graph: CircuitMask):
-        self.index, self.whole = NodeIndex.of(model), graph
+    def __init__(self, graph: CircuitMask):
+        self.index, self.whole = graph.index, graph
         self.nodes = graph.nodes.nonzero().flatten()
         self.ties = _tied(self.index, self.nodes)
 
@@ -52,7 +53,7 @@ class Nodes:
         return Masks(nodes=flat.index_copy(1, self.nodes, on))
 
     def graph(self, on: Tensor) -> CircuitMask:
-        return CircuitMask(self.index.flags(self.nodes[on]))
+        return CircuitMask(self.whole.model, self.index.flags(self.nodes[on]))
 
     def places(self, graph: CircuitMask) -> Tensor:
         return graph.nodes[self.nodes]
@@ -61,9 +62,9 @@ class Nodes:
 class Edges:
     """The edges of a graph, link by link."""
 
-    def __init__(self, model: SparseGPTForCausalLM, graph: CircuitMask):
-        self.whole, self.there = graph, present_edges(model, graph)
-        self.kept = graph.channels(NodeIndex.of(model))
+    def __init__(self, graph: CircuitMask):
+        self.whole, self.there = graph, graph.present_edges()
+        self.kept = graph.channels()
         self._ends = {link: mask.nonzero(as_tuple=True) for link, mask in self.there.items()}
         self.ties = torch.arange(len(self), device=graph.nodes.device)
 
@@ -84,7 +85,7 @@ class Edges:
         for (link, (rows, columns)), part in zip(self._ends.items(), on.split(self._sizes()), strict=True):
             left[link] = torch.zeros_like(self.there[link])
             left[link][rows[part], columns[part]] = True
-        return CircuitMask(self.whole.nodes, left)
+        return replace(self.whole, edges=left)
 
     def places(self, graph: CircuitMask) -> Tensor:
         assert graph.edges is not None

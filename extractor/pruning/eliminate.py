@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from extractor.circuits.calibration import calibrate_all
-from extractor.circuits.graph import CircuitMask, edge_count, without_dead
+from extractor.circuits.circuit import Calibration
+from extractor.circuits.graph import CircuitMask
 from extractor.circuits.masks import MaskedModel
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.elements import ELEMENTS, Edges, Nodes
@@ -54,7 +54,7 @@ class EliminationPath(Sequence[CircuitMask]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         elements, on, nodes = self._entries[index]
-        return CircuitMask(nodes, elements.graph(on).edges)
+        return CircuitMask(elements.whole.model, nodes, elements.graph(on).edges)
 
     @classmethod
     def joined(cls, paths: Sequence[EliminationPath]) -> EliminationPath:
@@ -87,8 +87,8 @@ class EliminationRound:
         on = torch.ones(1, len(self.elements), device=self.batch.ids.device, requires_grad=True)
         diffs = self.network.logit_diffs(self.prompts, self.elements.masks(on))
         loss, scale, shift = calibrate_all(diffs, self.batch.sign)
-        calibrated = scale.item() * diffs[0] + shift.item()
-        rise = -torch.autograd.grad(functional.softplus(-self.batch.sign * calibrated).mean(), on)[0][0]
+        calibrated = Calibration(scale.item(), shift.item()).apply(diffs[0])
+        rise = -torch.autograd.grad(self.batch.losses(calibrated).mean(), on)[0][0]
         return loss.item(), rise
 
 
@@ -102,12 +102,12 @@ def eliminate(
 
     Raises Stopped.
     """
-    first, path, number = ELEMENTS[kind](problem.model, graph), EliminationPath(), 0
-    path.append(first, graph, edge_count(problem.model, graph))
+    first, path, number = ELEMENTS[kind](graph), EliminationPath(), 0
+    path.append(first, graph, graph.edge_count())
     stays = torch.zeros(len(first), dtype=torch.bool, device=graph.nodes.device)
     corrections, at_once, in_vain = torch.zeros(len(first), device=graph.nodes.device), len(first), 0
     while in_vain < PATIENCE:
-        elements, number = ELEMENTS[kind](problem.model, graph), number + 1
+        elements, number = ELEMENTS[kind](graph), number + 1
         problem.tick(len(first) - len(elements), len(first))
         places = first.places(graph)
         free = ~stays[places]
@@ -119,12 +119,12 @@ def eliminate(
         if loss > most:
             return path
         for removed in options:
-            smaller = without_dead(problem.model, elements.graph(~removed))
+            smaller = elements.graph(~removed).without_dead()
             if not bool(smaller.nodes.any()):
                 return path
             if int(smaller.nodes.sum()) == int(graph.nodes.sum()) or is_necessary(smaller):
                 graph = smaller
-                path.append(first, graph, edge_count(problem.model, graph))
+                path.append(first, graph, graph.edge_count())
                 at_once, in_vain = 2 * at_once, 0
                 break
             at_once = max(1, int(removed.sum()) // 2)

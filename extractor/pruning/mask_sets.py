@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from extractor.circuits.masks import MaskedModel
 from extractor.data.prompts import TaskBatch
@@ -101,7 +100,7 @@ class MaskPopulation:
         different, which = torch.unique(on.detach(), dim=0, return_inverse=True)
         different.requires_grad_()
         diffs = network.logit_diffs(network.prepare(batch), self.elements.masks(different))
-        losses = functional.softplus(-batch.sign * diffs).mean(-1)
+        losses = batch.losses(diffs).mean(-1)
         (effects,) = torch.autograd.grad(losses.sum(), different)
         return losses.detach()[which], effects[which]
 

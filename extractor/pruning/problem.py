@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from extractor.circuits.graph import NodeIndex
+from extractor.circuits.graph import CircuitMask, NodeIndex
 from extractor.circuits.masks import MaskedModel
 from extractor.circuits.network import FastMaskedModel
 from extractor.circuits.reference import ReferenceMaskedModel
@@ -57,13 +57,22 @@ class PruningProblem:
         """{site: (width,)} the values of nodes that are off; not used where these come from another run."""
         return {site: torch.zeros_like(mean) if self.spec.ablation == "zero" else mean for site, mean in self.means.items()}
 
+    def full_mask(self) -> CircuitMask:
+        """All nodes and edges of the model."""
+        return CircuitMask.full(self.model)
+
     def network(self, kept: Tensor) -> MaskedModel:
         """The model with the nodes kept (N,) bool computed and the others off."""
         if self.spec.ablation == "resample":
             return ReferenceMaskedModel(self.model, kept, None)
         return FastMaskedModel(self.model, self.ablation_values, kept)
 
-    def judge(self, batch: TaskBatch) -> CircuitScorer:
+    def select_target(self, target: float) -> float:
+        """The loss on the select split, nats, at which held-out pairs are expected to meet the target; at least half of it."""
+        return max(target - self.spec.margin, target / 2)
+
+    def scorer(self, batch: TaskBatch) -> CircuitScorer:
+        """Losses of circuits on this batch."""
         return CircuitScorer(self.network, batch)
 
     def draw(self, number: int, pairs: int) -> TaskBatch:

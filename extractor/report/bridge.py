@@ -68,7 +68,8 @@ def _text(name: str, bridge: dict) -> str:
     return (
         f"The two pick the same next token {percent(bridge.get('agreement'))} of the time. Loss on text: {name} "
         f"{nats(bridge.get('dense_loss'))}, sparse model {nats(bridge.get('sparse_loss'))}{bigram} nats per token; KL divergence of the "
-        f"sparse model from {name}: {nats(bridge.get('kl_dense_to_sparse'))} nats. The closer to zero, the more the circuit says about {name} itself."
+        f"sparse model from {name}: {nats(bridge.get('kl_dense_to_sparse'))} nats. "
+        f"The closer to zero, the more the circuit says about {name} itself."
     )
 
 

@@ -26,7 +26,7 @@ Rewrite = Callable[[str, Tensor], Tensor]
 def ablated_logit_diffs(problem: PruningProblem, graph: CircuitMask, kind: Kind, batch: TaskBatch) -> Tensor:
     """Logit differences (2P,) of the circuit where what is off is replaced in this way."""
     other = replace(problem, spec=problem.spec.model_copy(update={"ablation": kind}))
-    return plain_logit_diffs(other, graph, batch) if kind == "resample" else other.judge(batch).logit_diffs([graph])[0]
+    return plain_logit_diffs(other, graph, batch) if kind == "resample" else other.scorer(batch).logit_diffs([graph])[0]
 
 
 @torch.no_grad()

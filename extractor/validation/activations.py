@@ -28,7 +28,7 @@ def activations(problem: PruningProblem, graph: CircuitMask, corpus: Corpus, tok
     if int(graph.nodes.sum()) > MOST_NODES:
         return None
     model, context = problem.model, problem.model.config.n_ctx
-    channels = {site: part for site, part in graph.channels(problem.index).items() if len(part)}
+    channels = {site: part for site, part in graph.channels().items() if len(part)}
     seen: dict[str, list[torch.Tensor]] = {site: [] for site in channels}
     with record(model, list(channels)) as values:
         for ids in corpus.batch(problem.seed, 1 << 41, max(1, tokens // context), context).split(_ROWS):

@@ -53,7 +53,7 @@ class Steps:
 
 def fit_steps(problem: PruningProblem, graph: CircuitMask) -> Steps:
     """The steps of a circuit's nodes. Tokens beyond a prompt's end do not count."""
-    kept: dict[str, Tensor] = graph.channels(problem.index)
+    kept: dict[str, Tensor] = graph.channels()
     seen: dict[str, list[Tensor]] = {site: [] for site in kept}
 
     def watch(part: TaskBatch) -> Rewrite:
@@ -141,7 +141,7 @@ class Binarised:
         self.nodes = graph.nodes.nonzero().flatten()
         self._is_fast = problem.spec.ablation != "resample" and len(self.nodes) > 0
         if self._is_fast:
-            self._elements = Edges(problem.model, graph)
+            self._elements = Edges(graph)
             self._network = stepped_network(FastMaskedModel(problem.model, problem.ablation_values, graph.nodes), self.steps)
 
     def logit_diffs(self, batch: TaskBatch) -> Tensor:
@@ -159,7 +159,7 @@ class Binarised:
         _, scale, shift = calibrate_all(self._fast(select, stepped), select.sign)
         diffs = self._fast(held_out, stepped).double().cpu()
         losses = functional.softplus(-held_out.sign.double().cpu() * (scale[:, None] * diffs + shift[:, None])).mean(-1)
-        kept = self.graph.channels(self.problem.index)
+        kept = self.graph.channels()
         names = [node_id(site, channel) for site, channels in kept.items() for channel in channels.tolist()]
         return dict(zip(names, losses.tolist(), strict=True))
 

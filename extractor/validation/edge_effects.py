@@ -32,7 +32,7 @@ def edge_effects(problem: PruningProblem, graph: CircuitMask, held_out: TaskBatc
     raising   the share of those measured whose removal raises the loss; None where there is none
     pairs     held-out pairs that were asked
     """
-    elements = Edges(problem.model, graph)
+    elements = Edges(graph)
     names, weights = _listed(problem, elements)
     chosen = weights.abs().argsort(descending=True, stable=True)[:MOST_EDGES]
     batch = held_out.pick(torch.arange(_pairs(problem, graph, len(chosen), held_out)))

@@ -21,17 +21,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from extractor.circuits.calibration import calibrate
 from extractor.circuits.circuit import Calibration
-from extractor.circuits.graph import CircuitMask, edge_count
+from extractor.circuits.graph import CircuitMask
 from extractor.data.corpus import Corpus
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.algorithms import attribution
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import PrunedCircuit
-from extractor.spec.schema import CHANCE
+from extractor.spec.thresholds import FULL_MODEL_FAILS_RAW
 from extractor.validation.ablations import KINDS, ablated_logit_diffs
 from extractor.validation.activations import activations
 from extractor.validation.binarise import Binarised
@@ -42,7 +41,6 @@ from extractor.validation.seeds import compare_seeds
 RANDOM_DRAWS = 5
 RANKED_PAIRS = 128  # train pairs that integrated gradients see
 NETWORKS = ("full", "circuit", "without_circuit", "random")
-HELPLESS = 0.8 * CHANCE  # nats from which a whole model does not do a task
 _PLAIN = Calibration(1.0, 0.0)
 
 
@@ -97,9 +95,9 @@ def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch
     diffs = _logit_diffs(pruned, problem, held_out, guess)
     diffs["binarised"] = _calibrated(problem, binarised.logit_diffs(problem.select), binarised.logit_diffs(held_out))
     right = {name: (held_out.sign * m > 0).double().mean().item() for name, m in diffs.items()}
-    by_prompt = {name: functional.softplus(-held_out.sign * m).double().mean(0) for name, m in diffs.items()}
+    by_prompt = {name: held_out.losses(m).double().mean(0) for name, m in diffs.items()}
     loss = {name: one.mean().item() for name, one in by_prompt.items()}
-    sizes = {"nodes": int(guess.nodes.sum()), "edges": edge_count(problem.model, guess)}
+    sizes = {"nodes": int(guess.nodes.sum()), "edges": guess.edge_count()}
     return ValidationReport(
         loss={name: loss[name] for name in NETWORKS},
         accuracy={name: right[name] for name in NETWORKS},
@@ -118,7 +116,7 @@ def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch
 
 def why_not(circuit: float, full: float, target: float, nodes: int) -> str | None:
     """One line for a circuit that misses its target, has no nodes, or a whole model above the target; None where all is well. Nats."""
-    if full >= HELPLESS:
+    if full >= FULL_MODEL_FAILS_RAW:
         return f"best loss {circuit:.4g} nats, target {target:g}; the whole model itself has {full:.4g}: it does not do this task"
     if circuit > target:
         return f"best loss {circuit:.4g} nats, target {target:g}; the whole model has {full:.4g}"
@@ -131,16 +129,16 @@ def why_not(circuit: float, full: float, target: float, nodes: int) -> str | Non
 
 def _logit_diffs(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch, guess: CircuitMask) -> dict[str, Tensor]:
     """Calibrated diffs (draws, 2P) of every network but the binarised one."""
-    chosen, judge, graph = problem.judge(problem.select), problem.judge(held_out), pruned.graph
+    chosen, scorer, graph = problem.scorer(problem.select), problem.scorer(held_out), pruned.graph
 
     def own(some: CircuitMask, calibration: Calibration) -> Tensor:
-        return calibration.scale * judge.logit_diffs([some]) + calibration.shift
+        return calibration.apply(scorer.logit_diffs([some]))
 
     def best(some: CircuitMask) -> Tensor:
-        return _calibrated(problem, chosen.logit_diffs([some])[0], judge.logit_diffs([some])[0])
+        return _calibrated(problem, chosen.logit_diffs([some])[0], scorer.logit_diffs([some])[0])
 
     diffs = {
-        "full": own(CircuitMask(torch.ones_like(graph.nodes)), _PLAIN),
+        "full": own(problem.full_mask(), _PLAIN),
         "circuit": own(graph, pruned.calibration),
         "without_circuit": best(graph.complement()),
         "random": torch.cat([best(_random_like(problem, graph, problem.seed + draw)) for draw in range(RANDOM_DRAWS)]),
@@ -154,15 +152,14 @@ def _logit_diffs(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskB
 
 def _calibrated(problem: PruningProblem, chosen: Tensor, diff: Tensor) -> Tensor:
     """Held-out diffs (1, 2P) under the calibration that suits the same network's logit differences on the select split best."""
-    calibration = calibrate(chosen, problem.select.sign)
-    return (calibration.scale * diff + calibration.shift)[None]
+    return calibrate(chosen, problem.select.sign).apply(diff)[None]
 
 
 def _attributed(problem: PruningProblem, graph: CircuitMask) -> CircuitMask:
     """As many nodes as the graph has, those that integrated gradients rank first, and all edges between them."""
     few = replace(problem, train=problem.draw(0, RANKED_PAIRS))
     order = attribution.rank(few).argsort(descending=True, stable=True)
-    return CircuitMask(problem.index.flags(order[: int(graph.nodes.sum())]))
+    return CircuitMask(problem.model, problem.index.flags(order[: int(graph.nodes.sum())]))
 
 
 def _random_like(problem: PruningProblem, graph: CircuitMask, seed: int) -> CircuitMask:
@@ -172,4 +169,4 @@ def _random_like(problem: PruningProblem, graph: CircuitMask, seed: int) -> Circ
     for site, on in problem.index.split(graph.nodes).items():
         drawn[site] = torch.zeros_like(on)
         drawn[site][torch.randperm(len(on), generator=generator)[: int(on.sum())].to(on.device)] = True
-    return CircuitMask(problem.index.join(drawn))
+    return CircuitMask(problem.model, problem.index.join(drawn))

@@ -136,7 +136,7 @@ def test_nodes_that_are_off_have_exactly_their_base(kind: str):
     model = random_model(5, **KINDS[kind])
     batch, base = random_batch(3, 3), random_base(model, 1)
     nodes = torch.rand(len(NodeIndex.of(model)), generator=torch.Generator().manual_seed(0)) < 0.5
-    for site, x in values_of(model, batch, masks_of(model, CircuitMask(nodes)), base).items():
+    for site, x in values_of(model, batch, masks_of(model, CircuitMask(model, nodes)), base).items():
         off = ~NodeIndex.of(model).split(nodes)[site]
         assert off.any()
         assert torch.equal(x[..., off], base[site][off].expand(*x.shape[:2], -1)), site

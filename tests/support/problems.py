@@ -78,17 +78,17 @@ def random_edges(model: SparseGPTForCausalLM, sets: int, seed: int = 0, share: f
 
 def everything(model: SparseGPTForCausalLM) -> CircuitMask:
     """All nodes and all edges."""
-    return CircuitMask(torch.ones(len(NodeIndex.of(model)), dtype=torch.bool))
+    return CircuitMask.full(model)
 
 
 def nodes_of(model: SparseGPTForCausalLM, *names: str) -> CircuitMask:
     """The graph of these nodes, such as '0.mlp.post_act.0'."""
-    return CircuitMask(NodeIndex.of(model).flags(micro.flat_indices(model, names).long()))
+    return CircuitMask(model, NodeIndex.of(model).flags(micro.flat_indices(model, names).long()))
 
 
 def names_of(model: SparseGPTForCausalLM, nodes: torch.Tensor) -> set[str]:
     """The names of nodes (N,) bool."""
-    return {f"{site}.{c}" for site, channels in CircuitMask(nodes).channels(NodeIndex.of(model)).items() for c in channels.tolist()}
+    return set(CircuitMask(model, nodes).node_ids())
 
 
 models = st.builds(

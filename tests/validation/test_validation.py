@@ -16,7 +16,7 @@ from worlds import environment
 
 from extractor.circuits.calibration import calibrate
 from extractor.circuits.circuit import Calibration
-from extractor.circuits.graph import CircuitMask, edge_count, present_edges
+from extractor.circuits.graph import CircuitMask
 from extractor.circuits.reference import masked_logit_diff
 from extractor.circuits.sites import record
 from extractor.data.prompts import TaskBatch
@@ -50,9 +50,9 @@ def pose(folder: Path, model=None, spec: PruneSpec = QUICK, batch: TaskBatch = B
 
 
 def circuit_of(problem: PruningProblem, nodes: tuple[str, ...] = micro.CIRCUIT) -> PrunedCircuit:
-    graph = CircuitMask(problem.index.flags(micro.flat_indices(problem.model, nodes)))
-    calibration = calibrate(problem.judge(problem.select).logit_diffs([graph])[0], problem.select.sign)
-    return PrunedCircuit(graph, edge_count(problem.model, graph), 0.0, calibration, problem.target, True)
+    graph = CircuitMask(problem.model, problem.index.flags(micro.flat_indices(problem.model, nodes)))
+    calibration = calibrate(problem.scorer(problem.select).logit_diffs([graph])[0], problem.select.sign)
+    return PrunedCircuit(graph, graph.edge_count(), 0.0, calibration, problem.target, True)
 
 
 @pytest.fixture
@@ -82,9 +82,9 @@ def noisy(folder: Path, spec: PruneSpec = QUICK) -> tuple[PruningProblem, Circui
             parameter.mul_(4)
     posed = pose(folder, model, spec, prompts([3, 8, 5, 8, 4, 5], 40))
     generator = torch.Generator().manual_seed(1)
-    graph = CircuitMask(torch.rand(len(posed.index), generator=generator) < 0.6)
-    edges = {link: there & (torch.rand(there.shape, generator=generator) < 0.7) for link, there in present_edges(model, graph).items()}
-    return posed, CircuitMask(graph.nodes, edges)
+    graph = CircuitMask(posed.model, torch.rand(len(posed.index), generator=generator) < 0.6)
+    edges = {link: there & (torch.rand(there.shape, generator=generator) < 0.7) for link, there in graph.present_edges().items()}
+    return posed, CircuitMask(posed.model, graph.nodes, edges)
 
 
 # replacements
@@ -114,7 +114,7 @@ def test_resampled_nodes_have_their_values_in_the_other_prompt_of_equal_length(p
     expected = [by_hand(neuron - 1.5, before[1] + after[1]), by_hand(-1.5, before[0] + after[0])]
     found = ablated_logit_diffs(problem, pruned.graph, "resample", pair)
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
-    nothing = ablated_logit_diffs(problem, CircuitMask(torch.zeros_like(pruned.graph.nodes)), "resample", pair)
+    nothing = ablated_logit_diffs(problem, CircuitMask(problem.model, torch.zeros_like(pruned.graph.nodes)), "resample", pair)
     assert nothing[0] < 0 < nothing[1]  # all that is left speaks for the other prompt
 
 
@@ -127,7 +127,7 @@ def test_a_part_holds_whole_pairs_and_does_not_line_up_those_that_differ(tmp_pat
     assert all(int(row) ^ 1 in rows for rows in found for row in rows)
     order = torch.cat(found)
     assert any(a % 2 == b % 2 for a, b in pairwise(order.tolist()))  # a prompt's next is not always one of the other answer
-    diffs = plain_logit_diffs(problem, CircuitMask(torch.ones(len(problem.index), dtype=torch.bool)), problem.select)
+    diffs = plain_logit_diffs(problem, problem.full_mask(), problem.select)
     assert torch.allclose(diffs, masked_logit_diff(problem.model, problem.select, {}, {}), atol=1e-6)
 
 
@@ -153,7 +153,7 @@ def test_without_either_of_its_edges_the_micro_circuit_knows_nothing(problem, pr
     first, second = found["edges"]
     assert first[:2] == ["0.mlp.act_in.0", "0.mlp.post_act.0"]  # the weight is 1.5, the other's 1
     assert second[:2] == ["0.mlp.post_act.0", "0.mlp.resid_delta.3"]
-    own = problem.judge(BATCH).loss(pruned.graph)
+    own = problem.scorer(BATCH).loss(pruned.graph)
     assert [first[2], second[2]] == pytest.approx([CHANCE - own] * 2, abs=1e-4)
     assert own < 0.01
     assert (found["of"], found["raising"], found["pairs"]) == (2, 1.0, 2)
@@ -164,14 +164,14 @@ def test_an_edge_effect_is_the_loss_of_the_graph_without_it(tmp_path, monkeypatc
     monkeypatch.setattr("extractor.validation.edge_effects.MOST_EDGES", 7)
     monkeypatch.setattr("extractor.validation.edge_effects.VALUES_AT_ONCE", int(graph.nodes.sum()) * problem.select.ids.numel() * 3)
     found = edge_effects(problem, graph, problem.select)
-    there, judge = present_edges(problem.model, graph), problem.judge(problem.select)
+    there, scorer = graph.present_edges(), problem.scorer(problem.select)
     assert found["of"] == sum(int(mask.sum()) for mask in there.values()) > len(found["edges"]) == 7
     for source, target, rise in found["edges"]:
         (a, _, column), (b, _, row) = source.rpartition("."), target.rpartition(".")
         cut = {link: mask.clone() for link, mask in there.items()}
         assert cut[a, b][int(row), int(column)]
         cut[a, b][int(row), int(column)] = False
-        assert rise == pytest.approx(judge.loss(CircuitMask(graph.nodes, cut)) - judge.loss(graph), abs=1e-5)
+        assert rise == pytest.approx(scorer.loss(CircuitMask(problem.model, graph.nodes, cut)) - scorer.loss(graph), abs=1e-5)
 
 
 def test_large_circuits_are_asked_fewer_pairs(problem, pruned, monkeypatch):
@@ -215,9 +215,9 @@ def test_nodes_that_have_two_values_anyway_are_the_same_binarised(tmp_path):
     on = pruned.graph.nodes
     assert binarised.steps.low[on].tolist() == pytest.approx([0, 0, -1.5], abs=1e-6)
     assert binarised.steps.high[on].tolist() == pytest.approx([2, micro.GELU_3, micro.GELU_3 - 1.5], abs=1e-5)
-    plain = problem.judge(BATCH).logit_diffs([pruned.graph])[0]
+    plain = problem.scorer(BATCH).logit_diffs([pruned.graph])[0]
     assert torch.allclose(binarised.logit_diffs(BATCH), plain, atol=1e-5)
-    own = problem.judge(BATCH).loss(pruned.graph)
+    own = problem.scorer(BATCH).loss(pruned.graph)
     assert binarised.alone(BATCH) == pytest.approx(dict.fromkeys(micro.CIRCUIT, own), abs=1e-6)
 
 
@@ -293,7 +293,7 @@ def test_the_report_of_the_micro_circuit(problem, pruned):
     assert report.loss["full"] == pytest.approx(functional.softplus(-BATCH.sign * full).mean().item(), abs=1e-6)
     assert report.loss["without_circuit"] == pytest.approx(CHANCE, abs=1e-5)
     assert report.necessity == report.loss["without_circuit"] - report.loss["full"]
-    uncalibrated = functional.softplus(-BATCH.sign * problem.judge(BATCH).logit_diffs([pruned.graph])[0]).mean().item()
+    uncalibrated = functional.softplus(-BATCH.sign * problem.scorer(BATCH).logit_diffs([pruned.graph])[0]).mean().item()
     assert report.uncalibrated == pytest.approx(uncalibrated, abs=1e-6)
     assert report.loss["circuit"] < report.uncalibrated
     assert report.ablation["mean"] == pytest.approx(report.loss["circuit"], abs=1e-6)
@@ -351,8 +351,8 @@ def test_overlap_is_the_mean_over_pairs_of_shared_over_all():
 
 def told(problem: PruningProblem, nodes: tuple[str, ...], loss: float) -> PruneResult:
     pruned = replace(circuit_of(problem, nodes), loss=loss, calibration=Calibration(2.0, 0.5))
-    edges = present_edges(problem.model, pruned.graph)
-    best = replace(pruned, graph=CircuitMask(pruned.graph.nodes, edges))
+    edges = pruned.graph.present_edges()
+    best = replace(pruned, graph=CircuitMask(problem.model, pruned.graph.nodes, edges))
     return PruneResult(best, (best,), (best.graph,))
 
 
@@ -376,7 +376,7 @@ def test_seeds_are_compared_by_hand_and_kept(tmp_path, monkeypatch):
     assert [(row["seed"], row["nodes"], row["edges"]) for row in found["circuits"]] == [(0, 6, 4), (1, 6, 4), (2, 3, 2)]
     assert found["node_overlap"] == found["edge_overlap"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
     assert found["shared"] == sorted(OTHER)
-    diff = problem.judge(BATCH).logit_diffs([told(problem, OTHER, 0).best.graph])[0]
+    diff = problem.scorer(BATCH).logit_diffs([told(problem, OTHER, 0).best.graph])[0]
     assert found["circuits"][2]["loss"] == pytest.approx(functional.softplus(-BATCH.sign * (2 * diff + 0.5)).mean().item())
     assert sorted(path.name for path in tmp_path.iterdir() if "seed" in path.name) == ["seed1-masks", "seed2-masks"]
     monkeypatch.setattr(seeds, "find_circuits", None)

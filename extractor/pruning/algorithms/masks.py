@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from extractor import files
-from extractor.circuits.graph import CircuitMask, edge_count, without_dead
+from extractor.circuits.graph import CircuitMask
 from extractor.pruning.bisection import smallest
 from extractor.pruning.elements import Nodes
 from extractor.pruning.mask_sets import MaskTrial, learn_scores
@@ -24,7 +24,7 @@ from extractor.pruning.problem import PruningProblem
 if TYPE_CHECKING:
     import optuna
 
-JUDGED_PAIRS = 256  # of the select split, by which trials are compared
+TRIAL_PAIRS = 256  # of the select split, by which trials are compared
 # Factors round the spec's values, searched evenly in logs.
 _RANGE = {"k_coef": 10.0, "lr": 4.0, "weight_decay": 10.0, "temperature": 3.0}
 
@@ -39,12 +39,11 @@ class Search:
 
     def __init__(self, problem: PruningProblem):
         self.problem = problem
-        everything = torch.ones(len(problem.index), dtype=torch.bool, device=problem.model.device)
-        self.graph = without_dead(problem.model, CircuitMask(everything))
-        self.nodes = Nodes(problem.model, self.graph)
+        self.graph = problem.full_mask().without_dead()
+        self.nodes = Nodes(self.graph)
         self.trials: list[dict[str, Any]] = []
         self.best = torch.zeros(len(self.nodes))
-        self._judge = problem.judge(problem.select.pick(torch.arange(min(JUDGED_PAIRS, problem.select.pairs))))
+        self._scorer = problem.scorer(problem.select.pick(torch.arange(min(TRIAL_PAIRS, problem.select.pairs))))
 
     def run(self) -> Tensor:
         """Scores (N,); nodes that are dead in the whole model come last."""
@@ -84,14 +83,13 @@ class Search:
         def graphs(k: Tensor) -> list[CircuitMask]:
             return [self.nodes.graph(row < most) for row, most in zip(place, k, strict=True)]
 
-        aim = max(self.problem.target - self.problem.spec.margin, self.problem.target / 2)
-        # A set that collapsed would need most of the model: it is not worth the search.
+        target = self.problem.select_target(self.problem.target)
+        # A set that collapsed needs most of the model: a search beyond twice its own size is not worth the time.
         most = (2 * (scores > 0).sum(-1).cpu()).clamp(min(32, scores.shape[1]), scores.shape[1])
-        k = smallest(lambda k: self._judge.losses(graphs(k)).to(k.device) <= aim, most)
-        every = edge_count(self.problem.model, self.graph)
+        k = smallest(lambda k: self._scorer.losses(graphs(k)).to(k.device) <= target, most)
+        every = self.graph.edge_count()
         found = [
-            edge_count(self.problem.model, without_dead(self.problem.model, graph)) if reached else every + 1
-            for graph, reached in zip(graphs(k), (k > 0).tolist(), strict=True)
+            graph.without_dead().edge_count() if reached else every + 1 for graph, reached in zip(graphs(k), (k > 0).tolist(), strict=True)
         ]
         return torch.tensor(found, dtype=torch.float64)
 
