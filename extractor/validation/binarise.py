@@ -116,7 +116,7 @@ def stepped_network(network: FastMaskedModel, steps: Steps) -> FastMaskedModel:
     flat = [functional.pad(t, (0, 1)) for t in (steps.threshold, steps.low, steps.high, steps.on)]  # a slot that is no node has place N
 
     def site(slots: Slots) -> SteppedSlots:
-        return SteppedSlots(slots.channels, slots.nodes, slots.base, slots.k, Steps(*(t[slots.nodes] for t in flat)))
+        return SteppedSlots(slots.channels, slots.nodes, slots.ablation_values, slots.k, Steps(*(t[slots.nodes] for t in flat)))
 
     def read(part: Read) -> Read:
         return replace(part, slots=site(part.slots))

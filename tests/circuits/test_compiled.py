@@ -263,7 +263,7 @@ def test_what_it_cannot_answer_is_refused():
     assert compiled.answers.tolist() == [7, 3, 5]
     with pytest.raises(ValueError, match="this circuit has 3 answers: say which"):
         compiled(ids)
-    with pytest.raises(ValueError, match="token 4 is none of this circuit's 3 answers"):
+    with pytest.raises(ValueError, match="token 4 is not one of this circuit's 3 answers"):
         compiled(ids, first=torch.full((len(ids),), 4), second=torch.full((len(ids),), 3))
     with pytest.raises(ValueError, match="17 tokens are too many: the circuit has positions for 16"):
         compiled(torch.zeros(1, 17, dtype=torch.long), first=torch.tensor([7]), second=torch.tensor([3]))
