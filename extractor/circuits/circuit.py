@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Node:
     """id '0.mlp.post_act.12'; `mean` is its value when ablated; `reads` and `writes` say in tokens what it responds to and promotes.
 
-    position: a position channel of a read; it has no residual source, and `reads` says places in the prompt instead of tokens.
+    position: a position channel of a read; it has no residual source, and `reads` gives positions in the prompt instead of tokens.
     """
 
     id: str

@@ -1,7 +1,7 @@
 """A circuit as masks of its model: which nodes and edges are on, their exact number, and the removal of dead ones.
 
-A node is on or off; an edge (a nonzero weight between two sites) counts when it is on and both its ends are. Without edge masks every edge
-between nodes that are on is on. N nodes in one flat order: site by site, forward.
+A node is on or ablated; an edge (a nonzero weight between two sites) counts when it is on and both its ends are. Without edge masks every
+edge between nodes that are on is on. N nodes in one flat order: site by site, forward.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Mean ablation: what a deleted node becomes.
+"""Mean ablation: the replacement value of an ablated node.
 
-A node that is off takes its mean over the pretraining distribution, measured on the same network that runs, after its AbsTopK.
+It is the node's mean over the pretraining distribution, measured in the full model after AbsTopK.
 Paper: Sec. 2.2.
 """
 

@@ -1,7 +1,7 @@
-"""What nodes read and write, in tokens, for labels a person can use.
+"""What nodes read and write, in tokens, as labels for people.
 
-reads    current tokens at which the node is furthest from its mean, on average over prompts of the task; for position channels the places
-         in the prompt, counted from 0, at which it is
+reads    current tokens at which the node is furthest from its mean, on average over prompts of the task; for position channels the
+         positions in the prompt, counted from 0, instead
 writes   tokens whose logits the node raises when it has its usual sign: through the unembedding for residual writes, through the output
          projection and the unembedding for v and neurons; empty for the others
 """

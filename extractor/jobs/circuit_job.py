@@ -81,7 +81,7 @@ def circuits_of_trained(job: Job, corpus: Corpus) -> dict[str, dict]:
 def make_circuits(job: Job, subject: LoadedModel, tasks: Mapping[str, Task]) -> dict[str, dict]:
     """A circuit for each task: {task: {nodes, edges, loss, full_loss, accuracy, without, random, meets_target, why}}.
 
-    loss, accuracy    of the circuit alone; full_loss of the whole model, without of the model without it, random of random circuits
+    loss, accuracy    of the circuit alone; full_loss of the full model, without of the model without it, random of random circuits
     A circuit of too many edges (`CircuitRun.is_drawn`), as where the target is out of reach, has neither picture nor report. Circuits
     that an earlier attempt wrote are not made again. A task that cannot be asked has None for its numbers and the reason under 'why'.
     Raises Stopped.

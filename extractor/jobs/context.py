@@ -90,7 +90,7 @@ class CircuitRun:
         return self.job.stage(name + self.suffix)
 
     def is_drawn(self, circuit: Circuit) -> bool:
-        """Whether picture and report are worth making: among many circuits, one that is nearly the whole model is not."""
+        """Whether picture and report are worth making: among many circuits, one that is nearly the full model is not."""
         return not self.suffix or len(circuit.edges) <= MAX_DRAWN_EDGES
 
     def seconds(self) -> dict[str, float]:

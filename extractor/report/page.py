@@ -169,7 +169,7 @@ def _verdicts(result: dict) -> str:
 def _losses_note(result: dict) -> str:
     full, target = _worst_if_absent(result["loss"].get("full")), result["target_loss"]
     text = "Loss on held-out prompts, lower is better; right: how often the right one of the two answers is preferred."
-    return text + (" Even the whole model is above the target." if full > target else "")
+    return text + (" Even the full model is above the target." if full > target else "")
 
 
 def _losses(result: dict) -> str:

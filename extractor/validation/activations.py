@@ -13,17 +13,17 @@ from extractor.pruning.problem import PruningProblem
 
 TOKENS = 16_384
 PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
-MOST_NODES = 4096  # a circuit of more is nearly the whole model, and its nodes are nobody's concern
+MOST_NODES = 4096  # larger circuits are nearly the full model; their nodes are not measured
 _ROWS = 64
 
 
 @torch.no_grad()
 def activations(problem: PruningProblem, graph: CircuitMask, corpus: Corpus, tokens: int = TOKENS) -> dict[str, Any] | None:
-    """The distribution of every node's value over pretraining text, in the whole model; None for a circuit of very many nodes.
+    """The distribution of every node's value over pretraining text, in the full model; None for a circuit of more than `MOST_NODES` nodes.
 
     percentiles   1, 10, 25, 50, 75, 90, 99
-    tokens        how many were read
-    nodes         {id: {values: at these percentiles, nonzero: share of tokens at which it is not zero}}
+    tokens        number of tokens read
+    nodes         {id: {values: at these percentiles, nonzero: fraction of tokens at which the value is not zero}}
     """
     if int(graph.nodes.sum()) > MOST_NODES:
         return None

@@ -61,15 +61,15 @@ def circuit_of_seed(problem: PruningProblem, seed: int) -> PrunedCircuit:
     folder = None if problem.work is None else problem.work / name
     if folder is not None and (folder / _FACTS).is_file():
         return _read(folder, problem)
-    # Names of their own keep the checkpoints of one seed's stages from being taken for another's.
+    # The seed in the name keeps the checkpoints of different seeds apart.
     other = replace(problem, seed=seed, work=folder, env=lambda stage: problem.env(f"{name}-{stage}"))
     found = find_circuits(other).best
     if folder is not None:
-        _keep(folder, found)
+        _write(folder, found)
     return found
 
 
-def _keep(folder: Path, found: PrunedCircuit) -> None:
+def _write(folder: Path, found: PrunedCircuit) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     edges = {} if found.graph.edges is None else {" ".join(link): mask for link, mask in found.graph.edges.items()}
     files.write_tensors(folder / _MASKS, {_NODES: found.graph.nodes, **edges})

@@ -105,7 +105,7 @@ def batches(folder: Path, task: str) -> tuple[TaskBatch, ...]:
 
 
 def full_loss(folder: Path, task: str) -> float:
-    """Held-out task loss of the whole model, nats, not calibrated."""
+    """Held-out task loss of the full model, nats, not calibrated."""
     problem = problem_of(folder, task, None)
     held_out = batches(folder, task)[2]
     diff = problem.scorer(held_out).logit_diffs([problem.full_mask()])[0]

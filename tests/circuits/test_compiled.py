@@ -1,4 +1,4 @@
-"""Circuits as small networks of their own: what the whole model computes with the same masks, without the model."""
+"""Circuits as small networks of their own: what the full model computes with the same masks, without the model."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ def test_what_it_cannot_answer_is_refused():
     compiled = compile_circuit(world.model, world.base, world.graph(0.4, None), torch.tensor([7, 3, 7, 5]))
     ids = world.batch.ids
     assert compiled.answers.tolist() == [7, 3, 5]
-    with pytest.raises(ValueError, match="this circuit has 3 answers: say which"):
+    with pytest.raises(ValueError, match="this circuit has 3 answers: name two of them"):
         compiled(ids)
     with pytest.raises(ValueError, match="token 4 is not one of this circuit's 3 answers"):
         compiled(ids, first=torch.full((len(ids),), 4), second=torch.full((len(ids),), 3))

@@ -254,7 +254,7 @@ def test_what_was_tried_is_known_exactly_the_next_time(kind: str):
     now, rise = here.predicted()
     eliminating._options(here, torch.ones(len(rise), dtype=torch.bool), 0.3, len(rise))
     tried = here.correction.nonzero().flatten()
-    assert 0 < len(tried) <= eliminating.SINGLES
+    assert 0 < len(tried) <= eliminating.SINGLE_TRIALS
     exact = here.losses(torch.eye(len(rise), dtype=torch.bool)[tried]) - now
     torch.testing.assert_close((rise + here.correction)[tried], exact.float(), atol=1e-5, rtol=1e-4)
 

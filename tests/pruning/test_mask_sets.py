@@ -131,7 +131,7 @@ def test_the_network_sees_one_mask_for_q_and_k_and_both_count(tmp_path: Path, mo
     seen: list[torch.Tensor] = []
     elements, q, k = sets.elements, micro.flat_index(problem.model, "0.attn.q.1"), micro.flat_index(problem.model, "0.attn.k.1")
     with torch.no_grad():
-        sets.taus[0][q], sets.taus[0][k] = -0.5, 0.5
+        sets.mask_logits[0][q], sets.mask_logits[0][k] = -0.5, 0.5
     masks = Nodes.masks
     monkeypatch.setattr(Nodes, "masks", lambda self, on: seen.append(on) or masks(self, on))
     counted = sets.step(0)["on"]

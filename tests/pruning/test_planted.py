@@ -45,7 +45,7 @@ def _plant(task: str, seed: int, variant: tuple) -> planted.Planted:
 
 
 def loss(plant: planted.Planted, circuit: CircuitMask | None = None) -> float:
-    """Calibrated loss of a circuit, or of the whole model, by the plain definition: nats on 64 held-out pairs."""
+    """Calibrated loss of a circuit, or of the full model, by the plain definition: nats on 64 held-out pairs."""
     batch = plant.batch("held_out", 64)
     if circuit is None:
         diff = masked_logit_diff(plant.model, batch, {}, plant.means)

@@ -26,7 +26,7 @@ from extractor.pruning.prune import PrunedCircuit, PruneResult
 from extractor.spec.schema import PruneSpec, SparseModelSpec
 from extractor.training.train_sparse import new_sparse_gpt
 from extractor.validation import seeds
-from extractor.validation.ablations import ablated_logit_diffs, parts, plain_logit_diffs
+from extractor.validation.ablations import ablated_logit_diffs, parts, reference_logit_diffs
 from extractor.validation.activations import activations
 from extractor.validation.binarise import Binarised, Steps, fit_steps, two_means
 from extractor.validation.bootstrap import intervals
@@ -127,7 +127,7 @@ def test_a_part_holds_whole_pairs_and_does_not_line_up_those_that_differ(tmp_pat
     assert all(int(row) ^ 1 in rows for rows in found for row in rows)
     order = torch.cat(found)
     assert any(a % 2 == b % 2 for a, b in pairwise(order.tolist()))  # a prompt's next is not always one of the other answer
-    diffs = plain_logit_diffs(problem, problem.full_mask(), problem.select)
+    diffs = reference_logit_diffs(problem, problem.full_mask(), problem.select)
     assert torch.allclose(diffs, masked_logit_diff(problem.model, problem.select, {}, {}), atol=1e-6)
 
 
@@ -235,9 +235,9 @@ def test_binarising_on_the_small_network_is_rewriting_the_whole_ones_values(tmp_
     problem, graph = noisy(tmp_path, QUICK.model_copy(update={"ablation": ablation}))
     binarised = Binarised(problem, graph)
     rewrite = binarised.steps.rewriter(problem.index)
-    expected = plain_logit_diffs(problem, graph, problem.select, lambda part: rewrite)
+    expected = reference_logit_diffs(problem, graph, problem.select, lambda part: rewrite)
     assert torch.allclose(binarised.logit_diffs(problem.select), expected, atol=1e-4)
-    assert not torch.allclose(expected, plain_logit_diffs(problem, graph, problem.select), atol=1e-2)
+    assert not torch.allclose(expected, reference_logit_diffs(problem, graph, problem.select), atol=1e-2)
     alone = binarised.alone(problem.select)
     if ablation == "resample":
         assert alone is None
@@ -246,7 +246,7 @@ def test_binarising_on_the_small_network_is_rewriting_the_whole_ones_values(tmp_
     nodes = graph.nodes.nonzero().flatten()
     for place in (0, len(nodes) // 2, len(nodes) - 1):
         one = replace(binarised.steps, on=problem.index.flags(nodes[place : place + 1])).rewriter(problem.index)
-        diff = plain_logit_diffs(problem, graph, problem.select, lambda part, one=one: one)
+        diff = reference_logit_diffs(problem, graph, problem.select, lambda part, one=one: one)
         calibration = calibrate(diff, problem.select.sign)
         loss = functional.softplus(-problem.select.sign * (calibration.scale * diff + calibration.shift)).mean().item()
         assert list(alone.values())[place] == pytest.approx(loss, abs=1e-3)
@@ -335,8 +335,8 @@ def test_a_stop_is_heeded_while_validating(tmp_path):
 def test_why_says_who_missed_the_target():
     assert why_not(0.12, 0.01, 0.15, 9) is None
     assert why_not(0.02, 0.01, 0.15, 0) == "no node is needed: embeddings and bigrams alone have 0.02 nats"
-    assert why_not(0.21, 0.19, 0.15, 9) == "best loss 0.21 nats, target 0.15; the whole model has 0.19"
-    assert why_not(0.61, 0.62, 0.15, 9) == "best loss 0.61 nats, target 0.15; the whole model itself has 0.62: it does not do this task"
+    assert why_not(0.21, 0.19, 0.15, 9) == "best loss 0.21 nats, target 0.15; the full model has 0.19"
+    assert why_not(0.61, 0.62, 0.15, 9) == "best loss 0.61 nats, target 0.15; the full model has 0.62: it does not do this task"
     assert "uncalibrated, has 0.19 nats, above the target of 0.15; the circuit has 0.14" in (why_not(0.14, 0.19, 0.15, 9) or "")
 
 

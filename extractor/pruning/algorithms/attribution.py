@@ -1,7 +1,7 @@
-"""Integrated gradients (Sec. 3.1's control): what each node's mask is worth, on average over the way from no node to all.
+"""Integrated gradients (Sec. 3.1's control).
 
-Score: minus d(task loss) / d(mask), all masks at alpha, averaged over alpha. So it is by how much turning the node on lowers the loss, to
-first order. Signed: nodes that harm the task come last.
+Score: -d(task loss)/d(mask) with all masks at alpha, averaged over alpha from 0 to 1: to first order, by how many nats turning the node on
+lowers the loss. Signed: nodes that harm the task come last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PAIRS = 256
 
 
 def rank(problem: PruningProblem) -> Tensor:
-    """Scores (N,), nats; a channel's q and k have the sum of theirs."""
+    """Scores (N,), nats; a channel's q and k share the sum of both."""
     full, batch = problem.full_mask(), problem.draw(0, PAIRS)
     nodes, network = Nodes(full), problem.network(full.nodes)
     prompts = network.prepare(batch)

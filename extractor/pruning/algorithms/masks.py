@@ -2,7 +2,7 @@
 
 The paper re-tunes them with CARBS, 32 rounds of 8 runs. Here Optuna's TPE proposes a population of trials, which are learned together; the
 value of a trial is the number of edges of the smallest prefix of its ranking that reaches the target. Trials that look bad half-way stop.
-Every round is kept: an interrupted search goes on after its last whole round, and inside a round from its checkpoint.
+Every round is stored: an interrupted search resumes after its last finished round, or from the checkpoint of the current one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Search:
         self._scorer = problem.scorer(problem.select.pick(torch.arange(min(TRIAL_PAIRS, problem.select.pairs))))
 
     def run(self) -> Tensor:
-        """Scores (N,); nodes that are dead in the whole model come last."""
+        """Scores (N,); nodes that are dead in the full model come last."""
         spec, began = self.problem.spec, time.monotonic()
         self._restore()
         while len(self.trials) < self._wanted() and not self._is_late(began):
@@ -74,10 +74,10 @@ class Search:
             self.trials.append({"parameters": asdict(trial), "value": value if lives else None, "edges": value})
             if lives and value < lowest:
                 lowest, self.best = value, scores[row]
-        self._keep()
+        self._save()
 
     def _edges_at_target(self, scores: Tensor) -> Tensor:
-        """Edges (P,) of the smallest prefix of each ranking (P, E) that reaches the target; where none of some size does, more than all."""
+        """Edges (P,) of the smallest prefix of each ranking (P, E) that reaches the target; more than all edges where none does."""
         place = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
         def graphs(k: Tensor) -> list[CircuitMask]:
@@ -93,7 +93,7 @@ class Search:
         ]
         return torch.tensor(found, dtype=torch.float64)
 
-    # what is tried
+    # proposals
 
     def _centre(self, **changes: float) -> MaskTrial:
         spec = self.problem.spec
@@ -127,7 +127,7 @@ class Search:
         return space
 
     def _study(self, number: int) -> optuna.Study:
-        """A study that knows all trials so far: what it proposes is a function of them and the seed, interrupted or not."""
+        """A study with all trials so far. Its proposals depend only on them and the seed, so that an interrupted search repeats them."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -139,9 +139,9 @@ class Search:
             study.add_trial(optuna.trial.create_trial(params=chosen, distributions=space, value=trial["edges"]))
         return study
 
-    # what is kept
+    # state of the search
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         work = self.problem.work
         if work is not None:
             work.mkdir(parents=True, exist_ok=True)
