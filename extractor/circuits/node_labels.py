@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.circuit import Node, sites_of
-from extractor.circuits.sites import record
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,7 +31,7 @@ def describe_nodes(nodes: list[Node], model: SparseGPTForCausalLM, tokenizer: To
     """The nodes with `reads` and `writes` filled in, from prompts of the task."""
     ids = prompts.ids
     grouped = sites_of(nodes)
-    with record(model, list(grouped)) as values:
+    with model.record(list(grouped)) as values:
         model(input_ids=ids, logits_to_keep=1)
     real = torch.arange(ids.shape[1], device=ids.device) <= prompts.last[:, None]  # not padding
     tokens = ids[real]

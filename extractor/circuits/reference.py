@@ -27,7 +27,6 @@ from torch.nn import functional
 
 from extractor.circuits.graph import Link, NodeIndex
 from extractor.circuits.masks import Masks, compete, cut_edges
-from extractor.circuits.sites import record
 from extractor.data.prompts import TaskBatch, logit_diff
 from extractor.sparse.abs_topk import abs_topk
 from extractor.sparse.modeling_sparse_gpt import attention_pattern, position_read
@@ -181,7 +180,7 @@ def resampled(model: SparseGPTForCausalLM, batch: TaskBatch) -> Values:
 
     A prompt whose length no other has keeps its own values.
     """
-    with record(model) as values:
+    with model.record() as values:
         model(input_ids=batch.ids, logits_to_keep=1)
     partner = torch.arange(len(batch.ids), device=batch.ids.device)
     generator = torch.Generator().manual_seed(0)

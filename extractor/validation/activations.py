@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from extractor.circuits.graph import CircuitMask
-from extractor.circuits.sites import node_id, record
+from extractor.circuits.sites import node_id
 from extractor.data.corpus import Corpus
 from extractor.pruning.problem import PruningProblem
 
@@ -30,7 +30,7 @@ def activations(problem: PruningProblem, graph: CircuitMask, corpus: Corpus, tok
     model, context = problem.model, problem.model.config.n_ctx
     channels = {site: part for site, part in graph.channels().items() if len(part)}
     seen: dict[str, list[torch.Tensor]] = {site: [] for site in channels}
-    with record(model, list(channels)) as values:
+    with model.record(list(channels)) as values:
         for ids in corpus.batch(problem.seed, 1 << 41, max(1, tokens // context), context).split(_ROWS):
             model(input_ids=ids.to(model.device), logits_to_keep=1)
             for site, kept in channels.items():

@@ -12,7 +12,7 @@ import torch
 from extractor.circuits.circuit import Calibration, Circuit, Edge, Node
 from extractor.circuits.graph import edges_between, links, live_nodes
 from extractor.circuits.node_labels import describe_nodes
-from extractor.circuits.sites import node_id, record, widths
+from extractor.circuits.sites import node_id, widths
 from extractor.spec.schema import SparseModelSpec
 from extractor.training.train_sparse import new_sparse_gpt
 
@@ -123,7 +123,7 @@ def test_the_source_of_an_edge_is_what_its_matrix_reads():
         for i in (0, 1)
         for part, name, site in (("attn", "c_attn", "attn.act_in"), ("mlp", "c_fc", "mlp.act_in"), ("mlp", "c_proj", "mlp.post_act"))
     ]
-    with record(model) as values:
+    with model.record() as values:
         model(input_ids=ids)
     for handle in handles:
         handle.remove()

@@ -13,7 +13,6 @@ from worlds import environment
 from extractor.circuits.calibration import calibrate_all
 from extractor.circuits.graph import CircuitMask, NodeIndex, edges_between, live_nodes
 from extractor.circuits.reference import masked_logit_diff
-from extractor.circuits.sites import record
 from extractor.data.prompts import task_loss
 from extractor.models.reference import open_model
 from extractor.models.tokenizer import load_tokenizer
@@ -104,7 +103,7 @@ def test_the_noise_is_much_and_alive(task, variant):
     assert len(NodeIndex.of(plant.model)) > 20 * len(plant.nodes)
     assert len(list(edges_between(plant.model, everything(plant)))) > 50 * len(plant.edges)
     batch = plant.batch("held_out", 64)
-    with record(plant.model) as values:
+    with plant.model.record() as values:
         plant.model(input_ids=batch.ids)
     rows = torch.arange(len(batch.ids))
     last = noise(plant, {site: x[rows, batch.last] for site, x in values.items()})

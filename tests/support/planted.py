@@ -36,7 +36,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from extractor.circuits.graph import CircuitMask, Link, NodeIndex, links
-from extractor.circuits.sites import record, widths
+from extractor.circuits.sites import widths
 from extractor.data.prompts import TaskBatch, TokenizedTask, get_task, task_batch, tokenize_task
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
 
@@ -381,7 +381,7 @@ def _stream(tokenizer: Tokenizer, generator: torch.Generator, rows: int = 128) -
 
 @torch.no_grad()
 def _means(model: SparseGPTForCausalLM, ids: Tensor) -> dict[str, Tensor]:
-    with record(model) as values:
+    with model.record() as values:
         model(input_ids=ids, logits_to_keep=1)
     assert set(values) == set(widths(model))
     return {site: x.mean((0, 1)) for site, x in values.items()}

@@ -13,7 +13,7 @@ from worlds import environment
 
 from extractor.circuits.graph import CircuitMask, Link, NodeIndex, links
 from extractor.circuits.reference import masked_logit_diff
-from extractor.circuits.sites import record, widths
+from extractor.circuits.sites import widths
 from extractor.data.prompts import TaskBatch
 from extractor.progress import Progress, Stopped
 from extractor.pruning.problem import PruningProblem
@@ -112,7 +112,7 @@ def graded_problem(folder: Path | None = None, *, seed: int = 6, target: float =
             weight.mul_(torch.randn(weight.shape, generator=generator).mul(2).exp() / 8)
         model.bigram_table.zero_()
     train, select = (_preferred(model, random_batch(32, seed + offset)) for offset in (100, 200))
-    with record(model) as values:
+    with model.record() as values:
         model(input_ids=train.ids)
     made = PruneSpec(**(SMALL | {"targets": (0.05, 0.3), "pairs": 16, "trial_pairs": 32, "necessity": 0.2} | spec))
     means = {site: x.mean((0, 1)) for site, x in values.items()}

@@ -18,7 +18,6 @@ from extractor.circuits.calibration import calibrate
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.reference import masked_logit_diff
-from extractor.circuits.sites import record
 from extractor.data.prompts import TaskBatch
 from extractor.progress import Stopped
 from extractor.pruning.problem import PruningProblem
@@ -43,7 +42,7 @@ CHANCE = math.log(2)
 def pose(folder: Path, model=None, spec: PruneSpec = QUICK, batch: TaskBatch = BATCH, **changes) -> PruningProblem:
     """A problem whose three splits are one batch."""
     model = model or micro.micro_model()
-    with record(model) as values:
+    with model.record() as values:
         model(input_ids=batch.ids)
     means = {site: x[:, -1].mean(0) for site, x in values.items()}
     return PruningProblem(model, means, batch, batch, spec, 0.15, 0, lambda stage: environment(folder / stage), **changes)
@@ -107,7 +106,7 @@ def test_what_is_off_is_zero_or_its_mean_by_hand(problem, pruned):
 
 def test_resampled_nodes_have_their_values_in_the_other_prompt_of_equal_length(problem, pruned):
     pair = BATCH.pick(torch.tensor([0]))  # each of the two is the other's only partner
-    with record(problem.model) as values:
+    with problem.model.record() as values:
         problem.model(input_ids=pair.ids)
     before, after = (values[site][:, -1, 2].tolist() for site in ("0.attn.resid_delta", "0.mlp.resid_delta"))
     neuron = functional.gelu(torch.tensor(3 / math.sqrt(1 + before[1] ** 2))).item()
