@@ -186,7 +186,7 @@ def test_a_simulated_hub_of_200_models_is_worked_off_and_every_refusal_explained
         environment = hub.environment(machine.home / "hub")
         dry = machine.shell(*request, "--dry-run", **environment)
         assert dry.code == 0
-        assert "22 models taken, 178 refused, 22 jobs; nothing is queued" in dry.out
+        assert "22 models accepted, 178 rejected, 22 jobs; nothing was queued" in dry.out
         assert embedded_redis.facts(machine.settings) is None  # not even a server was started
         queued = machine.shell(*request, "--json", "--no-worker", **environment)
     assert (queued.code, len(queued.json["queued"])) == (0, 22)
@@ -212,7 +212,7 @@ def test_a_batch_asks_each_local_model_what_its_tokenizer_can_express(machine, m
     own.write_text("\n".join(json.dumps(row | {"positive": f"ab{n:02}", "negative": f"cd{n:02}"}) for n in range(40)))
     request = ["batch", "submit", "--models", str(models), "--task", "quote_close", "--task", str(own), "--dry-run"]
     answer = machine.extract(*request)
-    assert "5 models taken, 0 refused, 5 jobs (5 left out: not expressible)" in answer.out
+    assert "5 models accepted, 0 rejected, 5 jobs (5 omitted: not expressible)" in answer.out
     assert answer.err.count("own is left out: ") == 5
     left_out = machine.extract(*request, "--json").json["models"][0]["left_out"]
     assert list(left_out) == ["own"]

@@ -72,7 +72,7 @@ def test_an_engine_that_is_killed_each_time_fails_its_job_after_three_attempts(m
     job = machine.submit()
     record = machine.wait_state(job, "failed")
     assert record["attempt"] == "3"
-    assert "killed by SIGKILL, perhaps out of memory" in record["error_message"]
+    assert "killed by SIGKILL, possibly out of memory" in record["error_message"]
     assert "(3 of 3 attempts)" in record["error_message"]
     assert machine.extract("watch", job).code == 1
 

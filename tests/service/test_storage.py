@@ -154,12 +154,12 @@ def test_a_result_has_its_manifest_last_of_all(machine, bucket, monkeypatch):
     storage = engine_done(machine, bulk=24 * MB)
     bucket.network.fail_after("up", 6 * MB)
     with pytest.raises(StorageUnavailable, match="cannot write") as caught:
-        storage.keep_result(lambda: "")
+        storage.store_result(lambda: "")
     assert "\n" not in str(caught.value)
     assert not [key for key in bucket.keys("done") if key.endswith(("manifest.json", "bulk.txt"))]
     assert (machine.settings.root / "done" / "result" / "manifest.json").is_file(), "scratch is kept for another try"
     bucket.network.up()
-    place = storage.keep_result(lambda: "").removeprefix(f"{bucket.url}/")
+    place = storage.store_result(lambda: "").removeprefix(f"{bucket.url}/")
     assert f"{place}/manifest.json" in bucket.keys("done")
 
 
@@ -473,7 +473,7 @@ def test_the_log_of_all_attempts_is_read_where_none_of_them_ran(machine, bucket)
     bucket.wait_stored(job, 2)
     running = machine.shell("logs", job, "--json", **bucket.elsewhere("c"))
     assert running.code == 0, running.err
-    assert "begun by" in running.out
+    assert "started on" in running.out
     first.kill()
     machine.worker(**bucket.elsewhere("b"))
     machine.wait_state(job, "succeeded")

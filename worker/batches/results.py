@@ -6,7 +6,7 @@ from pathlib import Path
 
 from extractor import files
 from extractor.errors import BrokenArtifact, ExtractorError, NotFound, OutputError
-from worker.batches.batch import Batch, Facts, count, look, state_of
+from worker.batches.batch import Batch, Facts, count, inspect, state_of
 from worker.batches.page import page
 from worker.client import damaged
 from worker.client.results import result_folder
@@ -31,7 +31,7 @@ def gather(service: Service, batch: Batch) -> Facts:
               visible from here
     refused   [{model, reason}]
     """
-    facts = [_with_numbers(service, child) for child in look(service, batch)]
+    facts = [_with_numbers(service, child) for child in inspect(service, batch)]
     counts = count(facts)
     found: dict[str, dict[str, Facts]] = {}
     for child in facts:

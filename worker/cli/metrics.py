@@ -9,13 +9,13 @@ from worker.cli.options import print_json
 
 
 @click.command("metrics", short_help="Serve Prometheus metrics of the whole service.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; anybody who reaches it may read.")
-@click.option("--port", type=click.IntRange(0, 65535), default=9464, show_default=True, help="Port to listen on; 0: any free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on, without access control.")
+@click.option("--port", type=click.IntRange(0, 65535), default=9464, show_default=True, help="Port to listen on; 0: any free port.")
 @json_option
 def command(host: str, port: int, as_json: bool) -> int:
-    """Serve Prometheus metrics at http://HOST:PORT/metrics until told to leave: jobs, queues, leases, workers. One is enough for a cluster.
+    """Serve Prometheus metrics of jobs, queues, leases and workers at http://HOST:PORT/metrics, until stopped. One per cluster.
 
-    While Redis is away, it answers `extract_up 0`.
+    While Redis does not answer, the only metric is `extract_up 0`.
 
     \b
     Example: extract metrics --port 9464

@@ -50,12 +50,12 @@ def serve(
     shared = WorkerFlags()
 
     publish_again = publisher(app, records)
-    place = WorkerContext(name, url, settings, shared, publish_again)
+    context = WorkerContext(name, url, settings, shared, publish_again)
 
     def run(job: str) -> str:
         if shared.leaving:
             raise Reject("the worker is leaving", requeue=True)
-        reached = run_job(check_id(job), place)
+        reached = run_job(check_id(job), context)
         if max_jobs is not None and shared.ended >= max_jobs:
             _leave_now(shared)
         return reached

@@ -60,15 +60,15 @@ class Snapshots:
 
         Raises BrokenArtifact or NotFound for a checkpoint that is not whole any more, StorageUnavailable, ExtractorError of a full disk.
         """
-        draft = self._open(pointer)
+        pending = self._open(pointer)
         if not is_local:
             stored = self._store.entries(self._job)
             for path in [path for path in self._folder.rglob("*") if path.is_symlink() or path.is_file()]:
-                if path.relative_to(self._folder).as_posix().removesuffix(PART) not in draft.parts:
+                if path.relative_to(self._folder).as_posix().removesuffix(PART) not in pending.parts:
                     path.unlink()
-            fetch_all(self._store, draft.parts, stored, self._folder)
-        self._known = {name: (None, part) for name, part in draft.parts.items()}
-        self.commit(draft)
+            fetch_all(self._store, pending.parts, stored, self._folder)
+        self._known = {name: (None, part) for name, part in pending.parts.items()}
+        self.commit(pending)
 
     def save(self) -> PendingCheckpoint | None:
         """Upload what has changed since the last checkpoint; None if nothing has. It counts only when a record names it.
@@ -91,22 +91,22 @@ class Snapshots:
             self._seen |= fresh.keys()
             put_all(self._store, fresh)
             self._known = {name: (frozen[name], part) for name, part in parts.items()}
-            draft = PendingCheckpoint(pointer, parts, sum(size for _, size in fresh.values()))
-            self._seen |= draft.keys(self._job)
+            pending = PendingCheckpoint(pointer, parts, sum(size for _, size in fresh.values()))
+            self._seen |= pending.keys(self._job)
             index = {name: {"sha256": part.sha256, "bytes": part.size, "key": part.key} for name, part in parts.items()}
             self._store.put(f"{self._job}/{pointer}/{INDEX}", json.dumps({"version": 1, "files": index}).encode())
-            return draft
+            return pending
         finally:
             shutil.rmtree(self._staging, ignore_errors=True)
 
-    def commit(self, draft: PendingCheckpoint) -> None:
+    def commit(self, pending: PendingCheckpoint) -> None:
         """The record names it now."""
-        self._kept.append(draft)
-        self._seen |= draft.keys(self._job)
+        self._kept.append(pending)
+        self._seen |= pending.keys(self._job)
 
     def drop_old(self) -> None:
         """Remove what neither the last checkpoints nor the next one needs. Raises StorageUnavailable."""
-        needed = {key for draft in self._kept for key in draft.keys(self._job)} | {part.key for _, part in self._known.values()}
+        needed = {key for pending in self._kept for key in pending.keys(self._job)} | {part.key for _, part in self._known.values()}
         old = self._seen - needed
         self._store.remove(sorted(old))
         self._seen -= old
@@ -147,19 +147,19 @@ def freeze(folder: Path, into: Path) -> dict[str, Stamp]:
     for _ in range(_TRIES):
         shutil.rmtree(into, ignore_errors=True)
         into.mkdir(parents=True)
-        seen = _look(folder)
+        seen = _scan(folder)
         try:
             for name in seen:
                 (into / name).parent.mkdir(parents=True, exist_ok=True)
                 _link(folder / name, into / name)
         except FileNotFoundError:
             continue
-        if _inodes(_look(folder)) == _inodes(seen):  # so at every moment in between, too
+        if _inodes(_scan(folder)) == _inodes(seen):  # so at every moment in between, too
             return seen
     raise Unstable(f"{folder} changed while it was looked at, {_TRIES} times")
 
 
-def _look(folder: Path) -> dict[str, Stamp]:
+def _scan(folder: Path) -> dict[str, Stamp]:
     found = {}
     for path, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.endswith(".tmp")]

@@ -32,11 +32,11 @@ from worker.storage.store import Store
 from worker.storage.transfer import put_folder
 
 log = logging.getLogger("extract")
-LOOK_SECONDS = 60.0  # a running job is looked at this often though its engine announces nothing
+MIRROR_SECONDS = 60.0  # a running job is looked at this often though its engine announces nothing
 ROOM = 1 << 20  # bytes that must fit onto a disk that was full before a job is tried again
 RETRY_SECONDS = 2.0  # between two tries of what must be done before the job can go on
 MARK = "stored"  # in a job's scratch folder: the record it belongs to, and the checkpoint that it was, or has grown from
-Wish = Callable[[], Literal["", "stop", "kill"]]
+StopRequest = Callable[[], Literal["", "stop", "kill"]]
 _T = TypeVar("_T")
 
 
@@ -55,14 +55,14 @@ def has_room(folder: Path) -> bool:
 class Storage(Protocol):
     """What an attempt asks of the place where its job is kept."""
 
-    def bring(self, model: str, wish: Wish) -> None:
+    def fetch_model(self, model: str, stop_request: StopRequest) -> None:
         """A model that another job left, 'job:ID/ATTEMPT'.
 
         Raises StorageUnavailable when it does not answer for long, NotFound and BrokenArtifact for a model that is not there whole,
         ExtractorError when the disk is full.
         """
 
-    def restore(self, record: dict[str, str], wish: Wish) -> None:
+    def restore(self, record: dict[str, str], stop_request: StopRequest) -> None:
         """Before the engine: the folder as the last attempt left it.
 
         Raises StorageUnavailable when it does not answer for long, ExtractorError when the disk is full.
@@ -71,19 +71,19 @@ class Storage(Protocol):
     def mirroring(self) -> Any:
         """A context in which the engine runs."""
 
-    def hear(self, event: dict[str, Any]) -> None:
+    def on_event(self, event: dict[str, Any]) -> None:
         """The engine said that."""
 
-    def keep_work(self, wish: Wish) -> None:
+    def store_checkpoint(self, stop_request: StopRequest) -> None:
         """After the engine, when there is no result: leave the last checkpoint for the next attempt. Never raises."""
 
-    def keep_result(self, wish: Wish) -> str:
+    def store_result(self, stop_request: StopRequest) -> str:
         """After the engine has left a result: where it lies now. Raises StorageUnavailable when storage does not answer for long."""
 
-    def tidy(self) -> None:
+    def remove_checkpoints(self) -> None:
         """The job has succeeded, and the record says so: nothing but the result and the logs is needed. Never raises."""
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """The attempt is over, its log complete. Never raises."""
 
 
@@ -99,29 +99,29 @@ class InPlace:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def bring(self, model: str, wish: Wish) -> None:
+    def fetch_model(self, model: str, stop_request: StopRequest) -> None:
         pass
 
-    def restore(self, record: dict[str, str], wish: Wish) -> None:
+    def restore(self, record: dict[str, str], stop_request: StopRequest) -> None:
         pass
 
     @contextmanager
     def mirroring(self) -> Iterator[None]:
         yield
 
-    def hear(self, event: dict[str, Any]) -> None:
+    def on_event(self, event: dict[str, Any]) -> None:
         pass
 
-    def keep_work(self, wish: Wish) -> None:
+    def store_checkpoint(self, stop_request: StopRequest) -> None:
         pass
 
-    def keep_result(self, wish: Wish) -> str:
+    def store_result(self, stop_request: StopRequest) -> str:
         return str(self._folder / "result")
 
-    def tidy(self) -> None:
+    def remove_checkpoints(self) -> None:
         pass
 
-    def leave(self) -> None:
+    def close(self) -> None:
         pass
 
 
@@ -136,19 +136,19 @@ class Mirrored:
         self._is_away = self._is_finished = False
         self._wake, self._done = threading.Event(), threading.Event()
 
-    def bring(self, model: str, wish: Wish) -> None:
-        self._wait_for(partial(results.fetch_to_cache, results.model_of(self._store.url, model)), wish)
+    def fetch_model(self, model: str, stop_request: StopRequest) -> None:
+        self._wait_for(partial(results.fetch_to_cache, results.model_of(self._store.url, model)), stop_request)
 
-    def restore(self, record: dict[str, str], wish: Wish) -> None:
+    def restore(self, record: dict[str, str], stop_request: StopRequest) -> None:
         self._created, self._newest = record.get("created", ""), record.get("snapshot", "")
         named, mark = pointers(self._newest), self._folder / MARK
-        is_local = mark.is_file() and mark.read_text(encoding="utf-8") == self._mark(named[0] if named else "")
+        is_local = mark.is_file() and mark.read_text(encoding="utf-8") == self._format_mark(named[0] if named else "")
         for pointer in named:
             if not is_local:
                 mark.unlink(missing_ok=True)
             try:
-                self._wait_for(partial(self._snapshots.restore, pointer, is_local), wish)
-                files.write_text(mark, self._mark(pointer))
+                self._wait_for(partial(self._snapshots.restore, pointer, is_local), stop_request)
+                files.write_text(mark, self._format_mark(pointer))
                 return
             except (BrokenArtifact, NotFound) as error:
                 self._note(f"checkpoint {pointer} cannot be used: {error}")
@@ -157,7 +157,7 @@ class Mirrored:
             self._note("no checkpoint can be used; the job starts anew")
         if not is_local:
             shutil.rmtree(self._folder / "result", ignore_errors=True)
-        files.write_text(mark, self._mark(""))
+        files.write_text(mark, self._format_mark(""))
 
     @contextmanager
     def mirroring(self) -> Iterator[None]:
@@ -170,22 +170,22 @@ class Mirrored:
             self._wake.set()
             thread.join()
 
-    def hear(self, event: dict[str, Any]) -> None:
+    def on_event(self, event: dict[str, Any]) -> None:
         if event["event"] in ("checkpoint", "stage"):
             self._wake.set()
 
-    def keep_work(self, wish: Wish) -> None:
+    def store_checkpoint(self, stop_request: StopRequest) -> None:
         try:
-            self._insist(self._save, wish, self._settings.stop_grace)
+            self._retry(self._save, stop_request, self._settings.stop_grace)
         except (ExtractorError, OSError, redis.RedisError) as error:
             log.warning("job %s: its last steps are not kept (%s)", self._job, error)
 
-    def keep_result(self, wish: Wish) -> str:
+    def store_result(self, stop_request: StopRequest) -> str:
         place = f"{self._job}/{self._token}/result"
-        self._insist(partial(put_folder, self._store, place, self._folder / "result"), wish, self._settings.store_patience)
+        self._retry(partial(put_folder, self._store, place, self._folder / "result"), stop_request, self._settings.store_patience)
         return f"{self._store.url}/{place}"
 
-    def tidy(self) -> None:
+    def remove_checkpoints(self) -> None:
         self._is_finished = True
         own = f"{self._job}/{self._token}/result/"
         try:
@@ -194,15 +194,15 @@ class Mirrored:
         except ExtractorError as error:
             log.warning("job %s: its checkpoints stay in storage (%s); `extract gc` removes them", self._job, error)
 
-    def leave(self) -> None:
-        self._keep_log()
+    def close(self) -> None:
+        self._store_log()
         if self._is_finished:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _mirror(self) -> None:
         """Save after each announced checkpoint, the last of several, until the engine has ended."""
         while not self._done.is_set():
-            self._wake.wait(LOOK_SECONDS)
+            self._wake.wait(MIRROR_SECONDS)
             self._wake.clear()
             if self._done.is_set():
                 return
@@ -220,29 +220,29 @@ class Mirrored:
 
     def _save(self) -> None:
         """Upload a checkpoint and have the record name it; the record refuses if the job is no longer ours."""
-        draft = self._snapshots.save()
-        if draft is None or not self._publish(draft):
+        pending = self._snapshots.save()
+        if pending is None or not self._publish(pending):
             return
-        self._snapshots.commit(draft)
-        self._keep_log()
-        files.write_text(self._folder / MARK, self._mark(draft.pointer))
+        self._snapshots.commit(pending)
+        self._store_log()
+        files.write_text(self._folder / MARK, self._format_mark(pending.pointer))
         try:
             self._snapshots.drop_old()
         except StorageUnavailable as error:
             log.info("job %s: old checkpoints stay for now (%s)", self._job, error)
 
-    def _publish(self, draft: PendingCheckpoint) -> bool:
-        named = " ".join([draft.pointer, *pointers(self._newest)[:1]])
-        event = {"event": "stored", "checkpoint": draft.pointer, "files": len(draft.parts), "bytes": draft.sent}
+    def _publish(self, pending: PendingCheckpoint) -> bool:
+        named = " ".join([pending.pointer, *pointers(self._newest)[:1]])
+        event = {"event": "stored", "checkpoint": pending.pointer, "files": len(pending.parts), "bytes": pending.sent}
         if self._records.report(self._job, self._token, event, {"snapshot": named}) != "ok":
             return False
         self._newest = named
         return True
 
-    def _mark(self, pointer: str) -> str:
+    def _format_mark(self, pointer: str) -> str:
         return f"{self._created} {pointer}\n"
 
-    def _keep_log(self) -> None:
+    def _store_log(self) -> None:
         """The job's log, for people; the job does not depend on it. Of all that is stored, only logs are written again."""
         try:
             for path in layout.parts(self._folder):
@@ -258,11 +258,11 @@ class Mirrored:
         except redis.RedisError:
             return  # it stands in the worker's log
 
-    def _wait_for(self, act: Callable[[], _T], wish: Wish) -> _T:
+    def _wait_for(self, act: Callable[[], _T], stop_request: StopRequest) -> _T:
         """The same before the engine runs: nothing is lost yet, so whoever is to stop does so at once."""
-        return self._insist(act, lambda: "kill" if wish() else "", self._settings.store_patience)
+        return self._retry(act, lambda: "kill" if stop_request() else "", self._settings.store_patience)
 
-    def _insist(self, act: Callable[[], _T], wish: Wish, seconds: float) -> _T:
+    def _retry(self, act: Callable[[], _T], stop_request: StopRequest, seconds: float) -> _T:
         """Do what storage that is away for a while does not spoil; a worker or job that is to stop waits no longer than its grace."""
         deadline, told = time.monotonic() + seconds, False
         while True:
@@ -271,7 +271,7 @@ class Mirrored:
             except StorageRefused:
                 raise
             except StorageUnavailable as error:
-                wanted = wish()
+                wanted = stop_request()
                 if wanted == "stop":
                     deadline = min(deadline, time.monotonic() + self._settings.stop_grace)
                 if wanted == "kill" or time.monotonic() > deadline:
