@@ -236,10 +236,10 @@ def test_requests_that_are_wrong_queue_nothing(machine, models: Path):
     (machine.home / "none").mkdir()
     wrong = {
         "no file, no folder": [*submit, "nowhere"],
-        "every model there is": [*submit, "hub:"],
+        "matches every model": [*submit, "hub:"],
         "not UTF-8": [*submit, str(machine.home / "binary")],
         "no model found for": [*submit, str(machine.home / "none")],
-        "none of 5 models can be taken": [*submit, str(models), "--max-params", "1"],
+        "all 5 models were rejected": [*submit, str(models), "--max-params", "1"],
         "is not a number of parameters": [*submit, str(models), "--max-params", "many"],
         "not in the range": [*submit, str(models), "--limit", "0"],
         "quote_clos": ["batch", "submit", "--models", str(models), "--task", "quote_clos"],

@@ -311,7 +311,7 @@ def test_a_pickled_message_and_strange_ids_are_refused_and_the_worker_stays_up(m
     machine.wait_state(job, "succeeded")
     assert worker.poll() is None
     log = (machine.home / "worker-0.log").read_text()
-    assert log.count("a message that is none of ours was dropped") == 4
+    assert log.count("dropped a message not written by this service") == 4
     assert not list(machine.settings.root.glob("*passwd*"))
 
 

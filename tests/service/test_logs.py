@@ -152,7 +152,7 @@ def test_a_time_that_is_none_is_refused(machine, since):
 
 def test_a_job_without_a_log_is_one_line(machine):
     answer = machine.extract("logs", "nobody")
-    assert (answer.code, answer.err) == (3, "error: job 'nobody' not found; `extract list` shows the jobs there are\n")
+    assert (answer.code, answer.err) == (3, "error: job 'nobody' not found; `extract list` shows all jobs\n")
     assert machine.extract("logs", "../x").code == 2
     machine.submit("waits")
     assert machine.extract("logs", "waits", "--no-worker").err == "error: job waits has no log: it is queued and has not started\n"

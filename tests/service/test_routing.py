@@ -115,7 +115,7 @@ def test_a_message_that_got_lost_comes_back_to_the_step_of_its_job(machine):
 def test_a_batch_of_many_jobs_lets_a_small_one_and_a_single_job_pass(machine):
     machine.plan(**QUICK)
     many = [submit(machine, f"many-{number}", group="many", priority="low") for number in range(20)]
-    assert machine.records.client.llen(f"{KEY_PREFIX}extract.low") == fair_share.LEAST
+    assert machine.records.client.llen(f"{KEY_PREFIX}extract.low") == fair_share.MIN_ACTIVE
     few = [submit(machine, f"few-{number}", group="few", priority="low") for number in range(3)]
     single = submit(machine, "single", priority="low")
     urgent = submit(machine, "urgent")
@@ -124,7 +124,7 @@ def test_a_batch_of_many_jobs_lets_a_small_one_and_a_single_job_pass(machine):
         machine.wait_state(job, "succeeded", seconds=60)
     order = started(machine, [*many, *few, single, urgent])
     assert order[0] == urgent
-    assert max(order.index(job) for job in (*few, single)) <= fair_share.LEAST + len(few) + 1
+    assert max(order.index(job) for job in (*few, single)) <= fair_share.MIN_ACTIVE + len(few) + 1
     assert [job for job in order if job in many] == many
     assert all(machine.records.need(job)["published"] == "1" for job in order)
     assert not machine.records.client.smembers("ex:groups")

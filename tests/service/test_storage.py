@@ -384,7 +384,7 @@ def test_a_client_without_the_storage_s_address_is_told_it(machine, bucket, monk
 
 
 def test_a_worker_does_not_start_on_storage_that_refuses_it(machine, bucket, monkeypatch):
-    for place, part in (("s3://no-such-bucket/jobs", "is not there"), ("s3x://a/b", "of no known kind")):
+    for place, part in (("s3://no-such-bucket/jobs", "does not exist"), ("s3x://a/b", "unknown scheme")):
         answer = machine.shell("worker", "--max-jobs", "1", EXTRACT_ROOT=place)
         assert answer.code in (2, 4)
         one_line(answer, place, part)

@@ -26,10 +26,10 @@ def command(alive_file: Path | None, as_json: bool) -> int:
 
     from worker.cli.connect import load_settings
     from worker.client.service import open_service
-    from worker.fleet.caretaker import keep_up
+    from worker.fleet.caretaker import run_caretaker
 
     settings = load_settings()
-    keep_up(open_service(settings).url, settings, alive_file)
+    run_caretaker(open_service(settings).url, settings, alive_file)
     if as_json:
         print_json({"pid": os.getpid()})
     return 0

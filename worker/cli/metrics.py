@@ -27,16 +27,16 @@ def command(host: str, port: int, as_json: bool) -> int:
     from worker.client import service
     from worker.monitoring import metrics
 
-    server = metrics.serve(service.without_asking(load_settings(no_worker=True)), host, port)
+    server = metrics.serve(service.open_lazily(load_settings(no_worker=True)), host, port)
     url = f"http://{host}:{server.server_port}/metrics"
     if as_json:
         print_json({"url": url})
     else:
         click.echo(f"metrics at {url}")
-    leave = threading.Event()
+    stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: leave.set())
-    leave.wait()
+        signal.signal(number, lambda *_: stopping.set())
+    stopping.wait()
     server.shutdown()
     server.server_close()
     return 0

@@ -84,12 +84,12 @@ def follow(service: Service, job: str, out: Path | None, as_json: bool, after: s
         if as_json:
             print_json(describe(job, record))
         raise error
-    with fetching(job) as tell:
+    with fetching(job) as on_progress:
         if out is not None:
-            save_result(service.settings, service.records, job, out, tell)
+            save_result(service.settings, service.records, job, out, on_progress)
             folder = out
         else:
-            folder = result_folder(service.settings, service.records, job, tell)
+            folder = result_folder(service.settings, service.records, job, on_progress)
     if as_json:
         print_json(describe(job, record) | {"result": results.summary(folder), "path": str(folder.absolute())})
     else:

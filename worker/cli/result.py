@@ -33,11 +33,11 @@ def command(job: str, out: Path | None, open_report: bool, as_json: bool) -> int
     check_id(job)
     settings = load_settings()
     records = open_service(settings).records
-    with fetching(job) as tell:
+    with fetching(job) as on_progress:
         if out is not None:
-            files, folder = save_result(settings, records, job, out, tell), out.absolute()
+            files, folder = save_result(settings, records, job, out, on_progress), out.absolute()
         else:
-            folder = result_folder(settings, records, job, tell)
+            folder = result_folder(settings, records, job, on_progress)
             files = list(verify_manifest(folder))
     facts = results.summary(folder)
     if as_json:
