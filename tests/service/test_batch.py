@@ -89,7 +89,7 @@ def test_of_five_models_one_fails_and_only_its_job_is_queued_again(machine, mode
     found = {Path(model["model"]).name: model["tasks"]["quote_close"] for model in worse.json["models"]}
     assert (found["m0"]["state"], found["m0"]["edges"], found["m2"]["edges"]) == ("succeeded", None, 34)
     assert "not visible from here" in found["m0"]["why"]
-    assert "holds no circuit's numbers" in found["m1"]["error"]
+    assert "lacks the numbers of a circuit" in found["m1"]["error"]
     assert [(batch["batch"], batch["state"], batch["models"]) for batch in listed] == [(told["batch"], "succeeded", 5)]
 
 
@@ -213,7 +213,7 @@ def test_a_batch_asks_each_local_model_what_its_tokenizer_can_express(machine, m
     request = ["batch", "submit", "--models", str(models), "--task", "quote_close", "--task", str(own), "--dry-run"]
     answer = machine.extract(*request)
     assert "5 models accepted, 0 rejected, 5 jobs (5 omitted: not expressible)" in answer.out
-    assert answer.err.count("own is left out: ") == 5
+    assert answer.err.count("own is omitted: ") == 5
     left_out = machine.extract(*request, "--json").json["models"][0]["left_out"]
     assert list(left_out) == ["own"]
 
@@ -235,7 +235,7 @@ def test_requests_that_are_wrong_queue_nothing(machine, models: Path):
     (machine.home / "binary").write_bytes(b"\xff\xfe")
     (machine.home / "none").mkdir()
     wrong = {
-        "no file, no folder": [*submit, "nowhere"],
+        "not a file, folder or search": [*submit, "nowhere"],
         "matches every model": [*submit, "hub:"],
         "not UTF-8": [*submit, str(machine.home / "binary")],
         "no model found for": [*submit, str(machine.home / "none")],

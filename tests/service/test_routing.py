@@ -88,7 +88,7 @@ def test_a_job_that_needs_more_than_any_worker_has_waits_for_one_that_has_it(mac
     assert machine.state_of("large") == "queued"
     assert machine.records.client.llen(f"{KEY_PREFIX}extract.40g") == 1
     shown = machine.extract("status")
-    assert "1 need more memory than any live worker has" in shown.out
+    assert "1 queued job needs more memory than any live worker has" in shown.out
     assert machine.extract("status", "--json").json["out_of_reach"] == 1
     assert "30.0 GB of memory" in machine.extract("status", "large").out
     machine.worker("--memory", "40GB", "--max-jobs", "1")

@@ -139,7 +139,7 @@ def test_an_upload_that_breaks_off_publishes_nothing_and_is_made_good(machine, b
     worker = machine.worker()
     bucket.network.fail_after("up", 6 * MB)
     job = machine.submit()
-    wait_for(lambda: any("waiting for it" in event.get("message", "") for event in machine.story(job)), "storage to be missed", 30)
+    wait_for(lambda: any("waiting for storage" in event.get("message", "") for event in machine.story(job)), "storage to be missed", 30)
     assert not [key for key in bucket.keys(job) if key.endswith(("manifest.json", "bulk.txt"))]
     assert machine.state_of(job) == "running"
     bucket.network.up()

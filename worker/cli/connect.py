@@ -35,9 +35,9 @@ def warn_without_worker(service: Service, memory: int = 0) -> None:
     from worker.broker import routing
     from worker.fleet import local
 
-    alive = set(local.live_workers(service.records, service.settings))
+    alive = local.live_workers(service.records, service.settings)
     if alive or local.is_registered(service.settings):
-        if alive and not any(routing.reaches(w.capacity, memory) for w in service.records.workers() if w.name in alive):
+        if alive and not any(routing.reaches(worker.capacity, memory) for worker in alive):
             click.echo(f"warning: no live worker has the {memory / routing.GB:.0f} GB that the job needs; the job waits", err=True)
         return
     click.echo("warning: no live worker; the job waits until you start `extract worker`", err=True)

@@ -26,7 +26,8 @@ def request(build: Build, options: dict[str, Any]) -> int:
     """
     from extractor.jobs.cost.memory import bytes_needed
     from worker.client.service import open_service
-    from worker.client.submit import check_id, submit
+    from worker.client.submit import submit
+    from worker.ids import check_id
     from worker.storage.results import check_new_folder
 
     if options["job_id"] is not None:

@@ -59,11 +59,12 @@ def command(job: str, strength: float | None, task: str | None, as_json: bool, *
 def _folder(job: str) -> Path:
     """The result folder of a job id, or the folder itself."""
     from worker.cli.connect import load_settings
-    from worker.client import results, service, submit
+    from worker.client import results, service
+    from worker.ids import check_id
 
     if Path(job).is_dir():
         return Path(job).absolute()
-    submit.check_id(job)
+    check_id(job)
     settings = load_settings()
     return results.result_folder(settings, service.open_service(settings).records, job)
 

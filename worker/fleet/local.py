@@ -15,13 +15,17 @@ from worker import processes
 from worker.settings import Settings, child_env, python_module
 
 if TYPE_CHECKING:
-    from worker.records.records import Records
+    from worker.records.records import Records, Worker
 
 
-def live_workers(records: Records, settings: Settings) -> list[str]:
-    """Names of the live workers. Excludes workers that were killed on this machine but whose announcement has not expired."""
-    workers = records.workers()
-    return [w.name for w in workers if not processes.is_gone(processes.ProcessId.parse(w.process), same_machine=settings.embedded)]
+def live_workers(records: Records, settings: Settings) -> list[Worker]:
+    """The live workers, busy ones first. Excludes workers that were killed on this machine but whose announcement has not expired.
+
+    Raises redis.RedisError.
+    """
+    announced = records.workers()
+    alive = [w for w in announced if not processes.is_gone(processes.ProcessId.parse(w.process), same_machine=settings.embedded)]
+    return sorted(alive, key=lambda worker: (not worker.job, worker.name))
 
 
 def ensure_worker(records: Records, settings: Settings) -> bool:

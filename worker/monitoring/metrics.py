@@ -16,7 +16,8 @@ from prometheus_client.registry import Collector
 
 from extractor.errors import UsageError
 from worker.client.service import Service
-from worker.monitoring.overview import live_workers, queue_lengths
+from worker.fleet.local import live_workers
+from worker.monitoring.overview import queue_lengths
 from worker.records.counts import Counts
 from worker.records.records import Worker
 
@@ -48,7 +49,7 @@ class ServiceCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("extract_up", "Whether Redis answers.")
         try:
-            found = [*self._jobs(), *self._queues(), *_workers(live_workers(self._service))]
+            found = [*self._jobs(), *self._queues(), *_workers(live_workers(self._service.records, self._service.settings))]
             up.add_metric([], 1)
         except redis.RedisError as error:
             log.warning("scrape failed: Redis does not answer (%s)", error)

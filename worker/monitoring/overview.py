@@ -7,10 +7,10 @@ from typing import Any
 
 import redis
 
-from worker import processes
 from worker.broker import redis_url, routing
 from worker.broker.app import KEY_PREFIX
 from worker.client.service import Service
+from worker.fleet import local
 from worker.records.counts import Counts
 from worker.records.records import Records, Worker, describe
 
@@ -25,7 +25,7 @@ def overview(service: Service, limit: int) -> dict[str, Any]:
     running = _describe_all(records, counts.newest("running", 0))
     queued = _describe_all(records, counts.newest("queued", limit - len(running))) if len(running) < limit else []
     open_jobs = [job for job in running if job["state"] == "running"][:limit] + [job for job in queued if job["state"] == "queued"]
-    workers = live_workers(service)
+    workers = local.live_workers(records, service.settings)
     reached = {queue for worker in workers for queue in routing.queues_for(worker.capacity)}
     return {
         "server": redis_url.mask(service.url),
@@ -37,13 +37,6 @@ def overview(service: Service, limit: int) -> dict[str, Any]:
         "workers": [_describe_worker(worker) for worker in workers],
         "open": open_jobs,
     }
-
-
-def live_workers(service: Service) -> list[Worker]:
-    """The live workers, busy ones first, without those killed on this machine. Raises redis.RedisError."""
-    embedded = service.settings.embedded
-    here = [w for w in service.records.workers() if not processes.is_gone(processes.ProcessId.parse(w.process), same_machine=embedded)]
-    return sorted(here, key=lambda worker: (not worker.job, worker.name))
 
 
 def queue_lengths(client: redis.Redis) -> dict[str, int]:

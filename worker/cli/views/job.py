@@ -246,7 +246,9 @@ def show_paths(facts: dict[str, Any], folder: Path) -> None:
     if steering:
         moved = "{:.1%} to {:.1%}".format(steering["probability"][0], steering["probability"][-1])
         worst = f"{steering['random_worst'][-1]:.1%}"
-        click.echo(f"steering: {steering['node']} moves the dense model's other answer from {moved}; random directions reach {worst}")
+        click.echo(
+            f"steering: {steering['node']} moves the dense model's other answer from {moved}; random directions reach {worst} at most"
+        )
     paths = facts.get("paths", {})
     if "tasks" in facts:  # with many tasks one line per report would hide the table
         paths = {name: path for name, path in paths.items() if name == "model"}

@@ -65,7 +65,8 @@ def _head(facts: Facts) -> Text:
     wait = f"; oldest waiting: {duration(facts['longest_wait_seconds'])}" if facts["jobs"]["queued"] else ""
     text.append(f"\nqueues   {lengths}{wait}")
     if facts["out_of_reach"]:
-        text.append(f"\n         {facts['out_of_reach']} queued jobs need more memory than any live worker has", style="yellow")
+        what = "queued job needs" if facts["out_of_reach"] == 1 else "queued jobs need"
+        text.append(f"\n         {facts['out_of_reach']} {what} more memory than any live worker has", style="yellow")
     if not facts["workers"]:
         text.append("\nworkers  none; start one with `extract worker`")
     if not facts["open"]:
