@@ -112,4 +112,4 @@ def test_figures_of_the_readme_are_those_of_the_result_it_links_to():
     assert f"{stored['validation']['uncalibrated']:.3f} nats" in text
     steered = stored["steering"]
     assert f"from {steered['probability'][0]:.1%} to {steered['probability'][-1]:.1%}" in text
-    assert f"to {steered['random_worst'][-1]:.1%} at most" in text
+    assert f"reach {steered['random_worst'][-1]:.1%} at most" in text
