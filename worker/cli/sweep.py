@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 @no_worker_option
 @json_option
 def command(grid: tuple[str, ...], sweep_id: str | None, **options: Any) -> int:
-    """Queue one job per point of a grid: train a model, then prune it. Re-running is safe: only missing jobs are queued.
+    """Queue one job per point of a grid: train a model, then prune it.
+
+    Re-running is safe: it queues only jobs that are missing, failed, cancelled or damaged.
 
     \b
     Example: extract sweep --grid width=64,128 --grid l0=16k,24k,32k --task quote_close --task bracket_counting --wait
