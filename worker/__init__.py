@@ -1,4 +1,4 @@
-"""The service: who runs the engine, where, and what becomes of it.
+"""The service: queues jobs, runs the engine as a supervised process, stores results.
 
-Celery, Redis and click live only here. The engine is a process this package supervises; nothing here imports torch.
+Only this package uses Celery, Redis and click. It does not import torch; the engine runs in its own process.
 """

@@ -1,4 +1,4 @@
-"""`python -m worker` is the `extract` command: how the service starts itself when nothing is installed."""
+"""`python -m worker` is the `extract` command. The service starts its own processes in this way."""
 
 from worker.cli import main
 

@@ -1,4 +1,4 @@
-"""The Celery application of the environment's Redis, for tools that want one by name: `celery --app worker.celery_app flower`."""
+"""The Celery application for the Redis of the environment, for tools that import it: `celery --app worker.celery_app flower`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which process is meant, and is it still there: across pid reuse, reboots and containers that share a host name."""
+"""Identities of processes, and whether they still run: safe across pid reuse, reboots and containers with the same host name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from extractor import files
 
 @dataclass(frozen=True)
 class ProcessId:
-    """`boot` names one boot of one machine, `space` one pid namespace in it; `started` tells a reused pid from the first."""
+    """boot: one boot of one machine; space: a pid namespace in it; started: start time, which distinguishes reused pids."""
 
     boot: str
     space: str
@@ -35,16 +35,16 @@ class ProcessId:
 
 
 def identify(pid: int | None = None) -> ProcessId:
-    """The identity of a process of this machine, by default our own."""
+    """The identity of a process on this machine, by default of this process."""
     pid = os.getpid() if pid is None else pid
     boot, space = _here()
     return ProcessId(boot, space, pid, _started(pid) or "")
 
 
 def is_gone(who: ProcessId | None, same_machine: bool = False) -> bool:
-    """Whether that process has certainly ended; False when it cannot be known from here.
+    """Whether a process has certainly ended; False if that is unknown.
 
-    same_machine: it is known to have run on this machine, so another boot means that it is gone.
+    same_machine: the process ran on this machine, so a different boot means that it has ended.
     """
     if who is None:
         return False
@@ -55,12 +55,12 @@ def is_gone(who: ProcessId | None, same_machine: bool = False) -> bool:
 
 
 def write_pid(path: Path, who: ProcessId) -> None:
-    """Leave an identity in a file."""
+    """Write an identity to a file."""
     files.write_json(path, {"process": str(who)})
 
 
 def read_pid(path: Path) -> ProcessId | None:
-    """The identity in that file, or None."""
+    """The identity in a file, or None."""
     try:
         return ProcessId.parse(files.read_json(path)["process"])
     except (files.BrokenArtifact, KeyError, TypeError, AttributeError):
@@ -68,7 +68,7 @@ def read_pid(path: Path) -> ProcessId | None:
 
 
 def send(who: ProcessId, number: signal.Signals, group: bool = False) -> None:
-    """Signal a process, or its whole group, if it still is the one that is meant and its pid means the same to us."""
+    """Send a signal to a process, or to its process group, if it still runs and is in our pid namespace."""
     if (who.boot, who.space) != _here() or is_gone(who):
         return
     try:
@@ -78,7 +78,7 @@ def send(who: ProcessId, number: signal.Signals, group: bool = False) -> None:
 
 
 def wait_gone(who: ProcessId, timeout: float) -> bool:
-    """Wait until the process has ended, at most `timeout` seconds; whether it has."""
+    """Wait at most `timeout` seconds for a process to end. Returns whether it has ended."""
     deadline = time.monotonic() + timeout
     while not is_gone(who):
         if time.monotonic() > deadline:
@@ -92,14 +92,14 @@ def _here() -> tuple[str, str]:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return boot, str(os.stat("/proc/self/ns/pid").st_ino)
-    except OSError:  # no /proc: a name that is stable on this machine, and pids without start times
+    except OSError:  # without /proc: the machine's name, and no start times
         return platform.node().replace(":", "-"), "0"
 
 
 def _started(pid: int) -> str | None:
-    """Start time of a live process in clock ticks since boot, '' where that cannot be read, None if there is no such process."""
+    """Start time of a live process in clock ticks since boot, '' if it cannot be read, None without such a process."""
     try:
-        # The command name, in parentheses, may itself hold spaces and parentheses. Zombies have ended: nothing of theirs runs.
+        # The command name, in parentheses, may contain spaces and parentheses. A zombie counts as ended.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except OSError:

@@ -1,4 +1,4 @@
-"""What the environment says about the service, read once into a frozen record. Times are in seconds."""
+"""Settings of the service from EXTRACT_* environment variables. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from extractor.errors import UsageError
 
-MOST = 1_000_000  # threads, attempts
-MOST_SECONDS = 1_000_000_000  # 30 years; clocks and Redis take no times without end
+MAX_COUNT = 1_000_000  # of threads and attempts
+MAX_SECONDS = 1_000_000_000  # 30 years; clocks and Redis do not accept unlimited times
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -21,24 +21,24 @@ class Settings:
     """One field per EXTRACT_* variable; `redis_url` None means the embedded server."""
 
     state_dir: Path
-    root: Path  # finished and unfinished jobs, one folder each; with a store, only what this machine works at
-    store: str | None  # URL of the storage that keeps jobs for machines without a common disk; None: root keeps them
+    root: Path  # one folder per job; with a store, only the jobs that run on this machine
+    store: str | None  # URL of the storage for machines without a shared disk; None: jobs are in `root`
     redis_url: str | None
-    redis_server: str | None  # a server binary that overrides the bundled one
+    redis_server: str | None  # program of the embedded server, in place of the bundled one
     allow_insecure: bool
     start_worker: bool  # whether commands may start a local worker
-    engine: str  # module run as the engine
+    engine: str  # module that runs as the engine
     threads: int
     lease_ttl: float
-    heartbeat: float  # between two renewals of a lease, which also bring the news of a cancel
+    heartbeat: float  # between two renewals of a lease, which also fetch a cancel request
     reap_every: float
-    republish_after: float  # a queued job older than this whose message is nowhere is published again
+    republish_after: float  # age after which a queued job without a message is published again
     visibility_timeout: float
     idle_exit: float
     stop_grace: float  # between SIGTERM and SIGKILL for an engine
     max_attempts: int  # crashes, not preemptions
-    store_every: float  # at least this long between two uploads of a running job
-    store_patience: float  # how long a job waits for storage that does not answer, at its beginning and end, or for room on a full disk
+    store_every: float  # least time between two uploads of a running job
+    store_patience: float  # longest wait of a job, at its start and end, for storage that does not answer or for space on a full disk
 
     @property
     def embedded(self) -> bool:
@@ -46,7 +46,7 @@ class Settings:
 
 
 def from_env(env: Mapping[str, str] | None = None) -> Settings:
-    """Settings from environment variables. Raises UsageError for a value that is not what its variable needs."""
+    """Settings from environment variables. Raises UsageError for an invalid value."""
     env = os.environ if env is None else env
     state_dir = _state_dir(env)
     ttl = _seconds(env, "EXTRACT_LEASE_TTL", 30)
@@ -75,7 +75,7 @@ def from_env(env: Mapping[str, str] | None = None) -> Settings:
 
 
 def child_env() -> dict[str, str]:
-    """The environment for a Python process of ours: from a checkout that is not installed, it must find the packages too."""
+    """The environment for a Python child process. In a checkout that is not installed, PYTHONPATH includes the checkout."""
     env = dict(os.environ)
     if PROJECT.name not in ("site-packages", "dist-packages"):
         env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), str(PROJECT)]))
@@ -84,7 +84,7 @@ def child_env() -> dict[str, str]:
 
 
 def python_module(name: str, *arguments: str) -> list[str]:
-    """The command line that runs a module with this interpreter; -P keeps a random.py in the user's folder from being imported."""
+    """The command line that runs a module with this interpreter; -P excludes modules in the current folder, such as a random.py."""
     return [sys.executable, "-P", "-m", name, *arguments]
 
 
@@ -96,11 +96,11 @@ def _state_dir(env: Mapping[str, str]) -> Path:
 
 
 def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text)).absolute()  # unlike pathlib's, it leaves the ~ of an unknown user as it is
+    return Path(os.path.expanduser(text)).absolute()  # unlike Path.expanduser, accepts the ~ of an unknown user
 
 
 def _root(env: Mapping[str, str], state_dir: Path) -> tuple[Path, str | None]:
-    """Where jobs are worked at, and the URL where they are kept if that is another place."""
+    """The folder in which jobs run, and the URL of the storage, None without storage."""
     text = env.get("EXTRACT_ROOT") or ""
     if "://" not in text:
         return _path(text) if text else state_dir / "jobs", None
@@ -109,17 +109,17 @@ def _root(env: Mapping[str, str], state_dir: Path) -> tuple[Path, str | None]:
         has_secret, has_place = parts.password is not None, bool(parts.netloc or parts.path.strip("/"))
     except ValueError:
         has_secret, has_place = False, False
-    if has_secret:  # it would stand in every record and log
-        raise UsageError("EXTRACT_ROOT holds a password; leave it out and give credentials by the environment, as in AWS_SECRET_ACCESS_KEY")
+    if has_secret:  # it would be in every record and log
+        raise UsageError("EXTRACT_ROOT contains a password; give credentials in the environment instead, as in AWS_SECRET_ACCESS_KEY")
     if not has_place or parts.query or parts.fragment:
         raise UsageError(f"EXTRACT_ROOT={text!r} is not a place for jobs; write a folder, or a URL such as s3://bucket/prefix")
     if parts.scheme == "memory":
-        raise UsageError("EXTRACT_ROOT=memory:// would be forgotten with each process; write a folder, or a URL such as s3://bucket/prefix")
+        raise UsageError("EXTRACT_ROOT=memory:// would be lost with each process; write a folder, or a URL such as s3://bucket/prefix")
     return state_dir / "scratch", text.rstrip("/")
 
 
 def _secret(env: Mapping[str, str], name: str) -> str | None:
-    """A variable, or the content of the file that NAME_FILE names: container runtimes hand secrets out as files."""
+    """A variable, or the content of the file that NAME_FILE names: container runtimes provide secrets as files."""
     path = env.get(f"{name}_FILE")
     if env.get(name) or not path:
         return env.get(name) or None
@@ -138,15 +138,15 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
         value = float(text)
     except ValueError:
         value = -1
-    if not 0 < value <= MOST_SECONDS:
-        raise UsageError(f"{name}={text!r} is not a positive number of seconds, at most {MOST_SECONDS:,}; correct it or unset it")
+    if not 0 < value <= MAX_SECONDS:
+        raise UsageError(f"{name}={text!r} is not a positive number of seconds, at most {MAX_SECONDS:,}; correct it or unset it")
     return value
 
 
 def _count(env: Mapping[str, str], name: str, default: int) -> int:
     text = env.get(name) or str(default)
-    if not text.isdecimal() or not 1 <= int(text[:20]) <= MOST:
-        raise UsageError(f"{name}={text!r} is not a whole number from 1 to {MOST:,}; correct it or unset it")
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= MAX_COUNT:
+        raise UsageError(f"{name}={text!r} is not a whole number from 1 to {MAX_COUNT:,}; correct it or unset it")
     return int(text)
 
 

@@ -164,14 +164,14 @@ def engine_done(machine: Machine, job: str = "done", **plan: Any) -> Storage:
     storage = storage_of(machine.settings, job, TOKEN, machine.records)
     storage.restore(record, lambda: "")
     arguments = (folder / "job.json", folder / "result", folder / "engine.log", machine.settings)
-    assert engine.supervise(*arguments, storage.hear, lambda: "").kind == "done"
+    assert engine.supervise(*arguments, storage.on_event, lambda: "").kind == "done"
     return storage
 
 
 def finish(machine: Machine, bucket: Bucket, job: str = "done", **plan: Any) -> str:
     """A job that has succeeded in storage: the prefix of its result."""
     storage = engine_done(machine, job, **plan)
-    machine.records.end(job, TOKEN, "succeeded", storage.keep_result(lambda: ""))
-    storage.tidy()
-    storage.leave()
+    machine.records.end(job, TOKEN, "succeeded", storage.store_result(lambda: ""))
+    storage.remove_checkpoints()
+    storage.close()
     return bucket.result(job)

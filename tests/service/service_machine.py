@@ -125,7 +125,7 @@ class Machine:
 
     def worker(self, *arguments: str, **environment: str) -> subprocess.Popen:
         """A worker that is ready, its log in a file."""
-        before = set(local.live_workers(self.records, self.settings))
+        before = self._worker_names()
         log = open(self.home / f"worker-{len(self._processes)}.log", "w")  # noqa: SIM115 - the process writes to it
         with log:
             process = subprocess.Popen(
@@ -138,8 +138,11 @@ class Machine:
                 start_new_session=True,
             )
         self._processes.append(process)
-        wait_for(lambda: set(local.live_workers(self.records, self.settings)) - before, "a worker")
+        wait_for(lambda: self._worker_names() - before, "a worker")
         return process
+
+    def _worker_names(self) -> set[str]:
+        return {worker.name for worker in local.live_workers(self.records, self.settings)}
 
     def submit(self, job: str | None = None, spec: JobSpec | None = None, priority: str = "normal") -> str:
         """Queue a job, starting no worker."""

@@ -153,11 +153,11 @@ def test_specs(machine: Machine):
 
 
 def test_messages(machine: Machine):
-    before = log_of(machine).count("a message that is none of ours was dropped")
+    before = log_of(machine).count("dropped a message not written by this service")
     for text in bad_keys.MESSAGES.values():
         machine.records.client.lpush(f"{KEY_PREFIX}extract", text)
     wait_for(
-        lambda: log_of(machine).count("a message that is none of ours was dropped") == before + len(bad_keys.MESSAGES),
+        lambda: log_of(machine).count("dropped a message not written by this service") == before + len(bad_keys.MESSAGES),
         "every message to be dropped",
     )
     assert machine.state_of("waiting") == "queued"
@@ -191,7 +191,7 @@ def test_keys(machine: Machine):
     for job in ("half1", "half2", "half3"):
         wait_for(lambda job=job: machine.records.client.hget(f"ex:job:{job}", "state") == "failed", f"{job} to fail")
         assert machine.records.need(job)["error_type"] == "SpecError"
-    Counts(machine.records.client).mend(machine.records.open_jobs(), 30)
+    Counts(machine.records.client).repair(machine.records.open_jobs(), 30)
     for job in ("alist", "atext", "astream", "canary2"):
         for command in ("status", "logs", "result", "cancel", "watch"):
             for answer in (machine.extract(command, job), machine.extract(command, job, "--json")):

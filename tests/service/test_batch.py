@@ -89,7 +89,7 @@ def test_of_five_models_one_fails_and_only_its_job_is_queued_again(machine, mode
     found = {Path(model["model"]).name: model["tasks"]["quote_close"] for model in worse.json["models"]}
     assert (found["m0"]["state"], found["m0"]["edges"], found["m2"]["edges"]) == ("succeeded", None, 34)
     assert "not visible from here" in found["m0"]["why"]
-    assert "holds no circuit's numbers" in found["m1"]["error"]
+    assert "lacks the numbers of a circuit" in found["m1"]["error"]
     assert [(batch["batch"], batch["state"], batch["models"]) for batch in listed] == [(told["batch"], "succeeded", 5)]
 
 
@@ -186,7 +186,7 @@ def test_a_simulated_hub_of_200_models_is_worked_off_and_every_refusal_explained
         environment = hub.environment(machine.home / "hub")
         dry = machine.shell(*request, "--dry-run", **environment)
         assert dry.code == 0
-        assert "22 models taken, 178 refused, 22 jobs; nothing is queued" in dry.out
+        assert "22 models accepted, 178 rejected, 22 jobs; nothing was queued" in dry.out
         assert embedded_redis.facts(machine.settings) is None  # not even a server was started
         queued = machine.shell(*request, "--json", "--no-worker", **environment)
     assert (queued.code, len(queued.json["queued"])) == (0, 22)
@@ -212,8 +212,8 @@ def test_a_batch_asks_each_local_model_what_its_tokenizer_can_express(machine, m
     own.write_text("\n".join(json.dumps(row | {"positive": f"ab{n:02}", "negative": f"cd{n:02}"}) for n in range(40)))
     request = ["batch", "submit", "--models", str(models), "--task", "quote_close", "--task", str(own), "--dry-run"]
     answer = machine.extract(*request)
-    assert "5 models taken, 0 refused, 5 jobs (5 left out: not expressible)" in answer.out
-    assert answer.err.count("own is left out: ") == 5
+    assert "5 models accepted, 0 rejected, 5 jobs (5 omitted: not expressible)" in answer.out
+    assert answer.err.count("own is omitted: ") == 5
     left_out = machine.extract(*request, "--json").json["models"][0]["left_out"]
     assert list(left_out) == ["own"]
 
@@ -235,11 +235,11 @@ def test_requests_that_are_wrong_queue_nothing(machine, models: Path):
     (machine.home / "binary").write_bytes(b"\xff\xfe")
     (machine.home / "none").mkdir()
     wrong = {
-        "no file, no folder": [*submit, "nowhere"],
-        "every model there is": [*submit, "hub:"],
+        "not a file, folder or search": [*submit, "nowhere"],
+        "matches every model": [*submit, "hub:"],
         "not UTF-8": [*submit, str(machine.home / "binary")],
         "no model found for": [*submit, str(machine.home / "none")],
-        "none of 5 models can be taken": [*submit, str(models), "--max-params", "1"],
+        "all 5 models were rejected": [*submit, str(models), "--max-params", "1"],
         "is not a number of parameters": [*submit, str(models), "--max-params", "many"],
         "not in the range": [*submit, str(models), "--limit", "0"],
         "quote_clos": ["batch", "submit", "--models", str(models), "--task", "quote_clos"],

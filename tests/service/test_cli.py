@@ -126,7 +126,7 @@ def test_of_many_tasks_lists_tell_the_number_and_the_table_says_what_was_not_mad
     assert "4 tasks" in machine.extract("list").out
     said = machine.extract("result", "mine").out
     assert "no circuit: its answers are two tokens" in " ".join(said.split())
-    assert "circuits: 3 of 4 meet the target loss, 1 task cannot be asked of this model" in said
+    assert "circuits: 3 of 4 meet the target loss, 1 task is not expressible for this model" in said
 
 
 def test_all_tasks_are_those_that_the_tokenizer_expresses_and_the_others_are_said_on_stderr(machine, model):
@@ -225,7 +225,7 @@ def test_on_a_remote_server_no_worker_is_started_and_its_absence_is_said(machine
     monkeypatch.setenv("EXTRACT_REDIS_URL", machine.service.url)
     answer = machine.extract("train", "--json")
     assert answer.json["state"] == "queued"
-    assert answer.err == "warning: no live worker; the job waits until somebody starts `extract worker`\n"
+    assert answer.err == "warning: no live worker; the job waits until you start `extract worker`\n"
     assert not (machine.state / "worker.json").exists()
 
 
@@ -301,7 +301,7 @@ def test_watch_sees_a_dead_local_worker_replaced(machine):
 
 def test_a_local_worker_that_cannot_start_is_reported_by_whoever_waits(machine, monkeypatch):
     monkeypatch.setattr(local, "python_module", lambda *_: [sys.executable, "-c", "raise SystemExit('no luck')"])
-    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(watch, "WORKER_CHECK_SECONDS", 0.1)
     monkeypatch.setattr(watch, "MAX_STARTS", 1)
     answer = machine.extract("train", "--wait")
     assert answer.code == 4
@@ -376,7 +376,7 @@ def test_open_shows_the_report_of_a_circuit_and_says_when_there_is_none(machine,
     assert machine.extract("result", "mine", "--open").code == 0
     assert opened == [str(folder / "circuits" / "quote_close" / "report.html")]
     machine.finish("model")
-    assert "left no report" in machine.extract("result", "model", "--open").err
+    assert "has no report" in machine.extract("result", "model", "--open").err
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "outside", "linked", "linked folder"])

@@ -76,7 +76,7 @@ def test_failed_cancelled_and_forgotten_jobs_go_once_they_are_old_enough_and_no_
     assert (machine.settings.root / "a-link").is_symlink()
     assert not list(machine.settings.root.glob(".gc-*"))
     assert collect(machine) == {}
-    assert machine.extract("gc").out == "nothing to remove\n"
+    assert machine.extract("gc").out == "nothing to delete\n"
 
 
 def test_a_finished_result_stays_without_its_record_unless_it_is_asked_for(machine):

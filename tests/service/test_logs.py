@@ -28,9 +28,9 @@ def test_engine_and_worker_speak_in_one_log_over_all_attempts(machine):
     answer = machine.extract("logs", job, "--json", "-f")
     assert machine.state_of(job) == "failed"
     assert {tuple(line) for line in answer.lines} == {("time", "level", "attempt", "source", "message")}
-    told = [(line["attempt"], line["source"], line["level"], re.sub("^begun by .*", "begun", line["message"])) for line in answer.lines]
+    told = [(line["attempt"], line["source"], line["level"], re.sub("^started on .*", "started", line["message"])) for line in answer.lines]
     for attempt in (1, 2, 3):
-        assert (attempt, "worker", "info", "begun") in told
+        assert (attempt, "worker", "info", "started") in told
         assert (attempt, "engine", "info", "stage 1 of 2: bridge") in told
         assert (attempt, "engine", "warning", "a warning: [31mred") in told
         assert (attempt, "engine", "info", "bar 2") in told
@@ -152,10 +152,10 @@ def test_a_time_that_is_none_is_refused(machine, since):
 
 def test_a_job_without_a_log_is_one_line(machine):
     answer = machine.extract("logs", "nobody")
-    assert (answer.code, answer.err) == (3, "error: job 'nobody' not found; `extract list` shows the jobs there are\n")
+    assert (answer.code, answer.err) == (3, "error: job 'nobody' not found; `extract list` shows all jobs\n")
     assert machine.extract("logs", "../x").code == 2
     machine.submit("waits")
-    assert machine.extract("logs", "waits", "--no-worker").err == "error: job waits has no log, it is queued and was never begun\n"
+    assert machine.extract("logs", "waits", "--no-worker").err == "error: job waits has no log: it is queued and has not started\n"
     machine.records.claim("waits", "token", 60, "elsewhere", "worker", "")
     assert "it ran on elsewhere" in machine.extract("logs", "waits", "--no-worker").err
 

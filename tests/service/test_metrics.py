@@ -69,7 +69,7 @@ def test_while_redis_is_away_it_is_not_up_and_says_so_in_a_line(machine, exporte
     exporter.process.send_signal(signal.SIGTERM)
     _, err = exporter.process.communicate(timeout=20)
     assert exporter.process.returncode == 0
-    assert "scraped while Redis is away" in err
+    assert "scrape failed: Redis does not answer" in err
     assert "Traceback" not in err
 
 

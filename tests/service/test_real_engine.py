@@ -118,12 +118,12 @@ def test_jobs_on_a_gpu_leave_no_memory_behind_and_a_killed_engine_does_not_spoil
     monkeypatch.setenv("EXTRACT_CACHE_DIR", str(machine.home / "cache"))
     monkeypatch.setenv("EXTRACT_CHECKPOINT_SECONDS", "0.3")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    before = devices.look(1).used
+    before = devices.detect(1).used
     machine.worker()
     killed = machine.submit("killed", SMALL)
     wait_for(lambda: _checkpoint(_events(machine, killed)) >= 10, "a checkpoint in mid training", seconds=120)
-    wait_for(lambda: devices.look(1).used > before + (64 << 20), "the engine to take memory of the GPU", seconds=60)
+    wait_for(lambda: devices.detect(1).used > before + (64 << 20), "the engine to take memory of the GPU", seconds=60)
     os.kill(processes.read_pid(machine.settings.root / killed / "engine.log.pid").pid, signal.SIGKILL)  # type: ignore[union-attr]
     for job in (killed, machine.submit("next", SMALL)):
         machine.wait_state(job, "succeeded", seconds=300)
-    wait_for(lambda: devices.look(1).used < before + (64 << 20), "the GPU's memory to be free again", seconds=30)
+    wait_for(lambda: devices.detect(1).used < before + (64 << 20), "the GPU's memory to be free again", seconds=30)

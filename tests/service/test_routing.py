@@ -88,7 +88,7 @@ def test_a_job_that_needs_more_than_any_worker_has_waits_for_one_that_has_it(mac
     assert machine.state_of("large") == "queued"
     assert machine.records.client.llen(f"{KEY_PREFIX}extract.40g") == 1
     shown = machine.extract("status")
-    assert "1 need more memory than any live worker has" in shown.out
+    assert "1 queued job needs more memory than any live worker has" in shown.out
     assert machine.extract("status", "--json").json["out_of_reach"] == 1
     assert "30.0 GB of memory" in machine.extract("status", "large").out
     machine.worker("--memory", "40GB", "--max-jobs", "1")
@@ -115,7 +115,7 @@ def test_a_message_that_got_lost_comes_back_to_the_step_of_its_job(machine):
 def test_a_batch_of_many_jobs_lets_a_small_one_and_a_single_job_pass(machine):
     machine.plan(**QUICK)
     many = [submit(machine, f"many-{number}", group="many", priority="low") for number in range(20)]
-    assert machine.records.client.llen(f"{KEY_PREFIX}extract.low") == fair_share.LEAST
+    assert machine.records.client.llen(f"{KEY_PREFIX}extract.low") == fair_share.MIN_ACTIVE
     few = [submit(machine, f"few-{number}", group="few", priority="low") for number in range(3)]
     single = submit(machine, "single", priority="low")
     urgent = submit(machine, "urgent")
@@ -124,7 +124,7 @@ def test_a_batch_of_many_jobs_lets_a_small_one_and_a_single_job_pass(machine):
         machine.wait_state(job, "succeeded", seconds=60)
     order = started(machine, [*many, *few, single, urgent])
     assert order[0] == urgent
-    assert max(order.index(job) for job in (*few, single)) <= fair_share.LEAST + len(few) + 1
+    assert max(order.index(job) for job in (*few, single)) <= fair_share.MIN_ACTIVE + len(few) + 1
     assert [job for job in order if job in many] == many
     assert all(machine.records.need(job)["published"] == "1" for job in order)
     assert not machine.records.client.smembers("ex:groups")

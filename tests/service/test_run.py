@@ -48,7 +48,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on_from_it(machine,
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 5
-    assert err == f"error: stopped, the checkpoint is in {out}; the same command resumes\n"
+    assert err == f"error: stopped; the checkpoint is in {out}; the same command resumes the run\n"
     assert machine.extract("run", str(spec), "--out", str(out)).code == 0
     assert [int(step) for step in log.read_text().split()] == list(range(1, 21))
 
@@ -69,7 +69,7 @@ def test_the_engine_dies_with_a_killed_run(machine, spec):
         ({"fail": ["UnsupportedModel", "a BERT", 2]}, 2, "error: a BERT"),
         ({"fail": ["NoSuchClass", "odd", 1]}, 1, "error: odd"),
         ({"crash": "oops"}, 1, "error: the engine crashed (exit 1): RuntimeError: oops; see "),
-        ({"die_at": 1}, 1, "error: the engine was killed by SIGKILL, perhaps out of memory; see "),
+        ({"die_at": 1}, 1, "error: the engine was killed by SIGKILL, possibly out of memory; see "),
     ],
     ids=["named error", "unknown error", "crash", "kill"],
 )
@@ -111,7 +111,7 @@ def test_a_second_run_in_the_same_place_is_refused_while_the_first_works(machine
     wait_for(lambda: (out / ".work" / "steps.log").exists(), "the run to begin")
     answer = machine.extract("run", str(spec), "--out", str(out))
     assert answer.code == 2
-    assert "another run is at work there" in answer.err
+    assert "another run is using this folder" in answer.err
     process.kill()
 
 

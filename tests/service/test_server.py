@@ -100,7 +100,7 @@ def test_a_second_server_never_writes_where_a_hanging_one_does(machine, monkeypa
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(machine.home / "elsewhere"))
     monkeypatch.setattr(embedded_redis, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(embedded_redis, "CLAIM_SECONDS", 0.3)
-    assert "is held by a server that does not answer here" in one_clear_line(machine.extract("list"))
+    assert "is locked by a server that does not answer here" in one_clear_line(machine.extract("list"))
     os.kill(pid, signal.SIGCONT)
     assert machine.records.open_ids() == ["here"]
 

@@ -70,7 +70,7 @@ def test_a_service_without_anything_says_what_to_do(machine):
     said = machine.extract("status", "--no-worker").out
     assert "0 queued" in said
     assert "start one with `extract worker`" in said
-    assert "no job is open" in said
+    assert "no open jobs" in said
 
 
 def test_a_record_that_is_no_longer_there_or_odd_spoils_no_page(machine):

@@ -139,7 +139,7 @@ def test_an_upload_that_breaks_off_publishes_nothing_and_is_made_good(machine, b
     worker = machine.worker()
     bucket.network.fail_after("up", 6 * MB)
     job = machine.submit()
-    wait_for(lambda: any("waiting for it" in event.get("message", "") for event in machine.story(job)), "storage to be missed", 30)
+    wait_for(lambda: any("waiting for storage" in event.get("message", "") for event in machine.story(job)), "storage to be missed", 30)
     assert not [key for key in bucket.keys(job) if key.endswith(("manifest.json", "bulk.txt"))]
     assert machine.state_of(job) == "running"
     bucket.network.up()
@@ -154,12 +154,12 @@ def test_a_result_has_its_manifest_last_of_all(machine, bucket, monkeypatch):
     storage = engine_done(machine, bulk=24 * MB)
     bucket.network.fail_after("up", 6 * MB)
     with pytest.raises(StorageUnavailable, match="cannot write") as caught:
-        storage.keep_result(lambda: "")
+        storage.store_result(lambda: "")
     assert "\n" not in str(caught.value)
     assert not [key for key in bucket.keys("done") if key.endswith(("manifest.json", "bulk.txt"))]
     assert (machine.settings.root / "done" / "result" / "manifest.json").is_file(), "scratch is kept for another try"
     bucket.network.up()
-    place = storage.keep_result(lambda: "").removeprefix(f"{bucket.url}/")
+    place = storage.store_result(lambda: "").removeprefix(f"{bucket.url}/")
     assert f"{place}/manifest.json" in bucket.keys("done")
 
 
@@ -384,7 +384,7 @@ def test_a_client_without_the_storage_s_address_is_told_it(machine, bucket, monk
 
 
 def test_a_worker_does_not_start_on_storage_that_refuses_it(machine, bucket, monkeypatch):
-    for place, part in (("s3://no-such-bucket/jobs", "is not there"), ("s3x://a/b", "of no known kind")):
+    for place, part in (("s3://no-such-bucket/jobs", "does not exist"), ("s3x://a/b", "unknown scheme")):
         answer = machine.shell("worker", "--max-jobs", "1", EXTRACT_ROOT=place)
         assert answer.code in (2, 4)
         one_line(answer, place, part)
@@ -473,7 +473,7 @@ def test_the_log_of_all_attempts_is_read_where_none_of_them_ran(machine, bucket)
     bucket.wait_stored(job, 2)
     running = machine.shell("logs", job, "--json", **bucket.elsewhere("c"))
     assert running.code == 0, running.err
-    assert "begun by" in running.out
+    assert "started on" in running.out
     first.kill()
     machine.worker(**bucket.elsewhere("b"))
     machine.wait_state(job, "succeeded")

@@ -69,8 +69,8 @@ def test_what_a_url_says_of_certificates_is_told_to_flower_as_well():
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("redis://host?timeout=3", "an option 'timeout'"),
-        ("redis://host?ssl_ca_certs=/x", "an option 'ssl_ca_certs', which a redis:// address does not take"),
+        ("redis://host?timeout=3", "an unknown option 'timeout'"),
+        ("redis://host?ssl_ca_certs=/x", "an unknown option 'ssl_ca_certs' for a redis:// address"),
         ("rediss://host?ssl_cert_reqs=maybe", "write one of required, optional, none"),
         ("redis://user:12#secret@host", "write them as %23 for #"),
         ("redis://user:12/secret@host", "%2F for /"),
@@ -120,7 +120,7 @@ def test_a_server_on_the_network_without_a_password_is_refused_unless_allowed():
 
 def test_a_server_on_the_network_whose_certificate_is_not_checked_is_refused_unless_allowed():
     for query in ("ssl_cert_reqs=none", "ssl_cert_reqs=optional", "ssl_check_hostname=false"):
-        with pytest.raises(ServiceUnavailable, match="anybody in between"):
+        with pytest.raises(ServiceUnavailable, match="others could read the password"):
             redis_url.check_safe(f"rediss://:x@10.0.0.5/0?{query}", allow_insecure=False)
         redis_url.check_safe(f"rediss://:x@10.0.0.5/0?{query}", allow_insecure=True)
         redis_url.check_safe(f"rediss://:x@localhost/0?{query}", allow_insecure=False)

@@ -35,8 +35,8 @@ def smi(tmp_path, monkeypatch):
 
 def test_without_nvidia_smi_the_device_is_the_cpu(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert devices.look(1) == devices.Device("cpu, 1 thread")
-    assert devices.look(8).name == "cpu, 8 threads"
+    assert devices.detect(1) == devices.Device("cpu, 1 thread")
+    assert devices.detect(8).name == "cpu, 8 threads"
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,16 @@ def test_without_nvidia_smi_the_device_is_the_cpu(monkeypatch, tmp_path):
 )
 def test_nvidia_smi_names_the_gpus(smi, answer, device):
     smi(answer)
-    assert devices.look(2) == device
+    assert devices.detect(2) == device
 
 
 def test_a_worker_looks_only_at_its_own_gpus(smi, monkeypatch):
     asked = smi("echo 'NVIDIA H200, 143771, 612'")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    devices.look(1)
+    devices.detect(1)
     assert Path(asked).read_text().split()[-2:] == ["--id", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert devices.look(1).name == "cpu, 1 thread"
+    assert devices.detect(1).name == "cpu, 1 thread"
 
 
 def test_what_is_announced_is_what_others_read(machine):
@@ -92,11 +92,11 @@ def test_a_worker_says_how_fast_its_own_job_trains(machine):
     vitals = Vitals("me", machine.records, machine.settings, is_local=False, capacity=0)
     job = machine.submit()
     machine.records.claim(job, "token", 60, "host", "me", "")
-    assert vitals.look(job).tokens_per_s == 0
+    assert vitals.current(job).tokens_per_s == 0
     machine.records.report(job, "token", {"event": "progress"}, {"metrics": '{"tokens_per_s": 1234.5}'})
-    assert vitals.look(job).tokens_per_s == 1234.5
-    assert vitals.look("").tokens_per_s == 0
-    assert Vitals("another", machine.records, machine.settings, False, 0).look(job).tokens_per_s == 0
+    assert vitals.current(job).tokens_per_s == 1234.5
+    assert vitals.current("").tokens_per_s == 0
+    assert Vitals("another", machine.records, machine.settings, False, 0).current(job).tokens_per_s == 0
 
 
 def test_a_live_worker_tells_device_start_and_memory_of_its_engine(machine):

@@ -1,6 +1,6 @@
-"""Many models, many tasks: one request, one job for each pair.
+"""Batches: one request for many models and tasks, one job per model and task.
 
-sources.py     the models that a request names: files, folders, the hub (hub_search.py)
-selection.py   which of them are taken, and why not;  request.py: from words to a request
-batch.py       queue, follow, cancel;  results.py: the summary;  page.py: its page
+request.py     from the command line to a batch
+sources.py     the candidate models: files, folders, hub searches (hub_search.py);  selection.py: accepts or rejects each
+batch.py       queue, follow, cancel. Read this first;  results.py: the summary;  page.py: its page
 """

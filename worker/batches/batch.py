@@ -1,9 +1,9 @@
-"""Batches on the service: one circuit job for each model and task, known by what was asked for; rerun, only what is missing is queued.
+"""Batches: one circuit job per model and task. Submitting the same batch again queues only jobs without a result.
 
-    ex:batch:{id}   string   the plan: template, tasks, the models taken and refused     ex:batches   zset   ids by time of creation
+    ex:batch:{id}   string   the plan: template, tasks, accepted and rejected models     ex:batches   zset   ids by time of creation
 
-A batch has no state of its own: it is derived from its jobs, whose ids follow from the batch's id, the pinned model and the task. The
-plan lies in Redis, so that every machine sees it; like a record it stays for some weeks after the last job has ended.
+The batch id is a hash of the request; a job id is a hash of batch id, pinned model and task. The state of a batch is derived from its
+jobs. The plan is in Redis, visible from every machine, and expires some weeks after the last job has ended, like a job record.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,30 +19,29 @@ from typing import Any
 
 import redis
 
-from extractor.errors import BrokenArtifact, Cancelled, ExtractorError, NotFound, ServiceUnavailable, UsageError
+from extractor.errors import BrokenArtifact, Cancelled, ExtractorError, NotFound, UsageError
 from extractor.jobs.cost.memory import bytes_needed
 from extractor.spec.schema import JobSpec, TaskFileSpec
 from worker.batches.selection import ModelDecision, Selection
 from worker.client import damaged
 from worker.client.results import with_results
-from worker.client.service import Service, open_service
+from worker.client.service import Service
 from worker.client.submit import submit_again
-from worker.client.watch import MAX_STARTS, OUTAGE_SECONDS
+from worker.client.watch import watch_group
 from worker.fleet import local
 from worker.ids import check_id
 from worker.records.records import TERMINAL, describe
 from worker.records.transitions import KEEP_SECONDS
 
-LOOK_SECONDS = 1.0
-AT_ONCE = 500  # records read in one go
-NOT_EXPRESSIBLE = "not expressible"  # the end of a job whose model's tokenizer cannot write the task: no failure
+RECORDS_PER_READ = 500
+NOT_EXPRESSIBLE = "not expressible"  # state of a job whose model's tokenizer cannot express the task; not a failure
 STATES = ("succeeded", NOT_EXPRESSIBLE, "failed", "missing", "cancelled", "running", "queued")
 Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Child:
-    """One model and one task of it: a job."""
+    """The job of one model and one task."""
 
     job: str
     model: ModelDecision
@@ -52,7 +50,7 @@ class Child:
 
 @dataclass(frozen=True)
 class Batch:
-    """template: the job, but for its model and tasks. asked: the request in a few words, for people."""
+    """template: the job's spec with placeholders for model and task. asked: the request as it was typed, to show it."""
 
     id: str
     asked: Facts
@@ -82,7 +80,7 @@ class Batch:
 
     @classmethod
     def from_json(cls, batch: str, text: str) -> Batch:
-        """Raises BrokenArtifact for anything that `to_json` has not written."""
+        """Raises BrokenArtifact for anything not written by `to_json`."""
         try:
             plan = json.loads(text)
             models = {kind: tuple(ModelDecision(**verdict) for verdict in plan["selection"][kind]) for kind in ("taken", "refused")}
@@ -90,17 +88,17 @@ class Batch:
             template, files = JobSpec.model_validate(plan["template"]), tuple(map(TaskFileSpec.model_validate, plan["task_files"]))
             return cls(batch, dict(plan["asked"]), template, tuple(map(str, plan["tasks"])), files, selection, float(plan["created"]))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise BrokenArtifact(f"the plan of batch {batch} is not readable ({said}); submit the batch again") from None
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise BrokenArtifact(f"the plan of batch {batch} is not readable ({reason}); submit the batch again") from None
 
 
 def batch_id(request: Facts) -> str:
-    """The id of what was asked for: equal requests are one batch."""
+    """The id of a request. Equal requests have equal ids."""
     return "b" + _digest(json.dumps(request, sort_keys=True))[:9]
 
 
 def save(service: Service, batch: Batch) -> None:
-    """Keep the plan where every machine sees it."""
+    """Write the plan to Redis."""
     with service.records.client.pipeline() as pipe:
         pipe.set(_key(batch.id), batch.to_json())
         pipe.zadd("ex:batches", {batch.id: batch.created}, nx=True)
@@ -108,7 +106,7 @@ def save(service: Service, batch: Batch) -> None:
 
 
 def find(service: Service, batch: str) -> Batch | None:
-    """The batch of that id, if there is one. Raises BrokenArtifact."""
+    """The batch with that id, or None. Raises BrokenArtifact."""
     try:
         text: Any = service.records.client.get(_key(check_id(batch)))
     except redis.ResponseError as error:
@@ -117,17 +115,17 @@ def find(service: Service, batch: str) -> Batch | None:
 
 
 def need(service: Service, batch: str) -> Batch:
-    """The batch of that id. Raises NotFound, BrokenArtifact."""
+    """The batch with that id. Raises NotFound, BrokenArtifact."""
     found = find(service, batch)
     if found is None:
-        raise NotFound(f"batch {batch!r} not found; `extract batch list` shows the batches there are")
+        raise NotFound(f"batch {batch!r} not found; `extract batch list` shows all batches")
     return found
 
 
 def newest(service: Service, limit: int, readable: bool = False) -> list[Batch]:
-    """The newest batches, 0 for all; ids whose plan has expired are forgotten on the way.
+    """The newest `limit` batches, 0 for all. Also deletes ids whose plan has expired.
 
-    readable: leave out what cannot be read. Else raises BrokenArtifact: whoever removes what no batch names must know of all.
+    readable: skip unreadable plans. Otherwise raises BrokenArtifact: `extract gc` must know every batch.
     """
     redis_client = service.records.client
     ids: Any = redis_client.zrange("ex:batches", 0, limit - 1, desc=True)
@@ -141,31 +139,31 @@ def newest(service: Service, limit: int, readable: bool = False) -> list[Batch]:
 
 
 def queue(service: Service, batch: Batch, priority: str = "low") -> list[str]:
-    """Queue what is missing, failed, cancelled or damaged, but for what cannot be asked: the ids that were queued."""
+    """Queue the jobs that are missing, failed, cancelled or damaged, except those not expressible. Returns the queued ids."""
     one_by_one = dataclasses.replace(service, settings=dataclasses.replace(service.settings, start_worker=False))
     memory = cache(partial(_memory, batch))
     queued: list[str] = []
-    found = look(service, batch)
+    found = inspect(service, batch)
     lost = damaged.find_damaged(service, [facts["job"] for facts in found if facts["state"] == "succeeded"])
     for child, facts in zip(batch.children, found, strict=True):
         if facts["state"] in ("missing", "failed", "cancelled") or child.job in lost:
             need = memory(child.model.reference)
             queued.append(submit_again(one_by_one, batch.spec(child), child.job, priority, batch.id, need, child.job in lost))
             if len(queued) == 1:
-                local.ensure_worker(service.records, service.settings)  # it boots while we publish
+                local.ensure_worker(service.records, service.settings)  # it starts up while the other jobs are published
     return queued
 
 
 def _memory(batch: Batch, model: str) -> int:
-    """Bytes that a job over a model needs; 0 if that cannot be told."""
+    """Bytes that a job for this model needs; 0 if unknown."""
     return bytes_needed(batch.template.model_copy(update={"model": model, "tasks": batch.tasks}))
 
 
-def look(service: Service, batch: Batch, before: Sequence[Facts] = ()) -> list[Facts]:
-    """What every child is doing: job, model, task, state, attempt, progress, metrics, error, worker, artifact.
+def inspect(service: Service, batch: Batch, before: Sequence[Facts] = ()) -> list[Facts]:
+    """The facts of every child: job, model, task, state, attempt, progress, metrics, error, worker, artifact.
 
-    state is one of STATES: 'missing' of a job that was never queued, or whose record and result are both gone.
-    before: an earlier look; those that had succeeded then are not asked about again.
+    state is one of STATES; 'missing' means never queued, or record and result are both gone.
+    before: facts of an earlier call; jobs that had succeeded then are not read again.
     """
     done = {facts["job"]: facts for facts in before if facts["state"] in ("succeeded", NOT_EXPRESSIBLE)}
     records = _records(service, [child.job for child in batch.children if child.job not in done])
@@ -174,11 +172,11 @@ def look(service: Service, batch: Batch, before: Sequence[Facts] = ()) -> list[F
 
 
 def _records(service: Service, jobs: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Job -> its record, empty where there is none."""
+    """Job -> its record, {} without one."""
     found: dict[str, dict[str, str]] = {}
-    for start in range(0, len(jobs), AT_ONCE):
-        some = jobs[start : start + AT_ONCE]
-        found |= {job: {} for job in some} | service.records.get_many(some)
+    for start in range(0, len(jobs), RECORDS_PER_READ):
+        page = jobs[start : start + RECORDS_PER_READ]
+        found |= {job: {} for job in page} | service.records.get_many(page)
     return found
 
 
@@ -195,12 +193,12 @@ def _facts(child: Child, record: dict[str, str], has_result: bool) -> Facts:
 
 
 def count(facts: Sequence[Facts]) -> dict[str, int]:
-    """State -> how many children are in it, those states that occur."""
+    """State -> number of children in it, without zeros."""
     return {state: number for state in STATES if (number := sum(child["state"] == state for child in facts))}
 
 
 def state_of(counts: dict[str, int]) -> str:
-    """The state of the whole: 'running' while anything is open, else the worst end of any child."""
+    """The state of the batch: 'running' while a job is open, else the worst end of any job."""
     if counts.get("running"):
         return "running"
     if counts.get("queued"):
@@ -211,7 +209,7 @@ def state_of(counts: dict[str, int]) -> str:
 
 
 def ending(batch: str, counts: dict[str, int]) -> ExtractorError | None:
-    """The error that the children mean so far for somebody who asks; None while none has failed or was cancelled."""
+    """The error to report for these counts; None while no job has failed or was cancelled."""
     total = sum(counts.values())
     if failed := counts.get("failed", 0) + counts.get("missing", 0):
         return ExtractorError(f"batch {batch}: {failed} of {total} jobs failed; the same `extract batch submit` queues them again")
@@ -221,50 +219,26 @@ def ending(batch: str, counts: dict[str, int]) -> ExtractorError | None:
 
 
 def watch(service: Service, batch: Batch) -> Iterator[list[Facts]]:
-    """What every child is doing, about once a second, until all have ended.
+    """The facts of every child, about once a second, until all have ended. Starts local workers when needed.
 
-    Local workers are started as they are needed. Raises ServiceUnavailable when nothing answers for a minute, or no worker stays up.
+    Raises ServiceUnavailable when Redis does not answer for a minute or no worker stays up.
     """
-    facts: list[Facts] = []
-    starts, away_since, ended = 0, None, -1
-    while True:
-        try:
-            starts += local.ensure_worker(service.records, service.settings)
-            facts = look(service, batch, facts)
-            away_since = None
-        except redis.RedisError as error:
-            away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > OUTAGE_SECONDS:
-                raise ServiceUnavailable(
-                    f"Redis went away ({error}); the jobs are kept, watch them again: extract batch watch {batch.id}"
-                ) from None
-            time.sleep(LOOK_SECONDS)
-            with suppress(ServiceUnavailable):
-                service = open_service(service.settings)  # the embedded server is started again
-            continue
-        yield facts
-        done = sum(child["state"] not in ("queued", "running") for child in facts)
-        if done == len(facts):
-            with suppress(redis.RedisError):
-                service.records.client.expire(_key(batch.id), KEEP_SECONDS)
-            return
-        if done > ended:
-            starts, ended = 0, done
-        if starts > MAX_STARTS:
-            raise ServiceUnavailable(f"the local worker does not stay up; see {local.log_path(service.settings)}")
-        time.sleep(LOOK_SECONDS)
+    advice = f"the jobs are kept; watch them again: extract batch watch {batch.id}"
+    yield from watch_group(service, lambda service, before: inspect(service, batch, before), advice)
+    with suppress(redis.RedisError):
+        service.records.client.expire(_key(batch.id), KEEP_SECONDS)
 
 
 def cancel(service: Service, batch: Batch) -> dict[str, int]:
-    """Cancel every child that is open: how many were 'cancelled' at once, were told to stop ('running'), or had ended before ('ended')."""
-    told = {"cancelled": 0, "running": 0, "ended": 0}
-    for facts in look(service, batch):
+    """Cancel every open job. Counts of jobs: 'cancelled' at once, 'running' ones that will stop, and those that had 'ended' before."""
+    counts = {"cancelled": 0, "running": 0, "ended": 0}
+    for facts in inspect(service, batch):
         if facts["state"] in ("queued", "running"):
             state = service.records.cancel(facts["job"])
-            told[state if state in ("cancelled", "running") else "ended"] += 1
+            counts[state if state in ("cancelled", "running") else "ended"] += 1
         elif facts["state"] != "missing":
-            told["ended"] += 1
-    return told
+            counts["ended"] += 1
+    return counts
 
 
 def _key(batch: str) -> str:

@@ -1,4 +1,4 @@
-"""Searches on the hub: which models there are for a query, and what the hub's listing says of each, before any is looked into."""
+"""Searches on the hub: the models for a query, with the metadata of the hub's listing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXAMPLES = "for example hub:gpt2, 'hub:tiny author=roneneldan', hub:filter=gpt2
 
 @dataclass(frozen=True)
 class Query:
-    """A search: words that names contain, an owner, tags, and the order in which models come."""
+    """A search: words in model names, an owner, tags, and the order of the results."""
 
     words: str = ""
     author: str = ""
@@ -30,7 +30,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Listed:
-    """A model as the hub's listing tells of it: a part of its config (None: nothing), file names (None: nothing), no sizes."""
+    """A model in the hub's listing, with a part of its config and its file names (None: not listed), without file sizes."""
 
     name: str
     gated: bool
@@ -47,7 +47,7 @@ class Listed:
         return dict.fromkeys(self.files or (), 0)
 
     def json(self, file: str) -> Any:
-        """What the listing has of the config, the only file that it shows."""
+        """The listed part of config.json, the only file content in a listing."""
         return dict(self.config or {})
 
 
@@ -59,11 +59,11 @@ def parse_query(text: str) -> Query:
         if not equals:
             words.append(part)
         elif name not in ("author", "filter", "sort") or not value:
-            raise UsageError(f"hub:{text}: {part!r} is none of author=NAME, filter=TAG,TAG, sort=ORDER; {_EXAMPLES}")
+            raise UsageError(f"hub:{text}: {part!r} is not author=NAME, filter=TAG,TAG or sort=ORDER; {_EXAMPLES}")
         else:
             named[name] = value
     if not words and not named.keys() & {"author", "filter"}:
-        raise UsageError(f"hub:{text} asks for every model there is; say which: {_EXAMPLES}")
+        raise UsageError(f"hub:{text} matches every model; narrow the search: {_EXAMPLES}")
     if named.get("sort", _SORTS[0]) not in _SORTS:
         raise UsageError(f"hub:{text}: sort={named['sort']} is unknown; choose {', '.join(_SORTS)}")
     tags = tuple(filter(None, named.get("filter", "").split(",")))
@@ -71,17 +71,17 @@ def parse_query(text: str) -> Query:
 
 
 def search(query: Query) -> Iterator[Listed]:
-    """Models in the order of the query, page by page as they are asked for. Raises ServiceUnavailable."""
+    """The matching models in the order of the query, fetched page by page on demand. Raises ServiceUnavailable."""
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
-        raise ServiceUnavailable(f"hub:{query} cannot be searched for: HF_HUB_OFFLINE is set; unset it, or give a file or a folder")
+        raise ServiceUnavailable(f"cannot search hub:{query}: HF_HUB_OFFLINE is set; unset it, or give a file or a folder")
     asked: dict[str, Any] = {"search": query.words or None, "author": query.author or None, "filter": list(query.tags) or None}
     try:
         for info in HfApi(token=token()).list_models(**asked, sort=query.sort, expand=_EXPAND):  # type: ignore[arg-type]
             yield _listed(info)
-    except Exception as error:  # the client raises a wide family; all mean that the listing is not to be had
-        raise ServiceUnavailable(f"hub:{query} cannot be searched for: {reason(error)}") from None
+    except Exception as error:  # the client raises many types; all mean that the listing is not available
+        raise ServiceUnavailable(f"cannot search hub:{query}: {reason(error)}") from None
 
 
 def _listed(info: Any) -> Listed:

@@ -1,6 +1,6 @@
-"""The page of a batch: index.html, filled into batch_page.html; each function one section. Everything it shows is escaped.
+"""The page of a batch: fills page.html; each function makes one section. All text is escaped.
 
-Rows are models, columns tasks; a cell holds edges / nodes / loss of a circuit, the darker the fewer edges.
+Rows are models, columns are tasks; a cell shows edges / nodes / loss of a circuit, on a darker green for fewer edges.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Facts = dict[str, Any]
 
 
 def page(summary: Facts) -> str:
-    """index.html as text, of what `worker.batches.results.gather` tells."""
+    """index.html as text, from a summary of `worker.batches.results.gather`."""
     frame = resources.files("worker.batches").joinpath("page.html").read_text(encoding="utf-8")
     return Template(frame).substitute(
         title=escape(f"Batch {summary['batch']}"),
@@ -26,17 +26,17 @@ def page(summary: Facts) -> str:
         cards="".join(f'<li class="card"><b>{number:,}</b><span>{escape(name)}</span></li>' for name, number in _figures(summary).items()),
         table=_table(summary),
         troubles=_list("troubles", "Jobs without a result", _troubles(summary)),
-        left_out=_list("left-out", "Tasks that a model cannot be asked", _left_out(summary)),
-        refused=_list("refused", "Models that were refused", [(m["model"], m["reason"]) for m in summary["refused"]]),
+        left_out=_list("left-out", "Tasks that a model's tokenizer cannot express", _left_out(summary)),
+        refused=_list("refused", "Rejected models", [(m["model"], m["reason"]) for m in summary["refused"]]),
     )
 
 
 def headline(summary: Facts) -> str:
-    """What the batch has come to, in a sentence."""
+    """The result of the batch in one sentence."""
     circuits = [cell for model in summary["models"] for cell in model["tasks"].values() if cell["edges"] is not None]
     models = len(summary["models"])
     if not circuits:
-        return f"No circuit yet in {models} model{'s' * (models != 1)}."
+        return f"No circuit found yet in {models} model{'s' * (models != 1)}."
     met = [cell["edges"] for cell in circuits if cell["meets_target"]]
     size = f", with {min(met):,} to {max(met):,} edges" if met else ""
     return f"{len(met)} of {len(circuits)} circuits in {models} model{'s' * (models != 1)} meet their target loss{size}."
@@ -44,7 +44,7 @@ def headline(summary: Facts) -> str:
 
 def _figures(summary: Facts) -> dict[str, int]:
     jobs = {f"jobs {state}": number for state, number in summary["counts"].items()}
-    return {"models taken": len(summary["models"]), "models refused": len(summary["refused"])} | jobs
+    return {"models accepted": len(summary["models"]), "models rejected": len(summary["refused"])} | jobs
 
 
 def _table(summary: Facts) -> str:

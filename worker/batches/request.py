@@ -1,4 +1,4 @@
-"""From what was asked of `extract batch submit` to a batch: everything that can be refused is refused here, nothing is queued."""
+"""From the options of `extract batch submit` to a batch. All input is checked here; nothing is queued."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from worker.batches.batch import Batch, batch_id
 from worker.batches.selection import Rules, select
 from worker.batches.sources import open_source
 
-STAND_IN = ("python-tiny", ("quote_close",))  # what the template is of, until a child's model and task take their place
+STAND_IN = ("python-tiny", ("quote_close",))  # model and tasks of the template, replaced in each child's spec
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """A batch as it was asked for. models: texts of --models; most_parameters: of each model, None for the setting's; owners: --org."""
+    """The options of a batch. models: values of --models; most_parameters: per model, None for the setting; owners: values of --org."""
 
     models: tuple[str, ...]
     tasks: tuple[str, ...]
@@ -38,15 +38,16 @@ class BatchRequest:
 
 
 def plan(
-    order: BatchRequest, before: Callable[[str], Batch | None], on_look: Callable[[int, int], None] = lambda looked, taken: None
+    order: BatchRequest, before: Callable[[str], Batch | None], on_progress: Callable[[int, int], None] = lambda examined, taken: None
 ) -> Batch:
-    """Look at the models and choose: the batch, its models pinned.
+    """Select the models of a batch and pin them.
 
-    before   gives the batch of an id as it was planned earlier, whose models stay; None where there is none
-    Raises UsageError, also where no model can be taken, UnknownTask, SpecError, NotFound, ServiceUnavailable.
+    before       returns the batch with an id as it was planned earlier, whose models are kept, or None
+    on_progress  called with the numbers of examined and accepted models
+    Raises UsageError, UnknownTask, SpecError, NotFound, ServiceUnavailable.
     """
     chosen, template, rules = choose(order.tasks), _template(order), _rules(order)
-    assert template.bridge is not None  # a circuit job has it
+    assert template.bridge is not None  # every circuit job has one
     sources = [open_source(text) for text in order.models]
     request = {
         "models": [source.identity for source in sources],
@@ -55,11 +56,11 @@ def plan(
         "most_parameters": order.most_parameters,
         "owners": sorted(rules.owners),
         "template": template.model_dump(mode="json"),
-    }  # not the limit: a higher one adds to the batch
+    }  # without the limit, so that a higher one adds models to the same batch
     batch = batch_id(request)
     earlier = before(batch)
     candidates = itertools.chain.from_iterable(source.candidates() for source in sources)
-    selection = select(candidates, rules, chosen, template.bridge, earlier.selection if earlier else None, on_look)
+    selection = select(candidates, rules, chosen, template.bridge, earlier.selection if earlier else None, on_progress)
     return Batch(batch, _words(order), template, chosen.names, chosen.files, selection, earlier.created if earlier else time.time())
 
 
@@ -70,7 +71,7 @@ def check_any(batch: Batch) -> None:
         return
     if not refused:
         raise UsageError(f"no model found for {', '.join(batch.asked['models'])}; widen the search, or name other models")
-    raise UsageError(f"none of {len(refused)} models can be taken; --dry-run shows why; the first: {refused[0].reason}")
+    raise UsageError(f"all {len(refused)} models were rejected; --dry-run shows why; the first: {refused[0].reason}")
 
 
 def _template(order: BatchRequest) -> JobSpec:

@@ -1,4 +1,4 @@
-"""What a batch has come to: the numbers of every circuit beside every model, with the models that were refused and why; as a folder too."""
+"""The summary of a batch: the circuits of every model, the rejected models with reasons; as summary.json and index.html."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from extractor import files
 from extractor.errors import BrokenArtifact, ExtractorError, NotFound, OutputError
-from worker.batches.batch import Batch, Facts, count, look, state_of
+from worker.batches.batch import Batch, Facts, count, inspect, state_of
 from worker.batches.page import page
 from worker.client import damaged
 from worker.client.results import result_folder
@@ -19,7 +19,7 @@ NUMBERS = ("nodes", "edges", "loss", "full_loss", "accuracy")
 
 
 def folder_of(settings: Settings, batch: str) -> Path:
-    """Where a batch's summary goes if no other place is named."""
+    """The default folder of a batch's summary."""
     return settings.state_dir / "batches" / batch
 
 
@@ -27,11 +27,11 @@ def gather(service: Service, batch: Batch) -> Facts:
     """The summary.
 
     models    [{model, reference, parameters, left_out {task: why}, tasks {task: {job, state, error, nodes, edges, loss, full_loss,
-              accuracy, meets_target, why, report}}}]: losses in nats; numbers are None where there is no result, report where it is not
+              accuracy, meets_target, why, report}}}]: losses in nats; numbers are None without a result, report is None if it is not
               visible from here
     refused   [{model, reason}]
     """
-    facts = [_with_numbers(service, child) for child in look(service, batch)]
+    facts = [_with_numbers(service, child) for child in inspect(service, batch)]
     counts = count(facts)
     found: dict[str, dict[str, Facts]] = {}
     for child in facts:
@@ -48,7 +48,7 @@ def gather(service: Service, batch: Batch) -> Facts:
 
 
 def write(out: Path, summary: Facts) -> None:
-    """summary.json and index.html, over those of an earlier look. Raises OutputError, or ExtractorError when the disk is full."""
+    """Write summary.json and index.html, replacing earlier ones. Raises OutputError, or ExtractorError when the disk is full."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         files.write_json(out / SUMMARY, summary)
@@ -58,38 +58,37 @@ def write(out: Path, summary: Facts) -> None:
 
 
 def check_out(out: Path) -> Path:
-    """A new or empty folder, or one that a batch has filled. Raises OutputError."""
+    """Return a folder that is new, empty or written by an earlier summary. Raises OutputError for any other."""
     if not (out / SUMMARY).is_file():
         results.check_new_folder(out)
     return out.absolute()
 
 
 def _with_numbers(service: Service, child: Facts) -> Facts:
-    told = {key: child[key] for key in ("job", "model", "task", "state", "error")} | dict.fromkeys(
-        (*NUMBERS, "meets_target", "why", "report")
-    )
+    facts = {key: child[key] for key in ("job", "model", "task", "state", "error")}
+    facts |= dict.fromkeys((*NUMBERS, "meets_target", "why", "report"))
     if child["state"] != "succeeded":
-        return told
+        return facts
     try:
         folder = result_folder(service.settings, service.records, child["job"], without="model/")
-        return told | _numbers(folder)
+        return facts | _numbers(folder)
     except NotFound as error:
         if damaged.is_damaged(service, child["job"]):
-            return told | {"state": "failed", "error": "NotFound: its result is gone; the same `extract batch submit` makes it anew"}
-        return told | {"why": str(error)}  # on a machine whose disk is not ours
+            return facts | {"state": "failed", "error": "NotFound: its result is gone; the same `extract batch submit` makes it anew"}
+        return facts | {"why": str(error)}  # the result is on another machine's disk
     except ExtractorError as error:
-        return told | {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+        return facts | {"state": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
 def _numbers(folder: Path) -> Facts:
-    """What the table needs of a circuit job's result. Raises BrokenArtifact."""
+    """The numbers of a circuit job's result that the summary shows. Raises BrokenArtifact."""
     try:
         result = results.summary(folder)
         size, loss, accuracy = (result[name] for name in ("circuit", "loss", "accuracy"))
         numbers = {"nodes": int(size["nodes"]), "edges": int(size["edges"]), "loss": float(loss["circuit"])}
         numbers |= {"full_loss": float(loss["full"]), "accuracy": float(accuracy["circuit"])}
     except (KeyError, TypeError, ValueError) as error:
-        raise BrokenArtifact(f"the result in {folder} holds no circuit's numbers ({error}); run the job again") from None
+        raise BrokenArtifact(f"the result in {folder} lacks the numbers of a circuit ({error}); run the job again") from None
     report = result["paths"].get("report")
     why = {"meets_target": bool(result.get("meets_target")), "why": result.get("why")}
     return numbers | why | {"report": str(Path(report).absolute()) if report else None}

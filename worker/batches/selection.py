@@ -1,8 +1,8 @@
-"""Which models a batch takes, and why it refuses the others. Torch-free; of the hub's models only metadata is read, nothing is downloaded.
+"""Selection of a batch's models: accepts or rejects each with a reason. Torch-free. Reads only metadata of hub models, no weights.
 
-A model is refused that is gated, private, missing or disabled, has no safetensors, no tokenizer, an architecture we cannot work on, code
-of its own, quantized weights, a broken config or too many parameters, is of an owner who is not allowed, or has the same weights as one
-that was taken. One that is taken is pinned: on the hub to a commit, in a folder by the digest of its weights.
+A model is rejected if it is gated, private, missing or disabled; has no safetensors or no tokenizer; has an unsupported architecture, its
+own code, quantized weights, a broken config or too many parameters; has an owner that is not allowed; or has the same weights as an
+accepted model. An accepted model is pinned: on the hub to a commit, in a folder by the digest of its weights.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tasks.files import FileTask
 from worker.batches.hub_search import Listed
 from worker.batches.sources import ModelCandidate
 
-LOOKERS = 8  # models looked into at once
-MOST_LETTERS = 500  # of a reason
+EXAMINED_AT_ONCE = 8  # models
+MAX_REASON_CHARACTERS = 500
 _CHUNK = 16
 
 
 @dataclass(frozen=True)
 class Rules:
-    """limit: most models taken. most_parameters: of each, `setting` being what changes it. owners: allowed on the hub; none: all are."""
+    """limit: maximum number of models. most_parameters: per model; `setting` is what changes it. owners: allowed on the hub, empty: all."""
 
     limit: int
     most_parameters: int
@@ -46,10 +46,10 @@ class Rules:
 
 @dataclass(frozen=True)
 class ModelDecision:
-    """What was found of one model.
+    """The decision about one model.
 
-    asked      the reference it was named by          reference   the pinned one; '' of a model that is refused, `reason` says why
-    digest     of its weights                         left_out    tasks that its tokenizer cannot express -> why; known of local models
+    asked      its reference in the source            reference   its pinned reference; '' for a rejected model, with a `reason`
+    digest     of its weights                         left_out    tasks that its tokenizer cannot express -> why; for local models only
     """
 
     asked: str
@@ -66,7 +66,7 @@ class ModelDecision:
 
 @dataclass(frozen=True)
 class Selection:
-    """Verdicts in the order of the candidates. is_complete: whether all were looked at, the limit not being reached before."""
+    """Decisions in the order of the candidates. is_complete: all candidates were examined before the limit was reached."""
 
     taken: tuple[ModelDecision, ...] = ()
     refused: tuple[ModelDecision, ...] = ()
@@ -79,20 +79,20 @@ def select(
     tasks: TaskChoice,
     bridge: BridgeSpec,
     before: Selection | None = None,
-    on_look: Callable[[int, int], None] = lambda looked, taken: None,
+    on_progress: Callable[[int, int], None] = lambda examined, taken: None,
 ) -> Selection:
-    """Look at candidates in their order until enough are taken.
+    """Examine candidates in order until the limit is reached.
 
-    before   an earlier selection for the same request: the hub's models that it took stay pinned as they are and are not looked at again
-    on_look  is told now and then how many were looked at, and how many are taken
-    Raises what the candidates' source raises.
+    before       an earlier selection for the same request; its accepted hub models stay pinned and are not examined again
+    on_progress  called periodically with the numbers of examined and of accepted models
+    Raises the errors of the candidates' source.
     """
     before = before or Selection()
     taken = [verdict for verdict in before.taken if not is_here(verdict.reference)]
     refused: dict[str, ModelDecision] = {}
     weights = {verdict.digest: verdict.asked for verdict in taken}
     fresh = _each_once(candidates, {verdict.asked for verdict in taken})
-    with ThreadPoolExecutor(LOOKERS) as pool:
+    with ThreadPoolExecutor(EXAMINED_AT_ONCE) as pool:
         while len(taken) < rules.limit and (chunk := list(islice(fresh, _CHUNK))):
             for verdict in pool.map(lambda candidate: judge(candidate, rules, tasks, bridge), chunk):
                 if len(taken) == rules.limit:
@@ -104,20 +104,20 @@ def select(
                     weights[verdict.digest] = verdict.asked
                 else:
                     refused[verdict.asked] = verdict
-            on_look(len(taken) + len(refused), len(taken))
+            on_progress(len(taken) + len(refused), len(taken))
     seen = {verdict.asked for verdict in taken}
     earlier = {verdict.asked: verdict for verdict in before.refused if verdict.asked not in seen}
     return Selection(tuple(taken), tuple((earlier | refused).values()), len(taken) < rules.limit)
 
 
 def judge(candidate: ModelCandidate, rules: Rules, tasks: TaskChoice, bridge: BridgeSpec) -> ModelDecision:
-    """What is to be said of one model by itself; never raises."""
+    """The decision about one model, independent of the others. Never raises."""
     try:
         _check_owner(candidate, rules)
         if candidate.listed is not None:
             _check_listed(candidate.listed, rules)
-            looked = hub.look(candidate.asked)
-            reference, files = looked.reference, cast("Files", looked)
+            found = hub.look(candidate.asked)
+            reference, files = found.reference, cast("Files", found)
         else:
             reference, files = find(candidate.asked, "model")
         check_model(files)
@@ -127,8 +127,8 @@ def judge(candidate: ModelCandidate, rules: Rules, tasks: TaskChoice, bridge: Br
         return ModelDecision(candidate.asked, reference, parameters, _digest(files) or reference, left_out)
     except ExtractorError as error:
         return ModelDecision(candidate.asked, reason=_one_line(str(error)))
-    except Exception as error:  # what strangers uploaded may be broken in any way, and one model must not end the batch
-        reason = f"model {candidate.asked!r} cannot be looked into ({type(error).__name__}: {error})"
+    except Exception as error:  # uploaded models may be broken in any way, and one of them must not end the batch
+        reason = f"model {candidate.asked!r} cannot be examined ({type(error).__name__}: {error})"
         return ModelDecision(candidate.asked, reason=_one_line(reason))
 
 
@@ -140,22 +140,22 @@ def _each_once(candidates: Iterable[ModelCandidate], seen: set[str]) -> Iterator
 
 
 def _one_line(text: str) -> str:
-    """A reason fit for a terminal: it may quote a stranger's config at any length, escape codes and all."""
+    """A reason that is safe to print: it may quote a foreign config of any length, with escape codes."""
     line = " ".join("".join(c if c.isprintable() or c.isspace() else "?" for c in text).split())
-    return line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]}..."
+    return line if len(line) <= MAX_REASON_CHARACTERS else f"{line[:MAX_REASON_CHARACTERS]}..."
 
 
 def _check_owner(candidate: ModelCandidate, rules: Rules) -> None:
     name = candidate.asked.partition("@")[0]
     on_hub = candidate.listed is not None or not (is_here(candidate.asked) or os.path.isdir(os.path.expanduser(candidate.asked)))
     if rules.owners and on_hub and name.partition("/")[0] not in rules.owners:
-        raise UnsupportedModel(f"model {name!r} on the hub is of none of the owners allowed ({', '.join(sorted(rules.owners))}); see --org")
+        raise UnsupportedModel(f"model {name!r} on the hub has an owner that is not allowed ({', '.join(sorted(rules.owners))}); see --org")
 
 
 def _check_listed(listed: Listed, rules: Rules) -> None:
-    """Refuse by the listing alone what needs no closer look: the hub is asked about few models only. Raises ExtractorError."""
+    """Reject a model by its listing alone, which saves a request to the hub. Raises ExtractorError."""
     if not HUB_ID.fullmatch(listed.name):
-        raise ModelNotFound(f"model {listed.name!r} has no name that the hub allows")
+        raise ModelNotFound(f"model {listed.name!r} does not have a valid hub name")
     if listed.gated and not hub.token():
         raise hub.gated(listed.name)
     if listed.files is not None and (CONFIG not in listed.files or (listed.config or {}).get("model_type")):
@@ -165,7 +165,7 @@ def _check_listed(listed: Listed, rules: Rules) -> None:
 
 
 def _left_out(folder: Path, tasks: TaskChoice, bridge: BridgeSpec) -> dict[str, str]:
-    """Tasks that a local model cannot be asked, and why. Raises TaskNotExpressible if that is all of them."""
+    """The tasks that a local model's tokenizer cannot express, and why. Raises TaskNotExpressible if these are all tasks."""
     from extractor.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
@@ -182,7 +182,7 @@ def _left_out(folder: Path, tasks: TaskChoice, bridge: BridgeSpec) -> dict[str, 
 
 
 def _digest(files: Files) -> str:
-    """What the weights are known by, wherever they lie: the sha256 of their file, or of those of their files; '' without any."""
+    """The identity of the weights: the sha256 of their file, or of the digests of several files; '' without files."""
     names = weight_files(files.sizes)
     if isinstance(files, hub.HubFiles):
         digests = [files.digests.get(name, files.reference) for name in names]

@@ -1,8 +1,8 @@
-"""Where a batch's models come from: a search on the hub, a file of references, a folder of models.
+"""The sources of a batch's models: a search on the hub, a file of references, a folder of models.
 
-hub:QUERY   what the hub lists for it, see `hub_search.parse_query`
-FILE        one reference a line, as `extract submit --model` takes them; lines that are empty or begin with # are skipped
-DIR         every model folder below it; links are not followed, and nothing inside a model is looked for
+hub:QUERY   the models that the hub lists for a query, see `hub_search.parse_query`
+FILE        one reference per line, as for `extract submit --model`; skips empty lines and lines that start with #
+DIR         every model folder below it; does not follow links or descend into model folders
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from extractor.models.checks import ADAPTER_CONFIG, CONFIG, FOREIGN, PICKLED
 from worker.batches.hub_search import Listed, Query, parse_query, search
 
 HUB = "hub:"
-MOST_BYTES = 16_000_000  # of a file of references
+MAX_BYTES = 16_000_000  # of a file of references
 _MARKS = (".safetensors", *PICKLED, *FOREIGN)
 
 
 @dataclass(frozen=True)
 class ModelCandidate:
-    """A model by the reference it was named by, or found by; `listed` where a search found it."""
+    """A model. asked: its reference in the source; listed: its entry in the hub's listing, if a search found it."""
 
     asked: str
     listed: Listed | None = None
@@ -32,7 +32,7 @@ class ModelCandidate:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """One --models. identity: what it asks for, the same wherever the same is asked."""
+    """One value of --models. identity: equal for equal sources, part of the batch's id."""
 
     identity: str
     query: Query | None = None
@@ -47,7 +47,7 @@ class ModelSource:
 
 
 def open_source(text: str) -> ModelSource:
-    """What a --models names. Raises UsageError."""
+    """The source that a value of --models names. Raises UsageError."""
     if text.startswith(HUB):
         query = parse_query(text.removeprefix(HUB))
         return ModelSource(f"{HUB}{query}", query=query)
@@ -57,27 +57,25 @@ def open_source(text: str) -> ModelSource:
     if text and os.path.isfile(path):
         named = _references(path)
         return ModelSource("lines:" + hashlib.sha256("\n".join(named).encode()).hexdigest(), named=named)
-    raise UsageError(
-        f"--models {text!r} is no file, no folder and no search; write hub:QUERY, a file with one reference a line, or a folder"
-    )
+    raise UsageError(f"--models {text!r} is not a file, folder or search; write hub:QUERY, a file with one reference per line, or a folder")
 
 
 def _references(path: Path) -> tuple[str, ...]:
-    if path.stat().st_size > MOST_BYTES:
-        raise UsageError(f"--models {path} has {path.stat().st_size:,} bytes, more than {MOST_BYTES:,}; that is no list of references")
+    if path.stat().st_size > MAX_BYTES:
+        raise UsageError(f"--models {path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}; give a list of references")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        said = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"--models {path} cannot be read ({said}); give a text file with one reference a line") from None
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"--models {path} cannot be read ({why}); give a text file with one reference per line") from None
     named = tuple(dict.fromkeys(line.strip() for line in lines if line.strip() and not line.strip().startswith("#")))
     if not named:
-        raise UsageError(f"--models {path} names no model; write one reference a line")
+        raise UsageError(f"--models {path} names no model; write one reference per line")
     return named
 
 
 def _folders(top: Path) -> Iterator[str]:
-    """Folders that hold a model, or what is left of one, in order."""
+    """The folders with files of a model, complete or not, in alphabetical order."""
     for place, below, files in os.walk(top):
         below.sort()
         if {CONFIG, ADAPTER_CONFIG} & set(files) or any(name.endswith(_MARKS) for name in files):

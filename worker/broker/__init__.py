@@ -1,6 +1,6 @@
-"""Redis as a queue: Celery's side of it.
+"""Redis as a message queue: the Celery side.
 
-redis_url.py       addresses of both dialects, checked, and connections;  embedded_redis.py: the server of one machine
-app.py             the Celery application and its one message;  routing.py: queues by priority and memory
-messages.py        messages not written by us are dropped;  fair_share.py: turns of batches and sweeps
+redis_url.py       Redis URLs, their checks, connections;  embedded_redis.py: the private server of one machine
+app.py             the Celery application and its one message. Read this first;  routing.py: queues by priority and memory
+messages.py        drops messages not written by this service;  fair_share.py: turns of batches and sweeps
 """

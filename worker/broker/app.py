@@ -1,7 +1,7 @@
-"""The Celery application: JSON only, one registered task whose argument is a job id, one job per worker process.
+"""The Celery application: JSON only, one task whose argument is a job id, one job per worker process.
 
-Celery delivers "try job X", perhaps late and perhaps twice; the record decides whether a delivery means work. So correctness depends on no
-value below: the long visibility timeout only bounds how late a message that was lost between two steps comes back.
+Celery delivers the message "try job X", possibly late or twice; the job's record decides whether a delivery starts work. Correctness
+therefore depends on no value below. The visibility timeout only limits how late an unacknowledged message is delivered again.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ KEY_PREFIX = "ex:mq:"
 
 
 def make_app(url: str, settings: Settings, capacity: int = 0) -> Celery:
-    """The application for a Redis server. url: either dialect. capacity: bytes that a job may need, to be taken here; 0: any."""
+    """The application for a Redis server. url: in redis-py's or Celery's form. capacity: most bytes that a job may need; 0: any."""
     app = Celery("extract", broker=redis_url.to_celery(url), set_as_current=False, include=[])
     app.conf.update(
-        broker_use_ssl=redis_url.tls_options(url),  # Flower reads it here only
+        broker_use_ssl=redis_url.tls_options(url),  # Flower reads it only from here
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,  # records hold the state, so there is no result backend
         task_acks_late=True,
-        task_reject_on_worker_lost=False,  # the reaper recovers, and counts the attempts
+        task_reject_on_worker_lost=False,  # the caretaker recovers the job and counts the attempts
         task_time_limit=None,
         task_soft_time_limit=None,
         task_track_started=False,
@@ -57,7 +57,7 @@ def make_app(url: str, settings: Settings, capacity: int = 0) -> Celery:
 
 
 def publish(app: Celery, job: str, message_id: str, priority: str, memory: int = 0) -> None:
-    """Ask some worker to try that job, which needs so many bytes. Raises kombu's OperationalError when the server cannot be reached."""
+    """Send the message "try this job". memory: bytes that the job needs. Raises kombu's OperationalError when Redis does not answer."""
     queue = routing.queue_of(priority, memory)
     policy = {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2}
     app.send_task(TASK, args=[job], task_id=message_id, queue=queue, retry=True, retry_policy=policy)

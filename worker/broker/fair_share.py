@@ -1,17 +1,17 @@
-"""Jobs of one batch or sweep take turns with all others: only a few of them have messages at a time, the rest stand in line behind them.
+"""Fair shares: only a few jobs of one batch or sweep have messages in the queue at a time; the others wait in the group's own line.
 
-    ex:group:{id}        list  its jobs that stand in line          ex:groups   set   ids of groups that are not worked off
-    ex:group:{id}:sent   set   its jobs that have left the line, until they have ended
+    ex:group:{id}        list  its jobs that wait in line          ex:groups   set   ids of unfinished groups
+    ex:group:{id}:sent   set   its jobs that have left the line and have not ended
 
-So a group of ten thousand puts no more in front of anybody than one of ten. Whoever submits to a group, or ends a job of one, draws the
-next; a caretaker does so now and then for all. A job that was drawn by somebody who died then has no message, and the caretaker finds it.
+So a group of ten thousand jobs delays other jobs no more than a group of ten. Whoever submits to a group, or ends a job of it, draws the
+next jobs; a caretaker does this periodically for all groups. It also publishes jobs whose drawer died before sending the message.
 """
 
 from __future__ import annotations
 
 import redis
 
-LEAST = 8  # jobs of a group that have messages or run, if it has as many; twice the number of workers where that is more
+MIN_ACTIVE = 8  # jobs of a group that are published or running; twice the number of workers if that is more
 
 _DRAW = """
 local line, sent, group = KEYS[1], KEYS[2], ARGV[1]
@@ -47,11 +47,11 @@ class Groups:
         self._draw = client.register_script(_DRAW)
 
     def draw(self, group: str) -> list[str]:
-        """The jobs of a group whose turn has come. They need messages."""
-        drawn: list[str] = self._draw(keys=[f"ex:group:{group}", f"ex:group:{group}:sent"], args=[group, LEAST])
+        """Take the jobs of a group whose turn has come out of the line. The caller publishes them."""
+        drawn: list[str] = self._draw(keys=[f"ex:group:{group}", f"ex:group:{group}:sent"], args=[group, MIN_ACTIVE])
         return drawn
 
     def draw_all(self) -> list[str]:
-        """The jobs of any group whose turn has come."""
+        """`draw` for all groups."""
         groups: set[str] = self._client.smembers("ex:groups")  # type: ignore[assignment]
         return [job for group in sorted(groups) for job in self.draw(group)]

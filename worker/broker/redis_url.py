@@ -1,10 +1,10 @@
-"""Redis addresses: the same server in the dialects of redis-py and of Celery, masked for people, checked for safety.
+"""Redis URLs: conversion between the forms of redis-py and Celery, masking of passwords, safety checks, connections.
 
 redis-py   redis://HOST:PORT/DB   rediss://HOST:PORT/DB   unix:///PATH?db=DB
 Celery     redis://HOST:PORT/DB   rediss://HOST:PORT/DB?ssl_cert_reqs=required   redis+socket:///PATH?virtual_host=DB
 
-Both take USER:PASSWORD@ before the host, percent-encoded. With rediss:// the server's certificate must fit the host's name and be signed by
-an authority of the system's, or by the one in ?ssl_ca_certs=FILE; a client certificate is ?ssl_certfile=FILE&ssl_keyfile=FILE.
+Both accept USER:PASSWORD@ before the host, percent-encoded. With rediss:// the server's certificate must match the host name and be signed
+by an authority of the system, or by the one in ?ssl_ca_certs=FILE; a client certificate is ?ssl_certfile=FILE&ssl_keyfile=FILE.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from extractor.errors import ServiceUnavailable, UsageError
-from worker.broker import redis_url
 
 _SOCKET_SCHEMES = ("unix", "redis+socket")
 _SCHEMES = ("redis", "rediss", *_SOCKET_SCHEMES)
@@ -30,7 +29,7 @@ _VALUES = {"ssl_cert_reqs": ("required", "optional", "none"), "ssl_check_hostnam
 _CHECK = "check EXTRACT_REDIS_URL and that the server runs"
 _CHECK_TLS = "check EXTRACT_REDIS_URL, that the server runs, and that this port speaks TLS"
 _CUT_OFF = ("Connection closed", "Protocol Error", "reset by peer")
-_ADVICE = {  # what redis-py, OpenSSL and servers say -> what that means here
+_ADVICE = {  # parts of error messages of redis-py, OpenSSL and servers -> advice
     ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"): "that port does not speak TLS: write redis://, or name the port that does",
     ("CERTIFICATE_VERIFY_FAILED",): "its certificate is not signed by the authority in ssl_ca_certs, or is for another host",
     ("[X509", "PEM lib"): "the files that ssl_ca_certs, ssl_certfile and ssl_keyfile name must hold certificates and a key in PEM",
@@ -42,7 +41,7 @@ _ADVICE = {  # what redis-py, OpenSSL and servers say -> what that means here
 
 
 def to_redis(url: str) -> str:
-    """A URL of either dialect as redis-py wants it. Raises UsageError."""
+    """The redis-py form of a URL in either form. Raises UsageError."""
     parts = _split(url)
     query = dict(parse_qsl(parts.query))
     if "virtual_host" in query:
@@ -53,7 +52,7 @@ def to_redis(url: str) -> str:
 
 
 def to_celery(url: str) -> str:
-    """A URL of either dialect as Celery wants it. Raises UsageError."""
+    """The Celery form of a URL in either form. Raises UsageError."""
     parts = _split(url)
     query = dict(parse_qsl(parts.query))
     if "db" in query:
@@ -61,7 +60,7 @@ def to_celery(url: str) -> str:
     if parts.scheme in _SOCKET_SCHEMES:
         return _socket_url("redis+socket", _with_login(parts, query), query)
     parts = _with_login(parts, query)
-    if "virtual_host" in query:  # kombu would take the path's, or none
+    if "virtual_host" in query:  # kombu reads the database from the path only
         parts = parts._replace(path="/" + query.pop("virtual_host").strip("/"))
     if parts.scheme == "rediss":
         query.setdefault("ssl_cert_reqs", "required")
@@ -69,7 +68,7 @@ def to_celery(url: str) -> str:
 
 
 def tls_options(url: str) -> dict[str, Any] | None:
-    """What a rediss:// URL says of certificates, for libraries that look for it outside of the URL; None for other addresses."""
+    """The TLS options in a rediss:// URL, for libraries that expect them outside the URL; None for other URLs."""
     parts = _split(url)
     if parts.scheme != "rediss":
         return None
@@ -87,24 +86,24 @@ def mask(url: str) -> str:
 
 
 def check_safe(url: str, allow_insecure: bool) -> None:
-    """Refuse a server that anybody on the network could write to: whoever can write to it can queue work.
+    """Refuse a server that others on the network could write to, since that would let them queue work.
 
-    Raises ServiceUnavailable for redis:// to another machine without a password, and for rediss:// to another machine whose certificate
-    is not to be checked, unless `allow_insecure`. Raises UsageError for a certificate file that is not there.
+    Raises ServiceUnavailable for redis:// to another machine without a password, and for rediss:// to another machine without a check of
+    its certificate, unless `allow_insecure`. Raises UsageError for a missing certificate file.
     """
     parts = _split(url)
     query = dict(parse_qsl(parts.query))
     for name in _FILES:
         if name in query and not os.access(query[name], os.R_OK):
             raise UsageError(
-                f"EXTRACT_REDIS_URL {mask(url)}: file {query[name]!r} of {name} is not there or cannot be read; correct its path"
+                f"EXTRACT_REDIS_URL {mask(url)}: file {query[name]!r} of {name} is missing or cannot be read; correct its path"
             )
     if allow_insecure or parts.scheme in _SOCKET_SCHEMES or _is_loopback(parts.hostname or "localhost"):
         return
     if parts.scheme == "rediss":
         if query.get("ssl_cert_reqs", "required") != "required" or query.get("ssl_check_hostname", "true") == "false":
             raise ServiceUnavailable(
-                f"EXTRACT_REDIS_URL {mask(url)} does not check whose server it is, so anybody in between could read the password; "
+                f"EXTRACT_REDIS_URL {mask(url)} does not verify the server's certificate, so others could read the password; "
                 "name its authority with ssl_ca_certs=FILE instead, or set EXTRACT_ALLOW_INSECURE_REDIS=1 on a private network"
             )
     elif parts.password is None and "password" not in query:
@@ -115,12 +114,12 @@ def check_safe(url: str, allow_insecure: bool) -> None:
 
 
 def explain(url: str, error: Exception) -> str:
-    """Why a server of that address does not answer, in a line without its password: what was found and what to do."""
+    """One line, without the password, that says why the server does not answer and what to do."""
     words = " ".join(str(error).split()) or type(error).__name__
     if urlsplit(url).scheme == "redis" and any(sign in words for sign in _CUT_OFF):
         words, advice = "it closed the connection", "if that port speaks TLS, write rediss://"
     else:
-        otherwise = _CHECK_TLS if urlsplit(url).scheme == "rediss" else _CHECK  # a plain port waits for more, until we time out
+        otherwise = _CHECK_TLS if urlsplit(url).scheme == "rediss" else _CHECK  # TLS to a plain port ends in a timeout
         advice = next((advice for signs, advice in _ADVICE.items() if any(sign in words for sign in signs)), otherwise)
     return f"Redis at {mask(url)} cannot be reached ({words}); {advice}"
 
@@ -147,7 +146,7 @@ def _check_options(parts: SplitResult) -> None:
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in known:
             raise UsageError(
-                f"EXTRACT_REDIS_URL has an option {name!r}, which a {parts.scheme}:// address does not take; it takes {', '.join(known)}"
+                f"EXTRACT_REDIS_URL has an unknown option {name!r} for a {parts.scheme}:// address; known options: {', '.join(known)}"
             )
         if name in ("db", "virtual_host") and not (value.strip("/").isdecimal() or not value):
             raise UsageError(f"EXTRACT_REDIS_URL says {name}={value[:80]}; write a number")
@@ -156,7 +155,7 @@ def _check_options(parts: SplitResult) -> None:
 
 
 def _with_login(parts: SplitResult, query: dict[str, str]) -> SplitResult:
-    """User and password moved out of the query, where kombu does not look for them."""
+    """The URL with user and password moved out of the query, where kombu does not read them."""
     user, password = query.pop("username", ""), query.pop("password", None)
     if password is None or parts.password is not None:
         return parts
@@ -186,12 +185,12 @@ def _is_loopback(host: str) -> bool:
 
 
 def connect(url: str, timeout: float = 5) -> redis.Redis:
-    """A client of either URL dialect that gives up after `timeout` seconds rather than retrying for long."""
+    """A client for a URL in either form, with a timeout in seconds and one retry."""
     return redis.Redis.from_url(
-        redis_url.to_redis(url),
+        to_redis(url),
         decode_responses=True,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
-        encoding_errors="replace",  # what a stranger wrote must not keep us from all the rest
+        encoding_errors="replace",  # invalid text in one key must not prevent reading the others
         retry=Retry(ConstantBackoff(0.1), 1),
     )

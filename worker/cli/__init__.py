@@ -38,12 +38,12 @@ _SAME_NAME = (
     "tasks",
     "models",
 )
-MOST_LETTERS = 900  # of an error's line
+MAX_ERROR_CHARACTERS = 900  # longest error line that is printed in full
 COMMANDS = {name: name for name in _SAME_NAME} | {"list": "jobs", "import": "import_checkpoint"}
 
 
 class LazyGroup(click.Group):
-    """Imports a command's module, which defines `command`, when it is called or listed. Those modules import nothing heavy at their top."""
+    """Imports a command's module only when the command is called or listed. Each module defines `command`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -69,7 +69,7 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version and exit.")
 def group() -> None:
-    """Find the few weights that make a language model do one thing.
+    """Find the small circuit of a language model that performs one task.
 
     \b
     Example: extract submit --model python-tiny --task quote_close --wait
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         code = group.main(arguments, prog_name="extract", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:  # its message is a whole page
+    except click.exceptions.NoArgsIsHelpError as error:  # its message is the complete help text
         path = error.ctx.command_path if error.ctx else "extract"
         code = _complain(type(error).__name__, f"a command is missing; see `{path} --help`", 2, arguments)
     except click.ClickException as error:
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         code = _complain("Interrupted", "interrupted", 130, arguments)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # prevents a second error when Python flushes at exit
         code = 0
     except Exception as error:
         if os.environ.get("EXTRACT_DEBUG"):
@@ -100,12 +100,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _translate(error: Exception) -> ExtractorError:
-    """The error as users may see it. What redis and kombu raise can only come from modules that are loaded by now."""
+    """The error to show to the user. Errors of redis and kombu are recognised without importing those packages."""
     if isinstance(error, ExtractorError):
         return error
     for module, name in (("redis.exceptions", "RedisError"), ("kombu.exceptions", "OperationalError")):
         if module in sys.modules and isinstance(error, getattr(sys.modules[module], name)):
-            return ServiceUnavailable(f"Redis does not answer as it should ({error}); see `extract server status`")
+            return ServiceUnavailable(f"unexpected answer from Redis ({error}); see `extract server status`")
     if isinstance(error, OSError) and error.filename is not None:
         return ExtractorError(f"{error.filename}: {error.strerror}")
     return ExtractorError(f"internal error: {type(error).__name__}: {error}; run again with EXTRACT_DEBUG=1 for the traceback")
@@ -113,8 +113,8 @@ def _translate(error: Exception) -> ExtractorError:
 
 def _complain(kind: str, message: str, code: int, arguments: Sequence[str]) -> int:
     line = " ".join(message.split())
-    if len(line) > MOST_LETTERS:  # it quotes what was typed, at any length; what to do stands at the end
-        line = f"{line[: MOST_LETTERS - 300]} ... {line[-300:]}"
+    if len(line) > MAX_ERROR_CHARACTERS:  # it may quote user input of any length; the advice is at its end
+        line = f"{line[: MAX_ERROR_CHARACTERS - 300]} ... {line[-300:]}"
     print(f"error: {line}", file=sys.stderr)
     if "--json" in arguments:
         report: dict[str, Any] = {"error": {"type": kind, "message": line, "exit_code": code}}

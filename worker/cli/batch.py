@@ -1,4 +1,4 @@
-"""`extract batch`: a group whose commands are below. Their modules are loaded when they are called."""
+"""`extract batch` and its subcommands."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def _parameters(_ctx: click.Context, _param: click.Parameter, value: str | None)
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([kKmMbB]?)", value)
     number = int(float(found[1]) * _FACTORS[found[2].lower()]) if found else 0
     if number < 1:
-        raise click.BadParameter(f"{value!r} is not a number of parameters; write 200M, 1.5B or 124000000")
+        raise click.BadParameter(f"{value!r} is not a number of parameters; for example 200M, 1.5B or 124000000")
     return number
 
 
-@click.group("batch", short_help="Extract circuits from many models: a search on the hub, a file, a folder.")
+@click.group("batch", short_help="Extract circuits from many models.")
 def command() -> None:
-    """Extract tasks' circuits from many models. Every command takes --json.
+    """Extract circuits from many models, found by a hub search, in a file or in a folder. Every command takes --json.
 
     \b
     Example: extract batch submit --models hub:filter=gpt2 --task all --max-params 200M --limit 50 --dry-run
@@ -42,20 +42,28 @@ def command() -> None:
 
 
 _OPTIONS = (
-    click.option("--models", multiple=True, required=True, metavar="hub:QUERY|FILE|DIR", help="Where the models come from. Repeatable."),
-    click.option("--task", "tasks", multiple=True, required=True, help="A name of `extract tasks`, a JSONL file, or 'all'. Repeatable."),
-    click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Most models taken."),
-    click.option("--max-params", "most_parameters", callback=_parameters, metavar="N", help="Most parameters of a model: 200M, 1.5B."),
-    click.option("--org", "owners", multiple=True, metavar="OWNER", help="Take hub models of this owner only. Repeatable."),
-    click.option("--preset", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True, help="How much work to do."),
-    click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss to reach, in nats."),
-    click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Same seed, same result."),
-    click.option("--init", type=click.Choice(["dense", "scratch"]), help="Where sparse models start; by preset."),
-    click.option("--corpus", multiple=True, help="Text: 'stdlib', 'generated', a folder, .txt, .py or .jsonl file. Repeatable."),
-    click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset. Repeatable."),
+    click.option(
+        "--models",
+        multiple=True,
+        required=True,
+        metavar="hub:QUERY|FILE|DIR",
+        help="Source of models: a hub search, a file with one reference per line, or a folder. Repeatable.",
+    ),
+    click.option("--task", "tasks", multiple=True, required=True, help="A name from `extract tasks`, a JSONL file, or 'all'. Repeatable."),
+    click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Maximum number of models."),
+    click.option("--max-params", "most_parameters", callback=_parameters, metavar="N", help="Maximum parameters per model: 200M, 1.5B."),
+    click.option("--org", "owners", multiple=True, metavar="OWNER", help="Accept hub models of this owner only. Repeatable."),
+    click.option("--preset", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True, help="Size of the work."),
+    click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Target loss of a circuit (nats)."),
+    click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Random seed."),
+    click.option(
+        "--init", type=click.Choice(["dense", "scratch"]), help="Initial weights of the sparse models. Default: set by the preset."
+    ),
+    click.option("--corpus", multiple=True, help="Training text: 'stdlib', 'generated', a folder, a .txt, .py or .jsonl file. Repeatable."),
+    click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Override a field of the preset. Repeatable."),
     click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="low", show_default=True, help="Place in the queue."),
-    click.option("--dry-run", is_flag=True, help="Say which models would be taken and why others are refused; queue nothing."),
-    click.option("--wait", is_flag=True, help="Follow the batch until it ends, and show its result."),
+    click.option("--dry-run", is_flag=True, help="List accepted models, and rejected ones with the reason; queue nothing."),
+    click.option("--wait", is_flag=True, help="Follow the batch until it ends, then show its result."),
     no_worker_option,
     json_option,
 )
@@ -67,10 +75,12 @@ def _submit_options(function: Any) -> Any:
     return function
 
 
-@command.command("submit", short_help="Choose models and queue a job for each model and task.")
+@command.command("submit", short_help="Select models and queue one job per model and task.")
 @_submit_options
 def submit(priority: str, dry_run: bool, wait: bool, no_worker: bool, as_json: bool, **asked: Any) -> int:
-    """Choose models by their metadata, and queue a job for each model and task; again, only what is missing, failed or damaged.
+    """Select models by their metadata and queue one job per model and task.
+
+    Re-running is safe: it queues only jobs that are missing, failed, cancelled or damaged.
 
     \b
     Example: extract batch submit --models hub:filter=gpt2 --task all --max-params 200M --limit 50
@@ -84,7 +94,7 @@ def submit(priority: str, dry_run: bool, wait: bool, no_worker: bool, as_json: b
     order = request.BatchRequest(**asked)
     if dry_run:
         batch = _plan(order, None, as_json)
-        print_json(_told(batch)) if as_json else show_plan(batch)
+        print_json(_selection_facts(batch)) if as_json else show_plan(batch)
         return 0
     service = open_for(no_worker)
     batch = _plan(order, service, as_json)
@@ -96,44 +106,44 @@ def submit(priority: str, dry_run: bool, wait: bool, no_worker: bool, as_json: b
     if wait:
         return _follow(service, batch, as_json)
     if as_json:
-        print_json(_told(batch) | {"queued": queued})
+        print_json(_selection_facts(batch) | {"queued": queued})
     else:
         click.echo(batch.id)
-        say(f"{describe_selection(batch)}, {len(queued)} of them queued now; follow them: extract batch watch {batch.id}")
+        say(f"{describe_selection(batch)}, {len(queued)} newly queued; follow the batch: extract batch watch {batch.id}")
     return 0
 
 
 def _plan(order: Any, service: Service | None, as_json: bool) -> Batch:
-    """The batch, telling people at a terminal how many models have been looked at."""
+    """Select the models of the batch; show the progress in a terminal."""
     from rich.console import Console
 
     from worker.batches import batch as batches_batch
     from worker.batches import request
 
-    with Console(stderr=True, quiet=as_json).status("looking at models") as status:
+    with Console(stderr=True, quiet=as_json).status("examining models") as status:
 
-        def on_look(looked: int, taken: int) -> None:
-            status.update(f"looked at {looked:,} models, {taken:,} taken")
+        def on_progress(examined: int, taken: int) -> None:
+            status.update(f"{examined:,} models examined, {taken:,} accepted")
 
-        return request.plan(order, lambda batch: batches_batch.find(service, batch) if service else None, on_look)
+        return request.plan(order, lambda batch: batches_batch.find(service, batch) if service else None, on_progress)
 
 
-def _told(batch: Batch) -> dict[str, Any]:
+def _selection_facts(batch: Batch) -> dict[str, Any]:
     taken = [
         {"model": m.asked, "reference": m.reference, "parameters": m.parameters, "left_out": dict(m.left_out)}
         for m in batch.selection.taken
     ]
     refused = [{"model": m.asked, "reason": m.reason} for m in batch.selection.refused]
-    told = {"batch": batch.id, "tasks": list(batch.tasks), "jobs": len(batch.children), "models": taken, "refused": refused}
-    return told | {"is_complete": batch.selection.is_complete}
+    facts = {"batch": batch.id, "tasks": list(batch.tasks), "jobs": len(batch.children), "models": taken, "refused": refused}
+    return facts | {"is_complete": batch.selection.is_complete}
 
 
-@command.command("status", short_help="Show how far a batch is.")
+@command.command("status", short_help="Show the state of a batch.")
 @click.argument("batch")
 @no_worker_option
 @json_option
 def status(batch: str, no_worker: bool, as_json: bool) -> int:
-    """Show how far a batch is. Exit code 1 if a job has failed so far, 5 if one was cancelled.
+    """Show the state of a batch and its jobs. Exit code 1 if a job has failed, 5 if a job was cancelled.
 
     \b
     Example: extract batch status b1f0c3a97e
@@ -142,10 +152,12 @@ def status(batch: str, no_worker: bool, as_json: bool) -> int:
     from worker.cli.views.batch import show_status
 
     service, found = _open(batch, no_worker)
-    facts = batches_batch.look(service, found)
+    facts = batches_batch.inspect(service, found)
     counts = batches_batch.count(facts)
     if as_json:
-        print_json(_told(found) | {"state": batches_batch.state_of(counts), "counts": counts, "jobs": facts, "asked": found.asked})
+        print_json(
+            _selection_facts(found) | {"state": batches_batch.state_of(counts), "counts": counts, "jobs": facts, "asked": found.asked}
+        )
     else:
         show_status(found, batches_batch.state_of(counts), facts)
     return _exit(batch, counts)
@@ -156,7 +168,7 @@ def status(batch: str, no_worker: bool, as_json: bool) -> int:
 @no_worker_option
 @json_option
 def watch(batch: str, no_worker: bool, as_json: bool) -> int:
-    """Follow a batch until it ends, then show its result. Exit code 1 if a job failed, 5 if one was cancelled.
+    """Follow a batch until it ends, then show its result. Exit code 1 if a job failed, 5 if a job was cancelled.
 
     \b
     Example: extract batch watch b1f0c3a97e
@@ -169,29 +181,30 @@ def watch(batch: str, no_worker: bool, as_json: bool) -> int:
 @click.argument("batch")
 @json_option
 def cancel(batch: str, as_json: bool) -> int:
-    """Cancel every job of a batch that has not ended: queued ones at once, running ones save their checkpoint and stop within seconds.
+    """Cancel every open job of a batch. Queued jobs end at once; running jobs save a checkpoint and stop within seconds.
 
     \b
     Example: extract batch cancel b1f0c3a97e
     """
     from worker.batches import batch as batches_batch
 
-    service, found = _open(batch, no_worker=True)
-    told = batches_batch.cancel(service, found)
+    found = batches_batch.cancel(*_open(batch, no_worker=True))
     if as_json:
-        print_json({"batch": batch} | told)
+        print_json({"batch": batch} | found)
     else:
-        click.echo(f"batch {batch}: {told['cancelled']} jobs cancelled, {told['running']} told to stop, {told['ended']} had already ended")
+        click.echo(
+            f"batch {batch}: {found['cancelled']} jobs cancelled, {found['running']} being cancelled, {found['ended']} had already ended"
+        )
     return 0
 
 
-@command.command("result", short_help="Show what a batch has come to, and draw its page.")
+@command.command("result", short_help="Summarise a batch and write its page.")
 @click.argument("batch")
-@click.option("--out", type=click.Path(path_type=Path), help="Where the page and summary.json go; default: STATE_DIR/batches/BATCH.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the page and summary.json. Default: STATE_DIR/batches/BATCH.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 @json_option
 def result(batch: str, out: Path | None, open_page: bool, as_json: bool) -> int:
-    """Show what a batch has come to so far: every model and task, and why models were refused; written as summary.json and index.html.
+    """Summarise a batch: the circuit of every model and task, and the rejected models. Writes summary.json and index.html.
 
     \b
     Example: extract batch result b1f0c3a97e --out everything --open
@@ -204,7 +217,7 @@ def result(batch: str, out: Path | None, open_page: bool, as_json: bool) -> int:
 
 
 @command.command("list", short_help="List batches, newest first.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Most batches shown.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Maximum number of batches.")
 @json_option
 def list_(limit: int, as_json: bool) -> int:
     """List batches, newest first.
@@ -219,9 +232,9 @@ def list_(limit: int, as_json: bool) -> int:
     service = open_for(no_worker=True)
     rows = []
     for batch in batches_batch.newest(service, limit, readable=True):
-        counts = batches_batch.count(batches_batch.look(service, batch))
-        told = {"batch": batch.id, "state": batches_batch.state_of(counts), "created": batch.created, "models": len(batch.selection.taken)}
-        rows.append(told | {"refused": len(batch.selection.refused), "tasks": batch.tasks, "counts": counts, "asked": batch.asked})
+        counts = batches_batch.count(batches_batch.inspect(service, batch))
+        row = {"batch": batch.id, "state": batches_batch.state_of(counts), "created": batch.created, "models": len(batch.selection.taken)}
+        rows.append(row | {"refused": len(batch.selection.refused), "tasks": batch.tasks, "counts": counts, "asked": batch.asked})
     print_json(rows) if as_json else show_batches(rows)
     return 0
 
@@ -246,13 +259,13 @@ def _follow(service: Service, batch: Batch, as_json: bool) -> int:
                 view.show(facts)
     except KeyboardInterrupt:
         again, end = f"extract batch watch {batch.id}", f"extract batch cancel {batch.id}"
-        say(f"stopped watching; batch {batch.id} goes on. Watch it again: {again}    End it: {end}")
+        say(f"stopped watching; batch {batch.id} continues. Watch it again: {again}    Cancel it: {end}")
         return 130
     return _show_result(service, batch, None, as_json)[0]
 
 
 def _show_result(service: Service, batch: Batch, out: Path | None, as_json: bool) -> tuple[int, Path]:
-    """Write the summary and the page, and show them: the exit code, and where they lie."""
+    """Write summary and page and show the summary. Returns the exit code and the folder."""
     from worker.batches import results
     from worker.cli.views.batch import show_summary
 
@@ -267,7 +280,7 @@ def _show_result(service: Service, batch: Batch, out: Path | None, as_json: bool
 
 
 def _exit(batch: str, counts: dict[str, int]) -> int:
-    """The exit code that the children mean, with its line on stderr."""
+    """The exit code for these job counts; prints the error on stderr."""
     from worker.batches import batch as batches_batch
 
     error = batches_batch.ending(batch, counts)

@@ -12,7 +12,7 @@ from worker.cli.options import print_json
 @click.argument("job")
 @json_option
 def command(job: str, as_json: bool) -> int:
-    """Cancel a job: at once while it is queued; a running one saves its checkpoint and stops within seconds.
+    """Cancel a job. A queued job ends at once; a running job saves a checkpoint and stops within seconds.
 
     \b
     Example: extract cancel k3v9x2mq
@@ -26,7 +26,7 @@ def command(job: str, as_json: bool) -> int:
     if as_json:
         print_json({"job": job, "state": state, "cancelling": state == "running"})
     elif state == "running":
-        click.echo(f"job {job} is told to stop; follow it with `extract watch {job}`")
+        click.echo(f"cancelling job {job}; follow it with `extract watch {job}`")
     elif state == "cancelled":
         click.echo(f"job {job} is cancelled")
     else:

@@ -11,13 +11,13 @@ from worker.cli.options import as_json as json_option
 from worker.cli.options import print_json
 
 
-@click.command("caretaker", short_help="Bring back lost jobs where workers come and go.")
+@click.command("caretaker", short_help="Requeue lost jobs while no worker runs.")
 @alive_file_option
 @json_option
 def command(alive_file: Path | None, as_json: bool) -> int:
-    """Bring back jobs whose worker was lost, until told to leave; run none.
+    """Return jobs of lost workers to the queue, until stopped. Runs no jobs.
 
-    Every worker does this beside its job. A cluster that starts workers as jobs come, and may have none for a while, needs one of these.
+    Every worker does this as well. A cluster that scales its workers to zero needs one caretaker.
 
     \b
     Example: extract caretaker
@@ -26,10 +26,10 @@ def command(alive_file: Path | None, as_json: bool) -> int:
 
     from worker.cli.connect import load_settings
     from worker.client.service import open_service
-    from worker.fleet.caretaker import keep_up
+    from worker.fleet.caretaker import run_caretaker
 
     settings = load_settings()
-    keep_up(open_service(settings).url, settings, alive_file)
+    run_caretaker(open_service(settings).url, settings, alive_file)
     if as_json:
         print_json({"pid": os.getpid()})
     return 0

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load_settings(no_worker: bool = False) -> Settings:
-    """The settings; `no_worker` forbids starting a local worker."""
+    """The settings from the environment. no_worker: start no local worker."""
     from worker.settings import from_env
 
     settings = from_env()
@@ -21,7 +21,7 @@ def load_settings(no_worker: bool = False) -> Settings:
 
 
 def open_for(no_worker: bool = False) -> Service:
-    """Connect, and see that open jobs have somebody to run them. Raises ServiceUnavailable."""
+    """Connect, and start a local worker if jobs are open and none runs. Raises ServiceUnavailable."""
     from worker.client.service import open_service
     from worker.fleet import local
 
@@ -31,13 +31,13 @@ def open_for(no_worker: bool = False) -> Service:
 
 
 def warn_without_worker(service: Service, memory: int = 0) -> None:
-    """Say so on stderr when nobody is there to run a job that needs so many bytes."""
+    """Warn on stderr when no live worker can run a job that needs `memory` bytes."""
     from worker.broker import routing
     from worker.fleet import local
 
-    alive = set(local.live_workers(service.records, service.settings))
+    alive = local.live_workers(service.records, service.settings)
     if alive or local.is_registered(service.settings):
-        if alive and not any(routing.reaches(w.capacity, memory) for w in service.records.workers() if w.name in alive):
-            click.echo(f"warning: no live worker has the {memory / routing.GB:.0f} GB that the job needs; it waits for one", err=True)
+        if alive and not any(routing.reaches(worker.capacity, memory) for worker in alive):
+            click.echo(f"warning: no live worker has the {memory / routing.GB:.0f} GB that the job needs; the job waits", err=True)
         return
-    click.echo("warning: no live worker; the job waits until somebody starts `extract worker`", err=True)
+    click.echo("warning: no live worker; the job waits until you start `extract worker`", err=True)

@@ -19,20 +19,20 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 def _seconds(_ctx: click.Context, _param: click.Parameter, text: str) -> float:
     found = re.fullmatch(r"(\d{1,6})([smhdw])", text)
     if found is None:
-        raise click.BadParameter(f"{text!r} is not a time; write a number and s, m, h, d or w, as in 30d")
+        raise click.BadParameter(f"{text!r} is not an age; write a number and s, m, h, d or w, as in 30d")
     return int(found[1]) * _UNITS[found[2]]
 
 
-@click.command("gc", short_help="Remove what no job refers to any more.")
-@click.option("--older-than", default="30d", show_default=True, callback=_seconds, help="Only what has not changed for so long.")
-@click.option("--results", "with_results", is_flag=True, help="Also finished results whose job has no record any more.")
-@click.option("--dry-run", is_flag=True, help="Say what would go; remove nothing.")
+@click.command("gc", short_help="Delete files that no job uses.")
+@click.option("--older-than", default="30d", show_default=True, callback=_seconds, help="Delete only files unchanged for this long.")
+@click.option("--results", "with_results", is_flag=True, help="Also delete finished results whose job record has expired.")
+@click.option("--dry-run", is_flag=True, help="List the files; delete nothing.")
 @json_option
 def command(older_than: float, with_results: bool, dry_run: bool, as_json: bool) -> int:
-    """Remove what no job refers to any more: failed, cancelled and forgotten jobs, checkpoints of finished ones, scratch,
-    fetched results, old bridged models.
+    """Delete files that no job uses: failed, cancelled and expired jobs, checkpoints of finished jobs, scratch folders,
+    fetched results and old bridged models.
 
-    Never touched: open jobs, what they name, the jobs of batches and sweeps; and, without --results, finished results.
+    Keeps open jobs, everything their specs name, the jobs of batches and sweeps and, without --results, finished results.
 
     \b
     Example: extract gc --older-than 14d --dry-run
@@ -58,7 +58,7 @@ def _facts(item: Item) -> dict[str, Any]:
 
 
 def _show(items: list[Item], dry_run: bool) -> None:
-    """A row for each thing, and the sum."""
+    """Print one row per item and the total size."""
     import time
 
     from rich.console import Console
@@ -67,17 +67,18 @@ def _show(items: list[Item], dry_run: bool) -> None:
     from rich.text import Text
 
     if not items:
-        click.echo("nothing to remove")
+        click.echo("nothing to delete")
         return
     console = Console(width=max(140, Console().width))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("what", "job", "why"):
         table.add_column(title, no_wrap=True)
-    for title in ("size", "days still"):
+    for title in ("size", "age (days)"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("where", overflow="fold")
     for item in items:
         days = f"{(time.time() - item.modified) / 86400:.1f}"
         table.add_row(*map(Text, (item.kind, item.job, item.why, decimal(item.size), days, item.place)))
     console.print(table)
-    click.echo(f"{'would remove' if dry_run else 'removed'} {len(items)}, {decimal(sum(item.size for item in items))}")
+    total = decimal(sum(item.size for item in items))
+    click.echo(f"{'would delete' if dry_run else 'deleted'} {len(items)} item{'s' * (len(items) != 1)}, {total}")

@@ -12,11 +12,11 @@ from worker.cli.options import print_json
 
 @click.command("import", short_help="Convert a published circuit-sparsity checkpoint.")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The new model folder.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="A folder with the model's tokenizer.json.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New model folder.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder with the model's tokenizer.json.")
 @json_option
 def command(folder: Path, out: Path, tokenizer: Path | None, as_json: bool) -> int:
-    """Convert a published circuit-sparsity checkpoint (beeg_config.json and final_model.pt) into a model folder for `extract submit`.
+    """Convert a published circuit-sparsity checkpoint (beeg_config.json, final_model.pt) into a model folder for `extract submit`.
 
     \b
     Example: extract import csp_yolo2 --out yolo2 --tokenizer tinypython

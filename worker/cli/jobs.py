@@ -10,12 +10,12 @@ from worker.cli.options import print_json
 
 
 @click.command("list", short_help="List jobs, newest first.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Most jobs shown.")
-@click.option("--all", "every", is_flag=True, help="With the jobs of batches and sweeps.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Maximum number of jobs.")
+@click.option("--all", "every", is_flag=True, help="Include the jobs of batches and sweeps.")
 @no_worker_option
 @json_option
 def command(limit: int, every: bool, no_worker: bool, as_json: bool) -> int:
-    """List jobs, newest first; those of batches and sweeps with --all (`extract batch list` shows the batches).
+    """List jobs, newest first; --all includes the jobs of batches and sweeps (`extract batch list` lists batches).
 
     \b
     Example: extract list --limit 5
@@ -31,7 +31,7 @@ def command(limit: int, every: bool, no_worker: bool, as_json: bool) -> int:
     from worker.cli.views.job import show_jobs
 
     if not jobs and records.newest(1):
-        click.echo("no jobs but those of batches and sweeps; `extract list --all` shows them")
+        click.echo("all jobs belong to batches or sweeps; list them with `extract list --all`")
     else:
         show_jobs(jobs)
     return 0

@@ -19,14 +19,14 @@ COLOURS = {"warning": "yellow", "error": "red"}
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-@click.command("logs", short_help="Show what engine and workers wrote about a job.")
+@click.command("logs", short_help="Show the log of a job.")
 @click.argument("job")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is being written, until the job ends.")
-@click.option("--since", metavar="AGE|TIME", help="Only what is not older than this: 90s, 10m, 2h, 1d, or 2026-11-23T09:30.")
+@click.option("-f", "--follow", is_flag=True, help="Print new lines until the job ends.")
+@click.option("--since", metavar="AGE|TIME", help="Only lines since then: 90s, 10m, 2h, 1d, or 2026-11-23T09:30.")
 @no_worker_option
 @json_option
 def command(job: str, follow: bool, since: str | None, no_worker: bool, as_json: bool) -> int:
-    """Show what the engine and the workers wrote about a job, over all its attempts.
+    """Show the messages of the engine and the workers about a job, from all its attempts.
 
     \b
     Example: extract logs k3v9x2mq -f --since 10m
@@ -55,11 +55,11 @@ def parse_since(text: str) -> float:
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
-        raise UsageError(f"--since {text!r} is neither an age, like 10m, 2h or 1d, nor a time, like 2026-11-23T09:30") from None
+        raise UsageError(f"--since {text!r} is neither an age such as 10m, 2h or 1d nor a time such as 2026-11-23T09:30") from None
 
 
 def show(line: dict[str, Any]) -> None:
-    """A line for people: local time, attempt, source, message; colour says how bad it is."""
+    """Print a log line: local time, attempt, source, message; warnings and errors are coloured."""
     from datetime import datetime
 
     at = datetime.fromtimestamp(line["time"]).strftime("%Y-%m-%d %H:%M:%S")
@@ -68,7 +68,7 @@ def show(line: dict[str, Any]) -> None:
 
 
 def _lines(service: Service, job: str, follow: bool) -> Iterator[dict[str, Any]]:
-    """Raises NotFound when there is no such job, or no log of it here."""
+    """The lines of a job's log. Raises NotFound without such a job, or without a log that is visible here."""
     from extractor.errors import NotFound
     from worker.monitoring import log_reader
 
@@ -78,20 +78,20 @@ def _lines(service: Service, job: str, follow: bool) -> Iterator[dict[str, Any]]
     if record is None and not found:
         service.records.need(job)
     if follow and record is not None:
-        yield from log_reader.follow(reader, _ender(service, job))
+        yield from log_reader.follow(reader, _end_checker(service, job))
         found = found or reader.exists()
     elif found:
         yield from reader.new_lines()
     if record is not None and not found:
         if int(record["attempt"]):
-            raise NotFound(f"no log of job {job} is visible from here; it ran on {record.get('host')}, in {service.settings.root / job}")
-        raise NotFound(f"job {job} has no log, it is {record['state']} and was never begun")
+            raise NotFound(f"no log of job {job} is visible from here; it ran on {record.get('host')} in {service.settings.root / job}")
+        raise NotFound(f"job {job} has no log: it is {record['state']} and has not started")
 
 
-def _ender(service: Service, job: str) -> Callable[[], bool]:
-    """What says whether the job has ended; an absence of Redis of less than a minute is no end.
+def _end_checker(service: Service, job: str) -> Callable[[], bool]:
+    """A function that returns whether the job has ended, False while Redis does not answer.
 
-    Raises ServiceUnavailable after that minute.
+    It raises ServiceUnavailable when Redis has not answered for a minute.
     """
     import time
 
@@ -109,9 +109,7 @@ def _ender(service: Service, job: str) -> Callable[[], bool]:
             record = service.records.get(job)
         except redis.RedisError as error:
             if time.monotonic() - answered > OUTAGE_SECONDS:
-                raise ServiceUnavailable(
-                    f"Redis went away ({error}); the log is kept, follow it again with `extract logs {job} -f`"
-                ) from None
+                raise ServiceUnavailable(f"connection to Redis lost ({error}); follow the log again with `extract logs {job} -f`") from None
             return False
         answered = time.monotonic()
         return record is None or record["state"] in TERMINAL

@@ -9,13 +9,13 @@ from worker.cli.options import print_json
 
 
 @click.command("metrics", short_help="Serve Prometheus metrics of the whole service.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; anybody who reaches it may read.")
-@click.option("--port", type=click.IntRange(0, 65535), default=9464, show_default=True, help="Port to listen on; 0: any free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on, without access control.")
+@click.option("--port", type=click.IntRange(0, 65535), default=9464, show_default=True, help="Port to listen on; 0: any free port.")
 @json_option
 def command(host: str, port: int, as_json: bool) -> int:
-    """Serve Prometheus metrics at http://HOST:PORT/metrics until told to leave: jobs, queues, leases, workers. One is enough for a cluster.
+    """Serve Prometheus metrics of jobs, queues, leases and workers at http://HOST:PORT/metrics, until stopped. One per cluster.
 
-    While Redis is away, it answers `extract_up 0`.
+    While Redis does not answer, the only metric is `extract_up 0`.
 
     \b
     Example: extract metrics --port 9464
@@ -27,16 +27,16 @@ def command(host: str, port: int, as_json: bool) -> int:
     from worker.client import service
     from worker.monitoring import metrics
 
-    server = metrics.serve(service.without_asking(load_settings(no_worker=True)), host, port)
+    server = metrics.serve(service.open_lazily(load_settings(no_worker=True)), host, port)
     url = f"http://{host}:{server.server_port}/metrics"
     if as_json:
         print_json({"url": url})
     else:
         click.echo(f"metrics at {url}")
-    leave = threading.Event()
+    stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: leave.set())
-    leave.wait()
+        signal.signal(number, lambda *_: stopping.set())
+    stopping.wait()
     server.shutdown()
     server.server_close()
     return 0

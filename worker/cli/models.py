@@ -11,7 +11,7 @@ from worker.cli.options import print_json
 @click.command("models", short_help="List the bundled models.")
 @json_option
 def command(as_json: bool) -> int:
-    """List the bundled models. `--model` also takes a folder, a Hugging Face id, or the id of a finished job.
+    """List the bundled models. `--model` also accepts a folder, a Hugging Face id or the id of a finished job.
 
     \b
     Example: extract models

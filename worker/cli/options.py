@@ -1,4 +1,4 @@
-"""Options that several commands share, and the one way to print JSON."""
+"""Options shared by several commands, and helpers for output."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def _writable(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
-    """Callback of an option that names a file to be touched. One that an earlier process left says nothing about us, so it goes."""
+    """Callback of --alive-file: check that the file can be written, and delete one left by an earlier process."""
     if path is not None:
         try:
             path.touch()
             path.unlink()
         except OSError as error:
-            raise click.BadParameter(f"{path} cannot be written ({error.strerror}); name a file in a folder of yours") from None
+            raise click.BadParameter(f"{path} cannot be written ({error.strerror}); name a file in a writable folder") from None
     return path
 
 
@@ -34,22 +34,22 @@ alive_file = click.option(
     "--alive-file",
     type=click.Path(dir_okay=False, path_type=Path),
     callback=_writable,
-    help="Touch this file every few seconds while Redis answers: a liveness probe.",
+    help="Touch this file every few seconds while Redis answers, as a liveness probe.",
 )
-threads = click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine; default: all.")
+threads = click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine. Default: all usable cores.")
 
 _REQUEST = (
-    click.option("--preset", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True, help="How much work to do."),
-    click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Same seed, same result."),
-    click.option("--corpus", multiple=True, help="Text: 'stdlib', 'generated', a folder, .txt, .py or .jsonl file. Repeatable."),
+    click.option("--preset", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True, help="Size of the work."),
+    click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Random seed."),
+    click.option("--corpus", multiple=True, help="Training text: 'stdlib', 'generated', a folder, a .txt, .py or .jsonl file. Repeatable."),
     click.option(
         "--priority", type=click.Choice(["high", "normal", "low"]), default="normal", show_default=True, help="Place in the queue."
     ),
-    click.option("--job-id", help="An id of your own; submitting the same again changes nothing."),
-    click.option("--wait", is_flag=True, help="Follow the job until it ends and show its result."),
+    click.option("--job-id", help="Id of the job. Submitting the same spec under the same id again has no effect."),
+    click.option("--wait", is_flag=True, help="Follow the job until it ends, then show its result."),
     out_folder,
-    click.option("--print-spec", is_flag=True, help="Print the job's spec for `extract run`; queue nothing."),
-    click.option("--dry-run", is_flag=True, help="Say what the job would do, what it needs and how long it takes; queue nothing."),
+    click.option("--print-spec", is_flag=True, help="Print the job's spec as JSON, for `extract run`; queue nothing."),
+    click.option("--dry-run", is_flag=True, help="Print the stages, the memory needed and the estimated time; queue nothing."),
     no_worker,
     as_json,
 )
@@ -61,14 +61,14 @@ _DATASET = (
         "datasets",
         multiple=True,
         metavar="NAME[:CONFIG][@REVISION]",
-        help="Train on a Hugging Face dataset, streamed: a hub id or a folder. Repeatable; the five options below hold for each.",
+        help="Stream training text from a Hugging Face dataset: a hub id or a folder. Repeatable. The five options below apply to each.",
     ),
-    click.option("--dataset-config", "config", help="The configuration, of datasets that have several and are named without one."),
-    click.option("--split", default="train", show_default=True, help="The split of every --dataset."),
-    click.option("--revision", help="Branch, tag or commit, of datasets named without one; it is pinned to a commit. Default: main."),
-    click.option("--text-column", default="text", show_default=True, help="The column that holds the text."),
+    click.option("--dataset-config", "config", help="Configuration of the datasets that are named without one."),
+    click.option("--split", default="train", show_default=True, help="Split of every dataset."),
+    click.option("--revision", help="Branch, tag or commit of the datasets that are named without one; pinned to a commit. Default: main."),
+    click.option("--text-column", default="text", show_default=True, help="Column that contains the text."),
     click.option(
-        "--dataset-tokens", "tokens", type=click.IntRange(1), default=10_000_000, show_default=True, help="At most so many tokens of each."
+        "--dataset-tokens", "tokens", type=click.IntRange(1), default=10_000_000, show_default=True, help="Maximum tokens per dataset."
     ),
 )
 
@@ -82,29 +82,33 @@ def dataset_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _PRUNING = {
     "granularity": click.option(
-        "--granularity", type=click.Choice(["edge", "node"]), help="What is eliminated one by one.  [default: edge]"
+        "--granularity", type=click.Choice(["edge", "node"]), help="Prune single edges or whole nodes.  [default: edge]"
     ),
-    "algorithm": click.option("--algorithm", type=click.Choice(algorithms.names()), help="What ranks the nodes.  [default: masks]"),
+    "algorithm": click.option("--algorithm", type=click.Choice(algorithms.names()), help="How nodes are ranked.  [default: masks]"),
     "ablation": click.option(
-        "--ablation", type=click.Choice(["mean", "zero", "resample"]), help="What stands for what is off.  [default: mean]"
+        "--ablation",
+        type=click.Choice(["mean", "zero", "resample"]),
+        help="How ablated nodes are filled: their mean, zero, or their value on another prompt.  [default: mean]",
     ),
-    "trials": click.option("--trials", type=click.IntRange(1), help="Mask sets to try, by preset."),
-    "minutes": click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Begin no new round of trials after that long."),
-    "seeds": click.option("--seeds", type=click.IntRange(1), help="Prune from so many seeds, and say how far their circuits agree."),
+    "trials": click.option("--trials", type=click.IntRange(1), help="Number of mask sets to train. Default: set by the preset."),
+    "minutes": click.option(
+        "--minutes", type=click.FloatRange(0, min_open=True), help="Start no new round of trials after this many minutes."
+    ),
+    "seeds": click.option("--seeds", type=click.IntRange(1), help="Repeat with N seeds and report how much the circuits overlap."),
 }
 
-fields_option = click.option("--fields", is_flag=True, help="Print every field that --set takes, its value and meaning; queue nothing.")
+fields_option = click.option("--fields", is_flag=True, help="List every field for --set with its value and meaning; queue nothing.")
 
 
 def changes_option(example: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """--set, repeatable."""
     return click.option(
-        "--set", "changes", multiple=True, metavar="FIELD=VALUE", help=f"Change a field of the preset, as in {example}. Repeatable."
+        "--set", "changes", multiple=True, metavar="FIELD=VALUE", help=f"Override a field of the preset, as in {example}. Repeatable."
     )
 
 
 def prune_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The choices of pruning that have options of their own: each stands for `--set prune.NAME=VALUE`. They arrive as `pruning`."""
+    """Add the pruning options. Each means `--set prune.NAME=VALUE`; the command receives these settings as `pruning`."""
 
     @functools.wraps(function)
     def gathered(*arguments: Any, **options: Any) -> Any:
@@ -118,7 +122,7 @@ def prune_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def positive(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
-    """Callback of options that are a loss."""
+    """Callback of options whose value is a loss."""
     if value is not None and not 0 < value < float("inf"):
         raise click.BadParameter(f"{value} is not a positive number of nats")
     return value
@@ -132,17 +136,17 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def say(line: str) -> None:
-    """A line for people beside the output, on stderr."""
+    """Print a line on stderr."""
     click.echo(line, err=True)
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on one line of stdout."""
+    """Print a JSON value on one line of stdout."""
     click.echo(json.dumps(value))
 
 
 def show_fields(found: list[Setting], as_json: bool) -> None:
-    """A line for each field under the heading of its section, or a JSON list."""
+    """Print one line per field, grouped by section, or a JSON list."""
     if as_json:
         print_json([vars(setting) for setting in found])
         return

@@ -1,4 +1,4 @@
-"""What `submit` and `train` do once they have a spec: print it, say what it costs, or queue it and perhaps follow it."""
+"""The shared part of `submit` and `train`: print a spec, print its cost, or queue it and follow it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ Build = Callable[["Service | None"], "JobSpec"]
 
 
 def request(build: Build, options: dict[str, Any]) -> int:
-    """Carry out the options of `request_options`; the command's exit code.
+    """Carry out the options of `request_options`. Returns the exit code.
 
-    build: makes the spec; it is given the service, or None when only the spec is wanted. Raises what it raises.
+    build: returns the spec; its argument is the service, or None when nothing is queued. Its errors pass through.
     """
     from extractor.jobs.cost.memory import bytes_needed
     from worker.client.service import open_service
-    from worker.client.submit import check_id, submit
+    from worker.client.submit import submit
+    from worker.ids import check_id
     from worker.storage.results import check_new_folder
 
     if options["job_id"] is not None:
         check_id(options["job_id"])
     if options["out"] is not None:
         if not options["wait"]:
-            raise UsageError("--out needs --wait; later, use `extract result JOB --out DIR`")
+            raise UsageError("--out needs --wait; or use `extract result JOB --out DIR` later")
         check_new_folder(options["out"])
     if options["print_spec"]:
         from extractor.spec.schema import to_json
@@ -60,7 +61,7 @@ def request(build: Build, options: dict[str, Any]) -> int:
 
 
 def follow(service: Service, job: str, out: Path | None, as_json: bool, after: str = "0") -> int:
-    """Show a job until it ends, then its result; copy it to `out` if given. The command's exit code."""
+    """Follow a job until it ends, then show its result; copy it to `out` if given. Returns the exit code."""
     from worker.cli.views.job import make_view
     from worker.cli.views.transfer import fetching
     from worker.client.results import ending, result_folder, save_result
@@ -74,7 +75,9 @@ def follow(service: Service, job: str, out: Path | None, as_json: bool, after: s
             for event in watch(service, job, after):
                 view.show(event)
     except KeyboardInterrupt:
-        click.echo(f"stopped watching; job {job} goes on. Watch it again: extract watch {job}    End it: extract cancel {job}", err=True)
+        click.echo(
+            f"stopped watching; job {job} continues. Watch it again: extract watch {job}    Cancel it: extract cancel {job}", err=True
+        )
         return 130
     record = service.records.need(job)
     error = ending(job, record)
@@ -82,12 +85,12 @@ def follow(service: Service, job: str, out: Path | None, as_json: bool, after: s
         if as_json:
             print_json(describe(job, record))
         raise error
-    with fetching(job) as tell:
+    with fetching(job) as on_progress:
         if out is not None:
-            save_result(service.settings, service.records, job, out, tell)
+            save_result(service.settings, service.records, job, out, on_progress)
             folder = out
         else:
-            folder = result_folder(service.settings, service.records, job, tell)
+            folder = result_folder(service.settings, service.records, job, on_progress)
     if as_json:
         print_json(describe(job, record) | {"result": results.summary(folder), "path": str(folder.absolute())})
     else:

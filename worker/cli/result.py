@@ -12,12 +12,12 @@ from worker.cli.options import print_json
 
 @click.command("result", short_help="Show or copy the result of a job.")
 @click.argument("job")
-@click.option("--out", type=click.Path(path_type=Path), help="Copy the result to this new folder, checking every file.")
+@click.option("--out", type=click.Path(path_type=Path), help="Copy the result to this new folder and verify every file.")
 @click.option("--open", "open_report", is_flag=True, help="Open the report in a browser.")
 @json_option
 def command(job: str, out: Path | None, open_report: bool, as_json: bool) -> int:
-    """Show the result of a finished job, copy it, or open its report. One that lies in storage is fetched first; a
-    fetch that was interrupted goes on with the same command.
+    """Show the result of a finished job, copy it, or open its report. A result in storage is downloaded first; the
+    same command resumes an interrupted download.
 
     \b
     Example: extract result k3v9x2mq --out circuit
@@ -33,11 +33,11 @@ def command(job: str, out: Path | None, open_report: bool, as_json: bool) -> int
     check_id(job)
     settings = load_settings()
     records = open_service(settings).records
-    with fetching(job) as tell:
+    with fetching(job) as on_progress:
         if out is not None:
-            files, folder = save_result(settings, records, job, out, tell), out.absolute()
+            files, folder = save_result(settings, records, job, out, on_progress), out.absolute()
         else:
-            folder = result_folder(settings, records, job, tell)
+            folder = result_folder(settings, records, job, on_progress)
             files = list(verify_manifest(folder))
     facts = results.summary(folder)
     if as_json:
@@ -55,5 +55,5 @@ def _open(facts: dict, job: str) -> None:
     from extractor.errors import NotFound
 
     if "report" not in facts["paths"]:
-        raise NotFound(f"job {job} left no report; a report belongs to the circuits of `extract submit`")
+        raise NotFound(f"job {job} has no report; only the circuits of `extract submit` have one")
     click.launch(facts["paths"]["report"])

@@ -14,16 +14,16 @@ from worker.cli.options import threads as threads_option
 if TYPE_CHECKING:
     from worker.cli.views.job import View
     from worker.settings import Settings
-    from worker.supervision.engine import Outcome, Wish
+    from worker.supervision.engine import Outcome, StopRequest
 
 
-@click.command("run", short_help="Run a spec here and now, without a queue.")
+@click.command("run", short_help="Run a spec directly, without the queue.")
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The result folder; an unfinished run there is resumed.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Result folder; an unfinished run in it is resumed.")
 @threads_option
 @json_option
 def command(spec: Path, out: Path, threads: int | None, as_json: bool) -> int:
-    """Run a spec here and now, without a queue. Ctrl-C saves a checkpoint; the same command resumes.
+    """Run a spec directly, without the queue. Ctrl-C saves a checkpoint; the same command resumes the run.
 
     \b
     Example: extract submit --model python-tiny --task quote_close --print-spec > spec.json
@@ -41,7 +41,7 @@ def command(spec: Path, out: Path, threads: int | None, as_json: bool) -> int:
     if outcome.kind == "stopped":
         from extractor.errors import Cancelled
 
-        raise Cancelled(f"stopped, the checkpoint is in {out}; the same command resumes")
+        raise Cancelled(f"stopped; the checkpoint is in {out}; the same command resumes the run")
     if outcome.error is not None:
         raise outcome.error
     if as_json:
@@ -52,25 +52,25 @@ def command(spec: Path, out: Path, threads: int | None, as_json: bool) -> int:
 
 
 def _run(spec: Path, out: Path, threads: int | None, settings: Settings, view: View) -> Outcome:
-    """Supervise the engine, its log among the files that vanish when the job is done.
+    """Supervise the engine. Its log is in the work folder, which is deleted when the job has finished.
 
-    The first SIGINT, SIGTERM or SIGHUP asks it to stop, a second one ends it at once.
+    The first SIGINT, SIGTERM or SIGHUP requests a stop with a checkpoint, a second one kills the engine.
     """
     import signal
 
     from extractor import files
     from worker.supervision.engine import supervise
 
-    asked: list[int] = []
+    received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda number, _frame: asked.append(number)) for number in numbers}
+    before = {number: signal.signal(number, lambda number, _frame: received.append(number)) for number in numbers}
 
-    def wish() -> Wish:
-        return "" if not asked else "stop" if len(asked) == 1 else "kill"
+    def stop_request() -> StopRequest:
+        return "" if not received else "stop" if len(received) == 1 else "kill"
 
     try:
         with view:
-            return supervise(spec, out, out / files.WORK / "engine.log", settings, view.show, wish, threads)
+            return supervise(spec, out, out / files.WORK / "engine.log", settings, view.show, stop_request, threads)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

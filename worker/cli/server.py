@@ -8,11 +8,11 @@ from worker.cli.options import as_json as json_option
 from worker.cli.options import print_json
 
 
-@click.command("server", short_help="Start, stop or show the embedded server.")
+@click.command("server", short_help="Start, stop or show the embedded Redis server.")
 @click.argument("action", type=click.Choice(["start", "stop", "status"]))
 @json_option
 def command(action: str, as_json: bool) -> int:
-    """Start, stop or show the embedded server. Other commands start it by themselves; `stop` also ends the local worker.
+    """Start, stop or show the embedded Redis server. Other commands start it automatically; `stop` also ends the local worker.
 
     \b
     Example: extract server stop
@@ -24,7 +24,7 @@ def command(action: str, as_json: bool) -> int:
 
     settings = load_settings()
     if not settings.embedded:
-        raise UsageError("EXTRACT_REDIS_URL is set, so no embedded server is in use; unset it, or manage that server where it runs")
+        raise UsageError("EXTRACT_REDIS_URL is set, so the embedded server is not in use; unset it, or manage that server where it runs")
     if action == "start":
         embedded_redis.ensure(settings)
     elif action == "stop":
@@ -34,7 +34,7 @@ def command(action: str, as_json: bool) -> int:
     if as_json:
         print_json({"running": facts is not None} | (facts or {}))
     elif facts is None:
-        click.echo("stopped; the next command starts it again, with all jobs" if action == "stop" else "the embedded server is not running")
+        click.echo("stopped; the next command restarts it with all jobs" if action == "stop" else "the embedded server is not running")
     else:
         click.echo(
             f"running: pid {facts['pid']}, {facts['binary']} {facts['version']}\nsocket:  {facts['socket']}\ndata:    {facts['data']}"

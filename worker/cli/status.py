@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @click.command("status", short_help="Show a job, or the whole service.")
 @click.argument("job", required=False)
-@click.option("--once", is_flag=True, help="Print the page once, on a terminal too.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Most open jobs, and most workers, shown.")
+@click.option("--once", is_flag=True, help="Print the page once, also in a terminal.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Maximum number of open jobs and of workers.")
 @no_worker_option
 @json_option
 def command(job: str | None, once: bool, limit: int, no_worker: bool, as_json: bool) -> int:
-    """Show a job, or the whole service: jobs by state, queues, workers, what runs and what waits.
+    """Show a job, or the whole service: jobs by state, queues, workers, running and queued jobs.
 
-    On a terminal the page of the service is redrawn every second until Ctrl-C.
+    In a terminal the page of the service is redrawn every second until Ctrl-C.
 
     \b
     Example: extract status k3v9x2mq
@@ -53,19 +53,19 @@ def _show_service(service: Service, once: bool, limit: int, as_json: bool) -> in
     elif once or not console.is_terminal:
         show_once(overview(service, limit), limit)
     else:
-        show_live(_looker(service, limit), limit, console)
+        show_live(_poller(service, limit), limit, console)
     return 0
 
 
-def _looker(service: Service, limit: int) -> Callable[[], dict[str, Any] | None]:
-    """What looks at the service; while it does not answer, None, and the next look connects anew."""
+def _poller(service: Service, limit: int) -> Callable[[], dict[str, Any] | None]:
+    """A function that returns the overview of the service; None while Redis does not answer, and then it reconnects."""
     import redis
 
     from extractor.errors import ServiceUnavailable
     from worker.client.service import open_service
     from worker.monitoring.overview import overview
 
-    def look() -> dict[str, Any] | None:
+    def poll() -> dict[str, Any] | None:
         nonlocal service
         try:
             return overview(service, limit)
@@ -74,7 +74,7 @@ def _looker(service: Service, limit: int) -> Callable[[], dict[str, Any] | None]
                 service = open_service(service.settings)
             return None
 
-    return look
+    return poll
 
 
 def _show_job(service: Service, job: str, as_json: bool) -> int:

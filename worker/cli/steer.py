@@ -12,19 +12,25 @@ from worker.cli.options import as_json as json_option
 from worker.cli.options import print_json
 
 
-@click.command("steer", short_help="Edit a circuit's node inside the dense model.")
+@click.command("steer", short_help="Patch a circuit's nodes into the dense model.")
 @click.argument("job")
 @click.option(
-    "--node", "nodes", multiple=True, metavar="ID", help="A node, as 0.mlp.act_in.12; several of one site go together. Default: the best."
+    "--node",
+    "nodes",
+    multiple=True,
+    metavar="ID",
+    help="A node such as 0.mlp.act_in.12; several must be at one site. Default: the most effective node.",
 )
-@click.option("--toward", required=True, metavar="PROMPT", help="Nodes take the values they have after this prompt.")
-@click.option("--prompt", metavar="PROMPT", help="What the dense model reads, as many tokens. Default: a held-out prompt of the task.")
-@click.option("--strength", type=float, help="From 0, nothing, to 1, all of the change. Default: 0, 0.1, ... 1.")
-@click.option("--way", type=click.Choice(["read", "stream"]), help="Edit what one sublayer reads, or the residual from there on.")
-@click.option("--task", help="Whose circuit, in a job that has several.")
+@click.option("--toward", required=True, metavar="PROMPT", help="Prompt that gives the new values of the nodes.")
+@click.option(
+    "--prompt", metavar="PROMPT", help="Prompt for the dense model, equally long in tokens. Default: a held-out prompt of the task."
+)
+@click.option("--strength", type=float, help="Fraction of the change, from 0 to 1. Default: 0, 0.1, ... 1.")
+@click.option("--way", type=click.Choice(["read", "stream"]), help="Edit the input of one sublayer, or the residual stream from there on.")
+@click.option("--task", help="Task of the circuit, if the job has several.")
 @json_option
 def command(job: str, strength: float | None, task: str | None, as_json: bool, **asked: Any) -> int:
-    """Edit nodes of a circuit inside the dense model that JOB (an id, or a result folder) was made from, and see its answer change.
+    """Patch nodes of a circuit into the dense model of JOB (an id or a result folder) and measure how its answer changes.
 
     \b
     Example: extract steer k3v9x2mq --toward "print('hello"
@@ -33,10 +39,10 @@ def command(job: str, strength: float | None, task: str | None, as_json: bool, *
     from extractor.errors import UsageError
 
     if strength is not None and not 0 <= strength <= 1:
-        raise UsageError(f"--strength {strength:g} is not between 0 (no change) and 1 (the whole change)")
-    from worker.cli.views.job import quieten
+        raise UsageError(f"--strength {strength:g} is not between 0 (no change) and 1 (the full change)")
+    from worker.cli.views.job import silence_transformers
 
-    quieten()
+    silence_transformers()
     from extractor.bridges.steering.evaluate import STRENGTHS
     from extractor.bridges.steering.prompt import open_result, steer_result
 
@@ -53,30 +59,32 @@ def command(job: str, strength: float | None, task: str | None, as_json: bool, *
 def _folder(job: str) -> Path:
     """The result folder of a job id, or the folder itself."""
     from worker.cli.connect import load_settings
-    from worker.client import results, service, submit
+    from worker.client import results, service
+    from worker.ids import check_id
 
     if Path(job).is_dir():
         return Path(job).absolute()
-    submit.check_id(job)
+    check_id(job)
     settings = load_settings()
     return results.result_folder(settings, service.open_service(settings).records, job)
 
 
 def _show(found: dict[str, Any]) -> None:
-    """The prompts, and a row for each strength."""
+    """Print the prompts and one row per strength."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(Text(f"{found['model']} reads  {found['prompt']!r}\nsteered toward  {found['toward']!r}"))
-    console.print(Text(f"by  {', '.join(found['nodes'])}  ({'one read' if found['way'] == 'read' else 'the residual from there on'})"))
+    console.print(Text(f"prompt of {found['model']}  {found['prompt']!r}\nsteered toward  {found['toward']!r}"))
+    site = "input of one sublayer" if found["way"] == "read" else "residual stream from there on"
+    console.print(Text(f"nodes  {', '.join(found['nodes'])}  ({site})"))
     first, second = found["answers"]
-    titles = ("strength", repr(first), repr(second), f"{found['other']!r} of the two", "random", "strongest")
+    titles = ("strength", repr(first), repr(second), f"{found['other']!r} among both", "random, mean", "random, max")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
         table.add_column(Text(title), justify="right")
-    table.add_column("most likely next")
+    table.add_column("most likely next tokens")
     for step in found["steps"]:
         numbers = (step["probability"][first], step["probability"][second], step["between"], step["random"], step["random_worst"])
         likely = "  ".join(f"{token!r} {p:.2f}" for token, p in step["top"])

@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     click.option("--model", help="A bundled name, a folder, a hub id, or the id of a finished job."),
-    click.option("--adapter", help="A LoRA on that model: a folder or a hub id. A --model that is a LoRA brings its base itself."),
+    click.option("--adapter", help="LoRA adapter of the model: a folder or a hub id. For a --model that is an adapter, its base is found."),
     click.option(
         "--task",
         "tasks",
         multiple=True,
-        help="What the model does: a name of `extract tasks`, a JSONL file of pairs, or 'all'. Repeatable: one bridging serves all.",
+        help="A name from `extract tasks`, a JSONL file of pairs, or 'all'. Repeatable; all tasks share one bridging.",
     ),
-    click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss to reach, in nats."),
+    click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Target loss of a circuit (nats)."),
     click.option(
-        "--init", type=click.Choice(["dense", "scratch"]), help="Where the sparse model that a dense one is bridged to starts; by preset."
+        "--init", type=click.Choice(["dense", "scratch"]), help="Initial weights of the sparse model. Default: set by the preset."
     ),
     click.option(
         "--labels",
         type=click.Choice(["task", "model"]),
         default="task",
         show_default=True,
-        help="Whose answers the circuit must give: the task's right ones, or the model's own.",
+        help="Answers that the circuit must give: the task's correct answers or the model's own.",
     ),
-    click.option("--dense", "is_dense", is_flag=True, help="Prune the dense model itself (a GPT-2), without bridging."),
+    click.option("--dense", "is_dense", is_flag=True, help="Prune the dense model (a GPT-2) itself, without bridging."),
     prune_options,
     changes_option("bridge.optim.lr=0.01"),
     fields_option,
@@ -48,10 +48,10 @@ def _submit_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.command("submit", short_help="Queue the extraction of tasks' circuits from a model.")
+@click.command("submit", short_help="Queue the extraction of circuits from a model.")
 @_submit_options
 def command(model: str | None, tasks: tuple[str, ...], fields: bool, datasets: tuple[str, ...], **options: Any) -> int:
-    """Queue the extraction of tasks' circuits from a model, and print the job's id.
+    """Queue the extraction of a model's circuits for one or several tasks, and print the job id.
 
     \b
     Example: extract submit --model python-tiny --task quote_close --wait

@@ -16,24 +16,30 @@ if TYPE_CHECKING:
     from worker.sweeps.grid import Sweep
 
 
-@click.command("sweep", short_help="Train and prune a grid of models, and draw the frontier.")
-@click.option("--grid", multiple=True, metavar="NAME=VALUE,VALUE", help="An axis: width, l0 (nonzeros: 16k; or a fraction), or any field.")
-@click.option("--task", "tasks", multiple=True, help="A task whose circuit is found in every model; see `extract tasks`. Repeatable.")
-@click.option("--preset", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True, help="How much work to do.")
-@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="A field of every model; see `extract train --fields`.")
-@click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss circuits must reach, in nats.")
-@click.option("--dense", is_flag=True, help="Dense baselines: no sparsity.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Same seed, same result.")
-@click.option("--corpus", multiple=True, help="Text: 'stdlib', 'generated', a folder, .txt, .py or .jsonl file. Repeatable.")
+@click.command("sweep", short_help="Train and prune a grid of models and draw the frontier.")
+@click.option(
+    "--grid", multiple=True, metavar="NAME=VALUE,VALUE", help="An axis: width, l0 (nonzeros as 16k, or a fraction), or any field."
+)
+@click.option("--task", "tasks", multiple=True, help="A task to find circuits for; see `extract tasks`. Repeatable.")
+@click.option("--preset", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True, help="Size of the work.")
+@click.option(
+    "--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Override a field of all models; see `extract train --fields`."
+)
+@click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Target loss of a circuit (nats).")
+@click.option("--dense", is_flag=True, help="Train dense baselines, without sparsity.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Random seed.")
+@click.option("--corpus", multiple=True, help="Training text: 'stdlib', 'generated', a folder, a .txt, .py or .jsonl file. Repeatable.")
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="normal", show_default=True, help="Place in the queue.")
-@click.option("--status", "sweep_id", metavar="ID", help="Look at a sweep that was started earlier, and gather what is there.")
+@click.option("--status", "sweep_id", metavar="ID", help="Show an existing sweep and collect its results.")
 @click.option("--wait", is_flag=True, help="Follow the sweep until it ends, then draw the frontier.")
-@click.option("--out", type=click.Path(path_type=Path), help="Where the frontier goes; default: STATE_DIR/sweeps/ID.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the frontier. Default: STATE_DIR/sweeps/ID.")
 @click.option("--print-specs", is_flag=True, help="Print every point's job and spec as JSON; queue nothing.")
 @no_worker_option
 @json_option
 def command(grid: tuple[str, ...], sweep_id: str | None, **options: Any) -> int:
-    """Queue one training with pruning for each point of a grid; the same command again goes on, or gathers what is there.
+    """Queue one job per point of a grid: train a model, then prune it.
+
+    Re-running is safe: it queues only jobs that are missing, failed, cancelled or damaged.
 
     \b
     Example: extract sweep --grid width=64,128 --grid l0=16k,24k,32k --task quote_close --task bracket_counting --wait
@@ -43,7 +49,7 @@ def command(grid: tuple[str, ...], sweep_id: str | None, **options: Any) -> int:
     from worker.sweeps.jobs import folder_of, open_plan, queue, save_plan
 
     if sweep_id is not None and grid:
-        raise UsageError("--status looks at a sweep that there is; leave out --grid")
+        raise UsageError("--status shows an existing sweep; leave out --grid")
     settings = load_settings(options["no_worker"])
     sweep = open_plan(settings, sweep_id) if sweep_id else _plan(grid, options)
     if options["print_specs"]:
@@ -70,7 +76,7 @@ def _plan(grid: tuple[str, ...], options: dict[str, Any]) -> Sweep:
 
 
 def _check_out(out: Path, given: bool) -> Path:
-    """A new or empty folder, or one that a sweep has filled. Raises OutputError."""
+    """Return a folder that is new, empty or written by an earlier sweep. Raises OutputError for any other."""
     from worker.storage.results import check_new_folder
 
     if given and not (out / "sweep.json").is_file():
@@ -79,9 +85,9 @@ def _check_out(out: Path, given: bool) -> Path:
 
 
 def _show_queued(service: Service, sweep: Sweep, queued: list[str], as_json: bool) -> int:
-    from worker.sweeps.jobs import look
+    from worker.sweeps.jobs import inspect
 
-    facts = look(service, sweep)
+    facts = inspect(service, sweep)
     if as_json:
         jobs = [{"job": p["job"], "label": p["label"], "state": p["state"], "queued_now": p["job"] in queued} for p in facts]
         print_json({"sweep": sweep.id, "jobs": jobs})
@@ -94,26 +100,26 @@ def _show_queued(service: Service, sweep: Sweep, queued: list[str], as_json: boo
 
 
 def _gather(service: Service, sweep: Sweep, out: Path, wait: bool, as_json: bool) -> int:
-    """Follow the points if asked to, then draw what is there. 1 where a point has failed."""
+    """Follow the sweep if `wait`, then draw its results. Returns exit code 1 if a point has failed."""
     from worker.cli.views.sweep import make_sweep_view, show_frontier
     from worker.sweeps.claims import compare
     from worker.sweeps.frontier import write_frontier
-    from worker.sweeps.jobs import look, watch, without_progress
+    from worker.sweeps.jobs import inspect, watch, without_progress
 
     tasks = sweep.points[0].spec.tasks
-    facts = look(service, sweep)
+    facts = inspect(service, sweep)
     if wait:
         try:
             with make_sweep_view(as_json, sweep.id, tasks) as view:
                 for facts in watch(service, sweep):
                     view.show(facts)
         except KeyboardInterrupt:
-            click.echo(f"stopped watching; the jobs go on. Watch again: extract sweep --status {sweep.id} --wait", err=True)
+            click.echo(f"stopped watching; the jobs continue. Watch again: extract sweep --status {sweep.id} --wait", err=True)
             return 130
     comparison = compare(without_progress(facts), tasks)
-    told = write_frontier(out, sweep.id, comparison)
+    written = write_frontier(out, sweep.id, comparison)
     if as_json:
-        print_json({"sweep": sweep.id, "path": str(out), **told})
+        print_json({"sweep": sweep.id, "path": str(out), **written})
     else:
-        show_frontier(facts, told, out)
+        show_frontier(facts, written, out)
     return 1 if any(point["state"] in ("failed", "cancelled", "missing") for point in facts) else 0

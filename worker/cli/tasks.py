@@ -19,12 +19,12 @@ _MODEL = click.option("--model", required=True, help="A bundled name, a folder, 
 _ADAPTER = click.option("--adapter", help="A LoRA on that model: a folder or a hub id.")
 
 
-@click.group("tasks", invoke_without_command=True, short_help="List the tasks, show one, or check which a model can do.")
-@click.option("--example", is_flag=True, help="Show a pair of prompts of each.")
+@click.group("tasks", invoke_without_command=True, short_help="List tasks, show one, or measure a model on them.")
+@click.option("--example", is_flag=True, help="Show an example pair of prompts for each task.")
 @json_option
 @click.pass_context
 def command(context: click.Context, example: bool, as_json: bool) -> int:
-    """List the tasks whose circuits can be extracted: built-in ones and those of installed packages.
+    """List the built-in tasks and those of installed packages.
 
     \b
     Example: extract tasks --example
@@ -48,14 +48,14 @@ def command(context: click.Context, example: bool, as_json: bool) -> int:
     return 0
 
 
-@command.command("show", short_help="Show a task: what it asks, and how a model's tokenizer writes it.")
+@command.command("show", short_help="Show a task and its tokens under a model's tokenizer.")
 @click.argument("task")
 @_MODEL
 @_ADAPTER
-@click.option("--pairs", type=click.IntRange(1, 1000), default=3, show_default=True, help="Pairs of prompts shown.")
+@click.option("--pairs", type=click.IntRange(1, 1000), default=3, show_default=True, help="Number of prompt pairs to show.")
 @json_option
 def show(task: str, model: str, adapter: str | None, pairs: int, as_json: bool) -> int:
-    """Show what TASK (a name, or a JSONL file of pairs) asks, and how the tokenizer of a model writes it.
+    """Show the prompts and answers of TASK (a name or a JSONL file of pairs) and their tokens under a model's tokenizer.
 
     \b
     Example: extract tasks show quote_close --model python-tiny --pairs 5
@@ -80,15 +80,15 @@ def show(task: str, model: str, adapter: str | None, pairs: int, as_json: bool) 
     return 0
 
 
-@command.command("check", short_help="Say which tasks a model can do, before any job.")
+@command.command("check", short_help="Measure a model's loss and accuracy on tasks.")
 @_MODEL
 @_ADAPTER
 @click.option("--task", "tasks", multiple=True, help="A name, a JSONL file of pairs, or 'all'. Repeatable. Default: all.")
-@click.option("--pairs", type=click.IntRange(1, 100_000), default=256, show_default=True, help="Held-out pairs that each is measured on.")
-@click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss to be below, in nats.")
+@click.option("--pairs", type=click.IntRange(1, 100_000), default=256, show_default=True, help="Held-out pairs per task.")
+@click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Target loss in nats.")
 @json_option
 def check(model: str, adapter: str | None, tasks: tuple[str, ...], pairs: int, target_loss: float, as_json: bool) -> int:
-    """Say of each task whether the tokenizer of a model can express it, and how well the whole model does it on held-out prompts.
+    """Check for each task whether the model's tokenizer can express it, and measure the full model on held-out prompts.
 
     \b
     Example: extract tasks check --model gpt2
@@ -97,16 +97,16 @@ def check(model: str, adapter: str | None, tasks: tuple[str, ...], pairs: int, t
     from extractor.jobs.check_tasks import check_tasks, open_whole
     from extractor.models.reference import open_model
     from extractor.training.loop import set_up_torch
-    from worker.cli.views.job import quieten
+    from worker.cli.views.job import silence_transformers
     from worker.settings import from_env
 
     chosen = choose(tasks or ("all",)).tasks
     reference, tuned = _resolve(model, adapter)
     open_model(reference)
-    quieten()
+    silence_transformers()
     set_up_torch(from_env().threads)
-    whole, tokenizer = open_whole(reference, tuned)
-    rows = list(_followed(check_tasks(whole, tokenizer, chosen, target_loss, pairs), len(chosen), quiet=as_json))
+    full_model, tokenizer = open_whole(reference, tuned)
+    rows = list(_with_progress(check_tasks(full_model, tokenizer, chosen, target_loss, pairs), len(chosen), quiet=as_json))
     if as_json:
         facts = {"model": reference, "adapter": tuned, "target_loss": target_loss, "pairs": pairs}
         print_json(facts | {"tasks": [vars(row) for row in rows]})
@@ -116,14 +116,14 @@ def check(model: str, adapter: str | None, tasks: tuple[str, ...], pairs: int, t
 
 
 def _rows() -> list[dict[str, Any]]:
-    """All tasks, each with its source; of one that cannot be used name, source and problem only."""
+    """All tasks with their source; for an unusable task only name, source and problem."""
     from tasks.base import load_task, task_names
     from tasks.installed import installed_tasks
 
     rows = [_about(task) | _example(task) | {"source": BUILT_IN, "problem": None} for task in map(load_task, task_names())]
-    nothing: dict[str, Any] = {"description": "", "aliases": [], "answers": [], "example": []}
+    empty: dict[str, Any] = {"description": "", "aliases": [], "answers": [], "example": []}
     for offer in installed_tasks():
-        found = nothing | {"name": offer.name} if offer.problem else _about(offer.load()) | _example(offer.load())
+        found = empty | {"name": offer.name} if offer.problem else _about(offer.load()) | _example(offer.load())
         rows.append(found | {"source": offer.source, "problem": offer.problem})
     return rows
 
@@ -148,7 +148,7 @@ def _source(task: Task) -> str:
 
 
 def _resolve(model: str, adapter: str | None) -> tuple[str, str | None]:
-    """Model and adapter as a spec would have them; a job's id names its model. No service is needed."""
+    """Model and adapter as a spec names them; a job id means that job's model. Needs no service."""
     from extractor.models.reference import resolve_pair
     from worker.client.submit import resolve_model
     from worker.settings import from_env
@@ -157,13 +157,13 @@ def _resolve(model: str, adapter: str | None) -> tuple[str, str | None]:
 
 
 def _show(facts: dict[str, Any]) -> None:
-    """A task and its samples, a bar between tokens."""
+    """Print a task and its sample prompts, with a bar between tokens."""
     lines = {
         "task": facts["name"],
-        "asks": facts["description"],
+        "about": facts["description"],
         "aliases": ", ".join(facts["aliases"]) or None,
         "source": facts["source"],
-        "answers": f"cannot be asked: {facts['why']}" if facts["why"] else "vary from pair to pair",
+        "answers": f"not expressible: {facts['why']}" if facts["why"] else "vary from pair to pair",
     }
     if facts["spelling"]:
         lines["answers"] = " or ".join(f"{text!r} (token {i})" for text, i in zip(facts["spelling"], facts["tokens"], strict=True))
@@ -177,8 +177,8 @@ def _show(facts: dict[str, Any]) -> None:
             click.echo(f"  {tokens} -> {pair[side]['answer']!r}")
 
 
-def _followed(rows: Iterable[TaskCheck], total: int, quiet: bool) -> Iterable[TaskCheck]:
-    """The rows, a bar on stderr while they come, where that is a terminal."""
+def _with_progress(rows: Iterable[TaskCheck], total: int, quiet: bool) -> Iterable[TaskCheck]:
+    """Yield the rows and show a progress bar on stderr if that is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -197,7 +197,7 @@ def _show_checks(rows: list[TaskCheck], target_loss: float) -> None:
         table.add_column(name, no_wrap=name == "task", justify="right" if name in ("loss (nats)", "accuracy") else "left")
     for row in rows:
         if row.loss is None or row.accuracy is None:
-            table.add_row(row.task, "", "", "", Text(f"cannot be asked: {_short(row)}", style="yellow"))
+            table.add_row(row.task, "", "", "", Text(f"not expressible: {_short(row)}", style="yellow"))
             continue
         verdict = Text("yes", style="green") if row.meets_target else Text("no", style="red")
         answers = " ".join(map(repr, row.answers)) if row.answers else "vary"
@@ -205,10 +205,10 @@ def _show_checks(rows: list[TaskCheck], target_loss: float) -> None:
     console = Console()
     (console if console.is_terminal else Console(width=max(120, console.width))).print(table, highlight=False)
     if any(not row.expressible for row in rows):
-        say("`extract tasks show TASK --model MODEL` says in full why a task cannot be asked")
+        say("`extract tasks show TASK --model MODEL` prints the full reason why a task is not expressible")
 
 
 def _short(row: TaskCheck) -> str:
-    """The first reason against a task, without what every such message has."""
+    """The first reason why a task is not expressible, without the common prefix and suffix."""
     why = (row.why or "").removesuffix("; choose another model or task")
     return why.partition("under this tokenizer: ")[2].partition("; ")[0] or why

@@ -15,18 +15,16 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     click.option("--architecture", type=click.Choice(["sparse_gpt", "gpt2"]), default="sparse_gpt", show_default=True),
-    click.option("--dense", is_flag=True, help="The dense baseline: the same shape without sparsity."),
+    click.option("--dense", is_flag=True, help="Train the dense baseline: the same shape without sparsity."),
     click.option("--match", type=float, metavar="LOSS", callback=positive, help="Search the smallest width that reaches this loss (nats)."),
-    click.option("--task", "tasks", multiple=True, help="Also find this task's circuit in the model: as of `submit`. Repeatable."),
-    click.option(
-        "--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Loss a circuit must reach, in nats."
-    ),
+    click.option("--task", "tasks", multiple=True, help="Also find the circuit for this task, as `submit` does. Repeatable."),
+    click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Target loss of a circuit (nats)."),
     changes_option("optim.lr=0.05"),
     fields_option,
     click.option(
-        "--tokenizer", metavar="MODEL", help="Take this model's tokenizer: a bundled name, a folder, a hub id. Default: train one."
+        "--tokenizer", metavar="MODEL", help="Use this model's tokenizer: a bundled name, a folder, a hub id. Default: train a new one."
     ),
-    click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files into the result."),
+    click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files to the result."),
     dataset_options,
     request_options,
 )
@@ -41,7 +39,7 @@ def _train_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("train", short_help="Queue the training of a model from scratch.")
 @_train_options
 def command(fields: bool, tasks: tuple[str, ...], datasets: tuple[str, ...], match: float | None, **options: Any) -> int:
-    """Queue the training of a model from scratch, and print the job's id.
+    """Queue the training of a model from scratch, and print the job id.
 
     \b
     Example: extract train --preset tiny --wait --out my-model

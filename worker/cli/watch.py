@@ -10,7 +10,7 @@ from worker.cli.options import no_worker as no_worker_option
 
 @click.command("watch", short_help="Follow a job until it ends.")
 @click.argument("job")
-@click.option("--from", "after", default="0", help="Only what came after this event id (from --json).")
+@click.option("--from", "after", default="0", help="Show only events after this event id (as in --json).")
 @no_worker_option
 @json_option
 def command(job: str, after: str, no_worker: bool, as_json: bool) -> int:
@@ -28,5 +28,5 @@ def command(job: str, after: str, no_worker: bool, as_json: bool) -> int:
 
     check_id(job)
     if not re.fullmatch(r"[0-9]{1,15}(-[0-9]{1,15})?", after):
-        raise UsageError(f"--from {after!r} is not an event id; take the 'id' of an event of `extract watch {job} --json`")
+        raise UsageError(f"--from {after!r} is not an event id; use the 'id' of an event from `extract watch {job} --json`")
     return follow(open_for(no_worker), job, None, as_json, after)

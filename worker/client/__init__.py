@@ -1,5 +1,5 @@
-"""What a user can do with jobs. The command line calls these functions.
+"""Client operations on jobs. The command line calls these functions.
 
-service.py   the connection;  submit.py: record and publish;  watch.py: follow;  results.py: fetch
-damaged.py   results that lost a file
+service.py   the connection;  submit.py: record and publish. Read this first;  watch.py: follow;  results.py: download
+damaged.py   results that have lost a file
 """

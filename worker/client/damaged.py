@@ -1,4 +1,4 @@
-"""Finished results that are no longer what they were: files gone or cut short. Whoever asks for their jobs again has them made anew."""
+"""Finished results with missing or truncated files. Submitting their jobs again makes them anew."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from worker.storage.transfer import parse_listing
 
 
 def find_damaged(service: Service, jobs: Sequence[str]) -> set[str]:
-    """Those of some jobs that have succeeded whose result is damaged or gone. Raises StorageUnavailable."""
-    return results.those(jobs, partial(is_damaged, service))
+    """The jobs, among these succeeded ones, whose result is damaged or gone. Raises StorageUnavailable."""
+    return results.filter_jobs(jobs, partial(is_damaged, service))
 
 
 def is_damaged(service: Service, job: str) -> bool:
-    """Whether the result that a job has left is damaged or gone; one that lies where we cannot look is taken to be whole.
+    """Whether a job's result is damaged or gone. False for a result on a disk that is not visible from here.
 
     Raises StorageUnavailable.
     """
@@ -33,12 +33,12 @@ def is_damaged(service: Service, job: str) -> bool:
         return True
     except NotFound:
         record = service.records.get(job)
-        return record is not None and _lies_here(service.settings, job, record.get("artifact", ""))
+        return record is not None and _is_visible(service.settings, job, record.get("artifact", ""))
     return False
 
 
 def _check(found: Path | StoredResult) -> None:
-    """Whether every file that the manifest of a result names is there, in its size; what is in them is not read.
+    """Check that every file in the manifest exists with its size. Does not read the files.
 
     Raises BrokenArtifact, NotFound when there is no manifest, StorageUnavailable.
     """
@@ -50,7 +50,7 @@ def _check(found: Path | StoredResult) -> None:
         sizes = {name: os.path.getsize(found / name) for name in files if os.path.isfile(found / name)}
     wrong = [name for name, facts in files.items() if sizes.get(name) != facts["bytes"]]
     if wrong:
-        raise BrokenArtifact(f"{wrong[0]} is missing from {place} or was cut short; run the job again")
+        raise BrokenArtifact(f"{wrong[0]} is missing from {place} or truncated; run the job again")
 
 
 def _manifest(found: Path | StoredResult) -> bytes:
@@ -59,11 +59,11 @@ def _manifest(found: Path | StoredResult) -> bytes:
     try:
         return (found / MANIFEST).read_bytes()
     except OSError as error:
-        raise NotFound(f"{found} holds no result that can be read ({error.strerror})") from None
+        raise NotFound(f"{found} has no readable result ({error.strerror})") from None
 
 
-def _lies_here(settings: Settings, job: str, artifact: str) -> bool:
-    """Whether we would see the result of a job if it were there: in our storage, or in a root where its folder is."""
+def _is_visible(settings: Settings, job: str, artifact: str) -> bool:
+    """Whether a result at this place would be visible from here: in our storage, or in our root beside the job's folder."""
     if "://" in artifact:
         return settings.store is not None and artifact.startswith(Store(settings.store).url + "/")
     folder = settings.root / job

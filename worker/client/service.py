@@ -16,7 +16,7 @@ from worker.settings import Settings
 
 @dataclass(frozen=True)
 class Service:
-    """A connection to the service: its settings, the Redis URL in use, the job records."""
+    """A connection to the service: settings, Redis URL, job records."""
 
     settings: Settings
     url: str
@@ -24,9 +24,9 @@ class Service:
 
 
 def open_service(settings: Settings) -> Service:
-    """Connect to EXTRACT_REDIS_URL, or to the embedded server, started if need be.
+    """Connect to EXTRACT_REDIS_URL, or to the embedded server, which is started if necessary.
 
-    Raises ServiceUnavailable, or UsageError for an address that is none.
+    Raises ServiceUnavailable, or UsageError for an invalid address.
     """
     if settings.redis_url is None:
         url = embedded_redis.ensure(settings)
@@ -34,16 +34,16 @@ def open_service(settings: Settings) -> Service:
     redis_url.check_safe(settings.redis_url, settings.allow_insecure)
     records = Records(connect(settings.redis_url))
     try:
-        records.client.zcard("ex:open")  # says more than a ping: may we read our keys?
+        records.client.zcard("ex:open")  # unlike a ping, also checks the permission to read keys
     except (redis.RedisError, OSError, ValueError) as error:
         raise ServiceUnavailable(redis_url.explain(settings.redis_url, error)) from None
     return Service(settings, settings.redis_url, records)
 
 
-def without_asking(settings: Settings) -> Service:
-    """The same without asking whether the server of EXTRACT_REDIS_URL is there, for those who can wait for it.
+def open_lazily(settings: Settings) -> Service:
+    """`open_service` without checking that the server of EXTRACT_REDIS_URL answers, for callers that can wait for it.
 
-    Raises ServiceUnavailable when it is not safe or the embedded server does not start, or UsageError.
+    Raises ServiceUnavailable for an unsafe address or when the embedded server does not start, or UsageError.
     """
     if settings.redis_url is None:
         return open_service(settings)
@@ -52,6 +52,7 @@ def without_asking(settings: Settings) -> Service:
 
 
 def reopen(service: Service) -> Service:
+    """A new connection, after a pause; the old one if the service still does not answer."""
     time.sleep(0.5)
     try:
         return open_service(service.settings)

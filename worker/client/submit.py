@@ -1,4 +1,4 @@
-"""What a user can do with jobs: submit, look, watch, cancel, fetch. The command line is a caller of these functions and nothing more."""
+"""Submit a job: write its record, make sure that a worker runs, publish its message."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from extractor.spec.schema import JobSpec
 
-NAMED_TASKS = 3  # of more, lists of jobs say how many they are
+NAMED_TASKS = 3  # with more tasks, lists of jobs show their number instead of their names
 
 
 def submit(
@@ -37,12 +37,12 @@ def submit(
     memory: int = 0,
     replaces: Sequence[str] = (),
 ) -> str:
-    """Record a job, see that somebody will run it, publish it: its id.
+    """Record a job, start a local worker if needed, publish the job. Returns its id.
 
-    job       an id of the caller's choice; submitting the same spec under it again changes nothing
-    group     the batch or sweep that it is of, whose jobs take turns with all others
-    memory    bytes that it needs, 0 if that is not known: only a worker that has them takes it
-    replaces  how a job of that id may have ended to be queued once more
+    job       id chosen by the caller; submitting the same spec under it again has no effect
+    group     id of its batch or sweep; the jobs of a group take turns with all other jobs
+    memory    bytes that the job needs, 0 if unknown; only workers with that much memory take it
+    replaces  end states in which an earlier job with this id is queued again
 
     Raises UsageError if another job has the id.
     """
@@ -67,7 +67,7 @@ def submit(
             return wanted
         else:
             raise UsageError(f"job id {wanted!r} is taken by another job; choose another --job-id")
-    local.ensure_worker(service.records, service.settings)  # it boots while we publish
+    local.ensure_worker(service.records, service.settings)  # it starts up while the job is published
     if group:
         publish_next(service, group)
     else:
@@ -83,12 +83,12 @@ def publish_next(service: Service, group: str) -> None:
 
 
 def name_tasks(tasks: Sequence[str]) -> str:
-    """Tasks in a few words: 'for_while, quote_close', or '20 tasks'."""
+    """A short text for tasks: 'for_while, quote_close', or '20 tasks'."""
     return ", ".join(tasks) if len(tasks) <= NAMED_TASKS else f"{len(tasks)} tasks"
 
 
 def _is_same(record: dict[str, str] | None, spec: JobSpec) -> bool:
-    """Whether a job's record holds this spec, however it was written then."""
+    """Whether a job's record contains this spec, in any earlier format."""
     from extractor.spec.schema import parse_job
 
     try:
@@ -100,37 +100,36 @@ def _is_same(record: dict[str, str] | None, spec: JobSpec) -> bool:
 def submit_again(
     service: Service, spec: JobSpec, job: str, priority: str = "normal", group: str = "", memory: int = 0, damaged: bool = False
 ) -> str:
-    """Queue a job that failed or was cancelled once more, under its own id: the engine goes on from its checkpoint.
+    """Queue a failed or cancelled job again under its id: the engine continues from its checkpoint. Does nothing in other states.
 
-    damaged: also one that succeeded, whose result is lost; the engine begins anew. A job in any other state is left as it is. Raises
-    what `submit` raises.
+    damaged: also queue a job that succeeded but whose result is damaged; the engine starts anew. Raises the errors of `submit`.
     """
     return submit(service, spec, job, priority, group, memory, TERMINAL if damaged else ("failed", "cancelled"))
 
 
 def resolve_model(model: str, settings: Settings, records: Records | None = None) -> str:
-    """A model reference as the engine wants it: a job id becomes the model that job left, all else stays.
+    """A model reference for the engine: a job id becomes a reference to that job's model, other references stay.
 
-    From a folder that is its path; from storage 'job:ID/ATTEMPT', which every worker there can fetch. Raises UsageError when that job has
-    left no model (yet), and what fetching it raises.
+    For a result in a folder that is its path; in storage it is 'job:ID/ATTEMPT', which every worker can download. Raises UsageError when
+    the job has no model (yet), and the errors of downloading it.
     """
-    if os.path.exists(model) or not is_id(model):  # unlike pathlib's, it never raises
+    if os.path.exists(model) or not is_id(model):  # os.path.exists never raises, unlike Path.exists
         return model
     record = records.get(model) if records else None
     if record is not None and record["state"] != "succeeded":
-        raise UsageError(f"model {model!r} is a job that is {record['state']}, not succeeded; see `extract watch {model}`")
+        raise UsageError(f"model {model!r} is a job that has not succeeded (state: {record['state']}); see `extract watch {model}`")
     artifact = (record or {}).get("artifact") or None
     try:
         stored = find_stored(settings, model, artifact)
     except StorageUnavailable:
         if record is not None:
             raise
-        return model  # most names are no job's, and need no storage
+        return model  # most names are not job ids and need no storage
     folder = results.fetch_to_cache(stored) if stored else Path(artifact) if artifact else settings.root / model / "result"
     if not stored and not artifact and not (folder / files.MANIFEST).is_file():
         return model
     if not (folder / "model").is_dir():
-        raise UsageError(f"job {model} left no model in {stored.url if stored else folder}; name a job of `extract train`, or a folder")
+        raise UsageError(f"job {model} has no model in {stored.url if stored else folder}; name a job of `extract train`, or a folder")
     return stored.model if stored else str(folder / "model")
 
 
@@ -142,12 +141,12 @@ def _publish(service: Service, job: str, priority: str, memory: int) -> None:
     try:
         publish(_app(service.url, service.settings), job, service.records.next_message_id(job), priority, memory)
     except OperationalError as error:
-        raise ServiceUnavailable(f"job {job} is recorded but not yet published ({error}); a worker will pick it up later") from None
+        raise ServiceUnavailable(f"job {job} is recorded but not published yet ({error}); a worker will find it later") from None
 
 
 @cache
 def _app(url: str, settings: Settings) -> Celery:
-    """One for all submits of a process, with its connections: making one takes longer than publishing."""
+    """One application per process: creating one takes longer than publishing a job."""
     from worker.broker.app import make_app
 
     return make_app(url, settings)

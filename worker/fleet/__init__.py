@@ -1,6 +1,6 @@
-"""The processes that make attempts.
+"""The processes that run jobs.
 
-worker.py     one worker: a Celery consumer in this process;  machine.py: several, one on each GPU
-local.py      the worker that a client starts on its own machine;  devices.py: GPUs and memory
-vitals.py     what a worker reports about itself;  caretaker.py: lost jobs come back
+worker.py     one worker: a Celery consumer in this process. Read this first;  machine.py: several workers, for example one per GPU
+local.py      the worker that a command starts on its own machine;  devices.py: GPUs and memory
+vitals.py     what a worker announces about itself;  caretaker.py: recovers lost jobs
 """

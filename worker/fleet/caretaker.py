@@ -1,9 +1,9 @@
-"""What every live worker does beside its job, from a thread of its main process.
+"""Periodic work of every live worker, in a thread of its main process.
 
-announce   say that this worker lives
-reap       bring back running jobs whose owner is gone: known dead on this machine, or its lease has run out
-republish  bring back queued jobs whose message is nowhere
-idle       leave after a while without work, if asked to
+announce   write to Redis that this worker lives
+reap       requeue running jobs whose owner has died on this machine or whose lease has expired
+republish  send the message of queued jobs again if no queue has it
+idle       exit after a time without work, if configured
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ log = logging.getLogger("extract")
 
 
 class Caretaker(threading.Thread):
-    """name: the worker's, '' for a caretaker without one, which is not announced. publish: asks workers to try a job.
-    current_job: the job this worker runs now, or ''.
+    """The thread.
 
-    idle_exit: seconds without work after which the worker is asked to leave, None for never. is_local: started by a command.
-    alive_file: touched each time that Redis has answered, for those who watch over this process. capacity: bytes that a job may need, to be
-    taken here; 0: any.
+    name         of the worker; '' for a caretaker without a worker, which is not announced
+    publish      sends a job's message
+    current_job  returns the job that this worker runs now, or ''
+    idle_exit    seconds without work after which the worker exits, None for never
+    is_local     whether a command has started this worker
+    alive_file   touched after each answer of Redis, as a liveness probe
+    capacity     most bytes that a job of this worker may need; 0: any
     """
 
     def __init__(
@@ -81,17 +84,17 @@ class Caretaker(threading.Thread):
                 log.warning("Redis cannot be reached (%s)", error)
                 self._cut_off = True
                 self._revive()
-            except Exception:  # the caretaker must outlive any one mishap
+            except Exception:  # one error must not end the caretaker
                 log.exception("caretaker")
             self._stopping.wait(self._settings.reap_every)
 
     def stop(self) -> None:
-        """The worker leaves: no longer announce it."""
+        """The worker exits: remove its announcement."""
         self._stopping.set()
         try:
             self._records.withdraw(self.worker_name)
         except redis.RedisError:
-            return  # the announcement runs out by itself
+            return  # the announcement expires by itself
 
     def _tick(self) -> None:
         if self.worker_name:
@@ -106,15 +109,15 @@ class Caretaker(threading.Thread):
         self._leave_if_idle()
 
     def announce(self) -> None:
-        """Tell Redis that this worker lives and what it does."""
-        self._records.announce(self._vitals.look(self._current_job()), ttl=max(3 * self._settings.reap_every, 5))
+        """Write to Redis that this worker lives and what it does."""
+        self._records.announce(self._vitals.current(self._current_job()), ttl=max(3 * self._settings.reap_every, 5))
 
     def connection_returned(self) -> None:
-        """Redis answers again after an absence."""
+        """Redis answers again after an outage."""
         self._cut_off, self._reconnected_at = False, time.monotonic()
 
     def reap(self) -> None:
-        """Bring back the jobs whose owner is lost."""
+        """Requeue the jobs whose owner is lost."""
         leases_count = self._leases_count()
         for job, record in self._records.outline(self._counts.newest("running", 0)).items():
             if record["state"] != "running":
@@ -129,10 +132,10 @@ class Caretaker(threading.Thread):
                 self._publish(job)
 
     def _leases_count(self) -> bool:
-        """Whether an expired lease tells anything.
+        """Whether an expired lease means that its owner is lost.
 
-        After Redis was away, live owners need a moment to renew theirs; they try every heartbeat, so one lease time is plenty. A dead
-        owner on this machine is recognised by its process at once, so a restarted embedded server delays no recovery.
+        After an outage of Redis, live owners need time to renew their leases; one lease time is enough, since they try at every heartbeat.
+        A dead owner on this machine is recognised by its process, so a restart of the embedded server delays no recovery.
         """
         facts: Any = self._records.client.info("server")
         if facts["uptime_in_seconds"] < self._settings.lease_ttl:
@@ -140,8 +143,11 @@ class Caretaker(threading.Thread):
         return self._reconnected_at is None or time.monotonic() - self._reconnected_at >= self._settings.lease_ttl
 
     def _republish(self) -> None:
-        """An age rule alone would multiply the messages of a long backlog, so this looks into the queues, though seldom, and one worker
-        for all: a hundred that read ten thousand jobs each would keep Redis busy with nothing else."""
+        """Publish old queued jobs whose message is in no queue.
+
+        Age alone would multiply the messages of a long backlog, so this reads the queues. It does so seldom and in one worker for all,
+        since reading ten thousand jobs in a hundred workers would keep Redis busy.
+        """
         every = self._settings.republish_after / 4
         if time.monotonic() - self._looked_at < every:
             return
@@ -152,17 +158,17 @@ class Caretaker(threading.Thread):
         open_jobs = self._records.open_jobs()
         for job in self._groups.draw_all():
             self._publish(job)
-        # Those that wait for another open job are published when that one has made their bridged model.
+        # A job that waits for another open job is published when that job has stored the bridged model.
         queued = {job: record for job, record in open_jobs.items() if record["state"] == "queued" and not record["in_line"]}
         free = {job: record for job, record in queued.items() if record["waits"] not in open_jobs}
         old = [job for job, record in free.items() if float(record["updated"]) < before]
         waiting = self._waiting_jobs() if old else set()
         for job in old:
             if job not in waiting:
-                log.warning("job %s: queued, but its message is nowhere; published again", job)
+                log.warning("job %s: queued, but its message was lost; published again", job)
                 self._publish(job)
         self._counts.prepare()
-        self._counts.mend(open_jobs, self._settings.lease_ttl)
+        self._counts.repair(open_jobs, self._settings.lease_ttl)
 
     def _waiting_jobs(self) -> set[str]:
         jobs = set()
@@ -172,7 +178,7 @@ class Caretaker(threading.Thread):
                 try:
                     jobs.add(json.loads(message)["headers"]["id"].rpartition(".")[0])
                 except (ValueError, KeyError, TypeError, AttributeError):
-                    continue  # not one of ours: the worker will discard it
+                    continue  # malformed: a worker will drop it
         return jobs
 
     def _leave_if_idle(self) -> None:
@@ -182,12 +188,12 @@ class Caretaker(threading.Thread):
             self._busy_at = time.monotonic()
         elif time.monotonic() - self._busy_at >= self._idle_exit:
             with local.registration(self._settings):
-                # A client records its job before it looks, under the same lock, for a worker: one of us two sees the other.
+                # A client records its job first and then looks for a worker under the same lock, so one of the two sees the other.
                 if self._has_queued():
                     return
                 self.stop()
-                local.forget(self._settings, os.getpid())
-            log.info("nothing to do for %.0f s: leaving", self._idle_exit)
+                local.unregister(self._settings, os.getpid())
+            log.info("no work for %.0f s: exiting", self._idle_exit)
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _has_queued(self) -> bool:
@@ -202,24 +208,21 @@ class Caretaker(threading.Thread):
             log.warning("%s", error)
 
 
-log = logging.getLogger("extract")
-
-
 def publisher(app: Celery, records: Records) -> Callable[[str], None]:
-    """What publishes a job again, under its own priority; while Redis is away it only says so."""
+    """A function that publishes a job again with its priority; while Redis does not answer it only logs a warning."""
 
     def publish_again(job: str) -> None:
         try:
             record = records.get_many([job]).get(job, {})
             publish(app, job, records.next_message_id(job), record.get("priority", "normal"), memory_of(record))
         except (OperationalError, redis.RedisError, OSError) as error:
-            log.warning("job %s: not published (%s); it will be, once Redis is back", job, error)
+            log.warning("job %s: not published (%s); a caretaker publishes it when Redis is back", job, error)
 
     return publish_again
 
 
-def keep_up(url: str, settings: Settings, alive_file: Path | None = None) -> None:
-    """Bring back lost jobs and lost messages until SIGTERM or Ctrl-C. alive_file: touched every few seconds while Redis answers."""
+def run_caretaker(url: str, settings: Settings, alive_file: Path | None = None) -> None:
+    """Recover lost jobs and lost messages until SIGTERM or Ctrl-C. alive_file: touched every few seconds while Redis answers."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s] %(message)s")
     records = Records(connect(url))
     caretaker = Caretaker("", records, settings, publisher(make_app(url, settings), records), lambda: "", alive_file=alive_file)

@@ -1,6 +1,6 @@
-"""Which device a worker's engine computes on, and how much of its memory is in use, without loading torch: `nvidia-smi` says it.
+"""The device of a worker's engine and its memory in use, from `nvidia-smi`, without loading torch.
 
-A worker has the GPUs of CUDA_VISIBLE_DEVICES, all of them where it is not set. Without `nvidia-smi`, or GPUs, it has the CPU.
+A worker uses the GPUs in CUDA_VISIBLE_DEVICES, or all GPUs if it is not set. Without `nvidia-smi` or GPUs it uses the CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TIMEOUT = 10.0  # seconds; a GPU that fell off the bus makes nvidia-smi hang
 class Device:
     """name: 'NVIDIA H200, 140 GiB', '2 x NVIDIA H200, 280 GiB' or 'cpu, 4 threads'. total, used: bytes of GPU memory, 0 for a CPU.
 
-    smallest: bytes of that GPU which has least.
+    smallest: bytes of the GPU with the least memory.
     """
 
     name: str
@@ -29,18 +29,18 @@ class Device:
     smallest: int = 0
 
 
-def look(threads: int) -> Device:
-    """The device as it is now. threads: the CPU threads of the engine."""
+def detect(threads: int) -> Device:
+    """The device and its present memory use. threads: the CPU threads of the engine."""
     return _gpus() or Device(f"cpu, {threads} {'thread' if threads == 1 else 'threads'}")
 
 
 def capacity(threads: int) -> int:
-    """Bytes that a job here may need: those of the smallest GPU, else the free RAM."""
-    return look(threads).smallest or ram_at_hand()
+    """Most bytes that a job here may need: memory of the smallest GPU, or the free RAM."""
+    return detect(threads).smallest or ram_at_hand()
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that are ours, each as a value of CUDA_VISIBLE_DEVICES."""
+    """The GPUs that this process may use, each as a value for CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
@@ -72,5 +72,5 @@ def _gpus() -> Device | None:
 
 
 def _number(text: str) -> int:
-    """'[N/A]' on GPUs that share the machine's memory."""
+    """A number of nvidia-smi; 0 for '[N/A]', which GPUs with shared memory report."""
     return int(text) if text.strip().isdecimal() else 0

@@ -1,4 +1,4 @@
-"""The local worker: a detached process that commands start when jobs wait on the embedded server and nobody is there to run them."""
+"""The local worker: a detached process that commands start when jobs are open on the embedded server and no worker runs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from worker import processes
 from worker.settings import Settings, child_env, python_module
 
 if TYPE_CHECKING:
-    from worker.records.records import Records
+    from worker.records.records import Records, Worker
 
 
-def live_workers(records: Records, settings: Settings) -> list[str]:
-    """Names of the workers that are there. One that was killed on this machine does not count, though its announcement still stands."""
-    workers = records.workers()
-    return [w.name for w in workers if not processes.is_gone(processes.ProcessId.parse(w.process), same_machine=settings.embedded)]
+def live_workers(records: Records, settings: Settings) -> list[Worker]:
+    """The live workers, busy ones first. Excludes workers that were killed on this machine but whose announcement has not expired.
+
+    Raises redis.RedisError.
+    """
+    announced = records.workers()
+    alive = [w for w in announced if not processes.is_gone(processes.ProcessId.parse(w.process), same_machine=settings.embedded)]
+    return sorted(alive, key=lambda worker: (not worker.job, worker.name))
 
 
 def ensure_worker(records: Records, settings: Settings) -> bool:
-    """Start a local worker if jobs are open on the embedded server and no worker lives; whether one was started."""
+    """Start a local worker if jobs are open on the embedded server and no worker lives. Returns whether it started one."""
     if not settings.embedded or not settings.start_worker or not records.any_open():
         return False
     with registration(settings):
@@ -36,20 +40,20 @@ def ensure_worker(records: Records, settings: Settings) -> bool:
 
 
 def log_path(settings: Settings) -> Path:
-    """Where the local worker writes what it does."""
+    """The log file of the local worker."""
     return settings.state_dir / "worker.log"
 
 
 def is_registered(settings: Settings) -> bool:
-    """Whether the local worker that was started last still runs."""
+    """Whether the local worker started last still runs."""
     who = processes.read_pid(_pid_path(settings))
     return who is not None and not processes.is_gone(who, same_machine=True)
 
 
 def stop(settings: Settings) -> bool:
-    """Ask the local worker to leave (a running job goes back to the queue from its checkpoint); whether there was one.
+    """Stop the local worker; its job saves a checkpoint and goes back to the queue. Returns whether a worker ran.
 
-    Raises ServiceUnavailable if it does not leave in time.
+    Raises ServiceUnavailable if it does not exit in time.
     """
     who = processes.read_pid(_pid_path(settings))
     if who is None or processes.is_gone(who, same_machine=True):
@@ -62,7 +66,7 @@ def stop(settings: Settings) -> bool:
 
 @contextmanager
 def registration(settings: Settings) -> Iterator[None]:
-    """Hold the lock under which a local worker comes and goes. On a remote server there is none, and nothing to lock."""
+    """Hold the lock for starting and ending a local worker. Without the embedded server there is no local worker and no lock."""
     if not settings.embedded:
         yield
         return
@@ -70,8 +74,8 @@ def registration(settings: Settings) -> Iterator[None]:
         yield
 
 
-def forget(settings: Settings, pid: int) -> None:
-    """The local worker of that pid leaves; call under `registration`."""
+def unregister(settings: Settings, pid: int) -> None:
+    """Remove the local worker with that pid; call it under `registration`."""
     who = processes.read_pid(_pid_path(settings))
     if who is not None and who.pid == pid:
         _pid_path(settings).unlink(missing_ok=True)
@@ -85,11 +89,11 @@ def _start(settings: Settings) -> None:
             stdout=output,
             stderr=output,
             start_new_session=True,
-            cwd=settings.state_dir,  # not the user's folder, which may go away
+            cwd=settings.state_dir,  # not the user's folder, which may be deleted
             env=child_env(),
         )
     processes.write_pid(_pid_path(settings), processes.identify(process.pid))
-    process.returncode = 0  # it outlives us on purpose: no ResourceWarning when this handle goes
+    process.returncode = 0  # it outlives this process on purpose: avoids a ResourceWarning
 
 
 def _pid_path(settings: Settings) -> Path:

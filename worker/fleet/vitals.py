@@ -1,4 +1,4 @@
-"""What a live worker says of itself: who it is, on what it computes, how its engine fares."""
+"""What a live worker announces: its identity, its device, memory and speed of its engine."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from worker.fleet import devices
 from worker.records.records import Records, Worker, describe
 from worker.settings import Settings
 
-LOOK_SECONDS = 15.0  # between two looks at the device: asking it takes up to a second of a CPU
+DEVICE_SECONDS = 15.0  # between two calls of nvidia-smi, which takes up to a second of CPU time
 
 
 class Vitals:
-    """Of the worker whose main process we are. is_local: started by a command."""
+    """The vitals of the worker whose main process this is. is_local: started by a command."""
 
     def __init__(self, name: str, records: Records, settings: Settings, is_local: bool, capacity: int) -> None:
         self._name, self._records, self._settings, self._is_local, self._capacity = name, records, settings, is_local, capacity
         self._started = time.time()
-        self._looked_at = -LOOK_SECONDS
+        self._detected_at = -DEVICE_SECONDS
         self._device = devices.Device("")
 
-    def look(self, job: str) -> Worker:
-        """The worker as of now. job: the one it runs, or ''. Raises redis.RedisError."""
-        if time.monotonic() - self._looked_at >= LOOK_SECONDS:
-            self._looked_at = time.monotonic()
-            self._device = devices.look(self._settings.threads)
+    def current(self, job: str) -> Worker:
+        """The present announcement. job: the job that the worker runs, or ''. Raises redis.RedisError."""
+        if time.monotonic() - self._detected_at >= DEVICE_SECONDS:
+            self._detected_at = time.monotonic()
+            self._device = devices.detect(self._settings.threads)
         return Worker(
             name=self._name,
             host=socket.gethostname(),
@@ -57,7 +57,7 @@ class Vitals:
 
 @cache
 def own_version() -> str:
-    """The version of this installation, '' in a checkout that is not installed."""
+    """The installed version, '' in a checkout that is not installed."""
     try:
         return version("extractor")
     except PackageNotFoundError:
@@ -65,12 +65,12 @@ def own_version() -> str:
 
 
 def engine_memory() -> int:
-    """Bytes of memory of the engine and its children. It is a child of our pool's child."""
+    """Bytes of memory used by the engine and its children. The engine is a child of the pool's child process."""
     found = 0
     try:
         for child in psutil.Process().children():
             for process in child.children(recursive=True):
                 found += process.memory_info().rss
-    except psutil.Error:  # it ended while we looked
+    except psutil.Error:  # a process ended meanwhile
         return found
     return found

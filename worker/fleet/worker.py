@@ -1,6 +1,6 @@
-"""A worker: Celery's prefork pool with one child, our caretaker beside it, and a polite way to leave.
+"""A worker: Celery's prefork pool with one child process, a caretaker thread, and a clean shutdown.
 
-SIGTERM or Ctrl-C: the running job saves its checkpoint, goes back to the queue without losing an attempt, and the worker exits 0.
+SIGTERM or Ctrl-C: the running job saves a checkpoint and goes back to the queue without losing an attempt; the worker exits with code 0.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def serve(
     alive_file: Path | None = None,
     capacity: int = 0,
 ) -> int:
-    """Work until told to leave; how many attempts at jobs were made.
+    """Run jobs until SIGTERM or Ctrl-C. Returns the number of attempts at jobs.
 
-    max_jobs    leave after that many attempts
-    idle_exit   leave after that many seconds without work
+    max_jobs    exit after this many attempts
+    idle_exit   exit after this many seconds without work
     alive_file  touched every few seconds while Redis answers the main process
-    capacity    bytes that a job may need, to be taken; 0: any
+    capacity    most bytes that a job may need; 0: any
     """
     messages.guard()
     app = make_app(url, settings, capacity)
@@ -50,21 +50,21 @@ def serve(
     shared = WorkerFlags()
 
     publish_again = publisher(app, records)
-    place = WorkerContext(name, url, settings, shared, publish_again)
+    context = WorkerContext(name, url, settings, shared, publish_again)
 
     def run(job: str) -> str:
         if shared.leaving:
-            raise Reject("the worker is leaving", requeue=True)
-        reached = run_job(check_id(job), place)
+            raise Reject("the worker is shutting down", requeue=True)
+        reached = run_job(check_id(job), context)
         if max_jobs is not None and shared.ended >= max_jobs:
-            _leave_now(shared)
+            _shut_down(shared)
         return reached
 
     app.task(run, name=TASK, bind=False)
     caretaker = Caretaker(name, records, settings, publish_again, _current_job, idle_exit, is_local, alive_file, capacity)
 
     def on_ready(**_: Any) -> None:
-        if not caretaker.is_alive():  # the signal comes again after each reconnection
+        if not caretaker.is_alive():  # Celery sends this signal after each reconnection
             caretaker.start()
 
     def on_leaving(**_: Any) -> None:
@@ -78,12 +78,12 @@ def serve(
     )
     worker.start()
     if worker.exitcode:
-        raise ServiceUnavailable(f"worker {name} gave up, for the reason logged above; start it again once that is mended")
+        raise ServiceUnavailable(f"worker {name} failed for the reason logged above; fix it and start the worker again")
     return shared.ended
 
 
-def _leave_now(shared: WorkerFlags) -> None:
-    """From the child: make the main process shut down before this task ends, so that it takes no further job."""
+def _shut_down(shared: WorkerFlags) -> None:
+    """In the child: make the main process shut down before this task ends, so that it takes no further job."""
     os.kill(os.getppid(), signal.SIGTERM)
     deadline = time.monotonic() + 5
     while not shared.leaving and time.monotonic() < deadline:

@@ -1,5 +1,5 @@
-"""Looking at a running service.
+"""Monitoring of a running service.
 
-overview.py    jobs, workers, queues at this moment;  metrics.py: the same for Prometheus
+overview.py    present jobs, workers and queues. Read this first;  metrics.py: the same for Prometheus
 log_reader.py  logs of a job, from a folder or from storage
 """

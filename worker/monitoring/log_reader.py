@@ -1,4 +1,4 @@
-"""Reading a job's log while it is written: all parts in order, from where one left off, across rotations, and what storage has of it."""
+"""Reads a job's log while it is written: all parts in order, incrementally, across rotations, from a folder and from storage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.settings import Settings
 from worker.storage.layout import is_log, parts
 from worker.storage.store import Entry, Store
 
-LOOK_SECONDS = 0.5  # between two looks of those who follow
+POLL_SECONDS = 0.5  # between two reads of a followed log
 
 Line = dict[str, Any]
 
@@ -23,31 +23,31 @@ class Log(Protocol):
     """A log that may grow."""
 
     def exists(self) -> bool:
-        """Whether there is one."""
+        """Whether the log exists."""
 
     def new_lines(self) -> Iterable[Line]:
-        """The lines that have come since the last call. What is no line of a log (the work of a full disk) is left out."""
+        """The lines since the last call, without malformed ones, which a full disk may leave."""
 
 
 def open_log(settings: Settings, job: str) -> Log:
-    """The log of a job, as far as it is visible from here: in its folder, and in storage if that is where jobs are kept."""
+    """The log of a job as far as it is visible from here: in its folder, and in storage if EXTRACT_ROOT is there."""
     here = Reader(settings.root / job)
     return StoredReader(Store(settings.store), job, here) if settings.store else here
 
 
 def follow(reader: Log, has_ended: Callable[[], bool]) -> Iterator[Line]:
-    """Every line of a log, as it comes, until the job has ended and all was read. has_ended: asked about twice a second."""
+    """Every line of a log, as it appears, until the job has ended and all lines were read. has_ended: called about twice a second."""
     ended = False
     while True:
         yield from reader.new_lines()
         if ended:
             return
         ended = has_ended()
-        time.sleep(LOOK_SECONDS)  # after the end too: the last line is written when it is decided
+        time.sleep(POLL_SECONDS)  # also after the end of the job: its last line is written slightly later
 
 
 class Reader:
-    """Remembers how far it has read, as an inode and an offset in it: rotation renames files."""
+    """Reads the log in a folder. Its position is an inode and an offset, since rotation renames files."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -73,7 +73,7 @@ class Reader:
                         yield found
 
     def _open_parts(self, stack: contextlib.ExitStack) -> list[IO[bytes]]:
-        """All parts, oldest first. Opened again if they were renamed meanwhile, as else one could be missed or come twice."""
+        """Open all parts, oldest first; repeat if they were renamed meanwhile, so that none is missed or read twice."""
         while True:
             files: list[IO[bytes]] = []
             for path in parts(self._folder):
@@ -89,7 +89,7 @@ class Reader:
 
 
 class StoredReader:
-    """What the attempts at a job left of its log in storage, and what is here of it, each line once. Raises StorageUnavailable."""
+    """Reads the log of all attempts from storage and from the local folder, each line once. Raises StorageUnavailable."""
 
     def __init__(self, store: Store, job: str, here: Reader) -> None:
         self._store, self._job, self._here = store, job, here

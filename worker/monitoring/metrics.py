@@ -1,6 +1,6 @@
-"""The service as Prometheus metrics, read from the records whenever somebody scrapes. One exporter serves a whole cluster.
+"""Prometheus metrics of the service, read from Redis at each scrape. One exporter serves a cluster.
 
-While Redis does not answer there is `extract_up 0` and nothing else: alerts on absent numbers would be alerts on the wrong thing.
+While Redis does not answer, the only metric is `extract_up 0`, so that alerts name the actual problem.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from prometheus_client.registry import Collector
 
 from extractor.errors import UsageError
 from worker.client.service import Service
-from worker.monitoring.overview import live_workers, queue_lengths
+from worker.fleet.local import live_workers
+from worker.monitoring.overview import queue_lengths
 from worker.records.counts import Counts
 from worker.records.records import Worker
 
@@ -24,7 +25,7 @@ log = logging.getLogger("extract")
 
 
 def serve(service: Service, host: str, port: int) -> WSGIServer:
-    """Answer scrapes at http://HOST:PORT/metrics from threads of our own. Raises UsageError for an address that cannot be had."""
+    """Serve http://HOST:PORT/metrics in background threads. Raises UsageError for an address that is not available."""
     registry = CollectorRegistry()
     registry.register(ServiceCollector(service))
     try:
@@ -36,22 +37,22 @@ def serve(service: Service, host: str, port: int) -> WSGIServer:
 
 
 class ServiceCollector(Collector):
-    """Every metric, as of each scrape."""
+    """Collects every metric at each scrape."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def describe(self) -> list[Metric]:
-        """None in advance: registering must not ask a server that may be away."""
+        """No metrics in advance: registering must not contact Redis."""
         return []
 
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("extract_up", "Whether Redis answers.")
         try:
-            found = [*self._jobs(), *self._queues(), *_workers(live_workers(self._service))]
+            found = [*self._jobs(), *self._queues(), *_workers(live_workers(self._service.records, self._service.settings))]
             up.add_metric([], 1)
         except redis.RedisError as error:
-            log.warning("scraped while Redis is away (%s)", error)
+            log.warning("scrape failed: Redis does not answer (%s)", error)
             found = []
             up.add_metric([], 0)
         yield up
@@ -69,11 +70,11 @@ class ServiceCollector(Collector):
                 ended.add_metric([state], totals[state])
         yield states
         yield ended
-        yield CounterMetricFamily("extract_jobs_submitted", "Jobs that were queued for the first time.", totals["submitted"])
-        yield CounterMetricFamily("extract_job_attempts", "Attempts at jobs that were begun.", totals["attempts"])
-        yield GaugeMetricFamily("extract_queue_oldest_seconds", "How long the first queued job has waited.", counts.longest_wait())
-        silence = "Since the last heartbeat of that running job whose owner is longest silent."
-        yield GaugeMetricFamily("extract_lease_age_seconds_max", silence, counts.oldest_lease())
+        yield CounterMetricFamily("extract_jobs_submitted", "Jobs that were submitted.", totals["submitted"])
+        yield CounterMetricFamily("extract_job_attempts", "Attempts at jobs that were started.", totals["attempts"])
+        yield GaugeMetricFamily("extract_queue_oldest_seconds", "Waiting time of the oldest queued job.", counts.longest_wait())
+        lease_age = "Longest time since the last heartbeat of a running job."
+        yield GaugeMetricFamily("extract_lease_age_seconds_max", lease_age, counts.oldest_lease())
 
     def _queues(self) -> Iterator[Metric]:
         lengths = GaugeMetricFamily("extract_queue_length", "Messages that wait in each Celery queue.", labels=["queue"])
@@ -90,7 +91,7 @@ def _workers(workers: list[Worker]) -> Iterator[Metric]:
     info = GaugeMetricFamily("extract_worker_info", "Each live worker, always 1.", labels=["worker", "host", "device", "version"])
     memory = GaugeMetricFamily("extract_worker_memory_bytes", "Memory of the worker's engine.", labels=["worker"])
     gpu = GaugeMetricFamily("extract_worker_gpu_memory_bytes", "Memory in use on the worker's GPUs.", labels=["worker"])
-    speed = GaugeMetricFamily("extract_tokens_per_second", "Speed of the training that runs.", labels=["worker", "job"])
+    speed = GaugeMetricFamily("extract_tokens_per_second", "Speed of the running training.", labels=["worker", "job"])
     for worker in workers:
         info.add_metric([worker.name, worker.host, worker.device, worker.version], 1)
         memory.add_metric([worker.name], worker.memory)

@@ -1,4 +1,4 @@
-"""The service at a glance: jobs by state, queues, live workers, what runs and what waits. Cheap however many records there are."""
+"""Overview of the service: jobs by state, queues, live workers, running and queued jobs. Its cost does not grow with ended jobs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import redis
 
-from worker import processes
 from worker.broker import redis_url, routing
 from worker.broker.app import KEY_PREFIX
 from worker.client.service import Service
+from worker.fleet import local
 from worker.records.counts import Counts
 from worker.records.records import Records, Worker, describe
 
 
 def overview(service: Service, limit: int) -> dict[str, Any]:
-    """The object that `extract status --json` shows. limit: most open jobs in it; running ones first, each kind newest first.
+    """The object that `extract status --json` prints. limit: maximum number of open jobs; running jobs first, newest first.
 
     Raises redis.RedisError.
     """
@@ -25,7 +25,7 @@ def overview(service: Service, limit: int) -> dict[str, Any]:
     running = _describe_all(records, counts.newest("running", 0))
     queued = _describe_all(records, counts.newest("queued", limit - len(running))) if len(running) < limit else []
     open_jobs = [job for job in running if job["state"] == "running"][:limit] + [job for job in queued if job["state"] == "queued"]
-    workers = live_workers(service)
+    workers = local.live_workers(records, service.settings)
     reached = {queue for worker in workers for queue in routing.queues_for(worker.capacity)}
     return {
         "server": redis_url.mask(service.url),
@@ -39,15 +39,8 @@ def overview(service: Service, limit: int) -> dict[str, Any]:
     }
 
 
-def live_workers(service: Service) -> list[Worker]:
-    """The workers that are there, those with a job first. One that was killed on this machine does not count. Raises redis.RedisError."""
-    embedded = service.settings.embedded
-    here = [w for w in service.records.workers() if not processes.is_gone(processes.ProcessId.parse(w.process), same_machine=embedded)]
-    return sorted(here, key=lambda worker: (not worker.job, worker.name))
-
-
 def queue_lengths(client: redis.Redis) -> dict[str, int]:
-    """Messages that wait, by queue. Raises redis.RedisError."""
+    """Number of waiting messages per queue. Raises redis.RedisError."""
     with client.pipeline(transaction=False) as batch:
         for queues in routing.all_queues().values():
             for queue in queues:
@@ -57,7 +50,7 @@ def queue_lengths(client: redis.Redis) -> dict[str, int]:
 
 
 def _describe_all(records: Records, jobs: list[str]) -> list[dict[str, Any]]:
-    """The jobs that are still there, that started last first; those that wait, that came last first."""
+    """The existing jobs, those started (or, if queued, created) last first."""
     found = [describe(job, record) for job, record in records.get_many(jobs).items()]
     return sorted(found, key=lambda job: job["started"] or job["created"] or 0, reverse=True)
 

@@ -1,5 +1,5 @@
-"""Redis as the truth about jobs: records, their transitions (Lua), their counts.
+"""Job records in Redis: the state of every job, its transitions (Lua), counts.
 
-records.py       access to job records and workers;  transitions.py: every change of state, atomic
+records.py       job records and live workers. Read this first;  transitions.py: every change of state, atomic
 counts.py        jobs by state, waiting times, ages of leases
 """

@@ -1,11 +1,11 @@
-"""How many jobs are in which state, how long they wait, how old the leases are: known without reading a record.
+"""Numbers of jobs by state, waiting times and ages of leases, without reading job records.
 
-    ex:state:{state}  zset    ids by the time they came into that state; of running jobs, by their last heartbeat
-    ex:totals         hash    since the counting began: submitted, attempts, succeeded, failed, cancelled
-    ex:counted        string  set once the records of versions that kept no such sets have been counted
+    ex:state:{state}  zset    job ids by the time of entering that state; running jobs by their last heartbeat
+    ex:totals         hash    sums since counting started: submitted, attempts, succeeded, failed, cancelled
+    ex:counted        string  set once the records of versions without these keys have been counted
 
-The scripts of `records.transitions` keep all this right. Only what a worker or client of an earlier version changes escapes them, and
-`mend` finds that. Times are seconds since 1970.
+The scripts in `records.transitions` maintain these keys. Clients and workers of earlier versions do not; `repair` corrects the counts.
+Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import redis
 from worker.records.transitions import KEEP_SECONDS, STATES
 
 OPEN = ("queued", "running")
-_CHUNK = 500  # jobs settled by one call, so that no other client waits long
+_CHUNK = 500  # jobs recounted by one script call; a call blocks all other clients
 
-_SETTLE = """
+_RECOUNT = """
 local t = redis.call('TIME')
 for _, id in ipairs(ARGV) do
   local facts = redis.pcall('HMGET', 'ex:job:' .. id, 'state', 'ended', 'updated')
@@ -44,14 +44,14 @@ class Counts:
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
-        self._settle = client.register_script(_SETTLE)
+        self._recount = client.register_script(_RECOUNT)
 
     def prepare(self) -> None:
-        """Count the records of earlier versions, unless somebody has done so."""
+        """Count the records of earlier versions, once."""
         if self.client.exists("ex:counted"):
             return
         ids: Any = self.client.zrange("ex:jobs", 0, -1)
-        self.settle(ids)
+        self.recount(ids)
         self.client.set("ex:counted", 1)
 
     def by_state(self) -> dict[str, int]:
@@ -67,38 +67,38 @@ class Counts:
         return dict(zip(STATES, numbers, strict=True))
 
     def totals(self) -> dict[str, int]:
-        """What has happened so far: submitted, attempts, succeeded, failed, cancelled. Attempts include those that were preempted."""
+        """Sums so far: submitted, attempts, succeeded, failed, cancelled. Attempts include preempted ones."""
         found: Any = self.client.hgetall("ex:totals")
         counted = {name: text for name, text in found.items() if text.isdecimal()}
         return {name: int(counted.get(name, 0)) for name in ("submitted", "attempts", *(s for s in STATES if s not in OPEN))}
 
     def longest_wait(self) -> float:
-        """Seconds since the first of the queued jobs was queued; 0 when none is."""
+        """Seconds since the oldest queued job was queued; 0 without queued jobs."""
         return self._age("queued")
 
     def oldest_lease(self) -> float:
-        """Seconds since that running job's lease was renewed whose owner is longest silent; 0 when none runs."""
+        """The longest time in seconds since the last heartbeat of a running job; 0 without running jobs."""
         return self._age("running")
 
     def newest(self, state: str, limit: int) -> list[str]:
-        """Ids of the jobs that came last into a state."""
+        """Ids of the jobs that entered a state last; limit 0: all."""
         ids: Any = self.client.zrange(_key(state), 0, limit - 1, desc=True)
         return ids
 
-    def mend(self, open_jobs: Mapping[str, Mapping[str, str]], lease_ttl: float) -> None:
-        """Count right what earlier versions changed. open_jobs: every open job's record."""
+    def repair(self, open_jobs: Mapping[str, Mapping[str, str]], lease_ttl: float) -> None:
+        """Correct the counts after changes by earlier versions. open_jobs: every open job's record."""
         wrong: set[str] = set()
         for state in OPEN:
             counted = set(self.newest(state, 0))
             wrong |= counted ^ {job for job, record in open_jobs.items() if record["state"] == state}
         silent: Any = self.client.zrangebyscore(_key("running"), "-inf", time.time() - lease_ttl)
-        self.settle(wrong | set(silent))  # a heartbeat of an earlier version renews a lease and nothing else
+        self.recount(wrong | set(silent))  # a heartbeat of an earlier version renews only the lease
 
-    def settle(self, jobs: Collection[str]) -> None:
-        """Put each of these jobs among those of the state it is in."""
+    def recount(self, jobs: Collection[str]) -> None:
+        """Move each of these jobs to the key of its present state."""
         ids = list(jobs)
         for first in range(0, len(ids), _CHUNK):
-            self._settle(keys=[_key(state) for state in STATES], args=ids[first : first + _CHUNK])
+            self._recount(keys=[_key(state) for state in STATES], args=ids[first : first + _CHUNK])
 
     def _age(self, state: str) -> float:
         oldest: Any = self.client.zrange(_key(state), 0, 0, withscores=True)

@@ -1,15 +1,15 @@
-"""Job records in Redis: the truth about every job. Celery only delivers "try job X"; what happens then is decided here.
+"""Job records in Redis, which decide the state of every job. Celery only delivers the message "try job X".
 
     ex:job:{id}      hash     the record          ex:open          zset   ids of jobs that have not ended
     ex:lease:{id}    string   the owner's token   ex:jobs          zset   ids of all jobs by time of creation
-    ex:ev:{id}       stream   what happened       ex:worker:{name} hash, ex:workers zset   live workers
+    ex:ev:{id}       stream   the job's events    ex:worker:{name} hash, ex:workers zset   live workers
 
-    `worker.broker.fair_share` and `worker.supervision.shared_bridging` hold messages back, `worker.records.counts` counts.
+    `worker.broker.fair_share` and `worker.supervision.shared_bridging` delay messages, `worker.records.counts` counts jobs.
 
     queued -> running -> succeeded | failed | cancelled;   running -> queued on preemption or after a crash
 
-Each transition is one Lua script, so it happens wholly or not at all, and writes its event to the job's stream. A running job belongs to
-whoever knows its token: a process that lost its lease can neither report nor end the job (fencing). Times are seconds since 1970.
+Each transition is one atomic Lua script, which also writes its event to the job's stream. A running job belongs to the process that knows
+its token: a process that lost its lease can neither report nor end the job (fencing). Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -29,21 +29,20 @@ from worker.ids import ID, check_id
 from worker.records.transitions import SCRIPTS, STATES
 
 TERMINAL = ("succeeded", "failed", "cancelled")
-PRIORITIES = ("high", "normal", "low")
 T = TypeVar("T")
 _NUMBERS = ("time", "attempt", "index", "of", "step", "total", "seconds_left")  # in events
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A live worker as it described itself. Those of earlier versions say less; then the defaults stand.
+    """A live worker, from its own announcement. Workers of earlier versions announce fewer fields; the others have their defaults.
 
-    job           the job it runs, '' for none           memory        bytes of the engine, with its processes
+    job           the job it runs, '' for none           memory        bytes used by the engine and its children
     process       identity of its main process           gpu_memory    bytes in use on its GPUs, of gpu_total
-    local         started by a command                   tokens_per_s  of the job's training, 0 when it says none
+    local         started by a command                   tokens_per_s  speed of the job's training, 0 if unknown
     version       of the installation                    started       seconds since 1970
-    device        in words                               capacity      bytes that a job may need, to come here; 0: any
-                                                         seen          when it announced itself last, seconds since 1970
+    device        description                            capacity      most bytes that its jobs may need; 0: any
+                                                         seen          time of its last announcement, seconds since 1970
     """
 
     name: str
@@ -72,13 +71,13 @@ class Records:
     def create(self, job: str, fields: dict[str, str | int], replaces: Sequence[str] = ()) -> bool:
         """Record a new queued job; False if the id is taken.
 
-        replaces: a job that has ended so makes room, and leaves the checkpoint that it has in storage.
+        replaces: end states in which an earlier job with this id is replaced; its stored checkpoint is kept.
         """
         flat = [part for item in fields.items() for part in item]
         return self._run("create", job, [" ".join(replaces), *flat]) != "exists"
 
     def get(self, job: str) -> dict[str, str] | None:
-        """The record, or None. Raises BrokenArtifact for one that we have not written."""
+        """The record, or None. Raises BrokenArtifact for a malformed one."""
         try:
             record: Any = self.client.hgetall(f"ex:job:{check_id(job)}")
         except redis.ResponseError as error:
@@ -91,15 +90,15 @@ class Records:
         """The record. Raises NotFound."""
         record = self.get(job)
         if record is None:
-            raise NotFound(f"job {job!r} not found; `extract list` shows the jobs there are")
+            raise NotFound(f"job {job!r} not found; `extract list` shows all jobs")
         return record
 
     def get_many(self, jobs: Iterable[str]) -> dict[str, dict[str, str]]:
-        """The records of those of the jobs that there are, in one question; damaged ones are left out."""
+        """The existing records among these jobs, in one request; malformed ones are omitted."""
         return {job: record for job, record in self._read(jobs).items() if record and _is_sound(record)}
 
     def _read(self, jobs: Iterable[str]) -> dict[str, dict[str, str]]:
-        """Whatever stands in the places of records, {} for nothing."""
+        """The content of the record keys, {} without one, a marker for a key of another type."""
         ids = [job for job in dict.fromkeys(jobs) if ID.fullmatch(job)]
         with self.client.pipeline(transaction=False) as batch:
             for job in ids:
@@ -108,11 +107,11 @@ class Records:
         return {job: {"": ""} if row is None else row for job, row in zip(ids, rows, strict=True)}
 
     def claim(self, job: str, token: str, ttl: float, host: str, worker: str, process: str) -> str:
-        """Take a queued job: 'claimed', or why not: 'unknown', 'held', 'terminal', 'cancelled'."""
+        """Take a queued job: 'claimed', or the reason why not: 'unknown', 'held', 'terminal', 'cancelled'."""
         return self._run("claim", job, [token, _ms(ttl), host, worker, process])
 
     def beat(self, job: str, token: str, ttl: float) -> str:
-        """Renew the lease: what is wanted of the owner ('' or 'cancel'), or 'lost'."""
+        """Renew the lease: '', 'cancel' if the job is to be cancelled, or 'lost'."""
         return self._run("beat", job, [token, _ms(ttl)])
 
     def report(self, job: str, token: str, event: dict[str, Any], fields: dict[str, Any]) -> str:
@@ -121,29 +120,29 @@ class Records:
         return self._run("report", job, [token, json.dumps(event | {"time": round(time.time(), 3)}), *flat])
 
     def end(self, job: str, token: str, state: str, artifact: str = "", error: tuple[str, str] = ("", "")) -> str:
-        """Bring a job to a terminal state, with its result folder or its (error type, message): that state, or 'lost'."""
+        """Set a terminal state, with the result's place or the (error type, message). Returns that state, or 'lost'."""
         return self._run("end", job, [token, state, artifact, *error])
 
     def release(self, job: str, token: str, reason: str, counts: bool) -> str:
-        """Give a job back: 'queued', 'failed' after the last attempt, 'cancelled' if that is wanted, or 'lost'.
+        """Return a job to the queue: 'queued', 'failed' after the last attempt, 'cancelled' if requested, or 'lost'.
 
-        counts: whether this attempt was a crash and counts; a preemption does not.
+        counts: whether this attempt counts as a crash; a preemption does not.
         """
         return self._run("release", job, [token, reason, int(counts)])
 
     def claim_bridging(self, job: str, token: str, address: str) -> str:
-        """Ask to be the one job that makes a bridged model: 'mine', 'lost', or the id of the open job that makes it.
+        """Claim the training of a bridged model: 'mine', 'lost', or the id of the open job that already trains it.
 
-        In the last case the job is queued again, without a message, until that job has made it.
+        In the last case the job is queued again, without a message, until that job has stored the model.
         """
         return self._run("claim_bridging", job, [token, address])
 
     def release_bridging(self, job: str, address: str) -> list[str]:
-        """The job has made the bridged model, or makes it no longer. Returns the queued jobs that waited for it; they need messages."""
+        """The job has stored the bridged model, or gives up training it. Returns the jobs that waited for it; they need messages."""
         return self._run("release_bridging", job, [address]).split()
 
     def cancel(self, job: str) -> str:
-        """Cancel: 'cancelled' at once when queued, 'running' when its owner was told, else the terminal state it had. Raises NotFound."""
+        """Cancel: 'cancelled' for a queued job, 'running' if its owner will stop it, else its terminal state. Raises NotFound."""
         try:
             state = self._run("cancel", job, [])
         except redis.ResponseError:
@@ -153,7 +152,7 @@ class Records:
         return state
 
     def reap(self, job: str, token: str, reason: str, gone: bool) -> str:
-        """Requeue a running job whose lease has run out, or whose owner is known to be gone: the new state, or 'kept'."""
+        """Requeue a running job whose lease has expired, or (`gone`) whose owner has ended: the new state, or 'kept'."""
         return self._run("reap", job, [token, reason, int(gone)])
 
     def next_message_id(self, job: str) -> str:
@@ -161,7 +160,7 @@ class Records:
         return f"{job}.{self.client.hincrby(f'ex:job:{check_id(job)}', 'published', 1)}"
 
     def newest(self, limit: int, alone: bool = False) -> list[tuple[str, dict[str, str]]]:
-        """The newest jobs as (id, record), if `alone` those of no batch or sweep; ids whose record has expired are forgotten on the way."""
+        """The newest jobs as (id, record); alone: without those of batches and sweeps. Also deletes ids of expired records."""
         found: dict[str, dict[str, str]] = {}
         start, page = 0, max(limit, 200) if alone else limit
         client: Any = self.client
@@ -174,13 +173,13 @@ class Records:
         return list(found.items())[:limit]
 
     def open_jobs(self) -> dict[str, dict[str, str]]:
-        """The outline of each open job, oldest first."""
+        """The outline of every open job, oldest first."""
         return self.outline(self.open_ids())
 
     def outline(self, ids: Sequence[str]) -> dict[str, dict[str, str]]:
-        """What the caretaker needs to know of jobs: state, token, process, worker, updated, waits, in_line; '' for what is not there.
+        """The fields that a caretaker needs: state, token, process, worker, updated, waits, in_line; '' for a missing field.
 
-        What is no record is left out.
+        Keys that are not records are omitted.
         """
         fields = ("state", "token", "process", "worker", "updated", "waits", "in_line")
         with self.client.pipeline(transaction=False) as batch:
@@ -205,7 +204,7 @@ class Records:
         return [(key, event) for _, entries in answer or [] for key, fields in entries if (event := _event(fields))]
 
     def announce(self, worker: Worker, ttl: float) -> None:
-        """Say that a worker lives, for `ttl` seconds."""
+        """Announce a live worker for `ttl` seconds."""
         key = f"ex:worker:{worker.name}"
         facts = dataclasses.asdict(worker) | {"local": int(worker.local)}
         del facts["name"], facts["seen"]
@@ -216,12 +215,12 @@ class Records:
             batch.execute()
 
     def withdraw(self, name: str) -> None:
-        """A worker leaves."""
+        """Remove a worker's announcement."""
         self.client.delete(f"ex:worker:{name}")
         self.client.zrem("ex:workers", name)
 
     def workers(self) -> list[Worker]:
-        """The workers whose announcement has not run out."""
+        """The workers whose announcement has not expired."""
         seen: Any = self.client.zrange("ex:workers", 0, -1, withscores=True)
         with self.client.pipeline(transaction=False) as batch:
             for name, _ in seen:
@@ -238,7 +237,7 @@ class Records:
 
 
 def _worker(name: str, seen: float, facts: dict[str, str]) -> Worker:
-    """A worker from its announcement, whichever version wrote it."""
+    """A worker from its announcement, of any version."""
     known = {field.name: facts[field.name] for field in dataclasses.fields(Worker) if field.name in facts}
     numbers = {key: int(_number(known.get(key)) or 0) for key in ("memory", "gpu_memory", "gpu_total", "capacity")}
     rates = {key: float(_number(known.get(key)) or 0) for key in ("tokens_per_s", "started")}
@@ -247,12 +246,12 @@ def _worker(name: str, seen: float, facts: dict[str, str]) -> Worker:
 
 
 def memory_of(record: dict[str, str]) -> int:
-    """Bytes that a job needs, 0 if its record does not say."""
+    """Bytes that a job needs, 0 if unknown."""
     return int(_number(record.get("memory")) or 0)
 
 
 def _answers(batch: redis.client.Pipeline) -> list[Any]:
-    """What the commands of a pipeline answered; None where a key is not of the kind that the command is for."""
+    """The answers of a pipeline's commands; None for a key of the wrong type."""
     rows: list[Any] = batch.execute(raise_on_error=False)
     for row in rows:
         if isinstance(row, redis.RedisError) and "WRONGTYPE" not in str(row):
@@ -261,12 +260,12 @@ def _answers(batch: redis.client.Pipeline) -> list[Any]:
 
 
 def _is_sound(record: dict[str, str]) -> bool:
-    """Whether a record is one that we have written: all that reads records counts on these."""
+    """Whether a record has the fields that all readers require."""
     return record.get("state") in STATES and record.get("attempt", "").isdecimal()
 
 
 def _event(fields: dict[str, str]) -> dict[str, Any] | None:
-    """An event of a stream, None for what is none of ours."""
+    """An event of a stream; None if it is malformed. Omits numbers of a wrong type."""
     event = _json(fields.get("json", ""), dict)
     if not isinstance(event.get("event"), str) or (event["event"] == "state" and event.get("state") not in STATES):
         return None
@@ -278,7 +277,7 @@ def _fits(name: str, value: Any) -> bool:
 
 
 def _json(text: str | None, kind: type[T]) -> T:
-    """A field that holds JSON of a kind; an empty one for what does not."""
+    """The JSON value of a field; an empty value if it is not JSON of this type."""
     try:
         value = json.loads(text or "")
     except (ValueError, RecursionError):
@@ -291,7 +290,7 @@ def _ms(seconds: float) -> str:
 
 
 def describe(job: str, record: dict[str, str]) -> dict[str, Any]:
-    """A record as the object that users see with --json."""
+    """A record as the object that --json prints."""
     progress = {key: record[key] for key in ("stage", "index", "of", "step", "total", "seconds_left") if record.get(key)}
     error = {"type": record["error_type"], "message": record.get("error_message", "")} if record.get("error_type") else None
     return {
@@ -322,7 +321,7 @@ def _number(text: str | None) -> float | int | None:
     text = text or ""
     try:
         value = float(text)
-    except ValueError:  # "None", or what a stranger wrote
+    except ValueError:  # for example "None"
         return None
     if not math.isfinite(value):
         return None

@@ -1,34 +1,34 @@
-"""The transitions of a job as Lua scripts: each happens wholly or not at all, and writes its event to the job's stream.
+"""The transitions of a job as Lua scripts. Each is atomic and writes its event to the job's stream.
 
-Keys: ex:job:{id}, ex:lease:{id}, ex:ev:{id}, ex:open, ex:jobs. A script answers with a word; `worker.records.records` says which. What
-`worker.records.counts` reads, ex:state:{state} and ex:totals, is kept here too, so that it can never differ from the records.
+Keys: ex:job:{id}, ex:lease:{id}, ex:ev:{id}, ex:open, ex:jobs. A script returns one word, documented in `worker.records.records`. The
+scripts also update ex:state:{state} and ex:totals, which `worker.records.counts` reads, so that counts always match the records.
 """
 
 from __future__ import annotations
 
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
-MAX_EVENTS = 2000  # kept per job, about
-KEEP_SECONDS = 30 * 24 * 3600  # how long the record of an ended job stays; its artifact stays for ever
+MAX_EVENTS = 2000  # approximate length of a job's stream
+KEEP_SECONDS = 30 * 24 * 3600  # lifetime of the record of an ended job; its result does not expire
 
 _PRELUDE = """
 local job, lease, ev, open = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local t = redis.call('TIME')
 local now = string.format('%d.%03d', tonumber(t[1]), math.floor(tonumber(t[2]) / 1000))
 local function append(text)
-  local said = redis.pcall('XADD', ev, 'MAXLEN', '~', MAX_EVENTS, '*', 'json', text)
-  if type(said) == 'table' and said.err and string.find(said.err, 'WRONGTYPE') then
+  local answer = redis.pcall('XADD', ev, 'MAXLEN', '~', MAX_EVENTS, '*', 'json', text)
+  if type(answer) == 'table' and answer.err and string.find(answer.err, 'WRONGTYPE') then
     redis.call('DEL', ev)
     redis.call('XADD', ev, 'MAXLEN', '~', MAX_EVENTS, '*', 'json', text)
   end
 end
-local function tell(event)
+local function emit(event)
   event.time = tonumber(now)
   append(cjson.encode(event))
 end
 local function count(what)
   redis.pcall('HINCRBY', 'ex:totals', what, 1)
 end
-local function whole(name, otherwise)
+local function integer(name, otherwise)
   local n = tonumber(redis.call('HGET', job, name) or '')
   if not n or n < 0 or n > 1e9 or n ~= math.floor(n) then return otherwise end
   return n
@@ -39,12 +39,12 @@ local function become(state, event)
   redis.call('ZADD', 'ex:state:' .. state, now, id)
   redis.call('HSET', job, 'state', state, 'updated', now)
   event.event, event.state = 'state', state
-  event.attempt = whole('attempt', 0)
+  event.attempt = integer('attempt', 0)
   if state ~= 'running' then
     redis.call('DEL', lease)
     redis.call('HSET', job, 'token', '')
   end
-  tell(event)
+  emit(event)
   if state == 'succeeded' or state == 'failed' or state == 'cancelled' then
     redis.call('HSET', job, 'ended', now)
     redis.call('ZREM', open, id)
@@ -54,12 +54,12 @@ local function become(state, event)
   end
   return state
 end
-local function mine(token)
+local function is_owner(token)
   return token ~= '' and redis.call('HGET', job, 'token') == token and redis.call('HGET', job, 'state') == 'running'
 end
 local function requeue(reason)
   if redis.call('HGET', job, 'want') == 'cancel' then return become('cancelled', {reason = reason}) end
-  local attempt, most = whole('attempt', 0), whole('max_attempts', 3)
+  local attempt, most = integer('attempt', 0), integer('max_attempts', 3)
   if attempt >= most then
     local message = reason .. ' (' .. attempt .. ' of ' .. most .. ' attempts)'
     redis.call('HSET', job, 'error_type', 'Crashed', 'error_message', message)
@@ -95,29 +95,29 @@ if not state then return 'unknown' end
 if state == 'running' then return 'held' end
 if state ~= 'queued' then return 'terminal' end
 if redis.call('HGET', job, 'want') == 'cancel' then return become('cancelled', {}) end
-redis.call('HSET', job, 'attempt', whole('attempt', 0) + 1)
+redis.call('HSET', job, 'attempt', integer('attempt', 0) + 1)
 redis.call('HSET', job, 'token', token, 'worker', worker, 'process', process, 'host', owner, 'started', now)
 redis.call('SET', lease, token, 'PX', ttl)
 count('attempts')
 become('running', {worker = worker})
 return 'claimed'
 """,
-    # A lease that ran out while Redis was down is renewed as long as nobody else has taken the job.
+    # A lease that expired while Redis was down is renewed unless another owner has claimed the job.
     "beat": """
-if not mine(ARGV[1]) then return 'lost' end
+if not is_owner(ARGV[1]) then return 'lost' end
 redis.call('SET', lease, ARGV[1], 'PX', ARGV[2])
 redis.call('ZADD', 'ex:state:running', 'XX', now, string.sub(job, 8))
 return redis.call('HGET', job, 'want')
 """,
     "report": """
-if not mine(ARGV[1]) then return 'lost' end
+if not is_owner(ARGV[1]) then return 'lost' end
 redis.call('HSET', job, 'updated', now, unpack(ARGV, 3))
 append(ARGV[2])
 return 'ok'
 """,
     "end": """
 local token, state, artifact, kind, message = unpack(ARGV)
-if not mine(token) then return 'lost' end
+if not is_owner(token) then return 'lost' end
 redis.call('HSET', job, 'artifact', artifact, 'error_type', kind, 'error_message', message)
 local event = {}
 if kind ~= '' then event.error = {type = kind, message = message} end
@@ -125,14 +125,14 @@ return become(state, event)
 """,
     "release": """
 local token, reason, counts = unpack(ARGV)
-if not mine(token) then return 'lost' end
+if not is_owner(token) then return 'lost' end
 if counts == '0' then redis.call('HINCRBY', job, 'attempt', -1) end
 return requeue(reason)
 """,
-    # Bridged models are made once: ex:twin:{address} names the job that makes one, ex:twin:{address}:waiting those that want it too.
+    # A bridged model is trained once: ex:twin:{address} holds the job that trains it, ex:twin:{address}:waiting the jobs that wait for it.
     "claim_bridging": """
 local token, address = unpack(ARGV)
-if not mine(token) then return 'lost' end
+if not is_owner(token) then return 'lost' end
 local place, me = 'ex:twin:' .. address, string.sub(job, 8)
 local maker = redis.call('GET', place)
 if maker and maker ~= me and redis.call('ZSCORE', open, maker) then
@@ -140,7 +140,7 @@ if maker and maker ~= me and redis.call('ZSCORE', open, maker) then
   redis.call('EXPIRE', place .. ':waiting', KEEP_SECONDS)
   redis.call('HSET', job, 'waits', maker)
   redis.call('HINCRBY', job, 'attempt', -1)
-  requeue('waits for job ' .. maker .. ', which makes the bridged model that both need')
+  requeue('waits for job ' .. maker .. ', which trains the bridged model for both')
   return maker
 end
 redis.call('SET', place, me, 'EX', KEEP_SECONDS)
@@ -165,13 +165,13 @@ if not state then return 'unknown' end
 if state == 'queued' then return become('cancelled', {}) end
 if state == 'running' and redis.call('HGET', job, 'want') ~= 'cancel' then
   redis.call('HSET', job, 'want', 'cancel')
-  tell({event = 'cancelling'})
+  emit({event = 'cancelling'})
 end
 return state
 """,
     "reap": """
 local token, reason, gone = unpack(ARGV)
-if not mine(token) then return 'kept' end
+if not is_owner(token) then return 'kept' end
 if gone == '0' and redis.call('EXISTS', lease) == 1 then return 'kept' end
 return requeue(reason)
 """,

@@ -1,6 +1,6 @@
-"""Where results and checkpoints are: folders, or storage behind EXTRACT_ROOT=s3://...
+"""Results and checkpoints, in folders or in storage (EXTRACT_ROOT=s3://...).
 
-layout.py        names of files below a job;  store.py: one storage, with retries
-transfer.py      many files at once, checked by sha256;  checkpoints.py: copies of a running job's checkpoints
-job_storage.py   what an attempt brings and leaves;  results.py: finished results, found, fetched, copied
+layout.py        names of log files;  store.py: one storage, with retries
+transfer.py      many files at once, checked by sha256;  checkpoints.py: stored checkpoints of a running job
+job_storage.py   downloads and uploads of one attempt. Read this first;  results.py: finished results: find, download, copy, summarise
 """

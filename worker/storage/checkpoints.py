@@ -1,10 +1,10 @@
-"""The checkpoints of a job in storage: what its folder held at some moments, each a list of files with their sums and keys.
+"""Checkpoints of a job in storage: snapshots of its folder, each a list of files with sha256, size and key.
 
-    JOB/TOKEN/000003/snapshot.json     every file of the folder at that moment: sha256, bytes, and the key where it lies
-    JOB/TOKEN/000003/files/NAME        those that were new then
+    JOB/TOKEN/000003/snapshot.json     every file of the folder in that snapshot: sha256, bytes, key
+    JOB/TOKEN/000003/files/NAME        the files that were new in that snapshot
 
-TOKEN is an attempt's own, and a key is written once: an attempt that lost its job can write, but to nothing that another's checkpoint
-names. Which checkpoint counts is said by the job's record alone.
+TOKEN identifies an attempt, and a key is written once: an attempt that lost its job cannot overwrite files of another attempt's
+checkpoint. A checkpoint is valid only if the job's record names it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from extractor.errors import BrokenArtifact
 from worker.storage.store import PART, Store
 from worker.storage.transfer import Wanted, fetch_all, parse_listing, put_all, sum_of
 
-KEPT = 2  # the newest, and the one before in case it cannot be read
+KEPT = 2  # checkpoints: the newest, and the one before in case the newest cannot be read
 INDEX = "snapshot.json"
 POINTER = re.compile(r"[0-9a-f]{16}/[0-9]{6}")
 _TRIES = 5
@@ -30,48 +30,48 @@ Stamp = tuple[int, int, int]  # inode, time of change (ns), bytes
 
 
 class Unstable(BrokenArtifact):
-    """A folder that changed whenever it was looked at."""
+    """A folder that changed during every attempt to freeze it."""
 
 
 @dataclass(frozen=True)
 class PendingCheckpoint:
-    """A checkpoint that lies in storage, complete, but counts only once a record names it."""
+    """A complete checkpoint in storage, not valid until the job's record names it."""
 
     pointer: str
     parts: dict[str, Wanted]
-    sent: int  # bytes that were new
+    sent: int  # bytes of the new files
 
     def keys(self, job: str) -> set[str]:
         return {part.key for part in self.parts.values()} | {f"{job}/{self.pointer}/{INDEX}"}
 
 
 class Snapshots:
-    """A job's checkpoints, as one attempt reads and adds to them. folder: what they are of; staging: a free name on the same disk."""
+    """Reads and writes a job's checkpoints during one attempt. folder: the job's files; staging: an unused path on the same disk."""
 
     def __init__(self, store: Store, job: str, token: str, folder: Path, staging: Path) -> None:
         self._store, self._job, self._token, self._folder, self._staging = store, job, token, folder, staging
         self._rounds = 0
-        self._known: dict[str, tuple[Stamp | None, Wanted]] = {}  # by name: what lies in storage already
+        self._known: dict[str, tuple[Stamp | None, Wanted]] = {}  # name -> the version that is already in storage
         self._kept: deque[PendingCheckpoint] = deque(maxlen=KEPT)
         self._seen: set[str] = set()
 
     def restore(self, pointer: str, is_local: bool) -> None:
-        """Make the folder what it was at that checkpoint. is_local: it was, and has only been worked on since; then only keys are learnt.
+        """Restore the folder to a checkpoint. is_local: the folder already continues it, so download no files.
 
-        Raises BrokenArtifact or NotFound for a checkpoint that is not whole any more, StorageUnavailable, ExtractorError of a full disk.
+        Raises BrokenArtifact or NotFound for an incomplete checkpoint, StorageUnavailable, ExtractorError when the disk is full.
         """
-        draft = self._open(pointer)
+        pending = self._open(pointer)
         if not is_local:
             stored = self._store.entries(self._job)
             for path in [path for path in self._folder.rglob("*") if path.is_symlink() or path.is_file()]:
-                if path.relative_to(self._folder).as_posix().removesuffix(PART) not in draft.parts:
+                if path.relative_to(self._folder).as_posix().removesuffix(PART) not in pending.parts:
                     path.unlink()
-            fetch_all(self._store, draft.parts, stored, self._folder)
-        self._known = {name: (None, part) for name, part in draft.parts.items()}
-        self.commit(draft)
+            fetch_all(self._store, pending.parts, stored, self._folder)
+        self._known = {name: (None, part) for name, part in pending.parts.items()}
+        self.commit(pending)
 
     def save(self) -> PendingCheckpoint | None:
-        """Upload what has changed since the last checkpoint; None if nothing has. It counts only when a record names it.
+        """Upload the files that have changed since the last checkpoint; None if none has. The caller writes its name to the record.
 
         Raises Unstable, StorageUnavailable, OSError.
         """
@@ -91,40 +91,40 @@ class Snapshots:
             self._seen |= fresh.keys()
             put_all(self._store, fresh)
             self._known = {name: (frozen[name], part) for name, part in parts.items()}
-            draft = PendingCheckpoint(pointer, parts, sum(size for _, size in fresh.values()))
-            self._seen |= draft.keys(self._job)
+            pending = PendingCheckpoint(pointer, parts, sum(size for _, size in fresh.values()))
+            self._seen |= pending.keys(self._job)
             index = {name: {"sha256": part.sha256, "bytes": part.size, "key": part.key} for name, part in parts.items()}
             self._store.put(f"{self._job}/{pointer}/{INDEX}", json.dumps({"version": 1, "files": index}).encode())
-            return draft
+            return pending
         finally:
             shutil.rmtree(self._staging, ignore_errors=True)
 
-    def commit(self, draft: PendingCheckpoint) -> None:
-        """The record names it now."""
-        self._kept.append(draft)
-        self._seen |= draft.keys(self._job)
+    def commit(self, pending: PendingCheckpoint) -> None:
+        """Note that the job's record names this checkpoint now."""
+        self._kept.append(pending)
+        self._seen |= pending.keys(self._job)
 
     def drop_old(self) -> None:
-        """Remove what neither the last checkpoints nor the next one needs. Raises StorageUnavailable."""
-        needed = {key for draft in self._kept for key in draft.keys(self._job)} | {part.key for _, part in self._known.values()}
+        """Delete stored files that neither the last checkpoints nor the next one need. Raises StorageUnavailable."""
+        needed = {key for pending in self._kept for key in pending.keys(self._job)} | {part.key for _, part in self._known.values()}
         old = self._seen - needed
         self._store.remove(sorted(old))
         self._seen -= old
 
     def _open(self, pointer: str) -> PendingCheckpoint:
         if not POINTER.fullmatch(pointer):
-            raise BrokenArtifact(f"{pointer[:40]!r} names no checkpoint")
+            raise BrokenArtifact(f"{pointer[:40]!r} is not the name of a checkpoint")
         source = f"{self._job}/{pointer}/{INDEX}"
         listed = parse_listing(self._store.get(source), source)
         for name, facts in listed.items():
             if not re.fullmatch(rf"{self._job}/{POINTER.pattern}/files/{re.escape(name)}", str(facts.get("key"))):
-                raise BrokenArtifact(f"{source} gives no key of this job for {name}")
+                raise BrokenArtifact(f"{source}: the key of {name} does not belong to this job")
         return PendingCheckpoint(
             pointer, {name: Wanted(facts["key"], facts["sha256"], facts["bytes"]) for name, facts in listed.items()}, 0
         )
 
     def _part(self, name: str, stamp: Stamp, key: str) -> Wanted:
-        """The file as it lies in storage already, or under a new key."""
+        """The stored version of an unchanged file, or a new key for a changed one."""
         known_stamp, known = self._known.get(name, (None, None))
         if known is not None and known_stamp == stamp:
             return known
@@ -140,26 +140,26 @@ def pointers(field: str) -> list[str]:
 
 
 def freeze(folder: Path, into: Path) -> dict[str, Stamp]:
-    """Link every file of a folder at work into another, as the folder was at one moment; half-written *.tmp are left out.
+    """Hard-link every file of a changing folder into another: a consistent snapshot, without unfinished *.tmp files.
 
-    A file that is replaced meanwhile stays what it was; one that grows is meant up to the size given here. Raises Unstable.
+    Returns the stamps. A file that grows later counts up to the size in its stamp. Raises Unstable.
     """
     for _ in range(_TRIES):
         shutil.rmtree(into, ignore_errors=True)
         into.mkdir(parents=True)
-        seen = _look(folder)
+        seen = _scan(folder)
         try:
             for name in seen:
                 (into / name).parent.mkdir(parents=True, exist_ok=True)
                 _link(folder / name, into / name)
         except FileNotFoundError:
             continue
-        if _inodes(_look(folder)) == _inodes(seen):  # so at every moment in between, too
+        if _inodes(_scan(folder)) == _inodes(seen):  # nothing was replaced during the linking
             return seen
-    raise Unstable(f"{folder} changed while it was looked at, {_TRIES} times")
+    raise Unstable(f"{folder} changed during each of {_TRIES} attempts to copy it")
 
 
-def _look(folder: Path) -> dict[str, Stamp]:
+def _scan(folder: Path) -> dict[str, Stamp]:
     found = {}
     for path, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.endswith(".tmp")]

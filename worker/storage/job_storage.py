@@ -1,8 +1,8 @@
-"""Where the folder of one job is kept while an attempt works at it: in place, or in storage that machines without a common disk share.
+"""The files of one job during an attempt: in a folder on a shared disk, or in storage for machines without one.
 
-In place there is nothing to do. With storage the attempt works in scratch and mirrors: it begins from the checkpoint that the record
-names, uploads what changed on every checkpoint, and at the end the result, its manifest last. What it uploads is its own, and the record
-takes a checkpoint only from the owner of the job. Storage that is away never stops a running engine.
+A folder needs no work. With storage, the attempt works in a scratch folder: it starts from the checkpoint that the record names, uploads
+changed files after every checkpoint, and at the end uploads the result, its manifest last. Each attempt writes under its own keys, and the
+record accepts a checkpoint only from the owner of the job. An outage of storage never stops a running engine.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from worker.storage.store import Store
 from worker.storage.transfer import put_folder
 
 log = logging.getLogger("extract")
-LOOK_SECONDS = 60.0  # a running job is looked at this often though its engine announces nothing
-ROOM = 1 << 20  # bytes that must fit onto a disk that was full before a job is tried again
-RETRY_SECONDS = 2.0  # between two tries of what must be done before the job can go on
-MARK = "stored"  # in a job's scratch folder: the record it belongs to, and the checkpoint that it was, or has grown from
-Wish = Callable[[], Literal["", "stop", "kill"]]
+MIRROR_SECONDS = 60.0  # longest time between two uploads of a running job, even if its engine reports no checkpoint
+ROOM = 1 << 20  # bytes that must be free on a full disk before a job is tried again
+RETRY_SECONDS = 2.0  # between two attempts at an upload or download
+MARK = "stored"  # file in a scratch folder: the record it belongs to, and the checkpoint that the folder holds or continues
+StopRequest = Callable[[], Literal["", "stop", "kill"]]
 _T = TypeVar("_T")
 
 
 def has_room(folder: Path) -> bool:
-    """Whether a disk takes something again."""
+    """Whether the disk of a folder has ROOM bytes left."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(ROOM))
@@ -53,111 +53,111 @@ def has_room(folder: Path) -> bool:
 
 
 class Storage(Protocol):
-    """What an attempt asks of the place where its job is kept."""
+    """The operations that an attempt needs, in the order in which it calls them."""
 
-    def bring(self, model: str, wish: Wish) -> None:
-        """A model that another job left, 'job:ID/ATTEMPT'.
+    def fetch_model(self, model: str, stop_request: StopRequest) -> None:
+        """Download the model of another job, 'job:ID/ATTEMPT', into the cache.
 
-        Raises StorageUnavailable when it does not answer for long, NotFound and BrokenArtifact for a model that is not there whole,
-        ExtractorError when the disk is full.
+        Raises StorageUnavailable after a long outage, NotFound or BrokenArtifact for a missing or incomplete model, ExtractorError when the
+        disk is full.
         """
 
-    def restore(self, record: dict[str, str], wish: Wish) -> None:
-        """Before the engine: the folder as the last attempt left it.
+    def restore(self, record: dict[str, str], stop_request: StopRequest) -> None:
+        """Before the engine starts: restore the folder from the last checkpoint.
 
-        Raises StorageUnavailable when it does not answer for long, ExtractorError when the disk is full.
+        Raises StorageUnavailable after a long outage, ExtractorError when the disk is full.
         """
 
     def mirroring(self) -> Any:
-        """A context in which the engine runs."""
+        """A context manager; the engine runs inside it."""
 
-    def hear(self, event: dict[str, Any]) -> None:
-        """The engine said that."""
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Handle an event of the engine."""
 
-    def keep_work(self, wish: Wish) -> None:
-        """After the engine, when there is no result: leave the last checkpoint for the next attempt. Never raises."""
+    def store_checkpoint(self, stop_request: StopRequest) -> None:
+        """After an engine without a result: store its last checkpoint for the next attempt. Never raises."""
 
-    def keep_result(self, wish: Wish) -> str:
-        """After the engine has left a result: where it lies now. Raises StorageUnavailable when storage does not answer for long."""
+    def store_result(self, stop_request: StopRequest) -> str:
+        """After an engine with a result: store it and return its place. Raises StorageUnavailable after a long outage."""
 
-    def tidy(self) -> None:
-        """The job has succeeded, and the record says so: nothing but the result and the logs is needed. Never raises."""
+    def remove_checkpoints(self) -> None:
+        """After the record says 'succeeded': delete everything but the result and the logs. Never raises."""
 
-    def leave(self) -> None:
-        """The attempt is over, its log complete. Never raises."""
+    def close(self) -> None:
+        """The attempt has ended and its log is complete. Never raises."""
 
 
 def storage_of(settings: Settings, job: str, token: str, records: Records) -> Storage:
-    """The storage of a job that is worked at in `settings.root`/job."""
+    """The storage of a job whose working folder is `settings.root`/job."""
     folder = settings.root / job
     return Mirrored(Store(settings.store), settings, job, token, records) if settings.store else InPlace(folder)
 
 
 class InPlace:
-    """The folder is the truth."""
+    """For a shared disk: the folder itself is the stored state."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def bring(self, model: str, wish: Wish) -> None:
+    def fetch_model(self, model: str, stop_request: StopRequest) -> None:
         pass
 
-    def restore(self, record: dict[str, str], wish: Wish) -> None:
+    def restore(self, record: dict[str, str], stop_request: StopRequest) -> None:
         pass
 
     @contextmanager
     def mirroring(self) -> Iterator[None]:
         yield
 
-    def hear(self, event: dict[str, Any]) -> None:
+    def on_event(self, event: dict[str, Any]) -> None:
         pass
 
-    def keep_work(self, wish: Wish) -> None:
+    def store_checkpoint(self, stop_request: StopRequest) -> None:
         pass
 
-    def keep_result(self, wish: Wish) -> str:
+    def store_result(self, stop_request: StopRequest) -> str:
         return str(self._folder / "result")
 
-    def tidy(self) -> None:
+    def remove_checkpoints(self) -> None:
         pass
 
-    def leave(self) -> None:
+    def close(self) -> None:
         pass
 
 
 class Mirrored:
-    """The folder is scratch; the truth is in storage."""
+    """For storage: the folder is scratch space, the stored state is a mirror of it."""
 
     def __init__(self, store: Store, settings: Settings, job: str, token: str, records: Records) -> None:
         self._store, self._settings, self._job, self._token, self._records = store, settings, job, token, records
         self._folder = settings.root / job
         self._snapshots = Snapshots(store, job, token, self._folder / "result", self._folder / f".upload-{token}")
-        self._created = self._newest = ""  # of the record: when it was made, and the checkpoints it names
+        self._created = self._newest = ""  # from the record: its creation time, and the checkpoints that it names
         self._is_away = self._is_finished = False
         self._wake, self._done = threading.Event(), threading.Event()
 
-    def bring(self, model: str, wish: Wish) -> None:
-        self._wait_for(partial(results.fetch_to_cache, results.model_of(self._store.url, model)), wish)
+    def fetch_model(self, model: str, stop_request: StopRequest) -> None:
+        self._wait_for(partial(results.fetch_to_cache, results.model_of(self._store.url, model)), stop_request)
 
-    def restore(self, record: dict[str, str], wish: Wish) -> None:
+    def restore(self, record: dict[str, str], stop_request: StopRequest) -> None:
         self._created, self._newest = record.get("created", ""), record.get("snapshot", "")
         named, mark = pointers(self._newest), self._folder / MARK
-        is_local = mark.is_file() and mark.read_text(encoding="utf-8") == self._mark(named[0] if named else "")
+        is_local = mark.is_file() and mark.read_text(encoding="utf-8") == self._format_mark(named[0] if named else "")
         for pointer in named:
             if not is_local:
                 mark.unlink(missing_ok=True)
             try:
-                self._wait_for(partial(self._snapshots.restore, pointer, is_local), wish)
-                files.write_text(mark, self._mark(pointer))
+                self._wait_for(partial(self._snapshots.restore, pointer, is_local), stop_request)
+                files.write_text(mark, self._format_mark(pointer))
                 return
             except (BrokenArtifact, NotFound) as error:
                 self._note(f"checkpoint {pointer} cannot be used: {error}")
-                is_local = False  # only the newest may be
+                is_local = False  # the local folder can match the newest checkpoint only
         if named:
             self._note("no checkpoint can be used; the job starts anew")
         if not is_local:
             shutil.rmtree(self._folder / "result", ignore_errors=True)
-        files.write_text(mark, self._mark(""))
+        files.write_text(mark, self._format_mark(""))
 
     @contextmanager
     def mirroring(self) -> Iterator[None]:
@@ -170,22 +170,22 @@ class Mirrored:
             self._wake.set()
             thread.join()
 
-    def hear(self, event: dict[str, Any]) -> None:
+    def on_event(self, event: dict[str, Any]) -> None:
         if event["event"] in ("checkpoint", "stage"):
             self._wake.set()
 
-    def keep_work(self, wish: Wish) -> None:
+    def store_checkpoint(self, stop_request: StopRequest) -> None:
         try:
-            self._insist(self._save, wish, self._settings.stop_grace)
+            self._retry(self._save, stop_request, self._settings.stop_grace)
         except (ExtractorError, OSError, redis.RedisError) as error:
-            log.warning("job %s: its last steps are not kept (%s)", self._job, error)
+            log.warning("job %s: its last checkpoint is not stored (%s)", self._job, error)
 
-    def keep_result(self, wish: Wish) -> str:
+    def store_result(self, stop_request: StopRequest) -> str:
         place = f"{self._job}/{self._token}/result"
-        self._insist(partial(put_folder, self._store, place, self._folder / "result"), wish, self._settings.store_patience)
+        self._retry(partial(put_folder, self._store, place, self._folder / "result"), stop_request, self._settings.store_patience)
         return f"{self._store.url}/{place}"
 
-    def tidy(self) -> None:
+    def remove_checkpoints(self) -> None:
         self._is_finished = True
         own = f"{self._job}/{self._token}/result/"
         try:
@@ -194,15 +194,15 @@ class Mirrored:
         except ExtractorError as error:
             log.warning("job %s: its checkpoints stay in storage (%s); `extract gc` removes them", self._job, error)
 
-    def leave(self) -> None:
-        self._keep_log()
+    def close(self) -> None:
+        self._store_log()
         if self._is_finished:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _mirror(self) -> None:
-        """Save after each announced checkpoint, the last of several, until the engine has ended."""
+        """Upload after each checkpoint event, or once for several, until the engine has ended."""
         while not self._done.is_set():
-            self._wake.wait(LOOK_SECONDS)
+            self._wake.wait(MIRROR_SECONDS)
             self._wake.clear()
             if self._done.is_set():
                 return
@@ -210,73 +210,73 @@ class Mirrored:
                 self._save()
                 self._is_away = False
             except (ExtractorError, OSError, redis.RedisError) as error:
-                log.warning("job %s: checkpoint not kept (%s); the engine goes on", self._job, error)
+                log.warning("job %s: checkpoint not stored (%s); the engine continues", self._job, error)
                 if isinstance(error, StorageUnavailable) and not self._is_away:
                     self._is_away = True
-                    self._note(f"{error}; the job goes on, its checkpoints are kept once it answers")
-            except Exception:  # a mistake of ours must not cost the job more than its checkpoints
-                log.exception("job %s: checkpoint not kept", self._job)
+                    self._note(f"{error}; the job continues, checkpoints are stored once storage answers")
+            except Exception:  # a bug here must not fail the job
+                log.exception("job %s: checkpoint not stored", self._job)
             self._done.wait(self._settings.store_every)
 
     def _save(self) -> None:
-        """Upload a checkpoint and have the record name it; the record refuses if the job is no longer ours."""
-        draft = self._snapshots.save()
-        if draft is None or not self._publish(draft):
+        """Upload a checkpoint and write its name to the record, which refuses it if another attempt owns the job."""
+        pending = self._snapshots.save()
+        if pending is None or not self._publish(pending):
             return
-        self._snapshots.commit(draft)
-        self._keep_log()
-        files.write_text(self._folder / MARK, self._mark(draft.pointer))
+        self._snapshots.commit(pending)
+        self._store_log()
+        files.write_text(self._folder / MARK, self._format_mark(pending.pointer))
         try:
             self._snapshots.drop_old()
         except StorageUnavailable as error:
-            log.info("job %s: old checkpoints stay for now (%s)", self._job, error)
+            log.info("job %s: old checkpoints not deleted yet (%s)", self._job, error)
 
-    def _publish(self, draft: PendingCheckpoint) -> bool:
-        named = " ".join([draft.pointer, *pointers(self._newest)[:1]])
-        event = {"event": "stored", "checkpoint": draft.pointer, "files": len(draft.parts), "bytes": draft.sent}
+    def _publish(self, pending: PendingCheckpoint) -> bool:
+        named = " ".join([pending.pointer, *pointers(self._newest)[:1]])
+        event = {"event": "stored", "checkpoint": pending.pointer, "files": len(pending.parts), "bytes": pending.sent}
         if self._records.report(self._job, self._token, event, {"snapshot": named}) != "ok":
             return False
         self._newest = named
         return True
 
-    def _mark(self, pointer: str) -> str:
+    def _format_mark(self, pointer: str) -> str:
         return f"{self._created} {pointer}\n"
 
-    def _keep_log(self) -> None:
-        """The job's log, for people; the job does not depend on it. Of all that is stored, only logs are written again."""
+    def _store_log(self) -> None:
+        """Upload the job's log. Logs are the only stored files that are overwritten."""
         try:
             for path in layout.parts(self._folder):
                 if path.is_file():
                     self._store.put_file(f"{self._job}/{self._token}/{path.name}", path, path.stat().st_size)
         except (ExtractorError, OSError) as error:
-            log.warning("job %s: its log is not kept (%s)", self._job, error)
+            log.warning("job %s: its log is not stored (%s)", self._job, error)
 
     def _note(self, message: str) -> None:
         log.warning("job %s: %s", self._job, message)
         try:
             self._records.report(self._job, self._token, {"event": "note", "message": message}, {})
         except redis.RedisError:
-            return  # it stands in the worker's log
+            return  # the worker's log has the message
 
-    def _wait_for(self, act: Callable[[], _T], wish: Wish) -> _T:
-        """The same before the engine runs: nothing is lost yet, so whoever is to stop does so at once."""
-        return self._insist(act, lambda: "kill" if wish() else "", self._settings.store_patience)
+    def _wait_for(self, act: Callable[[], _T], stop_request: StopRequest) -> _T:
+        """`_retry` for the time before the engine runs: any stop request ends it at once, since no work can be lost."""
+        return self._retry(act, lambda: "kill" if stop_request() else "", self._settings.store_patience)
 
-    def _insist(self, act: Callable[[], _T], wish: Wish, seconds: float) -> _T:
-        """Do what storage that is away for a while does not spoil; a worker or job that is to stop waits no longer than its grace."""
-        deadline, told = time.monotonic() + seconds, False
+    def _retry(self, act: Callable[[], _T], stop_request: StopRequest, seconds: float) -> _T:
+        """Repeat an action while storage does not answer, for at most `seconds`, or `stop_grace` after a stop request."""
+        deadline, is_reported = time.monotonic() + seconds, False
         while True:
             try:
                 return act()
             except StorageRefused:
                 raise
             except StorageUnavailable as error:
-                wanted = wish()
-                if wanted == "stop":
+                request = stop_request()
+                if request == "stop":
                     deadline = min(deadline, time.monotonic() + self._settings.stop_grace)
-                if wanted == "kill" or time.monotonic() > deadline:
+                if request == "kill" or time.monotonic() > deadline:
                     raise
-                if not told:
-                    told = True
-                    self._note(f"{error}; waiting for it")
+                if not is_reported:
+                    is_reported = True
+                    self._note(f"{error}; waiting for storage")
             time.sleep(RETRY_SECONDS)

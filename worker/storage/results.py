@@ -1,6 +1,6 @@
-"""Finished results: what they say of themselves, and how they come to where somebody wants them, copied or fetched from storage.
+"""Finished results: find, download from storage, copy, summarise.
 
-A fetch is resumable and ends with manifest.json: until then that file is manifest.json.part, which also tells whose fetch a folder holds.
+A download can be resumed. Until it is complete its manifest.json is named manifest.json.part; that file also identifies the result.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from worker.storage.store import PART, Store
 from worker.storage.transfer import Wanted, fetch_all, parse_listing
 
 TOKEN = re.compile(r"[0-9a-f]{16}")
-Tell = Callable[[int, int], None]  # is given the bytes that have come, of all
+OnProgress = Callable[[int, int], None]  # is called with the number of new bytes and of all bytes
 
 
 @dataclass(frozen=True)
 class StoredResult:
-    """The result that one attempt at a job left in storage."""
+    """The result of one attempt at a job, in storage."""
 
     store: Store
     job: str
@@ -43,26 +43,26 @@ class StoredResult:
 
     @property
     def model(self) -> str:
-        """The reference of its model for a JobSpec."""
+        """The reference to its model in a JobSpec."""
         return f"job:{self.job}/{self.attempt}"
 
 
 def find(url: str, job: str, artifact: str | None) -> StoredResult:
-    """The result of a job. artifact: what its record says of it, if there is a record; else storage itself is asked.
+    """The result of a job. artifact: its URL from the job's record; without a record (None) storage is searched.
 
-    Raises NotFound when there is none, or when the record's lies elsewhere; StorageUnavailable.
+    Raises NotFound when there is none or when the artifact is in another storage; StorageUnavailable.
     """
     store = Store(url)
     if artifact is not None:
         rest = re.fullmatch(rf"{re.escape(store.url)}/{check_id(job)}/({TOKEN.pattern})/result", artifact)
         if rest is None:
-            raise NotFound(f"the result of job {job} lies in {artifact[:300]}, not in {store.url}; set EXTRACT_ROOT to its place")
+            raise NotFound(f"the result of job {job} is in {artifact[:300]}, not in {store.url}; set EXTRACT_ROOT to that storage")
         return StoredResult(store, job, rest[1])
     ends = f"/result/{MANIFEST}"
     attempts = [key.split("/")[1] for key in store.entries(check_id(job)) if key.count("/") == 3 and key.endswith(ends)]
     if not attempts:
-        raise NotFound(f"job {job!r} not found, neither its record nor a result in {store.url}; `extract list` shows the jobs there are")
-    return StoredResult(store, job, min(attempts))  # each is whole, and of one spec
+        raise NotFound(f"job {job!r} not found: no record, and no result in {store.url}; `extract list` shows all jobs")
+    return StoredResult(store, job, min(attempts))  # all are complete and of the same spec
 
 
 def is_finished(url: str, job: str) -> bool:
@@ -75,17 +75,17 @@ def is_finished(url: str, job: str) -> bool:
 
 
 def model_of(url: str, reference: str) -> StoredResult:
-    """The result whose model a JobSpec names as 'job:ID/ATTEMPT'. Raises NotFound for any other reference."""
+    """The result whose model is named 'job:ID/ATTEMPT' in a JobSpec. Raises NotFound for any other reference."""
     found = JOB_MODEL.fullmatch(reference)
     if found is None:
         raise NotFound(f"{reference[:80]!r} is not a job's model")
     return StoredResult(Store(url), *found.groups())
 
 
-def fetch_to_cache(stored: StoredResult, tell: Tell = lambda _done, _all: None, without: str | None = None) -> Path:
-    """The result in this machine's cache, fetched if it is not there. Raises what `fetch` raises.
+def fetch_to_cache(stored: StoredResult, on_progress: OnProgress = lambda _done, _all: None, without: str | None = None) -> Path:
+    """The folder of the result in this machine's cache; downloads it if needed. Raises the errors of `fetch`.
 
-    without: the beginning of the names of files that are not wanted now; what is fetched then waits for the rest.
+    without: skip files whose names start with this, such as 'model/'. A later call without it downloads the rest.
     """
     folder = fetched_result(stored.job, stored.attempt)
     if (folder / MANIFEST).is_file():
@@ -93,27 +93,29 @@ def fetch_to_cache(stored: StoredResult, tell: Tell = lambda _done, _all: None, 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder.parent} cannot be made ({error.strerror}); set EXTRACT_CACHE_DIR to a folder you may write") from None
+        raise OutputError(f"{folder.parent} cannot be created ({error.strerror}); set EXTRACT_CACHE_DIR to a writable folder") from None
     with file_lock(folder.with_name(f".{folder.name}.lock")):
-        if not (folder / MANIFEST).is_file():  # nobody was faster
-            fetch(stored, folder, tell, without)
+        if not (folder / MANIFEST).is_file():  # no other process has downloaded it meanwhile
+            fetch(stored, folder, on_progress, without)
     return folder
 
 
-def fetch(stored: StoredResult, out: Path, tell: Tell = lambda _done, _all: None, without: str | None = None) -> list[str]:
-    """Fetch a result into a folder that is new, empty, or holds this very fetch, begun or done: the names of its files.
+def fetch(stored: StoredResult, out: Path, on_progress: OnProgress = lambda _done, _all: None, without: str | None = None) -> list[str]:
+    """Download a result into a folder that is new, empty, or holds the same result, partly or fully. Returns the file names.
 
     without: see `fetch_to_cache`. Raises OutputError for any other folder, BrokenArtifact when the files do not match the manifest,
     NotFound, StorageUnavailable, ExtractorError when the disk is full.
     """
     try:
-        return fetch_folder(stored.store, stored.prefix, out, tell, without)
+        return fetch_folder(stored.store, stored.prefix, out, on_progress, without)
     except NotFound:
         raise NotFound(f"job {stored.job} has no finished result at {stored.url}; run it again with `extract submit`") from None
 
 
-def fetch_folder(store: Store, prefix: str, out: Path, tell: Tell = lambda _done, _all: None, without: str | None = None) -> list[str]:
-    """Fetch a folder that was stored with a manifest. Raises what `fetch` raises."""
+def fetch_folder(
+    store: Store, prefix: str, out: Path, on_progress: OnProgress = lambda _done, _all: None, without: str | None = None
+) -> list[str]:
+    """Download a folder that was stored with a manifest. Raises the errors of `fetch`."""
     place = f"{store.url}/{prefix}/{MANIFEST}"
     manifest = store.get(f"{prefix}/{MANIFEST}")
     files = parse_listing(manifest, place)
@@ -121,25 +123,25 @@ def fetch_folder(store: Store, prefix: str, out: Path, tell: Tell = lambda _done
         raise BrokenArtifact(f"{place} lists itself; run the job again")
     names = [name for name in files if without is None or not name.startswith(without)]
     wanted = {name: Wanted(f"{prefix}/{name}", files[name]["sha256"], files[name]["bytes"]) for name in names}
-    whole = sum(want.size for want in wanted.values())
-    _begin(out, manifest)
-    _check_room(out, whole)
-    tell(0, whole)
-    fetch_all(store, wanted, store.entries(prefix), out, lambda count: tell(count, whole))
+    total = sum(want.size for want in wanted.values())
+    _start(out, manifest)
+    _check_space(out, total)
+    on_progress(0, total)
+    fetch_all(store, wanted, store.entries(prefix), out, lambda count: on_progress(count, total))
     if without is None:
         (out / (MANIFEST + PART)).replace(out / MANIFEST)
     return names
 
 
-def _begin(out: Path, manifest: bytes) -> None:
-    """Take a folder for this fetch: its manifest stands there, not yet under its own name."""
+def _start(out: Path, manifest: bytes) -> None:
+    """Prepare a folder for a download: write its manifest as manifest.json.part. Raises OutputError for a folder with other files."""
     final, partial = out / MANIFEST, out / (MANIFEST + PART)
-    begun = {partial.name, partial.name + ".tmp"}
+    own = {partial.name, partial.name + ".tmp"}
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError(f"output {out} exists and is not a folder; name a new one")
     try:
         found = next((path.read_bytes() for path in (final, partial) if path.is_file()), None)
-        if found != manifest and out.is_dir() and {path.name for path in out.iterdir()} - begun:
+        if found != manifest and out.is_dir() and {path.name for path in out.iterdir()} - own:
             what = "is not an empty folder" if found is None else "holds another result"
             raise OutputError(f"output {out} exists and {what}; name a new one")
         out.mkdir(parents=True, exist_ok=True)
@@ -151,32 +153,32 @@ def _begin(out: Path, manifest: bytes) -> None:
         raise OutputError(f"output {out} cannot be written ({error.strerror}); name another folder") from None
 
 
-def _check_room(out: Path, whole: int) -> None:
+def _check_space(out: Path, total: int) -> None:
     have = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     free = shutil.disk_usage(out).free
-    if whole - have > free:
-        raise DiskFull(f"{out} needs {whole - have:,} bytes, {free:,} are free: make room and run the same command again, it resumes")
+    if total - have > free:
+        raise DiskFull(f"{out} needs {total - have:,} bytes, {free:,} are free: free some space and run the same command again, it resumes")
 
 
 def check_new_folder(out: Path) -> None:
-    """Refuse a place for a copy that is not a new or empty folder. Raises OutputError."""
+    """Refuse a destination that is not a new or empty folder. Raises OutputError."""
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise OutputError(f"output {out} exists and is not an empty folder; name a new one")
     above = next((parent for parent in out.absolute().parents if os.path.lexists(parent)), None)
     if above is not None and not os.path.isdir(above):
-        raise OutputError(f"output {out} cannot be made: {above} is not a folder; name another")
+        raise OutputError(f"output {out} cannot be created: {above} is not a folder; name another")
 
 
 def copy(folder: Path, out: Path) -> list[str]:
-    """Copy the files that the manifest names to a new folder, and verify the copy: the names of the files.
+    """Copy the files in the manifest to a new folder and verify the copy. Returns the file names.
 
-    Raises OutputError, or BrokenArtifact when the result or its copy is not what the manifest says.
+    Raises OutputError, or BrokenArtifact when the result or its copy does not match the manifest.
     """
     check_new_folder(out)
     names = list(verify_manifest(folder))
     outside = [name for name in names if not (folder / name).resolve().is_relative_to(folder.resolve())]
     if outside:
-        raise BrokenArtifact(f"{folder / MANIFEST} names {outside[0]!r}, which leads out of the folder")
+        raise BrokenArtifact(f"{folder / MANIFEST} names {outside[0]!r}, which is outside the folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -197,10 +199,10 @@ def copy(folder: Path, out: Path) -> list[str]:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """What a finished result says of itself (result.json), with the absolute paths of what a person may want to open.
+    """The content of a finished result's result.json, and under 'paths' the absolute paths of files to open.
 
-    Of a circuit job of several tasks: model, labels, target_loss, seed, bridge, and under 'tasks' the rows of tasks.json.
-    'report', 'picture' and 'circuit' are those of the first circuit; further reports stand under 'report TASK'.
+    For a circuit job with several tasks: model, labels, target_loss, seed, bridge, and under 'tasks' the rows of tasks.json.
+    'report', 'picture' and 'circuit' belong to the first circuit; further reports are under 'report TASK'.
     """
     circuits = sorted(folder.glob("circuits/*/result.json"), key=lambda place: (not place.with_name("report.html").is_file(), place))
     own = folder / "result.json"
@@ -223,7 +225,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def task_rows(folder: Path) -> list[dict[str, Any]]:
-    """What a job of several tasks says of each, the rows of tasks.json; none of other jobs, or of a result out of sight."""
+    """The rows of tasks.json, one per task of a job with several tasks; [] for other jobs and for results not on this machine."""
     if not os.path.isfile(folder / "tasks.json"):  # unlike pathlib's, it never raises
         return []
     rows = read_json(folder / "tasks.json")

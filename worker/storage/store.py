@@ -1,7 +1,7 @@
-"""Storage at a URL: s3://bucket/prefix, file:///folder and whatever else fsspec speaks. Whole files under keys, relative to that URL.
+"""Storage at a URL: s3://bucket/prefix, file:///folder or any other fsspec URL. Keys are relative to that URL.
 
-A key is written once and never changed. Every question is asked a few times; what then remains is one line: storage that does not answer
-(StorageUnavailable), that refuses (StorageRefused), or that has no such key (NotFound).
+A key is written once and never changed. Every request is tried a few times; then it raises StorageUnavailable (no answer), StorageRefused
+(no permission) or NotFound (no such key).
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from typing import Any, TypeVar
 from extractor.errors import NotFound, StorageRefused, StorageUnavailable, UsageError
 
 log = logging.getLogger("extract")
-PAUSES = (0.3, 1.5)  # seconds between the tries of one question
+PAUSES = (0.3, 1.5)  # seconds between the tries of one request
 CONNECT_SECONDS, READ_SECONDS = 5, 20
 IN_PARTS = 100 << 20  # bytes; a longer file is read from disk while it is sent
-PART = ".part"  # the end of the name of a file that is not whole yet
-_FOLDERLESS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "memory"}  # put a key, and it is there whole or not at all
+PART = ".part"  # suffix of an incomplete file
+_FOLDERLESS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "memory"}  # object stores, where a write is atomic
 _CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "ProfileNotFound")
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A stored file: its size in bytes, and when it was written (seconds since 1970, 0 if the storage does not say)."""
+    """A stored file: size in bytes and time of writing (seconds since 1970, 0 if unknown)."""
 
     size: int
     modified: float
 
 
 class Store:
-    """The storage at a URL. Nothing is opened before the first question. Safe to use from several threads."""
+    """The storage at a URL. Connects with the first request. Thread-safe."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -48,22 +48,22 @@ class Store:
         self._write(key, lambda place: self._fs.pipe_file(place, data), len(data))
 
     def put_file(self, key: str, path: Path, size: int) -> None:
-        """Write a file of that many bytes from a local one, which may grow meanwhile. Raises StorageUnavailable, or OSError of the disk."""
+        """Write the first `size` bytes of a local file, which may grow meanwhile. Raises StorageUnavailable, or OSError of the disk."""
         if size <= IN_PARTS:
             with open(path, "rb") as file:
                 return self.put(key, file.read(size))
         return self._write(key, lambda place: self._fs.put_file(str(path), place), size)
 
     def get(self, key: str) -> bytes:
-        """A small file. Raises NotFound, StorageUnavailable."""
+        """The content of a small file. Raises NotFound, StorageUnavailable."""
         return self._ask(f"read {key}", lambda: self._fs.cat_file(self._place(key)))
 
     def read(self, key: str, start: int, end: int) -> bytes:
-        """The bytes [start, end), fewer where the file ends before. Raises NotFound, StorageUnavailable."""
+        """The bytes [start, end), fewer at the end of the file. Raises NotFound, StorageUnavailable."""
         return self._ask(f"read {key}", lambda: self._fs.cat_file(self._place(key), start=start, end=end))
 
     def entries(self, prefix: str = "") -> dict[str, Entry]:
-        """Key -> facts of every file below a prefix, '' for all. Raises StorageUnavailable."""
+        """Key -> entry of every file below a prefix, '' for all. Raises StorageUnavailable."""
         place = self._place(prefix)
         try:
             found = self._ask(f"list {prefix or 'it'}", lambda: self._fs.find(place, detail=True))
@@ -73,13 +73,13 @@ class Store:
         return {name[start:]: _entry(info) for name, info in found.items() if info.get("type") == "file"}
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove files; those that are gone already are none to worry about. Raises StorageUnavailable."""
+        """Delete files; missing ones are ignored. Raises StorageUnavailable."""
         for some in _batches(list(keys), 500):
             with suppress(NotFound):
                 self._ask("remove files", lambda some=some: self._fs.rm([self._place(key) for key in some]))  # type: ignore[misc]
 
     def prune_folders(self, prefix: str) -> None:
-        """Remove the empty folders below a prefix, where the storage has folders at all."""
+        """Delete the empty folders below a prefix, if the storage has folders."""
         if self.scheme in _FOLDERLESS or not self._fs.isdir(self._place(prefix)):
             return
         for folder, _, _ in sorted(self._fs.walk(self._place(prefix)), reverse=True):
@@ -87,11 +87,11 @@ class Store:
                 self._fs.rmdir(folder)
 
     def check(self) -> None:
-        """See that files can be written, read and removed there. Raises StorageUnavailable, StorageRefused, UsageError."""
+        """Check that files can be written, read and deleted. Raises StorageUnavailable, StorageRefused, UsageError."""
         key = f".probe-{time.time_ns():x}"
         self.put(key, b"extract")
         if self.get(key) != b"extract":
-            raise StorageRefused(f"storage {self.url} does not give back what was written to it")
+            raise StorageRefused(f"storage {self.url} returns other data than was written")
         self.remove([key])
 
     @cached_property
@@ -102,13 +102,13 @@ class Store:
             found = fsspec.filesystem(self.scheme, use_listings_cache=False, skip_instance_cache=True, **_options(self.scheme))
         except ImportError as error:
             hint = "; install extractor[s3]" if self.scheme in ("s3", "s3a") else ""
-            raise UsageError(f"EXTRACT_ROOT {self.url} needs a package that is not here: {_line(error)}{hint}") from None
+            raise UsageError(f"EXTRACT_ROOT {self.url} needs a package that is not installed: {_line(error)}{hint}") from None
         except ValueError as error:
             raise UsageError(
-                f"EXTRACT_ROOT {self.url} is of no known kind: {_line(error)}; write a folder, or s3://bucket/prefix"
+                f"EXTRACT_ROOT {self.url} has an unknown scheme: {_line(error)}; write a folder, or s3://bucket/prefix"
             ) from None
         if hasattr(found, "retries"):
-            found.retries = 1  # s3fs's own tries would multiply with ours
+            found.retries = 1  # retries of s3fs would multiply with those of `_ask`
         return found
 
     def _place(self, key: str) -> str:
@@ -132,8 +132,8 @@ class Store:
 
         try:
             self._ask(f"write {key}", write)
-        except NotFound:  # of a write, that can only mean the bucket
-            raise StorageRefused(f"storage {self.url} is not there; make it, or correct EXTRACT_ROOT") from None
+        except NotFound:  # for a write this means that the bucket is missing
+            raise StorageRefused(f"storage {self.url} does not exist; create it, or correct EXTRACT_ROOT") from None
 
     def _ask(self, what: str, question: Callable[[], _T]) -> _T:
         for pause in (*PAUSES, None):
@@ -141,7 +141,7 @@ class Store:
                 return question()
             except FileNotFoundError:
                 raise NotFound(f"{what.partition(' ')[2]} is not in storage {self.url}") from None
-            except Exception as error:  # every storage brings exceptions of its own
+            except Exception as error:  # every fsspec backend has its own exceptions
                 if isinstance(error, PermissionError) or type(error).__name__ in _CREDENTIALS:
                     raise StorageRefused(
                         f"storage {self.url} refuses to {what} ({_line(error)}); check its credentials and rights"
@@ -152,13 +152,13 @@ class Store:
                     raise StorageUnavailable(
                         f"storage {self.url} cannot {what} ({_line(error)}); check that it runs and EXTRACT_ROOT"
                     ) from None
-                log.info("storage: %s: %s; again in %s s", what, _line(error), pause)
+                log.info("storage: %s: %s; retrying in %s s", what, _line(error), pause)
                 time.sleep(pause)
         raise AssertionError
 
 
 def _options(scheme: str) -> dict[str, Any]:
-    """Short time-outs, and one place that tries again: here. What fsspec's own configuration says goes before."""
+    """Short timeouts and no retries inside the client. fsspec's own configuration takes precedence."""
     if scheme not in ("s3", "s3a"):
         return {}
     from fsspec.config import conf

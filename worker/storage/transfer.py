@@ -1,4 +1,4 @@
-"""Files between a folder and storage, each checked by size and sha256: fetched as NAME.part, which goes on where it stopped."""
+"""Uploads and downloads of many files, checked by size and sha256. A download writes NAME.part and resumes from it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from extractor.errors import BrokenArtifact, DiskFull, ExtractorError, OutputErr
 from worker.storage.store import PART, Entry, Store
 
 AT_ONCE = 4  # files in transfer
-CHUNK = 8 << 20  # bytes of one question
+CHUNK = 8 << 20  # bytes per read request
 _SHA = re.compile(r"[0-9a-f]{64}")
 _PIECE = re.compile(r"[^/\\\x00-\x1f]{1,255}")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-Tell = Callable[[int], None]  # is given the bytes that have come
+OnBytes = Callable[[int], None]  # is called with the number of new bytes
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file to fetch: its key in storage, what it must be."""
+    """A file to download: its key, and its expected sha256 and size in bytes."""
 
     key: str
     sha256: str
@@ -35,7 +35,7 @@ class Wanted:
 
 
 def parse_listing(data: bytes, source: str) -> dict[str, dict[str, Any]]:
-    """The files of a manifest or of a checkpoint's index: name -> sha256, bytes and what else it says.
+    """The files in a manifest or a checkpoint index: name -> sha256, bytes and further keys.
 
     Raises BrokenArtifact unless every name is a plain relative path. source: its name for messages.
     """
@@ -57,16 +57,18 @@ def parse_listing(data: bytes, source: str) -> dict[str, dict[str, Any]]:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name stays inside its folder and means the same on every machine."""
+    """Whether a name is a portable relative path inside its folder."""
     pieces = name.split("/")
     return len(name) <= 1000 and not name.endswith(PART) and all(_PIECE.fullmatch(piece) and piece not in (".", "..") for piece in pieces)
 
 
-def fetch_all(store: Store, wanted: Mapping[str, Wanted], stored: Mapping[str, Entry], folder: Path, tell: Tell = lambda _: None) -> None:
-    """Fetch files into a folder, a few at once; one that is there and right is kept.
+def fetch_all(
+    store: Store, wanted: Mapping[str, Wanted], stored: Mapping[str, Entry], folder: Path, on_bytes: OnBytes = lambda _: None
+) -> None:
+    """Download files into a folder, a few at once; skip files that are already there and correct.
 
-    stored: what the storage said it has, by key. Raises BrokenArtifact for a file that is missing or altered there, ExtractorError when the
-    disk is full, OutputError for a folder that leads elsewhere, StorageUnavailable.
+    stored: listing of the storage, by key. Raises BrokenArtifact for a file that is missing or altered in storage, ExtractorError when the
+    disk is full, OutputError for a folder with links, StorageUnavailable.
     """
     for name, want in wanted.items():
         found = stored.get(want.key)
@@ -76,7 +78,7 @@ def fetch_all(store: Store, wanted: Mapping[str, Wanted], stored: Mapping[str, E
             message = f"{name} has {found.size:,} bytes in storage {store.url}, not {want.size:,}: it was cut short or altered"
             raise BrokenArtifact(f"{message}; run the job again")
         _check_inside(folder, name)
-    _in_parallel(lambda item: _fetch(store, item[1], folder / item[0], item[0], tell), wanted.items())
+    _in_parallel(lambda item: _fetch(store, item[1], folder / item[0], item[0], on_bytes), wanted.items())
 
 
 def put_all(store: Store, files: Mapping[str, tuple[Path, int]]) -> None:
@@ -104,27 +106,27 @@ def sum_of(path: Path, size: int) -> str:
     return digest.hexdigest()
 
 
-def _fetch(store: Store, want: Wanted, path: Path, name: str, tell: Tell) -> None:
+def _fetch(store: Store, want: Wanted, path: Path, name: str, on_bytes: OnBytes) -> None:
     if path.is_file() and path.stat().st_size == want.size and extractor_files.sha256(path) == want.sha256:
-        tell(want.size)
+        on_bytes(want.size)
         return
     part = path.with_name(path.name + PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not _fill(store, want, part, tell):
-            tell(-want.size)
-            part.unlink()  # what was there from an earlier time may have been wrong
-            if not _fill(store, want, part, tell):
+        if not _fill(store, want, part, on_bytes):
+            on_bytes(-want.size)
+            part.unlink()  # the start of the file, from an earlier download, may have been wrong
+            if not _fill(store, want, part, on_bytes):
                 part.unlink()
-                message = f"{name} was altered in storage {store.url}: its sha256 is not the manifest's"
+                message = f"{name} was altered in storage {store.url}: its sha256 differs from the manifest"
                 raise BrokenArtifact(f"{message}; run the job again")
         os.replace(part, path)
     except OSError as error:
         raise _local(error, path) from None
 
 
-def _fill(store: Store, want: Wanted, part: Path, tell: Tell) -> bool:
-    """Bring a partial file to its full length, from where it ends; whether it is then what it must be."""
+def _fill(store: Store, want: Wanted, part: Path, on_bytes: OnBytes) -> bool:
+    """Download the rest of a partial file. Returns whether size and sha256 are then correct."""
     digest = hashlib.sha256()
     with open(part, "a+b") as file:
         file.seek(0)
@@ -135,7 +137,7 @@ def _fill(store: Store, want: Wanted, part: Path, tell: Tell) -> bool:
         if done > want.size:
             file.truncate(0)
             done, digest = 0, hashlib.sha256()
-        tell(done)
+        on_bytes(done)
         while done < want.size:
             block = store.read(want.key, done, min(done + CHUNK, want.size))
             if not block:
@@ -143,15 +145,15 @@ def _fill(store: Store, want: Wanted, part: Path, tell: Tell) -> bool:
             file.write(block)
             digest.update(block)
             done += len(block)
-            tell(len(block))
-        tell(want.size - done)
+            on_bytes(len(block))
+        on_bytes(want.size - done)
         file.flush()
         os.fsync(file.fileno())
     return done == want.size and digest.hexdigest() == want.sha256
 
 
 def _check_inside(folder: Path, name: str) -> None:
-    """Refuse a place that a link leads out of."""
+    """Refuse a path with a symbolic link in it."""
     place = folder / name
     for path in (place, place.with_name(place.name + PART), *place.parents[: name.count("/")]):
         if path.is_symlink():
@@ -165,7 +167,7 @@ def _local(error: OSError, path: Path) -> ExtractorError:
 
 
 def _in_parallel(do: Callable[[Any], None], items: Iterable[Any]) -> None:
-    """Do something for each item, a few at once; after the first error nothing more is begun."""
+    """Call `do` for each item, a few at once; start no more after the first error."""
     pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="transfer")
     try:
         for future in [pool.submit(do, item) for item in items]:

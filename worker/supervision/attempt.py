@@ -1,9 +1,9 @@
-"""One delivery of one job, in the worker's child process: claim it, supervise the engine, report, and bring it to its end.
+"""One delivery of one job, in the worker's child process: claim the job, supervise the engine, report events, end the job.
 
-    claim -> end any engine that an earlier owner left -> run the engine -> succeeded | failed | cancelled | back to the queue
+    claim -> kill an engine left by an earlier owner -> run the engine -> succeeded | failed | cancelled | back to the queue
 
-Redis being away never ends a running engine: reports wait their turn, the lease is renewed when Redis is back, and only an owner that is
-told that the job is no longer its own kills its engine.
+An outage of Redis never ends a running engine: reports are buffered, and the lease is renewed when Redis is back. The engine is killed
+only when Redis answers that the lease is lost, that is, another worker may own the job.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from worker.records.records import TERMINAL, Records
 from worker.settings import Settings
 from worker.storage.job_storage import has_room, storage_of
 from worker.supervision import engine
-from worker.supervision.job_log import JobLog, hear
+from worker.supervision.job_log import JobLog, log_event
 from worker.supervision.shared_bridging import SharedBridging
 
 log = logging.getLogger("extract")
 JOB_FILE = "job.json"  # the spec, in the job's folder
 REPORT_SECONDS = 1.0  # between two progress events of a job
-RETRY_SECONDS = 3.0  # before Redis is tried again after a failed report
-GIVE_UP_SECONDS = 20.0  # a worker that shuts down waits this long to tell Redis how its job ended
+RETRY_SECONDS = 3.0  # before the next report after a failed one
+GIVE_UP_SECONDS = 20.0  # longest time that a worker in shutdown tries to record the end of its job
 
 
 class WorkerFlags:
-    """What the worker's main process and its child tell each other. Plain shared bytes: a child killed while writing can block nobody."""
+    """State shared by the worker's main process and its child. Plain shared memory without a lock: a killed child blocks nobody."""
 
     def __init__(self) -> None:
         self._leaving = RawValue("b", 0)
@@ -63,7 +63,7 @@ class WorkerFlags:
 
     @property
     def ended(self) -> int:
-        """How many attempts at a job have ended here."""
+        """Number of attempts that have ended in this worker."""
         return int(self._ended.value)
 
     def count_end(self) -> None:
@@ -72,7 +72,7 @@ class WorkerFlags:
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Where a job runs: the worker's name, its Redis, how to publish a job again, and what main process and child share."""
+    """The worker in which a job runs: its name, its Redis URL, its flags. publish: sends a job's message again."""
 
     name: str
     url: str
@@ -81,44 +81,47 @@ class WorkerContext:
     publish: Callable[[str], None]
 
 
-def run_job(job: str, place: WorkerContext) -> str:
-    """Try a job: 'claim' says whether this delivery means work at all. Returns the state reached, for the log."""
+def run_job(job: str, context: WorkerContext) -> str:
+    """Claim a job and, if that succeeds, make an attempt at it. Returns the state reached, for the log."""
     token = secrets.token_hex(8)
-    records = Records(connect(place.url, timeout=3))
+    records = Records(connect(context.url, timeout=3))
     try:
-        claim = records.claim(job, token, place.settings.lease_ttl, socket.gethostname(), place.name, str(processes.identify()))
+        claim = records.claim(job, token, context.settings.lease_ttl, socket.gethostname(), context.name, str(processes.identify()))
     except redis.ResponseError as error:
         log.warning("job %s: its record cannot be read (%s)", job, error)
         return "damaged"
     if claim != "claimed":
         log.info("job %s: nothing to do (%s)", job, claim)
         return claim
-    attempt = Attempt(job, token, records, place)
+    attempt = Attempt(job, token, records, context)
     try:
         return attempt.run()
     finally:
-        place.shared.count_end()
-        _publish_next(job, records, place)
+        context.shared.count_end()
+        _publish_next(job, records, context)
 
 
-def _publish_next(job: str, records: Records, place: WorkerContext) -> None:
-    """The job leaves room in its group; while Redis is away, that waits for a caretaker."""
+def _publish_next(job: str, records: Records, context: WorkerContext) -> None:
+    """Publish the next jobs of the ended job's group. If Redis does not answer, a caretaker does this later."""
     try:
         group: Any = records.client.hget(f"ex:job:{job}", "group")
         for other in Groups(records.client).draw(group) if group else ():
-            place.publish(other)
+            context.publish(other)
     except redis.RedisError as error:
-        log.warning("job %s: the next of its group is not published yet (%s)", job, error)
+        log.warning("job %s: cannot publish the next job of its group yet (%s)", job, error)
 
 
 class Lease:
-    """Renews the lease from a thread of its own, so that neither hashing a large result nor a slow report lets it run out."""
+    """Renews the lease in its own thread, so that slow work in the main thread cannot let it expire.
 
-    def __init__(self, job: str, token: str, place: WorkerContext) -> None:
+    lost       another owner may have the job        cancelled  a user cancelled the job
+    """
+
+    def __init__(self, job: str, token: str, context: WorkerContext) -> None:
         self.lost = False
         self.cancelled = False
-        self._job, self._token, self._settings = job, token, place.settings
-        self._records = Records(connect(place.url, timeout=3))
+        self._job, self._token, self._settings = job, token, context.settings
+        self._records = Records(connect(context.url, timeout=3))
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -135,9 +138,9 @@ class Lease:
             try:
                 wanted = self._records.beat(self._job, self._token, self._settings.lease_ttl)
             except redis.RedisError as error:
-                log.warning("job %s: heartbeat not delivered (%s); the engine goes on", self._job, error)
+                log.warning("job %s: heartbeat failed (%s); the engine continues", self._job, error)
                 continue
-            if self._done.is_set():  # the job ended while we asked
+            if self._done.is_set():  # the job ended during the request
                 return
             self.lost = wanted == "lost"
             self.cancelled = wanted == "cancel"
@@ -146,9 +149,9 @@ class Lease:
 
 
 class EventReporter:
-    """Passes engine events on to the record: progress at most once a second, everything else in order, nothing ever raised.
+    """Writes engine events to the job's record: progress at most once a second, all other events in order. Never raises.
 
-    How the engine ended is left out: the record says it, once it is decided.
+    Skips 'done' and 'error': the end of the job is recorded separately.
     """
 
     def __init__(self, job: str, token: str, records: Records) -> None:
@@ -159,7 +162,6 @@ class EventReporter:
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] in ("done", "error"):
             return
-        hear(event)
         is_progress = event["event"] == "progress"
         if is_progress and self._waiting and self._waiting[-1]["event"] == "progress":
             self._waiting[-1] = event
@@ -171,169 +173,170 @@ class EventReporter:
                 self._not_before = time.monotonic() + REPORT_SECONDS
 
     def flush(self) -> None:
-        """Deliver what waits, as far as Redis takes it."""
+        """Send the buffered events; keep those that Redis does not accept."""
         try:
             while self._waiting:
                 self._records.report(self._job, self._token, self._waiting[0], _fields(self._waiting[0]))
                 self._waiting.popleft()
         except redis.RedisError as error:
-            log.warning("job %s: progress not delivered (%s)", self._job, error)
+            log.warning("job %s: progress report failed (%s)", self._job, error)
             self._not_before = time.monotonic() + RETRY_SECONDS
 
 
 class Attempt:
-    """One claimed job, until it is ended, given back or lost."""
+    """One claimed job, until it has ended, is back in the queue, or is lost to another owner."""
 
-    def __init__(self, job: str, token: str, records: Records, place: WorkerContext) -> None:
-        self.job, self.token, self.records, self.place = job, token, records, place
-        self.folder = place.settings.root / job
+    def __init__(self, job: str, token: str, records: Records, context: WorkerContext) -> None:
+        self.job, self.token, self.records, self.context = job, token, records, context
+        self.lease = Lease(job, token, context)
+        self.listeners: list[Callable[[engine.Event], None]] = [log_event]
+        self.folder = context.settings.root / job
         self.result = self.folder / "result"
-        self.storage = storage_of(place.settings, job, token, records)
+        self.storage = storage_of(context.settings, job, token, records)
 
     def run(self) -> str:
-        with _sigterm_means_leave(self.place.shared), Lease(self.job, self.token, self.place) as lease, self._open_log() as job_log:
-            log.info("job %s: begun by %s", self.job, self.place.name)
+        with _sigterm_requests_exit(self.context.shared), self.lease, self._open_log() as job_log:
+            log.info("job %s: started on %s", self.job, self.context.name)
             try:
-                state = self._work(lease, job_log)
-            except StorageUnavailable as error:  # another worker, or a later moment, may do better
-                state = "lost" if lease.lost else self._release(str(error), counts=not self.place.shared.leaving)
+                state = self._work(job_log)
+            except StorageUnavailable as error:  # a later attempt, or one on another worker, may succeed
+                state = "lost" if self.lease.lost else self._release(str(error), counts=not self.context.shared.leaving)
             except DiskFull as error:
-                state = self._put_off(error, lease)
+                state = self._wait_for_space(error)
             except ExtractorError as error:
                 state = self._end("failed", error=error)
-            except Exception as error:  # a mistake of ours: bounded by the number of attempts like any crash
+            except Exception as error:  # a bug: counts as a crash, so the number of attempts bounds it
                 log.exception("job %s", self.job)
                 state = self._release(f"the worker failed: {type(error).__name__}: {error}", counts=True)
             log.info("job %s: %s", self.job, state)
-        self.storage.leave()
+        self.storage.close()
         return state
+
+    def stop_request(self) -> engine.StopRequest:
+        """What the engine is asked to do now: '' continue, 'stop' save a checkpoint and stop, 'kill' end at once."""
+        if self.lease.lost:
+            return "kill"
+        return "stop" if self.lease.cancelled or self.context.shared.leaving else ""
+
+    def _notify(self, event: engine.Event) -> None:
+        for listener in self.listeners:
+            listener(event)
 
     def _open_log(self) -> JobLog:
         try:
             attempt = int((self.records.get(self.job) or {}).get("attempt", 0))
         except redis.RedisError:
-            attempt = 0  # only the log is the poorer for it
-        return JobLog(self.job, self.folder, attempt, self.place.url)
+            attempt = 0  # used in the log only
+        return JobLog(self.job, self.folder, attempt, self.context.url)
 
-    def _work(self, lease: Lease, job_log: JobLog) -> str:
+    def _work(self, job_log: JobLog) -> str:
         record = self.records.need(self.job)
         spec = self._prepare(record)
-        engine_log = self.folder / "engine.log"
-        if not engine.end_stray_engine(engine_log, wait=self.place.settings.lease_ttl / 2):
-            return self._release("an engine of an earlier attempt is still at work on another machine", counts=False)
-
-        def wish() -> engine.Wish:
-            if lease.lost:
-                return "kill"
-            return "stop" if lease.cancelled or self.place.shared.leaving else ""
-
+        settings, engine_log = self.context.settings, self.folder / "engine.log"
+        if not engine.end_stray_engine(engine_log, wait=settings.lease_ttl / 2):
+            return self._release("an engine of an earlier attempt still runs on another machine", counts=False)
         if spec.model and JOB_MODEL.fullmatch(spec.model):
-            self.storage.bring(spec.model, wish)
-        bridging = SharedBridging(self.job, self.token, self.records, self.place.publish, self.place.settings, spec)
+            self.storage.fetch_model(spec.model, self.stop_request)
+        bridging = SharedBridging(self.job, self.token, self.records, self.context.publish, settings, spec)
         if maker := bridging.claim():
             return maker if maker == "lost" else f"queued, behind job {maker}"
-        relay = EventReporter(self.job, self.token, self.records)
-
-        def pass_on(event: engine.Event) -> None:
-            relay(event)
-            bridging.on_event(event)
-            self.storage.hear(event)
-
-        self.storage.restore(record, wish)
-        self._discard_damaged(relay)
+        reporter = EventReporter(self.job, self.token, self.records)
+        self.listeners += [reporter, bridging.on_event, self.storage.on_event]
+        self.storage.restore(record, self.stop_request)
+        self._discard_damaged()
         with self.storage.mirroring():
             outcome = engine.supervise(
-                self.folder / JOB_FILE, self.result, engine_log, self.place.settings, pass_on, wish, bridged=bridging.path
+                self.folder / JOB_FILE, self.result, engine_log, settings, self._notify, self.stop_request, bridged=bridging.path
             )
-        relay.flush()
+        reporter.flush()
         job_log.catch_up()
-        state = self._conclude(outcome, lease, wish)
+        state = self._conclude(outcome)
         if state in TERMINAL:
             bridging.release()
         return state
 
     def _prepare(self, record: dict[str, str]) -> JobSpec:
-        """The spec, checked again, as a file in the job's folder: whoever can write to Redis could have written anything."""
+        """Check the spec again, since anyone with access to Redis can change it, and write it to the job's folder."""
         spec = parse_job(record.get("spec", ""), f"job {self.job}")
         if link := next((path for path in (self.folder, self.result) if path.is_symlink()), None):
-            raise errors.OutputError(f"{link} is a link; a job writes into its own folder only: remove it")
+            raise errors.OutputError(f"{link} is a link; a job writes only inside its own folder: remove the link")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.write_json(self.folder / JOB_FILE, spec.model_dump(mode="json"))
         except OSError as error:
             raise errors.OutputError(
-                f"job folder {self.folder} cannot be written ({error.strerror}); set EXTRACT_ROOT to another"
+                f"job folder {self.folder} cannot be written ({error.strerror}); set EXTRACT_ROOT to a writable folder"
             ) from None
         return spec
 
-    def _discard_damaged(self, relay: EventReporter) -> None:
-        """A finished result that is no longer whole is made anew: the engine would refuse it each time."""
+    def _discard_damaged(self) -> None:
+        """Delete a finished result that has lost or changed a file, so that the engine makes it again instead of refusing it."""
         try:
             if (self.result / files.MANIFEST).is_file():
                 files.verify_manifest(self.result)
         except errors.BrokenArtifact as error:
-            relay({"event": "note", "message": f"the finished result is damaged and made anew: {str(error).partition(';')[0]}"})
+            self._notify({"event": "note", "message": f"the finished result is damaged and made anew: {str(error).partition(';')[0]}"})
             shutil.rmtree(self.result)
 
-    def _conclude(self, outcome: engine.Outcome, lease: Lease, wish: Callable[[], engine.Wish]) -> str:
-        if lease.lost:
+    def _conclude(self, outcome: engine.Outcome) -> str:
+        if self.lease.lost:
             return "lost"
         if outcome.kind == "done":
-            state = self._end("succeeded", self.storage.keep_result(wish))
+            state = self._end("succeeded", self.storage.store_result(self.stop_request))
             if state == "succeeded":
-                self.storage.tidy()
+                self.storage.remove_checkpoints()
             return state
-        self.storage.keep_work(wish)
+        self.storage.store_checkpoint(self.stop_request)
         if isinstance(outcome.error, DiskFull):
             raise outcome.error
         if outcome.kind == "error":
             return self._end("failed", error=outcome.error)
-        # Released, a job that is to be cancelled becomes cancelled.
-        if self.place.shared.leaving:
+        # Releasing a job with a cancel request makes it cancelled.
+        if self.context.shared.leaving:
             return self._release("its worker is shutting down", counts=False)
-        return self._release(str(outcome.error or "the engine was stopped by somebody else"), counts=True)
+        return self._release(str(outcome.error or "the engine was stopped by an unknown process"), counts=True)
 
-    def _put_off(self, error: DiskFull, lease: Lease) -> str:
-        """Give the job back once there is room again: on a full disk every job would fail, one after the other."""
-        log.warning("job %s: %s; waiting for room", self.job, error)
-        deadline = time.monotonic() + self.place.settings.store_patience
-        while not (lease.lost or lease.cancelled or self.place.shared.leaving or has_room(self.place.settings.root)):
+    def _wait_for_space(self, error: DiskFull) -> str:
+        """Requeue the job once the disk has space. Requeuing at once would make every queued job fail on the full disk."""
+        log.warning("job %s: %s; waiting for space", self.job, error)
+        deadline = time.monotonic() + self.context.settings.store_patience
+        while not (self.stop_request() or has_room(self.context.settings.root)):
             if time.monotonic() > deadline:
                 return self._end("failed", error=error)
             time.sleep(RETRY_SECONDS)
-        return "lost" if lease.lost else self._release(str(error), counts=not self.place.shared.leaving)
+        return "lost" if self.lease.lost else self._release(str(error), counts=not self.context.shared.leaving)
 
     def _end(self, state: str, artifact: str = "", error: ExtractorError | None = None) -> str:
         reason = (type(error).__name__, str(error)) if error is not None else ("", "")
         if error is not None:
             log.error("job %s: %s", self.job, error)
-        return self._insist(lambda: self.records.end(self.job, self.token, state, artifact, reason))
+        return self._retry(lambda: self.records.end(self.job, self.token, state, artifact, reason))
 
     def _release(self, reason: str, counts: bool) -> str:
         log.warning("job %s: %s", self.job, reason)
-        state = self._insist(lambda: self.records.release(self.job, self.token, reason, counts))
+        state = self._retry(lambda: self.records.release(self.job, self.token, reason, counts))
         if state == "queued":
-            self.place.publish(self.job)
+            self.context.publish(self.job)
         return state
 
-    def _insist(self, tell: Callable[[], str]) -> str:
-        """Tell Redis, however long it is away; give up only when the worker must leave (the reaper then takes over)."""
+    def _retry(self, record: Callable[[], str]) -> str:
+        """Record a transition, however long Redis is away. Gives up only in shutdown; the job is then recovered by a caretaker."""
         deadline: float | None = None
         while True:
             try:
-                return tell()
+                return record()
             except redis.RedisError as error:
-                if self.place.shared.leaving:
+                if self.context.shared.leaving:
                     deadline = deadline or time.monotonic() + GIVE_UP_SECONDS
                     if time.monotonic() > deadline:
-                        return "untold"
-                log.warning("job %s: its end is not delivered yet (%s)", self.job, error)
+                        return "unreported"
+                log.warning("job %s: cannot record its end yet (%s)", self.job, error)
                 time.sleep(1)
 
 
 @contextmanager
-def _sigterm_means_leave(shared: WorkerFlags) -> Iterator[None]:
-    """systemd and containers may send SIGTERM to the child as well: it then means what it means to the worker."""
+def _sigterm_requests_exit(shared: WorkerFlags) -> Iterator[None]:
+    """In the child, too, SIGTERM means that the worker shuts down: systemd and containers may send it to every process."""
     before = signal.signal(signal.SIGTERM, lambda *_: shared.leave())
     try:
         yield
@@ -342,7 +345,7 @@ def _sigterm_means_leave(shared: WorkerFlags) -> Iterator[None]:
 
 
 def _fields(event: dict[str, Any]) -> dict[str, Any]:
-    """What an event changes in the record."""
+    """The fields of the record that an event sets."""
     if event["event"] == "stage":
         return {key: event.get(key, "") for key in ("stage", "index", "of")} | {"step": "", "total": "", "seconds_left": ""}
     if event["event"] == "progress":

@@ -1,7 +1,7 @@
-"""One engine process, from start to verdict: what `extract run` and the queue's worker have in common.
+"""One engine process, from start to outcome; shared by `extract run` and the worker.
 
-The engine runs in a session of its own, so a terminal's Ctrl-C reaches it only through us, and holds our end of its stdin: it ends when we
-do. It is asked to stop by SIGTERM and given `grace` seconds to save its checkpoint. Only a manifest that verifies counts as success.
+The engine runs in its own session, so a terminal's Ctrl-C does not reach it directly. It exits when its stdin closes, that is, when its
+supervisor ends. SIGTERM asks it to stop; it then has `stop_grace` seconds to save a checkpoint. Success requires a valid manifest.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from worker import processes
 from worker.broker.embedded_redis import last_line
 from worker.settings import Settings, child_env, python_module
 
-TICK = 0.1  # seconds between two looks at what is wanted
-STOPPED_CODE = 75
+TICK = 0.1  # seconds between two checks for a stop request
+STOPPED_CODE = 75  # exit code of an engine that stopped on request
 STORAGE_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_MAX_LINE = 1 << 20  # bytes of one event; more than that is not an event
+_MAX_LINE = 1 << 20  # bytes; a longer line is not an event
 
 Event = dict[str, Any]
-Wish = Literal["", "stop", "kill"]
+StopRequest = Literal["", "stop", "kill"]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How an engine ended.
 
-    kind    'done' (its manifest verifies), 'stopped' (on request, checkpoint saved), 'error' (it said why), 'crashed'
-    error   what to tell the user, None for 'done' and 'stopped'
+    kind    'done' (valid manifest), 'stopped' (on request, checkpoint saved), 'error' (the engine reported one), 'crashed'
+    error   the error to show, None for 'done' and 'stopped'
     """
 
     kind: Literal["done", "stopped", "error", "crashed"]
@@ -53,18 +53,18 @@ def supervise(
     log: Path,
     settings: Settings,
     on_event: Callable[[Event], None],
-    wish: Callable[[], Wish],
+    stop_request: Callable[[], StopRequest],
     threads: int | None = None,
     bridged: Path | None = None,
 ) -> Outcome:
     """Run the engine on a spec file until it ends.
 
-    out       the result folder; an unfinished run of the same spec found there is resumed by the engine itself
-    log       takes the engine's stderr; locked while an engine works for it
-    on_event  called with each event, in order, from this thread
-    wish      asked every 0.1 s: '' go on, 'stop' save and stop, 'kill' end at once
-    threads   CPU threads of the engine, by default the setting
-    bridged   where the engine looks for the bridged model, and keeps it (`extractor.jobs.bridged_cache`)
+    out           result folder; the engine resumes an unfinished run of the same spec in it
+    log           file for the engine's stderr; locked while the engine runs
+    on_event      called with each event, in order, from this thread
+    stop_request  called every 0.1 s: '' continue, 'stop' save a checkpoint and stop, 'kill' end at once
+    threads       CPU threads of the engine, by default those of the settings
+    bridged       folder where the engine finds or stores the bridged model (`extractor.jobs.bridged_cache`)
 
     Raises OutputError when another run holds the same log or the log cannot be written.
     """
@@ -81,16 +81,16 @@ def supervise(
         )
     try:
         processes.write_pid(_pid_file(log), processes.identify(process.pid))
-        error = _relay(process, settings.stop_grace, on_event, wish, log)
+        error = _communicate(process, settings.stop_grace, on_event, stop_request, log)
     finally:
         _end(process)
-    return _verdict(process.returncode, error, out, log)
+    return _outcome(process.returncode, error, out, log)
 
 
 def end_stray_engine(log: Path, wait: float) -> bool:
-    """End an engine that still works for this log, left by a supervisor that lost its right to it. Whether the place is free.
+    """Kill an engine that still holds this log, left by a supervisor that lost the job. Returns whether the log is free.
 
-    An engine of another machine cannot be ended from here: then this waits up to `wait` seconds for it to go.
+    An engine on another machine cannot be killed from here: then this waits up to `wait` seconds for it to end.
     """
     deadline = time.monotonic() + wait
     while not is_free(log):
@@ -103,25 +103,25 @@ def end_stray_engine(log: Path, wait: float) -> bool:
     return True
 
 
-def _relay(
-    process: subprocess.Popen, grace: float, on_event: Callable[[Event], None], wish: Callable[[], Wish], log: Path
+def _communicate(
+    process: subprocess.Popen, grace: float, on_event: Callable[[Event], None], stop_request: Callable[[], StopRequest], log: Path
 ) -> ExtractorError | None:
-    """Pass events on and wishes down until the engine has ended and all it said was heard; the error it named, if any."""
+    """Pass events to `on_event` and stop requests to the engine, until it has ended. Returns the error it reported, if any."""
     lines: queue.Queue[bytes | None] = queue.Queue()
     threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True).start()
     error: ExtractorError | None = None
     kill_at: float | None = None
     while True:
-        wanted = wish()
-        if wanted == "kill" or (kill_at is not None and time.monotonic() > kill_at):
+        request = stop_request()
+        if request == "kill" or (kill_at is not None and time.monotonic() > kill_at):
             _kill(process)
-        elif wanted == "stop" and kill_at is None:
+        elif request == "stop" and kill_at is None:
             process.send_signal(signal.SIGTERM)
             kill_at = time.monotonic() + grace
         try:
             line = lines.get(timeout=TICK)
         except queue.Empty:
-            if process.poll() is not None:  # a grandchild may hold the pipe open for ever
+            if process.poll() is not None:  # do not wait for end of file: a grandchild may hold the pipe open
                 return error
             continue
         if line is None:
@@ -135,12 +135,12 @@ def _relay(
         on_event(event)
 
 
-def _verdict(code: int, error: ExtractorError | None, out: Path, log: Path) -> Outcome:
+def _outcome(code: int, error: ExtractorError | None, out: Path, log: Path) -> Outcome:
     if code == 0:
         try:
             files.verify_manifest(out)
         except ExtractorError as broken:
-            return Outcome("error", errors.BrokenArtifact(f"the engine ended well but left a broken result: {broken}"))
+            return Outcome("error", errors.BrokenArtifact(f"the engine succeeded but its result is broken: {broken}"))
         return Outcome("done")
     if code == STOPPED_CODE:
         return Outcome("stopped")
@@ -148,7 +148,7 @@ def _verdict(code: int, error: ExtractorError | None, out: Path, log: Path) -> O
         return Outcome("error", error)
     if code < 0:
         name = signal.Signals(-code).name
-        hint = ", perhaps out of memory" if -code == signal.SIGKILL else ""
+        hint = ", possibly out of memory" if -code == signal.SIGKILL else ""
         return Outcome("crashed", ExtractorError(f"the engine was killed by {name}{hint}; see {log}"))
     return Outcome("crashed", ExtractorError(f"the engine crashed (exit {code}): {last_line(log)}; see {log}"))
 
@@ -167,7 +167,7 @@ def _parse(line: bytes, log: Path) -> Event | None:
         event = None
     if isinstance(event, dict) and isinstance(event.get("event"), str):
         return event
-    with open(log, "ab") as file:  # a library that prints: keep it for whoever looks for it
+    with open(log, "ab") as file:  # a line that a library printed on stdout
         file.write(line)
     return None
 
@@ -189,13 +189,13 @@ def _kill(process: subprocess.Popen) -> None:
 
 def _engine_env() -> dict[str, str]:
     env = child_env()
-    secrets = ("EXTRACT_REDIS_URL", "EXTRACT_REDIS_URL_FILE", *STORAGE_SECRETS)  # the engine has no use for them
+    secrets = ("EXTRACT_REDIS_URL", "EXTRACT_REDIS_URL_FILE", *STORAGE_SECRETS)  # the engine does not need them
     return {name: value for name, value in env.items() if name not in secrets}
 
 
 @contextmanager
 def _locked_log(log: Path) -> Iterator[IO[bytes]]:
-    """The log, open and locked. The engine inherits the open file, so the lock lasts exactly as long as the engine and its children."""
+    """Open and lock the log. The engine inherits the open file, so the lock lasts as long as the engine and its children."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         file = open(log, "ab")  # noqa: SIM115 - closed below
@@ -205,15 +205,15 @@ def _locked_log(log: Path) -> Iterator[IO[bytes]]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OutputError(f"another run is at work there (it holds {log}); wait for it, or name another output folder") from None
-        _pid_file(log).unlink(missing_ok=True)  # while we hold the lock, a pid in that file is the holder's
+            raise OutputError(f"another run is using this folder (it holds {log}); wait for it, or name another output folder") from None
+        _pid_file(log).unlink(missing_ok=True)  # a pid file written under this lock belongs to its holder
         yield file
 
 
 def is_free(log: Path) -> bool:
-    """Whether no engine works for this log."""
+    """Whether no engine holds this log."""
     try:
-        with open(log, "r+b") as file:  # to look leaves no trace
+        with open(log, "r+b") as file:  # does not create or change the file
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
     except BlockingIOError:

@@ -1,8 +1,8 @@
-"""One bridging for all jobs that need the same bridged model: the first makes it, the others wait in the queue without a worker.
+"""One bridging for all jobs that need the same bridged model: the first job trains it, the others wait in the queue without a worker.
 
-Where a bridged model is kept, and what it depends on: see `jobs.bridged_cache`. Redis says who makes it; if its maker fails, the next one
-does. Where jobs are kept in storage, so are bridged models, as .twins/ADDRESS/TOKEN of the attempt that made it: what is here is fetched
-from there.
+`jobs.bridged_cache` says where bridged models are stored and which parts of a spec identify one. Redis records the job that trains a
+model; if that job fails, the next one takes over. With EXTRACT_ROOT in storage, models are stored there as .twins/ADDRESS/TOKEN, where
+TOKEN is the attempt's, and are downloaded when needed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from worker.storage.store import Store
 from worker.storage.transfer import put_folder
 
 log = logging.getLogger("extract")
-FOLDER = ".twins"  # below the root; no job id begins with a dot
-BEFORE = ("corpus", "bridge")  # stages up to the one that makes the bridged model
+FOLDER = ".twins"  # below the root; no job id starts with a dot
+BEFORE = ("corpus", "bridge")  # the stages until the bridged model exists
 
 
 class SharedBridging:
-    """The bridging that a job shares with others. publish: asks workers to try a job."""
+    """The bridging that a job shares with others. publish: sends a job's message to the queue."""
 
     def __init__(self, job: str, token: str, records: Records, publish: Callable[[str], None], settings: Settings, spec: JobSpec) -> None:
         self._job, self._token, self._records, self._publish = job, token, records, publish
@@ -42,58 +42,58 @@ class SharedBridging:
         self._makes = False
         self._store = Store(settings.store) if settings.store else None
         self._sharing: threading.Thread | None = None
-        self.path: Path | None = None  # where the engine looks for it, and keeps it
+        self.path: Path | None = None  # where the engine finds or stores the bridged model
         if self._address is not None:
             self.path = settings.root / FOLDER / self._address
 
     def claim(self) -> str:
-        """'' when the engine may start: the bridged model is kept, or this job makes it. Else the job that makes it, or 'lost'."""
-        if self._address is None or self._is_kept():
+        """'' when the engine may start: the bridged model exists, or this job trains it. Else the id of the job that does, or 'lost'."""
+        if self._address is None or self._is_available():
             return ""
         answer = self._records.claim_bridging(self._job, self._token, self._address)
         if answer != "mine":
             return answer
         self._makes = True
-        if self._is_kept():  # since the first question
+        if self._is_available():  # stored between the first check and the claim
             self.release()
         return ""
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """An event of the engine: once a stage behind the bridging has begun, the bridged model is there for all."""
+        """Handle an event of the engine: share the bridged model when the first stage after the bridging starts."""
         if event["event"] == "stage" and event.get("stage") not in BEFORE and self._makes and self._sharing is None:
             self._sharing = threading.Thread(target=self._share, name="bridging", daemon=True)
             self._sharing.start()
 
     def release(self) -> None:
-        """Let those that wait try. While Redis is away they wait on: once this job has ended, they are published by and by."""
+        """Publish the jobs that wait for this bridging. If Redis does not answer, a caretaker publishes them after this job's end."""
         if self._sharing is not None:
             self._sharing.join()
         self._announce()
 
-    def _is_kept(self) -> bool:
-        """Whether it is here, perhaps only now, from storage."""
+    def _is_available(self) -> bool:
+        """Whether the bridged model is on this machine; downloads it from storage if it is there."""
         assert self.path is not None
         if not self.path.is_dir() and self._store is not None:
-            coming = self.path.with_name(f"{self.path.name}-{self._token}")
+            partial = self.path.with_name(f"{self.path.name}-{self._token}")
             try:
                 stored = [key for key in self._store.entries(f"{FOLDER}/{self._address}") if key.endswith(f"/{files.MANIFEST}")]
                 if stored:
-                    results.fetch_folder(self._store, min(stored).rpartition("/")[0], coming)
-                    coming.replace(self.path)
-            except (ExtractorError, OSError) as error:  # somebody was faster; or else this job makes one
-                log.warning("job %s: its bridged model is not fetched (%s)", self._job, error)
-                shutil.rmtree(coming, ignore_errors=True)
+                    results.fetch_folder(self._store, min(stored).rpartition("/")[0], partial)
+                    partial.replace(self.path)
+            except (ExtractorError, OSError) as error:  # another job was faster, or this job trains the model
+                log.warning("job %s: bridged model not fetched (%s)", self._job, error)
+                shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):
-            os.utime(self.path)  # it is in use: `extract gc` looks at this
+            os.utime(self.path)  # marks it as used, for `extract gc`
             return True
-        return self.path.is_dir()  # on a disk that may only be read
+        return self.path.is_dir()  # exists on a read-only disk
 
     def _share(self) -> None:
         try:
             if self._store is not None and self.path is not None and self.path.is_dir():
                 put_folder(self._store, f"{FOLDER}/{self._address}/{self._token}", self.path)
-        except (ExtractorError, OSError) as error:  # others make their own
-            log.warning("job %s: its bridged model is not kept in storage (%s)", self._job, error)
+        except (ExtractorError, OSError) as error:  # other machines then train their own
+            log.warning("job %s: bridged model not stored (%s)", self._job, error)
         self._announce()
 
     def _announce(self) -> None:
@@ -105,4 +105,4 @@ class SharedBridging:
                 self._publish(other)
         except redis.RedisError as error:
             self._makes = True
-            log.warning("job %s: its bridged model is not announced yet (%s)", self._job, error)
+            log.warning("job %s: bridged model not announced yet (%s)", self._job, error)

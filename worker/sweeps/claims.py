@@ -1,9 +1,9 @@
-"""What a sweep shows, by counting: which tasks can be compared, how large circuits are, and whether the paper's two findings hold.
+"""Tests the paper's two findings on a sweep, by counting pairs of points; and which tasks can be compared.
 
     fewer nonzeros at one width      smaller circuits, worse loss
     more width at equal nonzeros     smaller circuits, better loss
 
-Every pair of neighbours on the grid is one observation for or against; points that differ in anything else are not paired.
+Every pair of neighbours on the grid is one observation for or against. Points that differ in another axis are not paired.
 Paper: Sec. 3.1.
 """
 
@@ -14,31 +14,31 @@ from collections.abc import Callable, Iterator
 
 from worker.sweeps.grid import Facts
 
-_EQUAL = 0.01  # nonzeros that differ by less than this share count as equal
+_EQUAL = 0.01  # relative difference up to which nonzeros count as equal
 _VARIED = ("width", "l0", "sparsity.weight_frac")
 
 
 def compare(points: list[Facts], tasks: tuple[str, ...]) -> Facts:
     """The content of sweep.json from the facts of all points.
 
-    Circuit size is the geometric mean, in edges, over the tasks that met the target loss in every compared point; a point that met it in
-    no task is not compared, and has None for a size. Every point also lists the tasks that it did not meet.
+    Circuit size is the geometric mean of edges over the tasks that met the target loss in every compared point. A point without any met
+    task is not compared and has size None. Every point lists its unmet tasks.
     """
     done = [point for point in points if "held_out_loss" in point]
     met = {point["job"]: {task for task in tasks if (point["tasks"].get(task) or {}).get("meets_target")} for point in done}
     common = comparable(list(met.values()), tasks)
-    told = []
+    described = []
     for point in points:
         mine = met.get(point["job"])
         size = _mean_edges(point, common) if mine is not None and common and set(common) <= mine else None
         unmet = [] if mine is None else [task for task in tasks if task not in mine]
-        told.append(point | {"edges_geometric_mean": size, "unmet": unmet})
-    claims = [claim(told) for claim in (_fewer_smaller, _fewer_worse, _wider_smaller, _wider_better)]
-    return {"tasks": list(tasks), "compared_tasks": common, "points": told, "findings": claims}
+        described.append(point | {"edges_geometric_mean": size, "unmet": unmet})
+    claims = [claim(described) for claim in (_fewer_smaller, _fewer_worse, _wider_smaller, _wider_better)]
+    return {"tasks": list(tasks), "compared_tasks": common, "points": described, "findings": claims}
 
 
 def comparable(met: list[set[str]], tasks: tuple[str, ...]) -> list[str]:
-    """The tasks over which circuits are compared: those that all points met which met any; failing that, the one most points met."""
+    """The tasks to compare: those met by every point that met any task; without such tasks, the one met by most points."""
     some = [one for one in met if one]
     if not some:
         return []
@@ -70,7 +70,7 @@ def _wider_better(points: list[Facts]) -> Facts:
 
 
 def _claim(text: str, pairs: Iterator[tuple[str, Facts, Facts]], key: str, show: Callable[[float], str], *, lower: bool) -> Facts:
-    """A claim about the step from a pair's first to its second point: that `key` becomes lower, or higher."""
+    """Test the claim that `key` becomes lower (or higher) from the first to the second point of each pair."""
     seen, unknown = [], 0
     for step, first, second in pairs:
         before, after = first.get(key), second.get(key)
@@ -80,7 +80,7 @@ def _claim(text: str, pairs: Iterator[tuple[str, Facts, Facts]], key: str, show:
         agrees = after < before if lower else after > before
         seen.append({"from": first["job"], "to": second["job"], "agrees": agrees, "text": f"{step}: {show(before)} → {show(after)}"})
     agree = sum(pair["agrees"] for pair in seen)
-    verdict = _verdict(agree, len(seen)) + (f"; {unknown} more cannot be told" if unknown else "")
+    verdict = _verdict(agree, len(seen)) + (f"; {unknown} more cannot be decided" if unknown else "")
     return {"claim": text, "agree": agree, "of": len(seen), "unknown": unknown, "verdict": verdict, "pairs": seen}
 
 
@@ -93,7 +93,7 @@ def _verdict(agree: int, of: int) -> str:
 
 
 def _same_width(points: list[Facts]) -> Iterator[tuple[str, Facts, Facts]]:
-    """Neighbours at one width, the one with more nonzeros first."""
+    """Neighbouring points of one width, the one with more nonzeros first."""
     ordered = sorted((p for p in points if "held_out_loss" in p), key=lambda p: (p["d_model"], -p["l0"]))
     for number, more in enumerate(ordered):
         for fewer in ordered[number + 1 :]:
@@ -103,7 +103,7 @@ def _same_width(points: list[Facts]) -> Iterator[tuple[str, Facts, Facts]]:
 
 
 def _same_nonzeros(points: list[Facts]) -> Iterator[tuple[str, Facts, Facts]]:
-    """Neighbours with equally many nonzero block weights, the narrow one first."""
+    """Neighbouring points with equal numbers of nonzero block weights, the narrower one first."""
     ordered = sorted((p for p in points if "held_out_loss" in p), key=lambda p: (p["d_model"], p["l0"]))
     for number, narrow in enumerate(ordered):
         for wide in ordered[number + 1 :]:
@@ -113,12 +113,12 @@ def _same_nonzeros(points: list[Facts]) -> Iterator[tuple[str, Facts, Facts]]:
 
 
 def equal_l0(one: Facts, two: Facts) -> bool:
-    """Whether two points have as many nonzero block weights, to a percent."""
+    """Whether two points have equal numbers of nonzero block weights, within one percent."""
     return abs(one["l0"] - two["l0"]) <= _EQUAL * max(one["l0"], two["l0"])
 
 
 def _alike(one: Facts, two: Facts) -> bool:
-    """Whether they differ in nothing but width and nonzeros."""
+    """Whether two points differ only in width and nonzeros."""
     return all(one["axes"].get(name) == two["axes"].get(name) for name in {*one["axes"], *two["axes"]} - {*_VARIED})
 
 

@@ -1,10 +1,11 @@
-"""The paper's frontier of a sweep as a picture and a page: sweep.json, frontier.svg, frontier.png, index.html, points/.
+"""The frontier of a sweep as plot and page: writes sweep.json, frontier.svg, frontier.png, index.html, points/.
 
     x       held-out loss, nats per token      colour   total parameters
     y       circuit size, edges (log)          area     nonzeros
     solid lines join equal widths, dotted ones equal nonzeros
 
-Same sweep, same bytes. The folder stands alone: it holds a copy of every circuit's report and picture. Paper: Sec. 3.1, Fig. 3.
+Deterministic: the same sweep gives the same bytes. The folder is self-contained, with a copy of every circuit's report and picture.
+Paper: Sec. 3.1, Fig. 3.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INK, _SOFT, _GRID = "#1b1f24", "#57606a", "#e6eaef"
-_LARGEST, _SMALLEST = 620.0, 60.0  # areas of markers, points squared
+_LARGEST, _SMALLEST = 620.0, 60.0  # marker areas in square points
 
 
 def write_frontier(out: Path, sweep: str, comparison: Facts) -> Facts:
-    """Write everything into `out`, over what an earlier collection of the same sweep left there.
+    """Write all files into `out`, replacing those of an earlier call.
 
-    comparison: what `findings.compare` returns. Returns it with the places of the copies, as in sweep.json. Raises ExtractorError when
-    the disk is full.
+    comparison: from `claims.compare`. Returns it with the paths of the copies, as in sweep.json. Raises ExtractorError when the disk is
+    full.
     """
     out.mkdir(parents=True, exist_ok=True)
-    told = comparison | {"points": [copy_circuits(out, point) for point in comparison["points"]]}
-    svg, png = draw(told)
-    files.write_json(out / "sweep.json", {"version": 1, "sweep": sweep} | told)
+    written = comparison | {"points": [copy_circuits(out, point) for point in comparison["points"]]}
+    svg, png = draw(written)
+    files.write_json(out / "sweep.json", {"version": 1, "sweep": sweep} | written)
     files.write_text(out / "frontier.svg", svg)
     with files.explain_full_disk(out / "frontier.png"):
         (out / "frontier.png").write_bytes(png)
-    shades = colours([point for point in told["points"] if "held_out_loss" in point])
-    files.write_text(out / "index.html", page(sweep, told, svg, shades))
-    return told
+    shades = colours([point for point in written["points"] if "held_out_loss" in point])
+    files.write_text(out / "index.html", page(sweep, written, svg, shades))
+    return written
 
 
 def copy_circuits(out: Path, point: Facts) -> Facts:
@@ -63,7 +64,7 @@ def copy_circuits(out: Path, point: Facts) -> Facts:
 
 
 def draw(comparison: Facts) -> tuple[str, bytes]:
-    """The picture as SVG text, a title at every point, and as PNG."""
+    """The plot as SVG text, with a title at every point, and as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -85,7 +86,7 @@ def draw(comparison: Facts) -> tuple[str, bytes]:
 
 
 def colours(points: list[Facts]) -> dict[int, str]:
-    """Total parameters -> colour, dark to bright as models grow."""
+    """Total parameters -> colour, from dark (small) to bright (large)."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -137,7 +138,7 @@ def _steps(ratio: float) -> tuple[float, ...]:
 
 
 def _lines(axes: Axes, points: list[Facts]) -> None:
-    """Solid along equal widths, labelled at the end with most nonzeros; dotted along equal nonzeros."""
+    """Solid lines join points of equal width, dotted lines points with equal nonzeros."""
     drawn = [point for point in points if point["edges_geometric_mean"] is not None]
     shade = colours(points) if points else {}
     for width in sorted({point["d_model"] for point in drawn}):
@@ -174,7 +175,7 @@ def _markers(axes: Axes, points: list[Facts]) -> None:
 
 
 def _legends(axes: Axes, points: list[Facts]) -> None:
-    """Beside the axes: colours, areas, lines."""
+    """Legends beside the axes: colours, areas, lines."""
     from matplotlib.lines import Line2D
 
     def dot(colour: str, area: float) -> Line2D:

@@ -1,13 +1,13 @@
-"""A grid of train jobs: from what was typed to points, each one job, and from their results to facts that can be compared.
+"""A grid of train jobs: from the command line to points, each one job, and from their results to comparable facts.
 
     width=64,128  l0=8k,16k,32k   ->   six train jobs with a circuit for each task   ->   sweep.json, the frontier
 
-    width   d_model. The learning rate goes with 1/width (`training.width_search`), the fractions of embeddings and biases with 1/width
-            too, so that their nonzeros stay equal; what is set by hand stays as it is set
-    l0      nonzeros of all block matrices together (c_attn, c_fc, both c_proj; 8k, 1.5M), or a fraction of them where at most 1
+    width   d_model. The learning rate scales with 1/width (`training.width_search`), and so do the fractions of embeddings and biases, so
+            that their numbers of nonzeros stay equal; fields given with --set stay fixed
+    l0      total nonzeros of all block matrices (c_attn, c_fc, both c_proj; 8k, 1.5M), or a fraction of them if at most 1
     a.b     any field of the training's spec: optim.lr, model.n_layer, sparsity.min_per_neuron
 
-A point is known by its spec alone, and so is its job: the same grid asked for again finds what is there. Torch-free. Paper: Sec. 3.1.
+The job id of a point is a hash of its spec, so the same grid finds its earlier jobs again. Torch-free. Paper: Sec. 3.1.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _SUFFIXES = {"k": 1e3, "K": 1e3, "m": 1e6, "M": 1e6}
 _ALIASES = {"model.d_model": "width"}
 _SCALED = ("sparsity.embedding_frac", "sparsity.bias_frac")
 _BLOCK_MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-MOST_POINTS = 256
-Facts = dict[str, Any]  # what is known of a point, as sweep.json tells it
+MAX_POINTS = 256
+Facts = dict[str, Any]  # the facts of a point, as in sweep.json
 
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What all points share. `settings` are dotted spec fields as text."""
+    """The options shared by all points. settings: dotted spec fields -> values as text."""
 
     tasks: tuple[str, ...]
     preset: str = "tiny"
@@ -49,7 +49,7 @@ class SweepRequest:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One place of the grid: what was varied, the job that does it, and that job's id."""
+    """One point of the grid: its values on the axes, its job's spec and id."""
 
     axes: dict[str, Any]
     spec: JobSpec
@@ -63,7 +63,7 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A batch of points. Its id depends on nothing but their specs."""
+    """The points of a sweep. The id is a hash of their specs."""
 
     points: tuple[SweepPoint, ...]
 
@@ -77,11 +77,11 @@ class Sweep:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Sweep:
-        """Raises BrokenArtifact for anything that `to_json` has not written."""
+        """Raises BrokenArtifact for anything not written by `to_json`."""
         try:
             points = tuple(SweepPoint(dict(p["axes"]), JobSpec.model_validate(p["spec"]), p["job"]) for p in found["points"])
             if not points or any(p.spec.train is None or not re.fullmatch(r"p[0-9a-f]{1,64}", p.job) for p in points):
-                raise ValueError("it names no trainings of a sweep")
+                raise ValueError("it contains no train jobs of a sweep")
             return cls(points)
         except (KeyError, TypeError, ValueError) as error:
             raise BrokenArtifact(f"the plan of this sweep is not readable ({str(error).splitlines()[0]}); give its grid again") from None
@@ -109,16 +109,16 @@ def parse_grid(texts: Iterable[str]) -> dict[str, list[str]]:
 
 
 def plan(order: SweepRequest, grid: Mapping[str, Sequence[str]]) -> Sweep:
-    """All points of the grid, every one checked before any is queued. Raises UsageError, SpecError, UnknownTask."""
+    """All points of the grid; every spec is checked. Raises UsageError, SpecError, UnknownTask."""
     for name in grid:
         if name in order.settings or (name == "width" and "model.d_model" in order.settings):
             raise UsageError(f"{name!r} is both an axis of the grid and a --set; leave one out")
     if order.dense and {"l0", "sparsity.weight_frac"} & grid.keys():
         raise UsageError("a dense model has no l0; leave that axis out, or --dense")
     if "l0" in grid and "sparsity.weight_frac" in {*grid, *order.settings}:
-        raise UsageError("l0 and sparsity.weight_frac say the same; leave one out")
-    if math.prod(map(len, grid.values())) > MOST_POINTS:
-        raise UsageError(f"this grid has {math.prod(map(len, grid.values()))} points, more than {MOST_POINTS}; make it smaller")
+        raise UsageError("l0 and sparsity.weight_frac set the same quantity; leave one out")
+    if math.prod(map(len, grid.values())) > MAX_POINTS:
+        raise UsageError(f"this grid has {math.prod(map(len, grid.values()))} points, more than {MAX_POINTS}; make it smaller")
     base = _build(order, {})
     chosen = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     points = {point.job: point for point in (_point(order, base, axes) for axes in chosen)}
@@ -141,17 +141,17 @@ def _point(order: SweepRequest, base: TrainSpec, axes: dict[str, str]) -> SweepP
     spec = _job(order, changes)
     shape = spec.train.model if spec.train else base.model
     if shape.d_model % shape.d_head:
-        raise UsageError(f"width {shape.d_model} is not a multiple of model.d_head, {shape.d_head}; choose one that is")
+        raise UsageError(f"width {shape.d_model} is not a multiple of model.d_head, {shape.d_head}; choose a multiple")
     return SweepPoint(shown, spec, "p" + _digest(to_json(spec))[:11])
 
 
 def _scaled(base: TrainSpec, width: int) -> dict[str, str]:
-    """What goes with the width, from the preset's own width."""
+    """The fields that scale with the width, relative to the preset's width."""
     ratio = base.model.d_model / width
     scaled = {"optim.lr": repr(base.optim.lr * ratio)}
     for name in _SCALED:
         fraction = getattr(base.sparsity, name.partition(".")[2])
-        if fraction < 1:  # what is dense stays dense
+        if fraction < 1:  # dense tensors stay dense
             scaled[name] = repr(min(1.0, fraction * ratio))
     return scaled
 
@@ -175,16 +175,16 @@ def _build(order: SweepRequest, changes: Mapping[str, str]) -> TrainSpec:
 
 
 def block_matrices(shape: SparseModelSpec) -> list[tuple[int, int]]:
-    """(entries, neurons) of every weight matrix in the blocks; a neuron's own side has entries / neurons of them."""
+    """(entries, neurons) of every weight matrix in the blocks; each neuron has entries / neurons weights."""
     d, mlp, read = shape.d_model, shape.mlp_ratio * shape.d_model, shape.d_model + shape.d_pos_emb
     block = [(3 * d * read, 3 * d), (d * d, d), (mlp * read, mlp), (mlp * d, mlp)]
     return block * shape.n_layer
 
 
 def weight_frac(l0: float, spec: TrainSpec, where: str) -> float:
-    """The fraction of every block matrix that leaves `l0` nonzeros in all (a fraction itself where at most 1).
+    """The fraction of nonzeros of every block matrix for a total of `l0` nonzeros (itself a fraction if at most 1).
 
-    Raises UsageError, with the range, below what is protected for each neuron and above all there are.
+    Raises UsageError, with the valid range, for fewer nonzeros than are protected per neuron and for more than all weights.
     """
     matrices = block_matrices(spec.model)
     total = sum(entries for entries, _ in matrices)
@@ -194,14 +194,14 @@ def weight_frac(l0: float, spec: TrainSpec, where: str) -> float:
     wanted = l0 * total if l0 <= 1 else l0
     if not least <= wanted <= total:
         raise UsageError(
-            f"{where}: {wanted:,.0f} nonzeros do not fit; at width {spec.model.d_model} with {spec.model.n_layer} layers l0 goes from "
-            f"{least:,} ({protected} for each neuron, sparsity.min_per_neuron) to {total:,} (every weight)"
+            f"{where}: {wanted:,.0f} nonzeros are out of range; at width {spec.model.d_model} with {spec.model.n_layer} layers l0 ranges "
+            f"from {least:,} ({protected} per neuron, sparsity.min_per_neuron) to {total:,} (all weights)"
         )
     return wanted / total
 
 
 def kept_weights(spec: TrainSpec) -> int:
-    """Nonzeros of all block matrices after training."""
+    """Total nonzeros of all block matrices after training."""
     frac, protected = spec.sparsity.weight_frac, spec.sparsity.min_per_neuron
     return sum(max(round(frac * n), neurons * min(protected, n // neurons)) for n, neurons in block_matrices(spec.model))
 
@@ -244,7 +244,7 @@ def _digest(text: str) -> str:
 
 
 def facts_of(point: SweepPoint, state: str, result: Path | None = None, error: str | None = None) -> Facts:
-    """What is known of a point: its place, and with a finished result its sizes, held-out loss (nats per token) and circuits.
+    """The facts of a point: its position, and with a finished result its sizes, held-out loss (nats per token) and circuits.
 
     Raises BrokenArtifact when the result cannot be read.
     """
@@ -260,4 +260,4 @@ def facts_of(point: SweepPoint, state: str, result: Path | None = None, error: s
         facts["l0"] = sum(kept for name, kept in found["l0"].items() if name.endswith(_BLOCK_MATRICES))
         return facts | {"tasks": found.get("circuits", {}), "result": str(result)}
     except KeyError as missing:
-        raise BrokenArtifact(f"{result / 'result.json'} says nothing of {missing}; run the job again") from None
+        raise BrokenArtifact(f"{result / 'result.json'} lacks {missing}; run the job again") from None

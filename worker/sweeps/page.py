@@ -1,4 +1,4 @@
-"""The page of a sweep: index.html, filled into page.html; each function one section. Everything it shows is escaped."""
+"""The page of a sweep: fills page.html; each function makes one section. All text is escaped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ABSENT = "&ndash;"
 
 
 def page(sweep: str, comparison: Facts, svg: str, shades: Mapping[int, str]) -> str:
-    """index.html as text. `svg` is the picture, `shades` its colours by number of parameters."""
+    """index.html as text. svg: the plot; shades: its colours by number of parameters."""
     points = comparison["points"]
     done = [point for point in points if "held_out_loss" in point]
     frame = resources.files("worker.sweeps").joinpath("page.html").read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def page(sweep: str, comparison: Facts, svg: str, shades: Mapping[int, str]) -> 
 
 
 def headline(comparison: Facts) -> str:
-    """What the sweep covers, in a sentence."""
+    """The result of the sweep in one sentence."""
     done = [point for point in comparison["points"] if "held_out_loss" in point]
     if not done:
         return "No point of this sweep has a result yet."
@@ -42,11 +42,11 @@ def headline(comparison: Facts) -> str:
     sizes = [point["edges_geometric_mean"] for point in done if point["edges_geometric_mean"] is not None]
     models = f"{len(done)} model{'s' * (len(done) > 1)}"
     if not sizes:
-        return f"{models} of {min(losses):.2f} to {max(losses):.2f} nats per token, and no circuit that meets the target."
+        return f"{models}, {min(losses):.2f} to {max(losses):.2f} nats per token; no circuit meets the target loss."
     best = min((p for p in done if p["edges_geometric_mean"] is not None), key=lambda p: p["edges_geometric_mean"])
     return (
         f"{models}, {min(losses):.2f} to {max(losses):.2f} nats per token; circuits of {min(sizes):.0f} to {max(sizes):.0f} edges. "
-        f"The smallest are those of {escape(best['label'])}."
+        f"The smallest circuits are in {escape(best['label'])}."
     )
 
 
@@ -55,8 +55,8 @@ def _compared(comparison: Facts, done: list[Facts]) -> str:
     if not common:
         return "No task met its target loss in any model, so sizes cannot be compared."
     out = [point["label"] for point in done if point["edges_geometric_mean"] is None]
-    text = f"Sizes are geometric means over {', '.join(common)}: the tasks that every compared model does at the target loss."
-    return escape(text + (f" Without a size: {'; '.join(out)}." if out else ""))
+    text = f"Sizes are geometric means over the tasks that meet the target loss in every compared model: {', '.join(common)}."
+    return escape(text + (f" Not compared: {'; '.join(out)}." if out else ""))
 
 
 def _verdict(claim: Facts) -> str:
@@ -96,7 +96,7 @@ def _task_cell(facts: Facts | None) -> str:
 
 
 def _gallery(task: str, done: list[Facts]) -> str:
-    """The circuits of a task beside each other, smallest first."""
+    """The circuits of a task side by side, smallest first."""
     found = [(point, point["tasks"][task]) for point in done if task in point["tasks"]]
     met = sorted(((p, f) for p, f in found if f["meets_target"] and f.get("picture")), key=lambda item: (item[1]["edges"], item[0]["job"]))
     if not met:
@@ -133,7 +133,7 @@ def _absent(points: list[Facts]) -> str:
 
 
 def summary(point: Facts) -> str:
-    """One point in one line."""
+    """One line about a point."""
     size = point["edges_geometric_mean"]
     circuits = "; ".join(f"{task} {_circuit_words(facts)}" for task, facts in point["tasks"].items())
     mean = "no size to compare" if size is None else f"{size:g} edges"

@@ -91,7 +91,7 @@ def test_position_channels_widen_what_is_read():
 
 @pytest.mark.parametrize("l0", ["6143", "98305", "0.06"])
 def test_an_l0_that_does_not_fit_is_refused_with_the_range(l0: str):
-    with pytest.raises(UsageError, match=r"width 64, l0 .* l0 goes from 6,144 \(4 for each neuron.*\) to 98,304"):
+    with pytest.raises(UsageError, match=r"width 64, l0 .* l0 ranges from 6,144 \(4 per neuron.*\) to 98,304"):
         plan(ORDER, parse_grid(["width=64", f"l0={l0}"]))
 
 
@@ -111,7 +111,7 @@ def test_the_ends_of_the_range_fit():
         (SweepRequest(tasks=("quote_open",)), ["width=64"], UnknownTask, "quote_open"),
         (SweepRequest(tasks=(), dense=True), ["l0=8k"], UsageError, "a dense model has no l0"),
         (SweepRequest(tasks=(), settings={"optim.lr": "1"}), ["optim.lr=1,2"], UsageError, "both an axis"),
-        (SweepRequest(tasks=(), settings={"sparsity.weight_frac": "0.5"}), ["l0=8k"], UsageError, "say the same"),
+        (SweepRequest(tasks=(), settings={"sparsity.weight_frac": "0.5"}), ["l0=8k"], UsageError, "set the same quantity"),
         (SweepRequest(tasks=()), ["optim.steps=" + ",".join(map(str, range(1, 300)))], UsageError, "299 points"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -192,7 +192,7 @@ def test_a_point_that_met_nothing_has_no_size_and_takes_none_from_the_others():
     assert found["points"][3]["unmet"] == list(TASKS)
     smaller = found["findings"][0]
     assert (smaller["agree"], smaller["of"], smaller["unknown"]) == (1, 1, 1)
-    assert smaller["verdict"] == "yes, in the one pair; 1 more cannot be told"
+    assert smaller["verdict"] == "yes, in the one pair; 1 more cannot be decided"
 
 
 def test_where_no_task_is_met_by_all_the_one_most_met_is_compared():

@@ -1,1 +1,5 @@
-"""How commands show things in a terminal: one file per subject. Plain lines in a pipe, live tables on a screen."""
+"""Output of commands for people, one file per subject: plain lines in a pipe, live tables and bars in a terminal.
+
+live.py     what watched batches and sweeps share: a redrawn table, or a line per change
+job.py batch.py sweep.py status.py cost.py transfer.py
+"""

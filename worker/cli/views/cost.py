@@ -1,4 +1,4 @@
-"""What a job would do, and what its bridging would cost on this machine, without queueing it."""
+"""The output of --dry-run: the stages of a job and the cost of its bridging on this machine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from worker.cli.options import print_json
 if TYPE_CHECKING:
     from extractor.spec.schema import JobSpec
 
-NO_BRIDGE = "none: the model is sparse already"
+NO_BRIDGE = "none: the model is already sparse"
 
 
 def show_preflight(spec: JobSpec, as_json: bool) -> None:
-    """Print the plan as a table or JSON. Raises SpecError where the bridging would not fit, ModelNotFound, BrokenArtifact."""
+    """Print the plan as a table or JSON. Raises SpecError if the bridging does not fit, ModelNotFound, BrokenArtifact."""
     from extractor.jobs.cost import bridging, hardware, text
     from extractor.spec.schema import stages_of
 
@@ -34,7 +34,7 @@ def show_preflight(spec: JobSpec, as_json: bool) -> None:
     if spec.train is not None:
         optim = spec.train.optim
         facts["train"] = {"steps": optim.steps, "tokens": optim.steps * optim.batch * optim.context}
-        rows.append(("training", f"{optim.steps:,} steps of {optim.batch * optim.context:,} tokens"))
+        rows.append(("training", f"{optim.steps:,} steps of {optim.batch * optim.context:,} tokens each"))
     if as_json:
         print_json(facts)
     else:
@@ -42,7 +42,7 @@ def show_preflight(spec: JobSpec, as_json: bool) -> None:
 
 
 def describe_stages(stages: list[str]) -> str:
-    """'corpus -> bridge -> prune -> ...'; of several tasks the stages of one, and the tasks."""
+    """'corpus -> bridge -> prune -> ...'; for several tasks the stages of one task, then the task names."""
     shared = [stage for stage in stages if " " not in stage]
     tasks = list(dict.fromkeys(stage.partition(" ")[2] for stage in stages if " " in stage))
     own = list(dict.fromkeys(stage.partition(" ")[0] for stage in stages if " " in stage))

@@ -1,4 +1,4 @@
-"""What people see: a job's progress as bars (terminal), sparse lines (pipe) or JSON lines; tables of jobs and of results."""
+"""Progress of a job as bars (terminal), occasional lines (pipe) or JSON lines; tables of jobs and of results."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from extractor.errors import BrokenArtifact
 from worker.broker.routing import GB
 from worker.cli.options import print_json
 
-MOST_SECONDS = 1e10  # what lasts longer was made up
-LINE_SECONDS = 10.0  # between two plain lines within a stage
+MAX_SECONDS = 1e10  # a longer duration is not credible and is not shown
+LINE_SECONDS = 10.0  # least time between two plain progress lines
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "blue"}
 
 Event = dict[str, Any]
 
 
 class View(Protocol):
-    """Shows the events of one job, in order, inside a `with` block, and its result afterwards."""
+    """Shows the events of a job, in order, inside a `with` block, and its result afterwards."""
 
     def __enter__(self) -> View: ...
 
@@ -35,8 +35,8 @@ class View(Protocol):
     def show_summary(self, facts: dict[str, Any], folder: Path) -> None: ...
 
 
-def quieten() -> None:
-    """No bars and no advice of transformers between a question and its answer."""
+def silence_transformers() -> None:
+    """Switch off progress bars and warnings of transformers."""
     import warnings
 
     from transformers.utils.logging import disable_progress_bar
@@ -46,7 +46,7 @@ def quieten() -> None:
 
 
 def make_view(as_json: bool, job: str) -> View:
-    """The view that fits the output."""
+    """The view for this output: JSON lines, a terminal or a pipe."""
     if as_json:
         return JsonView()
     console = Console()
@@ -54,7 +54,7 @@ def make_view(as_json: bool, job: str) -> View:
 
 
 class JsonView:
-    """One JSON object a line."""
+    """Prints one JSON object per line."""
 
     def __enter__(self) -> JsonView:
         return self
@@ -70,7 +70,7 @@ class JsonView:
 
 
 class PlainView:
-    """A line for each change of state or stage, and one about every ten seconds in between."""
+    """Prints a line for each change of state or stage, and a progress line about every ten seconds."""
 
     def __init__(self, job: str) -> None:
         self._job = job
@@ -85,7 +85,7 @@ class PlainView:
 
     def show(self, event: Event) -> None:
         if event["event"] == "progress":
-            # By the time of the event, not of the reading: a replayed hour is as sparse as one that was watched.
+            # Use the time of the event: a replay then prints as few lines as watching live.
             at = event.get("time", time.time())
             if at - self._last < LINE_SECONDS:
                 return
@@ -104,7 +104,7 @@ class PlainView:
 
 
 class BarView:
-    """A bar for each stage."""
+    """Draws a progress bar for each stage."""
 
     def __init__(self, job: str, console: Console) -> None:
         self._job, self._console = job, console
@@ -157,12 +157,12 @@ def describe_progress(event: Event) -> str:
 
 
 def describe_event(event: Event) -> str:
-    """A line for an event that is neither stage nor progress; '' for one that needs none."""
+    """A line for an event that is neither stage nor progress; '' for an event that is not shown."""
     kind = event["event"]
     if kind == "note":
         return str(event.get("message"))
     if kind == "cancelling":
-        return "is told to stop"
+        return "cancelling"
     if kind != "state":
         return ""
     if event["state"] == "running":
@@ -173,16 +173,16 @@ def describe_event(event: Event) -> str:
 
 
 def show_result(console: Console, facts: dict[str, Any], folder: Path) -> None:
-    """A result for people. Raises BrokenArtifact for one that no engine of ours has written."""
+    """Print a result. Raises BrokenArtifact if a field is missing or has a wrong type."""
     try:
         console.print(summary_table(facts), highlight=False)
         show_paths(facts, folder)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise BrokenArtifact(f"the result in {folder} does not say what a result says ({type(error).__name__}: {error})") from None
+        raise BrokenArtifact(f"the result in {folder} is incomplete or malformed ({type(error).__name__}: {error})") from None
 
 
 def summary_table(facts: dict[str, Any]) -> Table:
-    """The result of a circuit (losses and accuracies under each condition, size, verdict), of several, or of a training."""
+    """The result of one circuit (loss and accuracy per condition), of several circuits, or of a training."""
     if "tasks" in facts:
         return tasks_table(facts["tasks"])
     table = Table(box=None, pad_edge=False)
@@ -206,7 +206,7 @@ def summary_table(facts: dict[str, Any]) -> Table:
 
 
 def tasks_table(rows: list[dict[str, Any]]) -> Table:
-    """The circuits of a job of several tasks: losses in nats of the circuit, the full model, the model without it, random circuits."""
+    """The circuits of a job with several tasks. Losses (nats) of the circuit, the full model, its complement and random circuits."""
     table = Table(box=None, pad_edge=False)
     table.add_column("task", no_wrap=True)
     for name in ("nodes", "edges", "loss", "full", "accuracy", "without", "random"):
@@ -224,7 +224,7 @@ def tasks_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def describe_circuit(circuit: dict[str, Any]) -> str:
-    """One circuit of a train job in a line."""
+    """One line for a circuit of a train job."""
     if circuit.get("nodes") is None:
         return f"no circuit: {circuit.get('why')}"
     size = f"{circuit['nodes']} nodes, {circuit['edges']} edges, loss {_number(circuit['loss'])}"
@@ -232,7 +232,7 @@ def describe_circuit(circuit: dict[str, Any]) -> str:
 
 
 def show_paths(facts: dict[str, Any], folder: Path) -> None:
-    """Below the table: size, verdict, and where things lie."""
+    """Print the lines below the table: size, verdict and paths."""
     circuit = facts.get("circuit")
     if isinstance(circuit, dict):
         verdict = "meets" if facts.get("meets_target") else "does not meet"
@@ -242,13 +242,15 @@ def show_paths(facts: dict[str, Any], folder: Path) -> None:
         click.echo(f"circuits: {describe_tasks(facts['tasks'])}")
     recovered, steering = (facts.get("bridge") or {}).get("recovered"), facts.get("steering")
     if recovered:
-        click.echo(f"sparse model: carries {recovered['mean']:.0%} of what the dense model knows beyond bigrams, mean over all crossings")
+        click.echo(f"sparse model: recovers {recovered['mean']:.0%} of the dense model's gain over bigrams, mean over all crossings")
     if steering:
         moved = "{:.1%} to {:.1%}".format(steering["probability"][0], steering["probability"][-1])
         worst = f"{steering['random_worst'][-1]:.1%}"
-        click.echo(f"steering: {steering['node']} moves the dense model's other answer from {moved}; random directions to {worst} at most")
+        click.echo(
+            f"steering: {steering['node']} moves the dense model's other answer from {moved}; random directions reach {worst} at most"
+        )
     paths = facts.get("paths", {})
-    if "tasks" in facts:  # a line for each of twenty would hide the table
+    if "tasks" in facts:  # with many tasks one line per report would hide the table
         paths = {name: path for name, path in paths.items() if name == "model"}
         click.echo(f"reports: {folder / 'circuits' / 'TASK' / 'report.html'}")
     for name, path in paths.items():
@@ -257,14 +259,14 @@ def show_paths(facts: dict[str, Any], folder: Path) -> None:
 
 
 def describe_tasks(rows: list[dict[str, Any]]) -> str:
-    """'17 of 20 meet the target loss, 1 task cannot be asked of this model'."""
+    """'17 of 20 meet the target loss, 1 task is not expressible for this model'."""
     missing = sum(row["nodes"] is None for row in rows)
     met = f"{sum(row['meets_target'] for row in rows)} of {len(rows)} meet the target loss"
-    return f"{met}, {missing} {'task' if missing == 1 else 'tasks'} cannot be asked of this model" if missing else met
+    return f"{met}, {missing} {'task is' if missing == 1 else 'tasks are'} not expressible for this model" if missing else met
 
 
 def show_jobs(jobs: list[dict[str, Any]]) -> None:
-    """A table of jobs."""
+    """Print a table of jobs."""
     if not jobs:
         click.echo("no jobs; queue one with `extract submit`")
         return
@@ -274,12 +276,13 @@ def show_jobs(jobs: list[dict[str, Any]]) -> None:
     for job in jobs:
         model = Path(job["model"]).name if job["model"] else ""
         state = Text(job["state"], style=COLOURS.get(job["state"], ""))
-        table.add_row(job["job"], state, job["kind"], job["task"] or "", model, _progress(job), _age(job["created"]))
+        position = describe_position(job, job["metrics"])
+        table.add_row(job["job"], state, job["kind"], job["task"] or "", model, position, _age(job["created"]))
     Console().print(table, highlight=False)
 
 
 def show_job(job: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """One job, a line for each fact; `rows` are those of its tasks.json."""
+    """Print a job, one fact per line. rows: the rows of its tasks.json."""
     lines = {
         "job": job["job"],
         "state": job["state"] + (" (cancelling)" if job["cancelling"] else ""),
@@ -288,9 +291,9 @@ def show_job(job: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         "attempt": job["attempt"],
         "worker": job["worker"] if job["state"] == "running" else None,
         "needs": f"{job['memory'] / GB:.1f} GB of memory" if job["memory"] else None,
-        "one of": job["group"],
-        "waits for": f"job {job['waits']}, which makes the bridged model that both need" if job["waits"] else None,
-        "progress": _progress(job) if job["state"] == "running" else None,
+        "group": job["group"],
+        "waits for": f"job {job['waits']}, which trains the bridged model for both" if job["waits"] else None,
+        "progress": describe_position(job, job["metrics"]) if job["state"] == "running" else None,
         "error": f"{job['error']['type']}: {job['error']['message']}" if job["error"] else None,
         "circuits": describe_tasks(rows) if rows else None,
         "result": job["artifact"],
@@ -300,20 +303,21 @@ def show_job(job: dict[str, Any], rows: list[dict[str, Any]]) -> None:
             click.echo(f"{name + ':':<10} {value}")
 
 
-def _progress(job: dict[str, Any]) -> str:
-    progress = job["progress"]
+def describe_position(job: dict[str, Any], metrics: dict[str, Any] | None = None) -> str:
+    """Where a running job is, as '[2/4] bridge 120/1500'; '' for a job that does not run. metrics: shown as well."""
+    progress = job.get("progress") or {}
     if job["state"] != "running" or "stage" not in progress:
         return ""
-    steps = describe_progress(progress | {"metrics": job["metrics"]}) if "step" in progress else ""
+    steps = describe_progress(progress | {"metrics": metrics or {}}) if "step" in progress else ""
     return f"{describe_stage(progress)} {steps}".strip()
 
 
 def _age(created: float | None) -> str:
-    return duration(time.time() - created) if created is not None and abs(created) < MOST_SECONDS else ""
+    return duration(time.time() - created) if created is not None and abs(created) < MAX_SECONDS else ""
 
 
 def _metrics(event: Event) -> str:
-    """'loss 2.31  12,300 tokens/s': what a person follows; all other metrics are in metrics.jsonl and --json."""
+    """'loss 2.31  12,300 tokens/s'. All other metrics are in metrics.jsonl and --json."""
     metrics = event.get("metrics")
     if not isinstance(metrics, dict):
         return ""
@@ -325,7 +329,7 @@ def _metrics(event: Event) -> str:
 
 def _left(event: Event) -> str:
     left = event.get("seconds_left")
-    return f"{duration(left)} left" if isinstance(left, (int, float)) and abs(left) < MOST_SECONDS else ""
+    return f"{duration(left)} left" if isinstance(left, (int, float)) and abs(left) < MAX_SECONDS else ""
 
 
 def _number(value: Any) -> str:

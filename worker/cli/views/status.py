@@ -1,4 +1,4 @@
-"""What people see of the whole service: a page of tables, printed once or redrawn every second."""
+"""The page of the whole service: tables, printed once or redrawn every second."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def show_once(facts: Facts, limit: int) -> None:
     Console().print(page(facts, limit), highlight=False)
 
 
-def show_live(look: Callable[[], Facts | None], limit: int, console: Console) -> None:
-    """Redraw the page until Ctrl-C. look: the facts of now, or None while the server does not answer."""
+def show_live(poll: Callable[[], Facts | None], limit: int, console: Console) -> None:
+    """Redraw the page until Ctrl-C. poll: returns the current facts, or None while the server does not answer."""
     shown: RenderableType = ""
     with Live(console=console, auto_refresh=False) as live:
         try:
             while True:
-                facts = look()
+                facts = poll()
                 if facts is None:
-                    live.update(Group(Text("the server does not answer; trying again", style="red"), shown), refresh=True)
+                    live.update(Group(Text("the server does not answer; retrying", style="red"), shown), refresh=True)
                 else:
                     shown = page(facts, limit)
                     live.update(shown, refresh=True)
@@ -44,7 +44,7 @@ def show_live(look: Callable[[], Facts | None], limit: int, console: Console) ->
 
 
 def page(facts: Facts, limit: int) -> Group:
-    """Everything, in at most about twice `limit` lines and the head."""
+    """The page: a header, then at most `limit` workers and `limit` open jobs."""
     now = time.time()
     running = [job for job in facts["open"] if job["state"] == "running"]
     queued = [job for job in facts["open"] if job["state"] == "queued"]
@@ -62,21 +62,22 @@ def _head(facts: Facts) -> Text:
     numbers = [Text(f"{number} {state}", style=COLOURS[state] if number else "") for state, number in facts["jobs"].items()]
     text.append_text(Text("  ").join(numbers))
     lengths = "  ".join(f"{number} {priority}" for priority, number in facts["queues"].items())
-    wait = f"; the first waits for {duration(facts['longest_wait_seconds'])}" if facts["jobs"]["queued"] else ""
+    wait = f"; oldest waiting: {duration(facts['longest_wait_seconds'])}" if facts["jobs"]["queued"] else ""
     text.append(f"\nqueues   {lengths}{wait}")
     if facts["out_of_reach"]:
-        text.append(f"\n         {facts['out_of_reach']} need more memory than any live worker has", style="yellow")
+        what = "queued job needs" if facts["out_of_reach"] == 1 else "queued jobs need"
+        text.append(f"\n         {facts['out_of_reach']} {what} more memory than any live worker has", style="yellow")
     if not facts["workers"]:
         text.append("\nworkers  none; start one with `extract worker`")
     if not facts["open"]:
-        text.append("\nno job is open; `extract list` shows those that have ended")
+        text.append("\nno open jobs; `extract list` shows ended jobs")
     return text
 
 
-def _section(table: Table, there_are: int, limit: int, what: str) -> list[RenderableType]:
+def _section(table: Table, total: int, limit: int, what: str) -> list[RenderableType]:
     if not table.row_count:
         return []
-    more = [Text(f"and {there_are - limit} more {what}", style="dim")] if there_are > limit else []
+    more = [Text(f"and {total - limit} more {what}", style="dim")] if total > limit else []
     return ["", table, *more]
 
 
@@ -96,9 +97,9 @@ def _workers(workers: list[Facts], now: float) -> Table:
 
 
 def _running(jobs: list[Facts]) -> Table:
-    table = _table("job", "worker", "stage", "", "", "loss", "tokens/s", "left", "try")
+    table = _table("job", "worker", "stage", "", "", "loss", "tokens/s", "left", "attempt")
     short = {job["worker"].partition("@")[0] for job in jobs if job["worker"]}
-    is_short = len(short) == len(jobs)  # in containers every worker has the same pid
+    is_short = len(short) == len(jobs)  # in containers all workers may have the same pid
     for job in jobs:
         progress, metrics, worker = job["progress"], job["metrics"], job["worker"] or ""
         done, total = progress.get("step") or 0, progress.get("total") or 0
@@ -118,7 +119,7 @@ def _running(jobs: list[Facts]) -> Table:
 
 
 def _queued(jobs: list[Facts], now: float) -> Table:
-    table = _table("job", "task", "model", "priority", "age", "tries")
+    table = _table("job", "task", "model", "priority", "age", "attempts")
     for job in jobs:
         model = Path(job["model"]).name if job["model"] else ""
         table.add_row(job["job"], job["task"] or job["kind"], model, job["priority"], duration(now - job["created"]), str(job["attempt"]))
@@ -133,7 +134,7 @@ def _table(*names: str) -> Table:
 
 
 def _figure(value: Any, style: str) -> str:
-    """A metric, whatever an engine may have called one."""
+    """A formatted metric, '' if it is not a number."""
     return format(value, style) if isinstance(value, (int, float)) else ""
 
 

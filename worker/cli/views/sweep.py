@@ -1,87 +1,38 @@
-"""What people see of a sweep: a table that lives (terminal), a line for each change (pipe), JSON lines; then what it found."""
+"""Output of sweeps: a live table (terminal), a line per change (pipe) or JSON lines; then the result."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
 
 import click
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli.options import print_json
-from worker.cli.views.job import COLOURS, describe_progress, describe_stage
+from worker.cli.views.job import COLOURS, describe_position
+from worker.cli.views.live import ChangeView, Facts, GroupView, LiveView
 
-Facts = dict[str, Any]
-
-
-class SweepView(Protocol):
-    """Shows the facts of all points, again and again, inside a `with` block."""
-
-    def __enter__(self) -> SweepView: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def show(self, facts: list[Facts]) -> None: ...
+_JSON_KEYS = ("job", "label", "state", "progress", "error", "held_out_loss", "tasks")
 
 
-def make_sweep_view(as_json: bool, sweep: str, tasks: tuple[str, ...]) -> SweepView:
-    """The view that fits the output."""
+def make_sweep_view(as_json: bool, sweep: str, tasks: tuple[str, ...]) -> GroupView:
+    """The view for this output. In a pipe: a line whenever a point changes its state or stage."""
     console = Console()
-    return LiveTable(console, tasks) if console.is_terminal and not as_json else ChangeView(sweep, tasks, as_json)
+    if console.is_terminal and not as_json:
+        return LiveView(console, lambda facts: points_table(facts, tasks))
+    if as_json:
+        return ChangeView(_phase, lambda _: "", lambda point: {name: point.get(name) for name in _JSON_KEYS})
+    click.echo(f"sweep {sweep}")
+    return ChangeView(_phase, lambda point: f"{point['label']} ({point['job']}): {_state(point)}{_outcome(point, tasks)}")
 
 
-class LiveTable:
-    """The table of all points, redrawn."""
-
-    def __init__(self, console: Console, tasks: tuple[str, ...]) -> None:
-        self._tasks = tasks
-        self._live = Live(console=console, auto_refresh=False)
-
-    def __enter__(self) -> LiveTable:
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.update("", refresh=True)
-        self._live.stop()
-
-    def show(self, facts: list[Facts]) -> None:
-        self._live.update(points_table(facts, self._tasks), refresh=True)
-
-
-class ChangeView:
-    """A line whenever a point changes its state or stage."""
-
-    def __init__(self, sweep: str, tasks: tuple[str, ...], as_json: bool) -> None:
-        self._tasks, self._as_json = tasks, as_json
-        self._seen: dict[str, str] = {}
-        if not as_json:
-            click.echo(f"sweep {sweep}")
-
-    def __enter__(self) -> ChangeView:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def show(self, facts: list[Facts]) -> None:
-        for point in facts:
-            stage = (point.get("progress") or {}).get("stage", "") if point["state"] == "running" else ""
-            now = f"{point['state']} {stage}".strip()
-            if self._seen.get(point["job"]) == now:
-                continue
-            self._seen[point["job"]] = now
-            if self._as_json:
-                print_json({name: point.get(name) for name in ("job", "label", "state", "progress", "error", "held_out_loss", "tasks")})
-            else:
-                click.echo(f"{point['label']} ({point['job']}): {_state(point)}{_outcome(point, self._tasks)}")
+def _phase(point: Facts) -> str:
+    stage = (point.get("progress") or {}).get("stage", "") if point["state"] == "running" else ""
+    return f"{point['state']} {stage}".strip()
 
 
 def points_table(facts: list[Facts], tasks: tuple[str, ...]) -> Table:
-    """One row for each point: what it is, how far, its loss, the edges of each circuit."""
+    """One row per point: label, state, held-out loss, edges of each circuit."""
     table = Table(box=None, pad_edge=False)
     table.add_column("point", no_wrap=True)
     table.add_column("state")
@@ -96,7 +47,7 @@ def points_table(facts: list[Facts], tasks: tuple[str, ...]) -> Table:
 
 
 def show_frontier(facts: list[Facts], comparison: Facts, out: Path) -> None:
-    """The table, the verdicts, the failures, and where the files lie."""
+    """Print the table, the verdict on each claim, the failed points and the paths."""
     Console(width=max(100, Console().width)).print(points_table(facts, tuple(comparison["tasks"])), highlight=False)
     for claim in comparison["findings"]:
         click.echo(f"{claim['claim']}: {claim['verdict']}")
@@ -108,11 +59,7 @@ def show_frontier(facts: list[Facts], comparison: Facts, out: Path) -> None:
 
 
 def _state(point: Facts) -> str:
-    progress = point.get("progress") or {}
-    if point["state"] != "running" or "stage" not in progress:
-        return str(point["state"])
-    steps = describe_progress(progress | {"metrics": {}}) if "step" in progress else ""
-    return f"{describe_stage(progress)} {steps}".strip()
+    return describe_position(point) or str(point["state"])
 
 
 def _outcome(point: Facts, tasks: tuple[str, ...]) -> str:

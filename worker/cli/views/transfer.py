@@ -1,4 +1,4 @@
-"""What people see while a result comes from storage: a bar on stderr, where that is a terminal."""
+"""The progress bar of a download from storage, on stderr if that is a terminal."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Tell = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
 @contextmanager
-def fetching(job: str) -> Iterator[Tell]:
-    """Yields a function that is told the bytes that have come, of all; from any thread. The bar appears with the first."""
+def fetching(job: str) -> Iterator[OnProgress]:
+    """Yield a function that advances the bar: its arguments are new bytes and total bytes. Any thread may call it.
+
+    The bar appears with the first call.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -19,14 +22,14 @@ def fetching(job: str) -> Iterator[Tell]:
     columns = (TextColumn(f"fetching {job}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
-    def tell(count: int, whole: int) -> None:
+    def on_progress(count: int, total: int) -> None:
         with lock:
             if not progress.task_ids:
                 progress.start()
-                progress.add_task("", total=whole)
+                progress.add_task("", total=total)
             progress.advance(progress.task_ids[0], count)
 
     try:
-        yield tell
+        yield on_progress
     finally:
         progress.stop()
