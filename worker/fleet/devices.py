@@ -9,7 +9,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 
-from extractor.jobs.cost.hardware import ram_at_hand
+from extractor.jobs.cost.hardware import available_ram
 
 _QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,memory.used", "--format=csv,noheader,nounits")
 _MEBIBYTE = 2**20
@@ -36,7 +36,7 @@ def look(threads: int) -> Device:
 
 def capacity(threads: int) -> int:
     """Bytes that a job here may need: those of the smallest GPU, else the free RAM."""
-    return look(threads).smallest or ram_at_hand()
+    return look(threads).smallest or available_ram()
 
 
 def visible_gpus() -> list[str]:

@@ -24,7 +24,8 @@ from typing import Any
 from extractor import files
 from extractor.errors import BrokenArtifact, SpecError, UsageError
 from extractor.jobs.request import train_job
-from extractor.spec.schema import JobSpec, SparseModelSpec, TrainSpec, to_json
+from extractor.spec.schema import JobSpec, TrainSpec, to_json
+from extractor.spec.sizes import block_entries, block_matrices, kept_in_blocks
 
 _SUFFIXES = {"k": 1e3, "K": 1e3, "m": 1e6, "M": 1e6}
 _ALIASES = {"model.d_model": "width"}
@@ -174,22 +175,13 @@ def _build(order: SweepRequest, changes: Mapping[str, str]) -> TrainSpec:
     return train
 
 
-def block_matrices(shape: SparseModelSpec) -> list[tuple[int, int]]:
-    """(entries, neurons) of every weight matrix in the blocks; a neuron's own side has entries / neurons of them."""
-    d, mlp, read = shape.d_model, shape.mlp_ratio * shape.d_model, shape.d_model + shape.d_pos_emb
-    block = [(3 * d * read, 3 * d), (d * d, d), (mlp * read, mlp), (mlp * d, mlp)]
-    return block * shape.n_layer
-
-
 def weight_frac(l0: float, spec: TrainSpec, where: str) -> float:
     """The fraction of every block matrix that leaves `l0` nonzeros in all (a fraction itself where at most 1).
 
     Raises UsageError, with the range, below what is protected for each neuron and above all there are.
     """
-    matrices = block_matrices(spec.model)
-    total = sum(entries for entries, _ in matrices)
-    protected = spec.sparsity.min_per_neuron
-    least_frac = max(min(protected, entries // neurons) * neurons / entries for entries, neurons in matrices)
+    total, protected = block_entries(spec.model), spec.sparsity.min_per_neuron
+    least_frac = max(matrix.protected(protected) / matrix.entries for matrix in block_matrices(spec.model))
     least = math.ceil(least_frac * total)
     wanted = l0 * total if l0 <= 1 else l0
     if not least <= wanted <= total:
@@ -198,12 +190,6 @@ def weight_frac(l0: float, spec: TrainSpec, where: str) -> float:
             f"{least:,} ({protected} for each neuron, sparsity.min_per_neuron) to {total:,} (every weight)"
         )
     return wanted / total
-
-
-def kept_weights(spec: TrainSpec) -> int:
-    """Nonzeros of all block matrices after training."""
-    frac, protected = spec.sparsity.weight_frac, spec.sparsity.min_per_neuron
-    return sum(max(round(frac * n), neurons * min(protected, n // neurons)) for n, neurons in block_matrices(spec.model))
 
 
 def amount(text: str) -> float:
@@ -251,7 +237,12 @@ def facts_of(point: SweepPoint, state: str, result: Path | None = None, error: s
     spec = point.spec.train
     assert spec is not None
     facts: Facts = {"job": point.job, "label": point.label, "axes": point.axes, "state": state, "error": error}
-    facts |= {"d_model": spec.model.d_model, "n_layer": spec.model.n_layer, "l0": kept_weights(spec), "seed": point.spec.seed}
+    facts |= {
+        "d_model": spec.model.d_model,
+        "n_layer": spec.model.n_layer,
+        "l0": kept_in_blocks(spec.model, spec.sparsity),
+        "seed": point.spec.seed,
+    }
     if result is None:
         return facts
     found = files.read_json(result / "result.json")

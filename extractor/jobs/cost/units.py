@@ -1,4 +1,4 @@
-"""Numbers for people: counts, bytes, seconds."""
+"""Counts, bytes and seconds as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def show_count(number: float) -> str:
 
 def show_bytes(number: float) -> str:
     """'9.8 GB'."""
-    return f"{show_count(number)}B".replace("kB", "kB") if number >= 1e3 else f"{number:.0f} B"
+    return f"{show_count(number)}B" if number >= 1e3 else f"{number:.0f} B"
 
 
 def show_seconds(seconds: float) -> str:
