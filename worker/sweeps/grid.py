@@ -23,7 +23,7 @@ from typing import Any
 
 from extractor import files
 from extractor.errors import BrokenArtifact, SpecError, UsageError
-from extractor.jobs.request import train_job
+from extractor.jobs.request import TrainRequest
 from extractor.spec.schema import JobSpec, TrainSpec, to_json
 from extractor.spec.sizes import block_entries, block_matrices, kept_in_blocks
 
@@ -158,7 +158,7 @@ def _scaled(base: TrainSpec, width: int) -> dict[str, str]:
 
 
 def _job(order: SweepRequest, changes: Mapping[str, str]) -> JobSpec:
-    return train_job(
+    training = TrainRequest(
         preset=order.preset,
         dense=order.dense,
         tasks=order.tasks,
@@ -167,6 +167,7 @@ def _job(order: SweepRequest, changes: Mapping[str, str]) -> JobSpec:
         seed=order.seed,
         corpus=order.corpus,
     )
+    return training.to_spec()
 
 
 def _build(order: SweepRequest, changes: Mapping[str, str]) -> TrainSpec:
