@@ -153,7 +153,7 @@ def parse_changes(assignments: tuple[str, ...]) -> dict[str, str]:
     for assignment in assignments:
         name, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals or not name or not text:
-            raise SpecError(f"{assignment!r} is not of the form FIELD=VALUE, as in optim.lr=0.05")
+            raise SpecError(f"{assignment!r} is not an assignment; write FIELD=VALUE, as in optim.lr=0.05")
         if found.get(name, text) != text:
             raise SpecError(f"field {name!r} is set twice, to {found[name]} and to {text}")
         found[name] = text

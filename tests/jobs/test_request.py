@@ -273,7 +273,7 @@ def test_every_field_is_listed_with_its_value_and_meaning():
     assert found["optim.lr"].kind == "float > 0"
     assert found["model.activation"].kind == "gelu | relu"
     assert found["model.d_head"].meaning == "paper: 16"
-    assert found["sparsity.anneal"].section.startswith("How many weights stay nonzero")
+    assert found["sparsity.anneal"].section.startswith("Fractions of weights that stay nonzero")
     assert {"vocab_size", "prune.steps", "corpus.generated_programs"} <= found.keys()
     assert not {"tokenizer", "corpus.datasets", "model"} & found.keys()
 
@@ -335,7 +335,7 @@ def test_the_fields_are_printed(capsys: pytest.CaptureFixture[str]):
     assert code == 0
     (line,) = [line for line in out.splitlines() if line.startswith("  optim.batch=")]
     assert line.split()[:4] == ["optim.batch=128", "int", ">=", "1"]
-    assert line.endswith("sequences a step, over all ranks; authors' script: 512")
+    assert line.endswith("sequences per step, over all processes; authors' script: 512")
     code, out, _ = typed(capsys, "--fields", "--json")
     assert [setting["name"] for setting in json.loads(out)] == [setting.name for setting in train_settings()]
 
