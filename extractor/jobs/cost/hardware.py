@@ -73,10 +73,10 @@ def _seconds(work: Callable[[], None], gpu: bool) -> float:
 
     best = float("inf")
     for turn in range(_TRIALS + 1):
-        began = time.perf_counter()
+        started = time.perf_counter()
         work()
         if gpu:
             torch.cuda.synchronize()
         if turn:
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.perf_counter() - started)
     return best

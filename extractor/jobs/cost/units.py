@@ -18,8 +18,8 @@ def show_bytes(number: float) -> str:
 
 def show_seconds(seconds: float) -> str:
     """'3 h 20 min'."""
-    whole = max(1, round(seconds))
+    total = max(1, round(seconds))
     for size, name, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size:,} {name} {whole % size // smaller} {part}"
-    return f"{whole} s"
+        if total >= size:
+            return f"{total // size:,} {name} {total % size // smaller} {part}"
+    return f"{total} s"
