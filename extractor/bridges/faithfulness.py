@@ -199,7 +199,7 @@ def circuit_through_bridges(
         calibration = calibrate(chosen, calibrate_on.sign)
         found["loss"].append(calibrated_loss(diff, batch.sign, calibration))
         found["raw_loss"].append(task_loss(diff, batch.sign).item())
-        found["accuracy"].append(accuracy(calibration.scale * diff + calibration.shift, batch.sign))
+        found["accuracy"].append(accuracy(calibration.apply(diff), batch.sign))
     return rounded(found)
 
 

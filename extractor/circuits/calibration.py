@@ -19,7 +19,7 @@ _NEWTON_STEPS = 12
 
 
 def calibrate(diff: Tensor, sign: Tensor) -> Calibration:
-    """The best scale and shift of diffs (n,): 16 L-BFGS steps in fp64."""
+    """The best scale and shift of logit differences (n,): 16 L-BFGS steps in fp64."""
     standard, spread, middle = _standard(diff[None])
     sign = sign.double().cpu()
     parameters = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)  # scale, shift, in units of the spread
@@ -42,12 +42,12 @@ def calibrate(diff: Tensor, sign: Tensor) -> Calibration:
 
 def calibrated_loss(diff: Tensor, sign: Tensor, calibration: Calibration) -> float:
     """Task loss in nats of calibrated logit differences."""
-    return task_loss(calibration.scale * diff + calibration.shift, sign).item()
+    return task_loss(calibration.apply(diff), sign).item()
 
 
 @torch.no_grad()
 def calibrate_all(diffs: Tensor, sign: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(losses, scales, shifts), (P,) fp64 each, of diffs (P, n): every row under its own best calibration."""
+    """(losses, scales, shifts), (P,) fp64 each, of logit differences (P, n): every row with its own best calibration."""
     standard, spread, middle = _standard(diffs)
     sign = sign.double().cpu()
     found = torch.tensor([1.0, 0.0], dtype=torch.float64).repeat(len(standard), 1)

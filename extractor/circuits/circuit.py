@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Node:
     """id '0.mlp.post_act.12'; `mean` is its value when ablated; `reads` and `writes` say in tokens what it responds to and promotes.
 
-    position: a position channel of a read; it has no residual source, and `reads` says places in the prompt instead of tokens.
+    position: a position channel of a read; it has no residual source, and `reads` gives positions in the prompt instead of tokens.
     """
 
     id: str
@@ -45,6 +45,10 @@ class Calibration:
 
     scale: float
     shift: float
+
+    def apply(self, diff: Tensor) -> Tensor:
+        """Calibrated logit differences, of any shape."""
+        return self.scale * diff + self.shift
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
-"""A circuit as a small network of its own: the weights of its nodes, and tables by token and place of all that it needs besides.
+"""A circuit that runs without its model: the weights of its nodes, and tables for the residual channels that no node reads or writes.
 
-A residual channel that no node reads or writes holds what the prompt put there and what constants were added: before norm n
+Such a channel c holds, before norm n,   h_c = embedding[token, c] + position[t, c] + constant_n[c].   Of these channels the circuit needs
 
-    h_c = embedding[token, c] + position[place, c] + constant_n[c]
+    sum_c h_c^2        = squares[token, n] + position_squares[t, n] + crossed[token, t]      crossed = 2 sum_c embedding_c position_c
+    sum_c readout_c h_c = rest_readout[token, answer] + position_readout[t, answer]
 
-The circuit needs two things of these channels, their sum of squares before each norm and what they say of each answer. Both are sums of a
-table by token, one by place and, for the squares, one by token and place, 2 sum_c embedding[token, c] position[place, c], for all norms.
-Together with the `network` of its nodes they are the circuit: `reference.masked_logit_diff` to rounding, without the model.
+    logit difference = scale * (h_tracked . readout + rest_readout + position_readout) + direct,  each at first minus second answer
 
-B prompts, T tokens, V vocabulary, R residual channels that nodes read or write, L layers, A answers, C longest prompt.
+With the `network` of its nodes (steps 4 to 6 there) this is `reference.masked_logit_diff` up to rounding.
+
+Shapes: B prompts, T tokens, V vocabulary, R tracked residual channels (a node reads or writes them), L layers, A answers, C longest prompt.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from extractor.circuits.graph import CircuitMask, NodeIndex, edge_count, links
-from extractor.circuits.layers import AttentionCut, Base, Matrix, NeuronsCut, Read, Slots, Write
+from extractor.circuits.graph import CircuitMask, NodeIndex, links
+from extractor.circuits.layers import AblationValues, Matrix, PrunedAttention, PrunedMLP, Read, SinkTerms, Slots, Write
 from extractor.circuits.masks import Masks
 from extractor.circuits.network import FastMaskedModel, PreparedPrompts, run
 from extractor.circuits.sites import widths
@@ -39,13 +40,17 @@ if TYPE_CHECKING:
 
 FILE = "compiled.safetensors"
 _KIND = "compiled circuit, version 1"
-_PARTS = {part.__name__: part for part in (AttentionCut, NeuronsCut, Read, Write, Matrix, Slots)}
+# Names in the file are those of its first version: a part's class and its fields, under which their tensors are stored too.
+_PARTS = {"AttentionCut": PrunedAttention, "NeuronsCut": PrunedMLP, "Read": Read, "Write": Write, "Matrix": Matrix, "Slots": Slots}
+_STORED_PART = {part: name for name, part in _PARTS.items()}
+_STORED_FIELD = {"ablation_values": "base"}
+_SINK_FIELDS = {"sink": "logit", "leak": "write", "still_sink": "constant_logit", "still_leak": "constant_write"}  # of an AttentionCut
 _ACTIVATIONS = {"GELU": nn.GELU, "ReLU": nn.ReLU}
 _AT_ONCE = 1 << 21  # values of one bigram chunk, tokens times vocabulary: small enough that memory is used again
 
 
 class CompiledCircuit(nn.Module):
-    """Token ids in, logit differences out. Made by `compile_circuit`, `Circuit.compile` or `load`; holds no parameters, only buffers.
+    """Token ids in, logit differences out. Made by `compile_circuit` or `load`; holds no parameters, only buffers.
 
     answers           (A,) the tokens that it tells apart
     tracked           (V, R) embeddings;                               position_tracked  (C, R), added to them
@@ -70,7 +75,7 @@ class CompiledCircuit(nn.Module):
     answer_rows: Tensor  # (V,): an answer's place among the answers, -1 for other tokens
 
     def __init__(self, tensors: Mapping[str, Tensor], layers: list, longest: int | None):
-        """layers: the layers as `_described` tells of them, their tensors being among `tensors`; longest: T at most, None: any."""
+        """layers: what `_described` returns for each, their tensors among `tensors`; longest: the largest T, None: any."""
         super().__init__()
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
@@ -94,22 +99,22 @@ class CompiledCircuit(nn.Module):
         return f"layers={len(self._layers)}, tracked={self.tracked.shape[1]}, answers={self.answers.tolist()[:8]}, nbytes={self.nbytes}"
 
     @property
-    def layers(self) -> Sequence[tuple[AttentionCut, NeuronsCut]]:
+    def layers(self) -> Sequence[tuple[PrunedAttention, PrunedMLP]]:
         """The sublayers, whose nodes are all on."""
         return self._layers
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors: what the file holds, but for its header."""
+        """Bytes of all tensors: the size of the file without its header."""
         return sum(tensor.nbytes for tensor in self.state_dict().values())
 
     def forward(self, ids: Tensor, last: Tensor | None = None, first: Tensor | None = None, second: Tensor | None = None) -> Tensor:
         """The logit of the first answer minus that of the second, (B,).
 
         ids             (B, T) right padded
-        last            (B,) the place whose next token is asked for; None: T - 1
+        last            (B,) the position whose next token is scored; None: T - 1
         first, second   (B,) answers' tokens; None: the circuit's two
-        Raises ValueError for prompts too long and for tokens that are none of its answers.
+        Raises ValueError for prompts that are too long and for tokens that are not answers of the circuit.
         """
         return run(self._layers, self._prompts(ids, last, self._rows(ids, first, 0), self._rows(ids, second, 1)), Masks())[0]
 
@@ -117,11 +122,11 @@ class CompiledCircuit(nn.Module):
         """(B,) places of these tokens among the answers."""
         if answer is None:
             if len(self.answers) != 2:
-                raise ValueError(f"this circuit has {len(self.answers)} answers: say which, first and second")
+                raise ValueError(f"this circuit has {len(self.answers)} answers: name two of them, first and second")
             return ids.new_full((len(ids),), usual)
         rows = self.answer_rows[answer]
         if bool((rows < 0).any()):
-            raise ValueError(f"token {int(answer[rows < 0][0])} is none of this circuit's {len(self.answers)} answers")
+            raise ValueError(f"token {int(answer[rows < 0][0])} is not one of this circuit's {len(self.answers)} answers")
         return rows
 
     def _prompts(self, ids: Tensor, last: Tensor | None, first: Tensor, second: Tensor) -> PreparedPrompts:
@@ -148,7 +153,7 @@ class CompiledCircuit(nn.Module):
         )
 
     def save(self, path: Path) -> Path:
-        """Write one safetensors file, whole or not at all: `path`, or compiled.safetensors in the folder `path`. Returns where."""
+        """Write one safetensors file atomically: `path`, or compiled.safetensors in the folder `path`. Returns its path."""
         place = _file(path)
         # Under one key: safetensors writes several in an order of its own, and equal circuits must be equal files.
         write_tensors(place, self.state_dict(), {_KIND: json.dumps({"layers": self._described, "longest": self.longest})})
@@ -156,7 +161,7 @@ class CompiledCircuit(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> CompiledCircuit:
-        """What `save` wrote, on the CPU. Raises BrokenArtifact."""
+        """Read what `save` wrote, on the CPU. Raises BrokenArtifact."""
         from safetensors import safe_open
 
         place = _file(path)
@@ -164,14 +169,14 @@ class CompiledCircuit(nn.Module):
         with safe_open(place, "pt") as file:
             said = file.metadata() or {}
         if _KIND not in said:
-            raise BrokenArtifact(f"{place} is no {_KIND}")
+            raise BrokenArtifact(f"{place} is not a {_KIND}")
         try:
             found = cls(tensors, **json.loads(said[_KIND]))
             ids = torch.full((1, found.longest or 1), len(found.tracked) - 1)
             found(ids, first=found.answers[-1:], second=found.answers[-1:])
-        except Exception as error:  # whatever is missing or misshapen shows in one pass, as an error of torch's or Python's
+        except Exception as error:  # one pass shows whatever is missing or misshapen, as an error of torch or Python
             line = str(error).partition("\n")[0]
-            raise BrokenArtifact(f"{place} is no whole compiled circuit: {type(error).__name__}: {line}") from None
+            raise BrokenArtifact(f"{place} is not a complete compiled circuit: {type(error).__name__}: {line}") from None
         return found
 
 
@@ -181,18 +186,18 @@ def _file(path: Path) -> Path:
 
 
 @torch.no_grad()
-def compile_circuit(model: SparseGPTForCausalLM, base: Base, graph: CircuitMask, answers: Tensor) -> CompiledCircuit:
+def compile_circuit(model: SparseGPTForCausalLM, ablation_values: AblationValues, graph: CircuitMask, answers: Tensor) -> CompiledCircuit:
     """The circuit `graph` of `model` by itself, in fp32, on the model's device.
 
-    base      {site: (width,)} value of a node that is off
-    answers   (A,) tokens that may be answers; which of them are a prompt's is said with the prompt
-    Raises BrokenArtifact where base does not fit the model.
+    ablation_values   {site: (width,)} replacement value of every node
+    answers           (A,) tokens that may be answers; each prompt names its two
+    Raises BrokenArtifact where ablation_values does not fit the model.
     """
-    if {site: tuple(base[site].shape) for site in base} != {site: (width,) for site, width in widths(model).items()}:
+    if {site: tuple(value.shape) for site, value in ablation_values.items()} != {site: (width,) for site, width in widths(model).items()}:
         raise BrokenArtifact("the means do not fit the model: other sites, or sites of another width")
-    network = FastMaskedModel(model, base, graph.nodes)
+    network = FastMaskedModel(model, ablation_values, graph.nodes)
     edges = {link: mask[None].to(model.dtype) for link, mask in network.cut(graph.edges or {}).items()}
-    layers = [(_fold_attention(attention, edges), _fold_neurons(neurons, edges)) for attention, neurons in network.layers]
+    layers = [(_fold_attention(attention, edges), _fold_mlp(neurons, edges)) for attention, neurons in network.layers]
     tensors = _tables(network, torch.tensor(list(dict.fromkeys(answers.tolist())), device=model.device))
     described = [
         [_described(part, f"{i}_{name}", tensors) for name, part in zip(("attn", "mlp"), pair, strict=True)]
@@ -201,23 +206,23 @@ def compile_circuit(model: SparseGPTForCausalLM, base: Base, graph: CircuitMask,
     return CompiledCircuit(tensors, described, None if model.transformer.wpe is None else model.config.n_ctx)
 
 
-def _fold_attention(part: AttentionCut, edges: Mapping[Link, Tensor]) -> AttentionCut:
+def _fold_attention(part: PrunedAttention, edges: Mapping[Link, Tensor]) -> PrunedAttention:
     part = replace(part, q=_fold(part.q, edges), k=_fold(part.k, edges), v=_fold(part.v, edges))
-    if part.leak is None:
+    if part.sinks is None:
         return replace(part, out=_fold(part.out, edges))
     weight = _listed(part.out, edges)
-    lost = ((part.out.weight - weight) * part.out.base).unflatten(1, (part.heads, -1)).sum(-1) if part.heads else 0
-    return replace(part, out=replace(part.out, weight=weight), leak=part.leak + lost)
+    lost = ((part.out.weight - weight) * part.out.ablation_values).unflatten(1, (part.heads, -1)).sum(-1) if part.heads else 0
+    return replace(part, out=replace(part.out, weight=weight), sinks=replace(part.sinks, write=part.sinks.write + lost))
 
 
-def _fold_neurons(part: NeuronsCut, edges: Mapping[Link, Tensor]) -> NeuronsCut:
+def _fold_mlp(part: PrunedMLP, edges: Mapping[Link, Tensor]) -> PrunedMLP:
     return replace(part, fc=_fold(part.fc, edges), proj=_fold(part.proj, edges))
 
 
 def _fold(matrix: Matrix, edges: Mapping[Link, Tensor]) -> Matrix:
-    """The matrix whose edges that are off are gone, what they carried being in its bias."""
+    """The matrix without its ablated edges; the bias takes what they carry."""
     weight = _listed(matrix, edges)
-    return replace(matrix, weight=weight, bias=matrix.bias + (matrix.weight - weight) @ matrix.base)
+    return replace(matrix, weight=weight, bias=matrix.bias + (matrix.weight - weight) @ matrix.ablation_values)
 
 
 def _listed(matrix: Matrix, edges: Mapping[Link, Tensor]) -> Tensor:
@@ -269,15 +274,15 @@ def _squares(h: Tensor, constants: Tensor) -> Tensor:
 
 
 def _described(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON from which `_restored` makes the value again, the tensors in it being put into `tensors`, each under a name of its own."""
+    """The value as JSON for `_restored`; its tensors go into `tensors`, each under its own name."""
     if isinstance(value, Tensor):
         tensors[name] = (value.float() if value.is_floating_point() else value).clone()
         return {"tensor": name}
     if isinstance(value, nn.Module):
         return {"activation": type(value).__name__}
     if is_dataclass(value):
-        parts = {field.name: _described(getattr(value, field.name), f"{name}_{field.name}", tensors) for field in fields(value)}
-        return {"part": type(value).__name__, "of": parts}
+        parts = {field: _described(part, f"{name}_{field}", tensors) for field, part in _stored_fields(value).items()}
+        return {"part": _STORED_PART[type(value)], "of": parts}
     if isinstance(value, tuple):
         return [_described(item, f"{name}_{number}", tensors) for number, item in enumerate(value)]
     return value
@@ -292,7 +297,26 @@ def _restored(described: Any, tensors: Mapping[str, Tensor | None]) -> Any:
         return tensors[described["tensor"]]
     if "activation" in described:
         return _ACTIVATIONS[described["activation"]]()
-    return _PARTS[described["part"]](**{name: _restored(item, tensors) for name, item in described["of"].items()})
+    return _part_of(described["part"], {name: _restored(item, tensors) for name, item in described["of"].items()})
+
+
+def _stored_fields(part: Any) -> dict[str, Any]:
+    """The fields of a part under their stored names, in the stored order."""
+    found = {_STORED_FIELD.get(field.name, field.name): getattr(part, field.name) for field in fields(part)}
+    if isinstance(part, PrunedAttention):
+        terms = found.pop("sinks")
+        found |= {stored: getattr(terms, name, None) for stored, name in _SINK_FIELDS.items()}
+    return found
+
+
+def _part_of(stored_part: str, stored: dict[str, Any]) -> Any:
+    """The part with these stored fields."""
+    part = _PARTS[stored_part]
+    if part is PrunedAttention:
+        terms = {name: stored.pop(field) for field, name in _SINK_FIELDS.items()}
+        stored["sinks"] = None if terms["logit"] is None else SinkTerms(**terms)
+    present = {field: name for name, field in _STORED_FIELD.items()}
+    return part(**{present.get(field, field): value for field, value in stored.items()})
 
 
 @torch.no_grad()
@@ -314,5 +338,5 @@ def mask_of(circuit: Circuit, model: SparseGPTForCausalLM) -> CircuitMask:
         if (source, target) not in matrices or not matrices[source, target][row, column]:
             raise BrokenArtifact(f"the circuit of {circuit.task!r} does not fit the model: no weight joins {edge.source} to {edge.target}")
         edges[source, target][row, column] = True
-    graph = CircuitMask(index.flags(torch.tensor(chosen, dtype=torch.long, device=model.device)))
-    return graph if edge_count(model, graph) == sum(int(mask.sum()) for mask in edges.values()) else replace(graph, edges=edges)
+    graph = CircuitMask(model, index.flags(torch.tensor(chosen, dtype=torch.long, device=model.device)))
+    return graph if graph.edge_count() == sum(int(mask.sum()) for mask in edges.values()) else replace(graph, edges=edges)

@@ -1,13 +1,14 @@
-"""What is on: nodes and edges of a model as masks, counted exactly, and cleared of what does nothing.
+"""A circuit as masks of its model: which nodes and edges are on, their exact number, and the removal of dead ones.
 
-A node is on or off; an edge (a nonzero weight between two sites) counts when it is on and both its ends are. Without edge masks every edge
-between nodes that are on is on. N nodes in one flat order: site by site, forward.
+A node is on or ablated; an edge (a nonzero weight between two sites) counts when it is on and both its ends are. Without edge masks every
+edge between nodes that are on is on. N nodes in one flat order: site by site, forward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,55 +62,75 @@ class NodeIndex:
         return flat
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CircuitMask:
-    """Nodes that are on, (N,) bool, and per link the edges that are, (target width, source width) bool; None: all between them."""
+    """A circuit as masks of its model.
 
+    nodes   (N,) bool: the nodes that are on
+    edges   per link the edges that are on, (target width, source width) bool; None: every nonzero weight between nodes that are on
+    """
+
+    model: SparseGPTForCausalLM
     nodes: Tensor
     edges: Mapping[Link, Tensor] | None = None
 
+    @classmethod
+    def full(cls, model: SparseGPTForCausalLM) -> CircuitMask:
+        """All nodes and all edges of a model."""
+        return cls(model, torch.ones(len(NodeIndex.of(model)), dtype=torch.bool, device=model.device))
+
+    @cached_property
+    def index(self) -> NodeIndex:
+        return NodeIndex.of(self.model)
+
     def complement(self) -> CircuitMask:
         """All nodes but these, and every edge between them."""
-        return CircuitMask(~self.nodes)
+        return CircuitMask(self.model, ~self.nodes)
 
-    def channels(self, index: NodeIndex) -> dict[str, Tensor]:
-        """{site: channels on, sorted}."""
-        return {site: part.nonzero().flatten() for site, part in index.split(self.nodes).items()}
+    def channels(self) -> dict[str, Tensor]:
+        """{site: channels that are on, sorted}."""
+        return {site: part.nonzero().flatten() for site, part in self.index.split(self.nodes).items()}
 
+    def node_ids(self) -> list[str]:
+        """The nodes that are on, in flat order."""
+        return [node_id(site, channel) for site, channels in self.channels().items() for channel in channels.tolist()]
 
-@torch.no_grad()
-def present_edges(model: SparseGPTForCausalLM, graph: CircuitMask) -> dict[Link, Tensor]:
-    """Per link the edges that count, (target width, source width) bool."""
-    on = NodeIndex.of(model).split(graph.nodes)
-    found = {}
-    for source, target, weight in links(model):
-        there = (weight != 0) & on[target][:, None] & on[source]
-        found[source, target] = there if graph.edges is None else there & graph.edges[source, target]
-    return found
+    def node_count(self) -> int:
+        return int(self.nodes.sum())
 
+    @torch.no_grad()
+    def present_edges(self) -> dict[Link, Tensor]:
+        """Per link the edges that count, (target width, source width) bool: on, nonzero, both ends on."""
+        on, found = self.index.split(self.nodes), {}
+        for source, target, weight in links(self.model):
+            present = (weight != 0) & on[target][:, None] & on[source]
+            found[source, target] = present if self.edges is None else present & self.edges[source, target]
+        return found
 
-def with_edges(model: SparseGPTForCausalLM, graph: CircuitMask) -> CircuitMask:
-    """The same graph with every edge named."""
-    return CircuitMask(graph.nodes, present_edges(model, graph))
+    def named_edges(self) -> list[Edge]:
+        """The edges that count, link by link."""
+        return list(edges_between(self.model, self.channels(), self.edges))
 
+    @torch.no_grad()
+    def edge_count(self) -> int:
+        if self.edges is not None:
+            return sum(int(present.sum()) for present in self.present_edges().values())
+        kept = self.channels()
+        return sum(int(weight[kept[target]][:, kept[source]].count_nonzero()) for source, target, weight in links(self.model))
 
-def edge_count(model: SparseGPTForCausalLM, graph: CircuitMask) -> int:
-    """How many edges count."""
-    if graph.edges is not None:
-        return sum(int(there.sum()) for there in present_edges(model, graph).values())
-    kept = graph.channels(NodeIndex.of(model))
-    return sum(int(weight[kept[target]][:, kept[source]].count_nonzero()) for source, target, weight in links(model))
+    def with_edges(self) -> CircuitMask:
+        """The same circuit, every edge listed."""
+        return replace(self, edges=self.present_edges())
 
-
-def without_dead(model: SparseGPTForCausalLM, graph: CircuitMask) -> CircuitMask:
-    """The graph without the nodes that are on no live path from the input to the logits (`circuit.live_nodes`), and without their edges."""
-    index = NodeIndex.of(model)
-    live = live_nodes(model, graph.channels(index), None if graph.edges is None else present_edges(model, graph))
-    flags = {site: torch.zeros(width, dtype=torch.bool, device=graph.nodes.device) for site, width in index.widths.items()}
-    for site, channels in live.items():
-        flags[site][sorted(channels)] = True
-    slim = replace(graph, nodes=index.join(flags) & graph.nodes)
-    return slim if graph.edges is None else replace(slim, edges=present_edges(model, slim))
+    @torch.no_grad()
+    def without_dead(self) -> CircuitMask:
+        """The circuit without the nodes that are on no live path from the input to the logits (`live_nodes`), and without their edges."""
+        live = live_nodes(self.model, self.channels(), None if self.edges is None else self.present_edges())
+        flags = {site: torch.zeros(width, dtype=torch.bool, device=self.nodes.device) for site, width in self.index.widths.items()}
+        for site, channels in live.items():
+            flags[site][sorted(channels)] = True
+        slim = replace(self, nodes=self.index.join(flags) & self.nodes)
+        return slim if self.edges is None else slim.with_edges()
 
 
 def links(model: SparseGPTForCausalLM) -> Iterator[tuple[str, str, Tensor]]:
@@ -134,11 +155,6 @@ def edges_between(
         on = block != 0 if edges is None else edges[source, target][kept[target]][:, kept[source]] & (block != 0)
         for row, column in on.nonzero().tolist():
             yield Edge(node_id(source, int(kept[source][column])), node_id(target, int(kept[target][row])), float(block[row, column]))
-
-
-def count_edges(model: SparseGPTForCausalLM, kept: dict[str, Tensor]) -> int:
-    """Number of edges among kept nodes."""
-    return sum(int(weight[kept[target]][:, kept[source]].count_nonzero()) for source, target, weight in links(model))
 
 
 def live_nodes(

@@ -1,6 +1,6 @@
-"""Mean ablation: what a deleted node becomes.
+"""Mean ablation: the replacement value of an ablated node.
 
-A node that is off takes its mean over the pretraining distribution, measured on the same network that runs, after its AbsTopK.
+It is the node's mean over the pretraining distribution, measured in the full model after AbsTopK.
 Paper: Sec. 2.2.
 """
 
@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-from extractor.circuits.sites import record
 
 if TYPE_CHECKING:
     from extractor.data.corpus import Corpus
@@ -24,7 +22,7 @@ def measure_means(model: SparseGPTForCausalLM, corpus: Corpus, tokens: int, seed
     context = model.config.n_ctx
     rows = max(1, tokens // context)
     sums: dict[str, Tensor] = {}
-    with record(model) as values:
+    with model.record() as values:
         for ids in corpus.batch(seed, 1 << 40, rows, context).split(64):
             model(input_ids=ids.to(model.device), logits_to_keep=1)
             for site, x in values.items():

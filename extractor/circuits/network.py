@@ -1,14 +1,20 @@
-"""The model while it is pruned: only the nodes that may still be on, for many mask sets at once, and only the answer.
+"""The fast masked model: only the kept nodes, for many mask sets at once, and only the answers' logit difference (all of this is ours).
 
-What it leaves out of `reference.masked_logit_diff`, its reference implementation:
+It computes what `reference.masked_logit_diff` defines (lines R1 to R8 there). Residual channels that a kept node reads or writes are
+*tracked*; all other channels are known before any mask is: h_c = embedding[token, c] + constant_c.
 
-- nodes that are off in every set are constants, folded into biases; their rows and columns are gone from the matrices
-- residual channels that no computed node reads or writes are known from the prompt: of them only the sum of squares before each norm is
-  needed, once for all sets
-- the last layer's queries and neurons run at the scored position only, and of the logits only the two answers' difference is made
-- prompts run in groups of like length
+Once per set of kept nodes (`FastMaskedModel`):
+  1. Ablated nodes become constants: rows and columns of W go, b' = b + W r (R3, R4). Only kept nodes and tracked channels remain.
+  2. c_n, the sum of what ablated nodes write before norm n, is a constant vector (R7).
+Once per batch (`prepare`):
+  3. Tracked embeddings (R1), and of the other channels only s_n = sum_c (embedding_c + c_n)^2 before each norm n, and their part of the
+     logit difference. Prompts run in groups of similar length.
+Once per mask set, P of them as one more batch dimension (`run`):
+  4. Read: x = h * gain / sqrt((sum h^2 + s_n) / width + eps), then R3 (R2).
+  5. Attention and MLP with the cut matrices (R3 to R7). In the last layer queries, neurons and writes exist at the scored position only.
+  6. Logit difference = norm scale * (h . readout + rest_readout) + direct: one dot product in place of the unembedding (R8).
 
-P mask sets share the frozen weights and are one more batch dimension. Paper: App. A.5; all of this is ours.
+Paper: App. A.5. Shapes: P mask sets, B prompts, T tokens, R tracked channels, S residual width, L layers, N nodes.
 """
 
 from __future__ import annotations
@@ -21,8 +27,8 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.graph import Link, NodeIndex
-from extractor.circuits.layers import AttentionCut, Base, Matrix, NeuronsCut, Read, Slots, Write, pick
-from extractor.circuits.masks import Masks
+from extractor.circuits.layers import AblationValues, Matrix, PrunedAttention, PrunedMLP, Read, SinkTerms, Slots, Write, pick
+from extractor.circuits.masks import Masks, cut_edges
 from extractor.data.prompts import TaskBatch
 
 if TYPE_CHECKING:
@@ -33,15 +39,15 @@ LENGTH_GROUPS = 4
 
 @dataclass(frozen=True)
 class PreparedPrompts:
-    """What the mask sets share of some prompts: B rows, T tokens, R tracked channels, L layers.
+    """What the mask sets share of some prompts (step 3).
 
     rows         (B,) their places in the batch
     tracked      (1, B, T, R) embeddings, positions added
-    rest         (2L + 1, B, T) sum of squares of the other channels before each norm
+    rest         (2L + 1, B, T) s_n, the sum of squares of the other channels before each norm
     last         (B,) the scored position
     readout      (B, R) weights of the tracked channels, normed, in the logit difference
-    direct       (B,) what reaches the logit difference without any sublayer and without the norm: bigrams
-    rest_readout (B,) what the other channels give, times the norm
+    direct       (B,) the part of the logit difference that depends on no sublayer and no norm: bigrams, biases
+    rest_readout (B,) the other channels' part, before the norm's scale
     """
 
     rows: Tensor
@@ -53,8 +59,8 @@ class PreparedPrompts:
     rest_readout: Tensor
 
 
-def run(layers: Sequence[tuple[AttentionCut, NeuronsCut]], prompts: PreparedPrompts, masks: Masks) -> Tensor:
-    """Logit differences (P or 1, B)."""
+def run(layers: Sequence[tuple[PrunedAttention, PrunedMLP]], prompts: PreparedPrompts, masks: Masks) -> Tensor:
+    """Logit differences (P or 1, B): steps 4 to 6."""
     h, rest, last = prompts.tracked, list(prompts.rest), prompts.last
     for number, (attention, neurons) in enumerate(layers):
         x = attention.read.apply(h, rest[2 * number], None, masks)
@@ -75,28 +81,27 @@ def _at(rest: Tensor, last: Tensor) -> Tensor:
 
 
 class FastMaskedModel:
-    """`model` with the nodes in `kept` computed and all others at their value in `base`.
+    """A `MaskedModel`: steps 1 and 2.
 
-    kept   (N,) bool
-    base   {site: (width,)} value of a node that is off
+    ablation_values   {site: (width,)} replacement value of every node
+    kept_nodes        (N,) bool: the nodes that are computed; all others are ablated
     """
 
     @torch.no_grad()
-    def __init__(self, model: SparseGPTForCausalLM, base: Base, kept: Tensor):
-        self.model, self.ablation_values, self.kept = model, base, kept
+    def __init__(self, model: SparseGPTForCausalLM, ablation_values: AblationValues, kept_nodes: Tensor):
+        self.model, self.ablation_values, self.kept_nodes = model, ablation_values, kept_nodes
         self.index = NodeIndex.of(model)
         self._starts = self.index.starts()
-        self._channels = {site: part.nonzero().flatten() for site, part in self.index.split(kept).items()}
+        self._channels = {site: part.nonzero().flatten() for site, part in self.index.split(kept_nodes).items()}
         self.tracked, self.constants = self._residual()
-        self._place = torch.full((model.config.d_model,), -1, device=kept.device)
-        self._place[self.tracked] = torch.arange(len(self.tracked), device=kept.device)
+        self._place = torch.full((model.config.d_model,), -1, device=kept_nodes.device)
+        self._place[self.tracked] = torch.arange(len(self.tracked), device=kept_nodes.device)
         self.layers = [
-            (self._attention(f"{layer}.attn.", block), self._neurons(f"{layer}.mlp.", block)) for layer, block in enumerate(model.blocks)
+            (self._attention(f"{layer}.attn.", block), self._mlp(f"{layer}.mlp.", block)) for layer, block in enumerate(model.blocks)
         ]
 
     def __len__(self) -> int:
-        """Nodes computed."""
-        return int(self.kept.sum())
+        return int(self.kept_nodes.sum())
 
     def logit_diffs(self, prompts: Sequence[PreparedPrompts], masks: Masks = Masks()) -> Tensor:  # noqa: B008 - frozen
         """Logit differences (P, 2 x pairs) of every mask set, in the batch's order. Differentiable in the masks."""
@@ -106,13 +111,11 @@ class FastMaskedModel:
 
     @torch.no_grad()
     def prepare(self, batch: TaskBatch, groups: int = LENGTH_GROUPS) -> list[PreparedPrompts]:
-        """What of a batch does not depend on masks, in groups of prompts of like length."""
+        """The part of a batch's computation that does not depend on masks (step 3), in groups of prompts of similar length."""
         return [self._prompts(batch, rows) for rows in batch.last.argsort(stable=True).chunk(groups)]
 
     def cut(self, edges: Mapping[Link, Tensor]) -> dict[Link, Tensor]:
-        """Edge masks (..., target width, source width) per link, cut to the nodes computed."""
-        ids = self._channels
-        return {(source, target): mask[..., ids[target][:, None], ids[source]] for (source, target), mask in edges.items()}
+        return cut_edges(edges, self._channels)
 
     def _prompts(self, batch: TaskBatch, rows: Tensor) -> PreparedPrompts:
         part, model = batch.rows(rows), self.model
@@ -125,13 +128,13 @@ class FastMaskedModel:
         readout = (weight[part.first] - weight[part.second]) * model.transformer.ln_f.weight
         at_last = h[torch.arange(len(h), device=h.device), part.last] + self.constants[-1]
         return PreparedPrompts(
-            rows,
-            h[None, ..., self.tracked],
-            squares,
-            part.last,
-            readout[:, self.tracked],
-            self._direct(part),
-            (at_last * readout)[:, others].sum(-1),
+            rows=rows,
+            tracked=h[None, ..., self.tracked],
+            rest=squares,
+            last=part.last,
+            readout=readout[:, self.tracked],
+            direct=self._direct(part),
+            rest_readout=(at_last * readout)[:, others].sum(-1),
         )
 
     def _direct(self, part: TaskBatch) -> Tensor:
@@ -142,13 +145,13 @@ class FastMaskedModel:
             logits = logits + model.logits_bias
         return logits[rows, part.first] - logits[rows, part.second]
 
-    # cutting
+    # cutting: steps 1 and 2
 
     def _residual(self) -> tuple[Tensor, Tensor]:
-        """Channels that a computed node reads or writes, (R,); constants that sublayers before each norm have written, (2L + 1, S)."""
+        """Channels that a kept node reads or writes, (R,); c_n, what ablated nodes have written before each norm, (2L + 1, S)."""
         width = self.model.config.d_model
-        seen = torch.zeros(width, dtype=torch.bool, device=self.kept.device)
-        constants = [torch.zeros(width, device=self.kept.device)]
+        seen = torch.zeros(width, dtype=torch.bool, device=self.kept_nodes.device)
+        constants = [torch.zeros(width, device=self.kept_nodes.device)]
         for layer in range(len(self.model.blocks)):
             for part in ("attn", "mlp"):
                 read, written = self._channels[f"{layer}.{part}.act_in"], self._channels[f"{layer}.{part}.resid_delta"]
@@ -176,27 +179,27 @@ class FastMaskedModel:
         return Write(self._slots(site, k), self._place[self._channels[site]], self._constant_write(site)[self.tracked])
 
     def _matrix(self, link: Link, weight: Tensor, bias: Tensor, rows: Tensor, columns: Tensor, folded: bool = True) -> Matrix:
-        """weight (target width, source width) at slots with these channels, -1 where a slot is no node.
+        """A link's weight (target width, source width) at slots with these channels, -1 where a slot is no node: b' = b + W r.
 
-        folded   whether what sources that are off send is put into the bias
+        folded   whether the bias takes what ablated sources send
         """
         source, target = link
-        base, real, inputs = self.ablation_values[source], rows >= 0, columns >= 0
-        constant = bias + weight @ base.index_fill(0, columns[inputs], 0.0) if folded else bias
+        replacement, real, inputs = self.ablation_values[source], rows >= 0, columns >= 0
+        constant = bias + weight @ replacement.index_fill(0, columns[inputs], 0.0) if folded else bias
         at, sources = rows.clamp_min(0), columns.clamp_min(0)
         return Matrix(
             link,
             weight[at][:, sources] * real[:, None] * inputs,
             torch.where(real, constant[at], 0.0),
-            torch.where(inputs, base[sources], 0.0),
+            torch.where(inputs, replacement[sources], 0.0),
             torch.searchsorted(self._channels[target], at).clamp_max(max(0, len(self._channels[target]) - 1)),
             torch.searchsorted(self._channels[source], sources).clamp_max(max(0, len(self._channels[source]) - 1)),
         )
 
-    def _attention(self, prefix: str, block) -> AttentionCut:
+    def _attention(self, prefix: str, block) -> PrunedAttention:
         attn: Attention = block.attn
         reads, names = prefix + "act_in", [prefix + name for name in "qkv"]
-        score, value, active, still = self._heads(prefix, attn)
+        score, value, computed, constant_heads = self._heads(prefix, attn)
         weights, biases = attn.c_attn.weight.chunk(3), attn.c_attn.bias.chunk(3)
         matrices, sites = [], []
         for name, weight, bias, wanted, site in zip(names, weights, biases, (score, score, value), (attn.q, attn.k, attn.v), strict=True):
@@ -209,72 +212,82 @@ class FastMaskedModel:
         sinks, value_slots = attn.sink_logit is not None, sites[2].channels
         written = prefix + "resid_delta"
         out = self._matrix((names[2], written), attn.c_proj.weight, attn.c_proj.bias, self._channels[written], value_slots, not sinks)
-        sink = leak = still_sink = still_leak = None
+        terms = None
         if attn.sink_logit is not None:
-            leaks = self._leak(names[2], attn)[self._channels[written]]
-            sink_logits = attn.sink_logit - self._constant_score(prefix, score, attn)
-            sink, leak, still_sink, still_leak = sink_logits[active], leaks[:, active], sink_logits[still], leaks[:, still]
+            ablated_write = self._ablated_write(names[2], attn)[self._channels[written]]
+            logit = attn.sink_logit - self._constant_score(prefix, score, attn)
+            terms = SinkTerms(
+                logit=logit[computed],
+                write=ablated_write[:, computed],
+                constant_logit=logit[constant_heads],
+                constant_write=ablated_write[:, constant_heads],
+            )
         q, k, v = matrices
-        return AttentionCut(
-            self._read(reads, attn.act_in.k, block.ln_1, block.ln_p1),
-            self._write(written, attn.resid_delta.k),
-            q,
-            k,
-            v,
-            out,
-            (sites[0], sites[1], sites[2]),
-            len(active),
-            attn.d_head,
-            sink,
-            leak,
-            still_sink,
-            still_leak,
+        return PrunedAttention(
+            read=self._read(reads, attn.act_in.k, block.ln_1, block.ln_p1),
+            write=self._write(written, attn.resid_delta.k),
+            q=q,
+            k=k,
+            v=v,
+            out=out,
+            sites=(sites[0], sites[1], sites[2]),
+            heads=len(computed),
+            d_head=attn.d_head,
+            sinks=terms,
         )
 
     def _is_kept(self, site: str, channels: Tensor) -> Tensor:
         return (channels >= 0) & torch.isin(channels, self._channels[site])
 
     def _heads(self, prefix: str, attn: Attention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Channels of score slots and of value slots, head by head with padding -1, flat; which heads those are; which heads only leak."""
+        """Channels of score slots and of value slots, flat, padded with -1 per head; computed heads; heads with constant scores.
+
+        kept v   kept q or k   sink, and ablated v that write   head
+        yes      any           any                              computed
+        no       yes           yes                              computed: the share that the sink leaves varies
+        no       no            yes                              constant scores: see `SinkTerms.constant_logit`
+        no       any           no                               gone: a constant in the output bias
+        """
         either = torch.cat([self._channels[prefix + "q"], self._channels[prefix + "k"]]).unique()
         values = self._channels[prefix + "v"]
-        valued, scored, leaks = (
+        has_values, has_scores, ablated_write = (
             torch.zeros(len(self.ablation_values[prefix + "v"]) // attn.d_head, dtype=torch.bool, device=values.device) for _ in range(3)
         )
-        valued[values // attn.d_head] = True
-        scored[either // attn.d_head] = True
+        has_values[values // attn.d_head] = True
+        has_scores[either // attn.d_head] = True
         if attn.sink_logit is not None:
-            leaks = self._leak(prefix + "v", attn)[self._channels[prefix + "resid_delta"]].any(0)
-        chosen, still = (valued | leaks & scored).nonzero().flatten(), (leaks & ~scored & ~valued).nonzero().flatten()
-        return _padded(either, chosen, attn.d_head), _padded(values, chosen, attn.d_head), chosen, still
+            ablated_write = self._ablated_write(prefix + "v", attn)[self._channels[prefix + "resid_delta"]].any(0)
+        computed = (has_values | ablated_write & has_scores).nonzero().flatten()
+        constant = (ablated_write & ~has_scores & ~has_values).nonzero().flatten()
+        return _padded(either, computed, attn.d_head), _padded(values, computed, attn.d_head), computed, constant
 
-    def _leak(self, site: str, attn: Attention) -> Tensor:
-        """What values that are off write, per head, (S, heads)."""
-        off = self.ablation_values[site].index_fill(0, self._channels[site], 0.0)
-        return (attn.c_proj.weight * off).unflatten(1, (-1, attn.d_head)).sum(-1)
+    def _ablated_write(self, site: str, attn: Attention) -> Tensor:
+        """What the ablated values of each head write, per share of attention, (S, heads)."""
+        ablated = self.ablation_values[site].index_fill(0, self._channels[site], 0.0)
+        return (attn.c_proj.weight * ablated).unflatten(1, (-1, attn.d_head)).sum(-1)
 
     def _constant_score(self, prefix: str, slots: Tensor, attn: Attention) -> Tensor:
-        """What channels whose q and k are both off add to every score of a head, (heads,)."""
+        """What channels whose q and k are both ablated add to every score of a head, (heads,)."""
         product = self.ablation_values[prefix + "q"] * self.ablation_values[prefix + "k"]
         product = product.index_fill(0, slots[slots >= 0], 0.0)
         return product.view(-1, attn.d_head).sum(-1) / attn.d_head**0.5
 
-    def _neurons(self, prefix: str, block) -> NeuronsCut:
+    def _mlp(self, prefix: str, block) -> PrunedMLP:
         mlp: MLP = block.mlp
         reads, post, written = prefix + "act_in", prefix + "post_act", prefix + "resid_delta"
         ids = self._channels
-        return NeuronsCut(
-            self._read(reads, mlp.act_in.k, block.ln_2, block.ln_p2),
-            self._write(written, mlp.resid_delta.k),
-            self._matrix((reads, post), mlp.c_fc.weight, mlp.c_fc.bias, ids[post], ids[reads]),
-            self._matrix((post, written), mlp.c_proj.weight, mlp.c_proj.bias, ids[written], ids[post]),
-            self._slots(post, mlp.post_act.k),
-            mlp.activation,
+        return PrunedMLP(
+            read=self._read(reads, mlp.act_in.k, block.ln_2, block.ln_p2),
+            write=self._write(written, mlp.resid_delta.k),
+            fc=self._matrix((reads, post), mlp.c_fc.weight, mlp.c_fc.bias, ids[post], ids[reads]),
+            proj=self._matrix((post, written), mlp.c_proj.weight, mlp.c_proj.bias, ids[written], ids[post]),
+            site=self._slots(post, mlp.post_act.k),
+            activation=mlp.activation,
         )
 
 
 def _padded(channels: Tensor, heads: Tensor, d_head: int) -> Tensor:
-    """The channels of each of these heads, as many slots for every head, -1 where a head has fewer; flat."""
+    """The channels of each of these heads, padded with -1 to the same number of slots for every head; flat."""
     rows = [channels[channels // d_head == head] for head in heads.tolist()]
     if not rows:
         return channels.new_empty(0)

@@ -1,7 +1,7 @@
-"""What nodes read and write, in tokens, for labels a person can use.
+"""What nodes read and write, in tokens, as labels for people.
 
-reads    current tokens at which the node is furthest from its mean, on average over prompts of the task; for position channels the places
-         in the prompt, counted from 0, at which it is
+reads    current tokens at which the node is furthest from its mean, on average over prompts of the task; for position channels the
+         positions in the prompt, counted from 0, instead
 writes   tokens whose logits the node raises when it has its usual sign: through the unembedding for residual writes, through the output
          projection and the unembedding for v and neurons; empty for the others
 """
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.circuit import Node, sites_of
-from extractor.circuits.sites import record
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,7 +31,7 @@ def describe_nodes(nodes: list[Node], model: SparseGPTForCausalLM, tokenizer: To
     """The nodes with `reads` and `writes` filled in, from prompts of the task."""
     ids = prompts.ids
     grouped = sites_of(nodes)
-    with record(model, list(grouped)) as values:
+    with model.record(list(grouped)) as values:
         model(input_ids=ids, logits_to_keep=1)
     real = torch.arange(ids.shape[1], device=ids.device) <= prompts.last[:, None]  # not padding
     tokens = ids[real]

@@ -1,4 +1,4 @@
-"""How well circuits do, many at once, on one batch of pairs; and the smallest of a ranking that does well enough."""
+"""Losses of many circuits at once, on one batch of pairs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from extractor.data.prompts import TaskBatch
 if TYPE_CHECKING:
     from extractor.circuits.masks import MaskedModel
 
-GRAPHS_AT_ONCE = 16  # masks of a large model fill memory
-VALUES_AT_ONCE = 1 << 25  # node values: sets times prompts times tokens times nodes; what one pass may hold
+CIRCUITS_AT_ONCE = 16  # masks of a large model fill memory
+VALUES_AT_ONCE = 1 << 25  # most node values of one pass: mask sets * prompts * tokens * nodes
 
 
 class CircuitScorer:
-    """Losses of circuits on one batch, each under its own best calibration.
+    """Losses of circuits on one batch, each with its own best calibration.
 
-    network   kept nodes (N,) bool -> the network that computes them
+    network   kept nodes (N,) bool -> their masked model
     """
 
     def __init__(self, network: Callable[[Tensor], MaskedModel], batch: TaskBatch):
@@ -34,7 +34,7 @@ class CircuitScorer:
         """Logit differences (P, 2 x pairs)."""
         parts, at = [], 0
         while at < len(graphs):
-            some = list(graphs[at : at + GRAPHS_AT_ONCE])
+            some = list(graphs[at : at + CIRCUITS_AT_ONCE])
             network = self.network(torch.stack([graph.nodes for graph in some]).any(0))
             size = max(1, VALUES_AT_ONCE // max(1, len(network) * self.batch.ids.numel()))
             prompts = network.prepare(self.batch)
@@ -47,6 +47,7 @@ class CircuitScorer:
         return calibrate_all(self.logit_diffs(graphs), self.batch.sign)[0]
 
     def loss(self, graph: CircuitMask) -> float:
+        """Calibrated task loss, nats."""
         return self.losses([graph])[0].item()
 
 
@@ -55,5 +56,5 @@ def _masks(network: MaskedModel, graphs: Sequence[CircuitMask]) -> Masks:
     if all(graph.edges is None for graph in graphs):
         return Masks(nodes)
     cut = [network.cut(graph.edges) for graph in graphs if graph.edges is not None]
-    assert len(cut) == len(graphs), "graphs with and without edge masks cannot be judged together"
+    assert len(cut) == len(graphs), "circuits with and without edge masks cannot be scored together"
     return Masks(nodes, {link: torch.stack([one[link] for one in cut]).float() for link in cut[0]})

@@ -1,4 +1,4 @@
-"""Sites and nodes: their names, and how to read and replace their values.
+"""Sites and nodes: their names and numbers.
 
 Shapes everywhere: B sequences, T tokens, D dense width, S sparse width, H heads, C channels per head, M neurons, V vocabulary, N nodes.
 
@@ -10,13 +10,9 @@ In a model with position channels the reads (act_in) have those too, behind the 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from extractor.sparse.modeling_sparse_gpt import Site, SparseGPTForCausalLM
 
 # The travelling configuration lists them too: it cannot import this module, and this one must not import torch.
@@ -35,13 +31,3 @@ def widths(model: SparseGPTForCausalLM) -> dict[str, int]:
 
 def node_id(site: str, channel: int) -> str:
     return f"{site}.{channel}"
-
-
-def gate(model: SparseGPTForCausalLM, replace: Mapping[str, Callable[[Tensor], Tensor]]) -> AbstractContextManager[None]:
-    """Inside the block the values x (B, T, width) of each named site become replace[site](x)."""
-    return model.edit(replace)
-
-
-def record(model: SparseGPTForCausalLM, names: list[str] | None = None) -> AbstractContextManager[dict[str, Tensor]]:
-    """Inside the block every forward pass fills the dict with the values (B, T, width) of the named sites (default: all)."""
-    return model.record(names)

@@ -79,6 +79,12 @@ class TaskBatch:
         ids, last, correct, wrong, sign = (t[rows] for t in (self.ids, self.last, self.correct, self.wrong, self.sign))
         return TaskBatch(ids[:, :width], last, correct, wrong, sign)
 
+    def losses(self, diff: Tensor) -> Tensor:
+        """Task loss of every prompt, nats, of logit differences (..., 2P)."""
+        from torch.nn.functional import softplus
+
+        return softplus(-self.sign * diff)
+
     def as_answered(self, diff: Tensor) -> TaskBatch:
         """The same prompts, the right answer of each being the one that a model with these logit differences (2P,) prefers.
 

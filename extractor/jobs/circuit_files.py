@@ -13,7 +13,7 @@ from extractor import files
 from extractor.bridges.pair import FAITHFULNESS_JSON
 from extractor.circuits.calibration import calibrated_loss
 from extractor.circuits.circuit import Calibration, Circuit, Node
-from extractor.circuits.graph import CircuitMask, edges_between
+from extractor.circuits.graph import CircuitMask
 from extractor.circuits.node_labels import describe_nodes
 from extractor.circuits.sites import node_id
 from extractor.data.prompts import accuracy
@@ -58,7 +58,7 @@ def write_files(run: CircuitRun, problem: PruningProblem, result: PruneResult, r
 def name_circuit(run: CircuitRun, problem: PruningProblem, pruned: PrunedCircuit) -> Circuit:
     """The circuit as a JSON value: nodes in forward order, edges sorted by source and target."""
     splits, tokenizer = run.splits, run.loaded.tokenizer
-    kept, described = pruned.graph.channels(problem.index), torch.arange(min(DESCRIBED_PAIRS, splits.train.pairs))
+    kept, described = pruned.graph.channels(), torch.arange(min(DESCRIBED_PAIRS, splits.train.pairs))
     nodes = [
         Node(node_id(site, channel), site, channel, problem.ablation_values[site][channel].item())
         for site, channels in kept.items()
@@ -70,7 +70,7 @@ def name_circuit(run: CircuitRun, problem: PruningProblem, pruned: PrunedCircuit
         answers=splits.tokenized.answers,
         answer_ids=splits.tokenized.answer_ids,
         nodes=tuple(describe_nodes(nodes, problem.model, tokenizer, splits.train.pick(described))),
-        edges=tuple(edges_between(problem.model, kept, pruned.graph.edges)),
+        edges=tuple(pruned.graph.named_edges()),
         calibration=pruned.calibration,
     )
 
@@ -104,7 +104,7 @@ def result_json(run: CircuitRun, problem: PruningProblem, circuit: Circuit, resu
 def curve(problem: PruningProblem, circuits: Sequence[PrunedCircuit], run: CircuitRun) -> list[dict]:
     """Size and held-out loss of the circuit for every target."""
     held_out = run.splits.held_out
-    scorer, rows = problem.judge(held_out), []
+    scorer, rows = problem.scorer(held_out), []
     for one in circuits:
         diff = scorer.logit_diffs([one.graph])[0]
         loss = calibrated_loss(diff, held_out.sign, one.calibration)
@@ -136,13 +136,13 @@ def examples(run: CircuitRun, problem: PruningProblem, circuit: Circuit, pruned:
     """A few held-out prompts with the right answer's probability in the full model, the circuit, and the model without the circuit."""
     splits, tokenizer = run.splits, run.loaded.tokenizer
     batch = splits.held_out.pick(torch.arange(min(SHOWN_PAIRS, splits.held_out.pairs)))
-    scorer, uncalibrated = problem.judge(batch), Calibration(1.0, 0.0)
+    scorer, uncalibrated = problem.scorer(batch), Calibration(1.0, 0.0)
 
     def right(graph: CircuitMask, calibration: Calibration) -> list[float]:
         diff: Tensor = scorer.logit_diffs([graph])[0]
         return torch.sigmoid(batch.sign * (calibration.scale * diff + calibration.shift)).tolist()
 
-    full = right(CircuitMask(torch.ones_like(pruned.graph.nodes)), uncalibrated)
+    full = right(CircuitMask.full(problem.model), uncalibrated)
     circuit_alone = right(pruned.graph, pruned.calibration)
     without = right(pruned.graph.complement(), uncalibrated)
     names = dict(zip(circuit.answer_ids, circuit.answers, strict=True))

@@ -1,4 +1,4 @@
-"""The smallest k of a ranking that meets a condition, for many rankings at once."""
+"""The smallest k of a ranking that meets a condition: for many rankings at once, and for one."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def smallest(meets: Callable[[Tensor], Tensor], most: Tensor) -> Tensor:
         good = meets(middle)
         high, low = torch.where(good, middle, high), torch.where(good, low, middle.clamp_max(high - 1))
     return torch.where(settled, high, 0)
+
+
+def smallest_count(meets: Callable[[int], bool], most: int) -> int:
+    """`smallest` for one ranking: the smallest k in [1, most] that meets; 0 where there is none."""
+    return int(smallest(lambda k: torch.tensor([meets(int(k))]), torch.tensor([most])))

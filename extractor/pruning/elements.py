@@ -1,4 +1,4 @@
-"""What is pruned, one by one: nodes or edges. Both offer the same: masks of some of them for a network, and the graph that is left.
+"""The elements that pruning removes: the nodes or the edges of a circuit. Both give masks for a masked model, and the circuit that is left.
 
 E elements, P mask sets.
 """
@@ -6,20 +6,21 @@ E elements, P mask sets.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from extractor.circuits.graph import CircuitMask, Link, NodeIndex, present_edges
+from extractor.circuits.graph import CircuitMask, Link, NodeIndex
 from extractor.circuits.masks import Masks
 
 if TYPE_CHECKING:
-    from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+    pass
 
 
 class Elements(Protocol):
-    """Nodes or edges of a graph, in a fixed order."""
+    """Nodes or edges of a circuit, in a fixed order."""
 
     ties: Tensor
 
@@ -27,20 +28,20 @@ class Elements(Protocol):
         """E."""
 
     def masks(self, on: Tensor) -> Masks:
-        """Masks for a network that computes the graph's nodes, from (P, E), 1 where an element is on. Differentiable."""
+        """Masks for a masked model of the circuit's nodes, from (P, E), 1 where an element is on. Differentiable."""
 
     def graph(self, on: Tensor) -> CircuitMask:
-        """The graph with these elements, (E,) bool, only."""
+        """The circuit with only these elements, (E,) bool."""
 
     def places(self, graph: CircuitMask) -> Tensor:
-        """(E,) bool: which elements are on in another graph."""
+        """(E,) bool: which elements are on in another circuit."""
 
 
 class Nodes:
-    """The nodes of a graph. `ties` (E,): k of a channel shares the element of its q where both are there."""
+    """The nodes of a circuit. `ties` (E,): k of a channel shares the element of its q where both are nodes of the circuit."""
 
-    def __init__(self, model: SparseGPTForCausalLM, graph: CircuitMask):
-        self.index, self.whole = NodeIndex.of(model), graph
+    def __init__(self, graph: CircuitMask):
+        self.index, self.full = graph.index, graph
         self.nodes = graph.nodes.nonzero().flatten()
         self.ties = _tied(self.index, self.nodes)
 
@@ -52,19 +53,19 @@ class Nodes:
         return Masks(nodes=flat.index_copy(1, self.nodes, on))
 
     def graph(self, on: Tensor) -> CircuitMask:
-        return CircuitMask(self.index.flags(self.nodes[on]))
+        return CircuitMask(self.full.model, self.index.flags(self.nodes[on]))
 
     def places(self, graph: CircuitMask) -> Tensor:
         return graph.nodes[self.nodes]
 
 
 class Edges:
-    """The edges of a graph, link by link."""
+    """The edges of a circuit, link by link."""
 
-    def __init__(self, model: SparseGPTForCausalLM, graph: CircuitMask):
-        self.whole, self.there = graph, present_edges(model, graph)
-        self.kept = graph.channels(NodeIndex.of(model))
-        self._ends = {link: mask.nonzero(as_tuple=True) for link, mask in self.there.items()}
+    def __init__(self, graph: CircuitMask):
+        self.full, self.present = graph, graph.present_edges()
+        self.kept = graph.channels()
+        self._ends = {link: mask.nonzero(as_tuple=True) for link, mask in self.present.items()}
         self.ties = torch.arange(len(self), device=graph.nodes.device)
 
     def __len__(self) -> int:
@@ -82,9 +83,9 @@ class Edges:
     def graph(self, on: Tensor) -> CircuitMask:
         left: dict[Link, Tensor] = {}
         for (link, (rows, columns)), part in zip(self._ends.items(), on.split(self._sizes()), strict=True):
-            left[link] = torch.zeros_like(self.there[link])
+            left[link] = torch.zeros_like(self.present[link])
             left[link][rows[part], columns[part]] = True
-        return CircuitMask(self.whole.nodes, left)
+        return replace(self.full, edges=left)
 
     def places(self, graph: CircuitMask) -> Tensor:
         assert graph.edges is not None

@@ -1,4 +1,4 @@
-"""One model, one task, one seed: everything that finding a circuit needs."""
+"""Everything that finding a circuit needs: one model, one task, one seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from extractor.circuits.graph import NodeIndex
+from extractor.circuits.graph import CircuitMask, NodeIndex
 from extractor.circuits.masks import MaskedModel
 from extractor.circuits.network import FastMaskedModel
 from extractor.circuits.reference import ReferenceMaskedModel
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PruningProblem:
-    """What to prune, and how.
+    """What is pruned, and how.
 
     means    {site: (width,)} mean of every node over the pretraining text
-    train    the pairs that masks are learned on and elements are tried on
-    select   the fixed batch on which sizes are chosen; the figure to report is measured on a third one
+    train    pairs for learning masks and for trials of elimination
+    select   pairs on which circuits are chosen; the loss to report is measured on a third split
     target   task loss to reach, nats
     env      a stage's name -> where its loop saves, logs and reports
-    tick     called with (done, of) while elements are tried one by one; raises Stopped when a stop was asked for
-    work     a folder for what an interrupted search goes on from; None: nothing is kept
+    tick     called with (done, of) during elimination; raises Stopped when a stop was requested
+    work     a folder for the state of the search, from which an interrupted one resumes; None: no state is kept
     """
 
     model: SparseGPTForCausalLM
@@ -54,16 +54,25 @@ class PruningProblem:
 
     @cached_property
     def ablation_values(self) -> dict[str, Tensor]:
-        """{site: (width,)} the values of nodes that are off; not used where these come from another run."""
+        """{site: (width,)} the replacement values of ablated nodes; not used with resample ablation."""
         return {site: torch.zeros_like(mean) if self.spec.ablation == "zero" else mean for site, mean in self.means.items()}
 
-    def network(self, kept: Tensor) -> MaskedModel:
-        """The model with the nodes kept (N,) bool computed and the others off."""
-        if self.spec.ablation == "resample":
-            return ReferenceMaskedModel(self.model, kept, None)
-        return FastMaskedModel(self.model, self.ablation_values, kept)
+    def full_mask(self) -> CircuitMask:
+        """All nodes and edges of the model."""
+        return CircuitMask.full(self.model)
 
-    def judge(self, batch: TaskBatch) -> CircuitScorer:
+    def network(self, kept_nodes: Tensor) -> MaskedModel:
+        """The masked model of the nodes in kept_nodes (N,) bool; all others are ablated."""
+        if self.spec.ablation == "resample":
+            return ReferenceMaskedModel(self.model, kept_nodes, None)
+        return FastMaskedModel(self.model, self.ablation_values, kept_nodes)
+
+    def select_target(self, target: float) -> float:
+        """The loss on the select split, nats, at which held-out pairs are expected to meet the target; at least half of it."""
+        return max(target - self.spec.margin, target / 2)
+
+    def scorer(self, batch: TaskBatch) -> CircuitScorer:
+        """Losses of circuits on this batch."""
         return CircuitScorer(self.network, batch)
 
     def draw(self, number: int, pairs: int) -> TaskBatch:

@@ -1,48 +1,46 @@
-"""The smallest circuits of one task: rank, cut, learn edges, eliminate, choose.
+"""The smallest circuits of one task: rank, cut, eliminate, choose.
 
 1. Rank the nodes (`algorithms`).
-2. Keep the shortest prefix that does better than the smallest target, so that the next steps have something to spend, unless that takes
-   many nodes more; drop dead nodes.
-3. Eliminate nodes one by one; with granularity 'edge' then edges, from that and from the prefix: paths of nested circuits. On request
-   (`edge_k_coefs`) also from the edges that learned masks keep.
-4. For every target choose the circuit of the path with fewest edges that meets it on the select split, a margin below it. The figure to
-   report is measured on a third split.
+2. Cut: keep a prefix of the ranking that is sufficient and necessary, with loss to spare for step 3; drop dead nodes (`_start`).
+3. Eliminate nodes one by one; with granularity 'edge' then edges, both from the result and from the prefix (`eliminate`). Every circuit on
+   the way is a candidate. With `edge_k_coefs` elimination also starts from edges that learned masks keep.
+4. Choose, for every target, the candidate with fewest edges that meets it on the select split by a margin and is necessary (`_chosen`).
+   The loss to report is measured on a third split.
 
-A circuit must be sufficient (alone, calibrated, it meets the target) and necessary (the model without its nodes loses a given number of
-nats). The paper asks only for the first; but models are redundant, and the smallest sufficient circuit is often one of several ways to do
-the task, which the model does not miss (ours).
+Sufficient: the circuit alone, calibrated, has a task loss of at most the target. Necessary: the model with the circuit's nodes ablated,
+calibrated, has a loss of at least `least_loss_without`. The paper asks only for the first (Sec. 2.2); but models are redundant, and the
+smallest sufficient circuit is often one of several ways to do the task (ours).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from extractor.circuits.calibration import calibrate, calibrated_loss
 from extractor.circuits.circuit import Calibration
-from extractor.circuits.graph import CircuitMask, edge_count, with_edges, without_dead
+from extractor.circuits.graph import CircuitMask
 from extractor.pruning import algorithms
-from extractor.pruning.bisection import smallest
+from extractor.pruning.bisection import smallest, smallest_count
 from extractor.pruning.elements import Edges, Nodes
 from extractor.pruning.eliminate import EliminationPath, eliminate
 from extractor.pruning.mask_sets import MaskTrial, learn_scores
 from extractor.pruning.problem import PruningProblem
-from extractor.spec.schema import CHANCE
+from extractor.spec.thresholds import FULL_MODEL_FAILS, MOST_DEMANDED_LOSS
 
-HELPLESS = 0.95 * CHANCE  # calibrated loss from which a whole model does not do the task at all
-SLACK = 0.5  # of the smallest target: what the circuit has at which elimination starts
-LARGER = 3  # times as many nodes as would do, at most, for that
-NECESSITY_PAIRS = 128  # on which it is checked, at each step, that the model still fails without the circuit
-DOUBT = 0.05  # nats from what is demanded, within which all pairs are asked
+START_SHARE = 0.5  # of a target: the loss that elimination should start from
+MAX_NODE_FACTOR = 3  # the prefix that elimination starts from has at most this many times the nodes of the shortest one
+NECESSITY_PAIRS = 128  # pairs for the necessity check of each elimination step
+NECESSITY_DOUBT = 0.05  # nats; closer than this to the demanded loss, all pairs are used
+FULL_MODEL_MARGIN = 1e-3  # nats above the full model's loss: the fallback where no prefix reaches the target
 
 
 @dataclass(frozen=True)
 class PrunedCircuit:
-    """A circuit. loss: calibrated, select split, nats; target: what it was chosen for; met: it does what was demanded."""
+    """A circuit. loss: calibrated, select split, nats; target: the loss it was chosen for, nats; met: sufficient and necessary."""
 
     graph: CircuitMask
     edges: int
@@ -54,7 +52,7 @@ class PrunedCircuit:
 
 @dataclass(frozen=True)
 class PruneResult:
-    """best: the circuit for the problem's target; curve: one for every target, the smallest target first; path: all that were passed."""
+    """best: the circuit for the problem's target; curve: one circuit per target, smallest target first; path: all candidates."""
 
     best: PrunedCircuit
     curve: tuple[PrunedCircuit, ...]
@@ -62,130 +60,152 @@ class PruneResult:
 
 
 class CircuitCriteria:
-    """What is asked of circuits: a loss alone, and a loss of the model without them."""
+    """When a circuit counts: the loss that it may have alone, and the loss that the model without it must have.
+
+    full                 calibrated loss of the full model, select split, nats
+    least_loss_without   calibrated loss that the model without the circuit must reach, nats; 0 where necessity is not asked for
+    """
 
     def __init__(self, problem: PruningProblem):
-        spec = problem.spec
-        self.problem, self.judge = problem, problem.judge(problem.select)
-        self.few = problem.judge(problem.select.pick(torch.arange(min(NECESSITY_PAIRS, problem.select.pairs))))
-        everything = torch.ones(len(problem.index), dtype=torch.bool, device=problem.model.device)
-        self.full = self.judge.loss(CircuitMask(everything))
-        # Calibrated, no network is much worse than chance: that caps it.
-        self.without = 0.0 if spec.necessity == 0 else min(self.full + spec.necessity, 0.97 * CHANCE)
+        self.problem, self.scorer = problem, problem.scorer(problem.select)
+        self.few_pairs = problem.scorer(problem.select.pick(torch.arange(min(NECESSITY_PAIRS, problem.select.pairs))))
+        self.full = self.scorer.loss(problem.full_mask())
+        necessity = problem.spec.necessity
+        self.least_loss_without = 0.0 if necessity == 0 else min(self.full + necessity, MOST_DEMANDED_LOSS)
 
-    def aim(self, target: float) -> float:
-        """What the select split must show for held-out pairs to meet the target."""
-        return max(target - self.problem.spec.margin, target / 2)
+    def select_target(self, target: float) -> float:
+        """The loss on the select split, nats, at which held-out pairs are expected to meet the target."""
+        return self.problem.select_target(target)
 
-    def is_necessary(self, graph: CircuitMask, slack: float = 0.0) -> bool:
-        """slack: how much of what lies between the demand and chance is asked for beside it, fraction."""
-        demanded = self.without + slack * max(0.0, HELPLESS - self.without)
-        return self.without == 0 or self.judge.loss(graph.complement()) >= demanded
+    def is_sufficient(self, mask: CircuitMask, loss: float) -> bool:
+        return self.scorer.loss(mask) <= loss
 
-    def is_roughly_necessary(self, graph: CircuitMask) -> bool:
-        """The same on few pairs, unless they leave it in doubt."""
-        if self.without == 0:
+    def is_necessary(self, mask: CircuitMask, extra: float = 0.0) -> bool:
+        """extra: fraction of the way from the demanded loss to that of a model that fails, demanded in addition."""
+        demanded = self.least_loss_without + extra * max(0.0, FULL_MODEL_FAILS - self.least_loss_without)
+        return self.least_loss_without == 0 or self.scorer.loss(mask.complement()) >= demanded
+
+    def is_roughly_necessary(self, mask: CircuitMask) -> bool:
+        """`is_necessary` on few pairs; on all pairs where these are within `NECESSITY_DOUBT` of the demanded loss."""
+        if self.least_loss_without == 0:
             return True
-        loss = self.few.loss(graph.complement())
-        return self.is_necessary(graph) if abs(loss - self.without) < DOUBT else loss > self.without
+        loss = self.few_pairs.loss(mask.complement())
+        return self.is_necessary(mask) if abs(loss - self.least_loss_without) < NECESSITY_DOUBT else loss > self.least_loss_without
 
 
 def find_circuits(problem: PruningProblem) -> PruneResult:
-    """The circuits of a problem. Where no circuit meets a target, the best one found stands for it, not `met`. Raises Stopped."""
+    """The circuits of a problem, one per target; not `met` where no candidate is sufficient and necessary. Raises Stopped."""
     targets = sorted({problem.target, *problem.spec.targets})
-    demand = CircuitCriteria(problem)
-    graph = _start(problem, algorithms.rank(problem), demand, targets)
-    path = _path(problem, graph, demand, targets[-1])
-    losses = demand.judge.losses(path).tolist()
-    curve = tuple(_chosen(problem, path, losses, demand, target) for target in targets)
+    criteria = CircuitCriteria(problem)
+    start = _start(problem, algorithms.rank(problem), criteria, targets)
+    path = _path(problem, start, criteria, targets[-1])
+    losses = criteria.scorer.losses(path).tolist()
+    curve = tuple(_chosen(problem, path, losses, criteria, target) for target in targets)
     return PruneResult(next(one for one in curve if one.target == problem.target), curve, path)
 
 
-def _start(problem: PruningProblem, scores: Tensor, demand: CircuitCriteria, targets: Sequence[float]) -> CircuitMask:
-    """The shortest prefix that meets the target and that the model misses when it is gone; all nodes where none has both.
+class _Prefixes:
+    """The circuits of a ranking's first k nodes, without dead nodes: these take part in AbsTopK."""
 
-    Up to a limit it is longer, so that it does better than asked: elimination has that to spend.
-    """
-    place = scores.argsort(descending=True, stable=True).argsort()
-    count = torch.tensor([len(place)])
+    def __init__(self, problem: PruningProblem, scores: Tensor, criteria: CircuitCriteria):
+        self.model, self.criteria = problem.model, criteria
+        self.place = scores.argsort(descending=True, stable=True).argsort()
 
-    def live(k: Tensor) -> CircuitMask:  # the dead compete in AbsTopK, and without one dead node of a way that way would be gone
-        return without_dead(problem.model, CircuitMask(place < k))
+    def mask(self, k: int) -> CircuitMask:
+        return CircuitMask(self.model, self.place < k).without_dead()
 
-    def reaches(loss: float, k: Tensor) -> Tensor:
-        return demand.judge.losses([live(k)]) <= loss
+    def sufficient(self, loss: float, most: int) -> int:
+        """The fewest nodes, at most `most`, whose circuit has this loss alone; 0 where there is none."""
+        return smallest_count(lambda k: self.criteria.is_sufficient(self.mask(k), loss), most)
 
-    def is_missed(slack: float, k: Tensor) -> Tensor:
-        return torch.tensor([demand.is_necessary(live(k), slack)])
+    def necessary(self, extra: float, most: int) -> int:
+        """The fewest nodes, at most `most`, without which the model fails; 0 where there is none."""
+        return smallest_count(lambda k: self.criteria.is_necessary(self.mask(k), extra), most)
 
-    def longer(k: Tensor, meets: Callable[[Tensor], Tensor]) -> Tensor:
-        return torch.maximum(k, smallest(meets, (LARGER * k).clamp_max(count)))
 
-    for loss in (demand.aim(problem.target), demand.full + 1e-3):
-        k = smallest(partial(reaches, loss), count) if loss < HELPLESS else torch.zeros_like(count)
-        if k and not is_missed(0.0, k):
-            k = torch.maximum(k, smallest(partial(is_missed, 0.0), count))
+def _start(problem: PruningProblem, scores: Tensor, criteria: CircuitCriteria, targets: Sequence[float]) -> CircuitMask:
+    """The circuit from which elimination starts; the full model where no prefix of the ranking is both sufficient and necessary."""
+    prefixes = _Prefixes(problem, scores, criteria)
+    shortest = _shortest(problem, prefixes, criteria)
+    if not shortest:
+        return problem.full_mask()
+    return prefixes.mask(_with_loss_to_spend(problem, prefixes, criteria, shortest, targets[0]))
+
+
+def _shortest(problem: PruningProblem, prefixes: _Prefixes, criteria: CircuitCriteria) -> int:
+    """Nodes of the shortest prefix that is sufficient and necessary. Where none reaches the target, the full model's loss is enough."""
+    count = len(problem.index)
+    for loss in (criteria.select_target(problem.target), criteria.full + FULL_MODEL_MARGIN):
+        k = prefixes.sufficient(loss, count) if loss < FULL_MODEL_FAILS else 0
+        if k and not criteria.is_necessary(prefixes.mask(k)):
+            k = max(k, prefixes.necessary(0.0, count))
         if k:
-            slack = [partial(reaches, SLACK * target) for target in (problem.target, targets[0])]
-            slack += [partial(is_missed, SLACK)] if demand.without else []
-            return live(torch.stack([longer(k, meets) for meets in slack]).amax(0))
-    return CircuitMask(torch.ones_like(place, dtype=torch.bool))
+            return k
+    return 0
 
 
-def _path(problem: PruningProblem, graph: CircuitMask, demand: CircuitCriteria, largest: float) -> EliminationPath:
-    """All circuits passed while nodes go one by one and, with granularity 'edge', edges from several starts on."""
+def _with_loss_to_spend(problem: PruningProblem, prefixes: _Prefixes, criteria: CircuitCriteria, shortest: int, least_target: float) -> int:
+    """Nodes of a longer prefix, with half the loss of the targets: elimination spends the rest. At most `MAX_NODE_FACTOR` times as many."""
+    most = min(MAX_NODE_FACTOR * shortest, len(problem.index))
+    counts = [prefixes.sufficient(START_SHARE * target, most) for target in (problem.target, least_target)]
+    if criteria.least_loss_without:
+        counts.append(prefixes.necessary(START_SHARE, most))
+    return max(shortest, *counts)
 
-    def passed(kind: str, start: CircuitMask, target: float) -> EliminationPath:
-        most = max(demand.aim(target), demand.judge.loss(start)) + problem.spec.margin
-        return eliminate(problem, kind, start, most, demand.is_roughly_necessary)
 
-    if demand.full >= HELPLESS:  # nothing to explain: the whole model is left as it is
+def _path(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria, largest: float) -> EliminationPath:
+    """All circuits on the way while nodes are eliminated and, with granularity 'edge', then edges from several starts."""
+
+    def passed(kind: str, mask: CircuitMask, target: float) -> EliminationPath:
+        most = max(criteria.select_target(target), criteria.scorer.loss(mask)) + problem.spec.margin
+        return eliminate(problem, kind, mask, most, criteria.is_roughly_necessary)
+
+    if criteria.full >= FULL_MODEL_FAILS:  # the model does not do the task: there is nothing to prune
         path = EliminationPath()
-        path.append(Nodes(problem.model, graph), graph, edge_count(problem.model, graph))
+        path.append(Nodes(start), start, start.edge_count())
         return path
     if problem.spec.granularity == "node":
-        return passed("node", graph, largest)
-    fewer = _last_below(demand, passed("node", graph, SLACK * problem.target), SLACK * problem.target)
-    starts = [*_edge_starts(problem, graph, demand), fewer]
-    return EliminationPath.joined([passed("edge", with_edges(problem.model, start), largest) for start in starts])
+        return passed("node", start, largest)
+    least = START_SHARE * problem.target
+    fewer_nodes = _last_below(criteria, passed("node", start, least), least)
+    starts = [*_edge_starts(problem, start, criteria), fewer_nodes]
+    return EliminationPath.joined([passed("edge", mask.with_edges(), largest) for mask in starts])
 
 
-def _last_below(demand: CircuitCriteria, path: EliminationPath, loss: float) -> CircuitMask:
-    """The smallest circuit of a path that is at most so bad; the first where none is."""
-    losses = demand.judge.losses(path).tolist()
+def _last_below(criteria: CircuitCriteria, path: EliminationPath, loss: float) -> CircuitMask:
+    """The smallest circuit of a path with at most this loss; the first circuit where there is none."""
+    losses = criteria.scorer.losses(path).tolist()
     return path[max((place for place, found in enumerate(losses) if found <= loss), default=0)]
 
 
-def _edge_starts(problem: PruningProblem, graph: CircuitMask, demand: CircuitCriteria) -> list[CircuitMask]:
-    """Where the elimination of edges starts: with all edges of the graph, and with those that learned edge masks keep."""
-    spec, elements = problem.spec, Edges(problem.model, graph)
-    whole = with_edges(problem.model, graph)
+def _edge_starts(problem: PruningProblem, mask: CircuitMask, criteria: CircuitCriteria) -> list[CircuitMask]:
+    """Where the elimination of edges starts: from all edges of a circuit, and (`edge_k_coefs`) from those that learned masks keep."""
+    spec, elements, all_edges = problem.spec, Edges(mask), mask.with_edges()
     if not spec.edge_k_coefs or not len(elements):
-        return [whole]
+        return [all_edges]
     centre = MaskTrial(0.0, spec.lr, spec.weight_decay, spec.beta2, spec.warmup, spec.temperature, problem.seed)
     trials = [replace(centre, k_coef=k) for k in spec.edge_k_coefs]
     scores, _ = learn_scores(problem, elements, trials, spec.edge_steps, problem.env("edges"))
     place = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
-    def graphs(k: Tensor) -> list[CircuitMask]:
+    def prefixes(k: Tensor) -> list[CircuitMask]:
         return [elements.graph(row < most) for row, most in zip(place, k, strict=True)]
 
-    slack = max(SLACK * problem.target, demand.judge.loss(whole))
-    k = smallest(lambda k: demand.judge.losses(graphs(k)) <= slack, torch.full((len(trials),), len(elements)))
-    slim = [without_dead(problem.model, one) for one, reached in zip(graphs(k), (k > 0).tolist(), strict=True) if reached]
-    slim = [one for one in slim if demand.is_necessary(one)]
-    return [whole, *sorted(slim, key=lambda one: edge_count(problem.model, one))[:1]]
+    loss = max(START_SHARE * problem.target, criteria.scorer.loss(all_edges))
+    k = smallest(lambda k: criteria.scorer.losses(prefixes(k)) <= loss, torch.full((len(trials),), len(elements)))
+    slim = [one.without_dead() for one, reached in zip(prefixes(k), (k > 0).tolist(), strict=True) if reached]
+    slim = [one for one in slim if criteria.is_necessary(one)]
+    return [all_edges, *sorted(slim, key=lambda one: one.edge_count())[:1]]
 
 
 def _chosen(
-    problem: PruningProblem, path: EliminationPath, losses: Sequence[float], demand: CircuitCriteria, target: float
+    problem: PruningProblem, path: EliminationPath, losses: Sequence[float], criteria: CircuitCriteria, target: float
 ) -> PrunedCircuit:
-    good = [i for i, loss in enumerate(losses) if loss <= demand.aim(target)]
-    # From the smallest circuit on, the first that the model misses when it is gone.
-    which = next((i for i in reversed(good) if demand.is_necessary(path[i])), None)
-    met = which is not None
-    graph = path[which] if which is not None else path[min(range(len(path)), key=losses.__getitem__)]
-    diff = demand.judge.logit_diffs([graph])[0]
+    """The smallest candidate that is sufficient and necessary; `path` has the largest first. Else the one with the lowest loss."""
+    sufficient = [i for i, loss in enumerate(losses) if loss <= criteria.select_target(target)]
+    which = next((i for i in reversed(sufficient) if criteria.is_necessary(path[i])), None)
+    mask = path[which] if which is not None else path[min(range(len(path)), key=losses.__getitem__)]
+    diff = criteria.scorer.logit_diffs([mask])[0]
     calibration = calibrate(diff, problem.select.sign)
     loss = calibrated_loss(diff, problem.select.sign, calibration)
-    return PrunedCircuit(graph, edge_count(problem.model, graph), loss, calibration, target, met)
+    return PrunedCircuit(mask, mask.edge_count(), loss, calibration, target, met=which is not None)

@@ -37,8 +37,8 @@ from extractor.report.picture import short_name
 from extractor.report.plots import distribution
 from extractor.report.validation import activations_of, controls, effects_of, interval_of, validation_section
 from extractor.spec.schema import CHANCE
+from extractor.spec.thresholds import AT_CHANCE
 
-_AT_CHANCE = 0.9 * CHANCE
 _MAX_EDGES = 20  # rows of the table of edges
 _NETWORKS = (
     ("full", "Full model", "full"),
@@ -129,7 +129,7 @@ def _without(result: dict) -> str:
     who = "sparse model" if result.get("bridge") else "model"
     if loss is None or not math.isfinite(loss):
         return ""
-    if loss >= _AT_CHANCE:
+    if loss >= AT_CHANCE:
         return f"Without them the {who} is at chance."
     if loss > result["target_loss"]:
         return f"Without them the {who} is still {right} right, above chance."
@@ -152,10 +152,12 @@ def _verdicts(result: dict) -> str:
     loss, target = result["loss"], result["target_loss"]
     alone, without, random = (_worst_if_absent(loss.get(k)) for k in ("circuit", "without_circuit", "random"))
     enough = ("yes", "Sufficient") if result["meets_target"] else ("no", "Not sufficient")
-    if without >= _AT_CHANCE:
+    if without >= AT_CHANCE:
         needed = ("yes", "Necessary")
+    elif without > target:
+        needed = ("part", "Partly necessary")
     else:
-        needed = ("part", "Partly necessary") if without > target else ("no", "Not necessary")
+        needed = ("no", "Not necessary")
     special = ("yes", "Better than random") if random > max(target, alone) else ("no", "Not better than random")
     claims = (
         (*enough, f"circuit alone: {nats(loss.get('circuit'))} nats; target {nats(target)}"),

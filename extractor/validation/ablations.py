@@ -1,6 +1,6 @@
-"""A circuit under each replacement of what is off: its mean, zero, or its value in another prompt (Sec. 3.1's robustness).
+"""A circuit under each ablation: ablated nodes have their mean, zero, or their value in another prompt (Sec. 3.1's robustness).
 
-The plain definition is here too, in parts that fit in memory: it is the only one that can resample, and the one that can rewrite values.
+The reference implementation runs here in parts that fit in memory: only it can resample and rewrite values.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ Rewrite = Callable[[str, Tensor], Tensor]
 
 
 def ablated_logit_diffs(problem: PruningProblem, graph: CircuitMask, kind: Kind, batch: TaskBatch) -> Tensor:
-    """Logit differences (2P,) of the circuit where what is off is replaced in this way."""
+    """Logit differences (2P,) of the circuit under this kind of ablation."""
     other = replace(problem, spec=problem.spec.model_copy(update={"ablation": kind}))
-    return plain_logit_diffs(other, graph, batch) if kind == "resample" else other.judge(batch).logit_diffs([graph])[0]
+    return reference_logit_diffs(other, graph, batch) if kind == "resample" else other.scorer(batch).logit_diffs([graph])[0]
 
 
 @torch.no_grad()
-def plain_logit_diffs(
+def reference_logit_diffs(
     problem: PruningProblem, graph: CircuitMask, batch: TaskBatch, rewrite: Callable[[TaskBatch], Rewrite] | None = None
 ) -> Tensor:
-    """Logit differences (2P,) by the plain definition.
+    """Logit differences (2P,) by the reference implementation.
 
-    rewrite   the prompts of a part -> what is made of their nodes' values, see `reference.masked_logit_diff`; None: nothing
+    rewrite   the prompts of a part -> `rewrite` of `reference.masked_logit_diff`; None: values are unchanged
     """
     masks, rows = problem.index.split(graph.nodes.float()), parts(problem, batch)
     found = torch.empty(len(batch.ids), device=batch.ids.device)
@@ -47,10 +47,10 @@ def plain_logit_diffs(
 
 
 def parts(problem: PruningProblem, batch: TaskBatch) -> list[Tensor]:
-    """Rows of a batch, shortest prompts first, as many together as memory allows; members of a pair stay in one part.
+    """Rows of a batch in parts that fit in memory, shortest prompts first; the members of a pair stay in one part.
 
-    Within a part rows are shuffled: who resamples takes the next row of equal length, which in the order of pairs always has the other
-    answer, and a circuit would run against a whole network that says the opposite.
+    Within a part rows are shuffled: resampling takes values from the next row of equal length, and in the order of pairs that row always
+    has the other answer.
     """
     generator = torch.Generator().manual_seed(problem.seed)
     pairs = batch.last[::2].argsort(stable=True)

@@ -7,30 +7,30 @@ from typing import Any
 import torch
 
 from extractor.circuits.graph import CircuitMask
-from extractor.circuits.sites import node_id, record
+from extractor.circuits.sites import node_id
 from extractor.data.corpus import Corpus
 from extractor.pruning.problem import PruningProblem
 
 TOKENS = 16_384
 PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
-MOST_NODES = 4096  # a circuit of more is nearly the whole model, and its nodes are nobody's concern
+MOST_NODES = 4096  # larger circuits are nearly the full model; their nodes are not measured
 _ROWS = 64
 
 
 @torch.no_grad()
 def activations(problem: PruningProblem, graph: CircuitMask, corpus: Corpus, tokens: int = TOKENS) -> dict[str, Any] | None:
-    """The distribution of every node's value over pretraining text, in the whole model; None for a circuit of very many nodes.
+    """The distribution of every node's value over pretraining text, in the full model; None for a circuit of more than `MOST_NODES` nodes.
 
     percentiles   1, 10, 25, 50, 75, 90, 99
-    tokens        how many were read
-    nodes         {id: {values: at these percentiles, nonzero: share of tokens at which it is not zero}}
+    tokens        number of tokens read
+    nodes         {id: {values: at these percentiles, nonzero: fraction of tokens at which the value is not zero}}
     """
     if int(graph.nodes.sum()) > MOST_NODES:
         return None
     model, context = problem.model, problem.model.config.n_ctx
-    channels = {site: part for site, part in graph.channels(problem.index).items() if len(part)}
+    channels = {site: part for site, part in graph.channels().items() if len(part)}
     seen: dict[str, list[torch.Tensor]] = {site: [] for site in channels}
-    with record(model, list(channels)) as values:
+    with model.record(list(channels)) as values:
         for ids in corpus.batch(problem.seed, 1 << 41, max(1, tokens // context), context).split(_ROWS):
             model(input_ids=ids.to(model.device), logits_to_keep=1)
             for site, kept in channels.items():

@@ -1,9 +1,9 @@
-"""Can each node be a switch (Sec. 3.1)? Its values replaced by two: below a threshold one, above it another.
+"""Can each node be a switch (Sec. 3.1)? Its values are replaced by two: one below a threshold, one above it.
 
-Threshold and values are the best two means of what the node is, in the circuit's own run, at the tokens of train prompts: the split of the
-sorted values that leaves least variance. The binarised circuit is calibrated anew on the select split, as every control is.
+Threshold and values are the optimal two means of the node's values in the circuit's own run, at the tokens of train prompts: the split of
+the sorted values that leaves the least variance. The binarised circuit is calibrated again on the select split, as every control is.
 
-`stepped_network` computes only the circuit, many choices of binarised nodes at once; `Steps.rewriter` says the same plainly.
+`stepped_network` computes only the circuit, for many choices of binarised nodes at once; `Steps.rewriter` is its reference implementation.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from extractor.circuits.layers import Read, Slots, Write
 from extractor.circuits.masks import Masks
 from extractor.circuits.network import FastMaskedModel
 from extractor.circuits.scorer import VALUES_AT_ONCE
-from extractor.circuits.sites import node_id
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.elements import Edges
 from extractor.pruning.problem import PruningProblem
-from extractor.validation.ablations import Rewrite, plain_logit_diffs
+from extractor.validation.ablations import Rewrite, reference_logit_diffs
 
 FITTED_PAIRS = 128  # train pairs whose tokens give the steps
 MOST_NODES = 200  # of circuits whose nodes are also binarised one by one
@@ -53,7 +52,7 @@ class Steps:
 
 def fit_steps(problem: PruningProblem, graph: CircuitMask) -> Steps:
     """The steps of a circuit's nodes. Tokens beyond a prompt's end do not count."""
-    kept: dict[str, Tensor] = graph.channels(problem.index)
+    kept: dict[str, Tensor] = graph.channels()
     seen: dict[str, list[Tensor]] = {site: [] for site in kept}
 
     def watch(part: TaskBatch) -> Rewrite:
@@ -65,7 +64,7 @@ def fit_steps(problem: PruningProblem, graph: CircuitMask) -> Steps:
 
         return keep
 
-    plain_logit_diffs(problem, graph, problem.draw(0, FITTED_PAIRS), watch)
+    reference_logit_diffs(problem, graph, problem.draw(0, FITTED_PAIRS), watch)
     values = torch.cat([torch.cat(found) for found in seen.values()], dim=1)  # (tokens, nodes on)
     flat = torch.zeros(3, len(problem.index), device=values.device)
     flat[:, graph.nodes] = torch.stack(two_means(values)).to(flat.dtype)
@@ -74,13 +73,13 @@ def fit_steps(problem: PruningProblem, graph: CircuitMask) -> Steps:
 
 
 def two_means(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(threshold, low, high), (K,) each, that leave least variance of values (n, K); the threshold is half-way between the two."""
+    """(threshold, low, high), (K,) each, that leave the least variance of values (n, K); the threshold is half-way between low and high."""
     ordered = values.double().sort(0).values
     count = torch.arange(1, len(ordered) + 1, device=values.device, dtype=torch.float64)[:, None]
     below = ordered.cumsum(0)
     total = below[-1:]
     above = len(ordered) - count
-    # What the variance falls by when the first `count` values have a mean of their own; at the last place there is one mean only.
+    # The fall of the variance when the first `count` values have their own mean; at the last place there is only one mean.
     gain = (below - total * count / len(ordered)).square() / (count * above).clamp_min(0.5)
     gain[-1] = -1.0
     at = gain.argmax(0)
@@ -116,7 +115,7 @@ def stepped_network(network: FastMaskedModel, steps: Steps) -> FastMaskedModel:
     flat = [functional.pad(t, (0, 1)) for t in (steps.threshold, steps.low, steps.high, steps.on)]  # a slot that is no node has place N
 
     def site(slots: Slots) -> SteppedSlots:
-        return SteppedSlots(slots.channels, slots.nodes, slots.base, slots.k, Steps(*(t[slots.nodes] for t in flat)))
+        return SteppedSlots(slots.channels, slots.nodes, slots.ablation_values, slots.k, Steps(*(t[slots.nodes] for t in flat)))
 
     def read(part: Read) -> Read:
         return replace(part, slots=site(part.slots))
@@ -141,7 +140,7 @@ class Binarised:
         self.nodes = graph.nodes.nonzero().flatten()
         self._is_fast = problem.spec.ablation != "resample" and len(self.nodes) > 0
         if self._is_fast:
-            self._elements = Edges(problem.model, graph)
+            self._elements = Edges(graph)
             self._network = stepped_network(FastMaskedModel(problem.model, problem.ablation_values, graph.nodes), self.steps)
 
     def logit_diffs(self, batch: TaskBatch) -> Tensor:
@@ -149,23 +148,21 @@ class Binarised:
         if self._is_fast:
             return self._fast(batch, self.graph.nodes.float()[None])[0]
         rewrite = self.steps.rewriter(self.problem.index)
-        return plain_logit_diffs(self.problem, self.graph, batch, lambda part: rewrite)
+        return reference_logit_diffs(self.problem, self.graph, batch, lambda part: rewrite)
 
     def alone(self, held_out: TaskBatch) -> dict[str, float] | None:
-        """{node: loss with it alone binarised, nats}; None where nodes are many, or where no constants stand for the rest."""
+        """{node: loss with it alone binarised, nats}; None above `MOST_NODES` nodes, and with resample ablation."""
         if len(self.nodes) > MOST_NODES or not self._is_fast:
             return None
         select, stepped = self.problem.select, functional.one_hot(self.nodes, len(self.problem.index)).float()
         _, scale, shift = calibrate_all(self._fast(select, stepped), select.sign)
         diffs = self._fast(held_out, stepped).double().cpu()
         losses = functional.softplus(-held_out.sign.double().cpu() * (scale[:, None] * diffs + shift[:, None])).mean(-1)
-        kept = self.graph.channels(self.problem.index)
-        names = [node_id(site, channel) for site, channels in kept.items() for channel in channels.tolist()]
-        return dict(zip(names, losses.tolist(), strict=True))
+        return dict(zip(self.graph.node_ids(), losses.tolist(), strict=True))
 
     @torch.no_grad()
     def _fast(self, batch: TaskBatch, stepped: Tensor) -> Tensor:
-        """Logit differences (R, 2P), in each row of stepped (R, N) other nodes binarised."""
+        """Logit differences (R, 2P); row r has the nodes of stepped (R, N) binarised."""
         prompts, found = self._network.prepare(batch), []
         size = max(1, VALUES_AT_ONCE // (len(self._network) * batch.ids.numel()))
         for done, some in enumerate(stepped.split(size)):

@@ -1,6 +1,6 @@
-"""How far a loss would move with other held-out pairs: the percentile bootstrap.
+"""Confidence intervals of losses over held-out pairs: the percentile bootstrap.
 
-Pairs are drawn, not prompts: both members of a pair tell of the same text. All losses are measured on the same draws.
+Pairs are drawn, not prompts: the members of a pair share their text. All losses use the same draws.
 """
 
 from __future__ import annotations

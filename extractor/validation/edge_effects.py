@@ -1,7 +1,7 @@
-"""What each edge is good for: by how much the loss rises when it alone is removed (Sec. 3.1: every edge should be needed).
+"""The effect of each edge: by how much the loss rises when it alone is removed (Sec. 3.1: every edge should be needed).
 
-Calibrations of thousands of circuits on a split of their own would double the cost, so here, and only here, both sides of the difference
-are under the calibration that suits them best on the held-out pairs themselves: an effect is about what the pairs can be told apart by.
+Calibrating thousands of circuits on another split would double the cost. Here, and only here, both losses of a difference are calibrated on
+the held-out pairs themselves.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from extractor.pruning.elements import Edges
 from extractor.pruning.problem import PruningProblem
 
 MOST_EDGES = 2000
-MOST_VALUES = 1 << 32  # edges times prompts times tokens times nodes; beyond, fewer pairs are asked
+MOST_VALUES = 1 << 32  # edges * prompts * tokens * nodes; beyond, fewer pairs are used
 FEWEST_PAIRS = 64
 
 
@@ -28,11 +28,11 @@ def edge_effects(problem: PruningProblem, graph: CircuitMask, held_out: TaskBatc
     """The effects of the edges with the largest weights.
 
     edges     [[source, target, rise of the loss without it, nats], ...], the largest weights first
-    of        how many edges the circuit has, measured or not
-    raising   the share of those measured whose removal raises the loss; None where there is none
-    pairs     held-out pairs that were asked
+    of        number of edges of the circuit, measured or not
+    raising   fraction of the measured edges whose removal raises the loss; None where none was measured
+    pairs     held-out pairs used
     """
-    elements = Edges(problem.model, graph)
+    elements = Edges(graph)
     names, weights = _listed(problem, elements)
     chosen = weights.abs().argsort(descending=True, stable=True)[:MOST_EDGES]
     batch = held_out.pick(torch.arange(_pairs(problem, graph, len(chosen), held_out)))
@@ -50,7 +50,7 @@ def _listed(problem: PruningProblem, elements: Edges) -> tuple[list[tuple[str, s
     names: list[tuple[str, str]] = []
     found = [torch.zeros(0, device=problem.model.device)]
     for source, target, weight in links(problem.model):
-        there = elements.there[source, target]
+        there = elements.present[source, target]
         names += [(node_id(source, column), node_id(target, row)) for row, column in there.nonzero().tolist()]
         found.append(weight[there])
     return names, torch.cat(found)
@@ -71,9 +71,9 @@ def _rises(problem: PruningProblem, elements: Edges, chosen: Tensor, batch: Task
     """By how much the loss rises without each of the chosen edges, alone."""
     if not len(chosen):
         return torch.zeros(0)
-    network = problem.network(elements.whole.nodes)
+    network = problem.network(elements.full.nodes)
     prompts = network.prepare(batch)
-    size = max(1, VALUES_AT_ONCE // (_width(problem, elements.whole) * batch.ids.numel()))
+    size = max(1, VALUES_AT_ONCE // (_width(problem, elements.full) * batch.ids.numel()))
 
     def losses(on: Tensor) -> Tensor:
         return calibrate_all(network.logit_diffs(prompts, elements.masks(on)), batch.sign)[0]

@@ -12,14 +12,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from extractor import files
 from extractor.circuits.calibration import calibrated_loss
 from extractor.circuits.circuit import Calibration
-from extractor.circuits.graph import CircuitMask, edges_between
-from extractor.circuits.sites import node_id
+from extractor.circuits.graph import CircuitMask
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import PrunedCircuit, find_circuits
@@ -38,10 +36,10 @@ def compare_seeds(pruned: PrunedCircuit, problem: PruningProblem, held_out: Task
     """
     seeds = [problem.seed + number for number in range(problem.spec.seeds)]
     found = [pruned, *(circuit_of_seed(problem, seed) for seed in seeds[1:])]
-    nodes, edges = [_nodes(problem, one) for one in found], [_edges(problem, one) for one in found]
-    judge, rows = problem.judge(held_out), []
+    nodes, edges = [dict.fromkeys(one.graph.node_ids()) for one in found], [_edges(one.graph) for one in found]
+    scorer, rows = problem.scorer(held_out), []
     for seed, one in zip(seeds, found, strict=True):
-        loss = calibrated_loss(judge.logit_diffs([one.graph])[0], held_out.sign, one.calibration)
+        loss = calibrated_loss(scorer.logit_diffs([one.graph])[0], held_out.sign, one.calibration)
         rows.append({"seed": seed, "nodes": int(one.graph.nodes.sum()), "edges": one.edges, "loss": loss, "met": one.met})
     return {
         "circuits": rows,
@@ -62,16 +60,16 @@ def circuit_of_seed(problem: PruningProblem, seed: int) -> PrunedCircuit:
     name = f"seed{seed}"
     folder = None if problem.work is None else problem.work / name
     if folder is not None and (folder / _FACTS).is_file():
-        return _read(folder, problem.model.device)
-    # Names of their own keep the checkpoints of one seed's stages from being taken for another's.
+        return _read(folder, problem)
+    # The seed in the name keeps the checkpoints of different seeds apart.
     other = replace(problem, seed=seed, work=folder, env=lambda stage: problem.env(f"{name}-{stage}"))
     found = find_circuits(other).best
     if folder is not None:
-        _keep(folder, found)
+        _write(folder, found)
     return found
 
 
-def _keep(folder: Path, found: PrunedCircuit) -> None:
+def _write(folder: Path, found: PrunedCircuit) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     edges = {} if found.graph.edges is None else {" ".join(link): mask for link, mask in found.graph.edges.items()}
     files.write_tensors(folder / _MASKS, {_NODES: found.graph.nodes, **edges})
@@ -79,23 +77,16 @@ def _keep(folder: Path, found: PrunedCircuit) -> None:
     files.write_json(folder / _FACTS, facts)
 
 
-def _read(folder: Path, device: torch.device) -> PrunedCircuit:
+def _read(folder: Path, problem: PruningProblem) -> PrunedCircuit:
     facts, masks = files.read_json(folder / _FACTS), files.read_tensors(folder / _MASKS)
-    nodes = masks.pop(_NODES).to(device)
+    nodes = masks.pop(_NODES).to(problem.model.device)
     edges: dict[tuple[str, str], Tensor] = {}
     for name, mask in masks.items():
         source, target = name.split()
-        edges[source, target] = mask.to(device)
-    return PrunedCircuit(
-        CircuitMask(nodes, edges or None), facts["edges"], facts["loss"], Calibration(**facts["calibration"]), facts["target"], facts["met"]
-    )
+        edges[source, target] = mask.to(problem.model.device)
+    found, calibration = CircuitMask(problem.model, nodes, edges or None), Calibration(**facts["calibration"])
+    return PrunedCircuit(found, facts["edges"], facts["loss"], calibration, facts["target"], facts["met"])
 
 
-def _nodes(problem: PruningProblem, found: PrunedCircuit) -> dict[str, None]:
-    kept = found.graph.channels(problem.index)
-    return {node_id(site, channel): None for site, channels in kept.items() for channel in channels.tolist()}
-
-
-def _edges(problem: PruningProblem, found: PrunedCircuit) -> dict[tuple[str, str], None]:
-    kept = found.graph.channels(problem.index)
-    return {(edge.source, edge.target): None for edge in edges_between(problem.model, kept, found.graph.edges)}
+def _edges(mask: CircuitMask) -> dict[tuple[str, str], None]:
+    return {(edge.source, edge.target): None for edge in mask.named_edges()}

@@ -1,17 +1,17 @@
 """Is the circuit real? Networks on held-out pairs that pruning never saw (Sec. 3.1, App. C, E, F).
 
-full              the whole model
-circuit           the circuit alone, everything else ablated, with the circuit's own calibration: is it sufficient?
-without_circuit   the whole model with only the circuit's nodes ablated: is it necessary?
-random            as many random nodes at every site as the circuit has there, mean of several draws: is it better than chance?
-attribution       as many nodes as the circuit has, those that integrated gradients rank first: is it better than a cheap guess?
+full              the full model
+circuit           the circuit alone, all else ablated, with the circuit's own calibration: is it sufficient?
+without_circuit   the full model with only the circuit's nodes ablated: is it necessary?
+random            random nodes, the same number per site as the circuit has, mean of several draws: is it better than chance?
+attribution       the nodes that integrated gradients rank first, the same number: is it better than a cheap guess?
 uncalibrated      the circuit with scale 1 and shift 0
-mean, zero, resample   the circuit, what is off being replaced by its mean, by zero, by its value in another prompt
-binarised         the circuit, each node having two values only
+mean, zero, resample   the circuit under each ablation: ablated nodes have their mean, zero, or their value in another prompt
+binarised         the circuit, each node limited to two values
 
-Every network without a calibration of its own is given the one that suits it best (fitted on the select split), so that it fails for want
-of knowledge, not of scale. Losses are nats per prompt, intervals bootstrapped over pairs. Beside networks: each edge alone, each node on
-ordinary text, and circuits from other seeds; see `extractor.validation` and `extractor.validation.seeds`.
+Every network without its own calibration gets the one that is best for it on the select split, so that it cannot fail by scale alone.
+Losses are nats per prompt, intervals are bootstrapped over pairs. Further checks: each edge alone, each node on ordinary text, and circuits
+from other seeds; see `extractor.validation`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from extractor.circuits.calibration import calibrate
 from extractor.circuits.circuit import Calibration
-from extractor.circuits.graph import CircuitMask, edge_count
+from extractor.circuits.graph import CircuitMask
 from extractor.data.corpus import Corpus
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.algorithms import attribution
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import PrunedCircuit
-from extractor.spec.schema import CHANCE
+from extractor.spec.thresholds import FULL_MODEL_FAILS_RAW
 from extractor.validation.ablations import KINDS, ablated_logit_diffs
 from extractor.validation.activations import activations
 from extractor.validation.binarise import Binarised
@@ -40,15 +39,14 @@ from extractor.validation.edge_effects import edge_effects
 from extractor.validation.seeds import compare_seeds
 
 RANDOM_DRAWS = 5
-RANKED_PAIRS = 128  # train pairs that integrated gradients see
+RANKED_PAIRS = 128  # train pairs for integrated gradients
 NETWORKS = ("full", "circuit", "without_circuit", "random")
-HELPLESS = 0.8 * CHANCE  # nats from which a whole model does not do a task
 _PLAIN = Calibration(1.0, 0.0)
 
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """What was measured. Losses in nats per prompt, accuracies as fractions.
+    """The measurements. Losses in nats per prompt, accuracies as fractions.
 
     loss, accuracy   of 'full', 'circuit', 'without_circuit', 'random'
     attribution      {loss, accuracy, nodes, edges} of the control
@@ -56,10 +54,10 @@ class ValidationReport:
     ablation         {mean, zero, resample: loss of the circuit}
     binarised        {loss, accuracy, nodes: {id: loss with it alone binarised}, or None where that was not measured}
     interval         {network: [low, high]}, 95 %, of all of these
-    edge_effects     see `validating.edge_effects`
-    activations      see `validating.activations`; None without a corpus
+    edge_effects     see `validation.edge_effects`
+    activations      see `validation.activations`; None without a corpus
     seeds            see `seeds.compare_seeds`; None where the spec asks for one seed only
-    why              where the circuit misses the target or is empty, or the whole model misses the target: a line that says so
+    why              where the circuit misses the target or is empty, or the full model misses the target: a line that says so
     """
 
     loss: dict[str, float]
@@ -81,15 +79,15 @@ class ValidationReport:
         return self.loss["without_circuit"] - self.loss["full"]
 
     def details(self) -> dict[str, Any]:
-        """All but what every reader asks for first: 'validation' of result.json."""
+        """'validation' of result.json: all measurements but loss and accuracy."""
         names = ("attribution", "uncalibrated", "ablation", "binarised", "interval", "edge_effects", "activations", "seeds")
         return {"necessity": self.necessity} | {name: getattr(self, name) for name in names}
 
 
 def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch, corpus: Corpus | None = None) -> ValidationReport:
-    """Measure everything on held-out pairs; the problem's select split is for calibrations, its train split for what is fitted or ranked.
+    """Measure everything on held-out pairs. Calibrations use the select split; steps and rankings are fitted on the train split.
 
-    corpus   ordinary text, for the nodes' activations; None: they are left out
+    corpus   ordinary text, for the nodes' activations; None: these are not measured
     Raises Stopped.
     """
     graph = pruned.graph
@@ -97,9 +95,9 @@ def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch
     diffs = _logit_diffs(pruned, problem, held_out, guess)
     diffs["binarised"] = _calibrated(problem, binarised.logit_diffs(problem.select), binarised.logit_diffs(held_out))
     right = {name: (held_out.sign * m > 0).double().mean().item() for name, m in diffs.items()}
-    by_prompt = {name: functional.softplus(-held_out.sign * m).double().mean(0) for name, m in diffs.items()}
+    by_prompt = {name: held_out.losses(m).double().mean(0) for name, m in diffs.items()}
     loss = {name: one.mean().item() for name, one in by_prompt.items()}
-    sizes = {"nodes": int(guess.nodes.sum()), "edges": edge_count(problem.model, guess)}
+    sizes = {"nodes": int(guess.nodes.sum()), "edges": guess.edge_count()}
     return ValidationReport(
         loss={name: loss[name] for name in NETWORKS},
         accuracy={name: right[name] for name in NETWORKS},
@@ -117,30 +115,30 @@ def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch
 
 
 def why_not(circuit: float, full: float, target: float, nodes: int) -> str | None:
-    """One line for a circuit that misses its target, has no nodes, or a whole model above the target; None where all is well. Nats."""
-    if full >= HELPLESS:
-        return f"best loss {circuit:.4g} nats, target {target:g}; the whole model itself has {full:.4g}: it does not do this task"
+    """One line for a circuit that misses its target or has no nodes, or a full model above the target; else None. Losses in nats."""
+    if full >= FULL_MODEL_FAILS_RAW:
+        return f"best loss {circuit:.4g} nats, target {target:g}; the full model has {full:.4g}: it does not do this task"
     if circuit > target:
-        return f"best loss {circuit:.4g} nats, target {target:g}; the whole model has {full:.4g}"
+        return f"best loss {circuit:.4g} nats, target {target:g}; the full model has {full:.4g}"
     if full > target:
-        return f"the whole model, uncalibrated, has {full:.4g} nats, above the target of {target:g}; the circuit has {circuit:.4g}"
+        return f"the full model, uncalibrated, has {full:.4g} nats, above the target of {target:g}; the circuit has {circuit:.4g}"
     if not nodes:
         return f"no node is needed: embeddings and bigrams alone have {circuit:.4g} nats"
     return None
 
 
 def _logit_diffs(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch, guess: CircuitMask) -> dict[str, Tensor]:
-    """Calibrated diffs (draws, 2P) of every network but the binarised one."""
-    chosen, judge, graph = problem.judge(problem.select), problem.judge(held_out), pruned.graph
+    """Calibrated logit differences (draws, 2P) of every network but the binarised one."""
+    chosen, scorer, graph = problem.scorer(problem.select), problem.scorer(held_out), pruned.graph
 
     def own(some: CircuitMask, calibration: Calibration) -> Tensor:
-        return calibration.scale * judge.logit_diffs([some]) + calibration.shift
+        return calibration.apply(scorer.logit_diffs([some]))
 
     def best(some: CircuitMask) -> Tensor:
-        return _calibrated(problem, chosen.logit_diffs([some])[0], judge.logit_diffs([some])[0])
+        return _calibrated(problem, chosen.logit_diffs([some])[0], scorer.logit_diffs([some])[0])
 
     diffs = {
-        "full": own(CircuitMask(torch.ones_like(graph.nodes)), _PLAIN),
+        "full": own(problem.full_mask(), _PLAIN),
         "circuit": own(graph, pruned.calibration),
         "without_circuit": best(graph.complement()),
         "random": torch.cat([best(_random_like(problem, graph, problem.seed + draw)) for draw in range(RANDOM_DRAWS)]),
@@ -153,23 +151,22 @@ def _logit_diffs(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskB
 
 
 def _calibrated(problem: PruningProblem, chosen: Tensor, diff: Tensor) -> Tensor:
-    """Held-out diffs (1, 2P) under the calibration that suits the same network's logit differences on the select split best."""
-    calibration = calibrate(chosen, problem.select.sign)
-    return (calibration.scale * diff + calibration.shift)[None]
+    """Held-out logit differences (1, 2P) with the best calibration of the same network's `chosen` (2P,), on the select split."""
+    return calibrate(chosen, problem.select.sign).apply(diff)[None]
 
 
 def _attributed(problem: PruningProblem, graph: CircuitMask) -> CircuitMask:
-    """As many nodes as the graph has, those that integrated gradients rank first, and all edges between them."""
+    """The nodes that integrated gradients rank first, the same number as the circuit has, and all edges between them."""
     few = replace(problem, train=problem.draw(0, RANKED_PAIRS))
     order = attribution.rank(few).argsort(descending=True, stable=True)
-    return CircuitMask(problem.index.flags(order[: int(graph.nodes.sum())]))
+    return CircuitMask(problem.model, problem.index.flags(order[: int(graph.nodes.sum())]))
 
 
 def _random_like(problem: PruningProblem, graph: CircuitMask, seed: int) -> CircuitMask:
-    """Random nodes, as many at each site as the graph has there."""
+    """Random nodes, the same number per site as the circuit has."""
     generator = torch.Generator().manual_seed(seed)
     drawn: dict[str, Tensor] = {}
     for site, on in problem.index.split(graph.nodes).items():
         drawn[site] = torch.zeros_like(on)
         drawn[site][torch.randperm(len(on), generator=generator)[: int(on.sum())].to(on.device)] = True
-    return CircuitMask(problem.index.join(drawn))
+    return CircuitMask(problem.model, problem.index.join(drawn))

@@ -25,7 +25,7 @@ import torch
 
 from extractor import files
 from extractor.circuits.compiled import compile_circuit
-from extractor.circuits.graph import CircuitMask, edge_count, without_dead
+from extractor.circuits.graph import CircuitMask
 from extractor.circuits.masks import MaskedModel, Masks
 from extractor.circuits.mean_activations import measure_means
 from extractor.circuits.network import FastMaskedModel
@@ -105,10 +105,10 @@ def batches(folder: Path, task: str) -> tuple[TaskBatch, ...]:
 
 
 def full_loss(folder: Path, task: str) -> float:
-    """Held-out task loss of the whole model, nats, not calibrated."""
+    """Held-out task loss of the full model, nats, not calibrated."""
     problem = problem_of(folder, task, None)
     held_out = batches(folder, task)[2]
-    diff = problem.judge(held_out).logit_diffs([CircuitMask(torch.ones(len(problem.index), dtype=torch.bool))])[0]
+    diff = problem.scorer(held_out).logit_diffs([problem.full_mask()])[0]
     return task_loss(diff, held_out.sign).item()
 
 
@@ -153,8 +153,8 @@ def measured(folder: Path, model: Path, task: str, method: str, **changes: Any) 
 def sizes(problem: PruningProblem, folder: Path, task: str) -> dict[str, int | None]:
     """Per target the edges of the smallest circuit passed whose held-out loss is at most the target."""
     path = find_circuits(problem).path
-    judge = problem.judge(batches(folder, task)[2])
-    losses = judge.losses(path).tolist()
+    scorer = problem.scorer(batches(folder, task)[2])
+    losses = scorer.losses(path).tolist()
     reached = list(zip(path.edges, losses, strict=True))
     return {str(target): min((count for count, loss in reached if loss <= target), default=None) for target in TARGETS}
 
@@ -162,15 +162,15 @@ def sizes(problem: PruningProblem, folder: Path, task: str) -> dict[str, int | N
 def prefixes(problem: PruningProblem, folder: Path, task: str) -> dict[str, int | None]:
     """Per target the edges of the shortest prefix of the ranking whose held-out loss is at most the target."""
     place = algorithms.rank(problem).argsort(descending=True, stable=True).argsort()
-    judge = problem.judge(batches(folder, task)[2])
+    scorer = problem.scorer(batches(folder, task)[2])
     found: dict[str, int | None] = {}
 
     def live(k: torch.Tensor) -> CircuitMask:
-        return without_dead(problem.model, CircuitMask(place < k))
+        return CircuitMask(problem.model, place < k).without_dead()
 
     for target in TARGETS:
-        k = smallest(lambda k, target=target: judge.losses([live(k)]) <= target, torch.tensor([len(place)]))
-        found[str(target)] = edge_count(problem.model, live(k)) if k else None
+        k = smallest(lambda k, target=target: scorer.losses([live(k)]) <= target, torch.tensor([len(place)]))
+        found[str(target)] = live(k).edge_count() if k else None
     return found
 
 

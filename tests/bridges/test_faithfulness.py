@@ -20,7 +20,7 @@ from extractor.bridges.initialisation import start_from_dense
 from extractor.bridges.losses import sparse_residuals
 from extractor.bridges.pair import BridgedPair, new_pair
 from extractor.circuits.calibration import calibrate
-from extractor.circuits.graph import CircuitMask, NodeIndex
+from extractor.circuits.graph import CircuitMask
 from extractor.circuits.mean_activations import measure_means
 from extractor.data.build_corpus import build_corpus
 from extractor.data.corpus import Corpus
@@ -93,7 +93,7 @@ def right_of(diffs: Tensor, batch: TaskBatch) -> float:
 
 
 def everything_on(pair: BridgedPair) -> CircuitMask:
-    return CircuitMask(torch.ones(len(NodeIndex.of(pair.sparse)), dtype=torch.bool))
+    return CircuitMask.full(pair.sparse)
 
 
 def test_a_partner_that_is_the_dense_model_recovers_everything(exact: BridgedPair, python_text: Corpus):

@@ -1,4 +1,4 @@
-"""Circuits as small networks of their own: what the whole model computes with the same masks, without the model."""
+"""Circuits as small networks of their own: what the full model computes with the same masks, without the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from worlds import ROOT, python
 
 from extractor.circuits.circuit import Calibration, Circuit, Edge, Node
 from extractor.circuits.compiled import CompiledCircuit, compile_circuit, mask_of
-from extractor.circuits.graph import CircuitMask, NodeIndex, links, present_edges
+from extractor.circuits.graph import CircuitMask, NodeIndex, links
 from extractor.circuits.reference import masked_logit_diff
 from extractor.circuits.sites import node_id
 from extractor.data.prompts import TaskBatch, task_loss
@@ -74,8 +74,9 @@ class World:
         """A share of all nodes, and of the weights between them; None: all."""
         nodes = torch.rand(len(self.index), generator=self.random) < share
         if edges is None:
-            return CircuitMask(nodes)
-        return CircuitMask(nodes, {(s, t): torch.rand(weight.shape, generator=self.random) < edges for s, t, weight in links(self.model)})
+            return CircuitMask(self.model, nodes)
+        masks = {(s, t): torch.rand(weight.shape, generator=self.random) < edges for s, t, weight in links(self.model)}
+        return CircuitMask(self.model, nodes, masks)
 
     def wanted(self, graph: CircuitMask) -> Tensor:
         return masked_logit_diff(self.model, self.batch, self.index.split(graph.nodes.float()), self.base, graph.edges)
@@ -85,11 +86,11 @@ class World:
 
     def circuit(self, graph: CircuitMask) -> Circuit:
         """As circuit.json has it: the edges that are on are listed."""
-        kept = [(site, c) for site, channels in graph.channels(self.index).items() for c in channels.tolist()]
+        kept = [(site, c) for site, channels in graph.channels().items() for c in channels.tolist()]
         nodes = tuple(Node(node_id(site, c), site, c, self.base[site][c].item()) for site, c in kept)
         edges = tuple(
             Edge(node_id(source, column), node_id(target, row), weight[row, column].item())
-            for (source, target, weight), mask in zip(links(self.model), present_edges(self.model, graph).values(), strict=True)
+            for (source, target, weight), mask in zip(links(self.model), graph.present_edges().values(), strict=True)
             for row, column in mask.nonzero().tolist()
         )
         return Circuit("m", "t", (), (), nodes, edges, Calibration(0.7, 0.2))
@@ -118,7 +119,7 @@ def test_it_is_the_whole_model_under_the_same_masks(kind: str, share: float, edg
 @every_kind
 def test_without_nodes_it_says_what_the_other_channels_and_bigrams_say(kind: str):
     world = World(kind)
-    graph = CircuitMask(torch.zeros(len(world.index), dtype=torch.bool))
+    graph = CircuitMask(world.model, torch.zeros(len(world.index), dtype=torch.bool))
     compiled = world.compiled(graph)
     assert compiled.tracked.shape == (WORDS, 0)
     assert_same(logit_diffs(compiled, world.batch), world.wanted(graph))
@@ -128,7 +129,7 @@ def test_without_nodes_it_says_what_the_other_channels_and_bigrams_say(kind: str
 def test_every_single_node_compiles(kind: str):
     world = World(kind)
     for site, start in world.index.starts().items():
-        graph = CircuitMask(world.index.flags(torch.tensor([start + world.index.widths[site] - 1])))
+        graph = CircuitMask(world.model, world.index.flags(torch.tensor([start + world.index.widths[site] - 1])))
         assert_same(logit_diffs(world.compiled(graph), world.batch), world.wanted(graph))
 
 
@@ -171,7 +172,7 @@ def test_a_saved_circuit_is_the_same_bits(kind: str, tmp_path: Path):
 
 def test_it_holds_no_more_than_its_nodes_and_tables():
     world = World("sinks")
-    compiled = world.compiled(CircuitMask(world.index.flags(torch.tensor([0, 40, 400]))))
+    compiled = world.compiled(CircuitMask(world.model, world.index.flags(torch.tensor([0, 40, 400]))))
     assert not list(compiled.parameters())
     assert sum(t.numel() for name, t in compiled.state_dict().items() if name[0].isdigit()) < 200
     assert all(t.untyped_storage().nbytes() == t.nbytes for t in compiled.state_dict().values()), "a view keeps the model's tensors alive"
@@ -260,9 +261,9 @@ def test_what_it_cannot_answer_is_refused():
     compiled = compile_circuit(world.model, world.base, world.graph(0.4, None), torch.tensor([7, 3, 7, 5]))
     ids = world.batch.ids
     assert compiled.answers.tolist() == [7, 3, 5]
-    with pytest.raises(ValueError, match="this circuit has 3 answers: say which"):
+    with pytest.raises(ValueError, match="this circuit has 3 answers: name two of them"):
         compiled(ids)
-    with pytest.raises(ValueError, match="token 4 is none of this circuit's 3 answers"):
+    with pytest.raises(ValueError, match="token 4 is not one of this circuit's 3 answers"):
         compiled(ids, first=torch.full((len(ids),), 4), second=torch.full((len(ids),), 3))
     with pytest.raises(ValueError, match="17 tokens are too many: the circuit has positions for 16"):
         compiled(torch.zeros(1, 17, dtype=torch.long), first=torch.tensor([7]), second=torch.tensor([3]))
@@ -294,9 +295,9 @@ def test_a_circuits_lists_become_the_graph_they_were_made_from(kind: str):
     graph = world.graph(0.3, 0.5)
     found = mask_of(world.circuit(graph), world.model)
     assert torch.equal(found.nodes, graph.nodes)
-    for link, there in present_edges(world.model, graph).items():
+    for link, there in graph.present_edges().items():
         assert torch.equal(found.edges[link], there)
-    whole = mask_of(world.circuit(CircuitMask(graph.nodes)), world.model)
+    whole = mask_of(world.circuit(CircuitMask(world.model, graph.nodes)), world.model)
     assert torch.equal(whole.nodes, graph.nodes)
     assert whole.edges is None, "every weight between the nodes is listed"
 
@@ -334,7 +335,7 @@ MISFITS = {
 def test_a_circuit_that_does_not_fit_the_model_is_one_clear_line(how: str):
     world = World("sinks")
     change, said = MISFITS[how]
-    circuit = change(world.circuit(CircuitMask(torch.ones(len(world.index), dtype=torch.bool))), world)
+    circuit = change(world.circuit(CircuitMask.full(world.model)), world)
     with pytest.raises(BrokenArtifact, match=f"^the circuit of 't' does not fit the model: .*{said}"):
         mask_of(circuit, world.model)
 
@@ -369,6 +370,6 @@ def test_a_circuit_on_paper():
     model, batch = micro.micro_model(), micro.micro_batch()
     nodes = NodeIndex.of(model).flags(micro.flat_indices(model))
     zeros = {site: torch.zeros(width) for site, width in NodeIndex.of(model).widths.items()}
-    diff = compile_circuit(model, zeros, CircuitMask(nodes), torch.tensor([micro.YES, micro.NO]))(batch.ids)
+    diff = compile_circuit(model, zeros, CircuitMask(model, nodes), torch.tensor([micro.YES, micro.NO]))(batch.ids)
     says = [2 * write / math.sqrt((1 + write**2) / 4) + micro.BIGRAM for write in (micro.GELU_3 - 1.5, -1.5)]
     assert diff.tolist() == pytest.approx(says * 2, abs=1e-5)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import everything, names_of, nodes_of, random_edges, random_model
 
-from extractor.circuits.graph import CircuitMask, NodeIndex, edge_count, edges_between, links, present_edges, without_dead
+from extractor.circuits.graph import CircuitMask, NodeIndex, links
 from extractor.circuits.sites import widths
 from extractor.pruning.elements import ELEMENTS, Edges, Nodes
 
@@ -17,13 +17,13 @@ FC, PROJ = ("0.mlp.act_in", "0.mlp.post_act"), ("0.mlp.post_act", "0.mlp.resid_d
 
 
 def listed(model, graph: CircuitMask) -> list:
-    return list(edges_between(model, graph.channels(NodeIndex.of(model)), graph.edges))
+    return graph.named_edges()
 
 
 def random_graph(model, seed: int, share: float, with_edges: bool) -> CircuitMask:
     generator = torch.Generator().manual_seed(seed)
     nodes = torch.rand(len(NodeIndex.of(model)), generator=generator) < share
-    return CircuitMask(nodes, {link: mask[0].bool() for link, mask in random_edges(model, 1, seed).items()} if with_edges else None)
+    return CircuitMask(model, nodes, {link: mask[0].bool() for link, mask in random_edges(model, 1, seed).items()} if with_edges else None)
 
 
 # nodes in one order
@@ -36,7 +36,7 @@ def test_nodes_stand_site_by_site_in_forward_order():
     assert index.starts() == {site: 4 * place for place, site in enumerate(widths(model))}
     flags = index.flags(micro.flat_indices(model))
     assert names_of(model, flags) == set(micro.CIRCUIT)
-    assert CircuitMask(flags).channels(index)["0.mlp.resid_delta"].tolist() == [3]
+    assert CircuitMask(model, flags).channels()["0.mlp.resid_delta"].tolist() == [3]
 
 
 def test_splitting_and_joining_undo_each_other_whatever_stands_before_the_last_axis():
@@ -62,22 +62,22 @@ def test_the_others_are_all_nodes_but_these_with_every_edge():
 def test_the_edges_of_the_micro_circuit_by_hand():
     model = micro.micro_model()
     circuit = nodes_of(model, *micro.CIRCUIT)
-    there = present_edges(model, circuit)
+    there = circuit.present_edges()
     assert {link for link, mask in there.items() if mask.any()} == {FC, PROJ}
     assert there[FC].nonzero().tolist() == [[0, 0]]
     assert there[PROJ].nonzero().tolist() == [[3, 0]]
-    assert edge_count(model, circuit) == 2
-    assert edge_count(model, everything(model)) == 8
+    assert circuit.edge_count() == 2
+    assert everything(model).edge_count() == 8
 
 
 def test_an_edge_counts_when_it_is_on_and_is_a_weight_and_both_its_ends_are_on():
     model = micro.micro_model()
     masks = {(source, target): torch.ones_like(weight, dtype=torch.bool) for source, target, weight in links(model)}
-    graph = CircuitMask(nodes_of(model, *micro.CIRCUIT, "0.mlp.post_act.3").nodes, masks)
-    assert edge_count(model, graph) == 2
+    graph = CircuitMask(model, nodes_of(model, *micro.CIRCUIT, "0.mlp.post_act.3").nodes, masks)
+    assert graph.edge_count() == 2
     masks[FC][0, 0] = False
-    assert edge_count(model, graph) == 1
-    assert edge_count(model, CircuitMask(everything(model).nodes, masks)) == 7
+    assert graph.edge_count() == 1
+    assert CircuitMask(model, everything(model).nodes, masks).edge_count() == 7
 
 
 @settings(max_examples=30, deadline=None)
@@ -85,7 +85,7 @@ def test_an_edge_counts_when_it_is_on_and_is_a_weight_and_both_its_ends_are_on()
 def test_counting_equals_listing_for_any_graph(seed: int, share: float, with_edges: bool):
     model = random_model(seed % 5)
     graph = random_graph(model, seed, share, with_edges)
-    assert edge_count(model, graph) == len(listed(model, graph)) == sum(int(mask.sum()) for mask in present_edges(model, graph).values())
+    assert graph.edge_count() == len(listed(model, graph)) == sum(int(mask.sum()) for mask in graph.present_edges().values())
 
 
 # what does nothing
@@ -94,16 +94,16 @@ def test_counting_equals_listing_for_any_graph(seed: int, share: float, with_edg
 def test_without_the_dead_only_the_path_is_left():
     model = micro.micro_model()
     more = nodes_of(model, *micro.CIRCUIT, "0.mlp.post_act.2", "0.mlp.post_act.3", "0.attn.q.0", "0.attn.resid_delta.2")
-    assert names_of(model, without_dead(model, more).nodes) == set(micro.CIRCUIT)
-    assert names_of(model, without_dead(model, nodes_of(model, *micro.CIRCUIT[1:])).nodes) == set()
+    assert names_of(model, more.without_dead().nodes) == set(micro.CIRCUIT)
+    assert names_of(model, nodes_of(model, *micro.CIRCUIT[1:]).without_dead().nodes) == set()
 
 
 @pytest.mark.parametrize("gone", [FC, PROJ])
 def test_a_node_dies_with_its_last_edge_and_takes_its_other_edges_along(gone: tuple[str, str]):
     model = micro.micro_model()
-    masks = {link: mask.clone() for link, mask in present_edges(model, everything(model)).items()}
+    masks = {link: mask.clone() for link, mask in everything(model).present_edges().items()}
     masks[gone][:] = False
-    slim = without_dead(model, CircuitMask(everything(model).nodes, masks))
+    slim = CircuitMask(model, everything(model).nodes, masks).without_dead()
     attention = {"0.attn.act_in.1", "0.attn.v.0", "0.attn.resid_delta.2"}
     assert names_of(model, slim.nodes) == attention
     assert slim.edges is not None
@@ -111,7 +111,7 @@ def test_a_node_dies_with_its_last_edge_and_takes_its_other_edges_along(gone: tu
         ("0.attn.act_in", "0.attn.v"),
         ("0.attn.v", "0.attn.resid_delta"),
     }
-    assert edge_count(model, slim) == 2
+    assert slim.edge_count() == 2
 
 
 @settings(max_examples=30, deadline=None)
@@ -119,12 +119,12 @@ def test_a_node_dies_with_its_last_edge_and_takes_its_other_edges_along(gone: tu
 def test_what_is_left_has_nothing_dead_and_only_edges_between_what_is_left(seed: int, share: float, with_edges: bool):
     model = random_model(seed % 5)
     graph = random_graph(model, seed, share, with_edges)
-    slim = without_dead(model, graph)
+    slim = graph.without_dead()
     assert not (slim.nodes & ~graph.nodes).any()
-    assert torch.equal(without_dead(model, slim).nodes, slim.nodes)
+    assert torch.equal(slim.without_dead().nodes, slim.nodes)
     assert (slim.edges is None) == (graph.edges is None)
     if slim.edges is not None:
-        present = present_edges(model, slim)
+        present = slim.present_edges()
         assert all(torch.equal(mask, present[link]) for link, mask in slim.edges.items())
     for edge in listed(model, slim):
         assert {edge.source, edge.target} <= names_of(model, slim.nodes)
@@ -141,13 +141,13 @@ def test_what_can_be_pruned_is_nodes_and_edges():
 def test_the_graph_of_some_elements_has_them_and_no_others(kind: str):
     model = random_model(1)
     whole = random_graph(model, 3, 0.7, with_edges=kind == "edge")
-    elements = ELEMENTS[kind](model, whole)
-    assert len(elements) == (int(whole.nodes.sum()) if kind == "node" else edge_count(model, whole))
+    elements = ELEMENTS[kind](whole)
+    assert len(elements) == (int(whole.nodes.sum()) if kind == "node" else whole.edge_count())
     on = torch.rand(len(elements), generator=torch.Generator().manual_seed(0)) < 0.5
     graph = elements.graph(on)
     assert torch.equal(elements.places(graph), on)
-    assert bool(elements.places(elements.whole if kind == "node" else elements.graph(torch.ones_like(on))).all())
-    assert int(on.sum()) == (int(graph.nodes.sum()) if kind == "node" else edge_count(model, graph))
+    assert bool(elements.places(elements.full if kind == "node" else elements.graph(torch.ones_like(on))).all())
+    assert int(on.sum()) == (int(graph.nodes.sum()) if kind == "node" else graph.edge_count())
     if kind == "edge":
         assert torch.equal(graph.nodes, whole.nodes)
 
@@ -158,7 +158,7 @@ def test_masks_of_edges_lie_where_the_network_looks_for_them():
 
     model = random_model(2)
     whole = random_graph(model, 4, 0.6, with_edges=True)
-    elements = Edges(model, whole)
+    elements = Edges(whole)
     on = (torch.rand(3, len(elements), generator=torch.Generator().manual_seed(1)) < 0.5).float()
     made = elements.masks(on).edges
     assert made is not None
@@ -171,7 +171,7 @@ def test_masks_of_edges_lie_where_the_network_looks_for_them():
 def test_masks_of_nodes_are_on_at_these_nodes_of_all():
     model = random_model(2)
     whole = random_graph(model, 4, 0.6, with_edges=False)
-    elements = Nodes(model, whole)
+    elements = Nodes(whole)
     on = torch.rand(2, len(elements), generator=torch.Generator().manual_seed(1))
     made = elements.masks(on).nodes
     assert made is not None
@@ -185,14 +185,14 @@ def test_q_and_k_of_a_channel_are_tied_where_both_are_there():
     starts, width = index.starts(), model.config.d_model
     q, k = starts["1.attn.q"], starts["1.attn.k"]
     whole = everything(model).nodes.clone()
-    ties = Nodes(model, CircuitMask(whole)).ties
+    ties = Nodes(CircuitMask(model, whole)).ties
     own = torch.arange(len(whole))
     moved = (ties != own).nonzero().flatten().tolist()
     assert moved == [starts[f"{layer}.attn.k"] + channel for layer in range(2) for channel in range(width)]
     assert torch.equal(ties[k : k + width], own[q : q + width])
     whole[q + 2] = False  # a k without its q stands for itself
-    elements = Nodes(model, CircuitMask(whole))
+    elements = Nodes(CircuitMask(model, whole))
     place = {int(node): place for place, node in enumerate(elements.nodes)}
     assert elements.ties[place[k + 2]] == place[k + 2]
     assert elements.ties[place[k + 3]] == place[q + 3]
-    assert torch.equal(Edges(model, CircuitMask(whole)).ties, torch.arange(edge_count(model, CircuitMask(whole))))
+    assert torch.equal(Edges(CircuitMask(model, whole)).ties, torch.arange(CircuitMask(model, whole).edge_count()))

@@ -125,7 +125,7 @@ def test_every_set_has_its_row_where_no_edge_tells_them_apart(kept: tuple[str, .
     model = random_model(2, torch.float64)
     batch, base = random_batch(2, 1, torch.float64), random_base(model, 1)
     network = FastMaskedModel(model, base, nodes_of(model, *kept).nodes)
-    masks = Masks(mask_sets(network.kept, 0, False), network.cut(random_edges(model, SETS)))
+    masks = Masks(mask_sets(network.kept_nodes, 0, False), network.cut(random_edges(model, SETS)))
     assert network.logit_diffs(network.prepare(batch), masks).shape == (SETS, 4)
     assert network.logit_diffs(network.prepare(batch), replace(masks, edges=None)).shape == (SETS, 4)
 
@@ -238,7 +238,7 @@ def test_both_networks_say_the_same_through_what_they_share(model, how: str, wit
     weight = torch.randn(SETS, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     found = []
     for network in (FastMaskedModel(model, base, kept), ReferenceMaskedModel(model, kept, base)):
-        assert torch.equal(network.kept, kept)
+        assert torch.equal(network.kept_nodes, kept)
         assert len(network) == int(kept.sum())
         cut = network.cut(random_edges(model, SETS, seed))
         prompts = network.prepare(batch)

@@ -15,7 +15,7 @@ from extractor.circuits.graph import CircuitMask, NodeIndex, links
 from extractor.circuits.masks import compete
 from extractor.circuits.mean_activations import measure_means
 from extractor.circuits.reference import masked_logit_diff, masked_residuals, resampled
-from extractor.circuits.sites import record, widths
+from extractor.circuits.sites import widths
 from extractor.data.prompts import logit_diff
 from extractor.spec.schema import SparseModelSpec
 from extractor.training.train_sparse import new_sparse_gpt
@@ -91,7 +91,7 @@ def test_the_values_and_residuals_of_everything_on_are_the_models(kind: str):
     model = random_model(4, torch.float64, **KINDS[kind])
     batch, base = random_batch(3, 2, torch.float64), random_base(model)
     masks = masks_of(model, everything(model))
-    with record(model) as values, torch.no_grad():
+    with model.record() as values, torch.no_grad():
         model(input_ids=batch.ids)
     seen = values_of(model, batch, masks, base)
     assert list(seen) == list(values)
@@ -136,7 +136,7 @@ def test_nodes_that_are_off_have_exactly_their_base(kind: str):
     model = random_model(5, **KINDS[kind])
     batch, base = random_batch(3, 3), random_base(model, 1)
     nodes = torch.rand(len(NodeIndex.of(model)), generator=torch.Generator().manual_seed(0)) < 0.5
-    for site, x in values_of(model, batch, masks_of(model, CircuitMask(nodes)), base).items():
+    for site, x in values_of(model, batch, masks_of(model, CircuitMask(model, nodes)), base).items():
         off = ~NodeIndex.of(model).split(nodes)[site]
         assert off.any()
         assert torch.equal(x[..., off], base[site][off].expand(*x.shape[:2], -1)), site
@@ -162,7 +162,7 @@ def test_zero_is_a_base_like_any_other(model):
 
 def test_a_base_of_another_run_is_taken_prompt_by_prompt_and_token_by_token(model):
     """A and B take each other's values: so the circuit off says NO on A and YES on B."""
-    with record(model) as values:
+    with model.record() as values:
         model(input_ids=BATCH.ids)
     swapped = {site: x[[1, 0, 3, 2]] for site, x in values.items()}
     masks = without(model, *micro.CIRCUIT)
@@ -174,7 +174,7 @@ def test_a_base_of_another_run_is_taken_prompt_by_prompt_and_token_by_token(mode
 
 def test_values_are_borrowed_from_other_prompts_of_the_same_length():
     model, batch = random_model(6), random_batch(12, 4)
-    with record(model) as values:
+    with model.record() as values:
         model(input_ids=batch.ids)
     borrowed, again = resampled(model, batch), resampled(model, batch)
     first = values["0.attn.act_in"]
@@ -305,7 +305,7 @@ def test_the_gradient_of_a_planted_nodes_mask_is_its_effect(model, means):
 
 def test_nothing_is_hooked(model, means):
     masked_logit_diff(model, BATCH, without(model, *micro.CIRCUIT), means)
-    with record(model, ["0.mlp.post_act"]) as values:
+    with model.record(["0.mlp.post_act"]) as values:
         model(input_ids=BATCH.ids)
     assert all(not module._forward_hooks for module in model.modules())
     assert values["0.mlp.post_act"][0, 1, 0].item() == pytest.approx(micro.GELU_3, abs=1e-5)
@@ -317,7 +317,7 @@ def test_nothing_is_hooked(model, means):
 def test_means_are_those_of_the_network_over_the_corpus(corpus):
     model = new_sparse_gpt(SparseModelSpec(d_model=32, d_head=8, n_ctx=16), 2, VOCABULARY, 0).eval()
     means = measure_means(model, corpus, 80 * 16, 3)
-    with record(model) as values, torch.no_grad():
+    with model.record() as values, torch.no_grad():
         model(input_ids=corpus.batch(3, 1 << 40, 80, 16))
     assert set(means) == set(widths(model))
     for site, x in values.items():

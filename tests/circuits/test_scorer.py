@@ -27,7 +27,8 @@ def random_graphs(model, count: int, with_edges: bool) -> list[CircuitMask]:
     generator = torch.Generator().manual_seed(0)
     nodes = torch.rand(count, len(NodeIndex.of(model)), generator=generator) < 0.8
     masks = random_edges(model, count)
-    return [CircuitMask(row, {link: mask[i].bool() for link, mask in masks.items()} if with_edges else None) for i, row in enumerate(nodes)]
+    edges = [{link: mask[i].bool() for link, mask in masks.items()} if with_edges else None for i in range(len(nodes))]
+    return [CircuitMask(model, row, some) for row, some in zip(nodes, edges, strict=True)]
 
 
 @pytest.mark.parametrize("with_edges", [False, True])
@@ -65,7 +66,7 @@ def test_a_judge_that_holds_little_at_once_says_the_same(with_edges: bool, monke
 
 def test_a_loss_is_that_of_the_calibrated_circuit():
     problem = graded_problem()
-    made, graphs = problem.judge(problem.select), random_graphs(problem.model, 3, with_edges=False)
+    made, graphs = problem.scorer(problem.select), random_graphs(problem.model, 3, with_edges=False)
     losses = made.losses(graphs)
     for loss, graph in zip(losses.tolist(), graphs, strict=True):
         diff = masked_logit_diff(problem.model, problem.select, problem.index.split(graph.nodes.float()), problem.ablation_values)
@@ -77,9 +78,10 @@ def test_a_loss_is_that_of_the_calibrated_circuit():
 
 def test_the_micro_circuit_alone_will_do_and_nothing_alone_is_chance():
     problem = micro_problem()
-    made = problem.judge(problem.select)
+    made = problem.scorer(problem.select)
     circuit = nodes_of(problem.model, *micro.CIRCUIT)
-    found = made.losses([circuit, everything(problem.model), CircuitMask(torch.zeros(32, dtype=torch.bool)), circuit.complement()])
+    nothing = CircuitMask(problem.model, torch.zeros(32, dtype=torch.bool))
+    found = made.losses([circuit, everything(problem.model), nothing, circuit.complement()])
     assert found[:2].max() < 0.01
     assert found[2:].tolist() == pytest.approx([CHANCE] * 2, abs=1e-2)
 

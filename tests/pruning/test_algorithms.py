@@ -11,7 +11,7 @@ import pytest
 import torch
 from problems import graded_problem, in_folder, interrupted, micro_problem, names_of
 
-from extractor.circuits.graph import CircuitMask, edge_count, without_dead
+from extractor.circuits.graph import CircuitMask
 from extractor.errors import SpecError
 from extractor.progress import Progress, Stopped
 from extractor.pruning import algorithms
@@ -147,8 +147,8 @@ def test_trials_are_proposed_in_rounds_and_the_best_one_ranks(tmp_path: Path):
 def test_what_is_dead_in_the_whole_model_is_never_tried_and_comes_last(tmp_path: Path):
     problem = micro_problem(tmp_path)
     scores = algorithms.rank(problem)
-    everything = CircuitMask(torch.ones(32, dtype=torch.bool))
-    dead = ~without_dead(problem.model, everything).nodes
+    everything = problem.full_mask()
+    dead = ~everything.without_dead().nodes
     assert bool((scores[dead] == -torch.inf).all())
     assert bool(scores[~dead].isfinite().all())
     assert 0 < int(dead.sum()) < 32
@@ -158,11 +158,11 @@ def test_a_trials_value_is_the_edges_of_its_shortest_prefix_that_does(tmp_path: 
     problem = micro_problem(tmp_path)
     search = masks.Search(problem)
     order = torch.linspace(0, 1, len(search.nodes))
-    first = order + 2.0 * search.nodes.places(CircuitMask(problem.index.flags(micro.flat_indices(problem.model))))
-    last = order - 2.0 * search.nodes.places(CircuitMask(problem.index.flags(micro.flat_indices(problem.model))))
+    first = order + 2.0 * search.nodes.places(CircuitMask(problem.model, problem.index.flags(micro.flat_indices(problem.model))))
+    last = order - 2.0 * search.nodes.places(CircuitMask(problem.model, problem.index.flags(micro.flat_indices(problem.model))))
     assert search._edges_at_target(torch.stack([first, last])).tolist() == [2.0, 6.0]
     never = masks.Search(replace(problem, target=-1.0))
-    assert never._edges_at_target(first[None]).item() == edge_count(problem.model, search.graph) + 1
+    assert never._edges_at_target(first[None]).item() == search.graph.edge_count() + 1
 
 
 def test_given_prices_there_is_no_search(tmp_path: Path):

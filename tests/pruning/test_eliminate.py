@@ -9,7 +9,7 @@ import pytest
 import torch
 from problems import everything, graded_problem, micro_problem, names_of, nodes_of
 
-from extractor.circuits.graph import CircuitMask, edge_count, edges_between, present_edges, with_edges, without_dead
+from extractor.circuits.graph import CircuitMask
 from extractor.progress import Stopped
 from extractor.pruning import eliminate as eliminating
 from extractor.pruning.elements import ELEMENTS
@@ -22,8 +22,8 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 def start(problem: PruningProblem, kind: str) -> CircuitMask:
     """All that is alive in the model."""
-    graph = without_dead(problem.model, everything(problem.model))
-    return graph if kind == "node" else with_edges(problem.model, graph)
+    graph = everything(problem.model).without_dead()
+    return graph if kind == "node" else graph.with_edges()
 
 
 def path_of(problem: PruningProblem, kind: str, most: float = 0.15, is_necessary=lambda graph: True) -> EliminationPath:
@@ -31,7 +31,7 @@ def path_of(problem: PruningProblem, kind: str, most: float = 0.15, is_necessary
 
 
 def elements(problem: PruningProblem, kind: str, graph: CircuitMask) -> int:
-    return int(graph.nodes.sum()) if kind == "node" else edge_count(problem.model, graph)
+    return int(graph.nodes.sum()) if kind == "node" else graph.edge_count()
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -50,7 +50,7 @@ def test_the_micro_model_is_cut_down_to_its_circuit(kind: str):
     path = path_of(problem, kind)
     assert torch.equal(path[0].nodes, start(problem, kind).nodes)
     assert names_of(problem.model, path[-1].nodes) == set(micro.CIRCUIT)
-    assert edge_count(problem.model, path[-1]) == 2
+    assert path[-1].edge_count() == 2
     assert len(path) > 1
 
 
@@ -65,35 +65,35 @@ def test_a_path_begins_with_the_whole_and_every_circuit_lies_in_the_one_before(p
 
 
 def test_nothing_on_a_path_is_dead(passed):
-    kind, problem, path = passed
+    kind, _, path = passed
     for graph in path:
-        assert torch.equal(without_dead(problem.model, graph).nodes, graph.nodes)
+        assert torch.equal(graph.without_dead().nodes, graph.nodes)
         if kind == "edge":
-            there = present_edges(problem.model, graph)
+            there = graph.present_edges()
             assert all(torch.equal(mask, there[link]) for link, mask in graph.edges.items())
         else:
             assert graph.edges is None
 
 
 def test_edges_are_counted_exactly_at_every_step(passed):
-    _, problem, path = passed
-    listed = [list(edges_between(problem.model, graph.channels(problem.index), graph.edges)) for graph in path]
-    assert path.edges == [edge_count(problem.model, graph) for graph in path] == [len(edges) for edges in listed]
+    _, _, path = passed
+    listed = [graph.named_edges() for graph in path]
+    assert path.edges == [graph.edge_count() for graph in path] == [len(edges) for edges in listed]
 
 
 def test_a_path_can_be_cut_and_joined(passed):
-    _, problem, path = passed
+    _, _, path = passed
     assert [graph.nodes.sum() for graph in path[2:5]] == [path[place].nodes.sum() for place in (2, 3, 4)]
     assert torch.equal(path[-1].nodes, path[len(path) - 1].nodes)
     whole = EliminationPath.joined([path, path])
     assert whole.edges == sorted([*path.edges, *path.edges], reverse=True)
-    assert [edge_count(problem.model, graph) for graph in whole] == whole.edges
+    assert [graph.edge_count() for graph in whole] == whole.edges
 
 
 def test_a_path_goes_as_far_as_the_loss_allows(passed):
     """All train pairs are drawn in every round, so that the loss of each circuit is known; what is dead goes without being asked."""
     kind, problem, path = passed
-    losses = problem.judge(problem.train).losses(path)
+    losses = problem.scorer(problem.train).losses(path)
     assert losses.max() <= 0.3 + 0.02
     assert losses.max() > 0.15
     nearer = path_of(problem, kind, 0.1)
@@ -117,11 +117,11 @@ def test_whatever_the_loss_something_is_left(kind: str):
 @every_kind
 def test_what_costs_nothing_goes_even_where_nothing_may_be_spent(kind: str):
     problem = graded_problem()
-    judge = problem.judge(problem.train)
-    before = judge.loss(start(problem, kind))
+    scorer = problem.scorer(problem.train)
+    before = scorer.loss(start(problem, kind))
     path = path_of(problem, kind, most=before)
     assert elements(problem, kind, path[-1]) < 0.5 * elements(problem, kind, path[0])
-    assert judge.losses(path).max() <= before + 1e-3
+    assert scorer.losses(path).max() <= before + 1e-3
 
 
 # what must stay
@@ -135,7 +135,7 @@ def test_what_makes_a_circuit_necessary_stays(kind: str):
     path = path_of(problem, kind, is_necessary=lambda graph: bool(graph.nodes[decoy]))
     way = {"0.mlp.act_in.1", "0.mlp.post_act.1", "0.mlp.resid_delta.2"}
     assert names_of(problem.model, path[-1].nodes) == {*micro.CIRCUIT, *way}
-    assert edge_count(problem.model, path[-1]) == 4
+    assert path[-1].edge_count() == 4
     assert all(bool(graph.nodes[decoy]) for graph in path)
 
 
@@ -152,8 +152,8 @@ def test_where_nothing_may_go_everything_is_tried_and_stays(kind: str):
 @every_kind
 def test_a_model_with_two_ways_keeps_both_where_it_must_fail_without_the_circuit(kind: str):
     problem = micro_problem(redundant=True)
-    judge = problem.judge(problem.select)
-    is_necessary = lambda graph: judge.loss(graph.complement()) >= 0.5  # noqa: E731
+    scorer = problem.scorer(problem.select)
+    is_necessary = lambda graph: scorer.loss(graph.complement()) >= 0.5  # noqa: E731
     path = path_of(problem, kind, is_necessary=is_necessary)
     assert is_necessary(path[-1])
     assert int(path[-1].nodes.sum()) >= 4
@@ -183,8 +183,8 @@ def test_every_round_has_pairs_of_its_own_none_of_them_those_of_mask_learning(re
     numbers: list[int] = []
     draw = PruningProblem.draw
     monkeypatch.setattr(PruningProblem, "draw", lambda self, number, pairs: numbers.append(number) or draw(self, number, pairs))
-    judge = problem.judge(problem.select)
-    path_of(problem, "node", is_necessary=lambda graph: not redundant or judge.loss(graph.complement()) >= 0.5)
+    scorer = problem.scorer(problem.select)
+    path_of(problem, "node", is_necessary=lambda graph: not redundant or scorer.loss(graph.complement()) >= 0.5)
     assert len(numbers) > 2
     assert len(set(numbers)) == len(numbers)
     assert min(numbers) > 1_000_000
@@ -227,14 +227,14 @@ def test_only_edges_can_go_while_their_nodes_stay(passed):
     kind, problem, path = passed
     assert any(torch.equal(before.nodes, after.nodes) for before, after in pairwise(path)) == (kind == "edge")
     last = path[-1]
-    assert (edge_count(problem.model, last) < edge_count(problem.model, CircuitMask(last.nodes))) == (kind == "edge")
+    assert (last.edge_count() < CircuitMask(problem.model, last.nodes).edge_count()) == (kind == "edge")
 
 
 def test_a_graph_that_names_fewer_edges_is_gone_on_from():
     problem = micro_problem()
-    graph = with_edges(problem.model, nodes_of(problem.model, *micro.CIRCUIT, "0.mlp.act_in.1", "0.mlp.post_act.1", "0.mlp.resid_delta.2"))
+    graph = nodes_of(problem.model, *micro.CIRCUIT, "0.mlp.act_in.1", "0.mlp.post_act.1", "0.mlp.resid_delta.2").with_edges()
     graph.edges["0.mlp.act_in", "0.mlp.post_act"][1, 1] = False
-    slim = without_dead(problem.model, graph)
+    slim = graph.without_dead()
     (only,) = eliminate(problem, "edge", slim, 0.15, lambda graph: True)
     assert names_of(problem.model, only.nodes) == set(micro.CIRCUIT)
 
@@ -244,7 +244,7 @@ def test_a_graph_that_names_fewer_edges_is_gone_on_from():
 
 def a_round(problem: PruningProblem, kind: str) -> eliminating.EliminationRound:
     graph = start(problem, kind)
-    first = ELEMENTS[kind](problem.model, graph)
+    first = ELEMENTS[kind](graph)
     return eliminating._round(problem, first, graph, 1, torch.zeros(len(first)))
 
 
@@ -254,7 +254,7 @@ def test_what_was_tried_is_known_exactly_the_next_time(kind: str):
     now, rise = here.predicted()
     eliminating._options(here, torch.ones(len(rise), dtype=torch.bool), 0.3, len(rise))
     tried = here.correction.nonzero().flatten()
-    assert 0 < len(tried) <= eliminating.SINGLES
+    assert 0 < len(tried) <= eliminating.SINGLE_TRIALS
     exact = here.losses(torch.eye(len(rise), dtype=torch.bool)[tried]) - now
     torch.testing.assert_close((rise + here.correction)[tried], exact.float(), atol=1e-5, rtol=1e-4)
 

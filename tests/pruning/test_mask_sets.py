@@ -12,7 +12,6 @@ import torch
 from problems import everything, graded_problem, in_folder, interrupted, micro_problem, names_of
 from worlds import environment
 
-from extractor.circuits.graph import CircuitMask, without_dead
 from extractor.circuits.network import FastMaskedModel
 from extractor.progress import Progress, Stopped
 from extractor.pruning import mask_sets
@@ -26,7 +25,7 @@ STEPS = 40
 
 
 def nodes_of(problem: PruningProblem) -> Nodes:
-    return Nodes(problem.model, everything(problem.model))
+    return Nodes(everything(problem.model))
 
 
 def scores_of(problem: PruningProblem, trials=(TRIAL,), steps: int = STEPS, elements=None, **more) -> torch.Tensor:
@@ -73,10 +72,10 @@ def test_planted_nodes_come_first(tmp_path: Path):
 
 def test_planted_edges_come_first(tmp_path: Path):
     problem = micro_problem(tmp_path)
-    edges = Edges(problem.model, without_dead(problem.model, everything(problem.model)))
+    edges = Edges(everything(problem.model).without_dead())
     assert len(edges) == 6
     scores = scores_of(problem, elements=edges, steps=120)[0]
-    graph = without_dead(problem.model, edges.graph(scores >= scores.sort().values[-2]))
+    graph = edges.graph(scores >= scores.sort().values[-2]).without_dead()
     assert names_of(problem.model, graph.nodes) == set(micro.CIRCUIT)
 
 
@@ -132,7 +131,7 @@ def test_the_network_sees_one_mask_for_q_and_k_and_both_count(tmp_path: Path, mo
     seen: list[torch.Tensor] = []
     elements, q, k = sets.elements, micro.flat_index(problem.model, "0.attn.q.1"), micro.flat_index(problem.model, "0.attn.k.1")
     with torch.no_grad():
-        sets.taus[0][q], sets.taus[0][k] = -0.5, 0.5
+        sets.mask_logits[0][q], sets.mask_logits[0][k] = -0.5, 0.5
     masks = Nodes.masks
     monkeypatch.setattr(Nodes, "masks", lambda self, on: seen.append(on) or masks(self, on))
     counted = sets.step(0)["on"]
@@ -148,7 +147,7 @@ def test_each_of_a_population_is_what_it_is_alone(kind, tmp_path: Path, monkeypa
     """Sets share nothing but the pairs; in fp32 a sum over a larger batch may round otherwise."""
     monkeypatch.setattr(mask_sets, "SHRINK", 0.0)
     problem = graded_problem()
-    elements = kind(problem.model, everything(problem.model))
+    elements = kind(everything(problem.model))
     together = scores_of(in_folder(problem, tmp_path / "all"), POPULATION, steps=12, elements=elements)
     for row, trial in enumerate(POPULATION):
         alone = scores_of(in_folder(problem, tmp_path / str(row)), [trial], steps=12, elements=elements)
@@ -250,11 +249,11 @@ def test_a_run_that_shrinks_is_one_that_does_not_where_nothing_comes_back(make, 
 @pytest.mark.parametrize("kind", [Nodes, Edges])
 def test_interrupted_ten_times_it_ends_in_the_same_bits(kind, tmp_path: Path):
     problem = graded_problem()
-    graph = without_dead(problem.model, CircuitMask(torch.ones(len(problem.index), dtype=torch.bool)))
+    graph = problem.full_mask().without_dead()
 
     def learn(problem: PruningProblem):
         measure = lambda scores: scores.mean(-1)  # noqa: E731
-        return learn_scores(problem, kind(problem.model, graph), POPULATION, STEPS, problem.env("masks"), measure)
+        return learn_scores(problem, kind(graph), POPULATION, STEPS, problem.env("masks"), measure)
 
     calm = learn(in_folder(problem, tmp_path / "calm"))
     for asks in (1, 2, 5, 3, 8, 13, 1, 21, 4, 9):

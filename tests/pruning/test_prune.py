@@ -13,14 +13,15 @@ import torch
 from problems import everything, graded_problem, in_folder, interrupted, micro_problem, names_of, nodes_of
 
 from extractor.circuits.calibration import calibrated_loss
-from extractor.circuits.graph import CircuitMask, edge_count, edges_between, without_dead
+from extractor.circuits.graph import CircuitMask
 from extractor.circuits.network import FastMaskedModel
 from extractor.circuits.reference import ReferenceMaskedModel, masked_logit_diff
 from extractor.errors import SpecError
 from extractor.progress import Progress, Stopped
 from extractor.pruning import algorithms, prune
 from extractor.pruning.problem import PruningProblem
-from extractor.pruning.prune import CHANCE, CircuitCriteria, PruneResult, find_circuits
+from extractor.pruning.prune import CircuitCriteria, PruneResult, find_circuits
+from extractor.spec.schema import CHANCE
 
 REDUNDANT = {"0.mlp.act_in.1", "0.mlp.post_act.1", "0.mlp.resid_delta.2"}
 
@@ -54,33 +55,33 @@ def found(request, both: dict[str, tuple[PruningProblem, PruneResult]]) -> tuple
 
 def test_the_circuit_alone_will_do_and_is_needed():
     problem = micro_problem()
-    demand, judge = CircuitCriteria(problem), problem.judge(problem.select)
-    assert demand.aim(0.15) == pytest.approx(0.13)
-    assert demand.aim(0.02) == pytest.approx(0.01), "a margin takes no more than half of a target"
+    criteria, scorer = CircuitCriteria(problem), problem.scorer(problem.select)
+    assert criteria.select_target(0.15) == pytest.approx(0.13)
+    assert criteria.select_target(0.02) == pytest.approx(0.01), "a margin takes no more than half of a target"
     circuit = nodes_of(problem.model, *micro.CIRCUIT)
-    assert judge.loss(circuit) <= demand.aim(0.15)
-    assert demand.is_necessary(circuit)
-    assert demand.is_roughly_necessary(circuit)
+    assert scorer.loss(circuit) <= criteria.select_target(0.15)
+    assert criteria.is_necessary(circuit)
+    assert criteria.is_roughly_necessary(circuit)
     for left_out in range(3):
         fewer = nodes_of(problem.model, *(node for n, node in enumerate(micro.CIRCUIT) if n != left_out))
-        assert judge.loss(fewer) > demand.aim(0.15)
-    assert not demand.is_necessary(nodes_of(problem.model))
+        assert scorer.loss(fewer) > criteria.select_target(0.15)
+    assert not criteria.is_necessary(nodes_of(problem.model))
 
 
 def test_necessity_is_counted_from_the_full_models_loss_and_capped_at_chance():
     full = CircuitCriteria(micro_problem()).full
-    assert full == pytest.approx(micro_problem().judge(micro.micro_batch()).loss(everything(micro.micro_model())))
-    assert CircuitCriteria(micro_problem(necessity=0.3)).without == pytest.approx(full + 0.3)
-    assert CircuitCriteria(micro_problem(necessity=5.0)).without == pytest.approx(0.97 * math.log(2))
-    assert CircuitCriteria(micro_problem(necessity=0.0)).without == 0
+    assert full == pytest.approx(micro_problem().scorer(micro.micro_batch()).loss(everything(micro.micro_model())))
+    assert CircuitCriteria(micro_problem(necessity=0.3)).least_loss_without == pytest.approx(full + 0.3)
+    assert CircuitCriteria(micro_problem(necessity=5.0)).least_loss_without == pytest.approx(0.97 * math.log(2))
+    assert CircuitCriteria(micro_problem(necessity=0.0)).least_loss_without == 0
 
 
 def test_a_sufficient_set_that_the_model_does_not_miss_is_not_necessary():
     problem = micro_problem(redundant=True)
     one_way = nodes_of(problem.model, *micro.CIRCUIT)
-    assert problem.judge(problem.select).loss(one_way) < 0.01
+    assert problem.scorer(problem.select).loss(one_way) < 0.01
     assert not CircuitCriteria(problem).is_necessary(one_way)
-    assert CircuitCriteria(problem).is_necessary(CircuitMask(one_way.nodes | nodes_of(problem.model, *REDUNDANT).nodes))
+    assert CircuitCriteria(problem).is_necessary(CircuitMask(problem.model, one_way.nodes | nodes_of(problem.model, *REDUNDANT).nodes))
     assert CircuitCriteria(micro_problem(redundant=True, necessity=0.0)).is_necessary(one_way)
 
 
@@ -95,7 +96,7 @@ def test_what_is_off_has_its_mean_or_zero_or_another_prompts_values():
         assert type(network) is kind
         assert network.ablation_values == (None if ablation == "resample" else problem.ablation_values)
         assert all(torch.equal(x, 0 * x if ablation == "zero" else problem.means[site]) for site, x in problem.ablation_values.items())
-        assert problem.judge(problem.select).loss(CircuitMask(kept)) < 0.01
+        assert problem.scorer(problem.select).loss(CircuitMask(problem.model, kept)) < 0.01
 
 
 def test_an_algorithm_that_there_is_not_is_refused(tmp_path: Path):
@@ -113,7 +114,7 @@ def test_the_smallest_circuit_is_three_nodes_and_two_edges_whatever_the_ranking(
     best = find_circuits(problem).best
     assert best.met
     assert names_of(problem.model, best.graph.nodes) == set(micro.CIRCUIT)
-    assert best.edges == edge_count(problem.model, best.graph) == 2
+    assert best.edges == best.graph.edge_count() == 2
     assert (best.graph.edges is None) == (granularity == "node")
 
 
@@ -150,7 +151,7 @@ def test_a_redundant_model_needs_both_ways(granularity: str, ablation: str, tmp_
     best = find_circuits(problem).best
     assert best.met
     assert int(best.graph.nodes.sum()) >= 4
-    assert problem.judge(problem.select).loss(best.graph.complement()) >= 0.5
+    assert problem.scorer(problem.select).loss(best.graph.complement()) >= 0.5
     if ablation != "resample":  # there the other way, off, says what another prompt would, so that one way alone is contradicted
         either = replace(problem, spec=problem.spec.model_copy(update={"necessity": 0.0}))
         found = find_circuits(either).best
@@ -182,16 +183,16 @@ def test_several_targets_have_a_circuit_each_the_harder_the_larger(found: tuple[
     assert sizes[0] > 2 * sizes[-1]
     assert circuits.best is circuits.curve[1]
     for one in circuits.curve:
-        assert one.loss <= CircuitCriteria(problem).aim(one.target) + 1e-3
+        assert one.loss <= CircuitCriteria(problem).select_target(one.target) + 1e-3
 
 
 def test_no_circuit_of_the_path_that_is_smaller_meets_the_target(found: tuple[PruningProblem, PruneResult]):
     problem, circuits = found
-    demand = CircuitCriteria(problem)
-    losses = demand.judge.losses(circuits.path).tolist()
+    criteria = CircuitCriteria(problem)
+    losses = criteria.scorer.losses(circuits.path).tolist()
     for one in circuits.curve:
         smaller = [i for i, edges in enumerate(circuits.path.edges) if edges < one.edges]
-        assert not any(losses[i] <= demand.aim(one.target) and demand.is_necessary(circuits.path[i]) for i in smaller)
+        assert not any(losses[i] <= criteria.select_target(one.target) and criteria.is_necessary(circuits.path[i]) for i in smaller)
 
 
 def test_a_circuits_numbers_are_its_own(found: tuple[PruningProblem, PruneResult]):
@@ -201,16 +202,16 @@ def test_a_circuits_numbers_are_its_own(found: tuple[PruningProblem, PruneResult
         masks = problem.index.split(one.graph.nodes.float())
         diff = masked_logit_diff(problem.model, problem.select, masks, problem.ablation_values, edges)
         assert calibrated_loss(diff, problem.select.sign, one.calibration) == pytest.approx(one.loss, abs=1e-5)
-        listed = list(edges_between(problem.model, one.graph.channels(problem.index), one.graph.edges))
+        listed = one.graph.named_edges()
         assert one.edges == len(listed) > 0
-        assert torch.equal(without_dead(problem.model, one.graph).nodes, one.graph.nodes)
-        assert problem.judge(problem.select).loss(one.graph.complement()) >= CircuitCriteria(problem).without
+        assert torch.equal(one.graph.without_dead().nodes, one.graph.nodes)
+        assert problem.scorer(problem.select).loss(one.graph.complement()) >= CircuitCriteria(problem).least_loss_without
 
 
 def test_the_path_is_told_from_large_to_small_with_edges_counted(found: tuple[PruningProblem, PruneResult]):
     problem, circuits = found
     assert circuits.path.edges == sorted(circuits.path.edges, reverse=True)
-    assert [edge_count(problem.model, graph) for graph in circuits.path] == circuits.path.edges
+    assert [graph.edge_count() for graph in circuits.path] == circuits.path.edges
     assert all((graph.edges is None) == (problem.spec.granularity == "node") for graph in circuits.path)
 
 
@@ -227,8 +228,8 @@ def test_a_target_out_of_reach_keeps_the_best_and_says_so(granularity: str, tmp_
     problem = replace(problem, train=odd, select=odd)
     circuits = find_circuits(problem)
     assert not circuits.best.met
-    losses = problem.judge(odd).losses(circuits.path)
-    assert problem.judge(odd).loss(circuits.best.graph) == pytest.approx(losses.min().item(), abs=1e-6)
+    losses = problem.scorer(odd).losses(circuits.path)
+    assert problem.scorer(odd).loss(circuits.best.graph) == pytest.approx(losses.min().item(), abs=1e-6)
     assert circuits.best.loss == pytest.approx(0.5 * math.log(2), abs=0.01)
     easy = circuits.curve[1]
     assert (easy.target, easy.met, easy.edges) == (0.6, True, 2)
@@ -287,8 +288,8 @@ def test_equal_problems_have_equal_circuits(tmp_path: Path):
 def test_sizes_are_chosen_on_pairs_that_nothing_is_learned_or_tried_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     problem = micro_problem(tmp_path)
     other = torch.where(problem.train.ids == 0, micro.OTHER, problem.train.ids)
-    judged, drawn, judge, draw = [], [], PruningProblem.judge, PruningProblem.draw
-    monkeypatch.setattr(PruningProblem, "judge", lambda self, batch: judged.append(batch) or judge(self, batch))
+    judged, drawn, scorer, draw = [], [], PruningProblem.scorer, PruningProblem.draw
+    monkeypatch.setattr(PruningProblem, "scorer", lambda self, batch: judged.append(batch) or scorer(self, batch))
     monkeypatch.setattr(PruningProblem, "draw", lambda self, number, pairs: drawn.append(draw(self, number, pairs)) or drawn[-1])
     find_circuits(replace(problem, train=replace(problem.train, ids=other)))
     assert [{int(token) for batch in batches for token in batch.ids[:, 0]} for batches in (judged, drawn)] == [{0, 6}, {5, 6}]

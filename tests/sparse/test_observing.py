@@ -183,8 +183,8 @@ def test_edits_of_another_shape_are_refused(model, wrong):
         model(input_ids=tokens())
 
 
-def test_the_projects_gate_and_record_are_these(model):
+def test_an_edit_and_a_recording_in_one_run(model):
     ids = tokens()
-    with sites.gate(model, {"0.mlp.act_in": torch.zeros_like}), sites.record(model, ["0.mlp.act_in"]) as values:
+    with model.edit({"0.mlp.act_in": torch.zeros_like}), model.record(["0.mlp.act_in"]) as values:
         model(input_ids=ids)
     assert not values["0.mlp.act_in"].any()

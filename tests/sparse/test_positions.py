@@ -266,7 +266,7 @@ def test_every_options_circuits_can_be_recomputed_from_their_files(name: str, tm
     names = [node_id(site, c) for site, width in widths(model).items() for c in range(width)]
     nodes = tuple(Node(names[n], names[n].rpartition(".")[0], int(names[n].rpartition(".")[2]), 0.0) for n in kept.tolist())
     on = index.flags(kept)
-    edges = tuple(edges_between(model, CircuitMask(on).channels(index)))
+    edges = tuple(CircuitMask(model, on).named_edges())
     circuit = Circuit("m", "t", ("YES", "NO"), (micro.YES, micro.NO), nodes, edges, Calibration(0.7, 0.2))
     model.save_pretrained(tmp_path / "model")
     folder = tmp_path / "circuits" / "t"

@@ -145,10 +145,9 @@ def test_the_list_of_sublayers_is_the_forward_pass():
 
 
 def test_every_site_keeps_its_share_of_channels():
-    from extractor.circuits.sites import record
 
     model = small_model(activation_frac=0.25)
-    with record(model) as values:
+    with model.record() as values:
         model(input_ids=tokens())
     assert len(values) == 16
     for site, x in values.items():

@@ -69,9 +69,8 @@ def micro_batch() -> TaskBatch:
 
 def micro_means(model: SparseGPTForCausalLM, batch: TaskBatch | None = None) -> dict[str, torch.Tensor]:
     """Means over the last positions of the pairs: half A, half B."""
-    from extractor.circuits.sites import record
 
-    with record(model) as values:
+    with model.record() as values:
         model(input_ids=(batch or micro_batch()).ids)
     return {site: x[:, -1].mean(0) for site, x in values.items()}
 

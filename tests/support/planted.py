@@ -35,8 +35,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from extractor.circuits.graph import CircuitMask, Link, NodeIndex, links, present_edges
-from extractor.circuits.sites import record, widths
+from extractor.circuits.graph import CircuitMask, Link, NodeIndex, links
+from extractor.circuits.sites import widths
 from extractor.data.prompts import TaskBatch, TokenizedTask, get_task, task_batch, tokenize_task
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
 
@@ -98,15 +98,15 @@ def graph(model: SparseGPTForCausalLM, nodes: Iterable[str], edges: Iterable[tup
     for source, target in edges:
         (one, column), (other, row) = _split(source), _split(target)
         masks[one, other][row, column] = True
-    return CircuitMask(index.join(flags), masks)
+    return CircuitMask(model, index.join(flags), masks)
 
 
 def names(model: SparseGPTForCausalLM, found: CircuitMask) -> tuple[set[str], set[tuple[str, str]]]:
     """The nodes and edges of a graph as they are named here."""
-    nodes = {f"{site}.{channel}" for site, channels in found.channels(NodeIndex.of(model)).items() for channel in channels.tolist()}
+    nodes = {f"{site}.{channel}" for site, channels in found.channels().items() for channel in channels.tolist()}
     edges = {
         (f"{source}.{column}", f"{target}.{row}")
-        for (source, target), there in present_edges(model, found).items()
+        for (source, target), there in found.present_edges().items()
         for row, column in there.nonzero().tolist()
     }
     return nodes, edges
@@ -381,7 +381,7 @@ def _stream(tokenizer: Tokenizer, generator: torch.Generator, rows: int = 128) -
 
 @torch.no_grad()
 def _means(model: SparseGPTForCausalLM, ids: Tensor) -> dict[str, Tensor]:
-    with record(model) as values:
+    with model.record() as values:
         model(input_ids=ids, logits_to_keep=1)
     assert set(values) == set(widths(model))
     return {site: x.mean((0, 1)) for site, x in values.items()}

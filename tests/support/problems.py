@@ -13,7 +13,7 @@ from worlds import environment
 
 from extractor.circuits.graph import CircuitMask, Link, NodeIndex, links
 from extractor.circuits.reference import masked_logit_diff
-from extractor.circuits.sites import record, widths
+from extractor.circuits.sites import widths
 from extractor.data.prompts import TaskBatch
 from extractor.progress import Progress, Stopped
 from extractor.pruning.problem import PruningProblem
@@ -78,17 +78,17 @@ def random_edges(model: SparseGPTForCausalLM, sets: int, seed: int = 0, share: f
 
 def everything(model: SparseGPTForCausalLM) -> CircuitMask:
     """All nodes and all edges."""
-    return CircuitMask(torch.ones(len(NodeIndex.of(model)), dtype=torch.bool))
+    return CircuitMask.full(model)
 
 
 def nodes_of(model: SparseGPTForCausalLM, *names: str) -> CircuitMask:
     """The graph of these nodes, such as '0.mlp.post_act.0'."""
-    return CircuitMask(NodeIndex.of(model).flags(micro.flat_indices(model, names).long()))
+    return CircuitMask(model, NodeIndex.of(model).flags(micro.flat_indices(model, names).long()))
 
 
 def names_of(model: SparseGPTForCausalLM, nodes: torch.Tensor) -> set[str]:
     """The names of nodes (N,) bool."""
-    return {f"{site}.{c}" for site, channels in CircuitMask(nodes).channels(NodeIndex.of(model)).items() for c in channels.tolist()}
+    return set(CircuitMask(model, nodes).node_ids())
 
 
 models = st.builds(
@@ -112,7 +112,7 @@ def graded_problem(folder: Path | None = None, *, seed: int = 6, target: float =
             weight.mul_(torch.randn(weight.shape, generator=generator).mul(2).exp() / 8)
         model.bigram_table.zero_()
     train, select = (_preferred(model, random_batch(32, seed + offset)) for offset in (100, 200))
-    with record(model) as values:
+    with model.record() as values:
         model(input_ids=train.ids)
     made = PruneSpec(**(SMALL | {"targets": (0.05, 0.3), "pairs": 16, "trial_pairs": 32, "necessity": 0.2} | spec))
     means = {site: x.mean((0, 1)) for site, x in values.items()}

@@ -16,9 +16,8 @@ from worlds import environment
 
 from extractor.circuits.calibration import calibrate
 from extractor.circuits.circuit import Calibration
-from extractor.circuits.graph import CircuitMask, edge_count, present_edges
+from extractor.circuits.graph import CircuitMask
 from extractor.circuits.reference import masked_logit_diff
-from extractor.circuits.sites import record
 from extractor.data.prompts import TaskBatch
 from extractor.progress import Stopped
 from extractor.pruning.problem import PruningProblem
@@ -26,7 +25,7 @@ from extractor.pruning.prune import PrunedCircuit, PruneResult
 from extractor.spec.schema import PruneSpec, SparseModelSpec
 from extractor.training.train_sparse import new_sparse_gpt
 from extractor.validation import seeds
-from extractor.validation.ablations import ablated_logit_diffs, parts, plain_logit_diffs
+from extractor.validation.ablations import ablated_logit_diffs, parts, reference_logit_diffs
 from extractor.validation.activations import activations
 from extractor.validation.binarise import Binarised, Steps, fit_steps, two_means
 from extractor.validation.bootstrap import intervals
@@ -43,16 +42,16 @@ CHANCE = math.log(2)
 def pose(folder: Path, model=None, spec: PruneSpec = QUICK, batch: TaskBatch = BATCH, **changes) -> PruningProblem:
     """A problem whose three splits are one batch."""
     model = model or micro.micro_model()
-    with record(model) as values:
+    with model.record() as values:
         model(input_ids=batch.ids)
     means = {site: x[:, -1].mean(0) for site, x in values.items()}
     return PruningProblem(model, means, batch, batch, spec, 0.15, 0, lambda stage: environment(folder / stage), **changes)
 
 
 def circuit_of(problem: PruningProblem, nodes: tuple[str, ...] = micro.CIRCUIT) -> PrunedCircuit:
-    graph = CircuitMask(problem.index.flags(micro.flat_indices(problem.model, nodes)))
-    calibration = calibrate(problem.judge(problem.select).logit_diffs([graph])[0], problem.select.sign)
-    return PrunedCircuit(graph, edge_count(problem.model, graph), 0.0, calibration, problem.target, True)
+    graph = CircuitMask(problem.model, problem.index.flags(micro.flat_indices(problem.model, nodes)))
+    calibration = calibrate(problem.scorer(problem.select).logit_diffs([graph])[0], problem.select.sign)
+    return PrunedCircuit(graph, graph.edge_count(), 0.0, calibration, problem.target, True)
 
 
 @pytest.fixture
@@ -82,9 +81,9 @@ def noisy(folder: Path, spec: PruneSpec = QUICK) -> tuple[PruningProblem, Circui
             parameter.mul_(4)
     posed = pose(folder, model, spec, prompts([3, 8, 5, 8, 4, 5], 40))
     generator = torch.Generator().manual_seed(1)
-    graph = CircuitMask(torch.rand(len(posed.index), generator=generator) < 0.6)
-    edges = {link: there & (torch.rand(there.shape, generator=generator) < 0.7) for link, there in present_edges(model, graph).items()}
-    return posed, CircuitMask(graph.nodes, edges)
+    graph = CircuitMask(posed.model, torch.rand(len(posed.index), generator=generator) < 0.6)
+    edges = {link: there & (torch.rand(there.shape, generator=generator) < 0.7) for link, there in graph.present_edges().items()}
+    return posed, CircuitMask(posed.model, graph.nodes, edges)
 
 
 # replacements
@@ -107,14 +106,14 @@ def test_what_is_off_is_zero_or_its_mean_by_hand(problem, pruned):
 
 def test_resampled_nodes_have_their_values_in_the_other_prompt_of_equal_length(problem, pruned):
     pair = BATCH.pick(torch.tensor([0]))  # each of the two is the other's only partner
-    with record(problem.model) as values:
+    with problem.model.record() as values:
         problem.model(input_ids=pair.ids)
     before, after = (values[site][:, -1, 2].tolist() for site in ("0.attn.resid_delta", "0.mlp.resid_delta"))
     neuron = functional.gelu(torch.tensor(3 / math.sqrt(1 + before[1] ** 2))).item()
     expected = [by_hand(neuron - 1.5, before[1] + after[1]), by_hand(-1.5, before[0] + after[0])]
     found = ablated_logit_diffs(problem, pruned.graph, "resample", pair)
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
-    nothing = ablated_logit_diffs(problem, CircuitMask(torch.zeros_like(pruned.graph.nodes)), "resample", pair)
+    nothing = ablated_logit_diffs(problem, CircuitMask(problem.model, torch.zeros_like(pruned.graph.nodes)), "resample", pair)
     assert nothing[0] < 0 < nothing[1]  # all that is left speaks for the other prompt
 
 
@@ -127,7 +126,7 @@ def test_a_part_holds_whole_pairs_and_does_not_line_up_those_that_differ(tmp_pat
     assert all(int(row) ^ 1 in rows for rows in found for row in rows)
     order = torch.cat(found)
     assert any(a % 2 == b % 2 for a, b in pairwise(order.tolist()))  # a prompt's next is not always one of the other answer
-    diffs = plain_logit_diffs(problem, CircuitMask(torch.ones(len(problem.index), dtype=torch.bool)), problem.select)
+    diffs = reference_logit_diffs(problem, problem.full_mask(), problem.select)
     assert torch.allclose(diffs, masked_logit_diff(problem.model, problem.select, {}, {}), atol=1e-6)
 
 
@@ -153,7 +152,7 @@ def test_without_either_of_its_edges_the_micro_circuit_knows_nothing(problem, pr
     first, second = found["edges"]
     assert first[:2] == ["0.mlp.act_in.0", "0.mlp.post_act.0"]  # the weight is 1.5, the other's 1
     assert second[:2] == ["0.mlp.post_act.0", "0.mlp.resid_delta.3"]
-    own = problem.judge(BATCH).loss(pruned.graph)
+    own = problem.scorer(BATCH).loss(pruned.graph)
     assert [first[2], second[2]] == pytest.approx([CHANCE - own] * 2, abs=1e-4)
     assert own < 0.01
     assert (found["of"], found["raising"], found["pairs"]) == (2, 1.0, 2)
@@ -164,14 +163,14 @@ def test_an_edge_effect_is_the_loss_of_the_graph_without_it(tmp_path, monkeypatc
     monkeypatch.setattr("extractor.validation.edge_effects.MOST_EDGES", 7)
     monkeypatch.setattr("extractor.validation.edge_effects.VALUES_AT_ONCE", int(graph.nodes.sum()) * problem.select.ids.numel() * 3)
     found = edge_effects(problem, graph, problem.select)
-    there, judge = present_edges(problem.model, graph), problem.judge(problem.select)
+    there, scorer = graph.present_edges(), problem.scorer(problem.select)
     assert found["of"] == sum(int(mask.sum()) for mask in there.values()) > len(found["edges"]) == 7
     for source, target, rise in found["edges"]:
         (a, _, column), (b, _, row) = source.rpartition("."), target.rpartition(".")
         cut = {link: mask.clone() for link, mask in there.items()}
         assert cut[a, b][int(row), int(column)]
         cut[a, b][int(row), int(column)] = False
-        assert rise == pytest.approx(judge.loss(CircuitMask(graph.nodes, cut)) - judge.loss(graph), abs=1e-5)
+        assert rise == pytest.approx(scorer.loss(CircuitMask(problem.model, graph.nodes, cut)) - scorer.loss(graph), abs=1e-5)
 
 
 def test_large_circuits_are_asked_fewer_pairs(problem, pruned, monkeypatch):
@@ -215,9 +214,9 @@ def test_nodes_that_have_two_values_anyway_are_the_same_binarised(tmp_path):
     on = pruned.graph.nodes
     assert binarised.steps.low[on].tolist() == pytest.approx([0, 0, -1.5], abs=1e-6)
     assert binarised.steps.high[on].tolist() == pytest.approx([2, micro.GELU_3, micro.GELU_3 - 1.5], abs=1e-5)
-    plain = problem.judge(BATCH).logit_diffs([pruned.graph])[0]
+    plain = problem.scorer(BATCH).logit_diffs([pruned.graph])[0]
     assert torch.allclose(binarised.logit_diffs(BATCH), plain, atol=1e-5)
-    own = problem.judge(BATCH).loss(pruned.graph)
+    own = problem.scorer(BATCH).loss(pruned.graph)
     assert binarised.alone(BATCH) == pytest.approx(dict.fromkeys(micro.CIRCUIT, own), abs=1e-6)
 
 
@@ -235,9 +234,9 @@ def test_binarising_on_the_small_network_is_rewriting_the_whole_ones_values(tmp_
     problem, graph = noisy(tmp_path, QUICK.model_copy(update={"ablation": ablation}))
     binarised = Binarised(problem, graph)
     rewrite = binarised.steps.rewriter(problem.index)
-    expected = plain_logit_diffs(problem, graph, problem.select, lambda part: rewrite)
+    expected = reference_logit_diffs(problem, graph, problem.select, lambda part: rewrite)
     assert torch.allclose(binarised.logit_diffs(problem.select), expected, atol=1e-4)
-    assert not torch.allclose(expected, plain_logit_diffs(problem, graph, problem.select), atol=1e-2)
+    assert not torch.allclose(expected, reference_logit_diffs(problem, graph, problem.select), atol=1e-2)
     alone = binarised.alone(problem.select)
     if ablation == "resample":
         assert alone is None
@@ -246,7 +245,7 @@ def test_binarising_on_the_small_network_is_rewriting_the_whole_ones_values(tmp_
     nodes = graph.nodes.nonzero().flatten()
     for place in (0, len(nodes) // 2, len(nodes) - 1):
         one = replace(binarised.steps, on=problem.index.flags(nodes[place : place + 1])).rewriter(problem.index)
-        diff = plain_logit_diffs(problem, graph, problem.select, lambda part, one=one: one)
+        diff = reference_logit_diffs(problem, graph, problem.select, lambda part, one=one: one)
         calibration = calibrate(diff, problem.select.sign)
         loss = functional.softplus(-problem.select.sign * (calibration.scale * diff + calibration.shift)).mean().item()
         assert list(alone.values())[place] == pytest.approx(loss, abs=1e-3)
@@ -293,7 +292,7 @@ def test_the_report_of_the_micro_circuit(problem, pruned):
     assert report.loss["full"] == pytest.approx(functional.softplus(-BATCH.sign * full).mean().item(), abs=1e-6)
     assert report.loss["without_circuit"] == pytest.approx(CHANCE, abs=1e-5)
     assert report.necessity == report.loss["without_circuit"] - report.loss["full"]
-    uncalibrated = functional.softplus(-BATCH.sign * problem.judge(BATCH).logit_diffs([pruned.graph])[0]).mean().item()
+    uncalibrated = functional.softplus(-BATCH.sign * problem.scorer(BATCH).logit_diffs([pruned.graph])[0]).mean().item()
     assert report.uncalibrated == pytest.approx(uncalibrated, abs=1e-6)
     assert report.loss["circuit"] < report.uncalibrated
     assert report.ablation["mean"] == pytest.approx(report.loss["circuit"], abs=1e-6)
@@ -335,8 +334,8 @@ def test_a_stop_is_heeded_while_validating(tmp_path):
 def test_why_says_who_missed_the_target():
     assert why_not(0.12, 0.01, 0.15, 9) is None
     assert why_not(0.02, 0.01, 0.15, 0) == "no node is needed: embeddings and bigrams alone have 0.02 nats"
-    assert why_not(0.21, 0.19, 0.15, 9) == "best loss 0.21 nats, target 0.15; the whole model has 0.19"
-    assert why_not(0.61, 0.62, 0.15, 9) == "best loss 0.61 nats, target 0.15; the whole model itself has 0.62: it does not do this task"
+    assert why_not(0.21, 0.19, 0.15, 9) == "best loss 0.21 nats, target 0.15; the full model has 0.19"
+    assert why_not(0.61, 0.62, 0.15, 9) == "best loss 0.61 nats, target 0.15; the full model has 0.62: it does not do this task"
     assert "uncalibrated, has 0.19 nats, above the target of 0.15; the circuit has 0.14" in (why_not(0.14, 0.19, 0.15, 9) or "")
 
 
@@ -351,8 +350,8 @@ def test_overlap_is_the_mean_over_pairs_of_shared_over_all():
 
 def told(problem: PruningProblem, nodes: tuple[str, ...], loss: float) -> PruneResult:
     pruned = replace(circuit_of(problem, nodes), loss=loss, calibration=Calibration(2.0, 0.5))
-    edges = present_edges(problem.model, pruned.graph)
-    best = replace(pruned, graph=CircuitMask(pruned.graph.nodes, edges))
+    edges = pruned.graph.present_edges()
+    best = replace(pruned, graph=CircuitMask(problem.model, pruned.graph.nodes, edges))
     return PruneResult(best, (best,), (best.graph,))
 
 
@@ -376,7 +375,7 @@ def test_seeds_are_compared_by_hand_and_kept(tmp_path, monkeypatch):
     assert [(row["seed"], row["nodes"], row["edges"]) for row in found["circuits"]] == [(0, 6, 4), (1, 6, 4), (2, 3, 2)]
     assert found["node_overlap"] == found["edge_overlap"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
     assert found["shared"] == sorted(OTHER)
-    diff = problem.judge(BATCH).logit_diffs([told(problem, OTHER, 0).best.graph])[0]
+    diff = problem.scorer(BATCH).logit_diffs([told(problem, OTHER, 0).best.graph])[0]
     assert found["circuits"][2]["loss"] == pytest.approx(functional.softplus(-BATCH.sign * (2 * diff + 0.5)).mean().item())
     assert sorted(path.name for path in tmp_path.iterdir() if "seed" in path.name) == ["seed1-masks", "seed2-masks"]
     monkeypatch.setattr(seeds, "find_circuits", None)

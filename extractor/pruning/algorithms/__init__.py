@@ -1,6 +1,6 @@
-"""Ways to rank nodes, one file each: `rank(problem)` gives scores (N,), the higher the more needed; k of a channel has the score of its q.
+"""Rankings of nodes, one file each: `rank(problem)` returns scores (N,), higher is more needed; k of a channel has the score of its q.
 
-What follows, from the smallest number of nodes to the elimination of edges, is the same for all of them.
+The steps after the ranking (see `pruning.prune`) are the same for all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def names() -> list[str]:
 
 
 def rank(problem: PruningProblem) -> Tensor:
-    """Scores (N,) by the algorithm that the problem's spec names. Raises SpecError for one there is not."""
+    """Scores (N,) by the algorithm that the problem's spec names. Raises SpecError for an unknown one."""
     name = problem.spec.algorithm
     if name not in names():
         raise SpecError(f"pruning algorithm {name!r} is unknown; choose {', '.join(names())}")

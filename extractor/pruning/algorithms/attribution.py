@@ -1,16 +1,14 @@
-"""Integrated gradients (Sec. 3.1's control): what each node's mask is worth, on average over the way from no node to all.
+"""Integrated gradients (Sec. 3.1's control).
 
-Score: minus d(task loss) / d(mask), all masks at alpha, averaged over alpha. So it is by how much turning the node on lowers the loss, to
-first order. Signed: nodes that harm the task come last.
+Score: -d(task loss)/d(mask) with all masks at alpha, averaged over alpha from 0 to 1: to first order, by how many nats turning the node on
+lowers the loss. Signed: nodes that harm the task come last.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from extractor.circuits.graph import CircuitMask
 from extractor.pruning.elements import Nodes
 from extractor.pruning.problem import PruningProblem
 
@@ -19,15 +17,14 @@ PAIRS = 256
 
 
 def rank(problem: PruningProblem) -> Tensor:
-    """Scores (N,), nats; a channel's q and k have the sum of theirs."""
-    everything = torch.ones(len(problem.index), dtype=torch.bool, device=problem.model.device)
-    nodes, batch = Nodes(problem.model, CircuitMask(everything)), problem.draw(0, PAIRS)
-    network = problem.network(everything)
+    """Scores (N,), nats; a channel's q and k share the sum of both."""
+    full, batch = problem.full_mask(), problem.draw(0, PAIRS)
+    nodes, network = Nodes(full), problem.network(full.nodes)
     prompts = network.prepare(batch)
     total = torch.zeros(len(nodes), device=problem.model.device)
     for point in range(POINTS):
         problem.tick(point, POINTS)
         on = torch.full((1, len(nodes)), (point + 0.5) / POINTS, device=problem.model.device, requires_grad=True)
-        loss = functional.softplus(-batch.sign * network.logit_diffs(prompts, nodes.masks(on))).mean()
+        loss = batch.losses(network.logit_diffs(prompts, nodes.masks(on))).mean()
         total -= torch.autograd.grad(loss, on)[0][0] / POINTS
     return torch.zeros_like(total).index_add(0, nodes.ties, total)[nodes.ties]

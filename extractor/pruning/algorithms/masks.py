@@ -2,7 +2,7 @@
 
 The paper re-tunes them with CARBS, 32 rounds of 8 runs. Here Optuna's TPE proposes a population of trials, which are learned together; the
 value of a trial is the number of edges of the smallest prefix of its ranking that reaches the target. Trials that look bad half-way stop.
-Every round is kept: an interrupted search goes on after its last whole round, and inside a round from its checkpoint.
+Every round is stored: an interrupted search resumes after its last finished round, or from the checkpoint of the current one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from extractor import files
-from extractor.circuits.graph import CircuitMask, edge_count, without_dead
+from extractor.circuits.graph import CircuitMask
 from extractor.pruning.bisection import smallest
 from extractor.pruning.elements import Nodes
 from extractor.pruning.mask_sets import MaskTrial, learn_scores
@@ -24,7 +24,7 @@ from extractor.pruning.problem import PruningProblem
 if TYPE_CHECKING:
     import optuna
 
-JUDGED_PAIRS = 256  # of the select split, by which trials are compared
+TRIAL_PAIRS = 256  # of the select split, by which trials are compared
 # Factors round the spec's values, searched evenly in logs.
 _RANGE = {"k_coef": 10.0, "lr": 4.0, "weight_decay": 10.0, "temperature": 3.0}
 
@@ -39,15 +39,14 @@ class Search:
 
     def __init__(self, problem: PruningProblem):
         self.problem = problem
-        everything = torch.ones(len(problem.index), dtype=torch.bool, device=problem.model.device)
-        self.graph = without_dead(problem.model, CircuitMask(everything))
-        self.nodes = Nodes(problem.model, self.graph)
+        self.graph = problem.full_mask().without_dead()
+        self.nodes = Nodes(self.graph)
         self.trials: list[dict[str, Any]] = []
         self.best = torch.zeros(len(self.nodes))
-        self._judge = problem.judge(problem.select.pick(torch.arange(min(JUDGED_PAIRS, problem.select.pairs))))
+        self._scorer = problem.scorer(problem.select.pick(torch.arange(min(TRIAL_PAIRS, problem.select.pairs))))
 
     def run(self) -> Tensor:
-        """Scores (N,); nodes that are dead in the whole model come last."""
+        """Scores (N,); nodes that are dead in the full model come last."""
         spec, began = self.problem.spec, time.monotonic()
         self._restore()
         while len(self.trials) < self._wanted() and not self._is_late(began):
@@ -75,27 +74,26 @@ class Search:
             self.trials.append({"parameters": asdict(trial), "value": value if lives else None, "edges": value})
             if lives and value < lowest:
                 lowest, self.best = value, scores[row]
-        self._keep()
+        self._save()
 
     def _edges_at_target(self, scores: Tensor) -> Tensor:
-        """Edges (P,) of the smallest prefix of each ranking (P, E) that reaches the target; where none of some size does, more than all."""
+        """Edges (P,) of the smallest prefix of each ranking (P, E) that reaches the target; more than all edges where none does."""
         place = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
         def graphs(k: Tensor) -> list[CircuitMask]:
             return [self.nodes.graph(row < most) for row, most in zip(place, k, strict=True)]
 
-        aim = max(self.problem.target - self.problem.spec.margin, self.problem.target / 2)
-        # A set that collapsed would need most of the model: it is not worth the search.
+        target = self.problem.select_target(self.problem.target)
+        # A set that collapsed needs most of the model: a search beyond twice its own size is not worth the time.
         most = (2 * (scores > 0).sum(-1).cpu()).clamp(min(32, scores.shape[1]), scores.shape[1])
-        k = smallest(lambda k: self._judge.losses(graphs(k)).to(k.device) <= aim, most)
-        every = edge_count(self.problem.model, self.graph)
+        k = smallest(lambda k: self._scorer.losses(graphs(k)).to(k.device) <= target, most)
+        every = self.graph.edge_count()
         found = [
-            edge_count(self.problem.model, without_dead(self.problem.model, graph)) if reached else every + 1
-            for graph, reached in zip(graphs(k), (k > 0).tolist(), strict=True)
+            graph.without_dead().edge_count() if reached else every + 1 for graph, reached in zip(graphs(k), (k > 0).tolist(), strict=True)
         ]
         return torch.tensor(found, dtype=torch.float64)
 
-    # what is tried
+    # proposals
 
     def _centre(self, **changes: float) -> MaskTrial:
         spec = self.problem.spec
@@ -129,7 +127,7 @@ class Search:
         return space
 
     def _study(self, number: int) -> optuna.Study:
-        """A study that knows all trials so far: what it proposes is a function of them and the seed, interrupted or not."""
+        """A study with all trials so far. Its proposals depend only on them and the seed, so that an interrupted search repeats them."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -141,9 +139,9 @@ class Search:
             study.add_trial(optuna.trial.create_trial(params=chosen, distributions=space, value=trial["edges"]))
         return study
 
-    # what is kept
+    # state of the search
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         work = self.problem.work
         if work is not None:
             work.mkdir(parents=True, exist_ok=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from extractor.circuits.graph import CircuitMask
 from extractor.pruning.elements import Nodes
 from extractor.pruning.problem import PruningProblem
 
 
 def rank(problem: PruningProblem) -> Tensor:
     """Scores (N,), uniform in [0, 1), by the problem's seed."""
-    everything = torch.ones(len(problem.index), dtype=torch.bool, device=problem.model.device)
     drawn = torch.rand(len(problem.index), generator=torch.Generator().manual_seed(problem.seed))
-    return drawn.to(problem.model.device)[Nodes(problem.model, CircuitMask(everything)).ties]
+    return drawn.to(problem.model.device)[Nodes(problem.full_mask()).ties]

@@ -1,0 +1,17 @@
+"""Task losses near chance (ln 2 nats) and what each of them decides. No torch.
+
+Calibrated: scale and shift of the logit differences are fitted, so that no network is much worse than chance.
+"""
+
+from __future__ import annotations
+
+from extractor.spec.schema import CHANCE
+
+# Validation, not calibrated: a full model with this loss or more does not do the task, and the result says so.
+FULL_MODEL_FAILS_RAW = 0.80 * CHANCE
+# Report, calibrated: a model without its circuit is called "at chance" from here on.
+AT_CHANCE = 0.90 * CHANCE
+# Pruning, calibrated: a full model with this loss or more does not do the task; nothing is pruned.
+FULL_MODEL_FAILS = 0.95 * CHANCE
+# Pruning, calibrated: the largest loss without the circuit that a circuit must cause. Chance itself is hardly ever reached.
+MOST_DEMANDED_LOSS = 0.97 * CHANCE
