@@ -180,7 +180,7 @@ def _legend(largest: float) -> tuple[list[Wire], list[Label]]:
     edges = (
         (POSITIVE, 3.5, "positive weight"),
         (NEGATIVE, 3.5, "negative weight"),
-        ("", 0.0, f"width: size of the weight, up to {largest:.3g}"),
+        ("", 0.0, f"the wider, the larger: up to {largest:.3g}"),
     )
     others = (
         (STREAM, 1.2, "residual stream: a channel written, then read (not an edge)"),
