@@ -1,6 +1,6 @@
 """extractor: the engine. Train weight-sparse GPTs, bridge dense models into them, find and check circuits.
 
-The public surface, one name per stage; torch is imported when a stage is first asked for.
+The public names, one per stage. Importing the package loads no torch; the first use of a stage does.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The engine as a process: a spec in, progress as JSON lines out, a result folder left. No queue.
+"""The engine as a process: runs one spec, writes a result folder, reports progress as JSON lines. No queue.
 
     python -m extractor SPEC.json --out DIR [--threads N] [--bridged DIR] [--guard]
 
-Standard output carries one JSON object a line (events: stage, progress, checkpoint, note, done, error). SIGTERM and SIGINT ask for a
-checkpoint and exit 75; the same command resumes. With --guard the process ends when its standard input does: no engine outlives its
-supervisor. Exit codes: 0 done (manifest.json is there), 75 stopped, else those of `extractor.errors`.
+Standard output has one JSON object per line (events: stage, progress, checkpoint, note, done, error). On SIGTERM or SIGINT the process
+saves a checkpoint and exits with 75; the same command resumes. With --guard it exits when its standard input is closed, so that no engine
+outlives its supervisor. Exit codes: 0 done (manifest.json exists), 75 stopped, otherwise those of `extractor.errors`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("spec", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--bridged", type=Path, help="where the bridged model is taken from, or kept")
+    parser.add_argument("--bridged", type=Path, help="folder in the cache of bridged models: read if it exists, else written")
     parser.add_argument("--guard", action="store_true", help="exit when standard input is closed")
     arguments = parser.parse_args(argv)
     stop = threading.Event()
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 def _exit_with_supervisor() -> None:
     while os.read(0, 4096):
         pass
-    os._exit(STOPPED)  # at once: another worker may already own this folder
+    os._exit(STOPPED)  # immediately: another worker may already own this folder
 
 
 if __name__ == "__main__":

@@ -1,31 +1,31 @@
-"""Every error a user can meet, drawn as a tree.
+"""All errors meant for users, as a tree.
 
-    ExtractorError                     exit 1   base of all; its message says what was asked, what was found, what to do
-    ├── UsageError                     exit 2   the request itself is wrong
+    ExtractorError                     exit 1   base of all; one line: the request, the problem, the remedy
+    ├── UsageError                     exit 2   the request is wrong
     │   ├── SpecError                           a spec file or option that does not validate
-    │   ├── UnknownTask                         no such behaviour
-    │   ├── TaskNotExpressible                  the tokenizer cannot write the task's answers as single tokens
-    │   ├── UnsupportedModel                    a model, but not one we can work on (a BERT, pickled weights, ...)
-    │   └── OutputError                         an output folder that cannot be written or holds something else
+    │   ├── UnknownTask                         no task of this name
+    │   ├── TaskNotExpressible                  the tokenizer cannot encode the task's answers as single tokens
+    │   ├── UnsupportedModel                    a model of an unsupported kind (a BERT, pickled weights, ...)
+    │   └── OutputError                         an output folder that cannot be written or has other content
     ├── NotFound                       exit 3   a job, model or file that does not exist
     │   └── ModelNotFound
     ├── ServiceUnavailable             exit 4   no Redis, no socket, no server binary
     │   └── StorageUnavailable                  the storage of EXTRACT_ROOT does not answer
-    │       └── StorageRefused                  it answers, and refuses: no such bucket, no permission
+    │       └── StorageRefused                  it refuses: no such bucket, no permission
     ├── Cancelled                      exit 5   the job was cancelled
-    ├── BrokenArtifact                 exit 1   a file that is truncated, altered or not what its name says
-    ├── DiskFull                       exit 1   no room for a file; the same command goes on once there is
-    ├── OutOfMemory                    exit 1   a model that does not fit, however small the batch
+    ├── BrokenArtifact                 exit 1   a file that is truncated, altered or of another format
+    ├── DiskFull                       exit 1   the disk is full; the same command resumes once it is not
+    ├── OutOfMemory                    exit 1   a model that does not fit, even with one sequence
     └── TrainingDiverged               exit 1   a loss that is not a number
 
-Anything else that escapes is a mistake of ours and keeps its traceback in the job's log.
+Any other exception is a bug; its traceback is in the job's log.
 """
 
 from __future__ import annotations
 
 
 class ExtractorError(Exception):
-    """Base of all errors meant for a user: one line, no traceback."""
+    """Base of all errors meant for users: one line, no traceback."""
 
     exit_code = 1
 
@@ -39,15 +39,15 @@ class SpecError(UsageError):
 
 
 class UnknownTask(UsageError):
-    """A task name that no file in `tasks/` and no installed package carries, or a package's task that cannot be used."""
+    """A name of no built-in and no installed task, or an installed task that cannot be used."""
 
 
 class TaskNotExpressible(UsageError):
-    """A tokenizer under which the task has no single-token answers or no pairs of equal length."""
+    """A tokenizer that gives the task no single-token answers or no pairs of equal length."""
 
 
 class UnsupportedModel(UsageError):
-    """A checkpoint of a kind this system does not handle."""
+    """A checkpoint of an unsupported kind."""
 
 
 class OutputError(UsageError):
@@ -59,7 +59,7 @@ class NotFound(ExtractorError):
 
 
 class ModelNotFound(NotFound):
-    """A model reference that leads nowhere."""
+    """A model reference to no existing model."""
 
 
 class ServiceUnavailable(ExtractorError):
@@ -67,11 +67,11 @@ class ServiceUnavailable(ExtractorError):
 
 
 class StorageUnavailable(ServiceUnavailable):
-    """Storage that does not answer; it may later."""
+    """Storage that does not answer at the moment."""
 
 
 class StorageRefused(StorageUnavailable):
-    """Storage that says no; waiting does not help."""
+    """Storage that refuses access; retrying does not help."""
 
 
 class Cancelled(ExtractorError):
@@ -83,11 +83,11 @@ class BrokenArtifact(ExtractorError):
 
 
 class DiskFull(ExtractorError):
-    """A disk or quota that has no room for what is to be written."""
+    """A full disk or an exceeded quota."""
 
 
 class OutOfMemory(ExtractorError):
-    """Memory that does not hold one sequence's pass."""
+    """Too little memory for a pass of one sequence."""
 
 
 class TrainingDiverged(ExtractorError):

@@ -1,7 +1,7 @@
-"""Files that are whole or absent: atomic writes, checkpoints, the manifest.
+"""Atomic writes, the manifest, digests, locks.
 
-A file or folder is written beside its place and renamed into it. `manifest.json` lists every file with its sha256 and is written last:
-where it exists, the result is complete.
+A file or folder is written under a temporary name and then renamed, so it is complete or absent. `manifest.json` lists every file with its
+sha256 and is written last: if it exists, the result is complete.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-WORK = ".work"  # inside an output folder: checkpoints and half-done stages, gone when the job is done
+WORK = ".work"  # inside an output folder: checkpoints and unfinished stages; removed when the job is done
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, keys in the order given."""
+    """Write JSON atomically; keys keep their order."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
@@ -74,7 +74,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turn 'no space left', 'quota exceeded' and 'file too large' into one clear line; the half-written temporary file is removed."""
+    """Raise DiskFull for 'no space left', 'quota exceeded' and 'file too large'; on any error remove the temporary file of `path`."""
     try:
         yield
     except Exception as error:
@@ -89,7 +89,7 @@ def explain_full_disk(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, renamed to `path` when the block ends well. An older half-filled one is thrown away."""
+    """A temporary folder that is renamed to `path` when the block ends without an error. Raises DiskFull."""
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -104,7 +104,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Hash every file below `folder` and write manifest.json: the last act of a job."""
+    """Hash every file below `folder` and write manifest.json; the last step of a job."""
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -114,7 +114,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def verify_manifest(folder: Path) -> dict[str, dict]:
-    """Check a finished result: every listed file is there, inside the folder, and unaltered. Raises BrokenArtifact."""
+    """Check that every file of a finished result exists, lies inside the folder, and is unaltered. Raises BrokenArtifact."""
     manifest = read_json(folder / MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
@@ -131,10 +131,10 @@ def verify_manifest(folder: Path) -> dict[str, dict]:
 
 
 def _is_inside(folder: Path, name: str) -> bool:
-    """Whether a name means a place in the folder: no .., no link on the way, nothing that no file can be called."""
+    """Whether a name is a plain path inside the folder: no '..', no link, no invalid name."""
     try:
         return not Path(name).is_absolute() and (folder / name).resolve() == folder.resolve() / name and len(os.fsencode(name)) < 1000
-    except ValueError:  # a null byte, half a surrogate pair
+    except ValueError:  # a null byte or half a surrogate pair
         return False
 
 
@@ -148,16 +148,16 @@ def sha256(path: Path) -> str:
 
 
 def digest(folder: Path, *patterns: str) -> str:
-    """sha256 over the names and contents of the files at the top of a folder that match."""
+    """sha256 over names and contents of the files directly in a folder that match a pattern."""
     found = {file for pattern in patterns for file in folder.glob(pattern)}
-    whole = hashlib.sha256()
+    total = hashlib.sha256()
     for file in sorted(found):
-        whole.update(f"{sha256(file)}  {file.name}\n".encode())
-    return whole.hexdigest()
+        total.update(f"{sha256(file)}  {file.name}\n".encode())
+    return total.hexdigest()
 
 
 def cache_root() -> Path:
-    """Where corpora and downloads are kept between jobs: EXTRACT_CACHE_DIR, else the user's cache folder."""
+    """The folder of corpora and downloads that jobs share: EXTRACT_CACHE_DIR, else `extract` in the user's cache folder."""
     base = os.environ.get("EXTRACT_CACHE_DIR")
     if base:
         return Path(base)
@@ -165,7 +165,7 @@ def cache_root() -> Path:
 
 
 def rounded(value: Any) -> Any:
-    """Every float of a JSON value at six decimals."""
+    """A JSON value with every float rounded to six decimals."""
     if isinstance(value, dict):
         return {key: rounded(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -175,7 +175,7 @@ def rounded(value: Any) -> Any:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file: one process at a time. Raises ServiceUnavailable when it cannot be opened."""
+    """Hold an exclusive lock on a file, for one process at a time. Raises ServiceUnavailable when the file cannot be opened."""
     try:
         file = open(path, "a")  # noqa: SIM115 - closed below, and the lock with it
     except OSError as error:

@@ -1,6 +1,6 @@
-"""What a stage knows about the outside: whom to tell, when to stop, when to save.
+"""The interface between a running stage and its caller: progress events, requests to stop, times for checkpoints.
 
-The engine never learns who listens. `python -m extractor` turns these calls into JSON lines; tests pass nothing at all.
+`python -m extractor` writes the events as JSON lines.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 
 class Stopped(Exception):
-    """The run was asked to stop; its checkpoint is on disk."""
+    """A stop was requested; the checkpoint is on disk."""
 
 
 def _silent(event: dict) -> None:
@@ -23,7 +23,7 @@ def _silent(event: dict) -> None:
 
 @dataclass
 class Progress:
-    """on_event receives flat dicts; should_stop is asked once a step; a checkpoint is due every `checkpoint_seconds`."""
+    """on_event receives flat dicts; should_stop is called once per step; a checkpoint is due every `checkpoint_seconds`."""
 
     on_event: Callable[[dict], None] = _silent
     should_stop: Callable[[], bool] = lambda: False
@@ -32,51 +32,51 @@ class Progress:
     _last_report: float = field(default=0.0, repr=False)
     _last_checkpoint: float = field(default_factory=time.monotonic, repr=False)
     _stage: str = field(default="", repr=False)
-    _began: tuple[float, int, int] | None = field(default=None, repr=False)  # when, at which step and of how many a counting began
+    _start: tuple[float, int, int] | None = field(default=None, repr=False)  # of the present count: time, first step, total steps
 
     def stage(self, name: str, index: int, of: int) -> None:
-        """A stage begins: its name, its place (from 1) and the number of stages."""
+        """Report the start of a stage: its name, its index from 1, the number of stages."""
         self.resume_stage(name)
         self.on_event({"event": "stage", "stage": name, "index": index, "of": of})
 
     def resume_stage(self, name: str) -> None:
-        """Go on with a stage that another process has announced."""
-        self._stage, self._began, self._last_report = name, None, 0.0
+        """Continue a stage that another process has reported."""
+        self._stage, self._start, self._last_report = name, None, 0.0
 
     def step(self, step: int, total: int, tokens: int = 0, **metrics: float) -> None:
-        """Step `step` of `total` is done, each of which takes `tokens`. At most one report each `report_seconds`, and one at the end.
+        """Report that step `step` of `total` is done; `tokens`: tokens per step. At most one event per `report_seconds`, one at the end.
 
-        A stage may count several times: another total, or a step before the first, begins anew.
+        A stage may have several counts: a new total, or a step before the first one, starts a new count.
         """
         now = time.monotonic()
-        if self._began is None or total != self._began[2] or step < self._began[1]:
-            self._began = (now, step, total)
+        if self._start is None or total != self._start[2] or step < self._start[1]:
+            self._start = (now, step, total)
         if step < total and now - self._last_report < self.report_seconds:
             return
         self._last_report = now
-        began, first, _ = self._began
-        left = (now - began) / (step - first) * (total - step) if step > first else None
+        started, first, _ = self._start
+        left = (now - started) / (step - first) * (total - step) if step > first else None
         if tokens and step > first:
-            metrics["tokens_per_s"] = round(tokens * (step - first) / (now - began))
+            metrics["tokens_per_s"] = round(tokens * (step - first) / (now - started))
         event: dict = {"event": "progress", "stage": self._stage, "step": step, "total": total, "metrics": metrics}
         self.on_event(event | {"seconds_left": None if left is None else round(left, 1)})
 
     def note(self, message: str) -> None:
-        """One line a person should read."""
+        """Report one line for the user."""
         self.on_event({"event": "note", "stage": self._stage, "message": message})
 
     def checkpoint_due(self) -> bool:
-        """Whether to save now: time has passed, or a stop is asked for."""
+        """Whether to save now: enough time has passed, or a stop is requested."""
         return self.should_stop() or time.monotonic() - self._last_checkpoint >= self.checkpoint_seconds
 
     def checkpointed(self, step: int) -> None:
-        """A checkpoint is on disk."""
+        """Report that a checkpoint is on disk."""
         self._last_checkpoint = time.monotonic()
         self.on_event({"event": "checkpoint", "stage": self._stage, "step": step})
 
 
 def emit(event: dict) -> None:
-    """One event as a line. A listener that went away does not stop the work."""
+    """Write one event as a line to standard output. A closed pipe does not stop the work."""
     try:
         sys.stdout.write(json.dumps(event) + "\n")
         sys.stdout.flush()

@@ -1,7 +1,7 @@
-"""The behaviours: one small file each, plain Python, importing nothing but `tasks.base`.
+"""The tasks: one small file each, in plain Python, without imports of other packages of this project.
 
-A file `tasks/NAME.py` that defines `TASK` is the task NAME: nothing is registered by hand. `tasks.files` reads tasks that users write as
-JSONL, `tasks.installed` finds those that packages bring.
+A file `tasks/NAME.py` with a `TASK` defines the task NAME; there is no registration. `tasks.files` reads tasks from users' JSONL files,
+`tasks.installed` finds tasks of installed packages.
 """
 
 from tasks.base import Pair, Task, task_names

@@ -1,8 +1,7 @@
-"""What a task is: a seeded stream of contrasting prompt pairs, cut into three splits that share no prompt.
+"""Pair and Task: a task is a seeded stream of contrasting prompt pairs in three disjoint splits.
 
-A task knows nothing of tokenizers. It offers its two answers in several spellings, best first; the engine takes the first
-spelling that a given tokenizer writes as single tokens (`extractor.data.prompts`). Where the answers vary, every pair brings its own.
-Paper: Sec. 2.2 and Table 1.
+A task does not depend on a tokenizer. It has several spellings of its two answers, best first; the engine takes the first one that a
+tokenizer encodes as single tokens (`extractor.data.prompts`). If the answers vary, every pair has its own. Paper: Sec. 2.2 and Table 1.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 SPLITS = ("train", "select", "held_out")
-_SHARE = {"train": range(0, 6), "select": range(6, 8), "held_out": range(8, 10)}  # tenths of all prompts
-_NOT_TASKS = ("base", "files", "installed", "lines", "lookup", "words")  # modules beside those that are tasks
-ALL = "all"  # stands for all tasks of this folder where users name tasks
-SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of tasks: they become names of folders
+_SHARE = {"train": range(0, 6), "select": range(6, 8), "held_out": range(8, 10)}  # tenths of the hash range
+_NOT_TASKS = ("base", "files", "installed", "lines", "lookup", "words")  # modules of this package that define no task
+ALL = "all"  # on the command line: all tasks of this folder
+SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a task's name is also the name of a folder
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two prompts that differ in what matters. `positive` is continued by the first answer, `negative` by the second.
+    """Two prompts that differ in what decides the answer: the first answer continues `positive`, the second `negative`.
 
-    answers   this pair's own (first, second), for tasks whose answers vary; None where the task has the same two for all pairs
+    answers   (first, second) of this pair, in tasks whose answers vary; None where all pairs have the task's answers
     """
 
     positive: str
@@ -36,13 +35,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Task:
-    """One behaviour.
+    """A choice between two next tokens.
 
-    name         the paper's name, or ours; the name of the file
-    description  one line: what has to be chosen, by what
+    name         also the name of the file
+    description  one line: what the model chooses, and what decides it
     answers      spellings of (answer to the positive prompt, answer to the negative prompt), best first; () where every pair has its own
-    write        (random generator) -> Pair; called again and again
-    aliases      other names users may type
+    write        (random generator) -> Pair; called repeatedly
+    aliases      further names that users may give
     """
 
     name: str
@@ -54,8 +53,8 @@ class Task:
     def pairs(self, split: str, seed: int = 0) -> Iterator[Pair]:
         """Endless distinct pairs of one split ('train', 'select' or 'held_out'), the same for the same seed.
 
-        A pair belongs to the split that the hash of its positive prompt says, so no prompt is in two splits whatever the seed.
-        The stream ends when the task has nothing new to write (1,000 repeats in a row).
+        The hash of its positive prompt determines the split of a pair, so no prompt is in two splits, whatever the seed. The stream ends
+        after 1,000 pairs in a row that are repeated or belong to another split.
         """
         rng = random.Random(f"{self.name}/{split}/{seed}")
         seen: set[str] = set()
@@ -70,12 +69,12 @@ class Task:
             yield pair
 
     def available(self, split: str) -> int | None:
-        """How many pairs a split holds; None where they are written as long as they are asked for."""
+        """The number of pairs of a split; None where pairs are generated without limit."""
         return None
 
 
 def split_of(positive: str) -> str:
-    """The split that a pair belongs to, by its positive prompt."""
+    """The split of a pair, by the hash of its positive prompt."""
     tenth = _tenth(positive)
     return next(split for split in SPLITS if tenth in _SHARE[split])
 
@@ -85,7 +84,7 @@ def _tenth(text: str) -> int:
 
 
 def task_names() -> list[str]:
-    """Names of all tasks, from the files of this folder, without importing them."""
+    """Names of all built-in tasks, from the files of this folder, without importing them."""
     package = importlib.import_module("tasks")
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _NOT_TASKS)
 

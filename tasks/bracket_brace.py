@@ -1,4 +1,4 @@
-"""Go on with a colon in a dictionary, with a comma in a list.
+"""Continue with a colon in a dictionary, with a comma in a list.
 
     positive: 'sizes = {left: 3, right'   answer ':'
     negative: 'sizes = [left, 3, right'   answer ','

@@ -1,4 +1,4 @@
-"""Close as many brackets as are open.
+"""Close all open brackets.
 
     positive: 'total = [3, 14, 1'    answer ']'
     negative: 'total = [[3, 14, 1'   answer ']]'
@@ -24,7 +24,7 @@ def write(rng: random.Random) -> Pair:
 
 TASK = Task(
     name="bracket_counting",
-    description="close a list as deep as it was opened: ] or ]]",
+    description="close a list at the depth at which it was opened: ] or ]]",
     answers=(("]", "]]"), ("]\n", "]]\n")),
     write=write,
 )

@@ -1,4 +1,4 @@
-"""Assign to an attribute the parameter of its name.
+"""Assign the parameter of the same name to an attribute.
 
     positive: 'class Item:\n    def __init__(self, name, size, path):\n        self.name = name\n        self.size ='   answer ' size'
     negative: 'class Item:\n    def __init__(self, name, size, path):\n        self.name = name\n        self.path ='   answer ' path'
@@ -13,7 +13,7 @@ from tasks.words import COMMON
 
 
 def write(rng: random.Random) -> Pair:
-    """A class's __init__ of three to five parameters up to the assignment of one of two that are left."""
+    """An __init__ with three to five parameters, up to the assignment of one of two remaining parameters."""
     kind, *names = rng.sample(COMMON, rng.randint(4, 6))
     done = rng.randint(0, min(3, len(names) - 2))
     one, other = rng.sample(names[done:], 2)
@@ -28,7 +28,7 @@ def write(rng: random.Random) -> Pair:
 
 TASK = Task(
     name="class_init",
-    description="in a class's __init__, the parameter that an attribute is assigned: the one of its name",
+    description="in a class's __init__, the parameter that an attribute is assigned: the one of the same name",
     answers=(),
     write=write,
 )

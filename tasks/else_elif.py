@@ -1,4 +1,4 @@
-"""After else a colon, after elif a condition.
+"""Continue with a colon after else, with a condition after elif.
 
     positive: 'if count:\n    total = 3\nelse'   answer ':'
     negative: 'if count:\n    total = 3\nelif'   answer ' not'
@@ -13,7 +13,7 @@ from tasks.lines import assignment, condition, scope
 
 
 def write(rng: random.Random) -> Pair:
-    """An if with a body of one or two lines, up to its next branch's first word."""
+    """An if with a body of one or two lines, up to the first word of its next branch."""
     before, indent = scope(rng)
     body = "".join(f"{indent}    {assignment(rng)}\n" for _ in range(rng.randint(1, 2)))
     start = f"{before}{indent}if {condition(rng)}:\n{body}{indent}"

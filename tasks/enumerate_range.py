@@ -14,7 +14,7 @@ from tasks.words import COMMON
 
 
 def write(rng: random.Random) -> Pair:
-    """A loop's header over two variables, or over one whose name has two words, or three where '_word' is one token."""
+    """The header of a loop with two variables, or with one as long: two words in its name, or three if '_word' is one token."""
     before, indent = scope(rng)
     one, *others = rng.sample(COMMON, rng.choice((2, 3)))
     start = f"{before}{indent}for {one}"
@@ -23,7 +23,7 @@ def write(rng: random.Random) -> Pair:
 
 TASK = Task(
     name="enumerate_range",
-    description="what a loop runs over: ' enumerate' with two variables, ' range' with one",
+    description="the iterable of a loop: ' enumerate' with two variables, ' range' with one",
     answers=((" enumerate", " range"), (" enumer", " range")),
     write=write,
 )

@@ -1,4 +1,4 @@
-"""Give the last parameter a default, or end the list, by whether earlier parameters have defaults.
+"""Give the last parameter a default if earlier ones have defaults, else end the list.
 
     positive: 'def load(path=None, size'   answer '='
     negative: 'def load(path, mode, size'  answer '):'
@@ -14,7 +14,7 @@ from tasks.words import COMMON, VERBS
 
 
 def write(rng: random.Random) -> Pair:
-    """A function header; one parameter with a default is as long as two without, or two as three where '=None' is one token."""
+    """A function header of equal length with and without defaults: 1 for 2 parameters, or 2 for 3 if '=None' is one token."""
     with_default, without = rng.choice(((1, 2), (2, 4), (2, 3), (2, 3)))
     *others, last = names = rng.sample(COMMON, without + 1)
     first = ", ".join(f"{name}=None" for name in others[:with_default])
@@ -24,7 +24,7 @@ def write(rng: random.Random) -> Pair:
 
 TASK = Task(
     name="final_kwarg",
-    description="the last parameter: '=' (None) after parameters with defaults, '):' after ones without",
+    description="the last parameter: '=' (None) after parameters with defaults, '):' after parameters without",
     answers=(("=None", "):"), ("=None", "):\n"), ("=", "):"), ("=", ")")),
     write=write,
 )

@@ -1,4 +1,4 @@
-"""Substitute into a string that has the prefix f; close one that has another.
+"""Open a replacement field in a string with prefix f, close a string with another prefix.
 
     positive: 'print(f"total'   answer ' {'
     negative: 'print(b"total'   answer '")'
@@ -23,7 +23,7 @@ def write(rng: random.Random) -> Pair:
 
 TASK = Task(
     name="fstring_brace",
-    description="inside a string: ' {' where its prefix is f, the closing quote where it is b or r",
+    description="inside a string: ' {' if its prefix is f, the closing quote if it is b or r",
     answers=((" {", '")'), (" {", '"'), ("{", '"')),
     write=write,
 )

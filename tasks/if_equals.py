@@ -14,7 +14,7 @@ from tasks.words import COMMON
 
 
 def write(rng: random.Random) -> Pair:
-    """A name in a condition, or as what is assigned to."""
+    """A name in a condition, or as the target of an assignment."""
     return Pair(*asked_and_assigned(rng, rng.choice(COMMON)))
 
 

@@ -1,4 +1,4 @@
-"""End the header of an if statement with a colon; go on with else in a conditional expression.
+"""End the header of an if statement with a colon, continue a conditional expression with else.
 
     positive: 'total = count\nif ready'   answer ':'
     negative: 'total = (count if ready'   answer ' else'
@@ -14,7 +14,7 @@ from tasks.words import COMMON
 
 
 def write(rng: random.Random) -> Pair:
-    """An assignment and then an if, on the next line or on the same; there, something before the value makes up for the newline."""
+    """An assignment and an if on the next line or on the same one, where a token before the value makes up for the newline."""
     before, indent = scope(rng)
     name, value = rng.sample(COMMON, 2)
     asked = condition(rng)
@@ -24,7 +24,7 @@ def write(rng: random.Random) -> Pair:
 
 TASK = Task(
     name="if_ternary",
-    description="after an if's condition: ':' in a statement, ' else' in an expression",
+    description="after the condition of an if: ':' in a statement, ' else' in an expression",
     answers=((":", " else"), (":\n", " else")),
     write=write,
 )

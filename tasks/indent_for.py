@@ -14,7 +14,7 @@ from tasks.words import COMMON, VERBS
 
 
 def write(rng: random.Random) -> Pair:
-    """A block of one or two lines, then a loop's header: after the block in one prompt, inside in the other."""
+    """A block of one or two lines, then the header of a loop: after the block in one prompt, inside it in the other."""
     name, item, source = rng.sample(COMMON, 3)
     header = rng.choice((f"def {rng.choice(VERBS)}({name}):", f"if {condition(rng)}:", f"while {name}:"))
     block = "".join(f"\n    {assignment(rng)}" for _ in range(rng.randint(1, 2)))

@@ -1,9 +1,9 @@
-"""Tasks of installed packages: entry points of the group `extractor.tasks`, each leading to a `Task` or to a module with a `TASK`.
+"""Tasks of installed packages: entry points of the group `extractor.tasks`, each naming a `Task` or a module with a `TASK`.
 
     [project.entry-points."extractor.tasks"]
     date_order = "my_package.date_order"
 
-A package whose entry point cannot be used costs nobody else anything: the entry point is listed with its problem.
+An unusable entry point is listed with its problem and does not affect other tasks.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ GROUP = "extractor.tasks"
 
 @dataclass(frozen=True)
 class Offer:
-    """One entry point; what it leads to is imported when it is first asked for.
+    """One entry point; its module is imported on first use.
 
-    others  the further entry points of this name
+    others  other entry points with the same name
     """
 
     entry: EntryPoint
@@ -40,7 +40,7 @@ class Offer:
 
     @property
     def problem(self) -> str | None:
-        """Why the task cannot be used, in one line; None where it can."""
+        """One line why the task cannot be used; None for a usable task."""
         found = self._found
         return found if isinstance(found, str) else None
 
@@ -58,22 +58,22 @@ class Offer:
         if self.name in reserved_names():
             return "a built-in task has this name"
         if self.others:
-            return f"{' and '.join(map(_source, self.others))} offers a task of this name too"
+            return f"{' and '.join(map(_source, self.others))} also has a task of this name"
         try:
             value = self.entry.load()
             task = value.TASK if isinstance(value, ModuleType) else value
             if not isinstance(task, Task):
                 return f"{self.entry.value} is a {type(task).__name__}, not a tasks.base.Task"
             if task.name != self.name:
-                return f"the task calls itself {task.name!r}"
+                return f"the task's own name is {task.name!r}"
             flaw = _flaw(task)
-        except (Exception, SystemExit) as error:  # whatever a stranger's code raises
+        except (Exception, SystemExit) as error:  # code of a third party may raise anything
             return f"{type(error).__name__}: {' '.join(str(error).split())}"
         return flaw or task
 
 
 def installed_tasks() -> list[Offer]:
-    """The tasks that installed packages offer, by name; none is imported yet."""
+    """The tasks of installed packages, sorted by name; imports none of them."""
     entries = sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, _source(entry)))
     return [Offer(entry, tuple(e for e in entries if e.name == entry.name and e is not entry)) for entry in entries]
 
@@ -89,7 +89,7 @@ def _source(entry: EntryPoint) -> str:
 
 
 def _flaw(task: Task) -> str | None:
-    """What the first pair says against a task: pairs and answers of the wrong kind."""
+    """What is wrong with a task's first pair or its answers, in one line; None for a valid task."""
     written: object = task.write(random.Random(0))
     if not isinstance(written, Pair):
         return f"it writes a {type(written).__name__}, not a tasks.base.Pair"
@@ -98,5 +98,5 @@ def _flaw(task: Task) -> str | None:
         return "it writes no pair for the split 'train'"
     spellings = task.answers or (pair.answers,)
     if not all(isinstance(both, tuple) and len(both) == 2 and all(isinstance(text, str) and text for text in both) for both in spellings):
-        return "its answers are not pairs of texts"
+        return "its answers are not pairs of non-empty texts"
     return None

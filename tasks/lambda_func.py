@@ -1,4 +1,4 @@
-"""End a lambda's arguments with a colon; open a function's with a bracket.
+"""End the arguments of a lambda with a colon, open the parameters of a function with a bracket.
 
     positive: 'total = map(lambda item'   answer ':'
     negative: 'total = map\ndef item'     answer '('
@@ -14,7 +14,7 @@ from tasks.words import COMMON, VERBS
 
 
 def write(rng: random.Random) -> Pair:
-    """A call whose argument is a lambda, or an assignment and then a function; in two forms, as tokenizers differ in what they merge."""
+    """A call with a lambda as argument, or an assignment and a function; in two forms, since tokenizers differ in their merges."""
     name, target, key = rng.sample(COMMON, 3)
     before = f"{earlier(rng)}{target} = {rng.choice((rng.choice(VERBS), key))}"
     if rng.random() < 0.4:
@@ -24,7 +24,7 @@ def write(rng: random.Random) -> Pair:
 
 TASK = Task(
     name="lambda_func",
-    description="after a name: ':' when it is a lambda's argument, '(' when it is a function's name",
+    description="after a name: ':' if it is a lambda's argument, '(' if it is a function's name",
     answers=((":", "("),),
     write=write,
 )

@@ -1,4 +1,4 @@
-"""Lines that stand before a prompt, so that prompts differ in length and content; tasks draw from them."""
+"""Random lines of code before a prompt, so that prompts differ in length and content."""
 
 import random
 
@@ -6,30 +6,30 @@ from tasks.words import COMMON, NOUNS, VERBS
 
 
 def assignment(rng: random.Random) -> str:
-    """A plain assignment, without indentation or newline: 'count = 3'."""
+    """A simple assignment without indentation and newline: 'count = 3'."""
     return f"{rng.choice(NOUNS)} = {rng.choice((str(rng.randrange(100)), '[]', 'None', rng.choice(NOUNS)))}"
 
 
 def earlier(rng: random.Random, indent: str = "") -> str:
-    """Nothing, or one or two assignments, each with indentation and newline."""
+    """No, one or two assignments, each with indentation and newline."""
     return "".join(f"{indent}{assignment(rng)}\n" for _ in range(rng.choice((0, 1, 1, 2))))
 
 
 def scope(rng: random.Random) -> tuple[str, str]:
-    """(lines so far, indentation of the next one): at top level or in a function."""
+    """(lines before, indentation of the next line), at top level or in a function."""
     if rng.random() < 0.5:
         return earlier(rng), ""
     return f"def {rng.choice(VERBS)}({rng.choice(NOUNS)}):\n" + earlier(rng, "    "), "    "
 
 
 def condition(rng: random.Random) -> str:
-    """What an if may ask: 'count', 'not count', 'count == total', 'count > 3'."""
+    """The condition of an if: 'count', 'not count', 'count == total', 'count > 3'."""
     name = rng.choice(COMMON)
     return rng.choice((name, f"not {name}", f"{name} == {rng.choice(NOUNS)}", f"{name} > {rng.randrange(100)}"))
 
 
 def asked_and_assigned(rng: random.Random, name: str) -> tuple[str, str]:
-    """Two openings of one length, one of a condition on `name` and one of an assignment to it: 'if name' after a line, or a blank line."""
+    """Two beginnings of equal length, of a condition on `name` and of an assignment to it; a blank line makes up for the 'if'."""
     before, indent = scope(rng)
     if rng.random() < 0.5:
         other = rng.choice(COMMON)
@@ -39,7 +39,7 @@ def asked_and_assigned(rng: random.Random, name: str) -> tuple[str, str]:
 
 
 def set_and_string(rng: random.Random, name: str, loop: str) -> tuple[str, str]:
-    """`loop` after `name` began as a set, and as an empty string: 'str()', or '""' and a blank line, together as long as 'set()'."""
+    """`loop` after `name = set()`, and after an empty string of equal length: 'str()', or '""' with a blank line."""
     before, between = earlier(rng), rng.choice(("", earlier(rng)))
     blank = rng.choice(("", "\n"))
     if rng.random() < 0.3:

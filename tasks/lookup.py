@@ -1,4 +1,4 @@
-"""From a task's name or alias to the task: those of this folder first, then those of installed packages."""
+"""Finds a task by name or alias: first among the built-in tasks, then among those of installed packages."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tasks.installed import installed_tasks
 
 
 def find_task(name: str) -> Task:
-    """The task of that name or alias, of this folder or of an installed package.
+    """The built-in or installed task of this name or alias.
 
-    Raises KeyError with the nearest names, or with what is wrong with the package's task.
+    Raises KeyError with close matches, or with the problem of an installed task.
     """
     names = task_names()
     if name in names:

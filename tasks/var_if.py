@@ -1,4 +1,4 @@
-"""After True, a colon in a condition and a newline after an assignment.
+"""Continue with a colon after True in a condition, with a newline after an assignment.
 
     positive: 'count = 3\nif name == True'   answer ':'
     negative: 'count = 3\n\nname = True'     answer '\\n'
@@ -14,7 +14,7 @@ from tasks.words import COMMON
 
 
 def write(rng: random.Random) -> Pair:
-    """A name that is compared with True or False, or assigned it."""
+    """A comparison with True or False, or an assignment of it."""
     asked, assigned = asked_and_assigned(rng, rng.choice(COMMON))
     value = rng.choice(("True", "True", "False"))
     return Pair(f"{asked} == {value}", f"{assigned} = {value}")

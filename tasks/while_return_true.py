@@ -1,4 +1,4 @@
-"""After True, a colon in a while loop and a newline after return.
+"""Continue with a colon after True in a while loop, with a newline after return.
 
     positive: 'def load(path):\n    while True'    answer ':'
     negative: 'def load(path):\n    return True'   answer '\\n'
@@ -14,7 +14,7 @@ from tasks.words import COMMON, VERBS
 
 
 def write(rng: random.Random) -> Pair:
-    """A function, sometimes an if in it, up to True."""
+    """A function, sometimes with an if in it, up to True."""
     names = ", ".join(rng.sample(COMMON, rng.randint(1, 3)))
     before, indent = f"def {rng.choice(VERBS)}({names}):\n{earlier(rng, '    ')}", "    "
     if rng.random() < 0.4:

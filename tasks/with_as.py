@@ -1,4 +1,4 @@
-"""Name the file that a with statement opens; end the line after an assignment or a return.
+"""Name the file that a with statement opens, end the line of an assignment or a return.
 
     positive: 'count = 3\n\nwith open(path)'   answer ' as'
     negative: 'count = 3\nitem = open(path)'   answer '\\n'
@@ -14,7 +14,7 @@ from tasks.words import COMMON, NOUNS, VERBS, WORDS
 
 
 def write(rng: random.Random) -> Pair:
-    """A file that is opened; after an assignment's one word more, or a return's equally many."""
+    """A call of open in a with statement, and in an assignment or a return of equal token length."""
     path = rng.choice((rng.choice(NOUNS), f'"{rng.choice(NOUNS)} {rng.choice(WORDS)}"', f"{rng.choice(COMMON)}_{rng.choice(COMMON)}"))
     mode = rng.choice(("", ', "r"', ', "w"'))
     opened = f"open({path}{mode})"

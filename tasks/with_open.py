@@ -1,4 +1,4 @@
-"""Open a file to read or to write it, by its variable's name.
+"""Open a file for reading or writing, by the name of its variable.
 
     positive: 'with open(input_path, "'    answer 'r'
     negative: 'with open(output_path, "'   answer 'w'
@@ -16,7 +16,7 @@ _SIDES = (("input", "output"), ("in", "out"), ("source", "target"), ("read", "wr
 
 
 def write(rng: random.Random) -> Pair:
-    """A file that is opened up to its mode; the variable says what for."""
+    """A call of open up to the mode; the name of the variable shows the purpose."""
     before, indent = scope(rng)
     quote = rng.choice("\"'")
     rest = f"_{rng.choice(COMMON)}, {quote}"
@@ -27,7 +27,7 @@ def write(rng: random.Random) -> Pair:
 
 TASK = Task(
     name="with_open",
-    description="the mode of a file: r or w, by what its variable is called",
+    description="the mode of a file: r or w, by the name of its variable",
     answers=(("r", "w"),),
     write=write,
 )

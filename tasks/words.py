@@ -1,4 +1,4 @@
-"""Short words that programs are full of, each once; tasks and the program generator draw from them."""
+"""Short words that are common in programs, for tasks and the program generator."""
 
 NOUNS = tuple(
     "name value item key data line word text path file user count total index number result message list node point row "

@@ -59,6 +59,7 @@ NO_TORCH = (
     "extractor.spec.schema",
     "extractor.spec.presets",
     "extractor.spec.fields",
+    "extractor.spec.sizes",
     "extractor.models.reference",
     "extractor.models.checks",
     "extractor.models.hub",

@@ -159,7 +159,7 @@ def test_a_file_is_no_output_folder(tmp_path: Path):
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path):
     (tmp_path / "theirs").write_text("precious")
-    assert "holds no spec.json" in refused(tmp_path)
+    assert "has no spec.json" in refused(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["theirs"]
 
 

@@ -336,7 +336,7 @@ def test_a_second_task_on_the_same_bridging_still_knows_its_dense_model(result: 
 def test_with_the_models_own_labels_the_right_answer_is_what_it_says(result: Path, loops: CorpusSpec, tmp_path: Path, monkeypatch):
     spec = circuit_spec(result / "model", loops, labels="model", prune=PRUNE.model_copy(update={"steps": 2}))
     monkeypatch.setattr("extractor.jobs.find_circuit.MIN_ANSWER_SHARE", 0.49)
-    with pytest.raises(TaskNotExpressible, match="there is no choice to explain"):
+    with pytest.raises(TaskNotExpressible, match="there is no choice between answers to explain"):
         run_job(spec, tmp_path / "one-sided", threads=1)
     monkeypatch.setattr("extractor.jobs.find_circuit.MIN_ANSWER_SHARE", 0.001)
     run_job(spec, tmp_path / "out", threads=1)
@@ -358,7 +358,7 @@ def test_a_corpus_the_dense_model_does_not_know_is_said_to_be_one(dense: Path, t
     run_job(spec, tmp_path / "out", Progress(told.append), threads=1)
     warnings = [e["message"] for e in told if e["event"] == "note" and "warning" in e["message"]]
     assert len(warnings) == 1
-    assert "better than bigrams" in warnings[0]
+    assert "better than a bigram model" in warnings[0]
 
 
 def test_a_finished_job_is_only_verified_when_run_again(spec: JobSpec, result: Path):

@@ -1,7 +1,7 @@
-"""The sparse model of a circuit job: a copy of the one given, or the one that a dense model is bridged to.
+"""The bridge stage: makes model/ of a circuit job, a copy of the given sparse model or a sparse model bridged to the given dense one.
 
-What lies in model/ of the result besides the sparse model, where a dense one was given: bridges/ (the PEFT adapter), dense.json (which
-model it was, by references and digests) and faithfulness.json.
+For a dense model, model/ also has bridges/ (the PEFT adapter), dense.json (references and digests of the dense model) and
+faithfulness.json.
 """
 
 from __future__ import annotations
@@ -25,98 +25,98 @@ if TYPE_CHECKING:
     from extractor.models.load import DenseModel
     from extractor.spec.schema import BridgeSpec
 
-FAITHFULNESS_ROWS = 64
-KNOWN_TEXT_ROWS = 32
-KNOWN_TEXT = 0.3  # nats a token by which a model should beat bigrams on the text it is bridged on
+FAITHFULNESS_ROWS = 64  # held-out sequences
+BIGRAM_GAIN_ROWS = 32  # held-out sequences
+MIN_BIGRAM_GAIN = 0.3  # nats per token; a smaller gain of the dense model over bigrams means that the corpus does not suit it
 
 
-def make_model(job: Job, source: GivenModel, corpus: Corpus) -> None:
-    """Make model/: copy a sparse model with all that came with it; bridge a dense one, or take it as it is where the job says so."""
+def make_model(job: Job, given: GivenModel, corpus: Corpus) -> None:
+    """Make model/: copy a sparse model with all its files; bridge a dense one, or convert it where the job prunes it itself."""
     target = job.out / "model"
-    if source.dense is not None and not job.spec.prunes_dense:
+    if given.dense is not None and not job.spec.prunes_dense:
         if not target.is_dir() and not load_from_cache(job):
-            bridge(job, source, source.dense, corpus)
+            bridge(job, given, given.dense, corpus)
         store_in_cache(job)
     elif target.is_dir():
         return
-    elif source.dense is not None:
-        write_dense(source, source.dense, target)
+    elif given.dense is not None:
+        write_dense(given, given.dense, target)
     else:
         with files.new_folder(target) as folder:
-            shutil.copytree(source.folder.path, folder, dirs_exist_ok=True)
+            shutil.copytree(given.folder.path, folder, dirs_exist_ok=True)
 
 
 def load_from_cache(job: Job) -> bool:
-    """Copy the bridged model that an earlier job kept. False: there is none."""
-    found = job.bridged is not None and bridged_cache.load(job.bridged, job.out)
-    if found:
-        job.progress.note("the bridged model of an earlier job is used: same model, text and settings")
-    return found
+    """Copy the bridged model from the cache into model/. Returns False where the cache does not have it."""
+    is_cached = job.bridged is not None and bridged_cache.load(job.bridged, job.out)
+    if is_cached:
+        job.progress.note("using the cached bridged model of an earlier job with the same model, corpus and settings")
+    return is_cached
 
 
 def store_in_cache(job: Job) -> None:
-    """Keep the bridged model for later jobs. Where the disk is too full, this job goes on without that."""
+    """Store the bridged model in the cache for later jobs. An error, such as a full disk, does not stop this job."""
     if job.bridged is None or job.bridged.is_dir():
         return
     try:
         bridged_cache.store(job.out, job.bridged)
     except (ExtractorError, OSError) as error:
-        job.progress.note(f"the bridged model is not kept for other jobs: {error}")
+        job.progress.note(f"the bridged model is not cached for other jobs: {error}")
 
 
-def bridge(job: Job, source: GivenModel, dense: DenseModel, corpus: Corpus) -> None:
-    """Write model/: the sparse model bridged to a dense one. Raises SpecError where nothing fits into memory, Stopped."""
+def bridge(job: Job, given: GivenModel, dense: DenseModel, corpus: Corpus) -> None:
+    """Train a sparse model with bridges to the dense one and write model/. Raises SpecError where it does not fit into memory, Stopped."""
     from extractor.bridges.faithfulness import faithfulness
     from extractor.bridges.train import train_bridges
 
     spec = job.spec.bridge
     assert spec is not None
-    spec = fitted(job, dense, spec)
-    warn_of_unknown_text(job, dense, corpus)
+    spec = with_micro_batch(job, dense, spec)
+    warn_of_unsuited_corpus(job, dense, corpus)
     pair = train_bridges(dense, spec, corpus, job.spec.seed, job.loop("bridge"))
-    found = faithfulness(pair, corpus, spec.optim.context, job.spec.seed, FAITHFULNESS_ROWS)
+    measured = faithfulness(pair, corpus, spec.optim.context, job.spec.seed, FAITHFULNESS_ROWS)
     with files.new_folder(job.out / "model") as folder:
         pair.save(folder)
-        copy_tokenizer(source.folder.path, folder)
+        copy_tokenizer(given.folder.path, folder)
         files.write_json(folder / DENSE_JSON, dense.facts)
-        files.write_json(folder / FAITHFULNESS_JSON, found)
-    pair.adapter.unload()  # what is found from here on is found with the files
+        files.write_json(folder / FAITHFULNESS_JSON, measured)
+    pair.adapter.unload()  # later stages open the pair from its files
 
 
-def write_dense(source: GivenModel, dense: DenseModel, target: Path) -> None:
-    """model/ with the dense model itself, as a sparse GPT without zeros. Raises UnsupportedModel for architectures that are not GPT-2's."""
+def write_dense(given: GivenModel, dense: DenseModel, target: Path) -> None:
+    """Write the dense model itself to model/, as a sparse GPT without zeros. Raises UnsupportedModel for other architectures than GPT-2."""
     from extractor.bridges.as_sparse import dense_as_sparse
 
     model = dense_as_sparse(dense)
     with files.new_folder(target) as folder:
         model.save_pretrained(folder)
-        copy_tokenizer(source.folder.path, folder)
+        copy_tokenizer(given.folder.path, folder)
 
 
-def fitted(job: Job, dense: DenseModel, spec: BridgeSpec) -> BridgeSpec:
-    """The spec with the micro-batch that memory allows here, after saying what is to come. Raises SpecError where nothing fits."""
+def with_micro_batch(job: Job, dense: DenseModel, spec: BridgeSpec) -> BridgeSpec:
+    """The spec with the micro-batch that fits into memory; notes the cost. Raises SpecError where not even one sequence fits."""
     from extractor.jobs.cost import bridging, hardware, text
 
-    plan, memory = bridging.bridging_cost(dense.model.config.to_dict(), spec), hardware.memory_at_hand()
-    bridging.check(plan, memory)
-    job.progress.note(text.line(plan, memory, hardware.measure_speed(spec.optim.precision)))
-    rows = bridging.largest_micro_batch(plan, memory)
+    cost, memory = bridging.bridging_cost(dense.model.config.to_dict(), spec), hardware.available_memory()
+    bridging.check(cost, memory)
+    job.progress.note(text.line(cost, memory, hardware.measure_speed(spec.optim.precision)))
+    rows = bridging.largest_micro_batch(cost, memory)
     return spec if rows >= spec.optim.batch else spec.model_copy(update={"optim": spec.optim.model_copy(update={"micro_batch": rows})})
 
 
-def warn_of_unknown_text(job: Job, dense: DenseModel, corpus: Corpus) -> None:
-    """Say so where the dense model is hardly better than bigrams on the corpus: the sparse model then has nothing to learn from it."""
+def warn_of_unsuited_corpus(job: Job, dense: DenseModel, corpus: Corpus) -> None:
+    """Note a warning where the dense model hardly beats bigrams on the corpus: the sparse model then has little to learn from it."""
     from extractor.bridges.faithfulness import bigram_loss
     from extractor.sparse.bigram import Counts
     from extractor.training.loop import next_token_loss
 
     assert job.spec.bridge is not None
-    ids, size = corpus.held_out_batch(job.spec.seed, KNOWN_TEXT_ROWS, job.spec.bridge.optim.context), dense.model.config.vocab_size
+    ids, size = corpus.held_out_batch(job.spec.seed, BIGRAM_GAIN_ROWS, job.spec.bridge.optim.context), dense.model.config.vocab_size
     with torch.no_grad():
         losses = [next_token_loss(dense.model, row[None].to(dense.model.device)).item() for row in ids]
     gain = bigram_loss(Counts(size, *corpus.bigram_triples(size)), ids) - sum(losses) / len(losses)
-    if gain < KNOWN_TEXT:
+    if gain < MIN_BIGRAM_GAIN:
         job.progress.note(
-            f"warning: on this corpus {job.spec.model} is {gain:.2f} nats a token better than bigrams; "
-            "is it the kind of text the model was trained on? Name another with --corpus"
+            f"warning: on this corpus {job.spec.model} is only {gain:.2f} nats per token better than a bigram model; "
+            "it may not be the kind of text the model was trained on. Choose another with --corpus"
         )

@@ -1,8 +1,7 @@
-"""The cache of bridged models: bridging is the longest stage, and many jobs need the same bridged model.
+"""A cache of bridged models: bridging is the longest stage, and many jobs need the same bridged model.
 
-The address of a bridged model is a hash of all that it depends on. The folder of that name holds what the bridging stage left, model/ and
-the lines of metrics.jsonl, and a manifest, written last. A job that finds its bridged model there copies it and ends in the same files as
-one that made it.
+The address of a bridged model is a hash of everything it depends on. The folder of that name has the files of the bridge stage (model/ and
+metrics.jsonl) and a manifest, written last. A job that copies them ends with the same files as the job that made them.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from extractor.models.reference import BUNDLED, JOB_MODEL, is_here, open_model
 from extractor.spec.schema import JobSpec
 
 METRICS = "metrics.jsonl"
-_VERSION = 1  # of what is kept
+_VERSION = 1  # of the folder's layout
 _PACKAGES = ("extractor", "torch", "transformers", "peft", "tokenizers")
 
 
 def address(spec: JobSpec, threads: int) -> str | None:
     """The address of a job's bridged model, 24 hex digits; None where the job bridges no model.
 
-    threads: CPU threads of the engine; with others sums are rounded otherwise. Raises what `open_model` raises of a model on this machine.
+    threads: CPU threads of the engine, which change the rounding of sums. Raises what `open_model` raises for a local model.
     """
     if spec.kind != "circuit" or spec.prunes_dense or spec.model is None or spec.bridge is None:
         return None
@@ -39,7 +38,7 @@ def address(spec: JobSpec, threads: int) -> str | None:
     corpus = [spec.corpus.model_dump(mode="json"), text_facts(spec.corpus), [file_stamps(Path(d.name)) for d in spec.corpus.datasets]]
     model = _identity(spec.model, CONFIG, "*.safetensors", "tokenizer*")
     adapter = _identity(spec.adapter, ADAPTER_CONFIG, ADAPTER_WEIGHTS) if spec.adapter else None
-    names = [spec.model, spec.adapter]  # dense.json keeps them
+    names = [spec.model, spec.adapter]  # part of dense.json
     facts = [
         _VERSION,
         [version(name) for name in _PACKAGES],
@@ -55,7 +54,7 @@ def address(spec: JobSpec, threads: int) -> str | None:
 
 
 def _identity(reference: str, *patterns: str) -> str:
-    """A hub model is pinned, a job's model never changes; a folder is what its files hold."""
+    """What identifies a model: the reference of a pinned hub model or a job's model, the digest of a folder's files."""
     if not is_here(reference) or JOB_MODEL.fullmatch(reference):
         return reference
     folder = Path(reference) if Path(reference).is_absolute() else BUNDLED / reference
@@ -63,7 +62,7 @@ def _identity(reference: str, *patterns: str) -> str:
 
 
 def load(kept: Path, out: Path) -> bool:
-    """Copy a kept bridged model into a job's folder; False where there is none. One that was altered is deleted."""
+    """Copy a cached bridged model into a job's folder; False where it is missing. A damaged one is deleted. Raises DiskFull."""
     if not kept.is_dir():
         return False
     try:
@@ -80,7 +79,7 @@ def load(kept: Path, out: Path) -> bool:
 
 
 def store(out: Path, kept: Path) -> None:
-    """Keep the bridged model of a finished bridging. Where another job was first, its copy stays."""
+    """Store the files of a finished bridge stage in the cache. A copy that another job stored meanwhile stays. Raises DiskFull, OSError."""
     mine = kept.with_name(f"{kept.name}-{os.getpid()}")
     with files.new_folder(mine) as folder:
         shutil.copytree(out / "model", folder / "model")

@@ -1,6 +1,6 @@
-"""Which tasks a model can do before any work is done on it: how its tokenizer writes them, its held-out loss and accuracy.
+"""How well a model does each task without any training: the answers in its tokens, its held-out loss and accuracy.
 
-For any model that a circuit job takes: dense ones, with an adapter or without, and sparse ones.
+Works for every model that a circuit job accepts: dense ones with or without an adapter, and sparse ones.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ if TYPE_CHECKING:
     from extractor.data.prompts import TaskBatch, TokenizedTask
     from tasks import Task
 
-PAIRS = 256
+PAIRS = 256  # held-out pairs
 PROMPTS_AT_ONCE = 64
-SOUGHT = 1000  # pairs in which samples that fit are looked for
+SEARCHED_PAIRS = 1000  # pairs among which samples that the tokenizer can express are searched
 
 
 @dataclass(frozen=True)
 class TaskCheck:
-    """What a model makes of a task. `loss` in nats per prompt, `accuracy` a fraction, over both prompts of `pairs` held-out pairs.
+    """A model's performance on a task, over both prompts of `pairs` held-out pairs.
 
-    answers  the two as the tokenizer writes them; None where every pair has its own, or `why` says that the task cannot be asked
+    why        why the tokenizer cannot express the task; then the numbers are None
+    answers    the two answers as the tokenizer writes them; None where every pair has its own
+    loss       nats per prompt;  accuracy: a fraction
     """
 
     task: str
@@ -48,15 +50,15 @@ class TaskCheck:
 
 
 def tokenizer_of(reference: str) -> Tokenizer:
-    """The tokenizer of a JobSpec's model; of one on the hub nothing else is downloaded.
+    """The tokenizer of a JobSpec's model; downloads nothing else of a hub model.
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
     """
     return load_tokenizer(open_model(reference).path if is_here(reference) else hub.download(reference, list(TOKENIZER_FILES)))
 
 
-def open_whole(reference: str, adapter: str | None = None) -> tuple[PreTrainedModel, Tokenizer]:
-    """A JobSpec's model, dense or sparse, the adapter merged, on the device, with its tokenizer.
+def open_on_device(reference: str, adapter: str | None = None) -> tuple[PreTrainedModel, Tokenizer]:
+    """A JobSpec's model, dense or sparse, with the adapter merged, on the device; and its tokenizer.
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
     """
@@ -71,23 +73,23 @@ def open_whole(reference: str, adapter: str | None = None) -> tuple[PreTrainedMo
 def check_tasks(
     model: PreTrainedModel, tokenizer: Tokenizer, tasks: Iterable[Task], target_loss: float, pairs: int = PAIRS, seed: int = 0
 ) -> Iterator[TaskCheck]:
-    """A row for each task, as soon as it is known."""
+    """Measure the tasks one after the other; yields each row as soon as it is known."""
     longest = model.config.max_position_embeddings
     for task in tasks:
         try:
-            expression = check_expressible(task, tokenizer, longest)
-            held = task.available("held_out")
-            batch = prompts.task_batch(expression, tokenizer, "held_out", min(pairs, held or pairs), seed, longest)
+            tokenized = check_expressible(task, tokenizer, longest)
+            available = task.available("held_out")
+            batch = prompts.task_batch(tokenized, tokenizer, "held_out", min(pairs, available or pairs), seed, longest)
         except TaskNotExpressible as error:
             yield TaskCheck(task.name, False, str(error), None, None, None, None, False)
             continue
         diff = last_logit_diff(model, batch)
         loss, right = prompts.task_loss(diff, batch.sign).item(), prompts.accuracy(diff, batch.sign)
-        yield TaskCheck(task.name, True, None, expression.answers or None, batch.pairs, loss, right, loss <= target_loss)
+        yield TaskCheck(task.name, True, None, tokenized.answers or None, batch.pairs, loss, right, loss <= target_loss)
 
 
 def last_logit_diff(model: PreTrainedModel, batch: TaskBatch) -> Tensor:
-    """The logit differences (2P,) of a model, on the CPU. Prompts of one length run together, so that nothing is padded."""
+    """The logit differences (2P,) of a model, on the CPU. Prompts of equal length run together, without padding."""
     import torch
 
     diff = torch.empty(len(batch.ids))
@@ -100,18 +102,18 @@ def last_logit_diff(model: PreTrainedModel, batch: TaskBatch) -> Tensor:
     return diff
 
 
-def samples(expression: TokenizedTask, tokenizer: Tokenizer, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Some pairs as the tokenizer cuts them: [{positive, negative: {text, tokens, answer}}], of those that can be asked."""
+def samples(tokenized: TokenizedTask, tokenizer: Tokenizer, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Some pairs of the task that the tokenizer can express, cut into tokens: [{positive, negative: {text, tokens, answer}}]."""
     fitting = (
         (pair, encoded)
-        for pair in islice(expression.task.pairs("train", seed), SOUGHT)
-        if (encoded := prompts.encode_pair(pair, expression, tokenizer)) is not None
+        for pair in islice(tokenized.task.pairs("train", seed), SEARCHED_PAIRS)
+        if (encoded := prompts.encode_pair(pair, tokenized, tokenizer)) is not None
     )
 
-    def told(text: str, ids: list[int], answer: int) -> dict[str, Any]:
+    def prompt(text: str, ids: list[int], answer: int) -> dict[str, Any]:
         return {"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "answer": tokenizer.decode([answer])}
 
     return [
-        {"positive": told(pair.positive, ids.positive, ids.first), "negative": told(pair.negative, ids.negative, ids.second)}
+        {"positive": prompt(pair.positive, ids.positive, ids.first), "negative": prompt(pair.negative, ids.negative, ids.second)}
         for pair, ids in islice(fitting, count)
     ]

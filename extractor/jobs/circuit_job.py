@@ -1,10 +1,9 @@
-"""The circuit job: a model and tasks in, a validated circuit for each task out. And the circuits of a train job.
+"""The circuit job: from a model and tasks to a validated circuit for each task. Also finds the circuits of a train job.
 
-    corpus -> bridge (dense models; a sparse one is copied) -> (prune -> validate -> report) for each task
+    corpus -> bridge (a dense model; a sparse one is copied) -> (prune -> validate -> report) for each task
 
-What a circuit job leaves: model/ (the sparse model, with bridges/ when the given model was dense), circuits/TASK/, and tasks.json where
-there are several tasks. With one task an error ends the job; with several, a task that cannot be asked of the model is told with its
-reason, and the others go on.
+The result has model/ (the sparse model, with bridges/ where the given model is dense), circuits/TASK/, and with several tasks tasks.json.
+With one task an error ends the job. With several, tasks.json gives the reason why a task cannot be expressed, and the others continue.
 """
 
 from __future__ import annotations
@@ -33,36 +32,36 @@ NUMBERS = ("nodes", "edges", "loss", "full_loss", "accuracy", "without", "random
 
 
 def run_circuit_job(job: Job) -> None:
-    """All stages, in order; see the module's docstring. Raises ExtractorError, or Stopped."""
+    """Run all stages in order; see the module's docstring. Raises ExtractorError, or Stopped when a stop was requested."""
     spec = job.spec
     tasks = open_tasks(spec.tasks, spec.task_files)
-    source = GivenModel(job)
-    check_askable(job, source, tasks)
+    given = GivenModel(job)
+    check_tasks_fit(job, given, tasks)
     with job.stage("corpus"):
-        corpus = source.corpus(job)
+        corpus = given.corpus(job)
     with job.stage("bridge"):
-        make_model(job, source, corpus)
-    name = source.dense.name if source.dense else str(spec.model)
-    subject = LoadedModel(load_sparse(job), source.tokenizer, corpus, name, spec, job.out / "model", source.dense)
+        make_model(job, given, corpus)
+    name = given.dense.name if given.dense else str(spec.model)
+    loaded = LoadedModel(load_sparse(job), given.tokenizer, corpus, name, spec, job.out / "model", given.dense)
     if len(tasks) == 1:
         (task,) = tasks.values()
-        find_circuit(CircuitRun(job, subject, make_splits(job, subject, task)))
+        find_circuit(CircuitRun(job, loaded, make_splits(job, loaded, task)))
     else:
-        found = make_circuits(job, subject, tasks)
+        found = make_circuits(job, loaded, tasks)
         files.write_json(job.out / TASKS_JSON, [{"task": task} | facts for task, facts in found.items()])
 
 
-def check_askable(job: Job, source: GivenModel, tasks: Mapping[str, Task]) -> None:
-    """Refuse, before any work, a single task that the tokenizer cannot ask, or several of which it can ask none.
+def check_tasks_fit(job: Job, given: GivenModel, tasks: Mapping[str, Task]) -> None:
+    """Check, before any work, that the tokenizer can express the job's task, or at least one of several.
 
     Raises TaskNotExpressible, SpecError.
     """
-    assert job.spec.bridge is not None  # JobSpec's validator saw to it
-    longest = longest_prompt(files.read_json(source.folder.path / CONFIG), job.spec.bridge)
+    assert job.spec.bridge is not None  # JobSpec's validator checks it
+    longest = longest_prompt(files.read_json(given.folder.path / CONFIG), job.spec.bridge)
     reasons = {}
     for name, task in tasks.items():
         try:
-            check_expressible(task, source.tokenizer, longest)
+            check_expressible(task, given.tokenizer, longest)
         except TaskNotExpressible as error:
             if len(tasks) == 1:
                 raise
@@ -71,34 +70,36 @@ def check_askable(job: Job, source: GivenModel, tasks: Mapping[str, Task]) -> No
 
 
 def circuits_of_trained(job: Job, corpus: Corpus) -> dict[str, dict]:
-    """A circuit of model/ of a train job for each of its tasks, as `make_circuits` tells of them. Raises Stopped."""
+    """Find a circuit for each task of a train job, in the model it trained; returns what `make_circuits` returns. Raises Stopped."""
     model = load_sparse(job)
     name = f"sparse GPT of width {model.config.d_model}"
-    subject = LoadedModel(model, load_tokenizer(job.out / "model"), corpus, name, job.spec, job.out / "model")
-    return make_circuits(job, subject, open_tasks(job.spec.tasks, job.spec.task_files))
+    loaded = LoadedModel(model, load_tokenizer(job.out / "model"), corpus, name, job.spec, job.out / "model")
+    return make_circuits(job, loaded, open_tasks(job.spec.tasks, job.spec.task_files))
 
 
-def make_circuits(job: Job, subject: LoadedModel, tasks: Mapping[str, Task]) -> dict[str, dict]:
-    """A circuit for each task: {task: {nodes, edges, loss, full_loss, accuracy, without, random, meets_target, why}}.
+def make_circuits(job: Job, loaded: LoadedModel, tasks: Mapping[str, Task]) -> dict[str, dict]:
+    """Find a circuit for each task; returns {task: {nodes, edges, loss, full_loss, accuracy, without, random, meets_target, why}}.
 
-    loss, accuracy    of the circuit alone; full_loss of the full model, without of the model without it, random of random circuits
-    A circuit of too many edges (`CircuitRun.is_drawn`), as where the target is out of reach, has neither picture nor report. Circuits
-    that an earlier attempt wrote are not made again. A task that cannot be asked has None for its numbers and the reason under 'why'.
+    loss, accuracy   of the circuit, in nats and as a fraction
+    full_loss        of the full model;  without: of the model without the circuit;  random: of random circuits of the same size
+    why              the reason for a missed target, or why the task cannot be expressed; then the numbers are None
+
+    Circuits that an earlier attempt wrote are kept. A circuit with too many edges gets no picture and no report (`CircuitRun.is_drawn`).
     Raises Stopped.
     """
-    return {name: circuit_of(job, subject, name, task) for name, task in tasks.items()}
+    return {name: circuit_of(job, loaded, name, task) for name, task in tasks.items()}
 
 
-def circuit_of(job: Job, subject: LoadedModel, name: str, task: Task) -> dict[str, Any]:
-    """One circuit of several, made or found made, as it is told; `name` is the spec's for the task."""
-    place = circuit_folder(job, task.name) / "result.json"
-    if not place.is_file():
+def circuit_of(job: Job, loaded: LoadedModel, name: str, task: Task) -> dict[str, Any]:
+    """The facts of one circuit of several, which is found first if its files do not exist. `name`: the task's name in the spec."""
+    path = circuit_folder(job, task.name) / "result.json"
+    if not path.is_file():
         try:
-            question = make_splits(job, subject, task)
+            splits = make_splits(job, loaded, task)
         except TaskNotExpressible as error:
             return dict.fromkeys(NUMBERS) | {"meets_target": False, "why": str(error)}
-        find_circuit(CircuitRun(job, subject, question, suffix=f" {name}"))
-    numbers = files.read_json(place)
+        find_circuit(CircuitRun(job, loaded, splits, label=name))
+    numbers = files.read_json(path)
     loss, full = numbers["loss"]["circuit"], numbers["loss"]["full"]
     why = None if numbers["meets_target"] else numbers["why"]
     facts = {"loss": loss, "full_loss": full, "accuracy": numbers["accuracy"]["circuit"]}

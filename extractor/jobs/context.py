@@ -1,4 +1,4 @@
-"""What the stages of a circuit job hand to each other: the model as named, the loaded model, the splits of one task, one circuit."""
+"""Values that the stages of a circuit job pass on: the given model, the loaded model, the splits of one task, one run for a circuit."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from extractor.spec.schema import JobSpec
 
 
-MAX_DRAWN_EDGES = 4000  # edges; a picture of more takes minutes and tens of megabytes, and shows nothing
+MAX_DRAWN_EDGES = 4000  # a picture of more takes minutes and tens of megabytes, and is unreadable
 
 
 @dataclass(frozen=True)
 class TaskSplits:
-    """The task under the model's tokenizer, cut into its three splits."""
+    """A task in the model's tokens, and batches of its three splits."""
 
-    expression: TokenizedTask
+    tokenized: TokenizedTask
     train: TaskBatch
     select: TaskBatch
     held_out: TaskBatch
@@ -48,7 +48,7 @@ class TaskSplits:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The sparse model of a job, on the device and frozen, with what it reads and the name that its circuits carry."""
+    """The model that a job prunes, on the device and frozen, with its tokenizer and corpus. `name`: its name in circuit.json."""
 
     model: SparseGPTForCausalLM
     tokenizer: Tokenizer
@@ -60,7 +60,7 @@ class LoadedModel:
 
     @cached_property
     def pair(self) -> BridgedPair | None:
-        """The model with the dense one it was bridged to; None where there is none, or it is no longer to be had."""
+        """The model with the dense model it is bridged to; None without one, or where the dense model is no longer available."""
         try:
             return open_pair(self.folder, self.dense, self.model)
         except NotFound:
@@ -68,57 +68,62 @@ class LoadedModel:
 
     @cached_property
     def means(self) -> dict[str, torch.Tensor]:
-        """The mean of every node over the corpus, by site: the same for all tasks."""
+        """site -> mean of every node over the corpus, (width,). The same for all tasks."""
         assert self.spec.prune is not None
         return measure_means(self.model, self.corpus, self.spec.prune.mean_tokens, self.spec.seed)
 
 
 @dataclass(frozen=True)
 class CircuitRun:
-    """One circuit to be found. `suffix`, ' TASK', tells its stages from those of the job's other circuits; '' where there is one only."""
+    """The search for one circuit. `label`: the task's name in the names of stages; '' where the job has one circuit only."""
 
     job: Job
-    subject: LoadedModel
-    question: TaskSplits
-    suffix: str = ""
+    loaded: LoadedModel
+    splits: TaskSplits
+    label: str = ""
 
     @property
     def task(self) -> str:
-        return self.question.expression.task.name
+        return self.splits.tokenized.task.name
+
+    @property
+    def suffix(self) -> str:
+        """Ends the names of this circuit's files below .work, in a job with several circuits."""
+        return f" {self.label}" if self.label else ""
 
     def stage(self, name: str) -> AbstractContextManager[None]:
-        return self.job.stage(name + self.suffix)
+        return self.job.stage(name, self.label)
 
     def is_drawn(self, circuit: Circuit) -> bool:
-        """Whether picture and report are worth making: among many circuits, one that is nearly the full model is not."""
-        return not self.suffix or len(circuit.edges) <= MAX_DRAWN_EDGES
+        """Whether picture and report are written: in a job with several circuits, not for one that is nearly the full model."""
+        return not self.label or len(circuit.edges) <= MAX_DRAWN_EDGES
 
     def seconds(self) -> dict[str, float]:
-        """How long the stages took that this circuit needed, by plain name."""
-        mine = {name: took for name, took in self.job.seconds.items() if " " not in name or name.endswith(self.suffix or "\0")}
-        return {name.removesuffix(self.suffix): took for name, took in mine.items()}
+        """{stage: seconds} of the stages that this circuit needed, shared ones first."""
+        return {**self.job.seconds.get("", {}), **self.job.seconds.get(self.label, {})}
 
 
 class GivenModel:
-    """The model that a job names, opened once. `dense` is None where it is a sparse model already."""
+    """The model that the job's spec names; `dense` is None for a sparse model. Raises what `open_model` and `open_dense` raise."""
 
     def __init__(self, job: Job):
         spec = job.spec
-        assert spec.model is not None  # JobSpec's validator saw to it
+        assert spec.model is not None  # JobSpec's validator checks it
         self.folder: ModelFolder = open_model(spec.model)
         self.tokenizer = load_tokenizer(self.folder.path)
         self.dense = None if self.folder.is_sparse else open_dense(spec.model, spec.adapter)
 
     def corpus(self, job: Job) -> Corpus:
-        """The job's text in this model's tokens; where none was asked for, the kind that the model knows."""
+        """The job's corpus in this model's tokens; without a chosen one, the kind of text that the model knows better."""
         spec = job.spec.corpus
         if spec.sources == AUTO:
             from extractor.models.load import load_model
 
-            nature = measure_text_kind(self.dense.model if self.dense else load_model(self.folder), self.tokenizer)
-            spec = spec.model_copy(update={"sources": default_sources(nature)})
-            if nature == "text":
+            text_kind = measure_text_kind(self.dense.model if self.dense else load_model(self.folder), self.tokenizer)
+            spec = spec.model_copy(update={"sources": default_sources(text_kind)})
+            if text_kind == "text":
                 job.progress.note(
-                    f"{job.spec.model} knows prose better than code: bridging on {', '.join(spec.sources)}; --corpus or --dataset"
+                    f"{job.spec.model} knows prose better than code: bridging on {', '.join(spec.sources)}; "
+                    "choose another corpus with --corpus or --dataset"
                 )
         return build_corpus(spec, self.tokenizer, progress=job.progress)

@@ -1,9 +1,4 @@
-"""From a sparse model and a task to a validated circuit.
-
-    prune -> validate -> report
-
-What it leaves: circuits/TASK/ of a job's result. Which models and tasks these are is the business of `extractor.jobs.circuit_job`.
-"""
+"""From a loaded model and a task to a validated circuit: prune -> validate -> report. It writes circuits/TASK/ of the job's result."""
 
 from __future__ import annotations
 
@@ -30,93 +25,92 @@ if TYPE_CHECKING:
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
     from tasks import Task
 
-TRAIN_POOL = 4096  # pairs of the train split that batches are drawn from
-MIN_ANSWER_SHARE = 0.1  # share of prompts that each answer needs, for a choice between them to be there
+TRAIN_POOL = 4096  # pairs of the train split, from which batches are drawn
+MIN_ANSWER_SHARE = 0.1  # least share of prompts on which the model must give each of the two answers, with labels="model"
 
 
-def find_circuit(inquiry: CircuitRun) -> None:
-    """Prune, validate, report: leaves circuits/TASK/ of the job's result. Raises ExtractorError, or Stopped."""
-    with inquiry.stage("prune"):
-        problem = pruning_problem(inquiry)
-        found = find_circuits(problem)
-    with inquiry.stage("validate"):
-        report = validate(found.best, problem, inquiry.question.held_out, inquiry.subject.corpus)
-    with inquiry.stage("report"):
-        write_files(inquiry, problem, found, report)
+def find_circuit(run: CircuitRun) -> None:
+    """Prune, validate, report: write circuits/TASK/. Raises ExtractorError, or Stopped when a stop was requested."""
+    with run.stage("prune"):
+        problem = pruning_problem(run)
+        result = find_circuits(problem)
+    with run.stage("validate"):
+        report = validate(result.best, problem, run.splits.held_out, run.loaded.corpus)
+    with run.stage("report"):
+        write_files(run, problem, result, report)
 
 
 def load_sparse(job: Job) -> SparseGPTForCausalLM:
-    """model/ of this job, frozen, on the device."""
+    """The sparse model in model/ of this job, frozen, on the device."""
     from extractor.models.load import load_model
 
     model: Any = load_model(inspect_folder(job.out / "model"))
     return model.to(pick_device()).eval().requires_grad_(False)
 
 
-def make_splits(job: Job, subject: LoadedModel, task: Task) -> TaskSplits:
-    """The question that a task puts to the job's model. Raises TaskNotExpressible."""
-    longest = subject.model.config.n_ctx
-    question = draw_splits(job, check_expressible(task, subject.tokenizer, longest), subject.tokenizer, longest)
-    return with_model_labels(question, subject) if job.spec.labels == "model" else question
+def make_splits(job: Job, loaded: LoadedModel, task: Task) -> TaskSplits:
+    """The splits of a task, with the labels that the job asks for. Raises TaskNotExpressible."""
+    longest = loaded.model.config.n_ctx
+    splits = draw_splits(job, check_expressible(task, loaded.tokenizer, longest), loaded.tokenizer, longest)
+    return with_model_labels(splits, loaded) if job.spec.labels == "model" else splits
 
 
-def draw_splits(job: Job, expression: TokenizedTask, tokenizer: Tokenizer, longest: int) -> TaskSplits:
-    """The three splits as tensors on the device, of tasks that hold fewer pairs than asked for all they hold. Raises TaskNotExpressible."""
+def draw_splits(job: Job, tokenized: TokenizedTask, tokenizer: Tokenizer, longest: int) -> TaskSplits:
+    """The three splits on the device; of a task with fewer pairs than requested, all its pairs. Raises TaskNotExpressible."""
     prune, device = job.spec.prune, pick_device()
     assert prune is not None
 
     def batch(split: str, pairs: int) -> TaskBatch:
-        held = expression.task.available(split)
-        return prompts.task_batch(expression, tokenizer, split, min(pairs, held or pairs), job.spec.seed, longest).to(device)
+        available = tokenized.task.available(split)
+        return prompts.task_batch(tokenized, tokenizer, split, min(pairs, available or pairs), job.spec.seed, longest).to(device)
 
-    pool = TRAIN_POOL
-    return TaskSplits(expression, batch("train", pool), batch("select", prune.select_pairs), batch("held_out", prune.held_out_pairs))
+    return TaskSplits(tokenized, batch("train", TRAIN_POOL), batch("select", prune.select_pairs), batch("held_out", prune.held_out_pairs))
 
 
-def with_model_labels(question: TaskSplits, subject: LoadedModel) -> TaskSplits:
-    """The question with what the job's model answers, right or wrong, as its right answers: the dense model where there is one.
+def with_model_labels(splits: TaskSplits, loaded: LoadedModel) -> TaskSplits:
+    """The splits with the model's own answers as the right ones: those of the dense model where the loaded one is bridged to one.
 
-    Raises TaskNotExpressible where it gives one answer nearly always.
+    Raises TaskNotExpressible where the model gives the same answer on nearly all prompts.
     """
     from extractor.bridges.faithfulness import dense_logit_diffs
 
-    def answered(batch: TaskBatch) -> TaskBatch:
-        pair = subject.pair
-        diff = masked_logit_diff(subject.model, batch, {}, {}) if pair is None else dense_logit_diffs(pair, batch)
-        found = batch.as_answered(diff)
-        share = (found.sign > 0).double().mean().item()
+    def with_labels(batch: TaskBatch) -> TaskBatch:
+        pair = loaded.pair
+        diff = masked_logit_diff(loaded.model, batch, {}, {}) if pair is None else dense_logit_diffs(pair, batch)
+        labelled = batch.as_answered(diff)
+        share = (labelled.sign > 0).double().mean().item()
         if not MIN_ANSWER_SHARE <= share <= 1 - MIN_ANSWER_SHARE:
-            answers = question.expression.answers or ("the first answer", "the second answer")
+            answers = splits.tokenized.answers or ("the first answer", "the second answer")
             usual = answers[0 if share > 0.5 else 1]
             raise TaskNotExpressible(
-                f"{subject.name} answers {usual!r} on {max(share, 1 - share):.0%} of the prompts of {question.expression.task.name!r}: "
-                "there is no choice to explain; leave out --labels model, or choose another task"
+                f"{loaded.name} answers {usual!r} on {max(share, 1 - share):.0%} of the prompts of {splits.tokenized.task.name!r}: "
+                "there is no choice between answers to explain; leave out --labels model, or choose another task"
             )
-        return found
+        return labelled
 
-    return TaskSplits(question.expression, answered(question.train), answered(question.select), answered(question.held_out))
+    return TaskSplits(splits.tokenized, with_labels(splits.train), with_labels(splits.select), with_labels(splits.held_out))
 
 
-def pruning_problem(inquiry: CircuitRun) -> PruningProblem:
-    """What the pruning engine is asked."""
-    job, subject, question = inquiry.job, inquiry.subject, inquiry.question
+def pruning_problem(run: CircuitRun) -> PruningProblem:
+    """The pruning problem of a circuit run."""
+    job, loaded, splits = run.job, run.loaded, run.splits
     spec = job.spec
     assert spec.prune is not None
 
-    def tick(done: int, of: int) -> None:
+    def on_progress(done: int, of: int) -> None:
         if job.progress.should_stop():
             raise Stopped
         job.progress.step(done, of)
 
     return PruningProblem(
-        subject.model,
-        subject.means,
-        question.train,
-        question.select,
+        loaded.model,
+        loaded.means,
+        splits.train,
+        splits.select,
         spec.prune,
         spec.target_loss,
         spec.seed,
-        lambda stage: job.loop(f"prune-{stage}{inquiry.suffix}"),
-        tick,
-        job.work / f"prune{inquiry.suffix}",
+        lambda stage: job.loop(f"prune-{stage}{run.suffix}"),
+        on_progress,
+        job.work / f"prune{run.suffix}",
     )

@@ -1,4 +1,4 @@
-"""One running job: its spec, its output folder, its stages and the loops they run. It imports no stage."""
+"""One running job: its spec, its output folder, its stages and the training loops in them. Imports no stage."""
 
 from __future__ import annotations
 
@@ -17,31 +17,42 @@ from extractor.training.loop import LoopEnvironment
 
 @dataclass
 class Job:
-    """One running job: its spec, its folder, whom it tells, and how long its stages took (seconds of the last attempt)."""
+    """One running job.
+
+    stages    all stages in order, as `spec.schema.stages_of` lists them
+    seconds   {task: {stage: seconds}} of this attempt; stages that all circuits share are under ''
+    bridged   folder of the job's bridged model in the cache (`bridged_cache`); None: no cache
+    """
 
     spec: JobSpec
     out: Path
     progress: Progress
     stages: tuple[str, ...]
-    seconds: dict[str, float] = field(default_factory=dict)
-    bridged: Path | None = None  # folder of its bridged model in the cache (`bridged_cache`)
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    bridged: Path | None = None
 
     @property
     def work(self) -> Path:
         return self.out / files.WORK
 
     @contextmanager
-    def stage(self, name: str, shown: str | None = None) -> Iterator[None]:
-        """Announce a stage, as `shown` where one stage has many parts, and time it. Raises Stopped when a stop was asked for before."""
+    def stage(self, name: str, task: str = "", shown: str | None = None) -> Iterator[None]:
+        """Announce and time a stage. Raises Stopped when a stop was requested before it.
+
+        task    names the circuit in a job with several; '' for stages that all circuits share, and in a job with one circuit
+        shown   what progress shows instead of the stage's name
+        """
         if self.progress.should_stop():
             raise Stopped
-        self.progress.stage(shown or name, self.stages.index(name) + 1, len(self.stages))
-        began = time.monotonic()
+        listed = f"{name} {task}" if task else name
+        self.progress.stage(shown or listed, self.stages.index(listed) + 1, len(self.stages))
+        started = time.monotonic()
         yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - began, 2)
+        seconds = self.seconds.setdefault(task, {})
+        seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - started, 2)
 
     def loop(self, name: str, folder: Path | None = None) -> LoopEnvironment:
-        """Where a stage's training loop saves, logs and reports; `folder` is for a stage that keeps its work apart."""
+        """Checkpoints, metrics log and progress of a training loop; `folder`: where it keeps them instead of the job's own folder."""
         work, log = (folder, folder / "metrics.jsonl") if folder else (self.work, self.out / "metrics.jsonl")
         wants_board = name == "train" and self.spec.train is not None and self.spec.train.tensorboard
         board = self.out / "tensorboard" / (folder.name if folder else "") if wants_board else None

@@ -1,9 +1,9 @@
-"""A job from spec to manifest: the stages in order, each leaving its folder whole or not at all.
+"""A job from spec to manifest. Each stage writes its folder atomically.
 
-    circuit job   corpus -> bridge (dense models) -> prune -> validate -> report; of several tasks as a train job does
-    train job     corpus -> train -> (prune TASK -> validate TASK -> report TASK) for each task
+    circuit job   corpus -> bridge (copies a sparse model) -> (prune -> validate -> report) for each task
+    train job     corpus -> train -> (prune -> validate -> report) for each task
 
-A stage that has left its folder is not run again: an interrupted job goes on where it was, and ends in the same files.
+A stage whose folder exists is not run again: an interrupted job resumes where it stopped and ends with the same files.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from extractor.training.loop import set_up_torch
 
 
 def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads: int | None = None, bridged: Path | None = None) -> None:
-    """Run a whole job into `out`. Raises ExtractorError, or Stopped when `progress` asked for a stop (call again to go on).
+    """Run a job into the folder `out`, or resume it. Raises ExtractorError, or Stopped when `progress` requests a stop.
 
-    bridged: where the bridged model of a dense one is taken from, or kept if it is not there yet; see `extractor.jobs.bridged_cache`
+    threads   CPU threads of torch; None: its default
+    bridged   folder from which the bridged model is copied, or to which it is stored (`bridged_cache`); None: no cache
     """
     from extractor.jobs.circuit_job import run_circuit_job
 

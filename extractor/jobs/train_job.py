@@ -1,6 +1,7 @@
 """The train job: corpus -> train -> (prune -> validate -> report) for each task.
 
-It leaves model/, result.json and circuits/TASK/. With `match_loss` it trains several widths and keeps the smallest that reaches the loss.
+The result has model/, result.json and circuits/TASK/. With `match_loss` the job trains several widths and keeps the smallest that reaches
+this loss.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from extractor.training.loop import LoopEnvironment
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-from extractor.jobs.job import Job
+
+    from extractor.jobs.job import Job
 
 
 def run_train_job(job: Job) -> None:
-    """A model from scratch with its tokenizer, card and result.json, and a circuit for each task.
+    """Train a model from scratch, write it with tokenizer, card and result.json, and find a circuit for each task.
 
-    Raises UnknownTask, NotFound and SpecError for tasks there are not, UnsupportedModel where circuits are asked of a model that is not a
-    sparse_gpt.
+    Raises UnknownTask, NotFound and SpecError for tasks that do not exist, UnsupportedModel for circuits in a model that is no sparse_gpt.
     """
     spec = job.spec.train
-    assert spec is not None  # JobSpec's validator saw to it
+    assert spec is not None  # JobSpec's validator checks it
     check_tasks(job.spec)
     with job.stage("corpus"):
         tokenizer, corpus = corpus_for(job.spec.corpus, spec, job.progress)
@@ -47,7 +48,7 @@ def run_train_job(job: Job) -> None:
 
 
 def check_tasks(spec: JobSpec) -> None:
-    """Refuse, before any training, tasks that no model could be asked. Raises UnknownTask, NotFound, SpecError, UnsupportedModel."""
+    """Check the job's tasks before any training. Raises UnknownTask, NotFound, SpecError, UnsupportedModel."""
     from extractor.data.task_choice import open_tasks
 
     open_tasks(spec.tasks, spec.task_files)
@@ -59,9 +60,9 @@ def check_tasks(spec: JobSpec) -> None:
 
 
 def match_width(job: Job, spec: TrainSpec, target: float, tokenizer: Tokenizer, corpus: Corpus) -> None:
-    """Train widths until the smallest that reaches the target loss is known (`training.width_search`); it becomes model/ and result.json.
+    """Find the smallest width that reaches the target loss (`training.width_search`) and write its model/ and result.json.
 
-    Each width keeps a folder of its own below .work, so that an interrupted search repeats no finished training.
+    target: nats per token on held-out text. Each width has its own folder below .work, so that a resumed search repeats no training.
     """
     from extractor.training.width_search import WidthResult, search
 
@@ -73,7 +74,7 @@ def match_width(job: Job, spec: TrainSpec, target: float, tokenizer: Tokenizer, 
         folder = folder_of(width)
         if not (folder / "model").is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-            with job.stage("train", f"train width {width}"):
+            with job.stage("train", shown=f"train width {width}"):
                 write_model(job, folder, at_width, tokenizer, corpus, job.loop("train", folder))
         return WidthResult.of(width, files.read_json(folder / "result.json"))
 
@@ -87,7 +88,7 @@ def match_width(job: Job, spec: TrainSpec, target: float, tokenizer: Tokenizer, 
 
 
 def write_model(job: Job, out: Path, spec: TrainSpec, tokenizer: Tokenizer, corpus: Corpus, env: LoopEnvironment) -> None:
-    """Train a model of this spec and leave result.json and, last, model/ in `out`."""
+    """Train a model of this spec; write result.json and, last, model/ into `out`."""
     from extractor.models.tokenizer import save_tokenizer
     from extractor.training.distributed import train_model
     from extractor.training.model_card import train_card, train_result

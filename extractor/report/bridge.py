@@ -1,7 +1,7 @@
-"""The report's section on the dense model and its sparse model: how much of the dense model the sparse one carries, crossing by crossing.
+"""The report's section on faithfulness: how much of the dense model the sparse one carries, at every crossing.
 
-Reads result["bridge"]: what `faithfulness` measures, with `prompts` and `circuit` where those were measured. Older results hold less; what
-is absent is left out.
+Reads result["bridge"]: the numbers of `bridges.faithfulness`, with `prompts` and `circuit` where those were measured. Results of older
+versions hold less; the section leaves out missing parts.
 """
 
 from __future__ import annotations
@@ -13,49 +13,49 @@ from typing import Any
 
 from extractor.report.html import nats, percent, plain, section
 from extractor.report.picture import short_name
-from extractor.report.plots import Level, Line, crossing, known, plot
+from extractor.report.plots import Level, Line, crossing, crossings_plot, known
 from extractor.spec.schema import CHANCE
 
-_LOWEST = -0.5  # shares below are drawn on the plot's lower edge
-_BOTTOMS = (0.9, 0.75, 0.5, 0.0, -0.25, _LOWEST)  # of the plot of shares: the highest that leaves all in
+_LOWEST = -0.5  # lower shares are drawn on the plot's lower edge
+_BOTTOMS = (0.9, 0.75, 0.5, 0.0, -0.25, _LOWEST)  # lower ends of the plot of shares; the highest that is below all values is taken
 _TO_SPARSE, _TO_DENSE = "dense, then sparse", "sparse, then dense"
 _BRIDGES = (("encoder", "encoder"), ("decoder", "decoder"), ("by channel", "decoder_by_channel"))
 _MEANINGS = (
     ("KL", "KL: divergence from the dense model, nats per token."),
-    ("recovered", "Recovered: share of the dense model's lead over bigrams."),
+    ("recovered", "Recovered: share of the dense model's gain over a bigram model."),
     (
         "encoder",
-        "NMSE: squared error of the bridge over the variance of what it should give; by channel: mean of every decoded channel's own.",
+        "NMSE: squared error of the bridge over the variance of its target; by channel: mean over the decoded channels of each one's NMSE.",
     ),
-    ("right", "Circuit: everything outside it is mean-ablated; its residual crosses over and the dense model chooses the answer."),
+    ("right", "Circuit: all other nodes are mean-ablated; the residual then crosses to the dense model, which chooses the answer."),
 )
 
 
 def bridge_section(result: dict) -> str:
-    """The section as HTML; empty for a circuit of a model that is bridged to none."""
+    """The section as HTML; empty where the model is not bridged to a dense one."""
     bridge = result.get("bridge")
     if not bridge:
         return ""
     name = plain(short_name(result["model"]))
-    told = [_carried(name, bridge), _text(name, bridge), _prompts(name, bridge) + _circuit(name, bridge, result["target_loss"])]
-    paragraphs = "".join(f"<p>{text}</p>" for text in told if text)
+    texts = [_carried(name, bridge), _text(name, bridge), _prompts(name, bridge) + _circuit(name, bridge, result["target_loss"])]
+    paragraphs = "".join(f"<p>{text}</p>" for text in texts if text)
     plots = [_plot_shares(bridge), _plot_circuit(bridge, result["target_loss"])]
     figures = f'<div class="plots">{"".join(plots)}</div>' if any(plots) else ""
-    return section("bridge", "Dense and sparse", paragraphs + figures + _table(bridge))
+    return section("bridge", "Faithfulness to the dense model", paragraphs + figures + _table(bridge))
 
 
 def _carried(name: str, bridge: dict) -> str:
-    """The finding first: what share of the dense model's knowledge is left, in the sparse model and on the weakest hybrid pass."""
-    intro = f"The circuit lives in a sparse model that was trained beside {name} and is tied to it by bridges."
+    """The share of the dense model's gain over bigrams that the sparse model and the weakest hybrid pass recover."""
+    intro = f"The circuit is part of a sparse model that was trained together with bridges to {name}."
     shares = bridge.get("recovered")
     if not shares:
         return intro
     passes = [(v, i, way) for way, key in ((_TO_SPARSE, "to_sparse"), (_TO_DENSE, "to_dense")) for i, v in enumerate(shares[key])]
     worst, at, way = min(passes)
-    weakest = percent(worst) if worst > 0 else "carries none of it"
-    carried = percent(shares["sparse"]) if shares["sparse"] > 0 else "nothing"
+    weakest = percent(worst) if worst > 0 else "recovers nothing"
+    recovered = percent(shares["sparse"]) if shares["sparse"] > 0 else "nothing"
     return (
-        f"{intro} <strong>The sparse model carries {carried} of what {name} knows beyond bigrams; the weakest hybrid pass "
+        f"{intro} <strong>The sparse model recovers {recovered} of the gain of {name} over a bigram model; the weakest hybrid pass "
         f"{weakest}</strong> ({way}; {crossing(at, len(shares['to_sparse']))}). The mean over the sparse model and the hybrid passes is "
         f"{percent(shares['mean'])}."
     )
@@ -66,10 +66,10 @@ def _text(name: str, bridge: dict) -> str:
         return ""
     bigram = f", a bigram model {nats(bridge['bigram_loss'])}" if "bigram_loss" in bridge else ""
     return (
-        f"The two pick the same next token {percent(bridge.get('agreement'))} of the time. Loss on text: {name} "
-        f"{nats(bridge.get('dense_loss'))}, sparse model {nats(bridge.get('sparse_loss'))}{bigram} nats per token; KL divergence of the "
-        f"sparse model from {name}: {nats(bridge.get('kl_dense_to_sparse'))} nats. "
-        f"The closer to zero, the more the circuit says about {name} itself."
+        f"Both models predict the same next token {percent(bridge.get('agreement'))} of the time. Loss on text: {name} "
+        f"{nats(bridge.get('dense_loss'))}, sparse model {nats(bridge.get('sparse_loss'))}{bigram} nats per token; KL divergence "
+        f"of the sparse model from {name}: {nats(bridge.get('kl_dense_to_sparse'))} nats. "
+        f"The closer to zero, the more the circuit explains {name} itself."
     )
 
 
@@ -79,21 +79,21 @@ def _prompts(name: str, bridge: dict) -> str:
         return ""
     dense, sparse = ((nats(prompts["loss"][who]), percent(prompts["accuracy"][who])) for who in ("dense", "sparse"))
     return (
-        f"On the task's prompts the two prefer the same answer {percent(prompts['agreement'])} of the time: {name} at {dense[0]} nats and "
-        f"{dense[1]} right, the sparse model at {sparse[0]} nats and {sparse[1]} right. "
+        f"On the task's prompts both models prefer the same answer {percent(prompts['agreement'])} of the time: {name} at {dense[0]} nats "
+        f"and {dense[1]} right, the sparse model at {sparse[0]} nats and {sparse[1]} right. "
     )
 
 
 def _circuit(name: str, bridge: dict, target: float) -> str:
-    """Whether the circuit's signal means the same to the dense model and to the sparse one."""
-    losses = known(((bridge.get("circuit") or {}).get("loss") or [])[1:])  # no node has acted yet at the first crossing
+    """The loss of the dense model when it continues from the residual stream of the circuit."""
+    losses = known(((bridge.get("circuit") or {}).get("loss") or [])[1:])  # no node comes before the first crossing
     if not losses:
         return ""
     span = dict.fromkeys((nats(min(losses)), nats(max(losses))))
     met = sum(loss <= target for loss in losses)
     return (
-        f"The circuit alone, put into {name} through a bridge, lets {name} finish the task at {' to '.join(span)} nats; at {met} of "
-        f"{len(losses)} crossings this meets the target of {nats(target)}. The first crossing, before any node has acted, is not counted."
+        f"When {name} continues from the circuit's residual stream, passed through a bridge, the task loss is {' to '.join(span)} nats; at "
+        f"{met} of {len(losses)} crossings it meets the target of {nats(target)}. The first crossing is not counted: no node is before it."
     )
 
 
@@ -105,15 +105,15 @@ def _plot_shares(bridge: dict) -> str:
     values = known([*shares["to_sparse"], *shares["to_dense"], shares["sparse"]])
     low = next((b for b in _BOTTOMS if b <= min(values, default=0.0)), _LOWEST)
     legend = (("to-sparse", _TO_SPARSE), ("to-dense", _TO_DENSE), ("level own", f"the sparse model itself, {percent(shares['sparse'])}"))
-    drawn = plot(
-        f"Share of the dense model that is recovered, by crossing. {_range(_TO_SPARSE, shares['to_sparse'], percent)}; "
+    drawn = crossings_plot(
+        f"Share of the dense model's gain that is recovered, by crossing. {_range(_TO_SPARSE, shares['to_sparse'], percent)}; "
         f"{_range(_TO_DENSE, shares['to_dense'], percent)}; the sparse model itself {percent(shares['sparse'])}.",
         lines,
         [Level("own", shares["sparse"])],
         (low, max(1.0, *values)),
         lambda v: percent(round(v, 3)),
     )
-    return _figure("What is recovered, by where a run crosses over: 0 % is a bigram model, 100 % the dense model", legend, drawn)
+    return _figure("Share recovered, by crossing: 0 % is a bigram model, 100 % the dense model", legend, drawn)
 
 
 def _plot_circuit(bridge: dict, target: float) -> str:
@@ -121,19 +121,19 @@ def _plot_circuit(bridge: dict, target: float) -> str:
     if not known(losses):
         return ""
     legend = (("circuit-alone", "circuit alone"), ("level target", f"target {nats(target)}"), ("level chance", f"chance {nats(CHANCE)}"))
-    drawn = plot(
-        f"Task loss of the circuit alone through each bridge. {_range('Nats', losses, nats)}; target {nats(target)}.",
+    drawn = crossings_plot(
+        f"Task loss of the circuit, continued by the dense model, by crossing. {_range('Nats', losses, nats)}; target {nats(target)}.",
         [Line("circuit-alone", "circuit alone", losses)],
         [Level("target", target), Level("chance", CHANCE)],
         (0.0, 1.05 * max(CHANCE, target, *known(losses))),
         lambda v: f"{v:.3g}",
     )
-    return _figure("The circuit alone, finished by the dense model: task loss in nats, lower is better", legend, drawn)
+    return _figure("The circuit continued by the dense model, by crossing: task loss in nats, lower is better", legend, drawn)
 
 
-def _range(name: str, values: Sequence[float | None], tell: Callable[[Any], str]) -> str:
-    there = known(values)
-    return f"{name} from {tell(min(there, default=None))} to {tell(max(there, default=None))}"
+def _range(name: str, values: Sequence[float | None], show: Callable[[Any], str]) -> str:
+    numbers = known(values)
+    return f"{name} from {show(min(numbers, default=None))} to {show(max(numbers, default=None))}"
 
 
 def _figure(caption: str, legend: Sequence[tuple[str, str]], drawn: str) -> str:
@@ -147,11 +147,11 @@ class _Column:
     group: str
     name: str
     values: Sequence[Any]
-    tell: Callable[[Any], str]
+    show: Callable[[Any], str]
 
 
 def _columns(bridge: dict) -> list[_Column]:
-    """The columns for which there are values."""
+    """The columns that have values."""
     nmse, kl, shares, circuit = (bridge.get(key) or {} for key in ("nmse", "path_kl", "recovered", "circuit"))
     paths = ((_TO_SPARSE, "to_sparse"), (_TO_DENSE, "to_dense"))
     named = [("NMSE of the bridge", name, nmse.get(key), nats) for name, key in _BRIDGES]
@@ -161,11 +161,11 @@ def _columns(bridge: dict) -> list[_Column]:
         ("circuit, then dense", "nats", circuit.get("loss"), nats),
         ("circuit, then dense", "right", circuit.get("accuracy"), percent),
     ]
-    return [_Column(group, name, values, tell) for group, name, values, tell in named if values]
+    return [_Column(group, name, values, show) for group, name, values, show in named if values]
 
 
 def _table(bridge: dict) -> str:
-    """A row for each crossing, its columns in groups."""
+    """A row for each crossing, with grouped columns."""
     columns = _columns(bridge)
     if not columns:
         return ""
@@ -176,10 +176,10 @@ def _table(bridge: dict) -> str:
     head = f'<tr><th scope="col" rowspan="2">crossing</th>{top}</tr><tr>{under}</tr>'
     body = "".join(f'<tr><th scope="row">{crossing(site, sites)}</th>{_cells(columns, site)}</tr>' for site in range(sites))
     meanings = [text for name, text in _MEANINGS if name in {column.name for column in columns}]
-    note = " ".join(["A run starts in one model and crosses to the other at one place.", *meanings])
+    note = " ".join(["A hybrid pass starts in one model and crosses to the other at one site.", *meanings])
     return f'<p class="note">{note}</p><div class="card scroll crossings"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
 def _cells(columns: Sequence[_Column], site: int) -> str:
-    told = (column.tell(column.values[site]) if site < len(column.values) else column.tell(None) for column in columns)
-    return "".join(f'<td class="number">{cell}</td>' for cell in told)
+    cells = (column.show(column.values[site]) if site < len(column.values) else column.show(None) for column in columns)
+    return "".join(f'<td class="number">{cell}</td>' for cell in cells)

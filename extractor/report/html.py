@@ -1,4 +1,4 @@
-"""What the report's sections are made of: text from models made safe, numbers as people read them, sections and tables. All HTML."""
+"""HTML parts of the report: escaped text from models, formatted numbers, sections, tables, bars."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def section(name: str, title: str, body: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: set[int]) -> str:
-    """Cells are HTML; the columns in `numbers` are set flush right."""
+    """A table. Cells are HTML; the columns whose indices are in `numbers` are right-aligned."""
     kinds = [' class="number"' if i in numbers else "" for i in range(len(head))]
     top = "".join(f'<th scope="col"{kind}>{cell}</th>' for kind, cell in zip(kinds, head, strict=True))
     body = "".join(f"<tr>{''.join(f'<td{k}>{c}</td>' for k, c in zip(kinds, row, strict=True))}</tr>" for row in rows)
@@ -27,11 +27,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: set[int])
 
 
 def plain(text: object) -> str:
+    """Escaped text; characters that do not print become their escapes."""
     return escape(visible(str(text), " "))
 
 
 def spaced(text: str) -> str:
-    """Escaped, every space marked."""
+    """Escaped text with every space shown as a dot."""
     return escape(visible(text, "\0")).replace("\0", '<span class="space">·</span>')
 
 
@@ -50,7 +51,7 @@ def nats(value: Any) -> str:
 
 
 def percent(value: Any) -> str:
-    """A fraction as a percentage; 100 % is only said of all."""
+    """A fraction as a percentage; a fraction below 1 never shows as 100 %."""
     if value is None or not math.isfinite(value):
         return ABSENT
     text = f"{100 * value:.1f}".removesuffix(".0")
@@ -58,24 +59,24 @@ def percent(value: Any) -> str:
 
 
 def identifier(name: str) -> str:
-    """A node's id."""
+    """The id of a node."""
     return f'<code class="id">{plain(name)}</code>'
 
 
 def share(value: float, top: float) -> str:
-    """A length as CSS: value's part of top."""
+    """`value` as a part of `top`, a CSS length from 0.0% to 100.0%."""
     return f"{100 * min(max(value / top, 0.0), 1.0):.1f}%"
 
 
 def track(value: float | None, top: float, kind: str, marks: str = "") -> str:
-    """A bar of `value`, where `top` is the whole width; its number stands beside it for those who do not see it."""
+    """A bar of `value` on a scale from 0 to `top`. Hidden from screen readers: the table has the number beside it."""
     bar = f'<i class="{kind}" style="width:{share(value, top)}"></i>' if value is not None and math.isfinite(value) else ""
     return f'<div class="track" aria-hidden="true">{bar}{marks}</div>'
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One network. name: HTML; kind: the CSS class of its colour; loss, interval: nats; right: a fraction. None where not measured."""
+    """One row of `bars_table`. name: HTML; kind: CSS class of the colour; loss, interval: nats; right: a fraction. None: not measured."""
 
     name: str
     kind: str
@@ -85,7 +86,7 @@ class Bar:
 
 
 def bars_table(first: str, bars: Sequence[Bar], target: float, has_right: bool = True) -> str:
-    """A row for every network; `first` heads their names."""
+    """A row with a bar for each of `bars`; `first` is the heading of their names, `target` the target loss in nats."""
     top = 1.08 * max([CHANCE, target, *(bar.loss for bar in bars if bar.loss is not None and math.isfinite(bar.loss))])
     known = any(bar.interval for bar in bars)
     head = [f'<th scope="col">{first}</th>', f'<th scope="col" class="bar">{_scale(target, top)}</th>']
@@ -96,7 +97,7 @@ def bars_table(first: str, bars: Sequence[Bar], target: float, has_right: bool =
 
 
 def span(interval: Sequence[float] | None) -> str:
-    """'0.099 to 0.161' as a short text."""
+    """An interval in nats as '0.099-0.161' (with an en dash); empty without one."""
     return "" if not interval else f"{interval[0]:.3f}&ndash;{interval[1]:.3f}"
 
 

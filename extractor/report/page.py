@@ -1,7 +1,7 @@
-"""A circuit and its validation as one folder a person can read: circuit.svg, circuit.png, report.html.
+"""Writes the report of a circuit: circuit.svg, circuit.png, report.html.
 
-report.html is self-contained (styles, picture and script inline, nothing loaded) and states the finding in one sentence, failures included.
-Its frame is report_page.html; the functions here fill it, each one section. Everything that comes from a model is escaped.
+report.html is self-contained (styles, picture and script are inline, nothing is loaded) and states the result in one sentence, also when
+the target was missed. page.html is its template; each function here fills one section. All text from a model is escaped.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from extractor.report.html import (
     track,
 )
 from extractor.report.picture import short_name
+from extractor.report.plots import distribution
 from extractor.report.validation import activations_of, controls, effects_of, interval_of, validation_section
-from extractor.report.validation_plots import distribution
 from extractor.spec.schema import CHANCE
 from extractor.spec.thresholds import AT_CHANCE
 
-_STRONGEST = 20
+_MAX_EDGES = 20  # rows of the table of edges
 _NETWORKS = (
-    ("full", "Whole model", "full"),
+    ("full", "Full model", "full"),
     ("circuit", "Circuit alone", "circuit"),
     ("without_circuit", "Without the circuit", "without"),
-    ("random", "Random nodes, as many", "random"),
+    ("random", "Same number of random nodes", "random"),
 )
 
 
 @dataclass(frozen=True)
 class Example:
-    """A held-out prompt; `full`, `circuit` and `without` are the probability of `answer` against `other` under the three networks."""
+    """A held-out prompt. `full`, `circuit`, `without`: probability of `answer` against `other` in full model, circuit, model without it."""
 
     prompt: str
     answer: str
@@ -63,8 +63,7 @@ class Example:
 def write_report(folder: Path, circuit: Circuit, result: dict, examples: list[Example]) -> None:
     """Write circuit.svg, circuit.png and report.html into an existing folder.
 
-    `result` is the content of result.json: losses in nats per prompt, accuracies as fractions, times in seconds.
-    Raises ExtractorError when the disk is full.
+    result: the content of result.json, with losses in nats per prompt, accuracies as fractions, times in seconds. Raises DiskFull.
     """
     scene = picture.layout(circuit)
     write_text(folder / "circuit.svg", picture.to_svg(scene))
@@ -73,13 +72,13 @@ def write_report(folder: Path, circuit: Circuit, result: dict, examples: list[Ex
 
 
 def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: picture.Scene) -> str:
-    """report.html as text."""
-    frame = resources.files("extractor.report").joinpath("page.html").read_text(encoding="utf-8")
+    """The text of report.html."""
+    template = resources.files("extractor.report").joinpath("page.html").read_text(encoding="utf-8")
     scale, shift = circuit.calibration.scale, circuit.calibration.shift
     effects = effects_of(result)
-    order = "those whose removal costs most" if effects else "by the size of the weight"
-    shown = f"{min(len(circuit.edges), _STRONGEST)} of {len(circuit.edges)}, {order}."
-    return Template(frame).substitute(
+    order = "by rise of the loss when removed" if effects else "by absolute weight"
+    shown = f"{min(len(circuit.edges), _MAX_EDGES)} of {len(circuit.edges)}, ordered {order}."
+    return Template(template).substitute(
         title=plain(f"{result['task']} in {short_name(result['model'])}"),
         eyebrow=f"Circuit report · {plain(result['task'])}",
         headline=headline(circuit, result),
@@ -92,7 +91,7 @@ def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: pic
         losses=_losses(result),
         validation=validation_section(result),
         examples=_examples(examples),
-        edges_note=f"{shown} A positive weight passes a signal on, a negative one inverts it.{_EFFECT if effects else ''}",
+        edges_note=f"{shown} A positive weight passes the signal on, a negative weight inverts it.{_EFFECT_NOTE if effects else ''}",
         edges=_edges(circuit, effects),
         nodes_note=count(len(circuit.nodes), "node"),
         nodes=_nodes(circuit, result),
@@ -105,7 +104,7 @@ def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: pic
 
 
 def headline(circuit: Circuit, result: dict) -> str:
-    """The finding in one or two sentences of HTML; says so when the target was missed or the circuit is not needed."""
+    """The result in one or two sentences of HTML; also states a missed target or a circuit that the model does not need."""
     size = f"{count(len(circuit.nodes), 'node')} and {count(len(circuit.edges), 'edge')}"
     owner = f"{plain(short_name(result['model']))}{'&rsquo;s sparse model' if result.get('bridge') else ''}"
     score = f"{nats(result['loss'].get('circuit'))} nats, {percent(result['accuracy'].get('circuit'))} right"
@@ -140,7 +139,7 @@ def _without(result: dict) -> str:
 def _meta(circuit: Circuit, result: dict) -> str:
     facts = [
         f"Model {plain(result['model'])}",
-        f"answers {_answers(circuit)}" if circuit.answers else "answers of each pair its own",
+        f"answers {_answers(circuit)}" if circuit.answers else "every pair has its own answers",
         f"target {nats(result['target_loss'])} nats",
         f"{result['held_out_pairs']} held-out pairs of prompts",
         f"seed {result['seed']}",
@@ -149,31 +148,33 @@ def _meta(circuit: Circuit, result: dict) -> str:
 
 
 def _verdicts(result: dict) -> str:
-    """Sufficient, necessary, better than luck: three claims, each with the number it rests on."""
+    """Sufficient, necessary, better than random: three claims, each with its number."""
     loss, target = result["loss"], result["target_loss"]
     alone, without, random = (_worst_if_absent(loss.get(k)) for k in ("circuit", "without_circuit", "random"))
     enough = ("yes", "Sufficient") if result["meets_target"] else ("no", "Not sufficient")
     if without >= AT_CHANCE:
         needed = ("yes", "Necessary")
+    elif without > target:
+        needed = ("part", "Partly necessary")
     else:
-        needed = ("part", "Necessary in part") if without > target else ("no", "Not necessary")
-    lucky = ("yes", "No accident") if random > max(target, alone) else ("no", "No better than random nodes")
-    told = (
-        (*enough, f"alone {nats(loss.get('circuit'))} nats; target {nats(target)}"),
-        (*needed, f"without it {nats(loss.get('without_circuit'))} nats; chance {nats(CHANCE)}"),
-        (*lucky, f"as many random nodes {nats(loss.get('random'))} nats"),
+        needed = ("no", "Not necessary")
+    special = ("yes", "Better than random") if random > max(target, alone) else ("no", "Not better than random")
+    claims = (
+        (*enough, f"circuit alone: {nats(loss.get('circuit'))} nats; target {nats(target)}"),
+        (*needed, f"without the circuit: {nats(loss.get('without_circuit'))} nats; chance {nats(CHANCE)}"),
+        (*special, f"same number of random nodes: {nats(loss.get('random'))} nats"),
     )
-    return "".join(f'<li class="card {kind}"><b>{name}</b><span>{numbers}</span></li>' for kind, name, numbers in told)
+    return "".join(f'<li class="card {kind}"><b>{name}</b><span>{numbers}</span></li>' for kind, name, numbers in claims)
 
 
 def _losses_note(result: dict) -> str:
     full, target = _worst_if_absent(result["loss"].get("full")), result["target_loss"]
-    text = "Loss on held-out prompts, lower is better; right: how often the right one of the two answers is preferred."
-    return text + (" Even the full model is above the target." if full > target else "")
+    text = "Loss on held-out prompts, lower is better. Right: share of prompts on which the right answer is preferred to the other."
+    return text + (" The full model itself is above the target." if full > target else "")
 
 
 def _losses(result: dict) -> str:
-    """The four networks, and the attribution control, as a table with bars."""
+    """A table with bars: full model, circuit, the rest, random nodes, and the attribution baseline."""
     loss, right = result["loss"], result["accuracy"]
     bars = [Bar(name, kind, loss.get(key), right.get(key), interval_of(result, key)) for key, name, kind in _NETWORKS]
     return bars_table("Network", [*bars, *controls(result)], result["target_loss"])
@@ -183,37 +184,37 @@ def _examples(examples: Sequence[Example]) -> str:
     if not examples:
         return ""
     cards = "".join(_example(e) for e in examples)
-    note = "Held-out prompts, the right answer marked, and its probability against the other answer."
+    note = "Held-out prompts with the right answer marked, and its probability against the other answer."
     return section("examples", "Examples", f'<p class="note">{note}</p><div class="examples">{cards}</div>')
 
 
 def _example(example: Example) -> str:
     prompt = '<span class="space">↵</span>\n'.join(map(spaced, example.prompt.split("\n")))
-    names = ("whole model", "circuit alone", "without it")
+    names = ("full model", "circuit alone", "without circuit")
     rows = zip(names, (example.full, example.circuit, example.without), ("full", "circuit", "without"), strict=True)
     bars = "".join(f"<dt>{name}</dt><dd>{track(p, 1.0, kind)}</dd><dd class='number'>{percent(p)}</dd>" for name, p, kind in rows)
     caption = f'<p class="note">{token(example.answer)}, not {token(example.other)}</p>'
     return f'<div class="card"><pre>{prompt}<mark>{spaced(example.answer)}</mark></pre>{caption}<dl class="bars">{bars}</dl></div>'
 
 
-_EFFECT = " Without it: by how many nats the loss rises when this edge alone is removed."
+_EFFECT_NOTE = " Loss if removed: rise of the loss, in nats, when this edge alone is removed."
 
 
 def _edges(circuit: Circuit, effects: Mapping[tuple[str, str], float]) -> str:
-    """The edges that matter most, by their effects where these were measured, else by weight."""
-    told = {node.id: node for node in circuit.nodes}
+    """The edges with the largest effects where these were measured, else with the largest weights."""
+    nodes = {node.id: node for node in circuit.nodes}
     strongest = sorted(circuit.edges, key=lambda e: (-effects.get((e.source, e.target), -math.inf), -_size(e), e.source, e.target))
     top = max([0.01, *effects.values()])
     rows = []
-    for edge in strongest[:_STRONGEST]:
-        source, target = told.get(edge.source), told.get(edge.target)
+    for edge in strongest[:_MAX_EDGES]:
+        source, target = nodes.get(edge.source), nodes.get(edge.target)
         reads, writes = _tokens(source.reads[:2] if source else ()), _tokens(target.writes[:2] if target else ())
         sign = "negative" if edge.weight < 0 else "positive"
         weight = f'<span class="{sign}">{edge.weight:+.3f}</span>'
         rows.append((identifier(edge.source), reads, identifier(edge.target), writes, weight, _effect(effects, edge, top)))
-    head = ("from", "which reads", "to", "which writes", "weight", "without it")
-    kept = len(head) if effects else len(head) - 1
-    return table(head[:kept], [row[:kept] for row in rows], numbers={4, 5})
+    head = ("from", "which reads", "to", "which writes", "weight", "loss if removed")
+    columns = len(head) if effects else len(head) - 1
+    return table(head[:columns], [row[:columns] for row in rows], numbers={4, 5})
 
 
 def _effect(effects: Mapping[tuple[str, str], float], edge: Edge, top: float) -> str:
@@ -230,9 +231,9 @@ def _nodes(circuit: Circuit, result: dict) -> str:
         one = found["nodes"].get(n.id) if found else None
         spread = (distribution(found["percentiles"], one["values"]), percent(one["nonzero"])) if found and one else (ABSENT, ABSENT)
         rows.append((identifier(n.id), f"{n.mean:.4g}", _tokens(n.reads), _tokens(n.writes), *spread))
-    head = ("node", "mean", "reads", "writes", "values on text, 1&ndash;99&nbsp;%", "not zero")
-    kept = len(head) if found else len(head) - 2
-    return table(head[:kept], [row[:kept] for row in rows], numbers={1, 5})
+    head = ("node", "mean", "reads", "writes", "values on text, 1&ndash;99&nbsp;%", "nonzero")
+    columns = len(head) if found else len(head) - 2
+    return table(head[:columns], [row[:columns] for row in rows], numbers={1, 5})
 
 
 def _steering(result: dict) -> str:

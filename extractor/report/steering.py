@@ -1,71 +1,80 @@
-"""The report's section on steering: can an edit of the circuit change the dense model's answer? A plot, examples, a table."""
+"""The report's section on steering: whether an edit of circuit nodes changes the dense model's answer. Plots, examples, a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from extractor.report.html import count, percent, plain, section, spaced, table, token
+from extractor.report.html import count, identifier, percent, plain, section, spaced, table, token, track
 from extractor.report.picture import short_name
 
-FLIPPED = 0.5
-_STRONGEST = 8
-_WIDTH, _HEIGHT = 360, 236  # of the plot; small units, so that its words stay legible on a phone
+FLIPPED = 0.5  # probability of the other answer, against the right one, above which the answer counts as changed
+_MAX_NODES = 8  # rows of the table
+_WIDTH, _HEIGHT = 360, 236  # user units of the plot; few, so that its text stays legible on a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 44
-_TRIED = ("node", "edit of", "other answer")
-_WAYS = {"read": "what one sublayer reads", "stream": "the residual stream, from there on"}
+_HEAD = ("node", "edited value", "other answer")
+_EDITED = {"read": "the input of one sublayer", "stream": "the residual stream from this site on"}
 
 
 def steering_section(result: dict) -> str:
-    """The section of report.html for the 'steering' of result.json (see `extractor.bridges.steering.evaluate`); '' where there is none."""
+    """The section as HTML for result["steering"] (see `extractor.bridges.steering.evaluate`); empty without it."""
     found = result.get("steering")
     if not found:
         return ""
     model, together = plain(short_name(result["model"])), found.get("together")
-    cards = _card(f"One node: {_id(found['node'])}", found, found["strengths"])
+    cards = _card(f"One node: {identifier(found['node'])}", found, found["strengths"])
     if together:
         cards += _card(
-            f"{count(len(together['nodes']), 'node')} of {together['width']} at {_id(together['site'])}", together, found["strengths"]
+            f"{count(len(together['nodes']), 'node')} of {together['width']} at {identifier(together['site'])}",
+            together,
+            found["strengths"],
         )
     note = (
-        f"Edits of the sparse model, carried into {model} by the bridge: a node&rsquo;s change from the presented prompt to the other of "
-        "its pair, times its direction there, times the strength. Random: as long, at every token, in random directions. "
-        f"Means over {found['prompts']} of {2 * found['pairs']} held-out prompts, those that {model} answers rightly by itself; "
-        "the probability is that of the other answer against the right one."
+        f"An edit of the sparse model, decoded into {model}: the node&rsquo;s change from the presented prompt to the other prompt of its "
+        "pair, times its decoder direction, times the strength. Random: edits of the same length in random directions, at every token. "
+        f"Means over the {found['prompts']} of {2 * found['pairs']} held-out prompts that {model} answers correctly without an edit. "
+        "Probability: of the other answer against the right one."
     )
-    body = f'<p>{_finding(found, model)}</p>{_note(note)}<div class="examples">{cards}</div>{_tried(found)}'
+    body = f'<p>{_finding(found, model)}</p>{_note(note)}<div class="examples">{cards}</div>{_nodes(found)}'
     return section("steering", f"Steering {model}", body)
 
 
 def _finding(found: dict, model: str) -> str:
-    """What was reached, in words: by one node, else by those of one site together, else that nothing was."""
+    """The result in words: one node changes the answer, else all nodes of one site together, else neither."""
     before, after = found["probability"][0], found["probability"][-1]
-    one = f"One node, {_id(found['node'])}, moves {model} from {_percent(before)} to {_percent(after)} for the other answer"
+    one = (
+        f"One node, {identifier(found['node'])}, moves {model} from {_percent(before)} to {_percent(after)} probability of the other answer"
+    )
     if after > FLIPPED:
-        return f"{one}: an edit of one channel changes the answer. {_against_random(found)}"
+        return f"{one}: this single edit changes the answer. {_against_random(found)}"
     together = found.get("together")
     if not together:
-        return f"{one}: not enough to change it. {_against_random(found)}"
-    many, reached = f"All {len(together['nodes'])} of the circuit at {_id(together['site'])} together reach", together["probability"][-1]
-    enough = "changes the answer" if reached > FLIPPED else "is not enough either"
-    return f"{one}: no single node changes the answer. {many} {_percent(reached)}, which {enough}. {_against_random(together)}"
+        return f"{one}, which does not change the answer. {_against_random(found)}"
+    many, reached = (
+        f"All {len(together['nodes'])} circuit nodes at {identifier(together['site'])} together reach",
+        together["probability"][-1],
+    )
+    enough = "changes the answer" if reached > FLIPPED else "does not change it either"
+    return f"{one}; no single node changes the answer. {many} {_percent(reached)}, which {enough}. {_against_random(together)}"
 
 
 def _against_random(curves: dict) -> str:
     mean, worst = curves["random"][-1], curves["random_worst"][-1]
-    return f"Random directions of the same length reach {_percent(mean)} on average, the strongest of them {_percent(worst)}."
+    return f"Random edits of the same length reach {_percent(mean)} on average and {_percent(worst)} at most."
 
 
 def _card(title: str, curves: dict, strengths: Sequence[float]) -> str:
     flipped, all_tokens = _percent(curves["flipped"][-1]), _percent(curves["vocabulary"][-1])
-    facts = f"At full strength {flipped} of the prompts change their answer; among all tokens the other answer has {all_tokens}."
-    way = f"The edit goes into {_WAYS[curves['way']]}."
+    facts = (
+        f"At full strength the answer changes on {flipped} of the prompts; among all tokens the other answer has {all_tokens} probability."
+    )
+    where = f"The edit changes {_EDITED[curves['way']]}."
     example = _example(curves["example"]) if curves.get("example") else ""
-    return f'<div class="card"><h3 style="margin:0 0 12px">{title}</h3>{_plot(curves, strengths)}{_note(f"{facts} {way}")}{example}</div>'
+    return f'<div class="card"><h3 style="margin:0 0 12px">{title}</h3>{_plot(curves, strengths)}{_note(f"{facts} {where}")}{example}</div>'
 
 
 def _plot(curves: dict, strengths: Sequence[float]) -> str:
-    """Probability of the other answer against strength."""
+    """A plot of the probability of the other answer against the strength of the edit."""
     across, up = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
     def at(x: float, y: float) -> str:
@@ -92,7 +101,7 @@ def _plot(curves: dict, strengths: Sequence[float]) -> str:
         f'<polyline points="{line(curves["probability"])}" fill="none" stroke="var(--circuit)" stroke-width="2.5" stroke-linejoin="round"/>'
     )
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{_told(curves)}" style="display:block;width:100%;height:auto;'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{_summary(curves)}" style="display:block;width:100%;height:auto;'
         f'max-width:560px" font-size="12" fill="var(--soft)">{grid}{ticks}{names}{drawn}</svg>{_LEGEND}'
     )
 
@@ -105,41 +114,40 @@ _LEGEND = (
         f'background:var(--{colour});opacity:{opacity}"></i> {name}</span>'
         for name, colour, height, opacity in (
             ("the edit", "circuit", 3, 1),
-            ("random, mean", "random", 2, 1),
-            ("up to the strongest", "random", 10, 0.3),
+            ("random mean", "random", 2, 1),
+            ("up to the largest random", "random", 10, 0.3),
         )
     )
     + "</p>"
 )
 
 
-def _told(curves: dict) -> str:
-    """The plot in a sentence, for those who cannot see it."""
+def _summary(curves: dict) -> str:
+    """The plot in a sentence, for screen readers."""
     first, last = curves["probability"][0], curves["probability"][-1]
     return (
         f"Probability of the other answer against the strength of the edit: from {first:.3f} at 0 to {last:.3f} at full strength; "
-        f"random directions end at {curves['random'][-1]:.3f}, the strongest at {curves['random_worst'][-1]:.3f}."
+        f"random edits end at {curves['random'][-1]:.3f}, the largest at {curves['random_worst'][-1]:.3f}."
     )
 
 
 def _example(example: dict) -> str:
-    """A prompt, and what the edit did to the two answers there."""
+    """A prompt with the probability of the other answer before and after the edit."""
     prompt = '<span class="space">↵</span>\n'.join(map(spaced, example["prompt"].split("\n")))
     answer, other = token(example["answer"]), token(example["other"])
     rows = "".join(
-        f'<dt>{name}</dt><dd><div class="track" aria-hidden="true"><i class="{kind}" style="width:{100 * p:.1f}%"></i></div></dd>'
-        f'<dd class="number">{_percent(p)}</dd>'
+        f'<dt>{name}</dt><dd>{track(p, 1.0, kind)}</dd><dd class="number">{_percent(p)}</dd>'
         for name, p, kind in (("before", example["before"], "full"), ("after", example["after"], "circuit"))
     )
     return f'<pre>{prompt}</pre><p class="note">{other} against {answer}, before and after the edit</p><dl class="bars">{rows}</dl>'
 
 
-def _tried(found: dict) -> str:
-    """The nodes that moved the dense model most, each alone."""
-    shown = found["tried"][:_STRONGEST]
-    rows = [(_id(node), _WAYS[way], _percent(value)) for node, value, way in shown]
-    note = f"Each node of the circuit alone at full strength, on other prompts; {len(shown)} of {len(found['tried'])} tried, best first."
-    return f'<p class="note" style="margin-top:14px">{note}</p><div class="card scroll">{table(_TRIED, rows, numbers={2})}</div>'
+def _nodes(found: dict) -> str:
+    """The nodes whose edits change the dense model's answer most, each edited alone."""
+    shown = found["tried"][:_MAX_NODES]
+    rows = [(identifier(node), _EDITED[way], _percent(value)) for node, value, way in shown]
+    note = f"Each node edited alone at full strength, on separate prompts; best {len(shown)} of {len(found['tried'])} nodes."
+    return f'<p class="note" style="margin-top:14px">{note}</p><div class="card scroll">{table(_HEAD, rows, numbers={2})}</div>'
 
 
 def _note(text: str) -> str:
@@ -148,7 +156,3 @@ def _note(text: str) -> str:
 
 def _percent(value: Any) -> str:
     return "&lt;0.1&nbsp;%" if value is not None and 0 < value < 0.001 else percent(value)
-
-
-def _id(name: str) -> str:
-    return f'<code class="id">{plain(name)}</code>'

@@ -1,6 +1,6 @@
-"""The report's section on validation: the same circuit under other conditions, its size against its loss, its edges and seeds one by one.
+"""The report's section on validation: other ablations, size against loss, effects of single edges, other seeds.
 
-Reads result["validation"] and result["curve"] (see `extractor.validation.validate`); what an older result lacks is left out.
+Reads result["validation"] and result["curve"] (see `extractor.validation.validate`); leaves out the parts that an older result lacks.
 """
 
 from __future__ import annotations
@@ -9,31 +9,31 @@ import math
 from collections.abc import Mapping, Sequence
 
 from extractor.report.html import Bar, bars_table, count, identifier, nats, percent, section, table
-from extractor.report.validation_plots import curve_plot, effects_plot
+from extractor.report.plots import curve_plot, effects_plot
 
-_RESTS = {"mean": "The rest at its mean", "zero": "The rest at zero", "resample": "The rest from another prompt"}
-_MATTERS = 0.01  # nats that a two-valued node may cost, to pass for a switch
+_ABLATIONS = {"mean": "All other nodes at their means", "zero": "All other nodes at zero", "resample": "Everything else resampled"}
+_SWITCH_COST = 0.01  # nats; a node whose binarisation costs no more counts as a switch
 _SHOWN_NODES = 6
 
 
 def validation_section(result: dict) -> str:
-    """The section as HTML; empty for results without any of it."""
+    """The section as HTML; empty where nothing was measured."""
     found, curve = result.get("validation") or {}, result.get("curve") or []
     body = [_conditions(result, found), _figures(result, found, curve), _seeds(found.get("seeds"))]
     if not any(body):
         return ""
-    told = " ".join(text for text in (_interval(result, found), _edges(found.get("edge_effects"))) if text)
-    return section("validation", "Validation", (f"<p>{told}</p>" if told else "") + "".join(body))
+    text = " ".join(text for text in (_interval(result, found), _edges(found.get("edge_effects"))) if text)
+    return section("validation", "Validation", (f"<p>{text}</p>" if text else "") + "".join(body))
 
 
 def effects_of(result: dict) -> dict[tuple[str, str], float]:
-    """(source, target) of every edge whose effect was measured: by how much the loss rises without it, nats."""
+    """(source, target) of every measured edge -> rise of the loss, in nats, when it alone is removed."""
     found = (result.get("validation") or {}).get("edge_effects") or {}
     return {(source, target): rise for source, target, rise in found.get("edges", [])}
 
 
 def activations_of(result: dict) -> dict | None:
-    """{percentiles, tokens, nodes: {id: {values, nonzero}}}, where these were measured."""
+    """{percentiles, tokens, nodes: {id: {values, nonzero}}}; None where not measured."""
     return (result.get("validation") or {}).get("activations")
 
 
@@ -42,9 +42,8 @@ def _interval(result: dict, found: dict) -> str:
     if not own:
         return ""
     target, (low, high) = result["target_loss"], own
-    sure = "all of that meets" if high <= target else "none of that meets" if low > target else "not all of that meets"
-    between = f"between {low:.3f} and {high:.3f} nats (95&nbsp;%)"
-    return f"With other prompts of this kind the circuit&rsquo;s loss would lie {between}; {sure} the target of {nats(target)}."
+    met = "all of it meets" if high <= target else "none of it meets" if low > target else "only a part of it meets"
+    return f"95&nbsp;% interval of the circuit&rsquo;s loss: {low:.3f} to {high:.3f} nats; {met} the target of {nats(target)}."
 
 
 def _edges(effects: dict | None) -> str:
@@ -52,27 +51,32 @@ def _edges(effects: dict | None) -> str:
         return ""
     measured = len(effects["edges"])
     raising = round(effects["raising"] * measured)
-    of = "all" if raising == measured else f"{raising:,} of"
-    those = count(measured, "edge") if measured == effects["of"] else f"the {count(measured, 'edge')} with the largest weights"
-    return f"Removed alone, {of} {those} {'makes' if raising == 1 else 'make'} the loss worse."
+    edges = count(measured, "edge") if measured == effects["of"] else f"the {count(measured, 'edge')} with the largest weights"
+    if raising == measured:
+        return (
+            f"Removing any single edge raises the loss (all {measured:,})."
+            if measured == effects["of"]
+            else f"Removing any of {edges} raises the loss."
+        )
+    return f"Removing a single edge raises the loss for {raising:,} of {edges}."
 
 
 def _conditions(result: dict, found: dict) -> str:
-    """The circuit under other replacements, with two-valued nodes, and uncalibrated."""
+    """The loss of the circuit under other ablations, with binarised nodes, and without calibration."""
     intervals, ablation = found.get("interval") or {}, found.get("ablation") or {}
     if not ablation:
         return ""
     own = result.get("ablation", "mean")
-    bars = [_bar(f"<strong>{_RESTS[own]}</strong>: as found", own, ablation, intervals)]
-    bars += [_bar(name, kind, ablation, intervals) for kind, name in _RESTS.items() if kind != own]
+    bars = [_bar(f"<strong>{_ABLATIONS[own]}</strong> (as in the search)", own, ablation, intervals)]
+    bars += [_bar(name, kind, ablation, intervals) for kind, name in _ABLATIONS.items() if kind != own]
     binarised = found.get("binarised")
     if binarised:
-        bars.append(Bar("Every node two-valued", "circuit", binarised["loss"], None, intervals.get("binarised")))
+        bars.append(Bar("Every node binarised", "circuit", binarised["loss"], None, intervals.get("binarised")))
     if found.get("uncalibrated") is not None:
-        bars.append(Bar("Not calibrated", "circuit", found["uncalibrated"], None, intervals.get("uncalibrated")))
-    note = "The same nodes and edges; only what stands for the rest, or what their values may be, is different."
+        bars.append(Bar("Without calibration", "circuit", found["uncalibrated"], None, intervals.get("uncalibrated")))
+    note = "The same nodes and edges; the replacement values of ablated nodes or the allowed values of kept nodes change."
     below = _switches(result, binarised)
-    drawn = bars_table("The circuit, if", bars, result["target_loss"], has_right=False)
+    drawn = bars_table("Condition", bars, result["target_loss"], has_right=False)
     return f'<p class="note">{note}</p><div class="card losses">{drawn}{below}</div>'
 
 
@@ -81,7 +85,7 @@ def _bar(name: str, kind: str, ablation: Mapping[str, float], intervals: Mapping
 
 
 def _switches(result: dict, binarised: dict | None) -> str:
-    """Which single nodes can be two-valued, and which cannot."""
+    """The nodes that can be binarised at no cost, one at a time, and those that cannot."""
     alone = (binarised or {}).get("nodes")
     if not alone:
         return ""
@@ -89,16 +93,16 @@ def _switches(result: dict, binarised: dict | None) -> str:
     if own is None or not math.isfinite(own):
         return ""
     costs = sorted(((loss - own, node) for node, loss in alone.items()), key=lambda cost: (-cost[0], cost[1]))
-    graded = [(cost, node) for cost, node in costs if cost > _MATTERS]
-    text = f"One at a time, {len(costs) - len(graded)} of {count(len(costs), 'node')} can be two-valued at less than {_MATTERS} nats."
+    graded = [(cost, node) for cost, node in costs if cost > _SWITCH_COST]
+    text = f"Binarised one at a time, {len(costs) - len(graded)} of {count(len(costs), 'node')} cost at most {_SWITCH_COST} nats."
     if graded:
         worst = ", ".join(f"{identifier(node)} {cost:+.3f}" for cost, node in graded[:_SHOWN_NODES])
-        text += f" Those whose finer values matter{' most' if len(graded) > _SHOWN_NODES else ''}: {worst}."
+        text += f" The others{', costliest first' if len(graded) > _SHOWN_NODES else ''}: {worst}."
     return f'<p class="note">{text}</p>'
 
 
 def _figures(result: dict, found: dict, curve: Sequence[dict]) -> str:
-    """Size against loss, and what every edge is good for."""
+    """Plots of size against loss and of the edges' effects."""
     figures = []
     if len({row["edges"] for row in curve}) > 1:
         rows = [
@@ -106,12 +110,12 @@ def _figures(result: dict, found: dict, curve: Sequence[dict]) -> str:
             for row in curve
         ]
         below = table(("target", "nodes", "edges", "nats", "right", "met"), rows, numbers={0, 1, 2, 3, 4, 5})
-        caption = "The smallest circuit for every target: edges against held-out loss in nats"
+        caption = "The smallest circuit found for every target: number of edges against held-out loss in nats"
         figures.append(_figure(caption, curve_plot(curve, result["target_loss"]), f'<div class="scroll">{below}</div>'))
     effects = found.get("edge_effects") or {}
     if len(effects.get("edges", [])) > 1:
-        caption = "Every edge removed alone: by how many nats the loss rises, the largest first"
-        note = f"Measured on {count(effects['pairs'], 'held-out pair')}, with and without it under the calibration that suits these best."
+        caption = "Rise of the loss in nats when a single edge is removed, largest first"
+        note = f"Measured on {count(effects['pairs'], 'held-out pair')}, with a calibration fitted on these for every set of edges."
         figures.append(_figure(caption, effects_plot(effects["edges"]), f'<p class="note">{note}</p>'))
     return f'<div class="plots">{"".join(figures)}</div>' if figures else ""
 
@@ -125,32 +129,32 @@ def _figure(caption: str, drawn: str, below: str) -> str:
 
 
 def _seeds(found: dict | None) -> str:
-    """The circuits of other seeds, and what they have in common."""
+    """The circuits of other seeds and their overlap."""
     if not found:
         return ""
     rows = [(str(one["seed"]), f"{one['nodes']:,}", f"{one['edges']:,}", nats(one["loss"]), _met(one["met"])) for one in found["circuits"]]
     shared = found["shared"]
     names = " ".join(identifier(name) for name in shared) or "none"
-    told = (
-        f"The same search from {count(len(rows), 'seed')}: two circuits share {percent(found['node_overlap'])} of their nodes and "
-        f"{percent(found['edge_overlap'])} of their edges on average, of all that either has. {count(len(shared), 'node')} "
-        f"{'is' if len(shared) == 1 else 'are'} in all of them."
+    text = (
+        f"The same search from {count(len(rows), 'seed')}. Mean overlap of two circuits (intersection over union): "
+        f"{percent(found['node_overlap'])} of nodes, {percent(found['edge_overlap'])} of edges. "
+        f"{count(len(shared), 'node')} {'is' if len(shared) == 1 else 'are'} in every circuit."
     )
     drawn = table(("seed", "nodes", "edges", "nats", "met"), rows, numbers={1, 2, 3, 4})
-    listed = f'<details><summary class="note">In all of them</summary><p class="ids">{names}</p></details>'
-    return f'<h3 id="seeds">Other seeds</h3><p>{told}</p><div class="card">{drawn}{listed}</div>'
+    listed = f'<details><summary class="note">Nodes in every circuit</summary><p class="ids">{names}</p></details>'
+    return f'<h3 id="seeds">Other seeds</h3><p>{text}</p><div class="card">{drawn}{listed}</div>'
 
 
 def controls(result: dict) -> list[Bar]:
-    """The attribution control as a bar beside the four networks; none where it was not measured."""
+    """The attribution baseline as a bar; empty where not measured."""
     found = result.get("validation") or {}
     control = found.get("attribution")
     if not control:
         return []
-    name = f"Attribution&rsquo;s first {count(control['nodes'], 'node')}"
+    name = f"Top {count(control['nodes'], 'node')} by attribution"
     return [Bar(name, "random", control["loss"], control["accuracy"], (found.get("interval") or {}).get("attribution"))]
 
 
 def interval_of(result: dict, network: str) -> Sequence[float] | None:
-    """[low, high] of a network's loss, 95 %, where it is known."""
+    """[low, high], the 95 % interval of a network's loss in nats; None where not measured."""
     return ((result.get("validation") or {}).get("interval") or {}).get(network)

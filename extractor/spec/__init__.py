@@ -1,8 +1,10 @@
-"""What a job is: one JSON value that holds every number that shapes it. Loads no torch.
+"""The definition of a job: one JSON value with all its settings. Loads no torch.
 
-schema.py    the pydantic models: JobSpec and its parts, the stages of a job, reading of older specs
-presets.py   tiny, small, paper: the values a job starts from
-fields.py    dotted field -> text changes over a preset, and the list of fields with their meaning
+schema.py      the pydantic models: JobSpec and its parts; also reads older specs, lists the stages of a job
+sizes.py       how many weights a sparse model has, and how many stay nonzero
+thresholds.py  task losses near chance and what each decides
+presets.py     tiny, small, paper: the values before any change
+fields.py      changes of fields as text, and the list of fields with their meanings
 
-Doors: all three.
+Doors: all five.
 """

@@ -1,6 +1,6 @@
-"""Every number that shapes a job, by a dotted name: `model.d_model`, `vocab_size`, `prune.steps`, and of circuit jobs `bridge.optim.lr`.
+"""All settings of a job by dotted name: `model.d_model`, `vocab_size`, `prune.steps`, in circuit jobs also `bridge.optim.lr`.
 
-A field's meaning is the comment behind it in specs.py; there is no other list to keep.
+The help text of a field is the comment on its line in schema.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from extractor.errors import SpecError
 from extractor.spec.schema import BridgeSpec, CorpusSpec, PruneSpec, TrainSpec
 
-ELSEWHERE = {  # fields that a request has options of their own for
+OPTIONS = {  # fields with an option of their own on the command line
     "architecture": "--architecture",
     "tokenizer": "--tokenizer",
     "match_loss": "--match",
@@ -28,14 +28,14 @@ ELSEWHERE = {  # fields that a request has options of their own for
     "corpus.datasets": "--dataset",
     "bridge.init": "--init",
 }
-TRAIN: dict[str, BaseModel] = {"": TrainSpec(), "prune": PruneSpec(), "corpus": CorpusSpec()}  # what each kind of job is made of
+TRAIN: dict[str, BaseModel] = {"": TrainSpec(), "prune": PruneSpec(), "corpus": CorpusSpec()}  # prefix -> part of a train job
 CIRCUIT: dict[str, BaseModel] = {"bridge": BridgeSpec(), "prune": PruneSpec(), "corpus": CorpusSpec()}
 S = TypeVar("S", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field: its dotted name, the value a job would have, the values allowed, what it means, and what its group is about."""
+    """One field. name: dotted; value: before changes; kind: allowed values; meaning: help text; section: summary of its group."""
 
     name: str
     value: Any
@@ -45,7 +45,7 @@ class Setting:
 
 
 def settings(parts: Mapping[str, BaseModel]) -> list[Setting]:
-    """All fields of a job's parts that `changed` accepts, in the order of specs.py, with the values these parts have."""
+    """All fields of a job's parts that `changed` accepts, in the order of schema.py, with the values of these parts."""
     return [setting for prefix, spec in parts.items() for setting in _settings(spec, f"{prefix}." if prefix else "")]
 
 
@@ -56,12 +56,12 @@ def _settings(spec: BaseModel, prefix: str) -> Iterator[Setting]:
         value = getattr(spec, name)
         if isinstance(value, BaseModel):
             yield from _settings(value, f"{prefix}{name}.")
-        elif f"{prefix}{name}" not in ELSEWHERE:
+        elif f"{prefix}{name}" not in OPTIONS:
             yield Setting(f"{prefix}{name}", value, _kind(properties[name]), meanings.get(name, ""), about.splitlines()[0])
 
 
 def _comments(cls: type) -> dict[str, str]:
-    """Field -> the comment behind it, from the class's source."""
+    """Field -> the comment on its line, from the class's source."""
     source = inspect.getsource(cls)
     behind = {
         t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT
@@ -73,7 +73,7 @@ def _comments(cls: type) -> dict[str, str]:
 
 
 def _kind(schema: dict[str, Any]) -> str:
-    """The values a field takes, from its JSON schema: 'int >= 1', 'gelu | relu'."""
+    """The allowed values of a field, from its JSON schema: 'int >= 1', 'gelu | relu'."""
     if "anyOf" in schema:
         return " | ".join(_kind(option) for option in schema["anyOf"])
     if "enum" in schema or "const" in schema:
@@ -87,7 +87,7 @@ def _kind(schema: dict[str, Any]) -> str:
 
 
 def changed(spec: S, changes: Mapping[str, str], prefix: str = "") -> S:
-    """`spec` with fields set from text; the names are relative to it, and shown behind `prefix`.
+    """`spec` with fields set from text. Names are relative to it; error messages put `prefix` before them.
 
     Raises SpecError with one line that names the field.
     """
@@ -102,7 +102,7 @@ def changed(spec: S, changes: Mapping[str, str], prefix: str = "") -> S:
 
 
 def checked_spec(cls: type[S], content: Mapping[str, Any], given: Mapping[str, Any] | None = None, prefix: str = "") -> S:
-    """A spec from its content. Raises SpecError with one line: the first wrong field, why, and what it was given as."""
+    """A spec from its content. Raises SpecError with one line: the first wrong field, the reason, and the given value."""
     try:
         return cls.model_validate(content)
     except ValidationError as error:
@@ -114,7 +114,7 @@ def checked_spec(cls: type[S], content: Mapping[str, Any], given: Mapping[str, A
 
 
 def _read(cls: type[BaseModel], name: str, text: str) -> Any:
-    """Text as what pydantic can take for a field; what it cannot is left for it to refuse."""
+    """Text as a value that pydantic can validate for a field; invalid text is passed on, so that pydantic rejects it."""
     kinds = cls.model_json_schema()["properties"][name]
     options = [kinds, *kinds.get("anyOf", [])]
     if text.lower() in ("none", "null") and any(option.get("type") == "null" for option in options):
@@ -123,24 +123,24 @@ def _read(cls: type[BaseModel], name: str, text: str) -> Any:
         inside = "" if text.lower() == "none" else text.strip("[]()")
         return [part.strip() for part in inside.split(",")] if inside else []
     if text.lower().lstrip("+-") in ("inf", "infinity", "nan"):
-        return "not finite"  # float() would take it
+        return "not finite"  # pydantic would accept these as floats
     return text
 
 
 def split_changes(changes: Mapping[str, str], parts: Mapping[str, BaseModel] = TRAIN) -> dict[str, dict[str, str]]:
-    """Changes by the part of a job that they change; each name checked. Raises SpecError with close matches."""
+    """Part of a job -> its changes; checks the names. Raises SpecError with close matches for an unknown name."""
     known = [setting.name for setting in settings(parts)]
     found: dict[str, dict[str, str]] = {part: {} for part in parts}
     command = "train" if "" in parts else "submit"
     for name, text in changes.items():
-        if name in ELSEWHERE:
-            raise SpecError(f"field {name!r} has an option of its own: {ELSEWHERE[name]}")
+        if name in OPTIONS:
+            raise SpecError(f"field {name!r} has an option of its own: {OPTIONS[name]}")
         if name not in known:
             inside = [k for k in known if k.startswith(f"{name}.")]
             last = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]]
             close = inside[:3] or last or difflib.get_close_matches(name, known, 3, 0.5)
             hint = f"did you mean {', '.join(close)}?" if close else f"`extract {command} --fields` lists them"
-            raise SpecError(f"there is no field {name!r}; {hint}")
+            raise SpecError(f"no field {name!r}; {hint}")
         first = name.partition(".")[0]
         group = first if first in parts else ""
         found[group][name.removeprefix(f"{group}.") if group else name] = text
@@ -153,7 +153,7 @@ def parse_changes(assignments: tuple[str, ...]) -> dict[str, str]:
     for assignment in assignments:
         name, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals or not name or not text:
-            raise SpecError(f"{assignment!r} sets nothing; write FIELD=VALUE, as in optim.lr=0.05")
+            raise SpecError(f"{assignment!r} is not an assignment; write FIELD=VALUE, as in optim.lr=0.05")
         if found.get(name, text) != text:
             raise SpecError(f"field {name!r} is set twice, to {found[name]} and to {text}")
         found[name] = text

@@ -12,6 +12,7 @@ from extractor.data.corpus import Corpus
 from extractor.sparse.configuration_sparse_gpt import SparseGPTConfig
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 from extractor.spec.schema import MAX_BIGRAM_VOCABULARY, SparseModelSpec, TrainSpec
+from extractor.spec.sizes import bigram_kind
 from extractor.training.checkpoints import TrainState
 from extractor.training.compute import Compute
 from extractor.training.loop import Loop, LoopEnvironment, next_token_loss, run_loop
@@ -42,11 +43,6 @@ def new_sparse_gpt(shape: SparseModelSpec, n_layer: int, vocab_size: int, seed: 
         logits_bias=logits_bias,
     )
     return SparseGPTForCausalLM(config)
-
-
-def bigram_kind(shape: SparseModelSpec, vocab_size: int) -> str:
-    """The kind asked for; a dense table gives way to sparse counts where the vocabulary is too large for one."""
-    return "counts" if shape.bigram == "dense" and vocab_size > MAX_BIGRAM_VOCABULARY else shape.bigram
 
 
 def fill_bigram(model: SparseGPTForCausalLM, corpus: Corpus, how: str = "counts") -> None:

@@ -34,7 +34,7 @@ from extractor.data.build_corpus import build_corpus
 from extractor.data.corpus import Corpus
 from extractor.data.programs import programs
 from extractor.jobs.cost.bridging import bridging_cost, largest_micro_batch
-from extractor.jobs.cost.hardware import memory_at_hand
+from extractor.jobs.cost.hardware import available_memory
 from extractor.models.dense.base import residuals, tail
 from extractor.models.load import DenseModel
 from extractor.models.tokenizer import train_tokenizer
@@ -235,10 +235,10 @@ def full_size(threads: int, precision: str, batch: int, context: int, steps: int
     config = {"model_type": "gpt2", "n_layer": FULL["layers"], "n_embd": FULL["dense"], "n_head": 12, "n_positions": context}
     spec = spec_of(FULL["sparse"], context, batch, precision=precision)
     planned = bridging_cost(config | {"vocab_size": FULL["vocabulary"]}, spec)
-    micro = largest_micro_batch(planned, memory_at_hand())
+    micro = largest_micro_batch(planned, available_memory())
     spec = spec_of(FULL["sparse"], context, batch, precision=precision, micro_batch=micro)
     found = run_steps(threads, FULL["layers"], FULL["dense"], FULL["vocabulary"], spec, steps)
-    return found | {"micro_batch": micro, "planned": planned.needed(micro)}
+    return found | {"micro_batch": micro, "planned": planned.bytes_needed(micro)}
 
 
 def run_steps(threads: int, layers: int, dense: int, vocabulary: int, spec: BridgeSpec, steps: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from worlds import python, random_gpt2
 from extractor.data.prompts import accuracy, logit_diff, task_batch, task_loss, tokenize_task
 from extractor.data.task_choice import choose
 from extractor.errors import UnsupportedModel
-from extractor.jobs.check_tasks import check_tasks, last_logit_diff, open_whole, samples, tokenizer_of
+from extractor.jobs.check_tasks import check_tasks, last_logit_diff, open_on_device, samples, tokenizer_of
 from extractor.models.reference import BUNDLED
 from extractor.models.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
@@ -40,7 +40,7 @@ def sparse_folder(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_margins_are_those_of_the_padded_pass(gpt2_folder: Path, sparse_folder: Path, kind: str):
-    model, tokenizer = open_whole(str(gpt2_folder if kind == "dense" else sparse_folder))
+    model, tokenizer = open_on_device(str(gpt2_folder if kind == "dense" else sparse_folder))
     batch = task_batch(tokenize_task(find_task("quote_close"), tokenizer), tokenizer, "held_out", 48, 0, 40)
     assert len(batch.last.unique()) > 1
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_margins_are_those_of_the_padded_pass(gpt2_folder: Path, sparse_folder: 
 
 
 def test_a_row_says_how_the_whole_model_does_on_held_out_pairs(gpt2_folder: Path):
-    model, tokenizer = open_whole(str(gpt2_folder))
+    model, tokenizer = open_on_device(str(gpt2_folder))
     (row,) = check_tasks(model, tokenizer, [find_task("quote_close")], target_loss=100.0, pairs=32)
     batch = task_batch(tokenize_task(find_task("quote_close"), tokenizer), tokenizer, "held_out", 32, 0, 64)
     diff = last_logit_diff(model, batch)
@@ -76,7 +76,7 @@ def test_every_task_has_a_row_and_those_that_cannot_be_asked_their_reason():
 
 def test_a_file_is_checked_on_the_held_out_pairs_it_has(tmp_path: Path):
     (task,) = choose([str(write(tmp_path / "mine.jsonl", quotes()))]).tasks
-    model, tokenizer = open_whole("python-tiny")
+    model, tokenizer = open_on_device("python-tiny")
     (row,) = check_tasks(model, tokenizer, [task], 0.15)
     assert row.pairs == task.available("held_out")
     assert row.meets_target
@@ -97,7 +97,7 @@ def test_an_adapter_does_not_go_on_a_sparse_model(sparse_folder: Path, tmp_path:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(UnsupportedModel):
-        open_whole(str(sparse_folder), str(tmp_path))
+        open_on_device(str(sparse_folder), str(tmp_path))
 
 
 def test_of_a_hub_model_only_the_tokenizer_is_downloaded(gpt2_folder: Path, tmp_path: Path):

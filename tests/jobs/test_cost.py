@@ -1,4 +1,4 @@
-"""What a bridging is said to cost, beside what it costs."""
+"""The predicted cost of a bridging against the measured one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from worlds import VOCABULARY, python, random_gpt2
 from extractor.bridges.pair import new_pair
 from extractor.bridges.tuner import site_parameters
 from extractor.errors import SpecError
-from extractor.jobs.cost import bridging, hardware, units
-from extractor.jobs.cost.bridging import bridging_cost, check, largest_micro_batch, plan_with
-from extractor.jobs.cost.hardware import Speed, ram_at_hand
+from extractor.jobs.cost import bridging, constants, hardware, units
+from extractor.jobs.cost.bridging import bridging_cost, check, cost_with, largest_micro_batch
+from extractor.jobs.cost.hardware import Speed, available_ram
 from extractor.jobs.cost.text import describe, line, to_json
 from extractor.models.tokenizer import save_tokenizer
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
@@ -32,6 +32,12 @@ WIDE = BridgeSpec(model=SparseModelSpec(d_model=1024), optim=OptimSpec(steps=200
 def spec(**model: object) -> BridgeSpec:
     shape = {"d_model": 64, "d_head": 16, "n_ctx": 16, **model}
     return BridgeSpec(model=SparseModelSpec(**shape), sparsity=SparsitySpec(weight_frac=0.02), optim=OptimSpec(context=16))
+
+
+def test_a_chunk_of_logits_is_as_large_as_the_training_s():
+    from extractor.bridges import chunked_loss
+
+    assert constants.LOGITS_AT_ONCE == chunked_loss.LOGITS_AT_ONCE
 
 
 @pytest.mark.parametrize(
@@ -87,9 +93,9 @@ def test_the_known_sizes_of_gpt2():
     assert found.parameters["dense"] == 124_439_808
     assert found.parameters["bridges"] == 25 * (2 * 768 * 1024 + 768 + 1024)
     assert found.tokens == 2000 * 16 * 64
-    told = line(found, 24 * GB, Speed(5e10, 1e10))
-    assert told.startswith("12 layers, 50,257 tokens: 256 M sparse + 124 M dense + 39.4 M bridge parameters; ")
-    assert told.endswith("for 2,000 steps")
+    text = line(found, 24 * GB, Speed(5e10, 1e10))
+    assert text.startswith("12 layers, 50,257 tokens: 256 M sparse + 124 M dense + 39.4 M bridge parameters; ")
+    assert text.endswith("for 2,000 steps")
 
 
 @pytest.mark.parametrize("micro_batch", [24, 6])
@@ -99,7 +105,7 @@ def test_the_planned_memory_is_near_the_measured_peak(micro_batch: int):
     measured = in_fresh_process("tests.benchmarks.bridges", "peak_of_steps", threads, "split", *shape)["bytes"]
     config = {"model_type": "gpt2", "n_layer": layers, "n_embd": width, "n_head": 2, "n_positions": context, "vocab_size": vocabulary}
     asked = BridgeSpec(model=SparseModelSpec(n_ctx=context), optim=OptimSpec(batch=batch, context=context))
-    planned = bridging_cost(config, asked).needed(micro_batch)
+    planned = bridging_cost(config, asked).bytes_needed(micro_batch)
     assert 0.9 * measured < planned < 1.35 * measured
 
 
@@ -111,12 +117,12 @@ def test_more_memory_takes_more_sequences_until_the_batch_is_whole():
     assert sizes[-1] == 16
     for memory, rows in zip((7, 8, 10, 12, 64), sizes[1:], strict=True):
         if rows:
-            assert found.needed(rows) <= memory * GB
+            assert found.bytes_needed(rows) <= memory * GB
             assert -(-16 // -(-16 // rows)) == rows, "passes of a batch should be of like size"
 
 
 def test_a_given_micro_batch_is_not_exceeded():
-    found = plan_with(bridging_cost(GPT2, WIDE), {"optim.micro_batch": 3})
+    found = cost_with(bridging_cost(GPT2, WIDE), {"optim.micro_batch": 3})
     assert largest_micro_batch(found, 640 * GB) == 3
 
 
@@ -144,9 +150,9 @@ def test_what_does_not_fit_is_refused_with_a_flag_that_makes_it_fit(config: dict
         check(found, memory)
     text = str(refused.value)
     assert "\n" not in text
-    assert "at hand" in text
+    assert "are available" in text
     name, _, value = text.partition("--set bridge.")[2].split()[0].partition("=")
-    check(plan_with(found, {name: value}), memory)
+    check(cost_with(found, {name: value}), memory)
 
 
 def test_more_tokens_than_the_dense_model_has_positions_are_refused_with_the_flag():
@@ -160,21 +166,21 @@ def test_where_nothing_helps_that_is_said():
 
 
 def test_a_config_without_its_numbers_is_refused():
-    with pytest.raises(SpecError, match="gives no num_hidden_layers"):
+    with pytest.raises(SpecError, match="has no num_hidden_layers"):
         bridging_cost({"model_type": "gpt2", "n_embd": 8, "n_head": 2, "vocab_size": 9}, spec())
 
 
 def test_exact_paths_cost_more_memory_and_more_work():
     split, exact = (bridging_cost(GPT2, WIDE.model_copy(update={"estimator": kind})) for kind in ("split", "exact"))
     assert exact.flops["crossing paths"] > 10 * split.flops["crossing paths"]
-    assert exact.needed(4) > split.needed(4)
+    assert exact.bytes_needed(4) > split.bytes_needed(4)
 
 
 def test_table_and_json_say_the_same():
     found, here = bridging_cost(GPT2, WIDE), (24 * GB, Speed(5e10, 1e10))
     rows, facts = dict(describe(found, *here)), to_json(found, *here)
-    assert rows["sequences a pass"] == f"{facts['micro_batch']} of 16"
-    assert rows["memory in all"] == units.show_bytes(facts["memory_needed"])
+    assert rows["micro-batch"] == f"{facts['micro_batch']} of 16 sequences"
+    assert rows["memory total"] == units.show_bytes(facts["memory_needed"])
     assert facts["memory_needed"] == sum(facts["memory"].values())
     assert rows["parameters, dense"] == "124 M"
     json.dumps(facts)
@@ -199,16 +205,16 @@ def files(folder: Path, **texts: str) -> Path:
     return folder
 
 
-def test_memory_at_hand_is_what_the_system_and_the_cgroup_leave(tmp_path: Path):
+def test_available_memory_is_what_the_system_and_the_cgroup_leave(tmp_path: Path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:  9000 kB\nMemAvailable:    4000 kB\n")
-    assert ram_at_hand(meminfo, tmp_path / "none") == 4000 * 1024
+    assert available_ram(meminfo, tmp_path / "none") == 4000 * 1024
     unlimited = files(tmp_path / "a", memory_max="max\n", memory_current="5\n", memory_stat="inactive_file 1\n")
-    assert ram_at_hand(meminfo, unlimited) == 4000 * 1024
+    assert available_ram(meminfo, unlimited) == 4000 * 1024
     limited = files(tmp_path / "b", memory_max="3000000\n", memory_current="1000000\n", memory_stat="anon 3\ninactive_file 400000\n")
-    assert ram_at_hand(meminfo, limited) == 2_400_000
-    assert ram_at_hand(tmp_path / "none", tmp_path / "none") > GB
-    assert hardware.memory_at_hand() > 0
+    assert available_ram(meminfo, limited) == 2_400_000
+    assert available_ram(tmp_path / "none", tmp_path / "none") > GB
+    assert hardware.available_memory() > 0
 
 
 def test_speed_is_measured_in_no_time():
@@ -240,7 +246,7 @@ def test_a_dry_run_shows_the_plan_and_queues_nothing(extract):
     code, out, _ = extract("submit", "--model", "python-tiny", "--task", "quote_close", "--dry-run")
     assert code == 0
     assert "corpus -> bridge -> prune -> validate -> report" in out
-    for part in ("parameters, bridges", "memory in all", "memory at hand", "sequences a pass", "time"):
+    for part in ("parameters, bridges", "memory total", "memory available", "micro-batch", "time"):
         assert part in out
 
 
@@ -259,10 +265,10 @@ def test_a_dry_run_of_a_training_names_its_stages(extract):
 
 
 def test_a_dry_run_that_would_not_fit_ends_as_a_wrong_request_does(extract, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(hardware, "memory_at_hand", lambda: 100_000_000)
+    monkeypatch.setattr(hardware, "available_memory", lambda: 100_000_000)
     code, out, err = extract("submit", "--model", "python-tiny", "--task", "quote_close", "--dry-run")
     assert (code, out) == (2, "")
-    assert "are at hand" in err
+    assert "are available" in err
     assert len(err.strip().splitlines()) == 1
 
 

@@ -86,7 +86,7 @@ def test_fields_that_belong_together_are_changed_together():
         ("__class__", "3", "no field '__class__'"),
         ("tokenizer", "x", "--tokenizer"),
         ("corpus.datasets", "[]", "--dataset"),
-        ("prune.steps", "3", "no task is asked for"),
+        ("prune.steps", "3", "the job has no task"),
     ],
 )
 def test_what_cannot_be_set_is_one_line_that_names_it(name: str, text: str, said: str):
@@ -107,7 +107,7 @@ def test_contradictions_are_refused():
     assert "--match needs architecture sparse_gpt" in refused(architecture="gpt2", match_loss=2.0)
     assert "--task needs architecture sparse_gpt" in refused(architecture="gpt2", tasks=("for_while",))
     assert "positive number of nats" in refused(match_loss=-1.0)
-    assert "vocab_size is that of the tokenizer" in refused(tokenizer="python-tiny", changes={"vocab_size": "300"})
+    assert "the given tokenizer determines vocab_size" in refused(tokenizer="python-tiny", changes={"vocab_size": "300"})
 
 
 def test_a_loss_to_match_and_tensorboard_are_passed_on():
@@ -157,7 +157,7 @@ def test_a_circuit_job_takes_several_tasks_each_once_by_their_own_names():
         circuit_job("python-tiny", ())
 
 
-def test_all_is_every_task_that_the_tokenizer_can_express_and_the_others_are_told_of(tmp_path: Path, gpt2_folder: Path):
+def test_all_is_every_task_that_the_tokenizer_can_express_and_the_others_are_noted(tmp_path: Path, gpt2_folder: Path):
     from extractor.data.prompts import tokenize_task
     from extractor.models.reference import BUNDLED
     from extractor.models.tokenizer import load_tokenizer, train_tokenizer
@@ -207,12 +207,12 @@ def test_a_spec_that_names_a_single_task_as_it_was_done_before_is_read():
             parse_job(json.dumps(before | wrong))
 
 
-def test_the_tasks_of_a_spec_are_told_apart():
+def test_the_tasks_of_a_spec_have_different_names():
     made = json.loads(to_json(circuit_job("python-tiny", ("quote_close",))))
     file = {"name": "mine", "path": "/mine.jsonl", "sha256": "0" * 64}
     for wrong, said in (
         ({"tasks": ["quote_close"] * 2}, "tasks name 'quote_close' twice"),
-        ({"task_files": [file]}, "'mine', which is none of the job's tasks"),
+        ({"task_files": [file]}, "'mine', which is not one of the job's tasks"),
         ({"tasks": ["mine"], "task_files": [file] * 2}, "task_files name 'mine' twice"),
         ({"tasks": ["../mine"], "task_files": [file | {"name": "../mine"}]}, "task_files.0.name"),
         ({"tasks": ["mine"], "task_files": [file | {"sha256": "0"}]}, "task_files.0.sha256"),
@@ -273,7 +273,7 @@ def test_every_field_is_listed_with_its_value_and_meaning():
     assert found["optim.lr"].kind == "float > 0"
     assert found["model.activation"].kind == "gelu | relu"
     assert found["model.d_head"].meaning == "paper: 16"
-    assert found["sparsity.anneal"].section.startswith("How many weights stay nonzero")
+    assert found["sparsity.anneal"].section.startswith("Fractions of weights that stay nonzero")
     assert {"vocab_size", "prune.steps", "corpus.generated_programs"} <= found.keys()
     assert not {"tokenizer", "corpus.datasets", "model"} & found.keys()
 
@@ -335,7 +335,7 @@ def test_the_fields_are_printed(capsys: pytest.CaptureFixture[str]):
     assert code == 0
     (line,) = [line for line in out.splitlines() if line.startswith("  optim.batch=")]
     assert line.split()[:4] == ["optim.batch=128", "int", ">=", "1"]
-    assert line.endswith("sequences a step, over all ranks; authors' script: 512")
+    assert line.endswith("sequences per step, over all processes; authors' script: 512")
     code, out, _ = typed(capsys, "--fields", "--json")
     assert [setting["name"] for setting in json.loads(out)] == [setting.name for setting in train_settings()]
 
@@ -385,7 +385,7 @@ def test_what_a_circuit_job_cannot_be_asked(wrong: dict, message: str):
 
 @pytest.mark.parametrize("loss", [0.0, -0.1, 0.6932, 2.0, float("nan")])
 def test_a_target_that_nothing_or_no_circuit_reaches_is_refused(loss: float):
-    assert "a circuit without nodes has 0.693" in refused(tasks=("quote_close",), target_loss=loss)
+    assert "0.693, the loss of a circuit without nodes" in refused(tasks=("quote_close",), target_loss=loss)
     spec = json.loads(to_json(job(tasks=("quote_close",)))) | {"target_loss": loss}
     with pytest.raises(SpecError, match="target_loss"):
         parse_job(json.dumps(spec))

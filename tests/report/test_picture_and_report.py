@@ -18,7 +18,7 @@ from extractor.circuits.circuit import Calibration, Circuit, Edge, Node
 from extractor.circuits.sites import PLACES
 from extractor.report.page import Example, headline, write_report
 from extractor.report.picture import NEGATIVE, POSITIVE, drawing, layout, to_svg, visible, write_png
-from extractor.report.validation_plots import effects_plot
+from extractor.report.plots import effects_plot
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = ("</title><script>alert(1)</script>", "\x00", "&", '" onload="x', "\ud800", "\u202e", "]]>", "\ufffe", "é漢")
@@ -264,7 +264,7 @@ def test_what_does_not_print_is_shown_as_its_escape():
     ids=["empty", "one node", "no edges", "unknown sites", "zero weight", "endless names", "12 layers", "300 nodes in a row"],
 )
 def test_odd_circuits_are_drawn_and_reported(tmp_path, circuit, monkeypatch):
-    monkeypatch.setattr(drawing, "_MOST_PIXELS", 1e6)
+    monkeypatch.setattr(drawing, "_MAX_PIXELS", 1e6)
     html = written(tmp_path, circuit)
     assert len(of_class(drawn(circuit), "node")) == len(circuit.nodes)
     assert html.count('class="node"') == len(circuit.nodes)
@@ -293,7 +293,7 @@ def test_png_has_the_scene_in_it_at_the_scale_asked(tmp_path):
 
 
 def test_a_png_of_an_enormous_scene_is_scaled_down(tmp_path, monkeypatch):
-    monkeypatch.setattr(drawing, "_MOST_PIXELS", 1e6)
+    monkeypatch.setattr(drawing, "_MAX_PIXELS", 1e6)
     write_png(layout(tiny()), tmp_path / "c.png", scale=1000)
     width, height = png_size(tmp_path / "c.png")
     assert 0.99e6 < width * height < 1.01e6
@@ -309,7 +309,7 @@ def test_the_report_states_the_finding_and_every_number(tmp_path):
     for text in ("seed 11", "1 min 28 s", "+1.250", "-0.500", "91.2&nbsp;%", "48.7&nbsp;%", "close a string", "1.5 and -0.2"):
         assert text in html, text
     assert "Not sufficient" not in html
-    assert "Dense and sparse" not in html
+    assert "Faithfulness to the dense model" not in html
 
 
 def test_a_missed_target_is_said_first():
@@ -322,7 +322,7 @@ def test_a_missed_target_is_said_first():
     assert "at chance" not in sentence
 
 
-def test_a_circuit_whose_answers_vary_is_drawn_and_told_without_them(tmp_path):
+def test_a_circuit_whose_answers_vary_is_drawn_and_reported_without_them(tmp_path):
     circuit = replace(tiny(), task="class_init", answers=(), answer_ids=())
     labels = [label.text for label in layout(circuit).labels]
     assert {"first answer", "or", "second answer"} <= set(labels)
@@ -330,7 +330,7 @@ def test_a_circuit_whose_answers_vary_is_drawn_and_told_without_them(tmp_path):
     assert headline(circuit, result_of(circuit)).startswith(
         "3 nodes and 2 edges of python-tiny-sparse choose between the two answers of each"
     )
-    assert "answers of each pair its own" in page
+    assert "every pair has its own answers" in page
     assert "·</span>name</mark>" in page
 
 
@@ -339,7 +339,7 @@ def test_a_circuit_the_model_does_not_need_is_said_so(tmp_path):
     html = written(tmp_path, tiny(), loss=losses)
     assert "The model does not need them" in html
     assert "Not necessary" in html
-    assert "No better than random nodes" in html
+    assert "Not better than random" in html
 
 
 def bridge_of(**changes) -> dict:
@@ -371,10 +371,10 @@ def plots(html: str) -> list[ElementTree.Element]:
 def test_the_bridge_section_says_how_much_of_the_dense_model_is_there(tmp_path):
     html = written(tmp_path, tiny(), bridge=bridge_of())
     text = re.sub(r"\s+", " ", words(html))
-    assert "The sparse model carries 76.5 % of what python-tiny-sparse knows beyond bigrams; the weakest hybrid pass 69.5 %" in text
+    assert "The sparse model recovers 76.5 % of the gain of python-tiny-sparse over a bigram model; the weakest hybrid pass 69.5 %" in text
     assert "(sparse, then dense; layer 0, before attention)" in text
-    assert "prefer the same answer 96.8 % of the time" in text
-    assert "finish the task at 0.118 to 0.240 nats; at 3 of 4 crossings" in text
+    assert "both models prefer the same answer 96.8 % of the time" in text
+    assert "the task loss is 0.118 to 0.240 nats; at 3 of 4 crossings" in text
     assert "Without them the sparse model is at chance" in text
     for number in ("62 %", "2.190", "2.660", "4.190", "0.650", "0.016", "99.5 %", "0.155", "95.1 %", "77.1 %"):
         assert number in text, number
@@ -428,8 +428,8 @@ def test_bridge_plots_of_deep_models_keep_their_points_apart_and_inside(tmp_path
     assert names[0][1] in ("layer 0", "0")
     assert names[-1][1] == "end"
     assert all(b[0] - a[0] > 20 for a, b in pairwise(names))
-    assert "carries nothing of what" in html
-    assert "the weakest hybrid pass carries none of it" in html
+    assert "recovers nothing of the gain" in html
+    assert "the weakest hybrid pass recovers nothing" in html
 
 
 def test_results_from_before_the_paths_were_scored_are_still_reported(tmp_path):
@@ -449,22 +449,22 @@ def test_results_from_before_the_paths_were_scored_are_still_reported(tmp_path):
         assert text in html, text
     assert not plots(html)
     assert "NMSE" not in html
-    assert "beyond bigrams" not in html
+    assert "over a bigram model" not in html
 
 
 @pytest.mark.parametrize("absent", ["recovered", "circuit", "prompts", "nmse", "agreement"])
 def test_what_a_bridge_result_lacks_is_left_out(tmp_path, absent):
     html = written(tmp_path, tiny(), bridge=bridge_of(**{absent: None}) if absent != "agreement" else {"circuit": bridge_of()["circuit"]})
-    assert "Dense and sparse" in html
+    assert "Faithfulness to the dense model" in html
     assert "None" not in html
-    assert ("knows beyond bigrams" in html) == (absent not in ("recovered", "agreement"))
+    assert ("over a bigram model; the weakest" in html) == (absent not in ("recovered", "agreement"))
     assert len(plots(html)) == (1 if absent in ("recovered", "circuit", "agreement") else 2)
 
 
 def test_a_hostile_model_name_stays_text_in_the_bridge_section(tmp_path):
     html = written(tmp_path, make(model="a</b><script>&"), bridge=bridge_of())
     assert html.count("<script") == 1
-    assert "of what a&lt;/b&gt;&lt;script&gt;&amp; knows beyond bigrams" in html
+    assert "the gain of a&lt;/b&gt;&lt;script&gt;&amp; over a bigram model" in html
 
 
 def validation_of(circuit: Circuit, **changes) -> dict:
@@ -499,7 +499,7 @@ CURVE = [
 def test_validation_is_left_out_where_there_is_none(tmp_path):
     html = written(tmp_path, tiny())
     assert 'id="validation"' not in html
-    assert "without it" not in re.sub(r"<dl.*?</dl>", "", html, flags=re.S).split('id="edges"')[1].split('id="nodes"')[0]
+    assert "loss if removed" not in re.sub(r"<dl.*?</dl>", "", html, flags=re.S).split('id="edges"')[1].split('id="nodes"')[0]
     assert "values on text" not in html
 
 
@@ -510,18 +510,18 @@ def test_losses_have_their_intervals_as_whiskers_and_as_numbers(tmp_path):
     losses = html.split('id="losses"')[1].split("</table>")[0]
     rows = re.findall(r'<tr><th scope="row">(.*?)</th>.*?<b style="left:([\d.]+)%;width:([\d.]+)%"></b>', losses)
     assert [row[0] for row in rows] == [
-        "Whole model",
+        "Full model",
         "Circuit alone",
         "Without the circuit",
-        "Random nodes, as many",
-        "Attribution&rsquo;s first 3 nodes",
+        "Same number of random nodes",
+        "Top 3 nodes by attribution",
     ]
     top = 1.08 * math.log(2)
     assert [float(row[1]) for row in rows] == pytest.approx([100 * (0.101 + 0.01 * i) / top for i in range(5)], abs=0.06)
     assert {row[2] for row in rows} == {f"{100 * 0.06 / top:.1f}"}
     assert "0.111&ndash;0.171" in losses
     assert "0.611" in losses
-    assert "would lie between 0.111 and 0.171 nats (95 %); not all of that meets the target of 0.150" in text
+    assert "loss: 0.111 to 0.171 nats; only a part of it meets the target of 0.150" in text
 
 
 def test_the_circuit_under_other_conditions(tmp_path):
@@ -530,16 +530,16 @@ def test_the_circuit_under_other_conditions(tmp_path):
     table = html.split('id="validation"')[1].split("</table>")[0]
     rows = re.findall(r'<th scope="row">(.*?)</th>.*?<td class="number">([\d.]+)</td>', table)
     assert rows == [
-        ("<strong>The rest at zero</strong>: as found", "0.333"),
-        ("The rest at its mean", "0.131"),
-        ("The rest from another prompt", "0.444"),
-        ("Every node two-valued", "0.155"),
-        ("Not calibrated", "0.222"),
+        ("<strong>All other nodes at zero</strong> (as in the search)", "0.333"),
+        ("All other nodes at their means", "0.131"),
+        ("Everything else resampled", "0.444"),
+        ("Every node binarised", "0.155"),
+        ("Without calibration", "0.222"),
     ]
     text = re.sub(r"\s+", " ", words(html))
-    assert "1 of 3 nodes can be two-valued at less than 0.01 nats." in text
-    assert "finer values matter: 0.mlp.resid_delta.9 +0.060, 0.mlp.post_act.300 +0.030." in text
-    assert "Removed alone, 1 of 2 edges makes the loss worse." in text
+    assert "Binarised one at a time, 1 of 3 nodes cost at most 0.01 nats." in text
+    assert "The others: 0.mlp.resid_delta.9 +0.060, 0.mlp.post_act.300 +0.030." in text
+    assert "Removing a single edge raises the loss for 1 of 2 edges." in text
 
 
 def test_edges_stand_by_what_they_cost_and_nodes_with_their_values(tmp_path):
@@ -562,7 +562,7 @@ def test_edges_stand_by_what_they_cost_and_nodes_with_their_values(tmp_path):
     assert "&ndash;" in nodes[2]  # not measured
 
 
-def test_a_node_that_never_changes_is_told_in_words(tmp_path):
+def test_a_node_that_never_changes_is_shown_in_words(tmp_path):
     circuit, still = tiny(), {"values": [0.0] * 7, "nonzero": 0.001}
     found = validation_of(circuit)
     found["activations"]["nodes"] = {circuit.nodes[0].id: still}
@@ -603,13 +603,13 @@ def test_two_thousand_effects_fit_the_plot():
     assert not list(tree.iter("title"))
 
 
-def test_other_seeds_are_told(tmp_path):
+def test_other_seeds_are_reported(tmp_path):
     circuit = tiny()
     rows = [{"seed": s, "nodes": 3 + s, "edges": 2 + s, "loss": 0.13, "met": s == 11} for s in (11, 12)]
     seeds = {"circuits": rows, "node_overlap": 0.6, "edge_overlap": 0.25, "shared": [circuit.nodes[0].id]}
     text = re.sub(r"\s+", " ", words(written(tmp_path, circuit, validation=validation_of(circuit, seeds=seeds))))
-    assert "The same search from 2 seeds: two circuits share 60 % of their nodes and 25 % of their edges on average" in text
-    assert "1 node is in all of them" in text
+    assert "from 2 seeds. Mean overlap of two circuits (intersection over union): 60 % of nodes, 25 % of edges." in text
+    assert "1 node is in every circuit" in text
     assert "12 15 14 0.130 no" in text
 
 
@@ -627,10 +627,10 @@ def test_why_a_target_was_missed_is_said_and_stays_text(tmp_path):
     assert "Why:" not in written(tmp_path, tiny(), why=None)
 
 
-def test_steering_is_told_where_it_was_measured(tmp_path, monkeypatch):
-    told = types.ModuleType("extractor.report.steering")
-    told.steering_section = lambda result: f"<p>steered {result['steering']}</p>"
-    monkeypatch.setitem(sys.modules, "extractor.report.steering", told)
+def test_steering_is_reported_where_it_was_measured(tmp_path, monkeypatch):
+    module = types.ModuleType("extractor.report.steering")
+    module.steering_section = lambda result: f"<p>steered {result['steering']}</p>"
+    monkeypatch.setitem(sys.modules, "extractor.report.steering", module)
     assert "<p>steered 7</p>" in written(tmp_path, tiny(), steering=7)
     assert "steered" not in written(tmp_path, tiny())
 

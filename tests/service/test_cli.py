@@ -80,11 +80,11 @@ def test_the_spec_that_submit_prints_is_one_that_run_takes(machine, model):
 def test_the_model_of_a_finished_job_is_named_by_its_id(machine, model, monkeypatch):
     seen = []
 
-    def circuit_job(source, task, **_):
-        seen.append(source)
+    def to_spec(request, _on_note):
+        seen.append(request.model)
         return circuit_spec()
 
-    monkeypatch.setattr("extractor.jobs.request.circuit_job", circuit_job)
+    monkeypatch.setattr("extractor.jobs.request.CircuitRequest.to_spec", to_spec)
     machine.finish("mine")
     assert machine.extract("submit", "--model", "mine", "--task", "quote_close", "--no-worker").code == 0
     assert machine.extract("submit", "--model", "mine", "--task", "quote_close", "--print-spec").code == 0

@@ -72,11 +72,11 @@ def test_the_memory_of_a_training_grows_with_its_model():
 
 
 def test_the_memory_of_a_bridging_is_that_of_its_plan(models):
-    from extractor.jobs.cost import bridging
+    from extractor.jobs.cost import bridging, constants
 
     spec = circuit_spec().model_copy(update={"model": str(models / "m0")})
     plan = bridging.bridging_cost(json.loads((models / "m0" / "config.json").read_text()), spec.bridge)
-    assert bytes_needed(spec) == int(plan.needed(1) / bridging.SHARE)
+    assert bytes_needed(spec) == int(plan.bytes_needed(1) / constants.USABLE_SHARE)
 
 
 def test_a_job_that_needs_more_than_any_worker_has_waits_for_one_that_has_it(machine):

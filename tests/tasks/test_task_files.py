@@ -99,10 +99,10 @@ GOOD = quotes()[3]
     [
         (b'{"positive": "caf\xe9"}', "not UTF-8 (byte 18 is 0xe9)"),
         ("{", "not JSON (Expecting property name enclosed in double quotes at column 2)"),
-        ("[" * 100_000, "not JSON that can be read"),
+        ("[" * 100_000, "JSON that cannot be parsed"),
         ("[1, 2]", "a JSON list, not an object"),
         ({"positive": "a", "negative": "b"}, "lacks answers"),
-        (GOOD | {"weight": 3}, "has 'weight', which means nothing here"),
+        (GOOD | {"weight": 3}, "has the unknown field 'weight'"),
         (GOOD | {"positive": 3}, "positive is 3, not a text"),
         (GOOD | {"negative": None}, "negative is None, not a text"),
         (GOOD | {"negative": ""}, "negative is empty"),
@@ -112,9 +112,9 @@ GOOD = quotes()[3]
         (GOOD | {"answers": ["", "b"]}, "the first answer is empty"),
         (GOOD | {"answers": ["a", "a"]}, "both answers are 'a'"),
         (GOOD | {"negative": GOOD["positive"]}, "both prompts are"),
-        (GOOD | {"positive": quotes()[0]["positive"]}, "stands in line 1 too"),
-        (GOOD | {"positive": quotes()[0]["negative"]}, "stands in line 1 too"),
-        (GOOD | {"positive": "half \ud800"}, "positive holds half of a surrogate pair"),
+        (GOOD | {"positive": quotes()[0]["positive"]}, "also occurs in line 1"),
+        (GOOD | {"positive": quotes()[0]["negative"]}, "also occurs in line 1"),
+        (GOOD | {"positive": "half \ud800"}, "positive has half of a surrogate pair"),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 60 else "",
 )
@@ -286,9 +286,9 @@ def test_a_task_of_an_installed_package_is_found_by_name_and_alias_and_goes_into
     ("name", "said"),
     [
         ("silent", "it writes a tuple, not a tasks.base.Pair"),
-        ("wordy", "its answers are not pairs of texts"),
+        ("wordy", "its answers are not pairs of non-empty texts"),
         ("number", "offered_loops:NUMBER is a int, not a tasks.base.Task"),
-        ("misnamed", "the task calls itself 'elsewhere'"),
+        ("misnamed", "the task's own name is 'elsewhere'"),
         ("gone", "ModuleNotFoundError: No module named 'offered_nowhere'"),
         ("leaves", "SystemExit: goodbye"),
         ("not safe", "a task's name has at most 64"),
@@ -313,7 +313,7 @@ def test_a_built_in_name_stays_the_built_in_task_and_the_clash_is_noted(install:
 def test_two_packages_with_one_task_name_are_both_named(install: Install):
     site = install(entries={"loops": "offered_loops"})
     install("other-tasks", "3.0", {"loops": "offered_loops", "elsewhere": "offered_loops:OTHER"})
-    with pytest.raises(UnknownTask, match=r"of loop-tasks 1\.2 cannot be used: other-tasks 3\.0 offers a task of this name too"):
+    with pytest.raises(UnknownTask, match=r"of loop-tasks 1\.2 cannot be used: other-tasks 3\.0 also has a task of this name"):
         get_task("loops")
     assert get_task("elsewhere").name == "elsewhere"
     with pytest.raises(SpecError, match="is the name of a task of loop-tasks"):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from extractor.data.task_choice import choose
 from extractor.errors import UsageError
-from extractor.jobs.request import circuit_job
+from extractor.jobs.request import CircuitRequest
 from extractor.models.reference import MAX_PARAMETERS, max_parameters
 from extractor.spec.fields import parse_changes
 from extractor.spec.schema import JobSpec
@@ -77,7 +77,7 @@ def check_any(batch: Batch) -> None:
 def _template(order: BatchRequest) -> JobSpec:
     model, tasks = STAND_IN
     same = {name: getattr(order, name) for name in ("preset", "target_loss", "seed", "init", "corpus")}
-    return circuit_job(model, tasks, changes=parse_changes(order.changes), **same)
+    return CircuitRequest(model, tasks, changes=parse_changes(order.changes), **same).to_spec()
 
 
 def _rules(order: BatchRequest) -> Rules:

@@ -75,13 +75,13 @@ def command(model: str | None, tasks: tuple[str, ...], fields: bool, datasets: t
     )
 
     def build(service: Service | None) -> JobSpec:
-        from extractor.jobs.request import circuit_job, dataset
+        from extractor.jobs.request import CircuitRequest, dataset
         from extractor.spec.fields import parse_changes
         from worker.client.submit import resolve_model
         from worker.settings import from_env
 
         source = resolve_model(model, service.settings if service else from_env(), service.records if service else None)
         found = tuple(dataset(name, **shared) for name in datasets)
-        return circuit_job(source, tasks, changes=parse_changes(changes), datasets=found, tell=say, **same)
+        return CircuitRequest(source, tasks, changes=parse_changes(changes), datasets=found, **same).to_spec(say)
 
     return request(build, options)

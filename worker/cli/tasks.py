@@ -94,7 +94,7 @@ def check(model: str, adapter: str | None, tasks: tuple[str, ...], pairs: int, t
     Example: extract tasks check --model gpt2
     """
     from extractor.data.task_choice import choose
-    from extractor.jobs.check_tasks import check_tasks, open_whole
+    from extractor.jobs.check_tasks import check_tasks, open_on_device
     from extractor.models.reference import open_model
     from extractor.training.loop import set_up_torch
     from worker.cli.views.job import silence_transformers
@@ -105,7 +105,7 @@ def check(model: str, adapter: str | None, tasks: tuple[str, ...], pairs: int, t
     open_model(reference)
     silence_transformers()
     set_up_torch(from_env().threads)
-    full_model, tokenizer = open_whole(reference, tuned)
+    full_model, tokenizer = open_on_device(reference, tuned)
     rows = list(_with_progress(check_tasks(full_model, tokenizer, chosen, target_loss, pairs), len(chosen), quiet=as_json))
     if as_json:
         facts = {"model": reference, "adapter": tuned, "target_loss": target_loss, "pairs": pairs}

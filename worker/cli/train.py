@@ -57,18 +57,18 @@ def command(fields: bool, tasks: tuple[str, ...], datasets: tuple[str, ...], mat
     changes, shared = options.pop("changes"), {name: options.pop(name) for name in ("config", "split", "revision", "text_column", "tokens")}
 
     def build(_service: Service | None) -> JobSpec:
-        from extractor.jobs.request import dataset, train_job
+        from extractor.jobs.request import TrainRequest, dataset
         from extractor.spec.fields import parse_changes
 
-        return train_job(
+        training = TrainRequest(
             architecture=architecture,
             dense=dense,
             match_loss=match,
             tasks=tasks,
             changes=parse_changes(changes),
             datasets=tuple(dataset(name, **shared) for name in datasets),
-            tell=say,
             **same,
         )
+        return training.to_spec(say)
 
     return request(build, options)

@@ -9,7 +9,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 
-from extractor.jobs.cost.hardware import ram_at_hand
+from extractor.jobs.cost.hardware import available_ram
 
 _QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,memory.used", "--format=csv,noheader,nounits")
 _MEBIBYTE = 2**20
@@ -36,7 +36,7 @@ def detect(threads: int) -> Device:
 
 def capacity(threads: int) -> int:
     """Most bytes that a job here may need: memory of the smallest GPU, or the free RAM."""
-    return detect(threads).smallest or ram_at_hand()
+    return detect(threads).smallest or available_ram()
 
 
 def visible_gpus() -> list[str]:

@@ -23,8 +23,9 @@ from typing import Any
 
 from extractor import files
 from extractor.errors import BrokenArtifact, SpecError, UsageError
-from extractor.jobs.request import train_job
-from extractor.spec.schema import JobSpec, SparseModelSpec, TrainSpec, to_json
+from extractor.jobs.request import TrainRequest
+from extractor.spec.schema import JobSpec, TrainSpec, to_json
+from extractor.spec.sizes import block_entries, block_matrices, kept_in_blocks
 
 _SUFFIXES = {"k": 1e3, "K": 1e3, "m": 1e6, "M": 1e6}
 _ALIASES = {"model.d_model": "width"}
@@ -157,7 +158,7 @@ def _scaled(base: TrainSpec, width: int) -> dict[str, str]:
 
 
 def _job(order: SweepRequest, changes: Mapping[str, str]) -> JobSpec:
-    return train_job(
+    training = TrainRequest(
         preset=order.preset,
         dense=order.dense,
         tasks=order.tasks,
@@ -166,6 +167,7 @@ def _job(order: SweepRequest, changes: Mapping[str, str]) -> JobSpec:
         seed=order.seed,
         corpus=order.corpus,
     )
+    return training.to_spec()
 
 
 def _build(order: SweepRequest, changes: Mapping[str, str]) -> TrainSpec:
@@ -174,22 +176,13 @@ def _build(order: SweepRequest, changes: Mapping[str, str]) -> TrainSpec:
     return train
 
 
-def block_matrices(shape: SparseModelSpec) -> list[tuple[int, int]]:
-    """(entries, neurons) of every weight matrix in the blocks; each neuron has entries / neurons weights."""
-    d, mlp, read = shape.d_model, shape.mlp_ratio * shape.d_model, shape.d_model + shape.d_pos_emb
-    block = [(3 * d * read, 3 * d), (d * d, d), (mlp * read, mlp), (mlp * d, mlp)]
-    return block * shape.n_layer
-
-
 def weight_frac(l0: float, spec: TrainSpec, where: str) -> float:
     """The fraction of nonzeros of every block matrix for a total of `l0` nonzeros (itself a fraction if at most 1).
 
     Raises UsageError, with the valid range, for fewer nonzeros than are protected per neuron and for more than all weights.
     """
-    matrices = block_matrices(spec.model)
-    total = sum(entries for entries, _ in matrices)
-    protected = spec.sparsity.min_per_neuron
-    least_frac = max(min(protected, entries // neurons) * neurons / entries for entries, neurons in matrices)
+    total, protected = block_entries(spec.model), spec.sparsity.min_per_neuron
+    least_frac = max(matrix.protected(protected) / matrix.entries for matrix in block_matrices(spec.model))
     least = math.ceil(least_frac * total)
     wanted = l0 * total if l0 <= 1 else l0
     if not least <= wanted <= total:
@@ -198,12 +191,6 @@ def weight_frac(l0: float, spec: TrainSpec, where: str) -> float:
             f"from {least:,} ({protected} per neuron, sparsity.min_per_neuron) to {total:,} (all weights)"
         )
     return wanted / total
-
-
-def kept_weights(spec: TrainSpec) -> int:
-    """Total nonzeros of all block matrices after training."""
-    frac, protected = spec.sparsity.weight_frac, spec.sparsity.min_per_neuron
-    return sum(max(round(frac * n), neurons * min(protected, n // neurons)) for n, neurons in block_matrices(spec.model))
 
 
 def amount(text: str) -> float:
@@ -251,7 +238,12 @@ def facts_of(point: SweepPoint, state: str, result: Path | None = None, error: s
     spec = point.spec.train
     assert spec is not None
     facts: Facts = {"job": point.job, "label": point.label, "axes": point.axes, "state": state, "error": error}
-    facts |= {"d_model": spec.model.d_model, "n_layer": spec.model.n_layer, "l0": kept_weights(spec), "seed": point.spec.seed}
+    facts |= {
+        "d_model": spec.model.d_model,
+        "n_layer": spec.model.n_layer,
+        "l0": kept_in_blocks(spec.model, spec.sparsity),
+        "seed": point.spec.seed,
+    }
     if result is None:
         return facts
     found = files.read_json(result / "result.json")

@@ -1,4 +1,4 @@
-"""What this machine can give to a training: memory at hand, and how fast it multiplies and copies. Torch is imported when asked only."""
+"""Resources of this machine: available memory, speed of matrix products and copies. Functions import torch only where they need it."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ _TRIALS = 3
 
 @dataclass(frozen=True)
 class Speed:
-    """flops: floating-point operations a second in matrix products; bytes: read or written a second."""
+    """flops: floating-point operations per second in matrix products; bytes: read or written per second."""
 
     flops: float
     bytes: float
 
 
-def memory_at_hand() -> int:
-    """Free bytes of the GPU where there is one, else of RAM, as far as a cgroup lets us have it."""
+def available_memory() -> int:
+    """Free bytes of the GPU, without one those of RAM within the limit of the cgroup."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    return ram_at_hand()
+    return available_ram()
 
 
-def ram_at_hand(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> int:
-    """Free bytes of RAM, counting what the system would give back at once; of a system that does not tell, all its RAM."""
+def available_ram(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> int:
+    """Free bytes of RAM, including caches that the system can drop; all RAM where the system does not report this."""
     try:
         lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, ValueError, KeyError):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(free, max(0, _cgroup_leaves(cgroup, free)))
+    return min(free, max(0, _cgroup_free(cgroup, free)))
 
 
-def _cgroup_leaves(folder: Path, otherwise: int) -> int:
-    """What the cgroup's limit leaves, file pages not counted, since they give way; `otherwise` where there is no limit."""
+def _cgroup_free(folder: Path, otherwise: int) -> int:
+    """Bytes below the cgroup's limit, inactive file pages counted as free; `otherwise` where there is no limit."""
     try:
         limit, used = (int((folder / name).read_text(encoding="utf-8")) for name in ("memory.max", "memory.current"))
         stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
@@ -50,7 +50,7 @@ def _cgroup_leaves(folder: Path, otherwise: int) -> int:
 
 
 def measure_speed(precision: str = "fp32") -> Speed:
-    """A tenth of a second of matrix products and of copies, on the device and in the precision that a training would use."""
+    """Time matrix products and copies for about 0.1 s, on the device and in the precision of a training."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -68,15 +68,15 @@ def measure_speed(precision: str = "fp32") -> Speed:
 
 
 def _seconds(work: Callable[[], None], gpu: bool) -> float:
-    """Of the fastest of a few calls, after one to warm up."""
+    """Seconds of the fastest of a few calls, after one to warm up."""
     import torch
 
     best = float("inf")
     for turn in range(_TRIALS + 1):
-        began = time.perf_counter()
+        started = time.perf_counter()
         work()
         if gpu:
             torch.cuda.synchronize()
         if turn:
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.perf_counter() - started)
     return best

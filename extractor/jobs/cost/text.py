@@ -1,4 +1,4 @@
-"""A bridging's plan in words and as JSON; see `preflight`."""
+"""The cost of a bridging as a table, as JSON and as one line."""
 
 from __future__ import annotations
 
@@ -9,63 +9,63 @@ from extractor.jobs.cost.hardware import Speed
 from extractor.jobs.cost.units import show_bytes, show_count, show_seconds
 
 
-def describe(plan: BridgingCost, memory: int | None = None, speed: Speed | None = None) -> list[tuple[str, str]]:
-    """Rows (name, value) for a table; with `memory` (bytes at hand) also what fits into it, with `speed` also the time."""
-    rows = _pass_of(plan, memory)
-    optim, known = plan.spec.optim, plan.parameters
-    sparse = f"{show_count(known['sparse'])}, {show_count(known['sparse_nonzero'])} nonzero at the end"
+def describe(cost: BridgingCost, memory: int | None = None, speed: Speed | None = None) -> list[tuple[str, str]]:
+    """Rows (name, value) of a table. memory: available bytes, for the micro-batch that fits; speed: for the time."""
+    rows = _micro_batch(cost, memory)
+    optim, known = cost.spec.optim, cost.parameters
+    sparse = f"{show_count(known['sparse'])}, {show_count(known['sparse_nonzero'])} nonzero after training"
     found = [
-        ("dense model", f"{plan.dense.layers} layers of {plan.dense.width}, {plan.dense.vocabulary:,} tokens"),
+        ("dense model", f"{cost.dense.layers} layers of {cost.dense.width}, {cost.dense.vocabulary:,} tokens"),
         ("parameters, dense", show_count(known["dense"])),
         ("parameters, sparse", sparse),
-        ("parameters, bigram", f"{show_count(known['bigram'])} ({plan.bigram})"),
-        ("parameters, bridges", f"{show_count(known['bridges'])} at {plan.sites} sites"),
-        *((f"memory, {part}", show_bytes(size)) for part, size in plan.memory(rows).items()),
-        ("memory in all", show_bytes(plan.needed(rows))),
+        ("parameters, bigram", f"{show_count(known['bigram'])} ({cost.bigram})"),
+        ("parameters, bridges", f"{show_count(known['bridges'])} at {cost.sites} sites"),
+        *((f"memory, {part}", show_bytes(size)) for part, size in cost.memory(rows).items()),
+        ("memory total", show_bytes(cost.bytes_needed(rows))),
     ]
     if memory is not None:
-        found.append(("memory at hand", show_bytes(memory)))
-    found.append(("sequences a pass", f"{rows} of {optim.batch}"))
-    found.append(("training", f"{optim.steps:,} steps of {optim.batch * optim.context:,} tokens, {show_count(plan.tokens)} in all"))
+        found.append(("memory available", show_bytes(memory)))
+    found.append(("micro-batch", f"{rows} of {optim.batch} sequences"))
+    found.append(("training", f"{optim.steps:,} steps of {optim.batch * optim.context:,} tokens, {show_count(cost.tokens)} in total"))
     if speed is not None:
-        seconds = plan.seconds(speed)
-        found.append(("time", f"about {show_seconds(seconds * optim.steps)}, {seconds:.2g} s a step"))
+        seconds = cost.seconds(speed)
+        found.append(("time", f"about {show_seconds(seconds * optim.steps)}, {seconds:.2g} s per step"))
     return found
 
 
-def to_json(plan: BridgingCost, memory: int | None = None, speed: Speed | None = None) -> dict[str, Any]:
-    """The same as numbers: bytes, seconds, floating-point operations."""
-    rows = _pass_of(plan, memory)
+def to_json(cost: BridgingCost, memory: int | None = None, speed: Speed | None = None) -> dict[str, Any]:
+    """The same as JSON: bytes, seconds, floating-point operations."""
+    rows = _micro_batch(cost, memory)
     return {
-        "layers": plan.dense.layers,
-        "vocabulary": plan.dense.vocabulary,
-        "sites": plan.sites,
-        "bigram": plan.bigram,
-        "parameters": plan.parameters,
+        "layers": cost.dense.layers,
+        "vocabulary": cost.dense.vocabulary,
+        "sites": cost.sites,
+        "bigram": cost.bigram,
+        "parameters": cost.parameters,
         "micro_batch": rows,
-        "memory": plan.memory(rows),
-        "memory_needed": plan.needed(rows),
+        "memory": cost.memory(rows),
+        "memory_needed": cost.bytes_needed(rows),
         "memory_at_hand": memory,
-        "flops_a_step": plan.flops,
-        "seconds_a_step": None if speed is None else plan.seconds(speed),
-        "seconds": None if speed is None else plan.seconds(speed) * plan.spec.optim.steps,
-        "steps": plan.spec.optim.steps,
-        "tokens": plan.tokens,
+        "flops_a_step": cost.flops,
+        "seconds_a_step": None if speed is None else cost.seconds(speed),
+        "seconds": None if speed is None else cost.seconds(speed) * cost.spec.optim.steps,
+        "steps": cost.spec.optim.steps,
+        "tokens": cost.tokens,
     }
 
 
-def line(plan: BridgingCost, memory: int | None = None, speed: Speed | None = None) -> str:
-    """One line for a job's notes."""
-    rows, known, steps = _pass_of(plan, memory), plan.parameters, plan.spec.optim.steps
+def line(cost: BridgingCost, memory: int | None = None, speed: Speed | None = None) -> str:
+    """The cost in one line, for the log of a job."""
+    rows, known, steps = _micro_batch(cost, memory), cost.parameters, cost.spec.optim.steps
     sizes = f"{show_count(known['sparse'] + known['bigram'])} sparse + {show_count(known['dense'])} dense + {show_count(known['bridges'])}"
-    time = "" if speed is None else f", about {show_seconds(plan.seconds(speed) * steps)}"
+    time = "" if speed is None else f", about {show_seconds(cost.seconds(speed) * steps)}"
     return (
-        f"{plan.dense.layers} layers, {plan.dense.vocabulary:,} tokens: {sizes} bridge parameters; "
-        f"{show_bytes(plan.needed(rows))} with {rows} sequence{'s' * (rows > 1)} a pass{time} for {steps:,} steps"
+        f"{cost.dense.layers} layers, {cost.dense.vocabulary:,} tokens: {sizes} bridge parameters; "
+        f"{show_bytes(cost.bytes_needed(rows))} with micro-batch {rows}{time} for {steps:,} steps"
     )
 
 
-def _pass_of(plan: BridgingCost, memory: int | None) -> int:
-    """Sequences a pass, as the training would choose them."""
-    optim = plan.spec.optim
-    return min(optim.micro_batch or optim.batch, optim.batch) if memory is None else max(1, largest_micro_batch(plan, memory))
+def _micro_batch(cost: BridgingCost, memory: int | None) -> int:
+    """The micro-batch, in sequences, that the training would choose."""
+    optim = cost.spec.optim
+    return min(optim.micro_batch or optim.batch, optim.batch) if memory is None else max(1, largest_micro_batch(cost, memory))

@@ -1,4 +1,4 @@
-"""Numbers for people: counts, bytes, seconds."""
+"""Counts, bytes and seconds as text."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def show_count(number: float) -> str:
 
 def show_bytes(number: float) -> str:
     """'9.8 GB'."""
-    return f"{show_count(number)}B".replace("kB", "kB") if number >= 1e3 else f"{number:.0f} B"
+    return f"{show_count(number)}B" if number >= 1e3 else f"{number:.0f} B"
 
 
 def show_seconds(seconds: float) -> str:
     """'3 h 20 min'."""
-    whole = max(1, round(seconds))
+    total = max(1, round(seconds))
     for size, name, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size:,} {name} {whole % size // smaller} {part}"
-    return f"{whole} s"
+        if total >= size:
+            return f"{total // size:,} {name} {total % size // smaller} {part}"
+    return f"{total} s"

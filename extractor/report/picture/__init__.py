@@ -1,11 +1,11 @@
-"""A circuit as a picture: one layout, drawn as SVG and as PNG. Same circuit, same bytes; no model and no torch needed.
+"""The picture of a circuit: one layout, drawn as SVG and as PNG. The same circuit gives the same bytes. Needs no model and no torch.
 
-scene    what there is to draw, in pixels: boxes, wires, chips, labels; colours, and text as one can see it
-rows     rows of nodes, bottom to top in forward order, and how much each node can say there
-lanes    the residual stream: from node to node, and where it passes between the nodes of other rows
-arrange  where in the rows every node goes
-layout   a circuit to a scene
-drawing  a scene to SVG and to PNG, as it is
+layout   circuit -> scene. Read this first
+rows     rows of nodes, bottom to top in forward order, and the amount of text on each node
+lanes    the residual stream between nodes, and its places between the nodes of other rows
+arrange  the position of every node in the rows
+scene    what is drawn, in pixels: boxes, wires, chips, labels; colours, printable text
+drawing  scene -> SVG, scene -> PNG
 """
 
 from extractor.report.picture.drawing import to_svg, write_png

@@ -1,8 +1,8 @@
-"""Where every node goes: nodes in rows, then order, x and y.
+"""The position of every node: first its row, then order and x within the row, then y.
 
-1. Order and x: sweeps up and down pull every node to the mean of its neighbours, keeping nodes apart.
-2. Lanes: the residual stream gets its own places in the rows it crosses; then sweeps once more, of chips and lanes.
-3. y: rows are stacked, farther apart where many edges arrive.
+1. Order and x: sweeps up and down move every node towards the mean of its neighbours and keep nodes apart.
+2. Lanes: the residual stream gets places of its own in the rows it crosses; then the sweeps run again over chips and lanes.
+3. y: rows are stacked, with larger gaps where many edges arrive.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from extractor.report.picture.lanes import Stream, locate, open_lanes, residual_
 from extractor.report.picture.rows import GROUP_GAP, LINE_GAP, Place, Row, Spot, build_rows, fit
 
 GUTTER, MARGIN, HEADER, BAR = 176.0, 24.0, 116.0, 34.0
-_NARROWEST = 640.0  # of the drawing right of the row labels
+_MIN_WIDTH = 640.0  # pixels, of the drawing to the right of the row labels
 _SWEEPS = 12
 
 
 @dataclass
 class Arrangement:
-    """The rows with every place placed, the streams through them, the drawing's width right of the row labels, y of the input bar."""
+    """Rows with positioned places, the streams through them, the width of the drawing without row labels, y of the input bar (pixels)."""
 
     rows: list[Row]
     streams: list[Stream]
@@ -34,7 +34,7 @@ def arrange(nodes: tuple[Node, ...], edges: list[Edge]) -> Arrangement:
     rows, streams = build_rows(nodes), residual_streams(nodes)
     for row, crossing in zip(rows, locate(streams, rows), strict=True):
         fit(row, len(crossing))
-    width = max([_NARROWEST, *(row.least_width(row.most_lanes) for row in rows)])
+    width = max([_MIN_WIDTH, *(row.least_width(row.most_lanes) for row in rows)])
     spots: dict[str, Place] = {s.name: s for row in rows for s in row.spots}
     for row in rows:
         for i, spot in enumerate(row.spots):
@@ -49,20 +49,20 @@ def arrange(nodes: tuple[Node, ...], edges: list[Edge]) -> Arrangement:
 
 
 def _tie(edges: list[Edge], streams: list[Stream], spots: dict[str, Place]) -> None:
-    """Say who pulls whom, and how strongly."""
+    """Set the neighbours of every place and the strength of their pull."""
     for spot in spots.values():
         spot.below, spot.above = [], []
     ties = [(spots[e.source], spots[e.target], 1.0) for e in sorted(edges, key=lambda e: (e.source, e.target))]
     for stream in streams:
-        way = stream.way(spots)
-        ties += [(low, high, 0.3 if isinstance(low, Spot) or isinstance(high, Spot) else 1.0) for low, high in pairwise(way)]
+        path = stream.path(spots)
+        ties += [(low, high, 0.3 if isinstance(low, Spot) or isinstance(high, Spot) else 1.0) for low, high in pairwise(path)]
     for low, high, strength in ties:
         low.above.append((high, strength))
         high.below.append((low, strength))
 
 
 def _sweep(rows: list[Row], width: float) -> None:
-    """Give every place its x; those of a row are reordered by where their neighbours are, alternating upwards and downwards."""
+    """Set the x of every place: rows are reordered by the positions of their neighbours, alternating upwards and downwards."""
     for sweep in range(_SWEEPS):
         upwards = sweep % 2 == 0
         for row in rows if upwards else reversed(rows):
@@ -82,7 +82,7 @@ def _pull(place: Place, neighbours: list[tuple[Place, float]]) -> float:
 
 
 def _pass_beside_groups(row: Row, pulls: dict[int, float]) -> None:
-    """Queries, keys and values stay together: a lane goes through the nearest gap between them."""
+    """Keep queries, keys and values together: move each lane to the nearest gap between these groups."""
     chips = [p for p in row.places if isinstance(p, Spot)]
     groups = sorted({s.group for s in chips})
     if groups == [0.0]:
@@ -99,7 +99,7 @@ def _pass_beside_groups(row: Row, pulls: dict[int, float]) -> None:
 
 
 def _settle(row: Row, pulls: dict[int, float], width: float) -> None:
-    """The positions nearest to the pulls that keep the order and the separations: isotonic regression after removing offsets."""
+    """Set the positions nearest to the pulls that keep order and separations: isotonic regression after subtracting the offsets."""
     offsets = [0.0]
     for gap in row.separations():
         offsets.append(offsets[-1] + gap)
@@ -117,26 +117,26 @@ def _settle(row: Row, pulls: dict[int, float], width: float) -> None:
 
 
 def _center(rows: list[Row]) -> float:
-    """Move all places to the middle of the drawing, right of the row labels; returns the drawing's width."""
+    """Centre all places to the right of the row labels; returns the width of the drawing in pixels."""
     places = list({id(p): p for row in rows for p in row.places}.values())
     left = min((p.x - p.width / 2 for p in places), default=0.0) - GROUP_GAP
     right = max((p.x + p.width / 2 for p in places), default=0.0) + GROUP_GAP
-    width = max(_NARROWEST, math.ceil(right - left))
+    width = max(_MIN_WIDTH, math.ceil(right - left))
     for place in places:
         place.x += MARGIN + GUTTER + (width - left - right) / 2
     return width
 
 
 def _stack(rows: list[Row], edges: list[Edge], streams: list[Stream]) -> float:
-    """Give rows and spots their y, answers' bar on top; returns the y of the input bar. Crowded gaps are taller."""
+    """Set the y of rows and spots below the bar of answers; gaps with many edges are taller. Returns the y of the input bar."""
     row_of = {s.name: i for i, row in enumerate(rows) for s in row.spots}
     spots: dict[str, Place] = {s.name: s for row in rows for s in row.spots}
     crowd = [0.0] * (len(rows) + 1)
     for edge in edges:
         crowd[row_of[edge.target]] += 1
     for stream in streams:
-        way = [p.x for p in stream.way(spots)]
-        for i, (x, above) in enumerate(pairwise(way), stream.low + 1 if stream.source else 1):
+        xs = [p.x for p in stream.path(spots)]
+        for i, (x, above) in enumerate(pairwise(xs), stream.low + 1 if stream.source else 1):
             crowd[i] += min(abs(above - x) / 100, 0.5)
     y = MARGIN + HEADER + BAR + 40
     for i in reversed(range(len(rows))):

@@ -1,4 +1,4 @@
-"""A scene as SVG and as PNG: two renderers that draw what the scene says, where it says."""
+"""Two renderers of a scene: SVG and PNG."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from extractor.files import explain_full_disk
 from extractor.report.picture.scene import NEGATIVE, Box, Chip, Label, Scene, Wire, font, visible
 
 _CURVE = [i / 24 for i in range(25)]
-_STRIP, _SMOOTH = 512, 2  # the PNG is drawn in strips at twice its size, so that memory stays small
-_MOST_PIXELS = 40e6
+_STRIP, _SMOOTH = 512, 2  # the PNG is drawn at twice its size for smooth lines, in strips of 512 rows to save memory
+_MAX_PIXELS = 40e6
 
 
 def to_svg(scene: Scene) -> str:
-    """The scene as one SVG document, self-contained. Nodes carry data-id, edges data-source, data-target and data-weight."""
+    """The scene as one self-contained SVG document. Nodes carry data-id, edges data-source, data-target and data-weight."""
     width, height = _number(scene.width), _number(scene.height)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="circuit" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
@@ -66,8 +66,8 @@ def _svg_chip(chip: Chip) -> str:
 
 
 def write_png(scene: Scene, path: Path, scale: float = 2) -> None:
-    """Draw the scene into a PNG, `scale` pixels to a scene pixel (fewer for a scene too large for that). Written atomically."""
-    scale = min(scale, math.sqrt(_MOST_PIXELS / (scene.width * scene.height)))
+    """Draw the scene into a PNG with `scale` pixels per scene pixel, fewer for a very large scene. Written atomically. Raises DiskFull."""
+    scale = min(scale, math.sqrt(_MAX_PIXELS / (scene.width * scene.height)))
     width, height = round(scene.width * scale), round(scene.height * scale)
     image = Image.new("RGB", (width, height))
     for top in range(0, height, _STRIP):
@@ -82,8 +82,8 @@ def write_png(scene: Scene, path: Path, scale: float = 2) -> None:
 
 
 def _draw(scene: Scene, strip: Image.Image, scale: float, top: int) -> None:
-    """The part of the scene that shows in a strip whose first line is `top`, both in strip pixels."""
-    pen = ImageDraw.Draw(strip, "RGBA")  # this mode blends translucent fills
+    """Draw the part of the scene that lies in a strip whose first line is `top` (strip pixels)."""
+    pen = ImageDraw.Draw(strip, "RGBA")  # mode RGBA blends translucent fills
     for box in scene.boxes:
         _draw_box(pen, box, scale, top)
     for wire in scene.wires:
@@ -104,7 +104,7 @@ def _draw_box(pen: ImageDraw.ImageDraw, box: Box, scale: float, top: int) -> Non
 
 
 def _draw_wire(pen: ImageDraw.ImageDraw, wire: Wire, scale: float, top: int, height: int) -> None:
-    """One polygon along the curves that show in the strip: overlapping segments would blend twice."""
+    """Draw one polygon along the curves inside the strip; overlapping segments would blend twice."""
     left, right = [], []
     for start in range(0, len(wire.points) - 3, 3):
         curve = wire.points[start : start + 4]
@@ -120,11 +120,11 @@ def _draw_wire(pen: ImageDraw.ImageDraw, wire: Wire, scale: float, top: int, hei
 
 
 def _pixel(x: float, y: float) -> tuple[int, int]:
-    return math.floor(x + 0.5001), math.floor(y + 0.5001)  # half pixels go one way, or straight lines show notches
+    return math.floor(x + 0.5001), math.floor(y + 0.5001)  # round half pixels one way: straight lines stay straight
 
 
 def _samples(points: tuple[tuple[float, float], ...]) -> Iterator[tuple[float, float, float, float]]:
-    """Points of a cubic curve with its direction there: (x, y, dx, dy)."""
+    """Points of a cubic curve with the tangent at each: (x, y, dx, dy)."""
     upright = len({x for x, _ in points}) == 1
     for t in (0.0, 1.0) if upright else _CURVE:
         u = 1 - t

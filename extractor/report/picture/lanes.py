@@ -1,7 +1,7 @@
-"""The residual stream between the chips: a wire that crosses rows has a lane in each, and runs straight for as long as it can.
+"""The residual stream between the chips: a wire has a lane in every row that it crosses, and as few bends as possible.
 
-A lane belongs to a channel, which is one quantity at any depth, so wires of the same channel share it. Where a row has no room for
-a lane per channel, neighbouring channels share one.
+A lane belongs to a channel, so wires of the same channel share it. Where a row has no room for a lane per channel, neighbouring channels
+share one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import pairwise
 from extractor.circuits.circuit import Node
 from extractor.report.picture.rows import Place, Row, order
 
-_STRAIGHTEN = 3
+_STRAIGHTEN_ROUNDS = 3
 
 
 @dataclass
@@ -32,17 +32,17 @@ class Stream:
     def rows(self) -> range:
         return range(self.low + 1, self.high)
 
-    def way(self, spots: dict[str, Place]) -> list[Place]:
-        """The chips it joins and the lanes between them, upwards."""
+    def path(self, spots: dict[str, Place]) -> list[Place]:
+        """The chips at its ends and the lanes between them, upwards."""
         ends = [[spots[node.id]] if node else [] for node in (self.source, self.target)]
         return [*ends[0], *(lane for _, lane in self.lanes), *ends[1]]
 
 
 def residual_streams(nodes: Iterable[Node]) -> list[Stream]:
-    """A write to the next read of its channel, a read back to the last write before it.
+    """A stream from every write to the next reads of its channel, and to every read from the last write before it.
 
-    Reads with no write before them come from the input, writes with no read after them go to the answers. Position channels are not of the
-    stream.
+    A read without an earlier write comes from the input, a write without a later read goes to the answers. Position channels are not part
+    of the residual stream.
     """
     found: list[Stream] = []
     last: dict[int, Node] = {}
@@ -58,7 +58,7 @@ def residual_streams(nodes: Iterable[Node]) -> list[Stream]:
 
 
 def locate(streams: list[Stream], rows: list[Row]) -> list[set[int]]:
-    """Tell every stream its rows; returns the channels that cross each row."""
+    """Set the rows of every stream; returns the channels that cross each row."""
     row_of = {s.name: i for i, row in enumerate(rows) for s in row.spots}
     crossing: list[set[int]] = [set() for _ in rows]
     for stream in streams:
@@ -70,7 +70,7 @@ def locate(streams: list[Stream], rows: list[Row]) -> list[set[int]]:
 
 
 def open_lanes(streams: list[Stream], rows: list[Row], spots: dict[str, Place]) -> None:
-    """A lane for every channel that crosses a row, at first on the straight line between its chips."""
+    """Make a lane for every channel that crosses a row, first on the straight line between its chips."""
     wanted: list[dict[int, list[float]]] = [{} for _ in rows]
     for stream in streams:
         ends = [spots[node.id].x for node in (stream.source, stream.target) if node]
@@ -85,7 +85,7 @@ def open_lanes(streams: list[Stream], rows: list[Row], spots: dict[str, Place]) 
 
 
 def _share_lanes(row: Row, wanted: dict[int, float]) -> None:
-    """Channels that want to be closest to each other share a lane, as far as they must."""
+    """Make the lanes of a row; where there are too few, the channels closest to each other share one."""
     channels = sorted(wanted, key=lambda c: (wanted[c], c))
     far_first = sorted(range(1, len(channels)), key=lambda i: (wanted[channels[i - 1]] - wanted[channels[i]], i))
     cuts = [0, *sorted(far_first[: max(row.most_lanes - 1, 0)]), len(channels)]
@@ -97,8 +97,8 @@ def _share_lanes(row: Row, wanted: dict[int, float]) -> None:
 
 
 def straighten(streams: list[Stream], spots: dict[str, Place], width: float) -> None:
-    """Move lanes within the room between their neighbours so that every wire bends as seldom as it can."""
-    for _ in range(_STRAIGHTEN):  # what moves makes room for others
+    """Move lanes between their neighbours so that every wire has as few bends as possible."""
+    for _ in range(_STRAIGHTEN_ROUNDS):  # a lane that moves makes room for others
         done: set[int] = set()
         for stream in sorted(streams, key=lambda s: (-len(s.lanes), s.channel, s.low, s.high)):
             anchor = stream.source or stream.target
@@ -112,7 +112,7 @@ def straighten(streams: list[Stream], spots: dict[str, Place], width: float) -> 
 
 
 def _straight_run(lanes: list[tuple[Row, Place]], done: set[int], x: float, width: float) -> int:
-    """Bring as many of the first lanes as possible to the same x, near the given one; returns how many."""
+    """Move as many of the first lanes as possible to one common x, near the given one; returns their number."""
     low, high, run = -math.inf, math.inf, 0
     for row, lane in lanes:
         left, right = (lane.x, lane.x) if id(lane) in done else _room(row, lane, width)
@@ -125,7 +125,7 @@ def _straight_run(lanes: list[tuple[Row, Place]], done: set[int], x: float, widt
 
 
 def _room(row: Row, lane: Place, width: float) -> tuple[float, float]:
-    """How far a lane can go to the left and to the right."""
+    """The leftmost and the rightmost x that a lane can have."""
     i, apart = row.places.index(lane), row.separations()
     low = row.places[i - 1].x + apart[i - 1] if i else 0.0
     high = row.places[i + 1].x - apart[i] if i + 1 < len(row.places) else width

@@ -1,4 +1,4 @@
-"""A circuit to a scene: the arranged nodes as chips, the edges and the residual stream as wires, the words round them.
+"""From a circuit to a scene: nodes as chips, edges and the residual stream as wires, and the labels.
 
 Grey wires are the residual stream, not edges: a channel written by one node and read by a later one meets without a weight.
 """
@@ -22,7 +22,7 @@ from extractor.report.picture.rows import (
     Row,
     Spot,
     shown_tokens,
-    told_width,
+    tokens_width,
 )
 from extractor.report.picture.scene import (
     FAINT,
@@ -48,7 +48,7 @@ from extractor.report.picture.scene import (
 
 
 def layout(circuit: Circuit) -> Scene:
-    """Place a circuit of any size, even an empty one. Edges that name a node the circuit does not hold are left out."""
+    """The scene of a circuit of any size, even an empty one. Edges to nodes that the circuit does not have are left out."""
     names = {node.id for node in circuit.nodes}
     edges = [e for e in circuit.edges if e.source in names and e.target in names]
     return _compose(circuit, arrange(circuit.nodes, edges), edges)
@@ -83,7 +83,7 @@ def _compose(circuit: Circuit, plan: Arrangement, edges: list[Edge]) -> Scene:
 
 
 def _group(row: Row, number: int) -> tuple[Box, Label]:
-    """A panel round the queries, keys or values of a row, with its letter at the left."""
+    """A panel around the queries, keys or values of a row, with its letter on the left."""
     spots = [s for s in row.spots if s.group == number]
     left = min(s.x - s.width / 2 for s in spots) - GROUP_LEFT
     right = max(s.x + s.width / 2 for s in spots) + GROUP_RIGHT
@@ -104,7 +104,7 @@ def _edge_wire(spots: dict[str, Spot], edge: Edge, largest: float) -> Wire:
 
 
 def _stream_wire(spots: dict[str, Spot], row_of: dict[str, Row], stream: Stream, ceiling: float, floor: float) -> Wire:
-    """Upright inside rows, through the lanes; from lane to lane between the rows."""
+    """A wire that is vertical inside rows and bends between them."""
     stops: list[tuple[float, float]] = []
     if stream.source:
         head = spots[stream.source.id].head
@@ -125,21 +125,21 @@ def _stream_wire(spots: dict[str, Spot], row_of: dict[str, Row], stream: Stream,
 
 
 def _chip(spot: Spot, row: Row) -> Chip:
-    """The number in the middle, what the node writes above it, what it reads below: the way the signal runs."""
+    """The channel number in the middle, tokens that the node writes above it, tokens that it reads below."""
     detail = row.detail
     reads, writes = shown_tokens(spot.node.reads, detail), shown_tokens(spot.node.writes, detail)
     baseline = spot.y + TOKEN_LINE * bool(writes) + detail.font + 2.5
     labels = [
         Label(spot.x, baseline, str(spot.node.channel), detail.font),
-        *_told_labels(spot.x, spot.y + 12.5, writes, WRITES),
-        *_told_labels(spot.x, baseline + 14, reads, READS),
+        *_token_labels(spot.x, spot.y + 12.5, writes, WRITES),
+        *_token_labels(spot.x, baseline + 14, reads, READS),
     ]
     box = Box(spot.x - spot.width / 2, spot.y, spot.width, spot.height, "#ffffff", "#aab4bf", 6 if detail.font > 10 else 4)
     return Chip(spot.node, box, tuple(labels), describe(spot.node))
 
 
-def _told_labels(x: float, y: float, tokens: list[str], color: str) -> Iterator[Label]:
-    left = x - told_width(tokens) / 2
+def _token_labels(x: float, y: float, tokens: list[str], color: str) -> Iterator[Label]:
+    left = x - tokens_width(tokens) / 2
     for text in tokens:
         width = text_width(text, TOKEN_FONT)
         yield Label(left + width / 2, y, text, TOKEN_FONT, color)
@@ -176,7 +176,7 @@ def _bar_labels(circuit: Circuit, ceiling: float, floor: float, width: float) ->
 
 
 def _legend(largest: float) -> tuple[list[Wire], list[Label]]:
-    """Two lines under the title: what the lines mean, what a node says."""
+    """Two lines under the title that explain wires and chips."""
     edges = (
         (POSITIVE, 3.5, "positive weight"),
         (NEGATIVE, 3.5, "negative weight"),

@@ -1,7 +1,7 @@
-"""Rows of places, bottom to top in forward order, and as much detail on the chips of a row as fits its width.
+"""Rows of places, bottom to top in forward order, and the detail of the chips that fits the width of a row.
 
-One row per site that has nodes, query, key and value sharing one. A row holds its chips and the lanes between them: spots a wire
-wide, where the residual stream passes. As many tokens on a chip as fit, then fewer, then bare numbers on several staggered lines.
+There is one row per site with nodes; query, key and value share one. A row holds its chips and, between them, lanes for the residual
+stream. Chips show several tokens where these fit, else fewer, else only channel numbers on several staggered lines.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from extractor.report.picture.scene import drawable, text_width
 TOKEN_FONT, TOKEN_LINE, TOKEN_GAP = 10.0, 13.5, 7.0
 GROUP_GAP, LINE_GAP = 34.0, 5.0
 GROUP_LEFT, GROUP_RIGHT = 20.0, 6.0  # how far the panel of a group reaches beyond its chips
-CLEAR = 10.0  # between a lane and what is beside it
+CLEAR = 10.0  # between a lane and its neighbours
 _QKV = ("attn.q", "attn.k", "attn.v")
-_WIDEST = 1240.0
-_SOME_LANES = 8  # chips give up detail for so many; further lanes only where there is room
+_MAX_WIDTH = 1240.0
+_RESERVED_LANES = 8  # chips lose detail to make room for these; further lanes only where room is left
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ class Row:
         return max(s.width for s in self.spots)
 
     def separations(self) -> list[float]:
-        """Least distance between the middles of neighbours."""
+        """Least distances between the centres of neighbours."""
         return [self._separation(a, b) for a, b in pairwise(self.places)]
 
     def _separation(self, a: Place, b: Place) -> float:
-        """On L staggered lines a chip meets only every L-th one, but a lane meets all."""
+        """Least distance of two neighbours. On L staggered lines a chip is beside every L-th chip only, a lane beside all."""
         between = (a.width + b.width) / 2
         if not (isinstance(a, Spot) and isinstance(b, Spot)):
             panel = GROUP_RIGHT * (isinstance(a, Spot) and a.group > 0) + GROUP_LEFT * (isinstance(b, Spot) and b.group > 0)
@@ -102,7 +102,7 @@ class Row:
         return (between + self.detail.gap) / self.detail.lines
 
     def least_width(self, lanes: int) -> float:
-        """Enough for any order of the chips and of so many lanes."""
+        """A width that is enough for any order of the chips and of this number of lanes."""
         groups, gap = len({s.group for s in self.spots}), self.detail.gap
         apart = 2 * CLEAR + (self.widest if self.detail.lines > 1 else 0.0)
         around = (groups + 1) * GROUP_GAP + lanes * apart + self.widest
@@ -132,17 +132,17 @@ def order(site: str) -> tuple[int, int, str]:
 
 
 def fit(row: Row, streams: int) -> None:
-    """Choose the richest detail at which the row is no wider than the page, and how many lanes the streams through it may take."""
+    """Choose the most detail at which the row fits the page, and the number of lanes for `streams` channels that cross it."""
     for detail in _details(len(row.spots)):
         row.detail = detail
         for spot in row.spots:
-            told = [t for t in (shown_tokens(spot.node.reads, detail), shown_tokens(spot.node.writes, detail)) if t]
-            spot.width = 12 + max([14.0, text_width(str(spot.node.channel), detail.font), *map(told_width, told)])
-            spot.height = detail.font + 8 + TOKEN_LINE * len(told)
-        if row.least_width(min(streams, _SOME_LANES)) <= _WIDEST:
+            texts = [t for t in (shown_tokens(spot.node.reads, detail), shown_tokens(spot.node.writes, detail)) if t]
+            spot.width = 12 + max([14.0, text_width(str(spot.node.channel), detail.font), *map(tokens_width, texts)])
+            spot.height = detail.font + 8 + TOKEN_LINE * len(texts)
+        if row.least_width(min(streams, _RESERVED_LANES)) <= _MAX_WIDTH:
             break
-    row.most_lanes = min(streams, _SOME_LANES)
-    while row.most_lanes < streams and row.least_width(row.most_lanes + 1) <= _WIDEST:
+    row.most_lanes = min(streams, _RESERVED_LANES)
+    while row.most_lanes < streams and row.least_width(row.most_lanes + 1) <= _MAX_WIDTH:
         row.most_lanes += 1
 
 
@@ -153,10 +153,10 @@ def _details(count: int) -> Iterator[Detail]:
 
 
 def shown_tokens(tokens: tuple[str, ...], detail: Detail) -> list[str]:
-    """The first tokens as labels, in the few characters that the PNG's bundled font has."""
+    """The first tokens as labels, in ASCII: the PNG's bundled font has few characters."""
     shown = [drawable(t) for t in tokens[: detail.tokens]]
     return [t if len(t) <= detail.chars else t[: detail.chars - 1] + "…" for t in shown]
 
 
-def told_width(tokens: list[str]) -> float:
+def tokens_width(tokens: list[str]) -> float:
     return sum(text_width(t, TOKEN_FONT) for t in tokens) + TOKEN_GAP * (len(tokens) - 1)

@@ -1,4 +1,4 @@
-"""What there is to draw: boxes, wires, chips and labels in pixels, their colours, and text as one can see it."""
+"""What is drawn: boxes, wires, chips and labels in pixels, their colours, and printable forms of text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import ImageFont
 from extractor.circuits.circuit import Node
 from extractor.circuits.sites import PLACES
 
-POSITIVE, NEGATIVE = "#0072b2", "#d55e00"  # Okabe and Ito's pair: told apart under every common colour blindness
+POSITIVE, NEGATIVE = "#0072b2", "#d55e00"  # from the palette of Okabe and Ito, safe under common colour blindness
 INK, SOFT, FAINT, STREAM = "#1b1f24", "#57606a", "#c8d0d9", "#b4bcc6"
 READS, WRITES = "#57606a", "#6a3d9a"
 PLACE_NAMES = dict(
@@ -20,7 +20,7 @@ PLACE_NAMES = dict(
         strict=True,
     )
 )
-_LONGEST_NAME = 48
+_MAX_NAME = 48
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Wire:
-    """Cubic curves from one node up to another, each from where the one before ends.
+    """A chain of cubic curves from one node up to another.
 
     kind: 'edge', 'stream' (residual, not an edge) or 'sample' (in the legend).
     """
@@ -65,7 +65,7 @@ class Wire:
 
 @dataclass(frozen=True)
 class Chip:
-    """One node: its box, its labels, and what a pointer over it tells."""
+    """One node: its box, its labels, and the text of its tooltip."""
 
     node: Node
     box: Box
@@ -87,21 +87,21 @@ class Scene:
 
 
 def visible(text: str, space: str = "·") -> str:
-    """A token as one can see it: spaces become `space`, what does not print becomes its escape (\\n, \\x00)."""
+    """Printable text: spaces become `space`, characters that do not print their escapes (\\n, \\x00)."""
     return "".join(space if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def short_name(model: str) -> str:
-    """A model's name fit for a title: of a path, or of an endless name, the last part that says something."""
+    """A model's name short enough for a title: of a path or a very long name, its last meaningful part."""
     text = model.rstrip("/")
-    if text.startswith(("/", ".", "~")) or len(text) > _LONGEST_NAME:
+    if text.startswith(("/", ".", "~")) or len(text) > _MAX_NAME:
         parts = [part for part in text.split("/") if part not in ("", "model", "result")]
         text = parts[-1] if parts else text
-    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
+    return text if len(text) <= _MAX_NAME else text[: _MAX_NAME - 1] + "…"
 
 
 def describe(node: Node) -> str:
-    """A node in a few lines: name, mean, what it reads and writes."""
+    """A node in a few lines: name, mean, tokens it reads, tokens it writes."""
     lines = [visible(node.id), f"mean {node.mean:.4g}"]
     lines += [f"reads {'  '.join(map(visible, node.reads))}"] if node.reads else []
     lines += [f"writes {'  '.join(map(visible, node.writes))}"] if node.writes else []

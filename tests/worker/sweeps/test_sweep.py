@@ -11,9 +11,10 @@ import pytest
 from extractor.errors import BrokenArtifact, SpecError, UnknownTask, UsageError
 from extractor.files import write_json
 from extractor.spec.schema import TrainSpec
+from extractor.spec.sizes import kept_in_blocks
 from worker.sweeps.claims import compare
 from worker.sweeps.frontier import write_frontier
-from worker.sweeps.grid import Facts, Sweep, SweepRequest, block_matrices, facts_of, kept_weights, parse_grid, plan, weight_frac
+from worker.sweeps.grid import Facts, Sweep, SweepRequest, facts_of, parse_grid, plan, weight_frac
 
 TASKS = ("quote_close", "for_while")
 ORDER = SweepRequest(tasks=TASKS)
@@ -75,9 +76,8 @@ def test_l0_is_the_number_of_nonzeros_that_training_keeps(changes: dict[str, str
     (train,) = trains(SweepRequest(tasks=(), settings=changes), "width=32", f"l0={l0}")
     model = new_sparse_gpt(train.model, train.model.n_layer, 100, 0)
     block = [c for c in constraints(model, train.sparsity) if c.neuron_axis is not None]
-    assert [(c.tensor.numel(), c.tensor.numel() // c.tensor.shape[c.neuron_axis]) for c in block] == block_matrices(train.model)
     kept = sum(c.kept(train.sparsity.weight_frac, train.sparsity.min_per_neuron) for c in block)
-    assert kept == kept_weights(train)
+    assert kept == kept_in_blocks(train.model, train.sparsity)
     wanted = l0 if l0 > 1 else l0 * sum(c.tensor.numel() for c in block)
     assert abs(kept - wanted) <= len(block) / 2
 
@@ -85,8 +85,7 @@ def test_l0_is_the_number_of_nonzeros_that_training_keeps(changes: dict[str, str
 def test_position_channels_widen_what_is_read():
     order = SweepRequest(tasks=(), settings={"model.d_pos_emb": "8"})
     (train,) = trains(order, "width=32", "l0=4000")
-    assert block_matrices(train.model)[0] == (96 * 40, 96)
-    assert abs(kept_weights(train) - 4000) <= 4
+    assert abs(kept_in_blocks(train.model, train.sparsity) - 4000) <= 4
 
 
 @pytest.mark.parametrize("l0", ["6143", "98305", "0.06"])
@@ -97,7 +96,7 @@ def test_an_l0_that_does_not_fit_is_refused_with_the_range(l0: str):
 
 def test_the_ends_of_the_range_fit():
     least, most = trains(ORDER, "width=64", "l0=6144,98304")
-    assert (kept_weights(least), kept_weights(most)) == (6144, 98304)
+    assert [kept_in_blocks(train.model, train.sparsity) for train in (least, most)] == [6144, 98304]
     assert most.sparsity.weight_frac == weight_frac(1.0, most, "") == 1.0
 
 

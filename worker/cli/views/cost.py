@@ -26,7 +26,7 @@ def show_preflight(spec: JobSpec, as_json: bool) -> None:
     elif config is not None:
         assert spec.bridge is not None
         found = bridging.bridging_cost(config, spec.bridge)
-        memory = hardware.memory_at_hand()
+        memory = hardware.available_memory()
         bridging.check(found, memory)
         here = (memory, hardware.measure_speed(spec.bridge.optim.precision))
         facts["bridge"] = text.to_json(found, *here)
