@@ -81,7 +81,7 @@ def run_loop(loop: Loop, state: TrainState, env: LoopEnvironment, compute: Singl
         if compute.is_main:
             env.progress.step(index + 1, loop.steps, loop.tokens, **metrics)
         wish = _SAVE if env.progress.checkpoint_due() else 0
-        wish = compute.agree(_STOP if env.progress.should_stop() else wish)
+        wish = compute.broadcast(_STOP if env.progress.should_stop() else wish)
         if wish:
             _save(loop, index, state, env, compute.is_main)
         if wish == _STOP:

@@ -71,8 +71,8 @@ def train_sparse(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, en
     optimizer = SparseOptimizer(model, optim, spec.sparsity)
 
     def step(index: int) -> dict[str, float]:
-        rows = corpus.batch_rows(seed, index, optim.batch, optim.context, *compute.share(optim.batch))
-        loss = compute.accumulate(rows, optim.batch, lambda ids: next_token_loss(model, ids), optimizer.parameters)
+        rows = corpus.batch_rows(seed, index, optim.batch, optim.context, *compute.own_rows(optim.batch))
+        loss, _ = compute.accumulate(rows, optim.batch, lambda ids: (next_token_loss(model, ids), ()), optimizer.parameters)
         return {"loss": loss} | optimizer.step(index)
 
     observed = corpus.held_out_batch(seed, OBSERVED_ROWS, optim.context).to(compute.device)

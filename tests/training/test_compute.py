@@ -34,7 +34,7 @@ def gradient(optim: OptimSpec, corpus, loss_of=None) -> tuple[float, list[torch.
     compute = Compute(optim)
     batch = corpus.batch(0, 0, optim.batch, optim.context)
     loss_of_rows = loss_of(model) if loss_of else lambda ids: next_token_loss(model, ids)
-    loss = compute.accumulate(batch, len(batch), loss_of_rows, list(model.parameters()))
+    loss, _ = compute.accumulate(batch, len(batch), lambda ids: (loss_of_rows(ids), ()), list(model.parameters()))
     return loss, [p.grad for p in model.parameters() if p.grad is not None], compute
 
 
