@@ -78,6 +78,23 @@ def test_when_memory_runs_out_the_batch_is_halved_with_the_same_result(corpus):
     assert int(compute.state["micro_batch"]) == 1  # for all later steps, and in the checkpoint
 
 
+def test_terms_are_averaged_over_the_batch_also_when_memory_ran_out_after_some_rows(corpus):
+    model, compute = new_sparse_gpt(SHAPE, 1, VOCABULARY, 0), Compute(OPTIM.model_copy(update={"micro_batch": 4}))
+    batch = corpus.batch(0, 0, OPTIM.batch, OPTIM.context)
+    calls: list[int] = []
+
+    def loss_of(ids: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        calls.append(len(ids))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return next_token_loss(model, ids), (ids.float().mean(), ids.float().mean(0))
+
+    _, (mean, by_position) = compute.accumulate(batch, len(batch), loss_of, list(model.parameters()))
+    assert calls == [4, 2, 2, 2, 2]
+    assert mean.item() == pytest.approx(batch.float().mean().item())
+    assert by_position.tolist() == pytest.approx(batch.float().mean(0).tolist())
+
+
 def test_a_real_allocation_that_fails_is_memory_that_ran_out(corpus):
     def greedy(model):
         return lambda ids: next_token_loss(model, ids) + (torch.empty(1 << 50).sum() if len(ids) > 3 else 0)
