@@ -71,7 +71,7 @@ class BridgeTrainer:
                                    + kl_to_sparse_coef * KL(yd || sparse end of i)  +  kl_to_dense_coef * KL(yd || dense end of i) ]
            d. Backpropagate; losses, terms and gradients are averaged over the B sequences.
         4. v_i <- 0.9 v_i + 0.1 Var(hs_i).
-        5. Sparse model: normalise the gradients, Adam, weight decay, projection to the L0 of this step (`SparseOptimizer.step`).
+        5. Sparse model: normalise the gradients, AdamW, projection to the L0 of this step (`SparseOptimizer.step`).
         6. Bridges: Adam with rate bridge_lr * min(1, (index + 1) / warm-up steps) * (1 - index / steps). As in 5, gradients that are not
            finite change nothing.
 

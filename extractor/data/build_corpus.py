@@ -19,7 +19,7 @@ import numpy as np
 
 from extractor import files
 from extractor.data.programs import GENERATOR_VERSION
-from extractor.data.shards import HELD_OUT_ONE_IN, file_stamps, is_held_out, locked, prepare_dataset
+from extractor.data.shards import HELD_OUT_ONE_IN, SHARD_TOKENS, file_stamps, is_held_out, locked, prepare_dataset
 from extractor.data.streams import first_documents, pin_dataset
 from extractor.progress import Progress, Stopped
 from extractor.spec.schema import CorpusSpec, TrainSpec
@@ -30,7 +30,6 @@ from extractor.data.corpus import Corpus
 from extractor.data.sources import check_sources, documents
 from extractor.files import cache_root
 
-SHARD_TOKENS = 1 << 24
 TOKENIZER_DOCUMENTS = 10_000  # of each dataset, from its beginning, that a tokenizer is trained on; other sources are read whole
 TOKENIZER_CHARACTERS = 50_000_000  # of each dataset, at most
 

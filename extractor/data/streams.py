@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from extractor.errors import BrokenArtifact, ExtractorError, NotFound, SpecError
-from extractor.models.hub import HUB_ID, commit_of, one_line
+from extractor.errors import BrokenArtifact, ExtractorError, NotFound, SpecError, first_line
+from extractor.models.hub import HUB_ID, commit_of
 from extractor.progress import Progress, Stopped
 from extractor.spec.schema import DatasetSpec
 
@@ -127,8 +127,8 @@ class DocumentStream:
         if failures >= self.retries:
             kept = "what is prepared is kept: run the same again and it goes on from there"
             place = f"stopped after {self._mark['rows'] + self._since} rows" if self._mark["rows"] + self._since else "cannot be reached"
-            raise ExtractorError(f"dataset {self.spec.name!r} {place} ({one_line(error)}); {kept}") from None
-        self.progress.note(f"dataset {self.spec.name}: {one_line(error)}; trying again")
+            raise ExtractorError(f"dataset {self.spec.name!r} {place} ({first_line(error)}); {kept}") from None
+        self.progress.note(f"dataset {self.spec.name}: {first_line(error)}; trying again")
         until = time.monotonic() + RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
         while time.monotonic() < until:
             if self.progress.should_stop():
@@ -188,7 +188,7 @@ def _refusal(spec: DatasetSpec, error: Exception, row: int) -> ExtractorError | 
 
     name, text = f"dataset {spec.name!r}", " ".join(str(error).split())
     if isinstance(error, DatasetNotFoundError):
-        return NotFound(f"{name} is not to be had: {one_line(error)}")
+        return NotFound(f"{name} is not to be had: {first_line(error)}")
     if isinstance(error, (EmptyDatasetError, DataFilesNotFoundError)):
         return SpecError(f"{name} holds no data files that can be read (parquet, JSON lines, CSV, text, arrow)")
     if "Dataset scripts are no longer supported" in text:
@@ -206,7 +206,7 @@ def _refusal(spec: DatasetSpec, error: Exception, row: int) -> ExtractorError | 
     if not _is_folder(spec) and _is_connection(error):
         return None
     cause = error.__cause__ if error.__cause__ is not None else error
-    return BrokenArtifact(f"{name} cannot be read after row {row}: {one_line(cause)}")
+    return BrokenArtifact(f"{name} cannot be read after row {row}: {first_line(cause)}")
 
 
 def _is_connection(error: BaseException | None) -> bool:

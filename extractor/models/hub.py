@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from extractor.errors import BrokenArtifact, ModelNotFound, NotFound
+from extractor.errors import BrokenArtifact, ModelNotFound, NotFound, first_line
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -158,8 +158,7 @@ def reason(error: Exception) -> str:
         return "the hub does not answer in time; try again later, or set HF_HUB_ETAG_TIMEOUT to more seconds"
     if isinstance(error, (ValueError, KeyError, TypeError, AttributeError, RecursionError)):
         return _ODD
-    text = str(error).strip()
-    return f"the hub cannot be reached ({text.splitlines()[0][:120] if text else type(error).__name__})"
+    return f"the hub cannot be reached ({first_line(error)})"
 
 
 def _status(error: Exception) -> int:
@@ -194,10 +193,4 @@ def _refusal(name: str, revision: str | None, error: Exception) -> NotFound:
         return NotFound(f"hub dataset {name!r} has no revision {revision!r}; give a branch, a tag or a commit of it")
     if isinstance(error, RepositoryNotFoundError):
         return NotFound(f"dataset {name!r} not found: no folder, and not on the hub (or private: set HF_TOKEN)")
-    return NotFound(f"dataset {name!r} not found: no folder, and the hub cannot be reached ({one_line(error)})")
-
-
-def one_line(error: BaseException, length: int = 160) -> str:
-    """The first line of what an error says, or its type."""
-    text = str(error).strip()
-    return text.splitlines()[0][:length] if text else type(error).__name__
+    return NotFound(f"dataset {name!r} not found: no folder, and the hub cannot be reached ({first_line(error)})")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from extractor import files
-from extractor.errors import BrokenArtifact, UnsupportedModel
+from extractor.errors import BrokenArtifact, UnsupportedModel, first_line
 from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
 from extractor.models.reference import AdapterFolder, ModelFolder, open_adapter, open_model
 
@@ -55,7 +55,7 @@ def load_model(source: ModelFolder) -> PreTrainedModel:
             source.path, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # transformers raises many kinds; each means that these files are not a usable model
-        raise BrokenArtifact(f"model in {source.path} cannot be loaded: {_first_line(error)}") from None
+        raise BrokenArtifact(f"model in {source.path} cannot be loaded: {first_line(error)}") from None
     model, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:
         absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -97,7 +97,7 @@ def merge_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PreTrainedM
         try:
             merged: Any = tuned.merge_and_unload(safe_merge=True)
         except Exception as error:  # peft raises several kinds, safe_merge a ValueError for NaN
-            raise UnsupportedModel(f"adapter in {adapter.path} cannot be merged: {_first_line(error)}") from None
+            raise UnsupportedModel(f"adapter in {adapter.path} cannot be merged: {first_line(error)}") from None
         within = merged.eval()(input_ids=ids).logits
     gap = (beside - within).abs().max() / beside.abs().max()
     if not gap < MERGE_ERROR:
@@ -121,7 +121,7 @@ def _with_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PeftModel:
     try:
         config = LoraConfig.from_pretrained(str(adapter.path), local_files_only=True)
     except Exception as error:
-        raise BrokenArtifact(f"{adapter.path / ADAPTER_CONFIG} is not a LoRA's config: {_first_line(error)}") from None
+        raise BrokenArtifact(f"{adapter.path / ADAPTER_CONFIG} is not a LoRA's config: {first_line(error)}") from None
     config.inference_mode = True
     config.base_model_name_or_path = model.name_or_path  # the base is the one that was asked for
     with warnings.catch_warnings():
@@ -130,7 +130,7 @@ def _with_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PeftModel:
             tuned: Any = get_peft_model(model, config)
         except Exception as error:
             raise UnsupportedModel(
-                f"adapter in {adapter.path} does not fit the {type(model).__name__}, first tensor {min(given)}: {_first_line(error)}"
+                f"adapter in {adapter.path} does not fit the {type(model).__name__}, first tensor {min(given)}: {first_line(error)}"
             ) from None
     places = get_peft_model_state_dict(tuned, save_embedding_layers=False)
     for name in sorted(given.keys() | places.keys()):
@@ -169,13 +169,6 @@ def _sums(model: PreTrainedModel) -> dict[str, tuple[float, float]]:
     return {name: sums(tensor) for name, tensor in model.state_dict().items()}
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
-
-
 def open_dense(reference: str, adapter: str | None) -> DenseModel:
     """The dense model of a JobSpec's references, the adapter merged. Raises what `open_model` and `load_dense` raise."""
-    pass
-
     return load_dense(open_model(reference), open_adapter(adapter) if adapter else None)

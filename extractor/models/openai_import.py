@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extractor import files as extractor_files
-from extractor.errors import BrokenArtifact, OutputError, UnsupportedModel, UsageError
+from extractor.errors import BrokenArtifact, OutputError, UnsupportedModel, UsageError, first_line
 from extractor.models.openai_format import CONFIG, empty_model, translate_config, translate_tensors
 
 if TYPE_CHECKING:
@@ -111,17 +111,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             ) from None
         raise BrokenArtifact(f"{path} is not a readable PyTorch file; is it whole?") from None
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError and others for damaged archives
-        raise BrokenArtifact(f"{path} is not a readable PyTorch file: {_first_line(error)}") from None
+        raise BrokenArtifact(f"{path} is not a readable PyTorch file: {first_line(error)}") from None
     if not isinstance(found, dict) or not found:
         raise UnsupportedModel(f"{path} holds a {type(found).__name__}, not a flat dict of tensors")
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise UnsupportedModel(f"{path} is no flat dict of tensors: entry {str(name)[:60]!r} is a {type(value).__name__}")
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _tokenizer_folder(folder: Path, given: Path | None, settings: dict[str, Any], work: Import) -> Path | None:

@@ -87,14 +87,6 @@ def max_parameters() -> int:
     return limit
 
 
-def resolve(reference: str) -> str:
-    """The form of a model's reference that goes into a JobSpec: a bundled name, an absolute folder, or 'ID@SHA'.
-
-    Raises ModelNotFound, UnsupportedModel, BrokenArtifact, SpecError.
-    """
-    return _resolve_model(*find(reference, "model"))[0]
-
-
 def resolve_pair(model: str, adapter: str | None = None) -> tuple[str, str | None]:
     """References of a model and the adapter on it, as they go into a JobSpec. A `model` that is an adapter stands for its base and itself.
 

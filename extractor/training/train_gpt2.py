@@ -1,4 +1,4 @@
-"""Train an ordinary Hugging Face GPT-2 on a corpus: how the bundled `python-tiny` was made.
+"""Training a Hugging Face GPT-2 from scratch. The bundled `python-tiny` was made by it.
 
 AdamW, warm-up, cosine decay to a tenth, gradient norm clipped to 1; weights in fp32.
 """
