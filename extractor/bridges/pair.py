@@ -120,8 +120,8 @@ library_name: peft
 # Bridges between {base} and a weight-sparse GPT
 
 At every norm that reads the residual stream, a linear encoder (dense residual to sparse, then AbsTopK) and a linear decoder (back).
-{base} itself is not changed: with these bridges its logits are the same, bit for bit. The sparse model, of width
-{sparse.hidden_size} and {sparse.num_hidden_layers} layers, is in the folder above.
+{base} itself is not changed: with these bridges it gives the logits it always gave, bit for bit. The sparse model, of width
+{sparse.hidden_size} and {sparse.num_hidden_layers} layers, lies in the folder above.
 
 ```python
 import extractor.bridges  # registers the adapter type with PEFT

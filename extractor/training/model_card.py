@@ -117,7 +117,7 @@ Held-out loss: {result["held_out_loss"]:.4f} nats per token. Held-out task loss 
 |---|---|
 {rows}
 
-To reproduce it, run `extract run spec.json --out DIR`: spec.json, next to this folder, holds all settings.
+Made again, with every number that shaped it, by `extract run spec.json --out DIR`: spec.json lies beside the folder of this card.
 """
 
 
@@ -125,10 +125,10 @@ def _inside_table(result: dict) -> str:
     """The sparsity of the model as a Markdown table."""
     rows = [
         ("nonzero weights", f"{result['nonzeros']:,} ({result['nonzero_share']:.2%} of matrices, embeddings and biases)"),
-        ("dead neurons and value channels (no incoming or no outgoing weight)", f"{result['dead_neurons']:.2%}"),
-        ("neurons that are zero on all held-out text", f"{result['silent_neurons']:.2%}"),
+        ("dead neurons and value channels (no weight in, or none out)", f"{result['dead_neurons']:.2%}"),
+        ("neurons silent on held-out text", f"{result['silent_neurons']:.2%}"),
         ("node values that are zero", f"{result['activation_sparsity']:.2%}"),
         ("kurtosis of the final residual (Gaussian: 3)", f"{result['residual_kurtosis']:.1f}"),
     ]
     rows += [(f"L0 of `{name}`", f"{count:,}") for name, count in result["l0"].items() if not name.endswith(".bias")]
-    return "\n".join(["| sparsity | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    return "\n".join(["| inside | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])

@@ -142,7 +142,7 @@ def test_a_token_opens_what_it_may(hub: LocalHub, tmp_path: Path):
     found = ask(hub, tmp_path, "some/private", "some/gated", "some/nothing", "some/closed", "some/forbidden", HF_TOKEN=TOKEN)
     assert found[:2] == [["resolve", f"some/private@{SHA}"], ["resolve", f"some/gated@{SHA}"]]
     assert [kind for kind, _ in found[2:]] == ["ModelNotFound"] * 3
-    assert "or private: not open to your HF_TOKEN" in found[2][1]
+    assert "or private: your HF_TOKEN has no access" in found[2][1]
     assert "with the account of your HF_TOKEN, which has no access yet" in found[3][1]
     assert "the hub forbids it; set HF_TOKEN to a token with the right" in found[4][1]
 

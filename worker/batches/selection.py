@@ -116,7 +116,7 @@ def judge(candidate: ModelCandidate, rules: Rules, tasks: TaskChoice, bridge: Br
         _check_owner(candidate, rules)
         if candidate.listed is not None:
             _check_listed(candidate.listed, rules)
-            looked = hub.look(candidate.asked)
+            looked = hub.inspect(candidate.asked)
             reference, files = looked.reference, cast("Files", looked)
         else:
             reference, files = find(candidate.asked, "model")
