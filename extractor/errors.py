@@ -94,6 +94,12 @@ class TrainingDiverged(ExtractorError):
     """A loss that became NaN or infinite."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 160 characters; the name of its type where it has no message."""
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else type(error).__name__
+
+
 def by_name(name: str, message: str) -> ExtractorError:
     """Rebuild an error that crossed a process boundary as (type name, message)."""
     for cls in _family(ExtractorError):

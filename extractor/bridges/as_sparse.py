@@ -1,8 +1,7 @@
-"""A dense GPT-2 as a sparse GPT of the same shape, exactly, with every weight and every activation kept.
+"""A dense GPT-2 as a sparse GPT of the same shape and the same logits, with all weights and activations kept.
 
-So that the pruning engine, the pictures and the validation see a dense model as they see a sparse one: its neurons, attention channels,
-residual reads and writes are the nodes. Norms become part of the matrices that read, and the residual is centred (`basis.fold_norms`);
-its axes are the dense model's own.
+Pruning, pictures and validation then treat a dense model like a sparse one: its neurons, attention channels, residual reads and writes are
+the nodes. Norms are folded into the matrices that read, and the residual is centred (`basis.fold_norms`); its axes do not change.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "ge
 
 
 def dense_as_sparse(dense: DenseModel) -> SparseGPTForCausalLM:
-    """The same logits, to rounding. Raises UnsupportedModel where the blocks are not those of a GPT-2."""
+    """The sparse GPT with the dense model's logits, to rounding. Raises UnsupportedModel where the blocks are not those of a GPT-2."""
     config: Any = dense.model.config
     weights, activation = wrap_dense(dense.model).weights(), getattr(config, "activation_function", None)
     if weights is None or activation not in ACTIVATIONS:
@@ -58,9 +57,9 @@ def dense_as_sparse(dense: DenseModel) -> SparseGPTForCausalLM:
 
 @torch.no_grad()
 def copy_weights(model: SparseGPTForCausalLM, weights: GPTWeights, logits_bias: Tensor) -> None:
-    """Make a sparse GPT, at least as wide, compute what the weights of `fold_norms` do; logits_bias (V,) is used where it has one."""
+    """Copy the weights of `fold_norms` into a sparse GPT that is at least as wide; logits_bias (V,) only where it has one."""
     config = model.config
-    ratio = math.sqrt(weights.embedding.shape[1] / config.d_model)  # a residual has a smaller RMS where zeros stand beside it
+    ratio = math.sqrt(weights.embedding.shape[1] / config.d_model)  # zeros in the further channels make the RMS of the residual smaller
     _put(model.transformer.wte.weight, weights.embedding)
     assert model.transformer.wpe is not None
     _put(model.transformer.wpe.weight, weights.positions[: config.n_ctx])
@@ -92,5 +91,5 @@ def _put(target: Tensor, source: Tensor) -> None:
 
 
 def _put_rows(target: Tensor, source: Tensor) -> None:
-    """The same, but rows beyond the source's stay as they were drawn: they read, and nothing uses them yet."""
+    """The same, but rows beyond the source's keep their random values: they read, and nothing uses them yet."""
     _put(target[: len(source)], source)

@@ -1,12 +1,12 @@
-"""The same GPT-2 in other coordinates: none of this changes what it computes.
+"""A GPT-2 in other coordinates, in which its weights are sparser. None of these functions changes its logits.
 
-without_norms       the residual centred, so that LayerNorm is RMSNorm; gains and biases of norms moved into the matrices that read
-turned              the residual rotated: RMSNorm does not mind, matrices that read and write turn along
-with_sparse_heads   queries and keys of a head rotated alike, its values and what reads them likewise
+fold_norms          centre the residual, so that LayerNorm becomes RMSNorm, and move gains and biases of norms into the matrices that read
+rotated             rotate the residual: RMSNorm is invariant, and the matrices that read and write are rotated with it
+with_sparse_heads   rotate the queries and keys of a head together, and its values together with the output matrix
 
-A transformer's residual has no axes of its own, and magnitude pruning keeps what lies along axes. So the rotation is chosen that makes
-weights, residuals and values sparsest: the one with the largest sum of fourth powers, found by matching, stretching and projection (Zhai et
-al. 2020, arXiv 1906.02435). Ours; the paper trains from scratch. D width, C channels of a head, N vectors.
+A transformer's residual has no preferred axes, but magnitude pruning keeps what lies along axes. `sparsest_basis` finds the rotation with
+the largest sum of fourth powers by matching, stretching and projection (Zhai et al. 2020, arXiv 1906.02435). Ours; the paper trains from
+scratch. Shapes: `extractor.bridges`; C channels of a head.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor
 from extractor.models.dense.base import BlockWeights, GPTWeights, Norm
 
 ITERATIONS = 100
-MOST_VECTORS = 1 << 15  # of large models some stand for all
+MAX_VECTORS = 1 << 15  # a larger model is represented by every n-th vector
 
 
 def fold_norms(weights: GPTWeights) -> GPTWeights:
-    """The same model with norms that only divide; the final norm's bias, which would be one of the logits, is left out."""
+    """The same model with norms that only divide. The final norm's bias is dropped: the caller adds it as a bias of the logits."""
     plain = Norm(torch.ones_like(weights.final_norm.gain), torch.zeros_like(weights.final_norm.bias))
     return replace(
         weights,
@@ -53,7 +53,7 @@ def _block_without_norms(block: BlockWeights, plain: Norm) -> BlockWeights:
 
 
 def rotated(weights: GPTWeights, turn: Tensor) -> GPTWeights:
-    """The model of `fold_norms` with the residual h become turn @ h, for an orthogonal `turn` (D, D)."""
+    """A model of `fold_norms` with the residual turn @ h in place of h, for an orthogonal `turn` (D, D)."""
 
     def block(b: BlockWeights) -> BlockWeights:
         read = replace(b, qkv=b.qkv @ turn.T, fc=b.fc @ turn.T)
@@ -66,7 +66,7 @@ def rotated(weights: GPTWeights, turn: Tensor) -> GPTWeights:
 
 
 def with_sparse_heads(weights: GPTWeights, residuals: Sequence[Tensor]) -> GPTWeights:
-    """The model with every head's queries and keys, and its values, in their sparsest bases; residuals (N, D): some before each block."""
+    """The model with the queries, keys and values of every head in their sparsest bases; residuals: samples (N, D) before each block."""
     blocks = zip(weights.blocks, residuals, strict=True)
     return replace(weights, blocks=tuple(_sparse_heads(block, weights.d_head, h) for block, h in blocks))
 
@@ -87,18 +87,18 @@ def _sparse_heads(block: BlockWeights, d_head: int, h: Tensor) -> BlockWeights:
 
 
 def residual_vectors(weights: GPTWeights, residuals: Sequence[Tensor]) -> Tensor:
-    """What a model of `fold_norms` reads and writes, rows and columns of its matrices, and its residuals: unit vectors (N, D)."""
+    """Unit vectors (N, D) for choosing a basis: what the matrices of a `fold_norms` model read and write, and samples of its residuals."""
     found = [weights.embedding, weights.positions, weights.unembedding]
     for block in weights.blocks:
         found += [block.qkv, block.attn_out.T, block.fc, block.proj.T]
     states = torch.cat([centred(h, 1) for h in residuals])
     found.append(states - states.mean(0))
-    every = -(-sum(map(len, found)) // MOST_VECTORS)
+    every = -(-sum(map(len, found)) // MAX_VECTORS)
     return torch.cat([_unit(vectors[::every]) for vectors in found])
 
 
 def sparsest_basis(vectors: Tensor) -> Tensor:
-    """The rotation (D, D) after which vectors (N, D) are sparsest; a function of them alone."""
+    """The rotation (D, D) after which vectors (N, D) are sparsest. Deterministic."""
     turn = torch.eye(vectors.shape[1], device=vectors.device)
     for _ in range(ITERATIONS):
         left, _, right = torch.linalg.svd((vectors @ turn.T).pow(3).T @ vectors, full_matrices=False)
@@ -107,7 +107,7 @@ def sparsest_basis(vectors: Tensor) -> Tensor:
 
 
 def _moving(values: Tensor) -> Tensor:
-    """What of values (N, C) is not their mean, with a mean square length of 1: tokens that say much count for more."""
+    """Values (N, C) without their mean, at a mean square length of 1: tokens far from the mean weigh more."""
     moved = values - values.mean(0)
     return moved / moved.norm(dim=1).square().mean().sqrt().clamp_min(1e-12)
 
@@ -117,5 +117,5 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def centred(x: Tensor, dim: int) -> Tensor:
-    """x less its mean along an axis."""
+    """x minus its mean along an axis."""
     return x - x.mean(dim, keepdim=True)

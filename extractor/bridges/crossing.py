@@ -1,8 +1,11 @@
-"""Where the sequences of a training step cross over between the two models.
+"""Which sequences of a training step switch models, and at which site.
 
-split   (default) each chosen sequence crosses at one site, stratified over the sites, and joins the stream there: every sublayer runs once
-        per direction, on a batch that grows. Weighted by site, the mean over its rows is unbiased for the mean over all rows.
-exact   every sequence crosses at every site: the sums of the paper themselves, at their quadratic cost. The reference.
+exact   every sequence crosses at every site: the sums of App. A.3 themselves, 2 (2L + 1) tails of up to 2L sublayers a step. The reference.
+split   (default) each chosen sequence crosses at one site. The sites are stratified: the numbers of sequences that cross at any two of
+        them differ by one at most. A hybrid pass then is one pass over a batch that grows: at site i the sequences that cross there join,
+        and every sublayer runs once in each direction. Weighted as below, the estimate of the sums is unbiased.
+
+Shapes and symbols: `extractor.bridges`.
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ from extractor.spec.schema import BridgeSpec
 
 @dataclass(frozen=True)
 class Crossing:
-    """The crossings of one pass, in order of their sites.
+    """The crossings of one step, in the order of their sites.
 
-    rows       per site, the rows of the pass that cross there
-    weights    (crossings,) such that the weighted sum of their mean KLs estimates the sum over sites of the batch's mean KL
-    positions  at which their KL is scored, (P,)
-    own        positions at which the sparse model's own predictions are scored, (Q,)
+    rows       for each site, which sequences of the batch cross there, int64; C crossings in all sites together
+    weights    (C,): the sum over crossings of weight * mean KL estimates the sum over sites of the batch's mean KL
+    positions  at which the KL of hybrid passes is scored, int64, at most T
+    own        positions at which the sparse model's own predictions are scored, int64, at most T
     """
 
     rows: list[Tensor]
@@ -32,7 +35,10 @@ class Crossing:
 
     @classmethod
     def draw(cls, spec: BridgeSpec, sites: int, generator: torch.Generator) -> Crossing:
-        """For a whole batch, on the CPU. `crossing_share` says how many rows cross; at least one a site, where there are that many."""
+        """Draw the crossings of a full batch, on the CPU.
+
+        `crossing_share` of the sequences cross, but at least one at each site, or all sequences where there are fewer than sites.
+        """
         batch, context = spec.optim.batch, spec.optim.context
 
         def some(share: float) -> Tensor:
@@ -43,7 +49,7 @@ class Crossing:
         else:
             crossing = max(min(sites, batch), round(spec.crossing_share * batch))
             chosen = torch.randperm(batch, generator=generator)[:crossing]
-            # Fewer rows than sites: as many sites, drawn without replacement, stand for all.
+            # With fewer sequences than sites, a sample of the sites without replacement stands for all of them.
             visited = torch.randperm(sites, generator=generator)[:crossing].sort().values
             rows = [chosen[:0]] * sites
             for site, part in zip(visited.tolist(), chosen.tensor_split(len(visited)), strict=True):
@@ -52,15 +58,20 @@ class Crossing:
         return cls(rows, weights, some(spec.kl_share), some(spec.own_share))
 
     def part(self, start: int, stop: int, batch: int) -> Crossing:
-        """For rows [start, stop) of the batch alone; means over such parts, weighted by their rows, are those of the whole."""
-        kept = [(rows >= start) & (rows < stop) for rows in self.rows]
-        rows = [rows[keep] - start for rows, keep in zip(self.rows, kept, strict=True)]
-        return Crossing(rows, self.weights[torch.cat(kept)] * (batch / (stop - start)), self.positions, self.own)
+        """The crossings of sequences [start, stop) of a batch of `batch` sequences, numbered from `start`.
+
+        Losses of such parts, averaged with their numbers of sequences as weights, give the loss of the batch.
+        """
+        inside = [(rows >= start) & (rows < stop) for rows in self.rows]
+        rows = [rows[mask] - start for rows, mask in zip(self.rows, inside, strict=True)]
+        return Crossing(rows, self.weights[torch.cat(inside)] * (batch / (stop - start)), self.positions, self.own)
 
     def to(self, device: torch.device) -> Crossing:
+        """The same on a device."""
         rows = [rows.to(device) for rows in self.rows]
         return Crossing(rows, self.weights.to(device), self.positions.to(device), self.own.to(device))
 
     @property
     def order(self) -> Tensor:
+        """(C,): the sequence of every crossing."""
         return torch.cat(self.rows)

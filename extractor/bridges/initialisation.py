@@ -1,11 +1,11 @@
-"""Where bridge training starts: normalised sites, and (`init='dense'`) a sparse model that is the dense one.
+"""The start of bridge training: normalised sites, and with init='dense' a sparse model that computes what the dense one does.
 
-Dense residuals have any scale, and in GPT-2 a few channels and the first position are a hundred times larger than the rest. So while
-bridges are trained, a site sees (h - mean) / scale, per channel over training text; afterwards this is folded into its linear maps.
+Normalisation: in GPT-2 a few channels and the first position are a hundred times larger than the rest. During training a site therefore
+reads (h - mean) / scale, both per channel over training text; afterwards `BridgeSite.fold_scaling` moves this into its linear maps.
 
-A GPT-2 becomes a sparse GPT of width S >= D exactly (see `basis`): without norms' gains and biases, and turned into the basis in which its
-weights are sparsest. Channels, heads and neurons beyond the dense model's read at random and write nothing. AbsTopK keeps all channels at
-first and is annealed with the weights. Encoders start as centring and turning, decoders as their inverse.
+init='dense': a GPT-2 becomes a sparse GPT of width S >= D with the same logits (basis.py): norms folded into matrices, in the basis in
+which the weights are sparsest. Further channels, heads and neurons read at random and write nothing. AbsTopK first keeps all channels and
+is annealed with the weights. Encoders start as centring and rotation, decoders as the inverse rotation. Ours.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from extractor.training.schedule import annealed_fraction
 
 MEASURED_TOKENS = 16_384
 SAMPLED_TOKENS = 4096
-MEASURED_ROWS = 8  # sequences a pass
-SMALLEST_SCALE = 1e-2  # of a site's median scale: a channel that hardly varies is not blown up
-_PURPOSE = 1 << 41  # a step number that no training reaches: the text for measuring
+MEASURED_ROWS = 8  # sequences in one forward pass
+SMALLEST_SCALE = 1e-2  # of a site's median scale: channels that hardly vary are not amplified
+_PURPOSE = 1 << 41  # a step number beyond every training, which draws the text for measuring
 
 
 @torch.no_grad()
 def normalise_sites(pair: BridgedPair, corpus: Corpus, context: int, seed: int) -> list[Tensor]:
-    """Give every site the mean and the standard deviation of its channels over training text; returns some residuals of each, (N, D)."""
+    """Set every site's mean and scale (standard deviation) of channels over training text; returns samples hd_i (N, D) for every site."""
     device = pair.sparse.device
     rows = max(MEASURED_ROWS, MEASURED_TOKENS // context)
     sums = [torch.zeros(2, pair.dense.width, dtype=torch.float64, device=device) for _ in pair.sites]
@@ -54,9 +54,9 @@ def normalise_sites(pair: BridgedPair, corpus: Corpus, context: int, seed: int) 
 
 @torch.no_grad()
 def start_from_dense(pair: BridgedPair, samples: list[Tensor]) -> None:
-    """Make the sparse model and the bridges compute what the dense model does. Raises SpecError where that cannot be.
+    """Make the sparse model and the bridges compute what the dense model does. Raises SpecError where their shapes do not allow it.
 
-    samples   some residuals of every site, (N, D) each: the axes are chosen such that they are sparse too
+    samples   residuals hd_i (N, D) of every site; the basis is chosen such that they are sparse too
     """
     weights, config = pair.dense.weights(), pair.sparse.config
     if weights is None:
@@ -76,7 +76,7 @@ def start_from_dense(pair: BridgedPair, samples: list[Tensor]) -> None:
 
 
 class ActivationAnnealing:
-    """AbsTopK of the sparse model and of the encoders, from all channels to their numbers, as the weights go."""
+    """Anneals k of every AbsTopK of the sparse model and the encoders, from all channels to its final value, as the L0 of the weights."""
 
     def __init__(self, pair: BridgedPair, sparsity: SparsitySpec):
         self.pair, self.sparsity = pair, sparsity
@@ -84,14 +84,14 @@ class ActivationAnnealing:
         self.encoders = [(s, s.kept[s.active_adapters[0]]) for s in pair.sites]
 
     def set(self, step: int, steps: int) -> None:
-        """Keep the channels of step `step`."""
+        """Set every k for step `step` of `steps`."""
         for module, k in self.sites:
             module.k = self._kept(k, module.width, step, steps)
         for site, k in self.encoders:
             site.kept[site.active_adapters[0]] = self._kept(k, self.pair.sparse.config.d_model, step, steps)
 
     def finish(self) -> None:
-        """Keep the final numbers of channels."""
+        """Set every k to its final value."""
         self.set(1, 1)
 
     def _kept(self, k: int, width: int, step: int, steps: int) -> int:

@@ -1,19 +1,25 @@
-"""The bridge loss and its terms (App. A.3).
+"""The loss of bridge training on a batch x (B, T) (App. A.3). Shapes and symbols: `extractor.bridges`.
 
-With hd_i, hs_i the dense and sparse residuals before sublayer i (i = 0..2L), f_i and g_i the encoder and decoder there:
+    loss = ce_coef * ce + kl_plain_coef * kl_plain
+         + c * sum over sites i of [ nmse_coef * (nmse_encoder_i + nmse_decoder_i)
+                                     + kl_to_sparse_coef * kl_to_sparse_i + kl_to_dense_coef * kl_to_dense_i ]
 
-1. ce              cross-entropy of the sparse model
-2. nmse_encoder    sum over sites of NMSE(f_i(hd_i), hs_i);   nmse_decoder   of NMSE(g_i(hs_i), hd_i)
-3. kl_to_sparse    sum over sites of KL(yd || sparse tail from site i fed f_i(hd_i))
-4. kl_to_dense     sum over sites of KL(yd || dense tail from site i fed g_i(hs_i))
-5. kl_plain        KL(yd || ys)
+    ce               cross-entropy of ys and the next token
+    kl_plain         KL(yd || ys); ours
+    nmse_encoder_i   mean of (f_i(hd_i) - hs_i)^2 / v_i; hs_i is detached, v_i its running variance
+    nmse_decoder_i   mean of (g_i(hs_i) - hd_i)^2 in the site's normalised coordinates (`BridgeSite.normalised`), where the variance of
+                     every channel is 1
+    kl_to_sparse_i   KL(yd || sparse model entered at site i with f_i(hd_i))
+    kl_to_dense_i    KL(yd || dense model entered at site i with g_i(hs_i))
+    c                1 / (2L + 1) for `over_sites='mean'`, 1 for 'sum' (the paper)
 
-NMSE is the mean squared error over the target's variance. The dense side is measured in the site's normalised coordinates (see `start`),
-where every channel's variance is 1; the sparse side over a running mean of its variance, so that a batch's loss is the mean of its rows'
-however it is cut. Reported are means over sites; whether these or the paper's sums enter the loss, `over_sites` says.
+ce and KLs are means over tokens in nats. No denominator depends on the micro-batch, so the loss of a batch is the mean over its
+sequences however it is cut. Logged terms are means over sites.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,13 +32,32 @@ from extractor.models.dense.base import residuals
 from extractor.spec.schema import BridgeSpec
 
 TERMS = ("ce", "nmse_encoder", "nmse_decoder", "kl_to_sparse", "kl_to_dense", "kl_plain")
-VARIANCE_MEMORY = 0.9  # of the running variance, per step
+
+
+class OwnTokens(NamedTuple):
+    """What the sparse model's own predictions are scored from, token by token: N = B times the scored positions."""
+
+    sparse: Tensor  # final residual of the sparse model, (N, S)
+    dense: Tensor  # final residual of the dense model, (N, D)
+    token: Tensor  # (N,)
+    next_token: Tensor  # (N,)
+    has_next: Tensor  # (N,): 0 at the last position of a sequence, else 1
+
+
+class CrossedTokens(NamedTuple):
+    """What hybrid passes are scored from, token by token: N = crossings times the scored positions."""
+
+    to_sparse: Tensor  # final sparse residual of the pass that began in the dense model, (N, S)
+    to_dense: Tensor  # final dense residual of the pass that began in the sparse model, (N, D)
+    dense: Tensor  # final residual of the dense model's own pass, (N, D)
+    token: Tensor  # (N,)
+    weight: Tensor  # (N,): the sum over tokens of weight * KL estimates the sum over sites of the mean KL
 
 
 def bridge_loss(pair: BridgedPair, ids: Tensor, crossing: Crossing, variance: Tensor, spec: BridgeSpec) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss (scalar, with gradient) of ids (B, T), its TERMS (6,), and `moments` of the sparse residuals.
+    """The loss (scalar, with gradient) of ids (B, T), its TERMS (6,), and the `moments` of the sparse residuals.
 
-    variance   of the sparse residual per site, (2L + 1,), by which encoder errors are divided
+    variance   v_i of the sparse residual at each site, (2L + 1,)
     """
     sites = len(pair.sites)
     per_site = 1 / sites if spec.over_sites == "mean" else 1.0
@@ -43,22 +68,22 @@ def bridge_loss(pair: BridgedPair, ids: Tensor, crossing: Crossing, variance: Te
     at_sites = list(zip(pair.sites, dense_h, own, strict=True))
     encoder = torch.stack([_error(site.encode(d), h.detach()) for site, d, h in at_sites]) / variance.clamp_min(1e-12)
     decoder = torch.stack([_error(site.decode_normalised(h), site.normalised(d)) for site, d, h in at_sites])
-    heads, told = _own_head(pair, ids, own[-1], dense_h[-1], crossing, spec)
-    paths, crossed = _crossing_head(pair, ids, to_sparse, to_dense, dense_h[-1], crossing, spec)
-    loss = heads + per_site * (paths + spec.nmse_coef * (encoder.sum() + decoder.sum()))
-    terms = torch.stack([told[0], encoder.mean(), decoder.mean(), crossed[0] / sites, crossed[1] / sites, told[1]])
+    own_loss, (ce, kl_plain) = _own_loss(pair, ids, own[-1], dense_h[-1], crossing, spec)
+    crossed_loss, crossed_kl = _crossed_loss(pair, ids, to_sparse, to_dense, dense_h[-1], crossing, spec)
+    loss = own_loss + per_site * (crossed_loss + spec.nmse_coef * (encoder.sum() + decoder.sum()))
+    terms = torch.stack([ce, encoder.mean(), decoder.mean(), crossed_kl[0] / sites, crossed_kl[1] / sites, kl_plain])
     return loss, terms.detach(), moments(own)
 
 
 @torch.no_grad()
 def moments(sparse_h: list[Tensor]) -> Tensor:
-    """Per site the mean of every channel and, last, the mean of all squares: (2L + 1, S + 1), a mean over rows and tokens."""
+    """For each site the mean of every channel and, last, the mean of all squares: (2L + 1, S + 1), means over sequences and tokens."""
     return torch.stack([torch.cat([h.float().mean((0, 1)), h.float().square().mean().reshape(1)]) for h in sparse_h])
 
 
-def variance_of(told: Tensor) -> Tensor:
-    """The variance of every site's channels around their means, averaged, (2L + 1,), from `moments`."""
-    return told[:, -1] - told[:, :-1].square().mean(1)
+def variance_of(moments: Tensor) -> Tensor:
+    """The variance of each site's channels around their means, averaged over channels, (2L + 1,), from `moments`."""
+    return moments[:, -1] - moments[:, :-1].square().mean(1)
 
 
 def _error(value: Tensor, target: Tensor) -> Tensor:
@@ -66,87 +91,96 @@ def _error(value: Tensor, target: Tensor) -> Tensor:
 
 
 def _sparse_pass(pair: BridgedPair, ids: Tensor, dense_h: list[Tensor], crossing: Crossing) -> tuple[list[Tensor], Tensor]:
-    """The sparse model's own residuals, and the final ones of the rows that crossed over from the dense model."""
+    """hs_i for every site i, and the final sparse residuals (C, T, S) of the C sequences that crossed over from the dense model.
+
+    The reference for the latter: for every site i, tail(pair.sparse, i, site.encode(dense_h[i][rows]), context).
+    """
     batch = len(ids)
     context = pair.sparse.context(ids.shape[1])
     stream = pair.sparse.embed(ids, context)
     own = []
     for index, (site, rows) in enumerate(zip(pair.sites, crossing.rows, strict=True)):
         if index:
-            stream = pair.sparse.sublayer(index - 1, stream, context)
+            stream = pair.sparse.sublayer(index - 1, stream, context)  # replaces this sublayer of all tails that began before
         own.append(stream[:batch])
         if len(rows):
-            stream = torch.cat([stream, site.encode(dense_h[index][rows]).to(stream.dtype)])
+            stream = torch.cat([stream, site.encode(dense_h[index][rows]).to(stream.dtype)])  # replaces the start of the tails of site i
     return own, stream[batch:]
 
 
 def _dense_pass(pair: BridgedPair, ids: Tensor, own: list[Tensor], crossing: Crossing) -> Tensor:
-    """The dense model's final residuals of the rows that crossed over from the sparse model."""
+    """The final dense residuals (C, T, D) of the C sequences that crossed over from the sparse model; `own` are hs_i.
+
+    The reference: for every site i, tail(pair.dense, i, site.decode(own[i][rows]), context).
+    """
     context = pair.dense.context(ids)
     stream: Tensor | None = None
     for index, (site, rows) in enumerate(zip(pair.sites, crossing.rows, strict=True)):
         if stream is not None:
-            stream = pair.dense.sublayer(index - 1, stream, context)
+            stream = pair.dense.sublayer(index - 1, stream, context)  # replaces this sublayer of all tails that began before
         if len(rows):
-            arriving = site.decode(own[index][rows])
+            arriving = site.decode(own[index][rows])  # replaces the start of the tails of site i
             stream = arriving if stream is None else torch.cat([stream, arriving.to(stream.dtype)])
     return own[0].new_zeros((0, ids.shape[1], pair.dense.width)) if stream is None else stream
 
 
-def _chunk(pair: BridgedPair) -> int:
+def _tokens_per_chunk(pair: BridgedPair) -> int:
     return max(1, LOGITS_AT_ONCE // pair.sparse.config.vocab_size)
 
 
-def _head_parameters(pair: BridgedPair) -> list[Tensor]:
-    """What the sparse model's unembedding is made of."""
+def _unembedding(pair: BridgedPair) -> list[Tensor]:
+    """The trained tensors of the sparse model between its final residual and its logits."""
     model = pair.sparse
     found = [model.lm_head.weight, model.transformer.ln_f.weight, *(getattr(model, name) for name in model.bigram.tensors)]
     return [p for p in found if p.requires_grad]
 
 
-def _own_head(
+def _own_loss(
     pair: BridgedPair, ids: Tensor, sparse_h: Tensor, dense_h: Tensor, crossing: Crossing, spec: BridgeSpec
 ) -> tuple[Tensor, Tensor]:
-    """Weighted cross-entropy and KL of the sparse model's own predictions at `crossing.own`, and the two by themselves (2,)."""
+    """ce_coef * ce + kl_plain_coef * kl_plain at `crossing.own`, from final residuals; and (ce, kl_plain) themselves, (2,)."""
     at, last = crossing.own, ids.shape[1] - 1
     has_next = (at < last).float()
-    following = ids[:, (at + 1).clamp(max=last)]
+    next_token = ids[:, (at + 1).clamp(max=last)]
     predicted = max(1.0, float(has_next.sum())) * len(ids)
     everywhere = len(at) * len(ids)
 
-    def body(h: Tensor, d: Tensor, token: Tensor, after: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def body(tokens: OwnTokens) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            target = Target.of(pair.dense.unembed(d))
-        weight = spec.ce_coef * counts / predicted
-        value, kl, ce = target.kl_and_loss(pair.sparse.unembed(h, token), after, spec.kl_plain_coef / everywhere, weight)
-        return value.sum(), torch.stack([(ce * counts).sum() / predicted, kl.sum() / everywhere])
+            target = Target.of(pair.dense.unembed(tokens.dense))
+        weight = spec.ce_coef * tokens.has_next / predicted
+        logits = pair.sparse.unembed(tokens.sparse, tokens.token)
+        value, kl, ce = target.kl_and_loss(logits, tokens.next_token, spec.kl_plain_coef / everywhere, weight)
+        return value.sum(), torch.stack([(ce * tokens.has_next).sum() / predicted, kl.sum() / everywhere])
 
-    streams = [t[:, at].flatten(0, 1) for t in (sparse_h, dense_h, ids)] + [following.flatten(), has_next.repeat(len(ids))]
-    return in_chunks(body, streams, _head_parameters(pair), _chunk(pair))
+    sparse, dense, token = (t[:, at].flatten(0, 1) for t in (sparse_h, dense_h, ids))
+    tokens = OwnTokens(sparse, dense, token, next_token.flatten(), has_next.repeat(len(ids)))
+    return in_chunks(body, tokens, _unembedding(pair), _tokens_per_chunk(pair))
 
 
-def _crossing_head(
+def _crossed_loss(
     pair: BridgedPair, ids: Tensor, to_sparse: Tensor, to_dense: Tensor, dense_h: Tensor, crossing: Crossing, spec: BridgeSpec
 ) -> tuple[Tensor, Tensor]:
-    """Weighted KLs of the rows that crossed over, and the sums over sites in both directions by themselves (2,)."""
+    """The weighted KLs of hybrid passes, summed over sites, from final residuals; and the sums of both directions themselves, (2,)."""
     order, at = crossing.order, crossing.positions
     if not len(order):
         return torch.zeros((), device=ids.device), torch.zeros(2, device=ids.device)
     weights = (crossing.weights / len(at)).repeat_interleave(len(at))
 
-    def body(s: Tensor, d: Tensor, truth: Tensor, token: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def body(tokens: CrossedTokens) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            target = Target.of(pair.dense.unembed(truth))
-        kl_sparse, kl_dense = target.kl(pair.sparse.unembed(s, token)), target.kl(pair.dense.unembed(d))
-        sums = torch.stack([(kl_sparse * weight).sum(), (kl_dense * weight).sum()])
+            target = Target.of(pair.dense.unembed(tokens.dense))
+        kl_sparse = target.kl(pair.sparse.unembed(tokens.to_sparse, tokens.token))
+        kl_dense = target.kl(pair.dense.unembed(tokens.to_dense))
+        sums = torch.stack([(kl_sparse * tokens.weight).sum(), (kl_dense * tokens.weight).sum()])
         return spec.kl_to_sparse_coef * sums[0] + spec.kl_to_dense_coef * sums[1], sums
 
-    streams = [to_sparse[:, at], to_dense[:, at], dense_h[order][:, at], ids[order][:, at]]
-    return in_chunks(body, [*(s.flatten(0, 1) for s in streams), weights], _head_parameters(pair), _chunk(pair))
+    sparse, dense, target_h, token = (t[:, at].flatten(0, 1) for t in (to_sparse, to_dense, dense_h[order], ids[order]))
+    return in_chunks(body, CrossedTokens(sparse, dense, target_h, token, weights), _unembedding(pair), _tokens_per_chunk(pair))
 
 
 def sparse_residuals(pair: BridgedPair, ids: Tensor) -> list[Tensor]:
-    """All 2L + 1 residuals (B, T, S) of the sparse model's own pass."""
+    """All 2L + 1 residuals hs_i (B, T, S) of the sparse model's own pass over ids (B, T)."""
     context = pair.sparse.context(ids.shape[1])
     found = [pair.sparse.embed(ids, context)]
     for index in range(pair.sparse.n_sublayers):

@@ -1,4 +1,4 @@
-"""A dense model and a sparse one, coupled by bridges: made new, saved, opened again."""
+"""A dense and a sparse model with their bridges: created, saved, loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from extractor import files
 from extractor.bridges.tuner import BridgeSite, SparseBridgeConfig, bridge_sites
-from extractor.errors import BrokenArtifact, NotFound
+from extractor.errors import BrokenArtifact, NotFound, first_line
 from extractor.models.dense.base import DenseSublayers, wrap_dense
 from extractor.models.load import open_dense
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
@@ -27,17 +27,16 @@ if TYPE_CHECKING:
 
 DENSE_JSON = "dense.json"
 FAITHFULNESS_JSON = "faithfulness.json"
-
-
 FOLDER = "bridges"
 
 
 @dataclass(frozen=True)
 class BridgedPair:
-    """A frozen dense model, a sparse model with as many sublayers, and the 2L + 1 bridge sites between them.
+    """A frozen dense model, a sparse model of as many layers, and the 2L + 1 bridge sites between them.
 
-    adapter   the dense model wrapped with its bridges, as PEFT sees it
-    name      what the dense model is called; facts: its files' digests
+    adapter   the dense model with its bridges as a PEFT model
+    name      the dense model's reference
+    facts     its references and the digests of its files, see `DenseModel`
     """
 
     dense: DenseSublayers
@@ -48,11 +47,11 @@ class BridgedPair:
     facts: dict
 
     def save(self, folder: Path) -> None:
-        """The sparse model at the root of `folder`, the PEFT adapter with its card in `bridges/`."""
+        """Write the sparse model to `folder`, and the PEFT adapter with its card to `folder`/bridges."""
         self.sparse.save_pretrained(folder)
         # 'auto' would ask the hub about the base model's embeddings.
         self.adapter.save_pretrained(str(folder / FOLDER), save_embedding_layers=False)
-        # PEFT keeps the target modules as a set, whose order is not the same in every process.
+        # PEFT holds the target modules in a set, whose order differs between processes.
         config = files.read_json(folder / FOLDER / "adapter_config.json")
         config["target_modules"] = sorted(config["target_modules"])
         files.write_json(folder / FOLDER / "adapter_config.json", config)
@@ -60,7 +59,7 @@ class BridgedPair:
 
 
 def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.device | None = None) -> BridgedPair:
-    """A new sparse model with the dense model's layers and vocabulary, and untrained bridges between the two, on the device."""
+    """A new sparse model with the dense model's layers and vocabulary, and untrained bridges between the two, on `device`."""
     from peft import PeftModelForCausalLM
 
     device = device or pick_device()
@@ -84,9 +83,11 @@ def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.devic
 
 
 def load_pair(folder: Path, dense: DenseModel, sparse: SparseGPTForCausalLM | None = None) -> BridgedPair:
-    """What `BridgedPair.save` left in `folder`, on the device, frozen. Raises NotFound where there are no bridges, BrokenArtifact.
+    """Load what `BridgedPair.save` wrote to `folder`, frozen, on the device.
 
-    sparse   the sparse model of that folder, where it is open already
+    sparse   the sparse model of that folder, if it is loaded already
+
+    Raises NotFound where the folder has no bridges, BrokenArtifact where they do not fit the dense model.
     """
     from peft import PeftModel
 
@@ -101,13 +102,13 @@ def load_pair(folder: Path, dense: DenseModel, sparse: SparseGPTForCausalLM | No
     try:
         adapter = PeftModel.from_pretrained(dense.model.to(device), str(folder), subfolder=FOLDER)  # type: ignore[arg-type]
     except (RuntimeError, ValueError, KeyError) as error:
-        raise BrokenArtifact(f"bridges in {folder} do not fit {dense.name}: {str(error).splitlines()[0][:160]}") from None
+        raise BrokenArtifact(f"bridges in {folder} do not fit {dense.name}: {first_line(error)}") from None
     adapter.eval().requires_grad_(False)
     return BridgedPair(wrap_dense(dense.model), sparse, bridge_sites(adapter), adapter, dense.name, dense.facts)
 
 
 def bridge_card(name: str, facts: dict, sparse: PreTrainedConfig) -> str:
-    """Markdown with the front matter that PEFT and the hub read; `facts` are digests of the dense model's files."""
+    """The model card in Markdown, with the front matter that PEFT and the hub read; `facts` as in `BridgedPair`."""
     base, _, revision = name.partition("@")
     digests = "\n".join(f"- {key}: `{value}`" for key, value in facts.items() if value is not None)
     at = f', revision="{revision}"' if revision else ""
@@ -138,12 +139,12 @@ sparse = AutoModelForCausalLM.from_pretrained(FOLDER)
 
 
 def open_pair(folder: Path, dense: DenseModel | None = None, sparse: SparseGPTForCausalLM | None = None) -> BridgedPair:
-    """The pair whose sparse half is `folder`. Raises NotFound where there are no bridges, or the dense model is no longer to be had.
+    """Load the pair whose sparse model is in `folder`, and its dense model.
 
-    dense, sparse   the halves, where they are open already
+    dense, sparse   the two models, if they are loaded already
+
+    Raises NotFound where the folder has no bridges or the dense model is no longer available, and what `load_pair` raises.
     """
-    pass
-
     if dense is None:
         if not (folder / DENSE_JSON).is_file():
             raise NotFound(f"model {folder} has no bridges: it was not made from a dense model")

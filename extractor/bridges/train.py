@@ -1,8 +1,12 @@
-"""Joint training of a sparse model and its bridges against a frozen dense model (Sec. 2.3, App. A.3)."""
+"""Joint training of a sparse model and its bridges beside a frozen dense model (Sec. 2.3, App. A.3).
+
+`BridgeTrainer.step` lists the algorithm of one step. Shapes and symbols: `extractor.bridges`.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,23 +14,25 @@ from torch import Tensor
 
 from extractor.bridges.crossing import Crossing
 from extractor.bridges.initialisation import ActivationAnnealing, normalise_sites, start_from_dense
-from extractor.bridges.losses import TERMS, VARIANCE_MEMORY, bridge_loss, moments, sparse_residuals, variance_of
+from extractor.bridges.losses import TERMS, bridge_loss, moments, sparse_residuals, variance_of
 from extractor.bridges.pair import BridgedPair, new_pair
 from extractor.bridges.tuner import site_parameters
 from extractor.data.corpus import Corpus
-from extractor.training.compute import Compute
-
-if TYPE_CHECKING:
-    from extractor.models.load import DenseModel
 from extractor.spec.schema import BridgeSpec
 from extractor.training.checkpoints import TrainState
+from extractor.training.compute import Compute
 from extractor.training.loop import Loop, LoopEnvironment, run_loop
 from extractor.training.optimizer import SparseOptimizer
 from extractor.training.train_sparse import fill_bigram
 
+if TYPE_CHECKING:
+    from extractor.models.load import DenseModel
+
+VARIANCE_MEMORY = 0.9  # share of the running variance that a step keeps
+
 
 class BridgeTrainer:
-    """One bridge training: everything a step needs and changes."""
+    """One bridge training: everything that a step reads and changes."""
 
     def __init__(self, dense: DenseModel, spec: BridgeSpec, corpus: Corpus, seed: int, compute: Compute):
         self.spec, self.corpus, self.seed, self.compute = spec, corpus, seed, compute
@@ -52,7 +58,25 @@ class BridgeTrainer:
         )
 
     def step(self, index: int) -> dict[str, float]:
-        """Make step `index`; its loss and terms, nats per token or fractions, means over sites."""
+        """Take training step `index` (App. A.3). Shapes and symbols: `extractor.bridges`; v_i, the loss and its terms: losses.py.
+
+        1. With init='dense', set the k of every AbsTopK for this step.
+        2. Draw x (B, T), and which sequences cross at which site; both depend on (seed, index) alone.
+        3. For each micro-batch of x:
+           a. Run both models: hd_i (without gradient) and hs_i at every site i = 0..2L.
+           b. Make the hybrid passes: a sequence that crosses at site i enters the sparse model there as f_i(hd_i), and the dense model
+              as g_i(hs_i), and runs to the end.
+           c. loss = ce_coef * CE(ys, next token) + kl_plain_coef * KL(yd || ys)
+                     + c * sum_i [ nmse_coef * (mean (f_i(hd_i) - hs_i)^2 / v_i  +  mean (g_i(hs_i) - hd_i)^2, normalised)
+                                   + kl_to_sparse_coef * KL(yd || sparse end of i)  +  kl_to_dense_coef * KL(yd || dense end of i) ]
+           d. Backpropagate; losses, terms and gradients are averaged over the B sequences.
+        4. v_i <- 0.9 v_i + 0.1 Var(hs_i).
+        5. Sparse model: normalise the gradients, AdamW, projection to the L0 of this step (`SparseOptimizer.step`).
+        6. Bridges: Adam with rate bridge_lr * min(1, (index + 1) / warm-up steps) * (1 - index / steps). As in 5, gradients that are not
+           finite change nothing.
+
+        Returns the loss, its TERMS (nats per token or fractions, means over sites), the RMS of the gradients and the learning rate.
+        """
         spec, optim = self.spec, self.spec.optim
         if self.annealing is not None:
             self.annealing.set(index, optim.steps)
@@ -60,37 +84,31 @@ class BridgeTrainer:
         crossing = Crossing.draw(spec, len(self.pair.sites), torch.Generator().manual_seed(self.seed * 1_000_003 + index))
         if index == 0:
             self._start_variance(ids)
-        told = torch.zeros(len(TERMS), device=self.compute.device)
-        spread = torch.zeros(len(self.pair.sites), self.pair.sparse.config.d_model + 1, device=self.compute.device)
 
-        def loss_of(rows: Tensor) -> Tensor:
+        def loss_of(rows: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
             start, stop = int(rows[0]), int(rows[-1]) + 1
-            if start == 0:
-                told.zero_()  # a pass that ran out of memory is made again
-                spread.zero_()
             part = crossing.part(start, stop, optim.batch).to(self.compute.device)
-            loss, terms, here = bridge_loss(self.pair, ids[start:stop], part, self.variance, spec)
-            told.add_(terms, alpha=(stop - start) / optim.batch)
-            spread.add_(here, alpha=(stop - start) / optim.batch)
-            return loss
+            loss, *averaged = bridge_loss(self.pair, ids[start:stop], part, self.variance, spec)
+            return loss, averaged
 
-        loss = self.compute.accumulate(torch.arange(optim.batch), optim.batch, loss_of, self.parameters)
+        loss, (terms, sparse_moments) = self.compute.accumulate(torch.arange(optim.batch), optim.batch, loss_of, self.parameters)
+        self.variance.lerp_(variance_of(sparse_moments), 1 - VARIANCE_MEMORY)
+        metrics = {"loss": loss} | dict(zip(TERMS, terms.tolist(), strict=True)) | self.sparse.step(index)
         for group in self.bridges.param_groups:
             group["lr"] = spec.bridge_lr * min(1.0, (index + 1) / max(1, optim.warmup * optim.steps)) * (1 - index / optim.steps)
-        self.variance.lerp_(variance_of(spread), 1 - VARIANCE_MEMORY)
-        metrics = {"loss": loss} | dict(zip(TERMS, told.tolist(), strict=True)) | self.sparse.step(index)
         if math.isfinite(metrics["gradient_rms"]):
             self.bridges.step()
         return metrics
 
     @torch.no_grad()
     def _start_variance(self, ids: Tensor) -> None:
+        """Set v_i to the variance of hs_i on the first batch, ids (B, T)."""
         parts = ids.split(int(self.compute.state["micro_batch"]))
-        told = [moments(sparse_residuals(self.pair, rows)) * (len(rows) / len(ids)) for rows in parts]
-        self.variance.copy_(variance_of(torch.stack(told).sum(0)))
+        averaged = [moments(sparse_residuals(self.pair, rows)) * (len(rows) / len(ids)) for rows in parts]
+        self.variance.copy_(variance_of(torch.stack(averaged).sum(0)))
 
     def finish(self) -> BridgedPair:
-        """The trained pair, in eval mode, its sites' normalisation folded into their maps."""
+        """The trained pair in eval mode, with the normalisation of every site folded into its encoder and decoder."""
         if self.annealing is not None:
             self.annealing.finish()
         for site in self.pair.sites:
@@ -100,7 +118,10 @@ class BridgeTrainer:
 
 
 def train_bridges(dense: DenseModel, spec: BridgeSpec, corpus: Corpus, seed: int, env: LoopEnvironment) -> BridgedPair:
-    """Train sparse model, encoders and decoders together; the dense model stays as it is. Raises what `run_loop` raises, SpecError."""
+    """Train sparse model, encoders and decoders together; the dense model does not change.
+
+    Raises SpecError where the spec does not fit the dense model, and what `run_loop` raises.
+    """
     compute = Compute(spec.optim, env.progress.note)
     trainer = BridgeTrainer(dense, spec, corpus, seed, compute)
     trainer.pair.sparse.train()

@@ -1,9 +1,9 @@
 """Bridges as a PEFT tuner of type SPARSE_BRIDGE.
 
-The inputs of a model's norms (GPT-2: ln_1, ln_2, ln_f) are exactly the residuals before attention, before the MLP and before the
-unembedding. So the tuner wraps these norms: each carries an encoder (dense residual -> sparse residual, linear + bias + AbsTopK) and a
-decoder (sparse -> dense, linear + bias). Its forward is the norm's own, so a bridged dense model computes what it always did, bit for
-bit; inside `steered` a given change is added to the norm's output, which is what the sublayer reads. Paper: Sec. 2.3, App. A.3, A.4.
+The inputs of a model's norms (GPT-2: ln_1, ln_2, ln_f) are the residuals hd_i. So the tuner wraps these norms: each wrapper holds an
+encoder f_i (linear, bias, AbsTopK) and a decoder g_i (linear, bias). Its forward is the norm's own, so a bridged dense model computes the
+same bits as before; inside `steered` a given change is added to the norm's output, which is what the sublayer reads. Paper: Sec. 2.3,
+App. A.3, A.4. Shapes and symbols: `extractor.bridges`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class BridgePeftType(enum.StrEnum):
 
 @dataclass
 class SparseBridgeConfig(PeftConfig):
-    """d_dense, d_sparse widths; encoder_frac share of channels the encoder's AbsTopK keeps; the sparse model it was trained with."""
+    """Widths D (d_dense) and S (d_sparse), the fraction of channels that the encoder's AbsTopK keeps, and the sparse model of the pair."""
 
     d_dense: int | None = None
     d_sparse: int = 128
@@ -50,7 +50,7 @@ class SparseBridgeConfig(PeftConfig):
 
 @dataclass
 class Scaling:
-    """How a site's dense residuals are normalised while its bridges are trained: (h - mean) / scale, both (D,)."""
+    """The normalisation of a site's dense residuals during training: (h - mean) / scale, both (D,)."""
 
     mean: Tensor
     scale: Tensor
@@ -102,13 +102,13 @@ class BridgeSite(nn.Module, BaseTunerLayer):
         return self.bridge_decoder[self.active_adapters[0]](h)
 
     def normalised(self, h: Tensor) -> Tensor:
-        """A dense residual (..., D) in the coordinates that the encoder takes: normalised while bridges are trained, as it is later."""
+        """A dense residual (..., D) in the encoder's coordinates: normalised during training, unchanged afterwards."""
         scaling = self.scaling.get(self.active_adapters[0])
         return h if scaling is None else (h - scaling.mean) / scaling.scale
 
     @torch.no_grad()
     def set_maps(self, encoder: Tensor, decoder: Tensor) -> None:
-        """Let a dense residual h be encoded as encoder @ h, (S, D), and a sparse one s be decoded as decoder @ s, (D, S)."""
+        """Set the maps: a dense residual h is encoded as encoder @ h, (S, D), a sparse one s decoded as decoder @ s, (D, S)."""
         scaling = self.scaling.get(self.active_adapters[0])
         into, back = self._maps()
         for layer, weight in ((into, encoder), (back, decoder)):
@@ -122,7 +122,7 @@ class BridgeSite(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def fold_scaling(self) -> None:
-        """Put the active adapter's normalisation into its weights: the same maps, and nothing beside them to be saved."""
+        """Move the active adapter's normalisation into its weights. The maps stay the same, and only the weights need to be saved."""
         scaling = self.scaling.pop(self.active_adapters[0], None)
         if scaling is None:
             return

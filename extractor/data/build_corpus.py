@@ -1,6 +1,6 @@
-"""From the sources of a spec to a `Corpus`: tokenize once into shards below the cache, under a hash of everything they depend on.
+"""Build a `Corpus` from the sources of a spec, and train tokenizers on it.
 
-It also trains the tokenizer of a model from scratch.
+Text is tokenized once, into shards in the cache under a hash of everything they depend on.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from extractor import files
+from extractor.data.corpus import Corpus
 from extractor.data.programs import GENERATOR_VERSION
-from extractor.data.shards import HELD_OUT_ONE_IN, file_stamps, is_held_out, locked, prepare_dataset
+from extractor.data.shards import HELD_OUT_ONE_IN, SHARD_TOKENS, file_stamps, is_held_out, locked, prepare_dataset
+from extractor.data.sources import check_sources, documents
 from extractor.data.streams import first_documents, pin_dataset
+from extractor.files import cache_root
 from extractor.progress import Progress, Stopped
 from extractor.spec.schema import CorpusSpec, TrainSpec
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-from extractor.data.corpus import Corpus
-from extractor.data.sources import check_sources, documents
-from extractor.files import cache_root
 
-SHARD_TOKENS = 1 << 24
-TOKENIZER_DOCUMENTS = 10_000  # of each dataset, from its beginning, that a tokenizer is trained on; other sources are read whole
-TOKENIZER_CHARACTERS = 50_000_000  # of each dataset, at most
+TOKENIZER_DOCUMENTS = 10_000  # the first documents of every dataset, on which a tokenizer is trained; other sources are read completely
+TOKENIZER_CHARACTERS = 50_000_000  # limit for every dataset
 
 
 def corpus_for(spec: CorpusSpec, train: TrainSpec, progress: Progress | None = None) -> tuple[Tokenizer, Corpus]:
-    """The tokenizer that a training asks for, given or trained on the corpus, and the corpus in its tokens.
+    """The tokenizer of a training, given by the spec or trained on the corpus, and the corpus in its tokens.
 
     Raises what `build_corpus` and `open_tokenizer` raise.
     """
@@ -48,7 +47,7 @@ def corpus_for(spec: CorpusSpec, train: TrainSpec, progress: Progress | None = N
 
 
 def _own_tokenizer(spec: CorpusSpec, vocab_size: int, progress: Progress) -> Tokenizer:
-    """A tokenizer trained on a corpus, kept in the cache: a job that goes on need not stream the text again."""
+    """A tokenizer trained on a corpus, or found in the cache: a resumed job need not stream the text again."""
     import tokenizers
 
     from extractor.models.tokenizer import train_tokenizer
@@ -62,7 +61,7 @@ def _own_tokenizer(spec: CorpusSpec, vocab_size: int, progress: Progress) -> Tok
             texts = [documents(spec, source) for source in spec.sources]
             texts += [first_documents(d, TOKENIZER_DOCUMENTS, TOKENIZER_CHARACTERS, progress) for d in datasets]
             if datasets:
-                progress.note(f"training a tokenizer on the first {TOKENIZER_DOCUMENTS:,} documents of each dataset")
+                progress.note(f"training a tokenizer on the first {TOKENIZER_DOCUMENTS:,} documents of every dataset")
             tokenizer = train_tokenizer(itertools.chain.from_iterable(texts), vocab_size)
             files.write_text(path, tokenizer.to_str())
     return tokenizers.Tokenizer.from_file(str(path))
@@ -71,11 +70,12 @@ def _own_tokenizer(spec: CorpusSpec, vocab_size: int, progress: Progress) -> Tok
 def build_corpus(
     spec: CorpusSpec, tokenizer: Tokenizer, cache: Path | None = None, *, progress: Progress | None = None, reads: int | None = None
 ) -> Corpus:
-    """Tokenize the sources and datasets of `spec`, or open the shards an earlier job left in the cache.
+    """Tokenize the sources and datasets of `spec`, or open their shards in the cache.
 
-    reads   tokens that training will draw; with them, a dataset that ends early is said to be read so many times.
-    Raises SpecError when a source or dataset is missing or empty, NotFound or ExtractorError when a dataset is not to be had, Stopped
-    when `progress` asks for a stop: what is prepared of a dataset is kept.
+    reads   tokens that training will draw; if given, a note says how often a dataset that ends early is repeated
+
+    Raises SpecError when a source or dataset is missing or empty, NotFound or ExtractorError when a dataset is not available, Stopped when
+    `progress` requests a stop; the prepared part of a dataset stays in the cache.
     """
     root, progress = cache or cache_root(), progress or Progress()
     folders = [_text_folder(spec, tokenizer, root / "corpus", progress)] if spec.sources else []
@@ -96,7 +96,7 @@ def _text_folder(spec: CorpusSpec, tokenizer: Tokenizer, root: Path, progress: P
     digest = [*text_facts(spec), HELD_OUT_ONE_IN, tokenizer.to_str()]
     folder = root / _digest(digest)
     if not (folder / "corpus.json").is_file():
-        # A name of our own for the half-written folder: two jobs may build the same corpus at once, the first to finish wins.
+        # Every process writes a folder of its own: two jobs may build the same corpus at once, and the first to finish wins.
         mine = folder.with_name(f"{folder.name}-{os.getpid()}")
         with files.new_folder(mine) as new:
             _write_shards(spec, tokenizer, new, progress)
@@ -108,7 +108,7 @@ def _text_folder(spec: CorpusSpec, tokenizer: Tokenizer, root: Path, progress: P
 
 
 def text_facts(spec: CorpusSpec) -> list:
-    """What the text of `spec.sources` depends on."""
+    """Everything that the text of `spec.sources` depends on."""
     text = spec.model_dump(exclude={"datasets"})
     return [text, sys.version, GENERATOR_VERSION, [file_stamps(Path(source)) for source in spec.sources]]
 
@@ -130,7 +130,7 @@ def _write_shards(spec: CorpusSpec, tokenizer: Tokenizer, folder: Path, progress
                 ids = encoding.ids + ([end] if end is not None else [])
                 parts["held_out" if is_held_out(text) else "train"].append(np.asarray(ids, dtype=dtype))
         train = np.concatenate(parts["train"] or parts["held_out"])
-        # A source of very few documents may hold none out; its last fiftieth stands in.
+        # With very few documents none may be held out, or all: hold out the last fiftieth of the tokens instead.
         if not parts["held_out"] or not parts["train"]:
             cut = max(1, len(train) // HELD_OUT_ONE_IN)
             train, parts["held_out"] = train[:-cut], [train[-cut:]]

@@ -1,11 +1,10 @@
-"""Text -> token shards -> seeded batches.
+"""Token shards as seeded batches and bigram counts.
 
-1. Documents come from the running interpreter's standard library, from the program generator, from the user's files, or from Hugging
-   Face datasets (streams.py, shards.py).
-2. Each is tokenized once into memory-mapped shards below a cache folder whose name is the hash of everything that matters.
+1. Documents come from the standard library of the running Python, the program generator, the user's files, or Hugging Face datasets.
+2. build_corpus.py and shards.py tokenize them once, into memory-mapped shards in the cache.
 3. A batch is a pure function of (seed, step): every row draws a source (all equally likely) and a window of it.
 
-About one document in fifty, chosen by the hash of its text, is held out and never trained on.
+About one document in fifty, chosen by the hash of its text, is held out and never trained on. V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,16 +20,18 @@ from extractor.errors import BrokenArtifact, SpecError
 if TYPE_CHECKING:
     from torch import Tensor
 
-COUNTED_TOKENS = 1 << 22  # at once, when bigrams are counted into triples
+COUNTED_TOKENS = 1 << 22  # tokens whose bigrams are counted in one step
 
 
 class Corpus:
     """Token shards of all sources, memory-mapped.
 
-    folders           where they lie
-    train, held_out   per source, a list of uint16 or uint32 arrays
+    folders    the folders of the shards
+    train      for each source, a list of uint16 or uint32 arrays
+    held_out   for each source, one such array
+    tokens     number of training tokens
 
-    Raises BrokenArtifact when a folder's files are damaged.
+    Raises BrokenArtifact when files are damaged.
     """
 
     def __init__(self, *folders: Path):
@@ -52,7 +53,7 @@ class Corpus:
         return self.batch_rows(seed, step, rows, context, 0, rows)
 
     def batch_rows(self, seed: int, step: int, rows: int, context: int, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of `batch(seed, step, rows, context)`, reading only these."""
+        """Rows [start, stop) of `batch(seed, step, rows, context)`; only these are read."""
         return self._train.draw(np.random.Philox(key=[seed, step]), context, start, min(stop, rows))
 
     def held_out_batch(self, seed: int, rows: int, context: int) -> Tensor:
@@ -60,7 +61,7 @@ class Corpus:
         return self._held_out.draw(np.random.Philox(key=[seed, 1 << 62]), context, 0, rows)
 
     def bigram_counts(self, vocab_size: int) -> np.ndarray:
-        """How often each token follows each in the training tokens, (V, V) float64; every source weighs the same."""
+        """Counts (V, V), float64, of pairs (token, next token) in the training tokens; all sources have the same weight."""
         counts = np.zeros((vocab_size, vocab_size))
         for source in self.train:
             here = np.zeros(vocab_size * vocab_size)
@@ -71,7 +72,7 @@ class Corpus:
         return counts
 
     def bigram_triples(self, vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The nonzero entries of `bigram_counts` as (rows, columns, counts), sorted by row and column, without its (V, V) memory."""
+        """The nonzero entries of `bigram_counts` as (rows, columns, counts), sorted by row and column, without a (V, V) array."""
         pairs, counts = np.empty(0, np.int64), np.empty(0)
         for source in self.train:
             here, seen = _count_pairs(source, vocab_size)
@@ -81,7 +82,7 @@ class Corpus:
 
 
 class _Windows:
-    """Draws windows from sources, all equally likely, and within one from all its windows."""
+    """Draws windows: sources are equally likely, and so are all windows of a source."""
 
     def __init__(self, sources: list[list[np.ndarray]]):
         self._sources = sources
@@ -104,7 +105,7 @@ class _Windows:
         return torch.from_numpy(out)
 
     def _usable(self, context: int) -> list[tuple[list[np.ndarray], np.ndarray]]:
-        """Per source, the shards longer than `context` and the running sum of their windows."""
+        """For each source, the shards longer than `context` and the cumulative numbers of their windows."""
         if context not in self._known:
             long = [[shard for shard in source if len(shard) > context] for source in self._sources]
             self._known[context] = [(source, np.cumsum([len(shard) - context for shard in source])) for source in long if source]
@@ -114,19 +115,21 @@ class _Windows:
 
 
 def _count_pairs(shards: list[np.ndarray], vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which pairs (first token * V + second) occur within the shards, sorted, and how often."""
+    """The pairs (first token * V + second) that occur within the shards, sorted, and their counts."""
     parts: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.int64), np.empty(0, np.int64))]
     for shard in shards:
         for start in range(0, max(0, len(shard) - 1), COUNTED_TOKENS):
             ids = shard[start : start + COUNTED_TOKENS + 1].astype(np.int64)
             parts.append(np.unique(ids[:-1] * vocab_size + ids[1:], return_counts=True))
-            if sum(len(keys) for keys, _ in parts[1:]) > max(COUNTED_TOKENS, len(parts[0][0])):  # else the merges cost more than the counts
+            if sum(len(keys) for keys, _ in parts[1:]) > max(
+                COUNTED_TOKENS, len(parts[0][0])
+            ):  # merging less often would need more memory, more often more time
                 parts = [_merge(parts)]
     return _merge(parts)
 
 
 def _merge(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Add up the values of equal keys; the keys of every part are sorted."""
+    """Sum the values of equal keys; the keys of every part are sorted."""
     keys, values = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(keys, kind="stable")  # linear in sorted runs
     keys, values = keys[order], values[order]

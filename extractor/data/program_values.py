@@ -1,4 +1,4 @@
-"""What generated programs are about: names, values, conditions, calls; see `extractor.data.programs`."""
+"""Names, values, conditions and calls of generated programs, see `extractor.data.programs`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A seeded generator of simple idiomatic Python programs: the generated half of the default corpus.
 
-The standard library shows how Python is written; these programs show, often and plainly, the choices that small models are asked about
-(which quote closes, how deep a list is, what follows a loop variable, ...): those of tasks/. Program `i` under a seed is a pure function
+The standard library shows how Python is written; these programs repeat, in simple form, the choices that the tasks of
+tasks/ test (which quote closes, how deep a list is, what follows a loop variable, ...). Program `i` under a seed is a pure function
 of (seed, i).
 """
 
@@ -163,7 +163,7 @@ class Writer(Values):
         return self.rng.choice((*strings, *lists, *names, self.ternary, self.function_value, self.set_or_string, self.set_or_string))()
 
     def program(self) -> str:
-        """A whole program: a few statements, functions and classes, some of them followed by a blank line."""
+        """A program: a few statements, functions and classes, some of them followed by a blank line."""
         lines: Lines = []
         for _ in range(self.rng.randint(3, 6)):
             kind = self.rng.random()

@@ -1,8 +1,8 @@
-"""A dataset's stream of documents as token shards in the cache.
+"""Tokenize a dataset's stream of documents into shards in the cache.
 
-1. Documents are read in blocks, each shuffled by (seed, number of the block), tokenized, and held out by the hash of their text.
-2. Tokens go to shards of SHARD_TOKENS. Beside them stands state.json: how far the stream was read. A preparation that was killed goes on
-   from there, and ends in the same bytes.
+1. Read documents in blocks, shuffle each block by (seed, block number), tokenize it, and hold documents out by the hash of their text.
+2. Write shards of SHARD_TOKENS tokens, and state.json with the position in the stream. An interrupted preparation continues from there and
+   ends in the same bytes.
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ from extractor.spec.schema import DatasetSpec
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SHARD_TOKENS = 1 << 24
+SHARD_TOKENS = 1 << 24  # tokens in one file
 HELD_OUT_ONE_IN = 50
-BLOCK_DOCUMENTS = 1024  # shuffled together; a window of training spans few documents, and windows are drawn from everywhere
+BLOCK_DOCUMENTS = 1024  # shuffled together; enough, since training windows span few documents and are drawn from all shards
 BLOCK_CHARACTERS = 1 << 22
-_VERSION = 1  # of the order in which tokens are written
+_VERSION = 1  # of the order of the tokens, part of the cache key
 
 
 def prepare_dataset(
     spec: DatasetSpec, tokenizer: Tokenizer, seed: int, cache: Path, progress: Progress | None = None, done: int = 0, of: int | None = None
 ) -> Path:
-    """The folder of a dataset's shards, written now, or continued, or found in the cache.
+    """The folder of a dataset's shards: found in the cache, or written, or continued.
 
-    done, of   tokens of other datasets before this one, and of all: what the progress is shown against.
+    done, of   tokens of the datasets before this one, and of all datasets, for the progress display
+
     Raises what DocumentStream raises, SpecError when there is no text, Stopped on request.
     """
     progress = progress or Progress()
     if spec.revision is None and not Path(spec.name).is_absolute():
-        spec = pin_dataset(spec)  # a spec written by hand; the cache must not mistake tomorrow's main for today's
+        spec = pin_dataset(spec)  # a spec written by hand: the cache key needs a commit, since a branch moves
     folder = cache / "datasets" / _identity(spec, tokenizer, seed)
     if not (folder / "corpus.json").is_file():
         with locked(folder.with_suffix(".lock"), progress):
@@ -61,7 +62,7 @@ def _prepare(spec: DatasetSpec, tokenizer: Tokenizer, seed: int, folder: Path, p
     dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32)
     shards = Shards.resume(folder.with_suffix(".part"), dtype)
     if shards.blocks:
-        progress.note(f"dataset {spec.name}: going on after {shards.tokens:,} tokens")
+        progress.note(f"dataset {spec.name}: continuing after {shards.tokens:,} tokens")
     stream = DocumentStream(spec, shards.position, progress)
     progress.step(done + shards.tokens, of, tokens=1)
     try:
@@ -85,7 +86,7 @@ def _prepare(spec: DatasetSpec, tokenizer: Tokenizer, seed: int, folder: Path, p
 
 
 def _publish(folder: Path) -> None:
-    """Rename the finished PART into its place, without what only a continuation needs."""
+    """Remove the files that only a continuation needs, and rename the finished .part folder to `folder`."""
     part = folder.with_suffix(".part")
     for path in (part / "state.json", *part.glob("pending-*.npy"), *part.glob("held-*.npy")):
         path.unlink(missing_ok=True)
@@ -94,7 +95,7 @@ def _publish(folder: Path) -> None:
 
 
 def _read_block(stream: DocumentStream, tokens: int, progress: Progress) -> list[str]:
-    """The next documents that hold text; few where few tokens are still wanted; none at the end. Raises Stopped on request."""
+    """The next block of documents with text, about as many as `tokens` tokens need; [] at the end. Raises Stopped on request."""
     texts, characters = [], 0
     most = min(BLOCK_CHARACTERS, 8 * tokens)
     for text in stream:
@@ -109,7 +110,7 @@ def _read_block(stream: DocumentStream, tokens: int, progress: Progress) -> list
 
 
 def _tokenize(texts: list[str], tokenizer: Tokenizer, most: int) -> tuple[list[int], list[int]]:
-    """Tokens to train on and held-out tokens of these documents, at most `most` in all."""
+    """Training tokens and held-out tokens of these documents, at most `most` in total."""
     end = tokenizer.token_to_id("<|endoftext|>")
     train: list[int] = []
     held_out: list[int] = []
@@ -124,15 +125,17 @@ def _tokenize(texts: list[str], tokenizer: Tokenizer, most: int) -> tuple[list[i
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a document is never trained on: about one in fifty, by the hash of its text."""
+    """Whether a document is held out from training: one in HELD_OUT_ONE_IN, by the hash of its text."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big") % HELD_OUT_ONE_IN == 0
 
 
 class Shards:
-    """Tokens on their way into a folder: whole shards, what does not fill one yet, and how far the stream was read.
+    """The shards that are being written: full ones on disk, pending and held-out tokens in memory.
 
-    folder     PART; state.json in it names the files that count, all others are overwritten or removed
-    position   DocumentStream's, after the last block added; blocks: how many those were
+    folder     ends in .part; only the files that its state.json names are valid, others are overwritten or removed
+    position   of the DocumentStream after the last block added
+    blocks     number of blocks added
+    whole      number of full shards written
     """
 
     def __init__(self, folder: Path, dtype: np.dtype):
@@ -143,7 +146,7 @@ class Shards:
 
     @classmethod
     def resume(cls, folder: Path, dtype: np.dtype) -> Shards:
-        """What an earlier run left in `folder`, or nothing where that is damaged."""
+        """The state that an earlier run saved in `folder`; an empty one where there is none or it is damaged."""
         shards = cls(folder, dtype)
         try:
             state = read_json(folder / "state.json")
@@ -160,6 +163,7 @@ class Shards:
 
     @property
     def tokens(self) -> int:
+        """All tokens added, held-out ones included."""
         return self.whole * SHARD_TOKENS + len(self.pending) + len(self.held_out)
 
     @property
@@ -174,7 +178,7 @@ class Shards:
         self.position, self.blocks = position, self.blocks + 1
 
     def save(self) -> None:
-        """Write whole shards, the rest, and then the state that names them."""
+        """Write full shards, then pending and held-out tokens, then the state that names these files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         while self.full:
             _write_array(self.folder / _shard(self.whole), self.pending[:SHARD_TOKENS])
@@ -188,7 +192,7 @@ class Shards:
                 path.unlink()
 
     def _hold_out_the_end(self) -> None:
-        """Where no document was held out, or all were, let the last fiftieth of the tokens stand in."""
+        """Hold out the last of HELD_OUT_ONE_IN parts of the tokens instead of documents: none was held out, or all were."""
         wanted = max(1, self.tokens // HELD_OUT_ONE_IN)
         tail = np.concatenate([self.pending, self.held_out])
         if self.whole and len(tail) < wanted:
@@ -196,10 +200,10 @@ class Shards:
             tail = np.concatenate([np.load(self.folder / _shard(self.whole)), tail])
         cut = len(tail) - min(wanted, len(tail))
         self.pending, self.held_out = tail[:cut], tail[cut:]
-        self.blocks += 1  # names new files, until state.json names them the old ones count
+        self.blocks += 1  # so that new files are written; the old ones stay valid until state.json names the new
 
     def finish(self, spec: DatasetSpec) -> None:
-        """Write the last shard and then corpus.json, with which the folder is whole."""
+        """Write the last shard and then corpus.json, which completes the folder."""
         if not (len(self.held_out) and self.whole + len(self.pending)):
             self._hold_out_the_end()
         self.save()
@@ -231,14 +235,14 @@ def _identity(spec: DatasetSpec, tokenizer: Tokenizer, seed: int) -> str:
 
 
 def file_stamps(path: Path) -> list:
-    """Names, sizes and times of the files at or below a path: what changes when its text does."""
+    """Name, size and modification time of every file at or below a path; they change when its text does."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
 
 
 @contextmanager
 def locked(path: Path, progress: Progress) -> Iterator[None]:
-    """Hold a lock file against other processes of this machine; it ends with the process. Raises Stopped when told to while waiting."""
+    """Hold an exclusive lock on a file, which ends with the process. Unlike `files.file_lock`, waiting can be stopped: raises Stopped."""
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,6 @@ from extractor.spec.schema import CorpusSpec
 
 TextKind = Literal["code", "text"]
 AUTO = ("auto",)
-
-
 NAMED_SOURCES = ("stdlib", "generated", "prose")
 _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "idle_test"}
 
@@ -56,7 +54,7 @@ def _python_files(root: Path) -> Iterator[str]:
 
 
 def _file_documents(path: Path) -> Iterator[str]:
-    """A text file is one document; a .jsonl file is one per line, its 'text' field. Files that are not UTF-8 hold none."""
+    """A text file is one document; in a .jsonl file every line is one, its 'text' field. Files that are not UTF-8 are skipped."""
     try:
         text = path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError):
@@ -65,7 +63,7 @@ def _file_documents(path: Path) -> Iterator[str]:
         if text.strip():
             yield text
         return
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also split at separators that JSON leaves bare
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also split at separators that JSON does not escape
         if not line.strip():
             continue
         try:
@@ -75,12 +73,12 @@ def _file_documents(path: Path) -> Iterator[str]:
         if not isinstance(document, str):
             raise SpecError(f"corpus {path} line {number}: expected a JSON object with a 'text' field that is a string")
         if document.strip():
-            yield document.encode("utf-8", "replace").decode("utf-8")  # JSON can write halves of a surrogate pair, UTF-8 cannot
+            yield document.encode("utf-8", "replace").decode("utf-8")  # JSON can hold half a surrogate pair, UTF-8 cannot
 
 
-def default_sources(nature: TextKind) -> tuple[str, ...]:
-    """Corpus sources for a model of this nature. Tasks are asked in code, so code is among them always."""
-    return ("stdlib", "generated") if nature == "code" else ("prose", "stdlib", "generated")
+def default_sources(kind: TextKind) -> tuple[str, ...]:
+    """Corpus sources for a model that knows this kind of text better. Task prompts are code, so code is always included."""
+    return ("stdlib", "generated") if kind == "code" else ("prose", "stdlib", "generated")
 
 
 def prose() -> Iterator[str]:

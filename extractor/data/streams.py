@@ -1,7 +1,7 @@
-"""Hugging Face datasets as streams of documents: pinned to a commit when the job is made, and read through `datasets`.
+"""Hugging Face datasets as streams of documents: pinned to a commit when the job is created, and read through `datasets`.
 
-Streaming: nothing is downloaded whole, and no code of a dataset runs. A stream knows its position, from which another goes on; it
-opens again where a connection broke.
+Datasets are streamed, not downloaded, and none of their code runs. A stream reports its position, from which a new stream continues; after
+a broken connection it reopens at its position.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from extractor.errors import BrokenArtifact, ExtractorError, NotFound, SpecError
-from extractor.models.hub import HUB_ID, commit_of, one_line
+from extractor.errors import BrokenArtifact, ExtractorError, NotFound, SpecError, first_line
+from extractor.models.hub import HUB_ID, commit_of
 from extractor.progress import Progress, Stopped
 from extractor.spec.schema import DatasetSpec
 
-RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)  # waits after a broken connection, beyond those of the hub's client
-PROBED_ROWS = 1000  # rows read when a job is made, to see that there is text
+RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)  # waits after a broken connection, in addition to those of the hub's client
+PROBED_ROWS = 1000  # rows read when a job is created, to check that there is text
 
 
 def pin_dataset(spec: DatasetSpec) -> DatasetSpec:
-    """The dataset by its absolute folder, or at the commit its revision (default: main) names now.
+    """The dataset with its absolute folder, or with the commit that its revision (default: main) names now.
 
-    Raises NotFound when there is none or it is gated, SpecError when `datasets` is not installed or a folder is given a revision.
+    Raises NotFound when it does not exist or is gated, SpecError when `datasets` is not installed or a folder is given a revision.
     """
     _client()
     path = Path(os.path.expanduser(spec.name))
@@ -37,14 +37,14 @@ def pin_dataset(spec: DatasetSpec) -> DatasetSpec:
     if os.path.exists(path):
         raise SpecError(f"dataset {spec.name!r} is a file: name its folder, or give a .txt, .py or .jsonl file with --corpus")
     if spec.name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(spec.name):
-        raise NotFound(f"dataset {spec.name!r} not found: there is no such folder, and it is no hub id (NAME or OWNER/NAME)")
+        raise NotFound(f"dataset {spec.name!r} not found: there is no such folder, and it is not a hub id (NAME or OWNER/NAME)")
     return spec.model_copy(update={"revision": commit_of(spec.name, spec.revision)})
 
 
 def check_dataset(spec: DatasetSpec) -> None:
     """Read the first rows of a pinned dataset.
 
-    Raises SpecError when configuration, split or text column are not there or hold no text, NotFound, or ExtractorError when the
+    Raises SpecError when configuration, split or text column do not exist or hold no text, NotFound, or ExtractorError when the
     connection breaks.
     """
     stream = DocumentStream(spec, retries=0)
@@ -64,9 +64,9 @@ def first_documents(spec: DatasetSpec, documents: int, characters: int, progress
 
 
 class DocumentStream:
-    """The texts of a dataset, row by row in its own order; a row without text yields ''.
+    """The texts of a dataset in its own order, row by row; a row without text yields ''.
 
-    A broken connection is opened again where it broke, after RETRY_SECONDS; then ExtractorError says that running again resumes.
+    After a broken connection it reopens at its position, after waits of RETRY_SECONDS; then it raises ExtractorError.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class DocumentStream:
                 break
             except (StopIteration, ExtractorError):
                 raise
-            except Exception as error:  # the clients raise a wide family
+            except Exception as error:  # the clients raise many types
                 refusal = _refusal(self.spec, error, self._mark["rows"] + self._since)
                 if refusal is not None:
                     raise refusal from None
@@ -106,7 +106,7 @@ class DocumentStream:
         return text or ""
 
     def position(self) -> dict:
-        """Where the stream stands, as JSON: a new stream goes on from there."""
+        """The position of the stream as JSON; a new stream continues from it."""
         if self._dataset is not None and self._since:
             rows = self._mark["rows"] + self._since
             self._mark, self._since = {"rows": rows, "state": self._dataset.state_dict(), "datasets": _client().__version__}, 0
@@ -127,8 +127,8 @@ class DocumentStream:
         if failures >= self.retries:
             kept = "what is prepared is kept: run the same again and it goes on from there"
             place = f"stopped after {self._mark['rows'] + self._since} rows" if self._mark["rows"] + self._since else "cannot be reached"
-            raise ExtractorError(f"dataset {self.spec.name!r} {place} ({one_line(error)}); {kept}") from None
-        self.progress.note(f"dataset {self.spec.name}: {one_line(error)}; trying again")
+            raise ExtractorError(f"dataset {self.spec.name!r} {place} ({first_line(error)}); {kept}") from None
+        self.progress.note(f"dataset {self.spec.name}: {first_line(error)}; trying again")
         until = time.monotonic() + RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
         while time.monotonic() < until:
             if self.progress.should_stop():
@@ -137,9 +137,9 @@ class DocumentStream:
 
 
 def _client() -> Any:
-    """The `datasets` library, told to leave retries to us and to keep quiet. Raises SpecError when it is not installed."""
+    """The `datasets` library, with few retries of its own and no progress bars. Raises SpecError when it is not installed."""
     if importlib.util.find_spec("datasets") is None:
-        raise SpecError("a dataset was asked for, but the library that reads it is not installed: pip install 'extractor[datasets]'")
+        raise SpecError("the spec names a dataset, but the library that reads it is not installed: pip install 'extractor[datasets]'")
     import datasets
 
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 2
@@ -154,7 +154,7 @@ def _is_folder(spec: DatasetSpec) -> bool:
 
 def _load(spec: DatasetSpec) -> Any:
     """The dataset, streamed, cut to its text column. Raises SpecError, and what `datasets` raises."""
-    # The prefix keeps a folder of the same name in the working directory out of it; our own cache_dir, tables that were built there.
+    # The prefix excludes a folder of that name in the working directory; our own cache_dir excludes tables that were built elsewhere.
     from extractor.files import cache_root
 
     dataset = _client().load_dataset(
@@ -182,13 +182,13 @@ def _listed(kinds: dict[str, str]) -> str:
 
 
 def _refusal(spec: DatasetSpec, error: Exception, row: int) -> ExtractorError | None:
-    """What an error of the client means when trying again cannot help, else None."""
+    """The error to raise for an error of the client; None for connection errors, where a retry may help."""
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
     name, text = f"dataset {spec.name!r}", " ".join(str(error).split())
     if isinstance(error, DatasetNotFoundError):
-        return NotFound(f"{name} is not to be had: {one_line(error)}")
+        return NotFound(f"{name} is not available: {first_line(error)}")
     if isinstance(error, (EmptyDatasetError, DataFilesNotFoundError)):
         return SpecError(f"{name} holds no data files that can be read (parquet, JSON lines, CSV, text, arrow)")
     if "Dataset scripts are no longer supported" in text:
@@ -206,11 +206,11 @@ def _refusal(spec: DatasetSpec, error: Exception, row: int) -> ExtractorError | 
     if not _is_folder(spec) and _is_connection(error):
         return None
     cause = error.__cause__ if error.__cause__ is not None else error
-    return BrokenArtifact(f"{name} cannot be read after row {row}: {one_line(cause)}")
+    return BrokenArtifact(f"{name} cannot be read after row {row}: {first_line(cause)}")
 
 
 def _is_connection(error: BaseException | None) -> bool:
-    """Whether the network, rather than the data, is at fault."""
+    """Whether an error is one of the network, not of the data."""
     while error is not None:
         if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "aiohttp", "fsspec"):
             return True

@@ -1,6 +1,6 @@
-"""Where a job's tasks come from (tasks/, installed packages, files of the user's own) and whether a tokenizer can ask them. Torch-free.
+"""The tasks that a user names (of tasks/, of installed packages, or task files), and which of them a tokenizer can express. No torch.
 
-A task file is pinned when the job is made: the spec holds its place and its digest, and a file that was changed since is refused.
+A task file is pinned when the job is created: the spec holds its path and digest, and a file that changed since is refused.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ SHOWN_PIECES = 12
 
 @dataclass(frozen=True)
 class TaskChoice:
-    """Tasks in the order they were asked for, each once, and what a spec needs to find those again that are files.
+    """The chosen tasks in the order they were named, without repetition.
 
-    named  names of those that were asked for by name or path, not by 'all'
+    files   path and digest of the tasks that are files, for the spec
+    named   names of the tasks that were chosen by name or path, not by 'all'
     """
 
     tasks: tuple[Task, ...]
@@ -41,10 +42,11 @@ class TaskChoice:
     def names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
 
-    def under(self, tokenizer: Tokenizer, longest: int | None, tell: Callable[[str], None] = lambda _: None) -> TaskChoice:
-        """Those that can be asked under a tokenizer, in prompts of at most `longest` tokens, where that is known.
+    def under(self, tokenizer: Tokenizer, longest: int | None, on_left_out: Callable[[str], None] = lambda _: None) -> TaskChoice:
+        """The tasks that the tokenizer can express, in prompts of at most `longest` tokens (None: no limit).
 
-        Of 'all', those that cannot are left out, each told in a line. Raises TaskNotExpressible for one that was named, or if none is left.
+        Tasks of 'all' that it cannot express are left out, each with a line to `on_left_out`. Raises TaskNotExpressible for a named task
+        that it cannot express, or if no task remains.
         """
         reasons: dict[str, str] = {}
         for task in self.tasks:
@@ -56,7 +58,7 @@ class TaskChoice:
                 reasons[task.name] = str(error)
         refuse_if_none(reasons, len(self.tasks))
         for name, reason in reasons.items():
-            tell(f"{name} is left out: {reason}")
+            on_left_out(f"{name} is left out: {reason}")
         return replace(self, tasks=tuple(task for task in self.tasks if task.name not in reasons))
 
 
@@ -83,18 +85,18 @@ def choose(asked: Iterable[str]) -> TaskChoice:
 
 
 def refuse_if_none(reasons: Mapping[str, str], tasks: int) -> None:
-    """Raise TaskNotExpressible where there is a reason against every one of so many tasks."""
+    """Raise TaskNotExpressible if `reasons` holds all of the tasks; `tasks` is their number."""
     if tasks and len(reasons) == tasks:
         raise TaskNotExpressible(f"none of {tasks} tasks can be asked of this model; the first: {next(iter(reasons.values()))}")
 
 
 def is_path(word: str) -> bool:
-    """Whether this names a file rather than a task."""
+    """Whether a word names a task file, not a task."""
     return "/" in word or "." in word
 
 
 def pin_file(word: str) -> tuple[FileTask, TaskFileSpec]:
-    """The task of a file, and what a spec says of it. Raises NotFound, SpecError."""
+    """The task of a file, and its entry for the spec. Raises NotFound, SpecError."""
     path = Path(os.path.expanduser(word)).absolute()
     content = _content(path)
     task = _parsed(path, content)
@@ -107,7 +109,7 @@ def pin_file(word: str) -> tuple[FileTask, TaskFileSpec]:
 
 
 def open_tasks(names: Iterable[str], files: Iterable[TaskFileSpec]) -> dict[str, Task]:
-    """The tasks of a job by name. Raises UnknownTask, NotFound, SpecError where a file is no longer what the job was made for."""
+    """The tasks of a job by name. Raises UnknownTask, NotFound, SpecError where a file has changed."""
     pinned = {file.name: file for file in files}
     return {name: _open_file(pinned[name]) if name in pinned else get_task(name) for name in names}
 
@@ -118,7 +120,7 @@ def _open_file(file: TaskFileSpec) -> FileTask:
     digest = hashlib.sha256(content).hexdigest()
     if digest != file.sha256:
         raise SpecError(
-            f"task file {path} was changed since the job was made (sha256 {digest[:12]} now, {file.sha256[:12]} then); make the job again"
+            f"task file {path} was changed since the job was made (sha256 {digest[:12]} now, {file.sha256[:12]} then); create the job again"
         )
     return _parsed(path, content)
 
@@ -140,16 +142,16 @@ def _parsed(path: Path, content: bytes) -> FileTask:
 
 
 def check_expressible(task: Task, tokenizer: Tokenizer, longest: int | None = None) -> TokenizedTask:
-    """How the tokenizer writes the task; of a file, every line must be usable. Raises TaskNotExpressible."""
+    """The task in the tokenizer's tokens; every line of a task file must be usable. Raises TaskNotExpressible."""
     if isinstance(task, FileTask):
         check_lines(task, tokenizer, longest)
     return tokenize_task(task, tokenizer)
 
 
 def check_lines(task: FileTask, tokenizer: Tokenizer, longest: int | None = None) -> None:
-    """Refuse a file with lines that cannot be asked: prompts of unequal length, too long, or answers that are not single tokens.
+    """Check that the tokenizer can express every line: prompts of equal length and not too long, answers of one token.
 
-    Raises TaskNotExpressible with the first such line, what was found, and how many there are.
+    Raises TaskNotExpressible with the first line that fails, the reason, and the number of such lines.
     """
     wrong = [(line, what) for line, pair in task.listed if (what := _unfit(pair, task, tokenizer, longest))]
     if wrong:
@@ -161,7 +163,7 @@ def check_lines(task: FileTask, tokenizer: Tokenizer, longest: int | None = None
 
 
 def _unfit(pair: Pair, task: FileTask, tokenizer: Tokenizer, longest: int | None) -> str | None:
-    """What keeps a pair from being asked; None where nothing does."""
+    """Why the tokenizer cannot express a pair; None if it can."""
 
     def ids_of(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids

@@ -1,4 +1,4 @@
-"""Whether a model knows code or prose better, and the text that goes with it: measured on text that every Python brings along."""
+"""Whether a model predicts code or prose better, measured on text of the Python installation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CODE = ("import ", "from ", "class ", "def ", "    return ", "    if ", "    fo
 
 
 def measure_text_kind(model: PreTrainedModel, tokenizer: Tokenizer) -> TextKind:
-    """'text' where the model predicts prose better than code, else 'code', each beside what zlib makes of it: code compresses better."""
+    """'text' if the model predicts prose better than code, else 'code'; both relative to zlib, since code compresses better."""
     import argparse
     import inspect
 
@@ -36,7 +36,7 @@ def _is_prose(line: str) -> bool:
 
 
 def bits_per_character(model: PreTrainedModel, tokenizer: Tokenizer, text: str) -> float:
-    """How well a model predicts a text, whatever its tokens: bits for each character, first token of every context aside."""
+    """Bits per character of a text under a model, which do not depend on its tokens; the first token of each context is not counted."""
     import torch
     from torch.nn import functional
 

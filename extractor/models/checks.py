@@ -1,6 +1,6 @@
-"""What a model, or a LoRA adapter, must consist of: the same checks for a folder and for a repository that is not downloaded yet.
+"""Checks of the files of a model or a LoRA adapter, in a folder or in a hub repository that is not downloaded yet. No torch.
 
-Torch-free. Weights are safetensors or refused; nothing that would run code of the model's own is accepted.
+Weights must be safetensors. Models that bring their own code are refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Files(Protocol):
 
     @property
     def label(self) -> str:
-        """Where they are, in words."""
+        """Their location, for messages."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -37,7 +37,7 @@ class Files(Protocol):
 
     @property
     def parameters(self) -> int | None:
-        """How many numbers the weights are, if that is known."""
+        """Number of parameters, None where unknown."""
 
     def json(self, file: str) -> Any:
         """The content of a JSON file. Raises BrokenArtifact."""
@@ -45,6 +45,8 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class FolderFiles:
+    """The files of a local folder."""
+
     path: Path
     parameters: int | None = None
 
@@ -61,13 +63,13 @@ class FolderFiles:
 
 
 def is_adapter(files: Files) -> bool:
-    """Whether this is an adapter and no model. Some adapters come with a copy of their base's config.json."""
+    """Whether this is an adapter, not a model. Some adapters hold a copy of their base's config.json."""
     found = files.sizes
     return ADAPTER_CONFIG in found and not (CONFIG in found and {WEIGHTS, INDEX} & found.keys())
 
 
 def check_model(files: Files) -> str:
-    """The model_type of a model we can work on. Raises UnsupportedModel, BrokenArtifact."""
+    """The model_type of a supported model. Raises UnsupportedModel, BrokenArtifact."""
     found = files.sizes
     if is_adapter(files):
         raise UnsupportedModel(f"model {files.label} is an adapter ({ADAPTER_CONFIG}); give its base as the model, and this as the adapter")
@@ -78,7 +80,7 @@ def check_model(files: Files) -> str:
     config = _object(files, CONFIG, "model")
     model_type = str(config.get("model_type"))
     if model_type == SPARSE_TYPE:
-        config.pop("auto_map", None)  # our own models carry their code for those who lack this package
+        config.pop("auto_map", None)  # our models carry their code for users without this package
     elif model_type not in dense_types():
         raise UnsupportedModel(f"model {files.label} is of type {model_type!r}: {unsupported(model_type, config)}, or a {SPARSE_TYPE}")
     _check_architecture(files.label, config)
@@ -117,7 +119,7 @@ def _check_weights(files: Files) -> None:
 
 
 def check_shards(path: Path) -> None:
-    """Check that every file an index names lies in the folder itself. Raises BrokenArtifact."""
+    """Check that all weight files that an index names are in the folder. Raises BrokenArtifact."""
     if (path / WEIGHTS).is_file() or not (path / INDEX).is_file():
         return
     index = read_json(path / INDEX)
@@ -132,7 +134,7 @@ def check_shards(path: Path) -> None:
 
 
 def check_tokenizer(files: Files) -> None:
-    """Check that there is a tokenizer that we can read. Raises UnsupportedModel."""
+    """Check that there is a fast tokenizer. Raises UnsupportedModel."""
     found = files.sizes
     if "tokenizer.json" not in found and not {"vocab.json", "merges.txt"} <= found.keys():
         slow = sorted(name for name in found if name.startswith(("tokenizer", "spiece", "vocab", "sentencepiece")))
@@ -143,9 +145,9 @@ def check_tokenizer(files: Files) -> None:
 
 
 def check_size(files: Files, limit: int, setting: str) -> int:
-    """How many parameters a model has, `limit` at most; `setting` is what changes that. Raises UnsupportedModel.
+    """The number of a model's parameters. Raises UnsupportedModel where it exceeds `limit`, which the environment variable `setting` sets.
 
-    Where nobody says, they are counted from the bytes of its weights, at 2 or 4 each.
+    Where `files` does not know it, it is estimated from the bytes of the weights, at 2 or 4 bytes each.
     """
     count, about = files.parameters, ""
     if count is None:
@@ -164,13 +166,13 @@ def check_size(files: Files, limit: int, setting: str) -> int:
 
 
 def weight_files(found: Iterable[str]) -> list[str]:
-    """Names of the files that hold a model's weights, of all names at its place."""
+    """Those of the file names `found` that hold a model's weights."""
     names = set(found)
     return [WEIGHTS] if WEIGHTS in names else sorted(name for name in names if name.startswith("model") and name.endswith(".safetensors"))
 
 
 def check_adapter(files: Files) -> dict[str, Any]:
-    """The adapter_config.json of a LoRA that can be merged. Raises UnsupportedModel, BrokenArtifact."""
+    """The content of a LoRA's adapter_config.json. Raises UnsupportedModel where it cannot be merged, BrokenArtifact."""
     found = files.sizes
     if ADAPTER_CONFIG not in found:
         raise UnsupportedModel(f"adapter {files.label} has no {ADAPTER_CONFIG}; {_listed(found)}; save it with PEFT's save_pretrained")

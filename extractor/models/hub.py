@@ -1,6 +1,6 @@
-"""Repositories of models on the hub: looked at when a job is made, downloaded when it runs, and what the hub's refusals mean.
+"""Repositories on the Hugging Face hub: inspected when a job is created, downloaded when it runs. Translates the hub's errors. No torch.
 
-The only token is HF_TOKEN's. Looking reads what the hub tells of a repository and small JSON files, never weights.
+Inspection reads a repository's metadata and small JSON files, never weights. HF_TOKEN is the only token used.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from extractor.errors import BrokenArtifact, ModelNotFound, NotFound
+from extractor.errors import BrokenArtifact, ModelNotFound, NotFound, first_line
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-
-
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_ODD = "what answers is no hub, or out of order; try again later, or check HF_ENDPOINT"
-MOST_JSON_BYTES = 1_000_000  # of a config; real ones have a few kilobytes
+_UNEXPECTED = "the server gave an answer that no hub gives; try again later, or check HF_ENDPOINT"
+MAX_JSON_BYTES = 1_000_000  # of a config file; typical ones have a few kilobytes
 
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The files at the top of a repository's commit.
+    """The files at the top of a repository, at one commit.
 
-    sizes: name -> bytes, 0 where the hub does not say. parameters: of its safetensors as the hub counts them, None where it does not.
-    digests: name -> what the hub knows its content by: its sha256, or for small files 'git:' and the hash that git has for it.
+    sizes        name -> bytes, 0 where the hub does not say
+    parameters   number of parameters in its safetensors, as the hub counts them; None where it does not
+    digests      name -> sha256, or 'git:' and git's hash for small files
     """
 
     name: str
@@ -51,15 +50,15 @@ class HubFiles:
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-        if self.sizes[file] > MOST_JSON_BYTES:
+        if self.sizes[file] > MAX_JSON_BYTES:
             raise BrokenArtifact(f"{file} of model {self.label} has {self.sizes[file]:,} bytes; that is no config")
         try:
             address = hf_hub_url(self.name, file, revision=self.sha)
             response = get_session().get(address, headers=build_hf_headers(token=token()), timeout=constants.HF_HUB_ETAG_TIMEOUT)
             hf_raise_for_status(response)
-        except Exception as error:  # the client raises a wide family; all mean that it is not to be had
+        except Exception as error:  # the client raises many types; all mean that the repository is not available
             raise refusal(self.name, self.sha, error) from None
-        if len(response.content) > MOST_JSON_BYTES:
+        if len(response.content) > MAX_JSON_BYTES:
             raise BrokenArtifact(f"{file} of model {self.label} has {len(response.content):,} bytes; that is no config")
         try:
             return json.loads(response.content)
@@ -68,12 +67,12 @@ class HubFiles:
 
 
 def token() -> str | bool:
-    """HF_TOKEN; False, which keeps the client from any stored token, where it is not set."""
+    """HF_TOKEN, or False where it is not set: the client then uses no stored token either."""
     return os.environ.get("HF_TOKEN", "").strip() or False
 
 
-def look(reference: str) -> HubFiles:
-    """What 'ID' or 'ID@REVISION' names now. Raises ModelNotFound."""
+def inspect(reference: str) -> HubFiles:
+    """The files that 'ID' or 'ID@REVISION' names now. Raises ModelNotFound."""
     from huggingface_hub import HfApi, constants
 
     name, _, revision = reference.partition("@")
@@ -89,12 +88,12 @@ def look(reference: str) -> HubFiles:
     total = info.safetensors.total if info.safetensors else None
     numbers = [*sizes.values(), 0 if total is None else total]
     if not _COMMIT.fullmatch(str(info.sha)) or any(type(number) is not int or number < 0 for number in numbers):
-        raise ModelNotFound(f"model {name!r} cannot be fetched: {_ODD}")
+        raise ModelNotFound(f"model {name!r} cannot be fetched: {_UNEXPECTED}")
     return HubFiles(name, str(info.sha), sizes, total, digests)
 
 
 def download(reference: str, patterns: list[str]) -> Path:
-    """The local folder with those files at the top of 'ID@SHA' whose names match. Raises ModelNotFound."""
+    """Download the files at the top of 'ID@SHA' whose names match; returns their local folder. Raises ModelNotFound."""
     from huggingface_hub import snapshot_download
 
     name, _, revision = reference.partition("@")
@@ -105,7 +104,7 @@ def download(reference: str, patterns: list[str]) -> Path:
 
 
 def refusal(name: str, revision: str, error: Exception) -> ModelNotFound:
-    """What an error of the hub's client means, in one line."""
+    """The error for a model, in one line, from an error of the hub's client."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         DisabledRepoError,
@@ -128,7 +127,7 @@ def refusal(name: str, revision: str, error: Exception) -> ModelNotFound:
     if isinstance(error, RevisionNotFoundError):
         return ModelNotFound(f"model {name!r} on the hub has no revision {revision!r}; give a branch, a tag or a commit of it")
     if isinstance(error, RepositoryNotFoundError) or (_status(error) == 401 and not token()):
-        private = "not open to your HF_TOKEN" if token() else "set HF_TOKEN"
+        private = "your HF_TOKEN has no access" if token() else "set HF_TOKEN"
         return ModelNotFound(f"model {name!r} not found: no folder, not bundled, and not on the hub, or private: {private}")
     if isinstance(error, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         return ModelNotFound(f"model {name!r} cannot be fetched: HF_HUB_OFFLINE is set; unset it, or name a folder or a bundled model")
@@ -142,7 +141,7 @@ def gated(name: str) -> ModelNotFound:
 
 
 def reason(error: Exception) -> str:
-    """Why the hub, which may well have the model, does not give it now."""
+    """Why the hub does not deliver a model that it may have."""
     status = _status(error)
     if status == 401:
         return "the hub rejects your HF_TOKEN as invalid or expired; set a valid one, or none for public models"
@@ -157,13 +156,12 @@ def reason(error: Exception) -> str:
     if "Timeout" in type(error).__name__:
         return "the hub does not answer in time; try again later, or set HF_HUB_ETAG_TIMEOUT to more seconds"
     if isinstance(error, (ValueError, KeyError, TypeError, AttributeError, RecursionError)):
-        return _ODD
-    text = str(error).strip()
-    return f"the hub cannot be reached ({text.splitlines()[0][:120] if text else type(error).__name__})"
+        return _UNEXPECTED
+    return f"the hub cannot be reached ({first_line(error)})"
 
 
 def _status(error: Exception) -> int:
-    """The HTTP status of the hub's answer, 0 where there was none."""
+    """The HTTP status of the hub's answer, 0 without an answer."""
     return int(getattr(getattr(error, "response", None), "status_code", 0))
 
 
@@ -172,20 +170,20 @@ def _disabled(name: str) -> str:
 
 
 def commit_of(name: str, revision: str | None) -> str:
-    """The commit sha that a revision (a branch, tag or commit; None: main) of a hub dataset names now.
+    """The commit sha that a revision (branch, tag or commit; None: main) of a hub dataset names now.
 
-    Raises NotFound when there is no such name or revision, it is gated, or the hub cannot be reached.
+    Raises NotFound when the dataset or revision does not exist, is gated, or the hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
     try:
         return str(HfApi().dataset_info(name, revision=revision, timeout=20).sha)
-    except Exception as error:  # the client raises a wide family; all mean that it is not to be had
-        raise _refusal(name, revision, error) from None
+    except Exception as error:  # the client raises many types; all mean that the repository is not available
+        raise _dataset_error(name, revision, error) from None
 
 
-def _refusal(name: str, revision: str | None, error: Exception) -> NotFound:
-    """What the hub's refusal means, in one line."""
+def _dataset_error(name: str, revision: str | None, error: Exception) -> NotFound:
+    """The error for a dataset, in one line, from an error of the hub's client."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
@@ -194,10 +192,4 @@ def _refusal(name: str, revision: str | None, error: Exception) -> NotFound:
         return NotFound(f"hub dataset {name!r} has no revision {revision!r}; give a branch, a tag or a commit of it")
     if isinstance(error, RepositoryNotFoundError):
         return NotFound(f"dataset {name!r} not found: no folder, and not on the hub (or private: set HF_TOKEN)")
-    return NotFound(f"dataset {name!r} not found: no folder, and the hub cannot be reached ({one_line(error)})")
-
-
-def one_line(error: BaseException, length: int = 160) -> str:
-    """The first line of what an error says, or its type."""
-    text = str(error).strip()
-    return text.splitlines()[0][:length] if text else type(error).__name__
+    return NotFound(f"dataset {name!r} not found: no folder, and the hub cannot be reached ({first_line(error)})")

@@ -1,6 +1,6 @@
-"""Models from their folders, in fp32, by nothing but local safetensors; a LoRA adapter is merged into its base.
+"""Load models in fp32 from local safetensors files, and merge LoRA adapters into them.
 
-What was loaded is told by digests of the files, so that work done on a model can be kept under them.
+`DenseModel.facts` holds digests of the loaded files, under which results for a model can be cached.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from extractor import files
-from extractor.errors import BrokenArtifact, UnsupportedModel
+from extractor.errors import BrokenArtifact, UnsupportedModel, first_line
 from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
 from extractor.models.reference import AdapterFolder, ModelFolder, open_adapter, open_model
 
@@ -31,8 +31,8 @@ MERGE_ERROR = 1e-3  # of the largest logit; merging in fp32 costs about 1e-6
 class DenseModel:
     """A frozen dense model.
 
-    name   what circuits found in it are said to be of
-    facts  model, adapter: references, the latter None without one; sha256, adapter_sha256: digests of their configs and weights; merged
+    name   the name of the model in reports and circuits
+    facts  {model, adapter: references, sha256, adapter_sha256: digests of their configs and weights, merged}; None where it has no adapter
     """
 
     model: PreTrainedModel
@@ -55,16 +55,18 @@ def load_model(source: ModelFolder) -> PreTrainedModel:
             source.path, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # transformers raises many kinds; each means that these files are not a usable model
-        raise BrokenArtifact(f"model in {source.path} cannot be loaded: {_first_line(error)}") from None
+        raise BrokenArtifact(f"model in {source.path} cannot be loaded: {first_line(error)}") from None
     model, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:
         absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-        raise UnsupportedModel(f"model in {source.path} is not whole: {len(absent)} tensors missing or misshapen, first {absent[0]}")
+        raise UnsupportedModel(
+            f"model in {source.path} is incomplete: {len(absent)} tensors missing or of a wrong shape, first {absent[0]}"
+        )
     return model
 
 
 def load_dense(source: ModelFolder, adapter: AdapterFolder | None = None) -> DenseModel:
-    """The dense model of a folder with the adapter merged into it: fp32, frozen, on the CPU, in evaluation mode.
+    """The dense model of a folder with the adapter merged into it: fp32, frozen, on the CPU, in eval mode.
 
     Raises BrokenArtifact, and UnsupportedModel when the model is sparse or the adapter does not fit it.
     """
@@ -83,10 +85,10 @@ def load_dense(source: ModelFolder, adapter: AdapterFolder | None = None) -> Den
 
 
 def merge_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PreTrainedModel:
-    """The model with the adapter's change in its own weights. `model` is used up.
+    """Merge the adapter into the weights of `model`, which is changed; returns the merged model.
 
-    Raises UnsupportedModel when the adapter does not fit, changes nothing, or says something else merged than beside the weights;
-    BrokenArtifact when its files do not parse.
+    Raises UnsupportedModel when the adapter does not fit or changes nothing, or when merging changes the logits by more than MERGE_ERROR of
+    the largest; BrokenArtifact when its files do not parse.
     """
     before = _sums(model)
     tuned = _with_adapter(model, adapter)
@@ -97,7 +99,7 @@ def merge_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PreTrainedM
         try:
             merged: Any = tuned.merge_and_unload(safe_merge=True)
         except Exception as error:  # peft raises several kinds, safe_merge a ValueError for NaN
-            raise UnsupportedModel(f"adapter in {adapter.path} cannot be merged: {_first_line(error)}") from None
+            raise UnsupportedModel(f"adapter in {adapter.path} cannot be merged: {first_line(error)}") from None
         within = merged.eval()(input_ids=ids).logits
     gap = (beside - within).abs().max() / beside.abs().max()
     if not gap < MERGE_ERROR:
@@ -114,23 +116,23 @@ def merge_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PreTrainedM
 
 
 def _with_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PeftModel:
-    """The model with the adapter beside its weights, every tensor of the adapter in its place."""
+    """The model with the adapter as separate weights, after a check that every tensor of the adapter fits."""
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     given = _shapes(adapter.path / ADAPTER_WEIGHTS)
     try:
         config = LoraConfig.from_pretrained(str(adapter.path), local_files_only=True)
     except Exception as error:
-        raise BrokenArtifact(f"{adapter.path / ADAPTER_CONFIG} is not a LoRA's config: {_first_line(error)}") from None
+        raise BrokenArtifact(f"{adapter.path / ADAPTER_CONFIG} is not a LoRA's config: {first_line(error)}") from None
     config.inference_mode = True
-    config.base_model_name_or_path = model.name_or_path  # the base is the one that was asked for
+    config.base_model_name_or_path = model.name_or_path  # the base that the job names, not the adapter's
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # peft then sets it as GPT-2's Conv1D needs
         try:
             tuned: Any = get_peft_model(model, config)
         except Exception as error:
             raise UnsupportedModel(
-                f"adapter in {adapter.path} does not fit the {type(model).__name__}, first tensor {min(given)}: {_first_line(error)}"
+                f"adapter in {adapter.path} does not fit the {type(model).__name__}, first tensor {min(given)}: {first_line(error)}"
             ) from None
     places = get_peft_model_state_dict(tuned, save_embedding_layers=False)
     for name in sorted(given.keys() | places.keys()):
@@ -161,7 +163,7 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _sums(model: PreTrainedModel) -> dict[str, tuple[float, float]]:
-    """Two sums of every tensor: enough to tell whether any changed, without a copy of the model."""
+    """Two sums of every tensor, which show whether it changed without a copy of the model."""
 
     def sums(tensor: Tensor) -> tuple[float, float]:
         return tensor.sum(dtype=torch.float64).item(), tensor.abs().sum(dtype=torch.float64).item()
@@ -169,13 +171,6 @@ def _sums(model: PreTrainedModel) -> dict[str, tuple[float, float]]:
     return {name: sums(tensor) for name, tensor in model.state_dict().items()}
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
-
-
 def open_dense(reference: str, adapter: str | None) -> DenseModel:
-    """The dense model of a JobSpec's references, the adapter merged. Raises what `open_model` and `load_dense` raise."""
-    pass
-
+    """The dense model of a JobSpec's references with the adapter merged. Raises what `open_model` and `load_dense` raise."""
     return load_dense(open_model(reference), open_adapter(adapter) if adapter else None)

@@ -1,8 +1,8 @@
-"""What the authors' published checkpoints mean in our terms: configs and tensors, without files.
+"""Translate configs and tensors of the authors' published checkpoints to ours. No file access.
 
-Facts about the published code (openai/circuit_sparsity), which these translations rest on: RMSNorm's epsilon is that of fp32; AbsTopK keeps
-int(fraction x width), position channels included; those are normed apart and lie behind the residual channels; sinks act wherever the
-config names them (the loader refuses them off the flash path). Paper: Sec. 2.1, App. A.1.
+It relies on these facts of the published code (openai/circuit_sparsity): RMSNorm's epsilon is that of fp32; AbsTopK keeps
+int(fraction * width) channels, position channels included; position channels are normed separately and follow the residual channels; sinks
+act wherever the config enables them (the published loader refuses them without flash attention). Paper: Sec. 2.1, App. A.1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SITES = {
     "mlp_out": "mlp.resid_delta",
 }
 _STREAM_SITES = ("resid_post_attn", "resid_post_mlp")
-# Their defaults for keys that a config may lack.
+# The published code's defaults for keys that a config may lack.
 _DEFAULTS: dict[str, Any] = {
     "block_size": 1024,
     "vocab_size": 50304,
@@ -50,7 +50,7 @@ _DEFAULTS: dict[str, Any] = {
     "rms_norm": False,
     "residual_activation_type": "identity",
 }
-# Key -> (the values under which the maths is ours, what any other would ask for).
+# Key -> (the values for which our model computes the same, what any other value would need).
 _REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "rms_norm": ((True,), "LayerNorm"),
     "residual_activation_type": (("identity", None), "a nonlinearity on the residual stream"),
@@ -133,7 +133,7 @@ def _whole(config: dict[str, Any], key: str) -> int:
 
 
 def _site_k(old: dict[str, Any], width: int, read: int, neurons: int) -> dict[str, int] | None:
-    """Channels kept by site, {'attn.q': 15}; None where AbsTopK is off."""
+    """Channels kept at each site, {'attn.q': 15}; None without AbsTopK."""
     share = old["afrac"]
     if share is None:
         return None
@@ -142,12 +142,10 @@ def _site_k(old: dict[str, Any], width: int, read: int, neurons: int) -> dict[st
     kinds = [kind for kind in str(old["afrac_loctypes"]).split(",") if kind]
     stream = [kind for kind in kinds if kind in _STREAM_SITES]
     if stream:
-        raise UnsupportedModel(
-            f"{CONFIG}: afrac_loctypes {stream[0]} asks for AbsTopK on the residual stream, which this model does not have"
-        )
+        raise UnsupportedModel(f"{CONFIG}: afrac_loctypes {stream[0]} needs AbsTopK on the residual stream, which this model does not have")
     unknown = [kind for kind in kinds if kind not in _SITES]
     if unknown:
-        raise UnsupportedModel(f"{CONFIG}: afrac_loctypes {unknown[0]!r} is no place we know; known: {', '.join(_SITES)}")
+        raise UnsupportedModel(f"{CONFIG}: afrac_loctypes {unknown[0]!r} is not a known site; known: {', '.join(_SITES)}")
     widths = {"attn.act_in": read, "mlp.act_in": read, "mlp.post_act": neurons}
     found = {_SITES[kind]: int(share * widths.get(_SITES[kind], width)) for kind in kinds}
     for place, k in found.items():
@@ -157,9 +155,9 @@ def _site_k(old: dict[str, Any], width: int, read: int, neurons: int) -> dict[st
 
 
 def translate_tensors(found: dict[str, Tensor], settings: dict[str, Any], published: dict[str, Any], notes: list[str]) -> dict[str, Tensor]:
-    """Our state dict in fp32 from theirs; `settings` learns whether there are added positions and a logits bias.
+    """Our state dict in fp32 from theirs. Sets `added_positions` and `logits_bias` of `settings` by the tensors found.
 
-    Raises BrokenArtifact for tensors that are missing, misshapen or not finite, UnsupportedModel for tensors we have no place for.
+    Raises BrokenArtifact for tensors that are missing, of a wrong shape or not finite, UnsupportedModel for unknown tensors.
     """
     found = _without_prefix(found, notes)
     _tie(found, published, notes)
@@ -187,10 +185,10 @@ def _without_prefix(found: dict[str, Tensor], notes: list[str]) -> dict[str, Ten
 
 
 def _tie(found: dict[str, Tensor], published: dict[str, Any], notes: list[str]) -> None:
-    """A tied unembedding is stored under one name or two; here it becomes a tensor of its own."""
+    """Untie the unembedding, which may be stored under one name or two."""
     if not published.get("tied_unembed", _DEFAULTS["tied_unembed"]):
         return
-    # Their module assigns the unembedding's weight to the embedding, so where both are stored and differ, loading leaves the last: lm_head.
+    # Their module assigns the unembedding's weight to the embedding: where both are stored and differ, the one loaded last counts, lm_head.
     for name, other in (("transformer.wte.weight", "lm_head.weight"), ("lm_head.weight", "transformer.wte.weight")):
         if other in found and (name not in found or name == "transformer.wte.weight"):
             found[name] = found[other]
@@ -220,7 +218,7 @@ def _optional_tensors(found: dict[str, Tensor], settings: dict[str, Any], notes:
 
 
 def empty_model(settings: dict[str, Any]) -> SparseGPTForCausalLM:
-    """A model of these settings whose tensors have shapes but no memory. Raises UnsupportedModel."""
+    """A model with these settings on the meta device: shapes without memory. Raises UnsupportedModel."""
     import torch
 
     from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
@@ -243,19 +241,19 @@ def _checked(tensor: Tensor | None, name: str, shape: tuple[int, ...]) -> Tensor
     import torch
 
     if tensor is None:
-        raise BrokenArtifact(f"the checkpoint has no tensor {name}, which its config asks for")
+        raise BrokenArtifact(f"the checkpoint has no tensor {name}, which its config needs")
     if tuple(tensor.shape) != shape:
-        raise BrokenArtifact(f"tensor {name} is {tuple(tensor.shape)}, its config asks for {shape}")
+        raise BrokenArtifact(f"tensor {name} is {tuple(tensor.shape)}, its config needs {shape}")
     if not tensor.is_floating_point():
         raise BrokenArtifact(f"tensor {name} holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers")
     dense = (tensor.to_dense() if tensor.layout != torch.strided else tensor).to(torch.float32)
     if not bool(dense.isfinite().all()):
         raise BrokenArtifact(f"tensor {name} holds values that are not finite")
-    return dense.clone(memory_format=torch.contiguous_format)  # tied tensors share memory, ours may not
+    return dense.clone(memory_format=torch.contiguous_format)  # tied tensors share memory, ours must not
 
 
 def _refuse_leftovers(found: dict[str, Tensor], notes: list[str]) -> None:
-    """What is left must not change the maths: causal masks, sinks that the config switches off, zeros."""
+    """Refuse remaining tensors that would change the computation; causal masks, sinks that the config switches off and zeros do not."""
     for name, tensor in found.items():
         if name.endswith("attn.bias") and tensor.dim() == 4:
             why = "a causal mask"

@@ -1,13 +1,13 @@
-"""The authors' published checkpoints (openai/circuit_sparsity) into our format: `extract import`.
+"""`extract import`: convert the authors' published checkpoints (openai/circuit_sparsity) to our format.
 
-1. `beeg_config.json` becomes a SparseGPTConfig. Keys that the published inference code does not read are ignored with a note; what would
-   change the maths and cannot be represented is refused.
+1. `beeg_config.json` becomes a SparseGPTConfig. Keys that do not affect inference are ignored with a note; keys that change the
+   computation in a way our model cannot represent are refused.
 2. `final_model.pt`, a flat dict of tensors, becomes our state dict: the same names, but `attn.attn_imp.sink_logit` and
-   `final_logits_bias`. Every tensor must be there, finite and of the shape the config asks for.
-3. The result is an ordinary model folder plus `import.json`: sha256 of what was read, the original config, every note.
+   `final_logits_bias`. Every tensor must exist, be finite and have the shape that the config implies.
+3. The result is an ordinary model folder plus `import.json`: sha256 of the files read, the original config, all notes.
 
-This is the one place of the project that opens a .pt file, since these models are published in no other format: with
-`weights_only=True`, which builds tensors and plain containers and runs no code. A .safetensors file with the same keys does as well.
+No other code of the project opens .pt files; these models are published in no other format. `weights_only=True` builds only tensors and
+plain containers and runs no code. A .safetensors file with the same keys is accepted too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extractor import files as extractor_files
-from extractor.errors import BrokenArtifact, OutputError, UnsupportedModel, UsageError
+from extractor.errors import BrokenArtifact, OutputError, UnsupportedModel, UsageError, first_line
 from extractor.models.openai_format import CONFIG, empty_model, translate_config, translate_tensors
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ WEIGHTS = ("final_model.pt", "final_model.safetensors", "model.safetensors")
 
 @dataclass
 class Import:
-    """What was read and what became of it. `files` holds sha256 and bytes of every input, `notes` what was ignored or changed."""
+    """The inputs read so far. `files` holds their sha256 and bytes, `notes` what was ignored or changed."""
 
     source: Path
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -42,11 +42,11 @@ class Import:
 def import_checkpoint(folder: Path, out: Path, tokenizer: Path | None = None) -> dict:
     """Turn a published checkpoint into a model folder; returns the content of its import.json.
 
-    folder      holds beeg_config.json and final_model.pt (or a .safetensors with the same keys), perhaps tokenizer.json
+    folder      holds beeg_config.json and final_model.pt (or a .safetensors file with the same keys), optionally tokenizer.json
     out         a new or empty folder
     tokenizer   a folder with tokenizer.json (or vocab.json and merges.txt), if `folder` has none
 
-    Raises UsageError for a request or model we cannot follow, BrokenArtifact for damaged files; then nothing is left in `out`.
+    Raises UsageError for an unsupported request or model, BrokenArtifact for damaged files; then `out` stays as it was.
     """
     from extractor.models.tokenizer import TOKENIZER_FILES
 
@@ -77,7 +77,7 @@ def _check_output(out: Path) -> None:
 
 def _find(folder: Path) -> tuple[Path, Path]:
     if not folder.is_dir():
-        raise UsageError(f"checkpoint {folder} is no folder; name the one that holds {CONFIG} and {WEIGHTS[0]}")
+        raise UsageError(f"checkpoint {folder} is not a folder; name the one that holds {CONFIG} and {WEIGHTS[0]}")
     if not (folder / CONFIG).is_file():
         raise UsageError(f"checkpoint folder {folder} has no {CONFIG}")
     found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
@@ -109,23 +109,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise UnsupportedModel(
                 f"{path} holds pickled objects beside tensors, which are never loaded; save a flat dict of tensors"
             ) from None
-        raise BrokenArtifact(f"{path} is not a readable PyTorch file; is it whole?") from None
+        raise BrokenArtifact(f"{path} is not a readable PyTorch file; it may be incomplete") from None
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError and others for damaged archives
-        raise BrokenArtifact(f"{path} is not a readable PyTorch file: {_first_line(error)}") from None
+        raise BrokenArtifact(f"{path} is not a readable PyTorch file: {first_line(error)}") from None
     if not isinstance(found, dict) or not found:
         raise UnsupportedModel(f"{path} holds a {type(found).__name__}, not a flat dict of tensors")
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise UnsupportedModel(f"{path} is no flat dict of tensors: entry {str(name)[:60]!r} is a {type(value).__name__}")
+            raise UnsupportedModel(f"{path} is not a flat dict of tensors: entry {str(name)[:60]!r} is a {type(value).__name__}")
     return found
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-
-
 def _tokenizer_folder(folder: Path, given: Path | None, settings: dict[str, Any], work: Import) -> Path | None:
-    """Where the tokenizer's files are. Raises UnsupportedModel, BrokenArtifact when they are unusable or of another vocabulary."""
+    """The folder of the tokenizer, None without one. Raises UnsupportedModel where it is another vocabulary's, BrokenArtifact."""
     from extractor.models.tokenizer import END_OF_TEXT, load_tokenizer
 
     if given is None and not (folder / "tokenizer.json").is_file():

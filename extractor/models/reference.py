@@ -1,7 +1,7 @@
-"""What references to models and adapters mean: bundled names, folders, hub ids. Torch-free: `extract submit` checks them at once.
+"""References to models and adapters: bundled names, folders, hub ids, models of jobs. No torch: `extract submit` checks them at once.
 
-A hub id is pinned to a commit when the job is made ("ID@SHA"); the worker downloads that commit. The model of a job whose result lies in
-storage is "job:ID/ATTEMPT": whoever needs it has brought that result into the cache folder before.
+A hub id is pinned to a commit when the job is created ("ID@SHA"); the worker downloads that commit. "job:ID/ATTEMPT" is the model of a job
+whose result is in storage; the caller must have fetched that result to the cache before it is opened.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ HUB_FILES = [
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A checked local model: its folder, its model_type ('sparse_gpt' or one of `dense_types()`), and what it was asked for by."""
+    """A checked local model: its folder, its model_type ('sparse_gpt' or one of `dense_types()`), and the reference that named it."""
 
     path: Path
     model_type: str
@@ -59,14 +59,14 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """A checked local LoRA adapter: its folder, and what it was asked for by."""
+    """A checked local LoRA adapter: its folder, and the reference that named it."""
 
     path: Path
     reference: str = ""
 
 
 def bundled_models() -> list[dict]:
-    """The models that come with the package: name, path, description."""
+    """The models of this package: name, path, description."""
     found = []
     for folder in sorted(p for p in BUNDLED.iterdir() if (p / "config.json").is_file()):
         card = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else ""
@@ -76,7 +76,7 @@ def bundled_models() -> list[dict]:
 
 
 def max_parameters() -> int:
-    """How many parameters a model may have, by EXTRACT_MAX_PARAMETERS. Raises SpecError."""
+    """The largest number of parameters accepted, from EXTRACT_MAX_PARAMETERS (default 2e9). Raises SpecError."""
     text = os.environ.get(MAX_PARAMETERS, "").strip() or "2e9"
     try:
         limit = int(float(text))
@@ -87,16 +87,10 @@ def max_parameters() -> int:
     return limit
 
 
-def resolve(reference: str) -> str:
-    """The form of a model's reference that goes into a JobSpec: a bundled name, an absolute folder, or 'ID@SHA'.
-
-    Raises ModelNotFound, UnsupportedModel, BrokenArtifact, SpecError.
-    """
-    return _resolve_model(*find(reference, "model"))[0]
-
-
 def resolve_pair(model: str, adapter: str | None = None) -> tuple[str, str | None]:
-    """References of a model and the adapter on it, as they go into a JobSpec. A `model` that is an adapter stands for its base and itself.
+    """The references of a model and its adapter as a JobSpec stores them: a bundled name, an absolute folder, or 'ID@SHA'.
+
+    A `model` that is an adapter means its base with this adapter. The files that the references name are checked.
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact, SpecError.
     """
@@ -111,19 +105,19 @@ def resolve_pair(model: str, adapter: str | None = None) -> tuple[str, str | Non
 
 
 def is_here(reference: str) -> bool:
-    """Whether the reference that a JobSpec holds is a bundled name, a folder or a job's model, not a hub id."""
+    """Whether a JobSpec's reference is a bundled name, a folder or a job's model, not a hub id."""
     return _is_bundled(reference) or Path(reference).is_absolute() or JOB_MODEL.fullmatch(reference) is not None
 
 
 def fetched_result(job: str, attempt: str) -> Path:
-    """Where the result that an attempt at a job left in storage lies on this machine, once it has been fetched."""
+    """The folder on this machine for the result of an attempt at a job, which its fetch from storage fills."""
     from extractor.files import cache_root
 
     return cache_root() / "results" / job / attempt
 
 
 def inspect_folder(path: Path, reference: str = "") -> ModelFolder:
-    """Check that a folder (or the model/ inside a result folder) is a model we can work on. Raises UnsupportedModel, BrokenArtifact."""
+    """Check that a folder (or the model/ in a result folder) holds a supported model. Raises UnsupportedModel, BrokenArtifact."""
     path = _model_in(path)
     model_type = check_model(FolderFiles(path))
     check_shards(path)
@@ -131,7 +125,7 @@ def inspect_folder(path: Path, reference: str = "") -> ModelFolder:
 
 
 def open_model(reference: str) -> ModelFolder:
-    """The local folder of a JobSpec's model, downloaded when it is on the hub.
+    """The checked local folder of a JobSpec's model, downloaded if it is on the hub.
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
     """
@@ -139,12 +133,12 @@ def open_model(reference: str) -> ModelFolder:
 
 
 def local_folder(reference: str) -> Path:
-    """The folder of a JobSpec's model, unchecked, downloaded when it is on the hub. Raises ModelNotFound."""
+    """The local folder of a JobSpec's model, not checked, downloaded if it is on the hub. Raises ModelNotFound."""
     return BUNDLED / reference if _is_bundled(reference) else _local(reference, "model", HUB_FILES)
 
 
 def open_adapter(reference: str) -> AdapterFolder:
-    """The local folder of a JobSpec's adapter, downloaded when it is on the hub.
+    """The checked local folder of a JobSpec's adapter, downloaded if it is on the hub.
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
     """
@@ -167,15 +161,15 @@ def _local(reference: str, kind: str, patterns: list[str]) -> Path:
 
 def _of_job(reference: str) -> Path:
     found = JOB_MODEL.fullmatch(reference)
-    assert found is not None  # callers looked
+    assert found is not None  # callers check this
     path = fetched_result(*found.groups()) / "model"
     if not path.is_dir():
-        raise ModelNotFound(f"model {reference} is not on this machine; a job finds it where EXTRACT_ROOT names the storage it lies in")
+        raise ModelNotFound(f"model {reference} is not on this machine; a job finds it if EXTRACT_ROOT names the storage that holds it")
     return path
 
 
 def find(reference: str, kind: str) -> tuple[str, Files]:
-    """The pinned form of a reference and the files it names, not checked yet. Raises ModelNotFound, UnsupportedModel."""
+    """The pinned form of a reference, and the files it names, not checked yet. Raises ModelNotFound, UnsupportedModel."""
     if JOB_MODEL.fullmatch(reference):
         return reference, FolderFiles(_of_job(reference))
     if _is_bundled(reference):
@@ -191,12 +185,12 @@ def find(reference: str, kind: str) -> tuple[str, Files]:
 
 
 def _find_on_hub(reference: str) -> tuple[str, Files]:
-    files = hub.look(reference)
+    files = hub.inspect(reference)
     return files.reference, files
 
 
 def _resolve_model(reference: str, files: Files) -> tuple[str, str]:
-    """The reference and model_type of a model that a job can be made with."""
+    """The reference and model_type of a model, checked as a job needs it."""
     model_type = check_model(files)
     check_size(files, max_parameters(), MAX_PARAMETERS)
     check_rest(files)
@@ -204,7 +198,7 @@ def _resolve_model(reference: str, files: Files) -> tuple[str, str]:
 
 
 def check_rest(files: Files) -> None:
-    """Check what is needed beside config and weights: a tokenizer, and of a folder all shards. Raises UnsupportedModel, BrokenArtifact."""
+    """Check for a tokenizer, and in a folder for all weight files of the index. Raises UnsupportedModel, BrokenArtifact."""
     check_tokenizer(files)
     if isinstance(files, FolderFiles):
         check_shards(files.path)
@@ -217,7 +211,7 @@ def _dense(reference: str, files: Files) -> str:
 
 
 def _base_of(files: Files, config: dict[str, Any]) -> str:
-    """The reference of the base that an adapter's config names. What comes from the hub never leads to a folder of this machine."""
+    """The reference of the base that an adapter's config names. An adapter from the hub cannot name a folder of this machine."""
     name, revision = str(config.get("base_model_name_or_path") or ""), str(config.get("revision") or "")
     both = "name a base with --model and this with --adapter"
     is_folder = isinstance(files, FolderFiles) and _is_folder(name)

@@ -1,4 +1,4 @@
-"""Tokenizers: a byte-level BPE trained on a corpus, or that of another model; kept as an ordinary Hugging Face tokenizer."""
+"""Tokenizers: trained on a corpus (byte-level BPE) or taken from a model; saved as Hugging Face tokenizers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A GPT-2 style byte-level BPE with `vocab_size` entries, `<|endoftext|>` being entry 0. The same texts give the same tokenizer."""
+    """Train a GPT-2 style byte-level BPE with `vocab_size` entries; `<|endoftext|>` is entry 0. Deterministic."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -67,9 +67,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def resolve_tokenizer(reference: str) -> str:
-    """The form of a tokenizer reference that goes into a TrainSpec: a bundled model's name, an absolute folder, or 'ID@SHA'.
+    """A tokenizer reference as a TrainSpec stores it: a bundled model's name, an absolute folder, or 'ID@SHA'.
 
-    Raises ModelNotFound, UnsupportedModel, BrokenArtifact. What is on the hub is looked into by the worker, which downloads it.
+    Raises ModelNotFound, UnsupportedModel, BrokenArtifact. A tokenizer on the hub is not read here; the worker downloads and checks it.
     """
     if os.path.isfile(BUNDLED / reference / "tokenizer.json") and "/" not in reference:
         return reference
@@ -82,11 +82,11 @@ def resolve_tokenizer(reference: str) -> str:
     name = reference.partition("@")[0]
     if os.path.exists(path) or reference.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name):
         raise ModelNotFound(f"tokenizer {reference!r} not found: name a bundled model, the folder of a model, or a hub model")
-    return hub.look(reference).reference
+    return hub.inspect(reference).reference
 
 
 def open_tokenizer(reference: str) -> Tokenizer:
-    """The tokenizer of a reference as `resolve_tokenizer` gives it, with `<|endoftext|>` added where it has none.
+    """The tokenizer of a reference from `resolve_tokenizer`, with `<|endoftext|>` added where it has none.
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
     """
@@ -107,7 +107,7 @@ def open_tokenizer(reference: str) -> Tokenizer:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a model's tokenizer files beside another model that shares them."""
+    """Copy the tokenizer files of a model folder to another."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             (target / name).write_bytes((source / name).read_bytes())

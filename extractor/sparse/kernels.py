@@ -9,8 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,15 +42,6 @@ def densify(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is SparseLinear:
             module.switch_back()
-
-
-@contextmanager
-def sparse_kernels(model: nn.Module, tokens: int = 2048) -> Iterator[dict[str, str]]:
-    """`sparsify` for the length of a block."""
-    try:
-        yield sparsify(model, tokens)
-    finally:
-        densify(model)
 
 
 class SparseLinear(nn.Linear):

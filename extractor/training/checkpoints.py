@@ -17,7 +17,7 @@ KEPT_CHECKPOINTS = 2
 
 @dataclass
 class TrainState:
-    """Everything a step changes: modules, optimiser moments, loose tensors."""
+    """Everything that a step changes: modules, optimiser moments, further tensors (`extra`)."""
 
     modules: dict[str, nn.Module]
     optimizers: list[torch.optim.Optimizer]
@@ -36,7 +36,7 @@ class TrainState:
 
     @torch.no_grad()
     def restore(self, saved: dict[str, Tensor]) -> None:
-        """Copy a checkpoint's tensors into the live ones. Raises BrokenArtifact when they do not fit."""
+        """Copy a checkpoint's tensors into the live ones. Raises BrokenArtifact when names do not match."""
         parameters = self._parameters()
         for name, tensor in saved.items():
             kind, _, rest = name.partition("/")
@@ -57,7 +57,7 @@ class TrainState:
 
 
 class Checkpoints:
-    """The newest checkpoints of one stage: NAME-STEP.safetensors, written atomically, a broken one skipped for the one before."""
+    """The newest checkpoints of one stage: STAGE-STEP.safetensors, written atomically. A damaged one is removed, the one before it used."""
 
     def __init__(self, folder: Path, stage: str):
         self.folder, self.stage = folder, stage
@@ -66,32 +66,32 @@ class Checkpoints:
         return sorted(self.folder.glob(f"{self.stage}-*.safetensors"))
 
     def save(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Save the state before step `step`; older ones beyond the last two are removed."""
+        """Save the state before step `step`, and remove all but the newest KEPT_CHECKPOINTS."""
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write_tensors(self.folder / f"{self.stage}-{step:08d}.safetensors", tensors)
         for old in self._paths()[:-KEPT_CHECKPOINTS]:
             old.unlink()
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        """(step, tensors) of the newest readable checkpoint, or None. What a killed process was writing is removed."""
+        """(step, tensors) of the newest readable checkpoint, or None. Removes half-written files of killed processes."""
         for left in self.folder.glob(".tmp*"):  # by safetensors
             left.unlink(missing_ok=True)
         for path in reversed(self._paths()):
             try:
                 return int(path.stem.rpartition("-")[2]), files.read_tensors(path)
             except BrokenArtifact:
-                path.unlink(missing_ok=True)  # another rank may have been faster
+                path.unlink(missing_ok=True)  # another process may have removed it
         return None
 
 
 class MetricsLog:
-    """metrics.jsonl: one line per logged step, {"stage", "step", name: value, ...}; no times, so equal runs leave equal files."""
+    """metrics.jsonl: one line per logged step, {"stage", "step", name: value, ...}. It holds no times, so equal runs write equal files."""
 
     def __init__(self, path: Path | None):
         self.path = path
 
     def rewind(self, stage: str, step: int) -> None:
-        """Forget lines of `stage` at or after `step`, which a resumed run writes again."""
+        """Remove the lines of `stage` from `step` on, which a resumed run writes again."""
         if self.path is None or not self.path.exists():
             return
         kept = []
@@ -105,6 +105,7 @@ class MetricsLog:
         files.write_text(self.path, "".join(line + "\n" for line in kept))
 
     def write(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        """Append a line. Raises DiskFull."""
         if self.path is None:
             return
         entry = {"stage": stage, "step": step} | {name: round(value, 6) for name, value in metrics.items()}

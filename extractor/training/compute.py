@@ -1,13 +1,13 @@
-"""Where and how a training step runs: device, precision, ranks, micro-batches. Hugging Face accelerate does the distributed part.
+"""Where and how a training step runs: device, precision, processes, micro-batches. Hugging Face accelerate does the distributed part.
 
-Every rank takes its rows of one global batch; they go through the model in micro-batches; gradients are added up
-weighted by rows. So the gradient is that of the whole batch however it was cut, to fp32 rounding. When memory runs out the micro-batch is
-halved, on all ranks alike, and the step starts again.
+Each process takes its rows of one global batch and passes them through the model in micro-batches. Gradients are summed, weighted by
+rows, so that to fp32 rounding they are those of the global batch, however it is divided. When memory runs out, all processes halve the
+micro-batch and repeat the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,11 +27,11 @@ def pick_device() -> torch.device:
 
 
 class SingleProcess:
-    """What a loop asks of a `Compute`, where one process does all and nothing is tracked."""
+    """The part of `Compute` that `run_loop` uses, for one process without a tracker."""
 
     is_main = True
 
-    def agree(self, value: int) -> int:
+    def broadcast(self, value: int) -> int:
         return value
 
     def track(self, folder: Path | None, first_step: int) -> None:
@@ -45,16 +45,16 @@ class SingleProcess:
 
 
 class Compute(SingleProcess):
-    """One per training. `state` belongs into the checkpoint: it holds the micro-batch that memory allows."""
+    """One for each training. `state` holds the micro-batch that memory allows and is part of the checkpoint."""
 
     def __init__(self, optim: OptimSpec, note: Callable[[str], None] = lambda _line: None):
         from accelerate import Accelerator
 
         self.accelerator: Accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
         self.precision, self.note = optim.precision, note
-        if optim.batch < self.ranks:
-            raise SpecError(f"optim.batch ({optim.batch}) is smaller than the number of processes ({self.ranks}); use fewer processes")
-        rows = -(-optim.batch // self.ranks)
+        if optim.batch < self.processes:
+            raise SpecError(f"optim.batch ({optim.batch}) is smaller than the number of processes ({self.processes}); use fewer processes")
+        rows = -(-optim.batch // self.processes)
         self.state = {"micro_batch": torch.tensor(min(optim.micro_batch or rows, rows))}
 
     @property
@@ -62,42 +62,43 @@ class Compute(SingleProcess):
         return self.accelerator.device
 
     @property
-    def ranks(self) -> int:
+    def processes(self) -> int:
         return self.accelerator.num_processes
 
     @property
     def is_main(self) -> bool:  # type: ignore[override]
-        """Whether this is the rank that saves, logs and reports."""
+        """Whether this is the process that saves, logs and reports."""
         return self.accelerator.is_main_process
 
-    def share(self, rows: int) -> tuple[int, int]:
-        """Which rows [start, stop) of a global batch are this rank's; the first ranks take one more where it does not divide."""
-        size, more = divmod(rows, self.ranks)
-        rank = self.accelerator.process_index
-        start = rank * size + min(rank, more)
-        return start, start + size + (rank < more)
+    def own_rows(self, rows: int) -> tuple[int, int]:
+        """The rows [start, stop) of a global batch that this process takes; the first processes take one more where it does not divide."""
+        size, more = divmod(rows, self.processes)
+        process = self.accelerator.process_index
+        start = process * size + min(process, more)
+        return start, start + size + (process < more)
 
-    def accumulate(self, share: Tensor, rows: int, loss_of: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> float:
-        """Leave the gradient of the mean loss over the global batch in `parameters`; returns that loss.
+    def accumulate(
+        self, share: Tensor, rows: int, loss_of: Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]], parameters: list[nn.Parameter]
+    ) -> tuple[float, list[Tensor]]:
+        """Leave the gradient of the mean loss over the global batch in `parameters`; returns that loss and the averaged terms.
 
-        share    this rank's rows of it, (its rows, T)
-        rows     of the global batch
-        loss_of  mean loss of some rows, a scalar that is the mean of per-row losses
+        share    this process's rows of the global batch, (its rows, ...)
+        rows     number of rows of the global batch
+        loss_of  for some rows their mean loss, a scalar, and further terms, tensors that are means over these rows; terms get no gradient
 
         Raises OutOfMemory when a single row does not fit.
         """
         while True:
-            total = self._pass_over(share, rows, loss_of, parameters)
-            if not self._total(total is None):
+            found = self._pass_over(share, rows, loss_of, parameters)
+            if not self._total(found is None):
                 break
             self._halve()
-        assert total is not None
-        if self.ranks > 1:
-            total = self._add_up(parameters, total)
-        return total.item()
+        assert found is not None
+        loss, terms = self._add_up(parameters, *found) if self.processes > 1 else found
+        return loss.item(), terms
 
-    def agree(self, value: int) -> int:
-        """What the main rank says, on every rank."""
+    def broadcast(self, value: int) -> int:
+        """The main process's value, in every process."""
         return self._total(value if self.is_main else 0)
 
     def track(self, folder: Path | None, first_step: int) -> None:
@@ -107,7 +108,9 @@ class Compute(SingleProcess):
         try:
             import tensorboard  # noqa: F401
         except ImportError:
-            raise SpecError("tensorboard is asked for but not installed: pip install 'extractor[tensorboard]'") from None
+            raise SpecError(
+                "TensorBoard events are requested, but tensorboard is not installed: pip install 'extractor[tensorboard]'"
+            ) from None
         from accelerate.tracking import TensorBoardTracker
 
         tracker = TensorBoardTracker(folder.name, folder.parent, purge_step=first_step)
@@ -124,44 +127,54 @@ class Compute(SingleProcess):
             tracker.finish()
         self.accelerator.trackers = []
 
-    def _pass_over(self, share: Tensor, rows: int, loss_of: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Tensor | None:
-        """This rank's part of the loss, its gradient in place; None when memory ran out."""
+    def _pass_over(
+        self, share: Tensor, rows: int, loss_of: Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]], parameters: list[nn.Parameter]
+    ) -> tuple[Tensor, list[Tensor]] | None:
+        """This process's part of the loss and of the terms, and its gradient in place; None when memory ran out."""
         from accelerate.utils.memory import should_reduce_batch_size
 
         for parameter in parameters:
             parameter.grad = None
         total = torch.zeros((), device=self.device)
+        sums: list[Tensor] = []
         try:
             for micro in share.split(int(self.state["micro_batch"])):
+                weight = len(micro) / rows
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    loss = loss_of(micro.to(self.device)) * (len(micro) / rows)
+                    value, terms = loss_of(micro.to(self.device))
+                    loss = value * weight
                 loss.backward()
                 total += loss.detach()
+                sums = sums or [torch.zeros_like(term) for term in terms]
+                for term_sum, term in zip(sums, terms, strict=True):
+                    term_sum.add_(term, alpha=weight)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
             return None
-        return total
+        return total, sums
 
     def _halve(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         size = int(self.state["micro_batch"])
         if size == 1:
-            raise OutOfMemory("memory ran out with a single sequence a pass; use a smaller model or optim.context, or more memory")
+            raise OutOfMemory(
+                "memory ran out with a micro-batch of a single sequence; use a smaller model or optim.context, or a larger machine"
+            )
         self.state["micro_batch"].fill_(size // 2)
-        self.note(f"memory ran out with {size} sequences a pass; going on with {size // 2}, which gives the same result")
+        self.note(f"memory ran out with a micro-batch of {size} sequences; continuing with {size // 2}, which gives the same result")
 
     def _total(self, value: int) -> int:
-        return value if self.ranks == 1 else int(self._sum(torch.tensor(value, device=self.device, dtype=torch.int64)))
+        return value if self.processes == 1 else int(self._sum(torch.tensor(value, device=self.device, dtype=torch.int64)))
 
-    def _add_up(self, parameters: list[nn.Parameter], total: Tensor) -> Tensor:
-        grads = [p.grad for p in parameters if p.grad is not None]
-        flat = self._sum(torch.cat([total.reshape(1), *(g.flatten() for g in grads)]))
-        summed, *parts = flat.split([1, *(g.numel() for g in grads)])
-        for grad, part in zip(grads, parts, strict=True):
-            grad.copy_(part.view_as(grad))
-        return summed.squeeze(0)
+    def _add_up(self, parameters: list[nn.Parameter], loss: Tensor, terms: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Sum loss, terms and gradients over all processes, in one message."""
+        tensors = [loss, *terms, *(p.grad for p in parameters if p.grad is not None)]
+        summed = self._sum(torch.cat([t.flatten() for t in tensors])).split([t.numel() for t in tensors])
+        for tensor, part in zip(tensors, summed, strict=True):
+            tensor.copy_(part.view_as(tensor))
+        return loss, terms
 
     def _sum(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")

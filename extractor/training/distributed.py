@@ -1,9 +1,9 @@
-"""One training, here or in one process per device (torch.distributed.run).
+"""One training, in this process or in one process for each device (torch.distributed.run).
 
-The engine stays one process: it prepares the corpus, starts the ranks, passes on what rank 0 says, and takes the trained weights from a
-file. A request to stop travels as a file that rank 0 looks for, so that all ranks save and leave after the same step. Ranks whose engine
-has gone leave within a second. How a run ended is read from what rank 0 said and left, not from exit codes: now and then torch's launcher
-reports a failure after a training that finished.
+The engine prepares the corpus, starts the training processes, forwards the events of the main process (rank 0), and reads the trained
+weights from a file. To stop, it creates a file that the main process checks for, so that all processes save and exit after the same step.
+Training processes whose engine has ended exit within a second. The last event and the weights file decide how a training ended, not the
+exit code: torch's launcher sometimes reports a failure after a training that finished.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ENGINE = "EXTRACT_ENGINE_PID"
-FAREWELL_SECONDS = 10
+EXIT_DELAY_SECONDS = 10  # of a process that met an error, unless it is the main one
 
 
 def train_model(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, env: LoopEnvironment) -> PreTrainedModel:
-    """A trained model in eval mode, by as many processes as `process_count` says. Raises what `run_loop` raises."""
+    """Train in `process_count` processes, but no more than a batch has rows; the model is in eval mode. Raises what `run_loop` raises."""
     count = min(process_count(), spec.optim.batch)
     if count > 1:
-        return _train_on_ranks(count, spec, corpus, vocab_size, seed, env)
+        return _train_in_processes(count, spec, corpus, vocab_size, seed, env)
     return _train_here(spec, corpus, vocab_size, seed, env)
 
 
@@ -73,11 +73,11 @@ def new_model(spec: TrainSpec, vocab_size: int, seed: int) -> PreTrainedModel:
     return new_sparse_gpt(spec.model, spec.model.n_layer, vocab_size, seed)
 
 
-def _train_on_ranks(count: int, spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, env: LoopEnvironment) -> PreTrainedModel:
+def _train_in_processes(count: int, spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, env: LoopEnvironment) -> PreTrainedModel:
     import torch
 
     stage, work = env.checkpoints.stage, env.checkpoints.folder
-    folder = work / f"{stage}-ranks"
+    folder = work / f"{stage}-ranks"  # one process is one rank
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("stop", "trained.safetensors"):
         (folder / name).unlink(missing_ok=True)
@@ -101,15 +101,15 @@ def _train_on_ranks(count: int, spec: TrainSpec, corpus: Corpus, vocab_size: int
 
 
 def _launch(count: int, folder: Path, progress: Progress) -> None:
-    """Run the ranks to their end. Raises Stopped, or the error that rank 0 named."""
+    """Run the training processes until they end. Raises Stopped, or the error that the main process reported."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command += ["-m", "extractor.training.distributed", str(folder / "request.json")]
     environment = os.environ | {ENGINE: str(os.getpid()), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment) as process:
         done = threading.Event()
-        threading.Thread(target=_pass_on_stop, args=(progress, folder / "stop", done), daemon=True).start()
+        threading.Thread(target=_forward_stop, args=(progress, folder / "stop", done), daemon=True).start()
         try:
-            last = _relay(process.stdout, progress)
+            last = _forward_events(process.stdout, progress)
         except BaseException:
             process.kill()
             raise
@@ -120,11 +120,11 @@ def _launch(count: int, folder: Path, progress: Progress) -> None:
     if last.get("event") == "error":
         raise errors.by_name(str(last["type"]), str(last["message"]))
     if last.get("event") != "done" or not (folder / "trained.safetensors").is_file():
-        raise errors.ExtractorError(f"a training process died (exit {process.returncode}); its last words are in the job's log")
+        raise errors.ExtractorError(f"a training process died (exit code {process.returncode}); its last output is in the job's log")
 
 
-def _relay(stream: IO[str] | None, progress: Progress) -> dict[str, Any]:
-    """Pass rank 0's events on; the last one that says how it ended."""
+def _forward_events(stream: IO[str] | None, progress: Progress) -> dict[str, Any]:
+    """Forward the events of the main process; returns its last one that reports an end, {} where there is none."""
     assert stream is not None
     last: dict[str, Any] = {}
     for line in stream:
@@ -140,38 +140,39 @@ def _relay(stream: IO[str] | None, progress: Progress) -> dict[str, Any]:
     return last
 
 
-def _pass_on_stop(progress: Progress, path: Path, done: threading.Event) -> None:
+def _forward_stop(progress: Progress, path: Path, done: threading.Event) -> None:
     while not done.wait(0.1):
         if progress.should_stop():
             path.touch()
             return
 
 
-# From here on: what a rank does.
+# Below: what runs in each training process.
 
 
 def main(request_path: str) -> int:
+    """Train as one of the processes that `_launch` started."""
     from extractor.progress import emit
 
     path = Path(request_path)
     request = files.read_json(path)
-    threading.Thread(target=_leave_with_engine, args=(int(os.environ[ENGINE]),), daemon=True).start()
+    threading.Thread(target=_exit_with_engine, args=(int(os.environ[ENGINE]),), daemon=True).start()
     set_up_torch(request["threads"])
     is_main = os.environ["RANK"] == "0"
-    say = emit if is_main else lambda _event: None
+    report = emit if is_main else lambda _event: None
     try:
         state = _train(request, path.with_name("stop"), is_main)
         if is_main:
             files.write_tensors(path.with_name("trained.safetensors"), state)
-        say({"event": "done"})
+        report({"event": "done"})
     except Stopped:
-        say({"event": "stopped"})
+        report({"event": "stopped"})
     except errors.ExtractorError as error:
-        say({"event": "error", "type": type(error).__name__, "message": str(error)})
-        # Perhaps only this rank met it and the others wait for it: no farewell. The launcher ends them; rank 0 must speak before that.
-        time.sleep(0 if is_main else FAREWELL_SECONDS)
+        report({"event": "error", "type": type(error).__name__, "message": str(error)})
+        # No barrier: the other processes may wait for this one, and the launcher ends them. The main process must report before that.
+        time.sleep(0 if is_main else EXIT_DELAY_SECONDS)
         os._exit(1)
-    _take_leave()
+    _leave_group()
     return 0
 
 
@@ -191,7 +192,7 @@ def _train(request: dict[str, Any], stop: Path, is_main: bool) -> dict[str, Any]
     return TrainState({"model": model}, []).tensors()
 
 
-def _take_leave() -> None:
+def _leave_group() -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -199,7 +200,7 @@ def _take_leave() -> None:
         dist.destroy_process_group()
 
 
-def _leave_with_engine(pid: int) -> None:
+def _exit_with_engine(pid: int) -> None:
     while True:
         try:
             os.kill(pid, 0)

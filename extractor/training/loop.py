@@ -1,7 +1,7 @@
-"""What every training loop shares: state that fits in one safetensors file, checkpoints, the metrics log, the loop itself.
+"""The loop that every training runs: steps, checkpoints, metrics, progress.
 
-A loop is a function of (spec, seed): batches and all randomness of step i are derived from (seed, i), and a checkpoint holds every tensor
-that a step changes. So an interrupted and resumed run ends in the same bits as an undisturbed one on the same machine.
+A training is a function of (spec, seed): the batch and all random numbers of step i derive from (seed, i), and a checkpoint holds every
+tensor that a step changes. So on one machine a run that was interrupted and resumed ends in the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from extractor.progress import Progress, Stopped
 from extractor.training.checkpoints import Checkpoints, MetricsLog, TrainState
 from extractor.training.compute import SingleProcess
 
-ALONE = SingleProcess()
+SINGLE = SingleProcess()
 _SAVE, _STOP = 1, 2
 
 
 def set_up_torch(threads: int | None) -> None:
-    """Pin the thread count (results depend on it) and ask for deterministic kernels."""
+    """Set the thread count, on which results depend, and choose deterministic kernels."""
     if threads:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -33,14 +33,14 @@ def set_up_torch(threads: int | None) -> None:
 
 
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
-    """Mean next-token loss of ids (B, T), nats per token, in fp32 whatever the precision of the pass."""
+    """Mean next-token loss of ids (B, T), nats per token, in fp32 also where the model runs in bf16."""
     logits = model(input_ids=ids).logits[:, :-1].float()
     return functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 
 @dataclass
 class LoopEnvironment:
-    """Where a loop saves, logs and reports; `board` is the folder for TensorBoard events, if any are wanted."""
+    """Where a loop saves, logs and reports; `board` is the folder for TensorBoard events, None for none."""
 
     checkpoints: Checkpoints
     log: MetricsLog
@@ -50,10 +50,10 @@ class LoopEnvironment:
 
 @dataclass(frozen=True)
 class Loop:
-    """A training loop. `step` makes step i and returns its metrics, all of which must stay finite; 'loss' is one of them.
+    """A training loop. `step` takes step i and returns its metrics, which must stay finite; 'loss' is one of them.
 
-    tokens    of one step, for the rate that is shown
-    measure   further metrics for the lines that are logged, slower to compute
+    tokens    tokens of one step, for the rate that is displayed
+    measure   further metrics of step i, computed only for steps that are logged
     """
 
     stage: str
@@ -63,10 +63,10 @@ class Loop:
     measure: Callable[[int], dict[str, float]] = lambda _index: {}
 
 
-def run_loop(loop: Loop, state: TrainState, env: LoopEnvironment, compute: SingleProcess = ALONE) -> None:
-    """Make the steps that the newest checkpoint has not made.
+def run_loop(loop: Loop, state: TrainState, env: LoopEnvironment, compute: SingleProcess = SINGLE) -> None:
+    """Take all steps from the newest checkpoint on.
 
-    Raises TrainingDiverged on a NaN or infinite metric or weight (the last good checkpoint stays), Stopped after a requested stop.
+    Raises TrainingDiverged when a metric or a weight is NaN or infinite (the last good checkpoint stays), Stopped after a requested stop.
     """
     first = _resume(loop, state, env)
     compute.track(env.board, first)
@@ -80,17 +80,17 @@ def run_loop(loop: Loop, state: TrainState, env: LoopEnvironment, compute: Singl
             compute.log(index, metrics)
         if compute.is_main:
             env.progress.step(index + 1, loop.steps, loop.tokens, **metrics)
-        wish = _SAVE if env.progress.checkpoint_due() else 0
-        wish = compute.agree(_STOP if env.progress.should_stop() else wish)
-        if wish:
+        request = _SAVE if env.progress.checkpoint_due() else 0
+        request = compute.broadcast(_STOP if env.progress.should_stop() else request)
+        if request:
             _save(loop, index, state, env, compute.is_main)
-        if wish == _STOP:
+        if request == _STOP:
             raise Stopped
     compute.close()
 
 
 def _resume(loop: Loop, state: TrainState, env: LoopEnvironment) -> int:
-    """The first step to make."""
+    """Load the newest checkpoint; returns the next step."""
     saved = env.checkpoints.load()
     first = 0
     if saved is not None:

@@ -1,4 +1,4 @@
-"""What a trained model is, in numbers (result.json) and in words (the card beside its weights)."""
+"""result.json and README.md (the model card) of a trained model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def held_out_loss(model: PreTrainedModel, corpus: Corpus, context: int, rows: in
 
 
 def task_losses(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int) -> dict[str, float | None]:
-    """Held-out task loss of the whole model on every task, nats per prompt; None where the tokenizer cannot ask it."""
+    """Held-out task loss of the full model on every task, nats per prompt; None where the tokenizer cannot express the task."""
     import torch
 
     losses: dict[str, float | None] = {}
@@ -68,7 +68,7 @@ def train_result(spec: JobSpec, model: PreTrainedModel, corpus: Corpus, tokenize
 
 
 def inside(train: TrainSpec, model: PreTrainedModel, corpus: Corpus) -> dict:
-    """Nonzero weights, and for a sparse_gpt what `extractor.training.statistics` says of it, over held-out text."""
+    """Nonzero weights, and for a sparse_gpt the statistics of `extractor.training.statistics` on held-out text."""
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
     if not isinstance(model, SparseGPTForCausalLM):
@@ -85,7 +85,7 @@ def inside(train: TrainSpec, model: PreTrainedModel, corpus: Corpus) -> dict:
 
 
 def train_card(spec: JobSpec, result: dict) -> str:
-    """The model card: what it is, how well it does, how to make it again."""
+    """The model card: shape, recipe, losses, and how to reproduce the model."""
     assert spec.train is not None
     train, shape = spec.train, spec.train.model
     sparse = train.architecture == "sparse_gpt"
@@ -122,7 +122,7 @@ Made again, with every number that shaped it, by `extract run spec.json --out DI
 
 
 def _inside_table(result: dict) -> str:
-    """How sparse the model is, as a table."""
+    """The sparsity of the model as a Markdown table."""
     rows = [
         ("nonzero weights", f"{result['nonzeros']:,} ({result['nonzero_share']:.2%} of matrices, embeddings and biases)"),
         ("dead neurons and value channels (no weight in, or none out)", f"{result['dead_neurons']:.2%}"),

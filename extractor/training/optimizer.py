@@ -1,4 +1,4 @@
-"""The optimiser of sparse training: Adam, projection to the L0 budget, weight decay. The bridges use it too. Paper: App. A.2."""
+"""The optimiser of sparse training: Adam, projection to the L0 budget, weight decay. Bridge training uses it too. Paper: App. A.2."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from extractor.training.schedule import sharkfin
 
 
 class SparseOptimizer:
-    """Adam on normalised gradients plus the projection: the one way a sparse model's weights change."""
+    """Adam on normalised gradients, then the projection. All training of sparse models uses it."""
 
     def __init__(self, model: SparseGPTForCausalLM, optim: OptimSpec, sparsity: SparsitySpec):
         self.model, self.optim, self.sparsity = model, optim, sparsity
@@ -31,10 +31,10 @@ class SparseOptimizer:
         self.adam = torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
 
     def step(self, index: int) -> dict[str, float]:
-        """Apply the gradients that are in place, then project to the L0 of step `index`.
+        """Apply the accumulated gradients, then project to the L0 of step `index`.
 
-        Returns the RMS of the gradients of the constrained tensors, before any scaling, and the learning rate. Where that RMS is not
-        finite the weights are left as they are.
+        Returns {gradient_rms, lr}: the RMS of the gradients of the L0-constrained tensors before scaling, and the learning rate. Where that
+        RMS is not finite, the weights do not change.
         """
         optim = self.optim
         rms = scale_gradients([c.tensor for c in self.constrained], self.parameters, optim.gradient)
@@ -53,10 +53,10 @@ class SparseOptimizer:
 
 
 def scale_gradients(measured: Sequence[Tensor], scaled: Sequence[Tensor], how: str = "normalise") -> Tensor:
-    """Divide all gradients in `scaled` by the common RMS of those in `measured` ('normalise': always, 'clip': where it exceeds 1).
+    """Divide all gradients in `scaled` by the common RMS of those in `measured` ('normalise': always; 'clip': where it exceeds 1).
 
-    Returns that RMS, a scalar. It is taken over the L0-constrained tensors only: a bigram table is most of a small model's entries and
-    nearly all of its gradient is zero, so it would make the measure one of vocabulary size.
+    Returns that RMS, a scalar. `measured` are the L0-constrained tensors: a bigram table holds most entries of a small model, and nearly
+    all of its gradient is zero, so with it the RMS would depend on the vocabulary size.
     """
     grads = [p.grad for p in measured if p.grad is not None]
     total = torch.stack([g.square().sum() for g in grads]).sum()

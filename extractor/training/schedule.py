@@ -1,4 +1,4 @@
-"""How many weights stay, and the learning rate that goes with it (App. A.2)."""
+"""The annealed fraction of nonzero weights, and the learning rate that depends on it (App. A.2)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def annealed_fraction(step: int, steps: int, target: float, sparsity: SparsitySp
 
 
 def sharkfin(step: int, optim: OptimSpec, sparsity: SparsitySpec) -> float:
-    """Learning-rate factor: warm-up, linear decay, and (`optim.sharkfin`) times sqrt(target / current L0 fraction).
+    """Learning-rate factor: linear warm-up, linear decay, and with `optim.sharkfin` sqrt(target / current L0 fraction).
 
-    The last is the authors' script's form of 1/sqrt(L0 fraction): the peak rate is reached when annealing ends.
+    This is how the authors' script writes 1 / sqrt(L0 fraction): the peak rate is reached when annealing ends.
     """
     warm = max(1, int(optim.warmup * optim.steps))
     ramp = min(1.0, (step + 1) / warm) * (1 - step / optim.steps)

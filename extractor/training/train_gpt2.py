@@ -1,4 +1,4 @@
-"""Train an ordinary Hugging Face GPT-2 on a corpus: how the bundled `python-tiny` was made.
+"""Training a Hugging Face GPT-2 from scratch. The bundled `python-tiny` was made by it.
 
 AdamW, warm-up, cosine decay to a tenth, gradient norm clipped to 1; weights in fp32.
 """
@@ -55,8 +55,8 @@ def train_gpt2(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, env:
     optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
 
     def step(index: int) -> dict[str, float]:
-        rows = corpus.batch_rows(seed, index, optim.batch, optim.context, *compute.share(optim.batch))
-        loss = compute.accumulate(rows, optim.batch, lambda ids: next_token_loss(model, ids), parameters)
+        rows = corpus.batch_rows(seed, index, optim.batch, optim.context, *compute.own_rows(optim.batch))
+        loss, _ = compute.accumulate(rows, optim.batch, lambda ids: (next_token_loss(model, ids), ()), parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()
         lr = optim.lr * cosine(index, optim.steps, optim.warmup)
         for group in optimizer.param_groups:

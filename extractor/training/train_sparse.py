@@ -1,7 +1,8 @@
-"""Training a weight-sparse GPT from scratch, and the optimiser it shares with the bridges.
+"""Training a weight-sparse GPT from scratch.
 
-One step: gradients divided by their common RMS, Adam with eps 0.1 (close to momentum SGD), decay, projection to this step's L0.
-Gradients and moments stay dense, so a weight that was cut can come back. Paper: Sec. 2.1, App. A.2 and the authors' script.
+One step (`SparseOptimizer`): divide the gradients by their common RMS, AdamW with eps 0.1 (close to momentum SGD), projection to the L0
+of this step; with `optim.decay_order='after_projection'` weight decay comes last. Gradients and moments stay dense, so a weight that was
+zeroed can become nonzero again. Paper: Sec. 2.1, App. A.2 and the authors' script.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from extractor.training.loop import Loop, LoopEnvironment, next_token_loss, run_
 from extractor.training.optimizer import SparseOptimizer
 from extractor.training.statistics import activation_statistics, weight_statistics
 
-OBSERVED_ROWS = 16  # held-out sequences over which activations are described at every logged step
+OBSERVED_ROWS = 16  # held-out sequences on which activation statistics are measured at every logged step
 
 
 def new_sparse_gpt(shape: SparseModelSpec, n_layer: int, vocab_size: int, seed: int, logits_bias: bool = False) -> SparseGPTForCausalLM:
-    """An untrained model of the spec's shape. The bigram table is left out where the vocabulary is too large for one."""
+    """An untrained model of the spec's shape; its bigram is of `bigram_kind`."""
     torch.manual_seed(seed)
     config = SparseGPTConfig(
         vocab_size=vocab_size,
@@ -46,10 +47,10 @@ def new_sparse_gpt(shape: SparseModelSpec, n_layer: int, vocab_size: int, seed: 
 
 
 def fill_bigram(model: SparseGPTForCausalLM, corpus: Corpus, how: str = "counts") -> None:
-    """Start the bigram at the corpus's smoothed log frequencies (ours), unless `how` is 'uniform' (the authors start near zero).
+    """Set the bigram to the corpus's smoothed log frequencies (ours), unless `how` is 'uniform' (the authors: random, near zero).
 
-    At small token budgets learning the table costs most of the training; counting it costs a second. Sparse counts need the corpus to
-    know which entries to keep.
+    With few training tokens, learning the table takes most of the training; counting takes a second. Sparse counts are always filled: the
+    corpus decides which entries they keep.
     """
     kind, size = model.config.bigram, model.config.vocab_size
     if kind == "none" or (how == "uniform" and kind != "counts"):
@@ -67,8 +68,8 @@ def train_sparse(spec: TrainSpec, corpus: Corpus, vocab_size: int, seed: int, en
     optimizer = SparseOptimizer(model, optim, spec.sparsity)
 
     def step(index: int) -> dict[str, float]:
-        rows = corpus.batch_rows(seed, index, optim.batch, optim.context, *compute.share(optim.batch))
-        loss = compute.accumulate(rows, optim.batch, lambda ids: next_token_loss(model, ids), optimizer.parameters)
+        rows = corpus.batch_rows(seed, index, optim.batch, optim.context, *compute.own_rows(optim.batch))
+        loss, _ = compute.accumulate(rows, optim.batch, lambda ids: (next_token_loss(model, ids), ()), optimizer.parameters)
         return {"loss": loss} | optimizer.step(index)
 
     observed = corpus.held_out_batch(seed, OBSERVED_ROWS, optim.context).to(compute.device)

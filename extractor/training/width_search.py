@@ -1,10 +1,10 @@
-"""The smallest width that reaches a loss: how a dense model is found that equals a sparse one, or the other way round.
+"""Search for the smallest width that reaches a loss, to compare a dense and a sparse model of equal loss.
 
-1. Train the spec's own width. Where it reaches the target, halve until a width does not; where it does not, double until one does.
-2. Bisect between the two, on multiples of d_head, until they are neighbours or the smallest that reaches it is within 2 % of the target.
+1. Train the spec's own width. If it reaches the target, halve the width until one does not; if not, double it until one does.
+2. Bisect between the two, on multiples of d_head, until they are neighbours or the smallest that reaches the target is within 2 % of it.
 
-Only d_model and the learning rate change. lr(width) = lr * spec width / width: the authors' 1.28e-2 at 1024 and our 0.15 at 128 lie on
-that line. Torch-free; what trains a width is passed in.
+Only d_model and the learning rate change: lr(width) = lr * spec width / width, which fits the authors' 1.28e-2 at 1024 and our 0.15 at
+128. No torch: the caller passes the function that trains a spec.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 from extractor.spec.schema import TrainSpec
 
-WIDEST = 4  # times the spec's width
-MOST_TRAININGS = 6
-CLOSE = 0.02  # a width whose loss is at most this share below the target need not become smaller
+MAX_WIDTH_FACTOR = 4  # times the spec's width
+MAX_TRAININGS = 6
+CLOSE = 0.02  # a loss at most this fraction below the target ends the search
 
 
 @dataclass(frozen=True)
 class WidthResult:
-    """One trained width: entries and nonzero entries of the whole model, held-out loss in nats per token."""
+    """One trained width: parameters and nonzero parameters of the model, held-out loss in nats per token."""
 
     d_model: int
     parameters: int
@@ -37,7 +37,7 @@ class WidthResult:
 
 @dataclass(frozen=True)
 class Match:
-    """What the search found: the width to keep, whether it reaches the target, and all that was trained, by width."""
+    """The result of a search: the chosen width, whether it reaches the target, the reason, and all trained widths in ascending order."""
 
     target_loss: float
     d_model: int
@@ -50,28 +50,29 @@ class Match:
 
 
 def at_width(spec: TrainSpec, d_model: int) -> TrainSpec:
-    """The same recipe at another width, its learning rate on the line; nothing is searched for in it any more."""
+    """The same spec at another width, with the learning rate for that width and without `match_loss`."""
     lr = spec.optim.lr * spec.model.d_model / d_model
     model, optim = spec.model.model_copy(update={"d_model": d_model}), spec.optim.model_copy(update={"lr": lr})
     return spec.model_copy(update={"model": model, "optim": optim, "match_loss": None})
 
 
 def search(spec: TrainSpec, target: float, train: Callable[[TrainSpec], WidthResult]) -> Match:
-    """Find the smallest width whose held-out loss is at most `target` nats per token, in at most six trainings up to 4x the spec's width.
+    """Find the smallest width whose held-out loss is at most `target` nats per token.
 
-    train: trains a spec, or remembers having done so. Raises what it raises.
+    It takes at most MAX_TRAININGS trainings of widths up to MAX_WIDTH_FACTOR times the spec's. `train` trains a spec, or returns its stored
+    result. Raises what `train` raises.
     """
     unit, own = spec.model.d_head, spec.model.d_model
     seen: dict[int, WidthResult] = {}
     width: int | None = own
-    while width is not None and len(seen) < MOST_TRAININGS:
+    while width is not None and len(seen) < MAX_TRAININGS:
         seen[width] = train(at_width(spec, width))
-        width = next_width(list(seen.values()), target, unit, WIDEST * own)
+        width = next_width(list(seen.values()), target, unit, MAX_WIDTH_FACTOR * own)
     return conclude(list(seen.values()), target, unit, settled=width is None)
 
 
 def next_width(seen: list[WidthResult], target: float, unit: int, widest: int) -> int | None:
-    """The width to train next, or None when nothing is left to learn."""
+    """The width to train next, or None when the search is done."""
     good = min((c for c in seen if c.held_out_loss <= target), key=lambda c: c.d_model, default=None)
     if good is None:
         tried = max(c.d_model for c in seen)
@@ -86,7 +87,7 @@ def next_width(seen: list[WidthResult], target: float, unit: int, widest: int) -
 
 
 def conclude(seen: list[WidthResult], target: float, unit: int, settled: bool) -> Match:
-    """The width to keep and a sentence that says what is known of it."""
+    """The chosen width and the reason, a sentence."""
     curve = tuple(sorted(seen, key=lambda c: c.d_model))
     good = [c for c in curve if c.held_out_loss <= target]
     if not good:

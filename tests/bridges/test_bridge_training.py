@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def variance(pair: BridgedPair, ids: torch.Tensor) -> torch.Tensor:
 # Distributions, in chunks.
 
 
-def test_fused_losses_equal_the_plain_ones_in_values_and_gradients():
+def test_chunked_losses_equal_the_reference_in_values_and_gradients():
     generator = torch.Generator().manual_seed(0)
     dense, start = (torch.randn(3, 4, 11, generator=generator, dtype=torch.float64) for _ in range(2))
     following = torch.randint(11, (3, 4), generator=generator)
@@ -77,18 +78,24 @@ def test_fused_losses_equal_the_plain_ones_in_values_and_gradients():
     assert torch.allclose(one, kl, atol=1e-5)
     assert torch.allclose(fast.grad, of_kl, atol=1e-5)
     fast.grad = None
-    both, told_kl, told_ce = Target.of(dense).kl_and_loss(fast, following, 0.3, weight.float())
+    both, kl_alone, ce_alone = Target.of(dense).kl_and_loss(fast, following, 0.3, weight.float())
     both.sum().backward()
     assert torch.allclose(both, (0.3 * kl + weight * ce).float(), atol=1e-5)
     assert torch.allclose(fast.grad, plain.grad, atol=1e-5)
-    assert torch.allclose(told_kl, kl, atol=1e-5)
-    assert torch.allclose(told_ce, ce, atol=1e-5)
+    assert torch.allclose(kl_alone, kl, atol=1e-5)
+    assert torch.allclose(ce_alone, ce, atol=1e-5)
 
 
 def test_kl_by_hand():
     target = Target.of(torch.tensor([[[0.0, math.log(3)]]]))  # 1/4, 3/4
     assert target.kl(torch.tensor([[[0.0, 0.0]]])).item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), abs=1e-6)
     assert target.kl(torch.tensor([[[7.0, 7.0 + math.log(3)]]])).item() == pytest.approx(0, abs=1e-6)
+
+
+class Tokens(NamedTuple):
+    h: torch.Tensor
+    fixed: torch.Tensor
+    ids: torch.Tensor
 
 
 @pytest.mark.parametrize("size", [1, 4, 7, 100])
@@ -98,20 +105,20 @@ def test_chunks_give_the_values_and_gradients_of_the_whole(size: int):
     h = torch.randn(7, 6, generator=generator, requires_grad=True)
     fixed, ids = torch.randn(7, 9, generator=generator), torch.arange(7)
 
-    def body(h, fixed, ids):
-        value = functional.kl_div(head(h).log_softmax(-1), fixed.softmax(-1), reduction="none").sum(-1) * (ids + 1)
-        return value.sum(), torch.stack([value.sum(), ids.sum().float()])
+    def body(tokens: Tokens):
+        value = functional.kl_div(head(tokens.h).log_softmax(-1), tokens.fixed.softmax(-1), reduction="none").sum(-1) * (tokens.ids + 1)
+        return value.sum(), torch.stack([value.sum(), tokens.ids.sum().float()])
 
-    whole, told = body(h, fixed, ids)
+    whole, expected = body(Tokens(h, fixed, ids))
     wanted = torch.autograd.grad(3 * whole, [h, *head.parameters()])
-    loss, terms = in_chunks(body, [h, fixed, ids], list(head.parameters()), size)
+    loss, terms = in_chunks(body, Tokens(h, fixed, ids), list(head.parameters()), size)
     found = torch.autograd.grad(3 * loss, [h, *head.parameters()])
     assert torch.allclose(loss, whole, rtol=1e-5)
-    assert torch.allclose(terms, told, rtol=1e-5)
+    assert torch.allclose(terms, expected, rtol=1e-5)
     assert not terms.requires_grad
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True))
     with torch.no_grad():
-        assert torch.allclose(in_chunks(body, [h, fixed, ids], [], size)[0], whole, rtol=1e-5)
+        assert torch.allclose(in_chunks(body, Tokens(h, fixed, ids), [], size)[0], whole, rtol=1e-5)
 
 
 def test_no_more_logits_exist_at_once_than_asked_for(pair: BridgedPair, monkeypatch):

@@ -171,8 +171,8 @@ def test_a_channel_that_never_varies_is_left_out_of_the_mean_over_channels():
 @pytest.mark.parametrize("rows_at_once", [1, 4])
 def test_chunks_change_nothing(pair: BridgedPair, corpus: Corpus, told: dict, monkeypatch: pytest.MonkeyPatch, rows_at_once: int):
     sizes = []
-    whole = measured._chunk
-    monkeypatch.setattr(measured, "_chunk", lambda pair, ids: sizes.append(len(ids)) or whole(pair, ids))
+    whole = measured._sums
+    monkeypatch.setattr(measured, "_sums", lambda pair, ids: sizes.append(len(ids)) or whole(pair, ids))
     monkeypatch.setattr(measured, "LOGITS_AT_ONCE", rows_at_once * CONTEXT * VOCABULARY)
     again = faithfulness(pair, corpus, CONTEXT, 3, ROWS)
     assert sizes == {1: [1] * ROWS, 4: [4, 2]}[rows_at_once]

@@ -16,7 +16,7 @@ from extractor import files
 from extractor.bridges.initialisation import start_from_dense
 from extractor.bridges.pair import new_pair
 from extractor.bridges.steering.edit import CARRIED, CounterfactualRun, find_node, random_directions
-from extractor.bridges.steering.evaluate import RANDOM_DRAWS, STRENGTHS, steer, steering_report
+from extractor.bridges.steering.evaluate import RANDOM_DRAWS, STRENGTHS, steering_report
 from extractor.circuits.circuit import Calibration, Circuit, Node
 from extractor.data.prompts import get_task, task_batch, tokenize_task
 from extractor.errors import NotFound, UsageError
@@ -66,6 +66,13 @@ def prompts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return ids[0], ids[1], last
 
 
+def steer(pair, node: str, presented, toward, strengths, last, way: str = "read") -> list[torch.Tensor]:
+    """The dense model's logits (B, V) after each prompt, for each strength of the node's edit."""
+    run = CounterfactualRun(pair, presented, toward, last)
+    edit = run.change([find_node(pair, node)], way)
+    return [run.logits(edit, strength) for strength in strengths]
+
+
 def all_of(pair, site: str) -> list:
     width = WIDTHS.get(site.split(".", 1)[1], 48)
     return [find_node(pair, f"{site}.{channel}") for channel in range(width)]
@@ -98,7 +105,7 @@ def test_one_node_that_reads_is_that_channel_replaced_in_the_one_read(pair, node
     presented, toward, last = prompts()
     contrast = CounterfactualRun(pair, presented, toward, last)
     site, channel = node.rsplit(".", 1)
-    found = list(steer(pair, node, presented, toward, [0.3, 1.0], last))
+    found = steer(pair, node, presented, toward, [0.3, 1.0], last)
     for logits, strength in zip(found, (0.3, 1.0), strict=True):
         assert torch.allclose(logits, edited_sparse(pair, contrast, site, strength, slice(int(channel), int(channel) + 1)), atol=2e-3)
     assert not torch.allclose(found[1], contrast.plain_logits(), atol=1e-2)
@@ -133,7 +140,7 @@ def test_a_strength_of_zero_is_the_dense_model_to_the_bit(pair):
     presented, toward, last = prompts()
     own = dense_model()(input_ids=presented).logits[torch.arange(ROWS), last]
     for node, way in (("0.mlp.act_in.3", "read"), ("0.mlp.act_in.3", "stream"), ("1.attn.v.2", "stream")):
-        assert torch.equal(next(iter(steer(pair, node, presented, toward, [0.0], last, way))), own)
+        assert torch.equal(steer(pair, node, presented, toward, [0.0], last, way)[0], own)
 
 
 def test_a_prompt_steered_toward_itself_stays_as_it_is(pair):
@@ -224,7 +231,7 @@ def test_the_report_tries_every_node_that_can_be_steered_and_measures_the_best(p
     assert report["together"]["width"] == 48
     batch = batches[1].pick(torch.arange(report["pairs"]))
     rows = torch.arange(len(batch.ids))
-    seen = list(steer(pair, report["node"], batch.ids, batch.ids[rows ^ 1], [0.0, 0.5, 1.0], batch.last, report["way"]))
+    seen = steer(pair, report["node"], batch.ids, batch.ids[rows ^ 1], [0.0, 0.5, 1.0], batch.last, report["way"])
     pairs_of = [torch.stack([logits[rows, batch.correct], logits[rows, batch.wrong]], -1).double().softmax(-1)[:, 1] for logits in seen]
     counted = pairs_of[0] < 0.5
     assert 0 < report["prompts"] == int(counted.sum()) < len(rows)

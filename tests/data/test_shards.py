@@ -118,7 +118,7 @@ def test_a_stopped_preparation_goes_on_and_ends_in_the_same_bytes(folder: Path, 
             stops += 1
     assert stops == 5
     assert contents(pieces) == contents(whole)
-    assert any(note and "going on after" in note for note in notes)
+    assert any(note and "continuing after" in note for note in notes)
 
 
 def test_what_was_read_is_not_read_again(folder: Path, tokenizer, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch):

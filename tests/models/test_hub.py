@@ -70,11 +70,11 @@ def hub(files: dict[str, bytes]) -> Iterator[LocalHub]:
 ASK = """
 import json, sys
 from extractor.errors import ExtractorError
-from extractor.models.reference import open_model, resolve
+from extractor.models.reference import open_model, resolve_pair
 found = []
 for reference in sys.argv[2:]:
     try:
-        found.append([sys.argv[1], str({'resolve': resolve, 'open': open_model}[sys.argv[1]](reference))])
+        found.append([sys.argv[1], str({'resolve': lambda name: resolve_pair(name)[0], 'open': open_model}[sys.argv[1]](reference))])
     except ExtractorError as error:
         found.append([type(error).__name__, str(error)])
 assert not {'torch', 'transformers'} & set(sys.modules)
@@ -83,7 +83,7 @@ print(json.dumps(found))
 
 
 def ask(hub: LocalHub | str, home: Path, *references: str, call: str = "resolve", **environment: str) -> list[list[str]]:
-    """What `resolve` or `open_model` says to each reference: [call, value] or [type of the error, its line]."""
+    """What `resolve_pair` or `open_model` gives for each reference: [call, value] or [type of the error, its line]."""
     endpoint = hub if isinstance(hub, str) else hub.endpoint
     found = json.loads(python(ASK, call, *references, env=hub_environment(endpoint, home) | environment))
     assert all("\n" not in text for _, text in found)
@@ -142,7 +142,7 @@ def test_a_token_opens_what_it_may(hub: LocalHub, tmp_path: Path):
     found = ask(hub, tmp_path, "some/private", "some/gated", "some/nothing", "some/closed", "some/forbidden", HF_TOKEN=TOKEN)
     assert found[:2] == [["resolve", f"some/private@{SHA}"], ["resolve", f"some/gated@{SHA}"]]
     assert [kind for kind, _ in found[2:]] == ["ModelNotFound"] * 3
-    assert "or private: not open to your HF_TOKEN" in found[2][1]
+    assert "or private: your HF_TOKEN has no access" in found[2][1]
     assert "with the account of your HF_TOKEN, which has no access yet" in found[3][1]
     assert "the hub forbids it; set HF_TOKEN to a token with the right" in found[4][1]
 
@@ -218,10 +218,10 @@ import json, sys
 from extractor.models.tokenizer import load_tokenizer
 from extractor.models.load import load_dense
 from extractor.errors import TaskNotExpressible
-from extractor.models.reference import open_model, resolve
+from extractor.models.reference import open_model, resolve_pair
 from extractor.data.prompts import tokenize_task
 from tasks import find_task, task_names
-source = open_model(resolve(sys.argv[1]))
+source = open_model(resolve_pair(sys.argv[1])[0])
 dense = load_dense(source)
 tokenizer = load_tokenizer(source.path)
 told = []

@@ -15,7 +15,7 @@ from worlds import python, random_gpt2
 
 from extractor.errors import BrokenArtifact, ExtractorError, ModelNotFound, UnsupportedModel
 from extractor.models.load import load_dense
-from extractor.models.reference import open_adapter, open_model, resolve, resolve_pair
+from extractor.models.reference import open_adapter, open_model, resolve_pair
 from extractor.spec.schema import parse_job
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -233,7 +233,6 @@ def test_bases_that_do_not_serve_are_refused(gpt2_folder: Path, lora: Path, tmp_
     shutil.copy(gpt2_folder / "tokenizer.json", tmp_path / "sparse")
     assert "is a sparse_gpt; an adapter goes on a dense model" in refused(resolve_pair, str(tmp_path / "sparse"), str(lora))
     assert "is an adapter (adapter_config.json); give its base" in refused(resolve_pair, str(lora), str(lora))
-    assert "is an adapter (adapter_config.json); give its base" in refused(resolve, str(lora))
     both = Path(shutil.copytree(gpt2_folder, tmp_path / "both"))
     shutil.copy(lora / "adapter_config.json", both)
     assert "also holds an adapter" in refused(resolve_pair, str(both))

@@ -12,7 +12,7 @@ import pytest
 from extractor.errors import BrokenArtifact, ModelNotFound, SpecError, UnsupportedModel
 from extractor.models.dense.base import dense_types
 from extractor.models.load import load_dense, load_model
-from extractor.models.reference import ModelFolder, inspect_folder, open_model, resolve
+from extractor.models.reference import ModelFolder, inspect_folder, open_model, resolve_pair
 
 
 @pytest.fixture
@@ -35,25 +35,25 @@ def refused(call: Callable, reference: object, kind: type[Exception] = Unsupport
 
 
 def test_a_bundled_name_stays_a_name():
-    assert resolve("python-tiny") == "python-tiny"
+    assert resolve_pair("python-tiny") == ("python-tiny", None)
     assert open_model("python-tiny").model_type == "gpt2"
     assert not open_model("python-tiny").is_sparse
 
 
 def test_a_folder_becomes_absolute(copy: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(copy.parent)
-    assert resolve("model") == resolve("./model") == str(copy)
+    assert resolve_pair("model") == resolve_pair("./model") == (str(copy), None)
     assert open_model(str(copy)).path == copy
 
 
 def test_a_result_folder_means_the_model_in_it(copy: Path):
-    assert resolve(str(copy.parent)) == str(copy)
+    assert resolve_pair(str(copy.parent)) == (str(copy), None)
     assert open_model(str(copy.parent)).path == copy
 
 
 def test_a_folder_in_the_home_is_found(copy: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(copy.parent))
-    assert resolve("~/model") == str(copy)
+    assert resolve_pair("~/model") == (str(copy), None)
 
 
 def test_a_sparse_model_is_known_as_one(tmp_path: Path):
@@ -71,11 +71,11 @@ def test_a_sparse_model_is_known_as_one(tmp_path: Path):
     ["/nowhere/at/all", "./nowhere", "~/nowhere", "~nobody-here/x", "a" * 5000 + "!", "", "a b", "a/b/c", "../no-such-folder", "-rf"],
 )
 def test_a_reference_that_leads_nowhere_is_not_found(reference: str):
-    assert "not found" in refused(resolve, reference, ModelNotFound)
+    assert "not found" in refused(resolve_pair, reference, ModelNotFound)
 
 
 def test_a_bundled_name_cannot_lead_out_of_the_package():
-    refused(resolve, "../../extractor/bundled/python-tiny/nothing", ModelNotFound)
+    refused(resolve_pair, "../../extractor/bundled/python-tiny/nothing", ModelNotFound)
 
 
 def test_a_folder_that_is_gone_when_the_job_runs_is_not_found(tmp_path: Path):
@@ -83,29 +83,29 @@ def test_a_folder_that_is_gone_when_the_job_runs_is_not_found(tmp_path: Path):
 
 
 def test_a_file_is_no_model(copy: Path):
-    assert "is a file; name the folder" in refused(resolve, str(copy / "model.safetensors"))
+    assert "is a file; name the folder" in refused(resolve_pair, str(copy / "model.safetensors"))
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path):
-    assert "has no config.json" in refused(resolve, str(tmp_path))
+    assert "has no config.json" in refused(resolve_pair, str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["{", "", "\xff"])
 def test_a_config_that_does_not_parse_is_broken(copy: Path, text: str):
     (copy / "config.json").write_text(text, encoding="latin-1")
-    assert "not readable JSON" in refused(resolve, str(copy), BrokenArtifact)
+    assert "not readable JSON" in refused(resolve_pair, str(copy), BrokenArtifact)
 
 
 @pytest.mark.parametrize("text", ["[]", "3", '"gpt2"'])
 def test_a_config_that_is_no_object_is_broken(copy: Path, text: str):
     (copy / "config.json").write_text(text)
-    assert "expected a JSON object" in refused(resolve, str(copy), BrokenArtifact)
+    assert "expected a JSON object" in refused(resolve_pair, str(copy), BrokenArtifact)
 
 
 @pytest.mark.parametrize("name", ["bert", "t5", "gpt_neox", None])
 def test_other_families_are_named_and_refused(copy: Path, name: str | None):
     change_config(copy, model_type=name, architectures=["BertForMaskedLM"])
-    text = refused(resolve, str(copy))
+    text = refused(resolve_pair, str(copy))
     assert f"of type {str(name)!r}: " in text
     assert all(known in text for known in (*dense_types(), "sparse_gpt"))
 
@@ -113,13 +113,13 @@ def test_other_families_are_named_and_refused(copy: Path, name: str | None):
 @pytest.mark.parametrize("architecture", ["GPT2Model", "GPT2DoubleHeadsModel", "GPT2ForSequenceClassification"])
 def test_a_gpt2_without_a_language_model_head_is_refused(copy: Path, architecture: str):
     change_config(copy, architectures=[architecture])
-    assert f"is a {architecture}: it has no language-model head" in refused(resolve, str(copy))
+    assert f"is a {architecture}: it has no language-model head" in refused(resolve_pair, str(copy))
 
 
 @pytest.mark.parametrize("architectures", [None, [], ["GPT2LMHeadModel"], ["MyForCausalLM"], "GPT2LMHeadModel"])
 def test_a_language_model_head_under_any_name_will_do(copy: Path, architectures: object):
     change_config(copy, architectures=architectures)
-    assert resolve(str(copy)) == str(copy)
+    assert resolve_pair(str(copy)) == (str(copy), None)
 
 
 @pytest.mark.parametrize(
@@ -134,16 +134,16 @@ def test_a_language_model_head_under_any_name_will_do(copy: Path, architectures:
 )
 def test_what_needs_code_or_kernels_of_its_own_is_refused(copy: Path, changes: dict, said: str):
     change_config(copy, **changes)
-    assert said in refused(resolve, str(copy))
+    assert said in refused(resolve_pair, str(copy))
 
 
 @pytest.mark.parametrize(("limit", "fits"), [("", True), ("2e9", True), ("30000", False), ("1e5", True)])
 def test_a_model_has_a_limited_number_of_parameters(copy: Path, monkeypatch: pytest.MonkeyPatch, limit: str, fits: bool):
     monkeypatch.setenv("EXTRACT_MAX_PARAMETERS", limit)
     if fits:
-        assert resolve(str(copy)) == str(copy)
+        assert resolve_pair(str(copy)) == (str(copy), None)
     else:
-        text = refused(resolve, str(copy))
+        text = refused(resolve_pair, str(copy))
         assert "has about 4" in text
         assert "more than the 30,000 allowed" in text
         assert "set EXTRACT_MAX_PARAMETERS higher" in text
@@ -153,14 +153,14 @@ def test_a_model_has_a_limited_number_of_parameters(copy: Path, monkeypatch: pyt
 @pytest.mark.parametrize("limit", ["many", "0", "-1", "nan", "inf"])
 def test_a_limit_that_is_no_number_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch, limit: str):
     monkeypatch.setenv("EXTRACT_MAX_PARAMETERS", limit)
-    assert f"EXTRACT_MAX_PARAMETERS is '{limit}'" in refused(resolve, str(copy), SpecError)
+    assert f"EXTRACT_MAX_PARAMETERS is '{limit}'" in refused(resolve_pair, str(copy), SpecError)
 
 
 def test_half_precision_counts_two_bytes_a_parameter(copy: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("EXTRACT_MAX_PARAMETERS", "60000")
-    assert resolve(str(copy)) == str(copy)
+    assert resolve_pair(str(copy)) == (str(copy), None)
     change_config(copy, dtype="bfloat16")
-    refused(resolve, str(copy))
+    refused(resolve_pair, str(copy))
 
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/b.safetensors", "weights.bin", "gone.safetensors"])
@@ -169,7 +169,7 @@ def test_an_index_leads_to_files_of_its_folder_only(copy: Path, name: str):
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"transformer.wte.weight": name}}))
     said = "is missing" if name.startswith("gone") else "no safetensors file of its folder"
     assert said in refused(inspect_folder, copy, BrokenArtifact)
-    assert said in refused(resolve, str(copy), BrokenArtifact)
+    assert said in refused(resolve_pair, str(copy), BrokenArtifact)
 
 
 def test_a_model_in_several_files_is_loaded_whole(copy: Path):
@@ -205,7 +205,7 @@ def test_a_sparse_model_is_not_loaded_as_a_dense_one(tmp_path: Path):
 def test_pickled_weights_are_never_loaded(copy: Path):
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(b"anything")
-    text = refused(resolve, str(copy))
+    text = refused(resolve_pair, str(copy))
     assert "only pickled weights (pytorch_model.bin)" in text
     assert "safetensors" in text
 
@@ -219,7 +219,7 @@ def test_a_folder_without_weights_is_refused(copy: Path):
 
 def test_a_folder_without_a_fast_tokenizer_is_refused(copy: Path):
     (copy / "tokenizer.json").rename(copy / "tokenizer.model")
-    text = refused(resolve, str(copy))
+    text = refused(resolve_pair, str(copy))
     assert "has no tokenizer.json (found tokenizer.model, tokenizer_config.json)" in text
     assert "a fast tokenizer is needed" in text
 
@@ -244,7 +244,7 @@ def test_missing_tensors_are_counted(copy: Path):
     del weights["transformer.h.1.mlp.c_fc.weight"]
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
     text = refused(lambda folder: load_model(open_model(folder)), str(copy))
-    assert "1 tensors missing or misshapen, first transformer.h.1.mlp.c_fc.weight" in text
+    assert "1 tensors missing or of a wrong shape, first transformer.h.1.mlp.c_fc.weight" in text
 
 
 def test_a_model_without_a_tokenizer_is_refused(copy: Path):

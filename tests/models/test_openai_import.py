@@ -215,7 +215,7 @@ def refused(folder: Path, out: Path, kind: type[ExtractorError], tokenizer: Path
         ({"mup": True}, "muP"),
         ({"unembed_rank": 64}, "low-rank unembedding"),
         ({"afrac_loctypes": WHOLE + ",resid_post_mlp"}, "AbsTopK on the residual stream"),
-        ({"afrac_loctypes": "mlp_nuron"}, "'mlp_nuron' is no place we know"),
+        ({"afrac_loctypes": "mlp_nuron"}, "'mlp_nuron' is not a known site"),
         ({"afrac": 0.001}, "keeps no channel of attn.act_in"),
         ({"activation_type": "silu"}, "not gelu or relu"),
         ({"n_head": 3}, "3 heads of 8 channels are not d_model = 32"),
@@ -243,7 +243,7 @@ def test_a_config_that_is_none_is_broken(checkpoint: Path, tmp_path: Path, text:
 
 
 def test_missing_files_are_a_wrong_request(checkpoint: Path, tmp_path: Path):
-    assert "is no folder" in refused(tmp_path / "nowhere", tmp_path / "out", UsageError)
+    assert "is not a folder" in refused(tmp_path / "nowhere", tmp_path / "out", UsageError)
     (checkpoint / "final_model.pt").unlink()
     assert "has no weights" in refused(checkpoint, tmp_path / "out", UsageError)
     (checkpoint / "beeg_config.json").unlink()
@@ -309,7 +309,7 @@ def altered(change: Callable[[dict[str, Tensor]], None], folder: Path, **config:
     ("change", "mention"),
     [
         (lambda s: s.pop("transformer.h.1.mlp.c_fc.weight"), "has no tensor transformer.h.1.mlp.c_fc.weight"),
-        (lambda s: s.update({"lm_head.weight": torch.zeros(30, 31)}), "lm_head.weight is (30, 31), its config asks for (30, 32)"),
+        (lambda s: s.update({"lm_head.weight": torch.zeros(30, 31)}), "lm_head.weight is (30, 31), its config needs (30, 32)"),
         (lambda s: s["transformer.ln_f.weight"].fill_(torch.nan), "transformer.ln_f.weight holds values that are not finite"),
         (lambda s: s["bigram_table"][3].fill_(-torch.inf), "bigram_table holds values that are not finite"),
         (lambda s: s.update({"lm_head.weight": torch.zeros(30, 32, dtype=torch.int64)}), "holds int64"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from extractor.sparse import kernels
 from extractor.sparse.configuration_sparse_gpt import SparseGPTConfig
-from extractor.sparse.kernels import SparseLinear, densify, sparse_kernels, sparsify
+from extractor.sparse.kernels import SparseLinear, densify, sparsify
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
 
@@ -69,13 +69,13 @@ def test_a_model_gives_the_same_logits_and_embedding_gradients(model, kernel, mo
 
     logits, grad = run()
     all_sparse(monkeypatch, kernel)
-    with sparse_kernels(model) as chosen:
-        assert chosen == {
-            "lm_head": kernel,
-            **{f"transformer.h.{i}.{n}": kernel for i in (0, 1) for n in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")},
-        }
-        assert sum(type(m) is SparseLinear for m in model.modules()) == 9
-        fast_logits, fast_grad = run()
+    assert sparsify(model) == {
+        "lm_head": kernel,
+        **{f"transformer.h.{i}.{n}": kernel for i in (0, 1) for n in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")},
+    }
+    assert sum(type(m) is SparseLinear for m in model.modules()) == 9
+    fast_logits, fast_grad = run()
+    densify(model)
     assert sum(type(m) is SparseLinear for m in model.modules()) == 0
     assert torch.allclose(fast_logits, logits, atol=1e-5)
     assert torch.allclose(fast_grad, grad, atol=1e-5)
@@ -103,9 +103,9 @@ def test_a_matrix_with_hardly_any_weights_is_measured_to_be_faster_sparse():
 def test_saved_weights_are_as_before(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model.save_pretrained(tmp_path / "dense")
     all_sparse(monkeypatch)
-    with sparse_kernels(model):
-        model(input_ids=torch.zeros(1, 3, dtype=torch.long))
-        model.save_pretrained(tmp_path / "sparse")
+    sparsify(model)
+    model(input_ids=torch.zeros(1, 3, dtype=torch.long))
+    model.save_pretrained(tmp_path / "sparse")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("dense", "sparse"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -1,4 +1,4 @@
-"""One gradient however the batch is cut: micro-batches, ranks, memory that runs out; and what bf16 leaves in fp32."""
+"""One gradient however the batch is cut: micro-batches, processes, memory that runs out; and what bf16 leaves in fp32."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def gradient(optim: OptimSpec, corpus, loss_of=None) -> tuple[float, list[torch.
     compute = Compute(optim)
     batch = corpus.batch(0, 0, optim.batch, optim.context)
     loss_of_rows = loss_of(model) if loss_of else lambda ids: next_token_loss(model, ids)
-    loss = compute.accumulate(batch, len(batch), loss_of_rows, list(model.parameters()))
+    loss, _ = compute.accumulate(batch, len(batch), lambda ids: (loss_of_rows(ids), ()), list(model.parameters()))
     return loss, [p.grad for p in model.parameters() if p.grad is not None], compute
 
 
@@ -76,6 +76,23 @@ def test_when_memory_runs_out_the_batch_is_halved_with_the_same_result(corpus):
     assert loss == pytest.approx(whole, rel=1e-6)
     assert close(expected, found)
     assert int(compute.state["micro_batch"]) == 1  # for all later steps, and in the checkpoint
+
+
+def test_terms_are_averaged_over_the_batch_also_when_memory_ran_out_after_some_rows(corpus):
+    model, compute = new_sparse_gpt(SHAPE, 1, VOCABULARY, 0), Compute(OPTIM.model_copy(update={"micro_batch": 4}))
+    batch = corpus.batch(0, 0, OPTIM.batch, OPTIM.context)
+    calls: list[int] = []
+
+    def loss_of(ids: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        calls.append(len(ids))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return next_token_loss(model, ids), (ids.float().mean(), ids.float().mean(0))
+
+    _, (mean, by_position) = compute.accumulate(batch, len(batch), loss_of, list(model.parameters()))
+    assert calls == [4, 2, 2, 2, 2]
+    assert mean.item() == pytest.approx(batch.float().mean().item())
+    assert by_position.tolist() == pytest.approx(batch.float().mean(0).tolist())
 
 
 def test_a_real_allocation_that_fails_is_memory_that_ran_out(corpus):
@@ -125,8 +142,8 @@ def train(spec: TrainSpec, corpus, folder: Path, processes: int, monkeypatch: py
     return distributed.train_model(spec, corpus, VOCABULARY, 0, environment(folder, progress)).state_dict()
 
 
-def test_two_ranks_give_the_weights_of_one_and_can_be_stopped(corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    spec = changed(batch=7, steps=12)  # an odd batch: four rows on one rank, three on the other
+def test_two_processes_give_the_weights_of_one_and_can_be_stopped(corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    spec = changed(batch=7, steps=12)  # an odd batch: four rows in one process, three in the other
     one = train(spec, corpus, tmp_path / "one", 1, monkeypatch)
     told: list[dict] = []
     stopping = Progress(told.append, lambda: any(e["event"] == "checkpoint" for e in told), checkpoint_seconds=0)
@@ -143,14 +160,14 @@ def test_two_ranks_give_the_weights_of_one_and_can_be_stopped(corpus, tmp_path: 
     assert [e["loss"] for e in logs[0]] == pytest.approx([e["loss"] for e in logs[1]], abs=1e-4)
 
 
-def test_an_error_on_the_ranks_is_the_error_of_the_training(corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_in_the_processes_is_the_error_of_the_training(corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(SpecError, match="shorter than one context"):
         train(changed(context=16, steps=2), Short(corpus, tmp_path), tmp_path / "out", 2, monkeypatch)
 
 
-def test_a_rank_that_fails_alone_ends_the_training_instead_of_keeping_the_others_waiting(corpus, tmp_path: Path, monkeypatch):
+def test_a_process_that_fails_alone_ends_the_training_instead_of_keeping_the_others_waiting(corpus, tmp_path: Path, monkeypatch):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # the ranks inherit it; only rank 0 writes checkpoints
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # the processes inherit it; only the main one writes checkpoints
     try:
         with pytest.raises(ExtractorError, match=r"disk full while writing .*train-00000001"):
             train(changed(steps=4), corpus, tmp_path, 2, monkeypatch, Progress(checkpoint_seconds=0))
@@ -198,11 +215,11 @@ def test_tensorboard_events_hold_every_logged_step_once_also_after_a_stop(corpus
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([entry["loss"] for entry in log], abs=1e-5)
 
 
-def test_the_ranks_leave_when_their_engine_is_gone(tmp_path: Path):
+def test_the_processes_exit_when_their_engine_is_gone(tmp_path: Path):
     code = """
 import os, sys, threading
 from extractor.training import distributed
-threading.Thread(target=distributed._leave_with_engine, args=(int(sys.argv[1]),), daemon=True).start()
+threading.Thread(target=distributed._exit_with_engine, args=(int(sys.argv[1]),), daemon=True).start()
 threading.Event().wait(60)
 """
     gone = subprocess.Popen([sys.executable, "-c", "pass"])

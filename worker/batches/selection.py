@@ -116,7 +116,7 @@ def judge(candidate: ModelCandidate, rules: Rules, tasks: TaskChoice, bridge: Br
         _check_owner(candidate, rules)
         if candidate.listed is not None:
             _check_listed(candidate.listed, rules)
-            found = hub.look(candidate.asked)
+            found = hub.inspect(candidate.asked)
             reference, files = found.reference, cast("Files", found)
         else:
             reference, files = find(candidate.asked, "model")

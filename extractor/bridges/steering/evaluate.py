@@ -8,7 +8,7 @@ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from extractor.bridges.steering.edit import CounterfactualRun, ResidualEdit, SteeredNode, Way, find_node, random_directions, steerable
+from extractor.bridges.steering.edit import CounterfactualRun, ResidualEdit, SteeredNode, Way, random_directions, steerable
 from extractor.circuits.sites import widths
 
 if TYPE_CHECKING:
@@ -29,15 +29,6 @@ MEASURED_PAIRS = 24
 RANDOM_DRAWS = 20
 WAYS: tuple[Way, ...] = ("read", "stream")
 Decode = Callable[[list[int]], str]
-
-
-def steer(
-    pair: BridgedPair, node: str, presented: Tensor, toward: Tensor, strengths: Sequence[float], last: Tensor, way: Way = "read"
-) -> Iterator[Tensor]:
-    """The dense model's logits (B, V) after each prompt, for each strength (`CounterfactualRun`). Raises UsageError, ValueError."""
-    contrast = CounterfactualRun(pair, presented, toward, last)
-    change = contrast.change([find_node(pair, node)], way)
-    return (contrast.logits(change, strength) for strength in strengths)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""What a dense model offers to the bridges: the list of its sublayers, entered and left at any residual.
+"""The interface of dense models: a list of sublayers that can be run from and to any residual.
 
-Sublayer 2i is block i's attention, 2i + 1 its MLP. Residual i is the stream before sublayer i, residual 2L the one before the final norm.
-One file per architecture, named after Hugging Face's model_type, defines `DENSE`. B rows, T tokens, D width, M neurons, V vocabulary.
+Sublayer 2l is the attention of block l, 2l + 1 its MLP. Residual i is the stream before sublayer i, residual 2L the one before the final
+norm. One file per architecture, named after Hugging Face's model_type, defines `DENSE`. Shapes: B sequences, T tokens, D dense width,
+M neurons, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-# Families that feed attention and MLP the same residual: always (""), or unless this field of their config is false.
+# Architectures whose attention and MLP read the same residual: always (""), or unless this field of their config is false.
 PARALLEL = {
     "codegen": "",
     "cohere": "",
@@ -31,18 +32,18 @@ PARALLEL = {
 
 
 class Sublayers(Protocol):
-    """What `tail` needs of a model, dense or sparse."""
+    """The part of a dense or sparse model that `tail` uses."""
 
     @property
     def n_sublayers(self) -> int:
-        """How many there are."""
+        """Number of sublayers, 2L."""
 
     def sublayer(self, index: int, h: Tensor, context: Any) -> Tensor:
         """Residual index + 1 from residual index, both (B, T, width)."""
 
 
 class DenseSublayers(Protocol):
-    """A frozen Hugging Face causal LM as sublayers, by direct calls to its own modules: bit-equal to model(ids, attention_mask=...)."""
+    """A frozen Hugging Face causal LM as sublayers. It calls the model's own modules, so results are bit-equal to model(ids, ...)."""
 
     n_sublayers: int
     width: int
@@ -50,9 +51,9 @@ class DenseSublayers(Protocol):
     has_positions: bool  # whether absolute positions are added to the embedding
 
     def context(self, ids: Tensor, attention_mask: Tensor | None = None) -> Any:
-        """What sublayers need besides the residual, once per pass of ids (B, T). attention_mask (B, T) is 0 at padding.
+        """What sublayers need besides the residual, for one pass over ids (B, T); attention_mask (B, T) is 0 at padding.
 
-        Without padding it serves any number of rows of T tokens, with padding exactly these. Raises ValueError for more tokens than the
+        Without padding it serves any number of sequences of T tokens, with padding only these. Raises ValueError for more tokens than the
         model has positions.
         """
 
@@ -66,12 +67,12 @@ class DenseSublayers(Protocol):
         """Logits (..., V) from final residuals (..., D)."""
 
     def weights(self) -> GPTWeights | None:
-        """The weights in a neutral layout, for starting a sparse model from them; None where the blocks are not those of `GPTWeights`."""
+        """The weights, to initialise a sparse model from; None where `GPTWeights` does not describe the blocks."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """A pass's positions (1, T), its causal mask as the model's attention takes it, and rotary angles (cos, sin) where it has them."""
+    """Positions (1, T) of a pass, the causal mask for the model's attention, and rotary angles (cos, sin) where it has them."""
 
     positions: Tensor
     mask: Tensor | None
@@ -118,7 +119,7 @@ class GPTWeights:
 
 
 def causal_context(config: PreTrainedConfig, embedding: nn.Embedding, ids: Tensor, attention_mask: Tensor | None) -> Context:
-    """Positions and mask as Hugging Face's decoders make them; `embedding` tells the dtype of residual 0."""
+    """Positions and mask as Hugging Face's decoders compute them; `embedding` gives dtype and device."""
     import torch
     from transformers.masking_utils import create_causal_mask
 
@@ -126,8 +127,8 @@ def causal_context(config: PreTrainedConfig, embedding: nn.Embedding, ids: Tenso
         attention_mask = None
     rows, tokens = (1 if attention_mask is None else len(ids)), ids.shape[1]
     positions = torch.arange(tokens, device=ids.device).unsqueeze(0)
-    # Of the embeddings only rows, tokens, dtype and device are read. GPT-2's eager attention is not causal without a mask; this returns
-    # None only where the kernel is causal by itself.
+    # It reads only shape, dtype and device of the embeddings. GPT-2's eager attention is not causal without a mask; this returns None
+    # only where the kernel is causal by itself.
     mask: Any = create_causal_mask(
         config=config,
         inputs_embeds=embedding.weight.new_empty((rows, tokens, 0), device=ids.device),
@@ -139,7 +140,7 @@ def causal_context(config: PreTrainedConfig, embedding: nn.Embedding, ids: Tenso
 
 
 def residuals(dense: DenseSublayers, ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
-    """All 2L + 1 residuals (B, T, D) of one pass."""
+    """All 2L + 1 residuals (B, T, D) of a pass over ids (B, T)."""
     context = dense.context(ids, attention_mask)
     found = [dense.embed(ids, context)]
     for index in range(dense.n_sublayers):
@@ -148,14 +149,14 @@ def residuals(dense: DenseSublayers, ids: Tensor, attention_mask: Tensor | None 
 
 
 def tail(model: Sublayers, start: int, h: Tensor, context: Any, stop: int | None = None) -> Tensor:
-    """Residual `stop` (the final one if None) from h, taken as residual `start`."""
+    """Run the sublayers from `start` on residual h (B, T, width); returns residual `stop` (None: the final one)."""
     for index in range(start, model.n_sublayers if stop is None else stop):
         h = model.sublayer(index, h, context)
     return h
 
 
 def wrap_dense(model: PreTrainedModel) -> DenseSublayers:
-    """The sublayer view of a model, by its model_type. Raises UnsupportedModel for families without a file here."""
+    """A model as sublayers, by its model_type. Raises UnsupportedModel for architectures without a file here."""
     name = model.config.model_type
     if name not in dense_types():
         raise unsupported(name, model.config.to_dict())
@@ -168,7 +169,7 @@ def norms_of(model_type: str) -> tuple[str, ...]:
 
 
 def dense_types() -> tuple[str, ...]:
-    """The model_types with a file here. Reads the files' text, so that no torch is imported."""
+    """The model_types with a file here. It reads the files as text, so torch is not imported."""
     return tuple(sorted(file.stem for file in Path(__file__).parent.glob("*.py") if "\nDENSE = " in file.read_text(encoding="utf-8")))
 
 

@@ -25,7 +25,7 @@ class GPT2Sublayers:
 
     def context(self, ids: Tensor, attention_mask: Tensor | None = None) -> Context:
         transformer = self.model.transformer
-        # On a GPU a position beyond the table is an assertion that leaves CUDA unusable.
+        # On a GPU an index beyond the table fails an assertion that makes CUDA unusable.
         if ids.shape[1] > transformer.wpe.num_embeddings:
             raise ValueError(f"{ids.shape[1]} tokens do not fit the model's {transformer.wpe.num_embeddings} positions; use shorter texts")
         return causal_context(self.model.config, transformer.wte, ids, attention_mask)

@@ -13,7 +13,7 @@ from extractor.models.dense.base import Context, causal_context
 class LlamaSublayers:
     """See `extractor.models.dense.base.DenseSublayers`. The model keeps its modules; nothing is copied or changed.
 
-    Rotary angles have no table, so a text may be longer than max_position_embeddings, as it may in the model itself.
+    Rotary angles need no table, so texts may be longer than max_position_embeddings, as in the model itself.
     """
 
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm", "norm")
@@ -27,7 +27,7 @@ class LlamaSublayers:
     def context(self, ids: Tensor, attention_mask: Tensor | None = None) -> Context:
         inner = self.model.model
         context = causal_context(self.model.config, inner.embed_tokens, ids, attention_mask)
-        # Of its first argument, the embeddings, it reads only dtype and device.
+        # rotary_emb reads only dtype and device of its first argument.
         return replace(context, rotary=inner.rotary_emb(inner.embed_tokens.weight, position_ids=context.positions))
 
     def embed(self, ids: Tensor, context: Context) -> Tensor:
