@@ -173,6 +173,17 @@ def test_the_code_that_travels_with_a_model_stands_alone(name: str):
     assert {other.partition(".")[0] for other in found - MODULES.keys()} <= allowed
 
 
+@pytest.mark.parametrize("top", ["extractor", "worker"])
+def test_no_two_classes_have_one_name(top: str):
+    """Private classes aside."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / top).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
 def test_every_package_says_what_it_is_for():
     for name, path in MODULES.items():
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))

@@ -16,9 +16,10 @@ Symbols:
     f_i, g_i      encoder (D -> S; linear, bias, AbsTopK) and decoder (S -> D; linear, bias) of site i
     hybrid pass   a run that starts in one model and ends in the other; it switches at one site, its crossing
 
-One training step reads in this order: crossing.py, losses.py, chunked_loss.py, train.py. Before it starts: tuner.py (the encoders and
-decoders as a PEFT adapter), pair.py (both models and their bridges, saved and loaded), basis.py, as_sparse.py, initialisation.py. After
-it: faithfulness.py (how much of the dense model the sparse one reproduces), steering/ (edits carried into the dense model).
+Bridging starts in train.py, `train_bridges`; in a job, jobs/bridge_stage.py calls it. One training step reads in this order: crossing.py,
+losses.py, chunked_loss.py, train.py. Before it starts: tuner.py (the encoders and decoders as a PEFT adapter), pair.py (both models and
+their bridges, saved and loaded), basis.py, as_sparse.py, initialisation.py. After it: faithfulness.py (how much of the dense model the
+sparse one reproduces), steering/ (edits carried into the dense model).
 """
 
 from extractor.bridges.tuner import BridgeSite, SparseBridgeConfig, SparseBridgeModel, bridge_sites

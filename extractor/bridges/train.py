@@ -45,15 +45,15 @@ class BridgeTrainer:
         else:
             fill_bigram(self.pair.sparse, corpus, spec.model.bigram_init)
         optim = spec.optim
-        self.sparse = SparseOptimizer(self.pair.sparse, optim, spec.sparsity)
-        self.bridges = torch.optim.AdamW(
+        self.sparse_optimizer = SparseOptimizer(self.pair.sparse, optim, spec.sparsity)
+        self.bridge_optimizer = torch.optim.AdamW(
             site_parameters(self.pair.sites), lr=spec.bridge_lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0, fused=True
         )
-        self.parameters = [*self.sparse.parameters, *site_parameters(self.pair.sites)]
+        self.parameters = [*self.sparse_optimizer.parameters, *site_parameters(self.pair.sites)]
         self.variance = torch.zeros(len(self.pair.sites), device=compute.device)
         self.state = TrainState(
             {"sparse": self.pair.sparse, "bridges": torch.nn.ModuleList(self.pair.sites)},
-            [self.sparse.adam, self.bridges],
+            [self.sparse_optimizer.adam, self.bridge_optimizer],
             compute.state | {"variance": self.variance},
         )
 
@@ -62,18 +62,20 @@ class BridgeTrainer:
 
         1. With init='dense', set the k of every AbsTopK for this step.
         2. Draw x (B, T), and which sequences cross at which site; both depend on (seed, index) alone.
-        3. For each micro-batch of x:
+        3. For the first batch: v_i = Var(hs_i). For each micro-batch of x:
            a. Run both models: hd_i (without gradient) and hs_i at every site i = 0..2L.
            b. Make the hybrid passes: a sequence that crosses at site i enters the sparse model there as f_i(hd_i), and the dense model
               as g_i(hs_i), and runs to the end.
-           c. loss = ce_coef * CE(ys, next token) + kl_plain_coef * KL(yd || ys)
-                     + c * sum_i [ nmse_coef * (mean (f_i(hd_i) - hs_i)^2 / v_i  +  mean (g_i(hs_i) - hd_i)^2, normalised)
-                                   + kl_to_sparse_coef * KL(yd || sparse end of i)  +  kl_to_dense_coef * KL(yd || dense end of i) ]
+           c. With c = 1 / (2L + 1), or 1 (`BridgeSpec`); the sum is over all sites, or estimated from the sites of the crossings:
+              loss = ce_coef * CE(ys, next token) + kl_plain_coef * KL(yd || ys)
+                     + c * sum_i [ nmse_coef * (mean (f_i(hd_i) - hs_i)^2 / v_i  +  mean (g_i(hs_i) - hd_i)^2 in normalised coordinates)
+                                   + kl_to_sparse_coef * KL(yd || logits of the pass that enters the sparse model at i)
+                                   + kl_to_dense_coef * KL(yd || logits of the pass that enters the dense model at i) ]
            d. Backpropagate; losses, terms and gradients are averaged over the B sequences.
         4. v_i <- 0.9 v_i + 0.1 Var(hs_i).
         5. Sparse model: normalise the gradients, AdamW, projection to the L0 of this step (`SparseOptimizer.step`).
-        6. Bridges: Adam with rate bridge_lr * min(1, (index + 1) / warm-up steps) * (1 - index / steps). As in 5, gradients that are not
-           finite change nothing.
+        6. Bridges: Adam with rate bridge_lr * min(1, (index + 1) / warm-up steps) * (1 - index / steps). Skipped, as
+           step 5 is, where the gradients of the sparse model are not finite.
 
         Returns the loss, its TERMS (nats per token or fractions, means over sites), the RMS of the gradients and the learning rate.
         """
@@ -93,11 +95,11 @@ class BridgeTrainer:
 
         loss, (terms, sparse_moments) = self.compute.accumulate(torch.arange(optim.batch), optim.batch, loss_of, self.parameters)
         self.variance.lerp_(variance_of(sparse_moments), 1 - VARIANCE_MEMORY)
-        metrics = {"loss": loss} | dict(zip(TERMS, terms.tolist(), strict=True)) | self.sparse.step(index)
-        for group in self.bridges.param_groups:
+        metrics = {"loss": loss} | dict(zip(TERMS, terms.tolist(), strict=True)) | self.sparse_optimizer.step(index)
+        for group in self.bridge_optimizer.param_groups:
             group["lr"] = spec.bridge_lr * min(1.0, (index + 1) / max(1, optim.warmup * optim.steps)) * (1 - index / optim.steps)
         if math.isfinite(metrics["gradient_rms"]):
-            self.bridges.step()
+            self.bridge_optimizer.step()
         return metrics
 
     @torch.no_grad()

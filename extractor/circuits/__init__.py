@@ -4,10 +4,10 @@ circuit.py           Node, Edge, Calibration, Circuit: values that become JSON. 
 sites.py             names and widths of sites. No torch
 graph.py             which nodes and edges are on, as masks; edges counted exactly; nodes on no live path removed
 masks.py             what the two implementations below share
-reference.py         the definition of a masked model, one mask set at a time
+reference.py         the definition of a masked model: what replaces ablated nodes and edges. One mask set at a time
 layers.py network.py the fast implementation, many mask sets at once
 calibration.py       scale and shift of the logit difference;  scorer.py: losses of many circuits on one batch
-mean_activations.py  the value of an ablated node;  node_labels.py: the tokens a node reads and writes
+mean_activations.py  the mean of every node, its value under mean ablation;  node_labels.py: the tokens a node reads and writes
 compiled.py          a circuit that runs without its model
 
 Doors: all but masks and layers.

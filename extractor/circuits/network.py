@@ -1,18 +1,21 @@
 """The fast masked model: only the kept nodes, for many mask sets at once, and only the answers' logit difference (all of this is ours).
 
-It computes what `reference.masked_logit_diff` defines (lines R1 to R8 there). Residual channels that a kept node reads or writes are
-*tracked*; all other channels are known before any mask is: h_c = embedding[token, c] + constant_c.
+Read reference.py first: this module computes what `reference.masked_logit_diff` defines in its lines R1 to R8. W and b are a link's weight
+and bias, r replacement values, norms n = 0 .. 2L (before each sublayer, and the last). Residual channels that a kept node reads or writes
+are *tracked*; the value of an untracked channel before norm n is known before any mask is: embedding[token, c] + c_n[c].
 
 Once per set of kept nodes (`FastMaskedModel`):
-  1. Ablated nodes become constants: rows and columns of W go, b' = b + W r (R3, R4). Only kept nodes and tracked channels remain.
+  1. Ablated nodes become constants: their rows and columns of W go, b' = b + W r (R3, R4), except in heads: see `_heads`, layers.py.
   2. c_n, the sum of what ablated nodes write before norm n, is a constant vector (R7).
 Once per batch (`prepare`):
-  3. Tracked embeddings (R1), and of the other channels only s_n = sum_c (embedding_c + c_n)^2 before each norm n, and their part of the
-     logit difference. Prompts run in groups of similar length.
+  3. Tracked embeddings (R1), and of the untracked channels only s_n = sum_c (embedding[c] + c_n[c])^2 before each norm, and their part of
+     the logit difference. Prompts run in groups of similar length.
 Once per mask set, P of them as one more batch dimension (`run`):
-  4. Read: x = h * gain / sqrt((sum h^2 + s_n) / width + eps), then R3 (R2).
-  5. Attention and MLP with the cut matrices (R3 to R7). In the last layer queries, neurons and writes exist at the scored position only.
-  6. Logit difference = norm scale * (h . readout + rest_readout) + direct: one dot product in place of the unembedding (R8).
+  4. Read: x = h * gain / sqrt((sum h^2 + s_n) / width + eps), h the tracked channels, gain the norm's weight; then R3 (R2).
+  5. Attention and MLP with the cut matrices (R3 to R7). In the last layer only keys and values run at every
+     position; queries, neurons and writes at the scored one.
+  6. Logit difference = norm scale * (h . readout + rest_readout) + direct, readout = (unembedding[first] - unembedding[second]) * gain: one
+     dot product in place of the unembedding (R8).
 
 Paper: App. A.5. Shapes: P mask sets, B prompts, T tokens, R tracked channels, S residual width, L layers, N nodes.
 """
@@ -241,6 +244,8 @@ class FastMaskedModel:
 
     def _heads(self, prefix: str, attn: Attention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Channels of score slots and of value slots, flat, padded with -1 per head; computed heads; heads with constant scores.
+
+        A sink takes a share of attention that depends on the scores; what ablated values write is proportional to the rest.
 
         kept v   kept q or k   sink, and ablated v that write   head
         yes      any           any                              computed

@@ -1,10 +1,10 @@
 """Finding the smallest circuit that does a task. Paper: Sec. 2.2, App. A.5.
 
-prune.py       find_circuits: rank, cut, eliminate, choose. Read this first
+prune.py       find_circuits: rank, cut, eliminate, choose the candidate with fewest edges. Read this first
 problem.py     the model, the pairs, the target;  elements.py: nodes or edges, one by one
 algorithms/    rankings, one file each;  mask_sets.py: populations of learned masks
 bisection.py   the smallest prefix of a ranking that meets the target
-eliminate.py   removal of single nodes and edges
+eliminate.py   removes nodes or edges step by step; every step is a candidate
 
 Doors: prune, problem, algorithms.
 """

@@ -1,19 +1,21 @@
 """Elimination: remove elements (nodes or edges) from a circuit, cheapest first, and keep every circuit on the way (ours).
 
-One round, on train pairs drawn for it alone; L(C) is the calibrated task loss (nats) of circuit C, m_e the mask of element e:
+One round. Losses are measured on train pairs drawn for the round, necessity on select pairs. L(C) is the calibrated task loss (nats) of
+circuit C, m_e the mask of element e:
 
 1. Predict the rise of the loss without e, for all elements with one backward pass:   rise_e = -dL/dm_e + correction_e
-   (first order). correction_e is the error of this prediction when e was last removed for a trial: where the model is certain, gradients
-   vanish and the correction is all there is.
-2. Order the elements by rise. Measure L exactly without each of the first `SINGLE_TRIALS`, and without prefixes of 2, 4, 8 ... elements.
+   (first order, the calibration held fixed). correction_e is the error of this prediction when e was last removed for a trial: where the
+   model is certain, gradients vanish and the correction is all there is.
+2. Order the elements by rise. Measure L exactly without each of the first `SINGLE_TRIALS`, and without prefixes of 2, 4, 8 ...
+   elements, at most `LARGEST_SHARE` of them.
 3. Options: the prefixes whose measured rise is within their share of the loss left to spend,
        L(C without prefix) - L(C) <= MOST_SPENT * (most - L(C)) * size / E,
    the largest first, and last the cheapest single element.
-4. Remove the first option after which the circuit is still necessary; dead nodes go with it. If not even the single element can go, it
-stays
-   for good. After a refusal prefixes start from half the size, after a removal from twice the size.
+4. Remove the first option after which the circuit is still necessary; dead nodes go with it. If not even the single element can go, it is
+   kept for good. A refusal halves the size of the largest prefix, a removal doubles its limit.
 
-Elimination ends when the cheapest single removal leaves more than `most` nats, or nothing more can go. E elements, P trials.
+Elimination ends when the cheapest of the single removals leaves more than `most` nats, when `PATIENCE` rounds in a row remove nothing, or
+when nothing more can go. E elements, P trials.
 """
 
 from __future__ import annotations
@@ -133,7 +135,7 @@ def eliminate(
                 break
             largest = max(1, int(removed.sum()) // 2)
         else:
-            stays |= first.places(elements.graph(options[-1]))
+            stays |= first.places(elements.graph(options[-1]))  # options mark what would go: here the single element
             refused += 1
     return path
 

@@ -145,7 +145,10 @@ def _shortest(problem: PruningProblem, prefixes: _Prefixes, criteria: CircuitCri
 
 
 def _with_loss_to_spend(problem: PruningProblem, prefixes: _Prefixes, criteria: CircuitCriteria, shortest: int, least_target: float) -> int:
-    """Nodes of a longer prefix, with half the loss of the targets: elimination spends the rest. At most `MAX_NODE_FACTOR` times as many."""
+    """Nodes of a longer prefix, with half the loss of the targets: elimination spends the rest.
+
+    At most `MAX_NODE_FACTOR` times `shortest`.
+    """
     most = min(MAX_NODE_FACTOR * shortest, len(problem.index))
     counts = [prefixes.sufficient(START_SHARE * target, most) for target in (problem.target, least_target)]
     if criteria.least_loss_without:
@@ -156,7 +159,7 @@ def _with_loss_to_spend(problem: PruningProblem, prefixes: _Prefixes, criteria: 
 def _path(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria, largest: float) -> EliminationPath:
     """All circuits on the way while nodes are eliminated and, with granularity 'edge', then edges from several starts."""
 
-    def passed(kind: str, mask: CircuitMask, target: float) -> EliminationPath:
+    def eliminated(kind: str, mask: CircuitMask, target: float) -> EliminationPath:
         most = max(criteria.select_target(target), criteria.scorer.loss(mask)) + problem.spec.margin
         return eliminate(problem, kind, mask, most, criteria.is_roughly_necessary)
 
@@ -165,11 +168,11 @@ def _path(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria
         path.append(Nodes(start), start, start.edge_count())
         return path
     if problem.spec.granularity == "node":
-        return passed("node", start, largest)
+        return eliminated("node", start, largest)
     least = START_SHARE * problem.target
-    fewer_nodes = _last_below(criteria, passed("node", start, least), least)
+    fewer_nodes = _last_below(criteria, eliminated("node", start, least), least)
     starts = [*_edge_starts(problem, start, criteria), fewer_nodes]
-    return EliminationPath.joined([passed("edge", mask.with_edges(), largest) for mask in starts])
+    return EliminationPath.joined([eliminated("edge", mask.with_edges(), largest) for mask in starts])
 
 
 def _last_below(criteria: CircuitCriteria, path: EliminationPath, loss: float) -> CircuitMask:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from extractor.spec.schema import MAX_BIGRAM_VOCABULARY, SparseModelSpec, SparsitySpec
 
 
-class Matrix(NamedTuple):
+class MatrixSize(NamedTuple):
     """A weight matrix of a block: `neurons` neurons or attention channels, each with `length` weights on its own side."""
 
     neurons: int
@@ -38,10 +38,10 @@ def kept_entries(entries: int, fraction: float, protected: int = 0) -> int:
     return max(1, protected, round(fraction * entries))
 
 
-def block_matrices(shape: SparseModelSpec) -> tuple[Matrix, ...]:
+def block_matrices(shape: SparseModelSpec) -> tuple[MatrixSize, ...]:
     """The matrices of one block in order: c_attn, c_proj of attention, c_fc, c_proj of the MLP."""
     width, neurons, read = shape.d_model, shape.mlp_ratio * shape.d_model, shape.d_model + shape.d_pos_emb
-    return Matrix(3 * width, read), Matrix(width, width), Matrix(neurons, read), Matrix(neurons, width)
+    return MatrixSize(3 * width, read), MatrixSize(width, width), MatrixSize(neurons, read), MatrixSize(neurons, width)
 
 
 def block_entries(shape: SparseModelSpec) -> int:
@@ -79,7 +79,7 @@ def tensor_sizes(shape: SparseModelSpec, sparsity: SparsitySpec, vocab_size: int
     yield dense(width + (vocab_size if logits_bias else 0))
 
 
-def _kept(matrix: Matrix, sparsity: SparsitySpec) -> int:
+def _kept(matrix: MatrixSize, sparsity: SparsitySpec) -> int:
     return kept_entries(matrix.entries, sparsity.weight_frac, matrix.protected(sparsity.min_per_neuron))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 from extractor.spec.schema import SparsitySpec
-from extractor.spec.sizes import Matrix, kept_entries
+from extractor.spec.sizes import MatrixSize, kept_entries
 from extractor.training.schedule import annealed_fraction
 
 _ROWS, _COLUMNS = 1, 0  # the axis along which a neuron's own weights lie, in (out, in) layout
@@ -45,7 +45,7 @@ class Constraint:
         if self.neuron_axis is None:
             return 0
         length = self.tensor.shape[self.neuron_axis]
-        return Matrix(self.tensor.numel() // length, length).protected(min_per_neuron)
+        return MatrixSize(self.tensor.numel() // length, length).protected(min_per_neuron)
 
     def kept(self, fraction: float, min_per_neuron: int) -> int:
         """Entries kept at this fraction; never fewer than the protected ones."""

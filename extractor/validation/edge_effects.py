@@ -78,9 +78,9 @@ def _rises(problem: PruningProblem, elements: Edges, chosen: Tensor, batch: Task
     def losses(on: Tensor) -> Tensor:
         return calibrate_all(network.logit_diffs(prompts, elements.masks(on)), batch.sign)[0]
 
-    whole = torch.ones(1, len(elements), device=batch.ids.device)
+    all_on = torch.ones(1, len(elements), device=batch.ids.device)
     found = []
     for done, some in enumerate(chosen.split(size)):
         problem.tick(done * size, len(chosen))
-        found.append(losses(whole.repeat(len(some), 1).scatter(1, some[:, None], 0.0)))
-    return torch.cat(found) - losses(whole)[0]
+        found.append(losses(all_on.repeat(len(some), 1).scatter(1, some[:, None], 0.0)))
+    return torch.cat(found) - losses(all_on)[0]

@@ -1,8 +1,8 @@
-"""Do other seeds find the same circuit (App. C)? The whole search again from each, and how much of what they find is shared.
+"""Do other seeds find the same circuit (App. C)? The search runs again from each seed; the overlap of their circuits is measured.
 
-A seed decides how masks start, which pairs are drawn for learning and for elimination, and what the search proposes; model, splits and
-means stay. Each seed's circuit is kept in the problem's work folder as soon as it is found: an interrupted comparison goes on with the
-next seed, and inside one from that search's own checkpoints.
+A seed decides the initial masks, the pairs drawn for learning and elimination, and the proposals of the search; model, splits and means are
+the same. Each seed's circuit is stored in the problem's work folder as soon as it is found: an interrupted comparison resumes with the next
+seed, or from the checkpoints of the current one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FACTS, _MASKS, _NODES = "circuit.json", "circuit.safetensors", "nodes"
 
 
 def compare_seeds(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch) -> dict[str, Any]:
-    """The problem's own circuit beside those of the following seeds, as many in all as its spec asks for.
+    """The problem's own circuit and those of the following seeds; `spec.seeds` circuits together.
 
     circuits      [{seed, nodes, edges, loss (held-out, nats), met}, ...], the problem's own first
     node_overlap  mean Jaccard overlap of two circuits' nodes, over all pairs of circuits
@@ -56,7 +56,7 @@ def overlap(sets: list[dict]) -> float:
 
 
 def circuit_of_seed(problem: PruningProblem, seed: int) -> PrunedCircuit:
-    """The circuit that the problem's search finds from another seed: made, or found made. Raises Stopped."""
+    """The circuit that the search finds from another seed, read from the work folder where it is stored. Raises Stopped."""
     name = f"seed{seed}"
     folder = None if problem.work is None else problem.work / name
     if folder is not None and (folder / _FACTS).is_file():

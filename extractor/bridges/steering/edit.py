@@ -1,6 +1,6 @@
 """An edit of a sparse node, carried into the dense model through its bridge (Sec. 3.3, App. A.4).
 
-A prompt is presented; another of as many tokens says what the node would be instead. The node's change d, per token (there minus here), is
+A prompt is presented; another of the same length says what the node would be instead. The node's change d, per token (there minus here), is
 a change of the dense model's residual:
 
     act_in.c        d * rms_s / gain_c  along  G[:, c]           it reads x_c / rms_s * gain_c of the sparse residual x
@@ -124,7 +124,7 @@ class CounterfactualRun:
 
     def __init__(self, pair: BridgedPair, presented: Tensor, toward: Tensor, last: Tensor):
         if presented.shape != toward.shape:
-            raise ValueError(f"prompts are steered toward prompts of as many tokens, not {tuple(presented.shape)} to {tuple(toward.shape)}")
+            raise ValueError(f"both prompts must have the same number of tokens, not {tuple(presented.shape)} to {tuple(toward.shape)}")
         self.pair, self.presented, self.toward, self.last = pair, presented, toward, last
         with torch.no_grad():
             self.context = pair.dense.context(presented)

@@ -71,7 +71,7 @@ class DenseSublayers(Protocol):
 
 
 @dataclass(frozen=True)
-class Context:
+class DenseContext:
     """Positions (1, T) of a pass, the causal mask for the model's attention, and rotary angles (cos, sin) where it has them."""
 
     positions: Tensor
@@ -118,7 +118,7 @@ class GPTWeights:
     blocks: tuple[BlockWeights, ...]
 
 
-def causal_context(config: PreTrainedConfig, embedding: nn.Embedding, ids: Tensor, attention_mask: Tensor | None) -> Context:
+def causal_context(config: PreTrainedConfig, embedding: nn.Embedding, ids: Tensor, attention_mask: Tensor | None) -> DenseContext:
     """Positions and mask as Hugging Face's decoders compute them; `embedding` gives dtype and device."""
     import torch
     from transformers.masking_utils import create_causal_mask
@@ -136,7 +136,7 @@ def causal_context(config: PreTrainedConfig, embedding: nn.Embedding, ids: Tenso
         past_key_values=None,
         position_ids=positions,
     )
-    return Context(positions, mask)
+    return DenseContext(positions, mask)
 
 
 def residuals(dense: DenseSublayers, ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from extractor.models.dense.base import BlockWeights, Context, GPTWeights, Norm, causal_context
+from extractor.models.dense.base import BlockWeights, DenseContext, GPTWeights, Norm, causal_context
 
 GELUS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 
@@ -23,18 +23,18 @@ class GPT2Sublayers:
         self.n_sublayers = 2 * len(model.transformer.h)
         self.width: int = model.config.hidden_size
 
-    def context(self, ids: Tensor, attention_mask: Tensor | None = None) -> Context:
+    def context(self, ids: Tensor, attention_mask: Tensor | None = None) -> DenseContext:
         transformer = self.model.transformer
         # On a GPU an index beyond the table fails an assertion that makes CUDA unusable.
         if ids.shape[1] > transformer.wpe.num_embeddings:
             raise ValueError(f"{ids.shape[1]} tokens do not fit the model's {transformer.wpe.num_embeddings} positions; use shorter texts")
         return causal_context(self.model.config, transformer.wte, ids, attention_mask)
 
-    def embed(self, ids: Tensor, context: Context) -> Tensor:
+    def embed(self, ids: Tensor, context: DenseContext) -> Tensor:
         transformer = self.model.transformer
         return transformer.drop(transformer.wte(ids) + transformer.wpe(context.positions))
 
-    def sublayer(self, index: int, h: Tensor, context: Context) -> Tensor:
+    def sublayer(self, index: int, h: Tensor, context: DenseContext) -> Tensor:
         block = self.model.transformer.h[index // 2]
         if index % 2 == 0:
             return block.attn(block.ln_1(h), attention_mask=context.mask, position_ids=context.positions)[0] + h

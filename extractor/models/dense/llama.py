@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from extractor.models.dense.base import Context, causal_context
+from extractor.models.dense.base import DenseContext, causal_context
 
 
 class LlamaSublayers:
@@ -24,16 +24,16 @@ class LlamaSublayers:
         self.n_sublayers = 2 * len(model.model.layers)
         self.width: int = model.config.hidden_size
 
-    def context(self, ids: Tensor, attention_mask: Tensor | None = None) -> Context:
+    def context(self, ids: Tensor, attention_mask: Tensor | None = None) -> DenseContext:
         inner = self.model.model
         context = causal_context(self.model.config, inner.embed_tokens, ids, attention_mask)
         # rotary_emb reads only dtype and device of its first argument.
         return replace(context, rotary=inner.rotary_emb(inner.embed_tokens.weight, position_ids=context.positions))
 
-    def embed(self, ids: Tensor, context: Context) -> Tensor:
+    def embed(self, ids: Tensor, context: DenseContext) -> Tensor:
         return self.model.model.embed_tokens(ids)
 
-    def sublayer(self, index: int, h: Tensor, context: Context) -> Tensor:
+    def sublayer(self, index: int, h: Tensor, context: DenseContext) -> Tensor:
         layer = self.model.model.layers[index // 2]
         if index % 2 == 0:
             normed = layer.input_layernorm(h)
