@@ -1,7 +1,7 @@
-"""After training: linear layers with few nonzeros run through sparse kernels where that is measured to be faster, dense otherwise.
+"""Sparse kernels for trained models: a linear layer with few nonzeros uses one where it is measured to be faster than the dense kernel.
 
-A layer that is switched stays the same object with the same parameters, so hooks, names and saved weights are as before. Gradients with
-respect to inputs pass (pruning needs them); where a gradient with respect to the weight is asked for, the layer computes densely.
+A switched layer stays the same object with the same parameters, so hooks, names and saved weights do not change. Gradients with respect to
+inputs are computed by the sparse kernel (pruning needs them); where the weight needs a gradient, the layer uses the dense kernel.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-DENSEST = 1 / 8  # nonzero share above which no sparse kernel is tried
-_BLOCK = 256  # tokens multiplied at once: what they leave is turned over while it is in the cache
+DENSEST = 1 / 8  # nonzero fraction above which no sparse kernel is tried
+_BLOCK = 256  # tokens multiplied at once, so that their output is transposed while it is in the cache
 _ROUNDS = 5
 
 
 def sparsify(model: nn.Module, tokens: int = 2048) -> dict[str, str]:
     """Time every linear layer on `tokens` tokens, forward and input gradient, and switch it to the fastest kernel.
 
-    Returns the kernel of every layer by its name: 'dense', 'csr' or 'csc'. Timings vary, so choices may from call to call; values agree to
-    rounding. `densify` takes it back.
+    Returns the kernel of every layer by its name: 'dense', 'csr' or 'csc'. As timings vary, choices may differ between calls; values agree
+    to rounding. `densify` undoes it.
     """
     densify(model)
     chosen = {}
@@ -45,7 +45,7 @@ def densify(model: nn.Module) -> None:
 
 
 class SparseLinear(nn.Linear):
-    """A linear layer whose weight is multiplied in a compressed layout, made anew whenever the weight has changed."""
+    """A linear layer that multiplies a compressed copy of its weight; the copy is renewed when the weight changes."""
 
     _kernel: str
     _compressed: tuple[tuple, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None
@@ -57,6 +57,7 @@ class SparseLinear(nn.Linear):
         linear._kernel, linear._compressed = kernel, None  # type: ignore[assignment]
 
     def switch_back(self) -> None:
+        """Turn the layer into a dense one again, in place."""
         del self._kernel, self._compressed
         self.__class__ = nn.Linear  # type: ignore[assignment]
 
@@ -70,7 +71,7 @@ class SparseLinear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
     def _products(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """x -> x W^T and g -> g W."""
+        """The functions x -> x W^T and g -> g W, for x (N, in) and g (N, out)."""
         weight = self.weight.detach()
         state = weight.data_ptr(), self.weight._version, weight.device
         if self._compressed is None or self._compressed[0] != state:
@@ -90,7 +91,7 @@ class _Product(torch.autograd.Function):
 
 
 def _product(matrix: Tensor, kernel: str) -> Callable[[Tensor], Tensor]:
-    """x (N, in) -> x matrix^T (N, out) for a matrix (out, in)."""
+    """The function x (N, in) -> x matrix^T (N, out) for a matrix (out, in)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse (CSR|CSC)")
         if kernel == "csc":

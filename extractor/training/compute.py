@@ -78,18 +78,18 @@ class Compute(SingleProcess):
         return start, start + size + (process < more)
 
     def accumulate(
-        self, share: Tensor, rows: int, loss_of: Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]], parameters: list[nn.Parameter]
+        self, own: Tensor, rows: int, loss_of: Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]], parameters: list[nn.Parameter]
     ) -> tuple[float, list[Tensor]]:
         """Leave the gradient of the mean loss over the global batch in `parameters`; returns that loss and the averaged terms.
 
-        share    this process's rows of the global batch, (its rows, ...)
+        own      this process's rows of the global batch, see `own_rows`
         rows     number of rows of the global batch
         loss_of  for some rows their mean loss, a scalar, and further terms, tensors that are means over these rows; terms get no gradient
 
         Raises OutOfMemory when a single row does not fit.
         """
         while True:
-            found = self._pass_over(share, rows, loss_of, parameters)
+            found = self._pass_over(own, rows, loss_of, parameters)
             if not self._total(found is None):
                 break
             self._halve()
@@ -128,7 +128,7 @@ class Compute(SingleProcess):
         self.accelerator.trackers = []
 
     def _pass_over(
-        self, share: Tensor, rows: int, loss_of: Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]], parameters: list[nn.Parameter]
+        self, own: Tensor, rows: int, loss_of: Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]], parameters: list[nn.Parameter]
     ) -> tuple[Tensor, list[Tensor]] | None:
         """This process's part of the loss and of the terms, and its gradient in place; None when memory ran out."""
         from accelerate.utils.memory import should_reduce_batch_size
@@ -138,7 +138,7 @@ class Compute(SingleProcess):
         total = torch.zeros((), device=self.device)
         sums: list[Tensor] = []
         try:
-            for micro in share.split(int(self.state["micro_batch"])):
+            for micro in own.split(int(self.state["micro_batch"])):
                 weight = len(micro) / rows
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                     value, terms = loss_of(micro.to(self.device))

@@ -1,9 +1,9 @@
-"""L0 projection of weights: after every optimiser step each tensor keeps only its largest magnitudes.
+"""L0 projection: after every optimiser step each constrained tensor keeps only its entries of largest magnitude.
 
-Every matrix keeps the same fraction, exactly `round(fraction * entries)` entries (fewer only where fewer are nonzero), among them at least
-`min_per_neuron` per neuron or attention channel, counted on its own side: rows of c_fc and c_attn, columns of the two output projections.
-Equal magnitudes are kept in the order of their places, so the number is exact with ties too. `project` is the definition, by one sort per
-tensor; `Projector` gives the same bits without sorting. Paper: Sec. 2.1, App. A.2.
+Every matrix keeps the same fraction, exactly `round(fraction * entries)` entries (fewer only where fewer are nonzero). Among them are the
+`min_per_neuron` largest of every neuron or attention channel, counted on its own side: rows of c_fc and c_attn, columns of the two output
+projections. Of equal magnitudes the first in memory are kept, so the number is exact with ties too. `project` is the reference
+implementation, one sort for each tensor; `Projector` computes the same bits without sorting. Paper: Sec. 2.1, App. A.2.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from extractor.training.schedule import annealed_fraction
 
 _ROWS, _COLUMNS = 1, 0  # the axis along which a neuron's own weights lie, in (out, in) layout
 _SIGNLESS = np.int32(0x7FFFFFFF)
-_BEYOND = 0x7FFFFFFF  # above every finite magnitude's bit pattern
-_SAMPLE = 1 << 14  # entries from which a threshold is guessed; tensors up to this size are searched whole
-_BLOCK = 1 << 17  # entries worked on at once: with their copies they fit a core's cache
-_NEAR = 1 << 15  # least half-width of a warm bracket in bit patterns: 0.4 % of the threshold
+_BEYOND = 0x7FFFFFFF  # above the bit patterns of all finite magnitudes
+_SAMPLE = 1 << 14  # entries from which a threshold is estimated; smaller tensors are searched completely
+_BLOCK = 1 << 17  # entries processed at once: with their copies they fit a core's cache
+_NEAR = 1 << 15  # smallest half-width of a bracket around the last threshold, in bit patterns: 0.4 % of the threshold
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """One L0-constrained tensor: its final fraction and, for matrices with neurons, the axis of a neuron's weights."""
+    """One L0-constrained tensor: its final nonzero fraction and, for matrices with neurons, the axis of a neuron's weights."""
 
     name: str
     tensor: Tensor
@@ -41,19 +41,19 @@ class Constraint:
     neuron_axis: int | None
 
     def protected(self, min_per_neuron: int) -> int:
-        """Entries kept because they are among the strongest of their neuron."""
+        """Number of entries that are kept as the largest of their neuron."""
         if self.neuron_axis is None:
             return 0
         length = self.tensor.shape[self.neuron_axis]
         return MatrixSize(self.tensor.numel() // length, length).protected(min_per_neuron)
 
     def kept(self, fraction: float, min_per_neuron: int) -> int:
-        """Entries kept at this fraction; never fewer than the protected ones."""
+        """Number of entries kept at a nonzero fraction; never fewer than the protected ones."""
         return kept_entries(self.tensor.numel(), fraction, self.protected(min_per_neuron))
 
 
 def constraints(model: SparseGPTForCausalLM, sparsity: SparsitySpec) -> list[Constraint]:
-    """All constrained tensors: matrices, embeddings, added positions, unembedding, biases. Norms, sinks and the bigram table are free."""
+    """All constrained tensors: matrices, embeddings, added positions, unembedding, biases; not norms, sinks and the bigram table."""
     embeddings = ("wte.weight", "lm_head.weight", *(["wpe.weight"] if model.config.added_positions else []))
     found = []
     for name, parameter in model.named_parameters():
@@ -69,16 +69,16 @@ def constraints(model: SparseGPTForCausalLM, sparsity: SparsitySpec) -> list[Con
 
 
 def nonzeros(model: SparseGPTForCausalLM, sparsity: SparsitySpec) -> dict[str, int]:
-    """Nonzero entries of every constrained tensor, by name."""
+    """Number of nonzero entries of every constrained tensor, by name."""
     return {item.name: int(item.tensor.count_nonzero()) for item in constraints(model, sparsity)}
 
 
-# The definition.
+# The reference implementation.
 
 
 @torch.no_grad()
 def project(model_constraints: list[Constraint], step: int, steps: int, sparsity: SparsitySpec) -> None:
-    """Zero everything beyond this step's L0 in every constrained tensor, in place."""
+    """In every constrained tensor, zero the entries beyond the L0 of `step` (of `steps`), in place."""
     for item in model_constraints:
         fraction = annealed_fraction(step, steps, item.target, sparsity)
         kept = item.kept(fraction, sparsity.min_per_neuron)
@@ -86,7 +86,7 @@ def project(model_constraints: list[Constraint], step: int, steps: int, sparsity
 
 
 def keep_mask(weight: Tensor, kept: int, neuron_axis: int | None, min_per_neuron: int) -> Tensor:
-    """True at exactly `kept` entries (or all): the strongest of every neuron, then the largest magnitudes; of equal ones the first."""
+    """True at exactly `kept` entries (or all): the largest of every neuron, then the largest of the tensor; of equal ones the first."""
     score = weight.detach().abs()
     if neuron_axis is not None and min_per_neuron:
         order = score.argsort(dim=neuron_axis, descending=True, stable=True)
@@ -96,25 +96,25 @@ def keep_mask(weight: Tensor, kept: int, neuron_axis: int | None, min_per_neuron
     return torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device).index_fill(0, order[:kept], True).view_as(weight)
 
 
-# The fast paths. Magnitudes order like their bit patterns without the sign, so thresholds are integers.
+# The fast paths. Magnitudes are ordered as their bit patterns without the sign bit, so thresholds are integers.
 
 
 class Projector:
-    """`project`, fast: the same tensors keep the same entries, whatever it was called with before.
+    """Replaces `project`: the same entries are kept, whatever earlier calls were.
 
-    On a CPU the threshold of a tensor is looked for near the last one, then near a sample's, then everywhere; only entries inside the
-    bracket are partitioned, and only neurons with too few entries above it are looked at one by one. On a GPU all tensors of one shape are
-    searched at once and nothing is read back.
+    On a CPU the threshold of a tensor is searched near the last one, then near an estimate from a sample, then everywhere. Only entries
+    inside the bracket are partitioned, and only neurons with too few entries above it are searched one by one. On a GPU all tensors of one
+    shape are searched together, without a copy to the host.
     """
 
     def __init__(self, constrained: list[Constraint], sparsity: SparsitySpec):
         self.constrained, self.sparsity = constrained, sparsity
-        self._brackets: dict[str, tuple[int, int]] = {}  # name -> where to look first; wrong ones only cost time
+        self._brackets: dict[str, tuple[int, int]] = {}  # name -> last threshold and its change; only speed depends on it
 
     @torch.no_grad()
     def project(self, step: int, steps: int) -> None:
-        """Zero everything beyond the L0 of `step` (of `steps`) in every constrained tensor, in place."""
-        here: list[tuple[Constraint, int]] = []
+        """In every constrained tensor, zero the entries beyond the L0 of `step` (of `steps`), in place."""
+        on_cpu: list[tuple[Constraint, int]] = []
         groups: dict[tuple, list[tuple[Constraint, int]]] = defaultdict(list)
         for item in self.constrained:
             kept = item.kept(annealed_fraction(step, steps, item.target, self.sparsity), self.sparsity.min_per_neuron)
@@ -124,21 +124,21 @@ class Projector:
             if tensor.dtype != torch.float32 or not tensor.is_contiguous():
                 tensor.mul_(keep_mask(tensor, kept, item.neuron_axis, self.sparsity.min_per_neuron))
             elif tensor.device.type == "cpu":
-                here.append((item, kept))
+                on_cpu.append((item, kept))
             else:
                 groups[tensor.shape, item.neuron_axis, tensor.device].append((item, kept))
         for group in groups.values():
             tensors, counts = [item.tensor for item, _ in group], [kept for _, kept in group]
             project_together(tensors, counts, group[0][0].neuron_axis, self.sparsity.min_per_neuron)
-        threads = min(torch.get_num_threads(), len(here))
+        threads = min(torch.get_num_threads(), len(on_cpu))
         if threads > 1:
             with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(self._project_here, *zip(*here, strict=True)))
+                list(pool.map(self._project_on_cpu, *zip(*on_cpu, strict=True)))
         else:
-            for item, kept in here:
-                self._project_here(item, kept)
+            for item, kept in on_cpu:
+                self._project_on_cpu(item, kept)
 
-    def _project_here(self, item: Constraint, kept: int) -> None:
+    def _project_on_cpu(self, item: Constraint, kept: int) -> None:
         search = _Search(item, kept, self.sparsity.min_per_neuron)
         last = self._brackets.get(item.name)
         for low, high in search.brackets(last):
@@ -151,7 +151,7 @@ class Projector:
 
 
 class _Search:
-    """One tensor on the CPU: the entries beyond its neurons' protected ones, and the threshold that leaves `free` of them."""
+    """The projection of one tensor on the CPU: finds the threshold above which `free` entries lie that no neuron protects."""
 
     def __init__(self, item: Constraint, kept: int, min_per_neuron: int):
         self.weight = item.tensor.detach().numpy().reshape(-1)
@@ -162,7 +162,7 @@ class _Search:
         self.kept, self.free = kept, kept - self.protected
 
     def brackets(self, last: tuple[int, int] | None) -> Iterator[tuple[int, int]]:
-        """Where the threshold may lie, [low, high) of bit patterns, from the cheapest guess to one that cannot fail."""
+        """Brackets [low, high) of bit patterns for the threshold, from the cheapest guess to one that always holds it."""
         if len(self.bits) > _SAMPLE and self.free:
             if last is not None:
                 threshold, drift = last
@@ -173,7 +173,7 @@ class _Search:
         yield 0, _BEYOND
 
     def _sampled(self) -> tuple[int, int]:
-        """Five standard deviations round a sample's quantiles: between `free` and `kept` entries lie above the threshold."""
+        """A bracket of five standard deviations around a sample's quantiles: between `free` and `kept` entries lie above the threshold."""
         size = len(self.bits)
         sample = np.sort(self.bits[:: size // _SAMPLE | 1] & _SIGNLESS)[::-1]
         most, fewest = (len(sample) * count / size for count in (self.kept, self.free))
@@ -181,47 +181,50 @@ class _Search:
         return int(sample[last]) if last < len(sample) else 0, min(int(sample[first]) + 1, _BEYOND) if first >= 0 else _BEYOND
 
     def keep(self, low: int, high: int) -> int | None:
-        """Zero what goes and return the threshold, if it lies in [low, high); else None, and nothing is changed."""
-        mask, inside = self._compare(low, high)
+        """Project the tensor and return the threshold, if it lies in [low, high); else return None and change nothing.
+
+        Comments name the lines of `keep_mask` that a step replaces.
+        """
+        mask, inside = self._compare(low, high)  # entries above the bracket, which order[:kept] holds; candidates inside it
         above, weak = self._beyond_protection(mask)
         wanted = self.free - above
         if wanted < 1 and self.free:
             return None
-        if len(weak):
+        if len(weak):  # replaces score.scatter(neuron_axis, strongest, torch.inf), for the neurons whose entries are not all above
             mask[self._strongest(weak)] = True
             inside = inside[~mask[inside]]
         if len(inside) < wanted:
             return None
         threshold = high
-        if wanted:
+        if wanted:  # replaces the rest of order[:kept]: the largest candidates, of equal ones the first
             values = self.bits[inside] & _SIGNLESS
             place = len(values) - wanted
             threshold = np.partition(values, place)[place]
             mask[inside[values > threshold]] = True
             ties = inside[values == threshold]
             mask[ties[: wanted - np.count_nonzero(values > threshold)]] = True
-        np.multiply(self.weight, mask, out=self.weight)
+        np.multiply(self.weight, mask, out=self.weight)  # replaces tensor.mul_(keep_mask(...))
         return int(threshold)
 
     def _compare(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-        """A mask of the entries at or above `high`, and the places of those in [low, high), ascending."""
+        """A mask of the entries at or above `high`, and the indices of those in [low, high), ascending."""
         mask, inside = np.empty(len(self.bits), np.bool_), []
         for start in range(0, len(self.bits), _BLOCK):
             block = self.bits[start : start + _BLOCK] & _SIGNLESS
             np.greater_equal(block, np.int32(high), out=mask[start : start + _BLOCK])
-            block -= np.int32(low)  # as unsigned numbers, those below `low` are now the largest
+            block -= np.int32(low)  # entries below `low` become the largest unsigned numbers
             inside.append(np.flatnonzero(block.view(np.uint32) < np.uint32(high - low)) + start)
         return mask, np.concatenate(inside)
 
     def _beyond_protection(self, mask: np.ndarray) -> tuple[int, np.ndarray]:
-        """How many entries of the mask no neuron protects, and which neurons have too few in the mask."""
+        """The number of entries of the mask that no neuron protects, and the neurons with fewer than `least` entries in the mask."""
         if not self.least:
             return int(np.count_nonzero(mask)), np.empty(0, np.intp)
         counts = _count(mask.reshape(self.shape), self.axis)
         return int(np.maximum(counts - self.least, 0).sum()), np.flatnonzero(counts < self.least)
 
     def _strongest(self, neurons: np.ndarray) -> np.ndarray:
-        """Places of the `least` strongest entries of these neurons; of equal ones the first."""
+        """Indices of the `least` largest entries of these neurons; of equal ones the first."""
         bits = self.bits.reshape(self.shape)
         rows = (bits[neurons] if self.axis == _ROWS else np.take(bits, neurons, axis=1).T.copy()) & _SIGNLESS
         length = rows.shape[1]
@@ -241,26 +244,27 @@ def _count(mask: np.ndarray, axis: int | None) -> np.ndarray:
     """True entries along an axis of a matrix, as int64."""
     if axis == _ROWS:
         return np.bitwise_count(np.packbits(mask, axis=1)).sum(axis=1, dtype=np.int64)
-    columns, step = mask.view(np.uint8), 255  # as many as a byte can count, which is the fastest way to add them
+    columns, step = mask.view(np.uint8), 255  # sums of up to 255 fit a byte, the fastest type to add
     return sum(columns[i : i + step].sum(axis=0, dtype=np.uint8).astype(np.int64) for i in range(0, len(columns), step))
 
 
 def project_together(tensors: list[Tensor], kept: list[int], neuron_axis: int | None, min_per_neuron: int) -> None:
-    """Project float32 tensors of one shape on one device, in place, without reading anything back to the host.
+    """Project float32 tensors of one shape on one device, in place, without a copy to the host. The fast path of a GPU.
 
-    All thresholds are bisected at once, bit by bit: 31 counts over the tensors. Any device; the fast path of a GPU.
+    It bisects all thresholds together, bit by bit: 31 counts over the tensors. Comments name the lines of `keep_mask` that a step replaces.
     """
     shape = tensors[0].shape if tensors[0].dim() == 2 else (1, tensors[0].numel())
     bits = torch.stack([t.detach().view(shape) for t in tensors]).view(torch.int32).bitwise_and_(_BEYOND)  # (G, rows, columns)
     protected = torch.zeros_like(bits, dtype=torch.bool)
     free = torch.tensor(kept, device=bits.device)
-    if neuron_axis is not None:
+    if neuron_axis is not None:  # replaces score.scatter(neuron_axis, strongest, torch.inf)
         least = min(min_per_neuron, shape[neuron_axis])
         for _ in range(least):
             strongest = bits.argmax(dim=1 + neuron_axis, keepdim=True)
             protected.scatter_(1 + neuron_axis, strongest, True)
             bits.scatter_(1 + neuron_axis, strongest, -1)
         free = free - least * (protected[0].numel() // shape[neuron_axis])
+    # Replaces score.flatten().argsort(...)[:kept]: the largest threshold that at least `free` entries reach, then ties in order.
     threshold = torch.zeros_like(free, dtype=torch.int32)
     for bit in range(30, -1, -1):
         trial = threshold | (1 << bit)

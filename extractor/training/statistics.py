@@ -1,4 +1,4 @@
-"""What a sparse model is like inside: how many weights, how many dead neurons, how sparse its activations, how peaked its residual."""
+"""Statistics of a sparse model: nonzero weights, dead neurons, sparsity of activations, kurtosis of the residual."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def weight_statistics(model: SparseGPTForCausalLM, constrained: Sequence[Constraint]) -> dict[str, float]:
-    """Counts over the L0-constrained tensors, and channels no weight reaches or leaves.
+    """Counts over the L0-constrained tensors:
 
     nonzeros       nonzero entries of all constrained tensors
     nonzero_share  the same as a fraction of their entries
@@ -39,7 +39,7 @@ def _dead(reading: Tensor, writing: Tensor) -> Tensor:
 
 @torch.no_grad()
 def activation_statistics(model: SparseGPTForCausalLM, ids: Tensor) -> dict[str, float]:
-    """Over ids (B, T) of ordinary text:
+    """Measured on ids (B, T) of held-out text:
 
     activation_sparsity  fraction of node values that are zero, mean over sites
     silent_neurons       fraction of MLP neurons that are zero at every token
@@ -62,7 +62,7 @@ def activation_statistics(model: SparseGPTForCausalLM, ids: Tensor) -> dict[str,
 
 
 def kurtosis(residual: Tensor) -> float:
-    """E[x^4] / E[x^2]^2 over the last axis, mean over the others; tokens whose residual is all zero are left out."""
+    """E[x^4] / E[x^2]^2 over the last axis, mean over the others; tokens whose residual is zero are left out."""
     x = residual.flatten(0, -2).double()
     second = x.square().mean(-1)
     return (x.pow(4).mean(-1) / second.square())[second > 0].mean().item()

@@ -69,7 +69,7 @@ def prompts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def steer(pair, node: str, presented, toward, strengths, last, way: str = "read") -> list[torch.Tensor]:
     """The dense model's logits (B, V) after each prompt, for each strength of the node's edit."""
     run = CounterfactualRun(pair, presented, toward, last)
-    edit = run.change([find_node(pair, node)], way)
+    edit = run.edit([find_node(pair, node)], way)
     return [run.logits(edit, strength) for strength in strengths]
 
 
@@ -78,9 +78,9 @@ def all_of(pair, site: str) -> list:
     return [find_node(pair, f"{site}.{channel}") for channel in range(width)]
 
 
-def edited_sparse(pair, contrast: CounterfactualRun, site: str, strength: float, channels: slice = slice(None)) -> torch.Tensor:
+def edited_sparse(pair, run: CounterfactualRun, site: str, strength: float, channels: slice = slice(None)) -> torch.Tensor:
     """The sparse model's own logits when these channels go so far toward their other values."""
-    there = contrast.there[site]
+    there = run.counterfactual_values[site]
 
     def replace(x: torch.Tensor) -> torch.Tensor:
         x = x.clone()
@@ -88,35 +88,35 @@ def edited_sparse(pair, contrast: CounterfactualRun, site: str, strength: float,
         return x
 
     with torch.no_grad(), pair.sparse.edit({site: replace}):
-        return pair.sparse(input_ids=contrast.presented).logits[torch.arange(ROWS), contrast.last]
+        return pair.sparse(input_ids=run.presented).logits[torch.arange(ROWS), run.last]
 
 
 @pytest.mark.parametrize("site", [f"{layer}.{place}" for layer in (0, 1) for place in CARRIED])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_all_nodes_of_a_site_do_to_the_dense_model_what_they_do_to_its_exact_copy(pair, site: str, strength: float):
-    contrast = CounterfactualRun(pair, *prompts())
-    found = contrast.logits(contrast.change(all_of(pair, site)), strength)
-    assert torch.allclose(found, edited_sparse(pair, contrast, site, strength), atol=1e-2)
-    assert not torch.allclose(found, contrast.plain_logits(), atol=1.0)
+    run = CounterfactualRun(pair, *prompts())
+    found = run.logits(run.edit(all_of(pair, site)), strength)
+    assert torch.allclose(found, edited_sparse(pair, run, site, strength), atol=1e-2)
+    assert not torch.allclose(found, run.plain_logits(), atol=1.0)
 
 
 @pytest.mark.parametrize("node", ["0.attn.act_in.3", "0.mlp.act_in.31", "1.attn.act_in.0", "1.mlp.act_in.17"])
 def test_one_node_that_reads_is_that_channel_replaced_in_the_one_read(pair, node: str):
     presented, toward, last = prompts()
-    contrast = CounterfactualRun(pair, presented, toward, last)
+    run = CounterfactualRun(pair, presented, toward, last)
     site, channel = node.rsplit(".", 1)
     found = steer(pair, node, presented, toward, [0.3, 1.0], last)
     for logits, strength in zip(found, (0.3, 1.0), strict=True):
-        assert torch.allclose(logits, edited_sparse(pair, contrast, site, strength, slice(int(channel), int(channel) + 1)), atol=2e-3)
-    assert not torch.allclose(found[1], contrast.plain_logits(), atol=1e-2)
+        assert torch.allclose(logits, edited_sparse(pair, run, site, strength, slice(int(channel), int(channel) + 1)), atol=2e-3)
+    assert not torch.allclose(found[1], run.plain_logits(), atol=1e-2)
 
 
 def test_all_of_a_read_is_the_counterfactuals_read(pair):
     presented, toward, last = prompts()
-    contrast = CounterfactualRun(pair, presented, toward, last)
+    run = CounterfactualRun(pair, presented, toward, last)
     norm = pair.sites[2].base_layer
     here, there = (norm(residuals(pair.dense, ids)[2]) for ids in (presented, toward))
-    assert torch.allclose(contrast.change(all_of(pair, "1.attn.act_in")).of(1.0), there - here, atol=1e-3)
+    assert torch.allclose(run.edit(all_of(pair, "1.attn.act_in")).of(1.0), there - here, atol=1e-3)
 
 
 def test_gains_and_means_of_both_norms_are_reckoned_with():
@@ -125,15 +125,15 @@ def test_gains_and_means_of_both_norms_are_reckoned_with():
     with torch.no_grad():
         block.ln_2.weight.copy_(torch.rand(48, generator=generator) + 0.5)
         site.bridge_decoder["default"].weight.copy_(torch.rand(32, 48, generator=generator))
-    contrast = CounterfactualRun(pair, *prompts())
-    x, normed = contrast.here["blocks.0.hook_resid_mid"], contrast.here["0.mlp.act_in"]
-    moved, delta = x.clone(), contrast.there["0.mlp.act_in"] - normed
+    run = CounterfactualRun(pair, *prompts())
+    x, normed = run.presented_values["blocks.0.hook_resid_mid"], run.presented_values["0.mlp.act_in"]
+    moved, delta = x.clone(), run.counterfactual_values["0.mlp.act_in"] - normed
     moved[..., 3] += delta[..., 3] * x[..., 3] / normed[..., 3]  # so that channel 3 reads as it does there, the norm being held
     with torch.no_grad():
         step = site.decode(moved) - site.decode(x)
-    h, norm = contrast.residuals[1], site.base_layer
+    h, norm = run.residuals[1], site.base_layer
     expected = (step - step.mean(-1, keepdim=True)) / h.std(-1, correction=0, keepdim=True) * norm.weight
-    assert torch.allclose(contrast.change([find_node(pair, "0.mlp.act_in.3")]).of(1.0), expected, atol=1e-3)
+    assert torch.allclose(run.edit([find_node(pair, "0.mlp.act_in.3")]).of(1.0), expected, atol=1e-3)
 
 
 def test_a_strength_of_zero_is_the_dense_model_to_the_bit(pair):
@@ -145,38 +145,38 @@ def test_a_strength_of_zero_is_the_dense_model_to_the_bit(pair):
 
 def test_a_prompt_steered_toward_itself_stays_as_it_is(pair):
     presented, _, last = prompts()
-    contrast = CounterfactualRun(pair, presented, presented, last)
-    assert torch.equal(contrast.logits(contrast.change(all_of(pair, "0.attn.act_in"))), contrast.plain_logits())
+    run = CounterfactualRun(pair, presented, presented, last)
+    assert torch.equal(run.logits(run.edit(all_of(pair, "0.attn.act_in"))), run.plain_logits())
 
 
 def test_the_stream_reaches_later_sublayers_and_a_read_does_not(pair):
-    contrast = CounterfactualRun(pair, *prompts())
+    run = CounterfactualRun(pair, *prompts())
     node = find_node(pair, "0.attn.act_in.3")
-    read, stream = (contrast.change([node], way) for way in ("read", "stream"))
-    assert torch.allclose(contrast.residuals[0] + stream.of(1.0), contrast.residuals[0] + stream.amount * stream.directions[0])
-    assert not torch.allclose(contrast.logits(read), contrast.logits(stream), atol=1e-2)
-    assert contrast.change([find_node(pair, "0.mlp.post_act.3")], "read").way == "stream"
+    read, stream = (run.edit([node], way) for way in ("read", "stream"))
+    assert torch.allclose(run.residuals[0] + stream.of(1.0), run.residuals[0] + stream.amount * stream.directions[0])
+    assert not torch.allclose(run.logits(read), run.logits(stream), atol=1e-2)
+    assert run.edit([find_node(pair, "0.mlp.post_act.3")], "read").way == "stream"
 
 
 @pytest.mark.parametrize("way", ["read", "stream"])
 def test_disabled_adapters_do_not_steer(pair, way: str):
-    contrast = CounterfactualRun(pair, *prompts())
-    change = contrast.change([find_node(pair, "0.mlp.act_in.3")], way)
-    assert not torch.equal(contrast.logits(change), contrast.plain_logits())
+    run = CounterfactualRun(pair, *prompts())
+    edit = run.edit([find_node(pair, "0.mlp.act_in.3")], way)
+    assert not torch.equal(run.logits(edit), run.plain_logits())
     with pair.adapter.disable_adapter():
-        assert torch.equal(contrast.logits(change), contrast.plain_logits())
+        assert torch.equal(run.logits(edit), run.plain_logits())
 
 
 @pytest.mark.parametrize("nodes", [1, 5, 48])
 def test_random_directions_are_as_long_at_every_token_and_point_elsewhere(pair, nodes: int):
-    contrast = CounterfactualRun(pair, *prompts())
-    change = contrast.change(all_of(pair, "0.mlp.act_in")[:nodes])
-    drawn = random_directions(change, 3, seed=1)
+    run = CounterfactualRun(pair, *prompts())
+    edit = run.edit(all_of(pair, "0.mlp.act_in")[:nodes])
+    drawn = random_directions(edit, 3, seed=1)
     for turned in drawn:
-        assert torch.allclose(turned.of(0.7).norm(dim=-1), change.of(0.7).norm(dim=-1), rtol=1e-3, atol=1e-5)
-        assert torch.cosine_similarity(turned.of(1.0).flatten(), change.of(1.0).flatten(), dim=0).abs() < 0.7
+        assert torch.allclose(turned.of(0.7).norm(dim=-1), edit.of(0.7).norm(dim=-1), rtol=1e-3, atol=1e-5)
+        assert torch.cosine_similarity(turned.of(1.0).flatten(), edit.of(1.0).flatten(), dim=0).abs() < 0.7
     assert not torch.allclose(drawn[0].directions, drawn[1].directions)
-    assert all(torch.equal(a.directions, b.directions) for a, b in zip(drawn, random_directions(change, 3, seed=1), strict=True))
+    assert all(torch.equal(a.directions, b.directions) for a, b in zip(drawn, random_directions(edit, 3, seed=1), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_random_directions_are_as_long_at_every_token_and_point_elsewhere(pair, 
         ("2.mlp.act_in.0", "model of 2 layers"),
         ("0.mlp.act_in.48", "has 48 channels"),
         ("0.mlp.post_act.192", "has 192 channels"),
-        ("nonsense", "nodes are called as"),
+        ("nonsense", "node names look like"),
     ],
 )
 def test_nodes_that_are_none_or_cannot_be_steered_are_refused(pair, node: str, why: str):
@@ -203,10 +203,10 @@ def test_position_channels_are_refused():
 
 def test_prompts_of_different_length_and_nodes_of_different_sites_are_refused(pair):
     presented, toward, last = prompts()
-    with pytest.raises(ValueError, match="as many tokens"):
+    with pytest.raises(ValueError, match="the same shape"):
         CounterfactualRun(pair, presented, toward[:, :-1], last)
     with pytest.raises(UsageError, match=r"one site, not at 0\.attn\.act_in, 0\.mlp\.act_in"):
-        CounterfactualRun(pair, presented, toward, last).change([find_node(pair, f"0.{place}.act_in.1") for place in ("attn", "mlp")])
+        CounterfactualRun(pair, presented, toward, last).edit([find_node(pair, f"0.{place}.act_in.1") for place in ("attn", "mlp")])
 
 
 @pytest.fixture(scope="module")

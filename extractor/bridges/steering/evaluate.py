@@ -1,9 +1,9 @@
-"""Does a circuit's node steer the dense model? The edit of `contrast`, measured against random directions (Sec. 3.3).
+"""Does a circuit's node steer the dense model? The edit of edit.py, measured against random directions (Sec. 3.3).
 
-Every node of the circuit, and all of the circuit's nodes at each site together, are tried on a few pairs; the best of either kind is then
-measured on held-out pairs, both members of each presented and steered toward the other. Only prompts count that the dense model answers
-rightly by itself. Probabilities are those of the other prompt's answer: `probability` against the right answer, `vocabulary` among all
-tokens.
+Each node of the circuit, and all of its nodes at each site together, are tried on a few pairs. The best single node and the best site are
+then measured on held-out pairs: each member of a pair is presented, with the other as its counterfactual. Only prompts that the dense model
+answers correctly without an edit are counted. Probabilities are those of the counterfactual answer: `probability` against the correct
+answer, `vocabulary` among all tokens. Shapes: `extractor.bridges`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Decode = Callable[[list[int]], str]
 
 @dataclass(frozen=True)
 class AnswerOdds:
-    """Of the other answer after each prompt, (B,): its probability against the right answer, and among all tokens."""
+    """Probabilities (B,) of the counterfactual answer after each prompt: against the correct answer, and among all tokens."""
 
     between: Tensor
     among_all: Tensor
@@ -41,7 +41,7 @@ class AnswerOdds:
 
 @dataclass(frozen=True)
 class SteeringTrial:
-    """Nodes of one site, the way they went, and the mean probability of the other answer at strength 1."""
+    """Nodes of one site, the way of their edit, and the mean probability of the counterfactual answer at strength 1."""
 
     nodes: tuple[SteeredNode, ...]
     way: Way
@@ -49,26 +49,26 @@ class SteeringTrial:
 
 
 class SteeringPrompts:
-    """The prompts of some pairs, each steered toward the other of its pair. `counted` (B,) marks those answered rightly by themselves."""
+    """The first `pairs` pairs, each member with the other as counterfactual. `counted` (B,): answered correctly without an edit."""
 
     def __init__(self, pair: BridgedPair, batch: TaskBatch, pairs: int):
         self.batch = batch.pick(torch.arange(min(pairs, batch.pairs)))
         self.rows = torch.arange(len(self.batch.ids), device=self.batch.ids.device)
-        self.contrast = CounterfactualRun(pair, self.batch.ids, self.batch.ids[self.rows ^ 1], self.batch.last)
-        self.plain = self._odds(self.contrast.plain_logits())
+        self.run = CounterfactualRun(pair, self.batch.ids, self.batch.ids[self.rows ^ 1], self.batch.last)
+        self.plain = self._odds(self.run.plain_logits())
         self.counted = self.plain.between < 0.5
 
-    def odds(self, change: ResidualEdit, strength: float) -> AnswerOdds:
-        return self.plain if strength == 0 else self._odds(self.contrast.logits(change, strength))
+    def odds(self, edit: ResidualEdit, strength: float) -> AnswerOdds:
+        return self.plain if strength == 0 else self._odds(self.run.logits(edit, strength))
 
     def mean(self, values: Tensor) -> float:
-        """Over the prompts that count."""
+        """The mean over the counted prompts."""
         return values[self.counted].double().mean().item()
 
     def trial(self, nodes: Sequence[SteeredNode]) -> SteeringTrial:
-        """The better of the ways that the nodes can go."""
+        """The way in which the edit of the nodes works better."""
         ways = WAYS if nodes[0].reads else WAYS[1:]
-        found = [SteeringTrial(tuple(nodes), way, self.mean(self.odds(self.contrast.change(nodes, way), 1.0).between)) for way in ways]
+        found = [SteeringTrial(tuple(nodes), way, self.mean(self.odds(self.run.edit(nodes, way), 1.0).between)) for way in ways]
         return max(found, key=lambda trial: trial.probability)
 
     def _odds(self, logits: Tensor) -> AnswerOdds:
@@ -79,17 +79,17 @@ class SteeringPrompts:
 def steering_report(
     pair: BridgedPair, circuit_nodes: Sequence[str], select: TaskBatch, held_out: TaskBatch, seed: int, decode: Decode | None = None
 ) -> dict[str, Any]:
-    """What steering with the circuit's nodes does; {} where none can be steered, or the dense model answers nothing rightly.
+    """How edits of the circuit's nodes steer the dense model; {} where no node can be edited or no prompt is answered correctly.
 
-    {node, site, channel}         the best single node, and with it:
-    way                           'read' or 'stream', see `contrast`
-    strengths                     0 to 1; parallel to it probability, vocabulary, flipped (share of prompts whose answer changed),
+    {node, site, channel}         the best single node; for it:
+    way                           'read' or 'stream', see `steering.edit`
+    strengths                     0 to 1; for each of them probability, vocabulary, flipped (fraction of prompts whose answer changed),
                                   random, random_worst (probability: mean, and highest, of RANDOM_DRAWS directions of equal norm)
     example                       {prompt, toward, answer, other, before, after}; needs `decode` (token ids to text)
-    pairs, prompts                held-out pairs, and how many of their prompts count
+    pairs, prompts                number of held-out pairs, and of counted prompts
     tried                         [[node, probability at strength 1 on select pairs, way], ...], best first
-    together                      the circuit's nodes at the best site, all at once: {site, nodes, width (how many channels the site has),
-                                  way, ...} as above; None where no site has two
+    together                      the circuit's nodes at the best site, edited together: {site, nodes, width (channels of the site),
+                                  way, ...} as above; None where no site has two nodes
     """
     nodes = steerable(pair, circuit_nodes)
     few, many = SteeringPrompts(pair, select, TRIED_PAIRS), SteeringPrompts(pair, held_out, MEASURED_PAIRS)
@@ -111,11 +111,11 @@ def steering_report(
 
 
 def measured(steered: SteeringPrompts, trial: SteeringTrial, seed: int, decode: Decode | None) -> dict[str, Any]:
-    """A trial's curves along STRENGTHS, beside those of random directions; see `steering_report`."""
-    change = steered.contrast.change(trial.nodes, trial.way)
-    odds = [steered.odds(change, strength) for strength in STRENGTHS]
+    """A trial's results for STRENGTHS, with those of random directions; see `steering_report`."""
+    edit = steered.run.edit(trial.nodes, trial.way)
+    odds = [steered.odds(edit, strength) for strength in STRENGTHS]
     drawn = [
-        [steered.mean(steered.odds(other, strength).between) for other in random_directions(change, RANDOM_DRAWS, seed)]
+        [steered.mean(steered.odds(other, strength).between) for other in random_directions(edit, RANDOM_DRAWS, seed)]
         for strength in STRENGTHS
     ]
     found: dict[str, Any] = {
@@ -130,7 +130,7 @@ def measured(steered: SteeringPrompts, trial: SteeringTrial, seed: int, decode: 
 
 
 def _example(steered: SteeringPrompts, after: AnswerOdds, decode: Decode) -> dict[str, Any]:
-    """The first prompt that counts, and the probability of the other answer before and after."""
+    """The first counted prompt, and the probability of the counterfactual answer without and with the edit."""
     row, batch = int(steered.counted.nonzero()[0]), steered.batch
     stop = int(batch.last[row]) + 1
     return {

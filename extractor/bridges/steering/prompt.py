@@ -1,4 +1,4 @@
-"""Steering by hand: a finished result and two prompts in, what the dense model answers along the strengths of an edit out."""
+"""`extract steer`: edit nodes of a finished result on a prompt of the user's, and show the dense model's answers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ TOP_TOKENS = 3
 
 @dataclass(frozen=True)
 class BridgedResult:
-    """One circuit of a finished result folder whose sparse model has bridges."""
+    """A circuit of a finished result whose sparse model has bridges."""
 
     folder: Path
     circuit: Circuit
 
     @cached_property
     def pair(self) -> BridgedPair:
-        """Opened with the dense model that the bridges were made for. Raises what opening a model raises."""
+        """The models, loaded at the first use. Raises what `open_pair` raises."""
         from extractor.bridges.pair import open_pair
 
         return open_pair(self.folder / "model")
@@ -48,9 +48,9 @@ class BridgedResult:
 
 
 def open_result(folder: Path, task: str | None = None) -> BridgedResult:
-    """The circuit of a task in a finished result; torch is not needed yet.
+    """The circuit of a task in a finished result; without `task` its only circuit. Does not load torch.
 
-    Raises NotFound for a result that is unfinished or none, UsageError where there is no dense model or which circuit is meant is open.
+    Raises NotFound where there is no finished result, UsageError where it has no dense model, no such circuit or several circuits.
     """
     if not (folder / "spec.json").is_file():
         raise NotFound(f"{folder} is not a result folder: it holds no spec.json")
@@ -62,24 +62,24 @@ def open_result(folder: Path, task: str | None = None) -> BridgedResult:
     if task is None and len(found) == 1:
         task = found[0]
     if task not in found:
-        asked = f"no circuit of {task!r}" if task else "several circuits; say which with --task" if found else "no circuit"
-        raise UsageError(f"the result in {folder} holds {asked}{'; it has ' + ', '.join(found) if found else ''}")
+        problem = f"no circuit of {task!r}" if task else "several circuits; say which with --task" if found else "no circuit"
+        raise UsageError(f"the result in {folder} holds {problem}{'; it has ' + ', '.join(found) if found else ''}")
     return BridgedResult(folder, Circuit.from_json(files.read_json(folder / "circuits" / task / "circuit.json")))
 
 
 def steer_result(
     result: BridgedResult, toward: str, prompt: str | None, nodes: Sequence[str], way: Way | None, strengths: Sequence[float], seed: int = 0
 ) -> dict[str, Any]:
-    """What the dense model says after `prompt` while nodes of one site go toward their values after another prompt.
+    """The dense model's answers after `prompt` while nodes of one site move to their values after the prompt `toward`.
 
-    {model, task, nodes, way, prompt, toward, answers, other (the one it does not give by itself), steps}; a step is {strength,
-    probability: both answers' among all tokens, between: the other's against the first, random, random_worst: the same of random
-    directions, top: [[token, probability], ...]}. Where a task's answers vary, they are what the model says after the two prompts.
+    prompt   None: the held-out prompt of the task with the other answer that is most similar to `toward`
+    nodes    empty: the best node of the circuit
+    way      see edit.py; None: the way that the report found best, else 'read'
 
-    prompt   None: a held-out prompt of the task with the other answer, as near to `toward` as there is
-    nodes    none: the best of the circuit
-    way      see `contrast`; None: the way that was found best, else 'read'
-    Raises UsageError.
+    Returns {model, task, nodes, way, prompt, toward, answers, other (the answer that the model does not give without an edit), steps}. A
+    step is {strength, probability (of both answers, among all tokens), between (of `other`, against the first answer), random,
+    random_worst (`between` for random directions: mean and highest), top ([[token, probability], ...])}. Where a task's answers vary from
+    pair to pair, they are the likeliest tokens after the two prompts. Raises UsageError.
     """
     from extractor.bridges.steering.edit import CounterfactualRun, find_node
 
@@ -88,43 +88,43 @@ def steer_result(
     there = _encode(result, toward)
     here = _encode(result, prompt) if prompt is not None else _held_out(result, there)
     _check_lengths(result, here, there)
-    contrast = CounterfactualRun(pair, _row(result, here), _row(result, there), _row(result, [len(here) - 1])[0])
-    choice = _choice(result, contrast)
+    run = CounterfactualRun(pair, _row(result, here), _row(result, there), _row(result, [len(here) - 1])[0])
+    choice = _choice(result, run)
     if not chosen:
-        chosen, way = _best(result, contrast, choice, way)
-    change = contrast.change(chosen, way or "read")
+        chosen, way = _best(result, run, choice, way)
+    edit = run.edit(chosen, way or "read")
     return {
         "model": pair.name,
         "task": circuit.task,
         "nodes": [node.id for node in chosen],
-        "way": change.way,
+        "way": edit.way,
         "prompt": result.tokenizer.decode(here),
         "toward": toward,
         "answers": list(choice.answers),
         "other": choice.answers[choice.other],
-        "steps": _steps(result, contrast, choice, change, strengths, seed),
+        "steps": _steps(result, run, choice, edit, strengths, seed),
     }
 
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """The two answers, their tokens, and which of them (0 or 1) the dense model does not give by itself."""
+    """The two answers, their token ids, and the index of the one that the dense model does not give without an edit."""
 
     answers: tuple[str, str]
     ids: tuple[int, int]
     other: int
 
     def between(self, logits: Tensor) -> float:
-        """The other answer's probability against the first's, from logits (1, V)."""
+        """The probability of `other` against the first answer, from logits (1, V)."""
         return logits[0, list(self.ids)].double().softmax(0)[self.other].item()
 
 
-def _choice(result: BridgedResult, contrast: CounterfactualRun) -> AnswerPair:
-    """Between the task's answers; where these vary, between what the dense model says after each prompt, which must differ."""
+def _choice(result: BridgedResult, run: CounterfactualRun) -> AnswerPair:
+    """The task's answers; where these vary, the likeliest tokens after each prompt, which must differ."""
     circuit = result.circuit
     if circuit.answers and circuit.answer_ids:
-        return AnswerPair(circuit.answers, circuit.answer_ids, int(contrast.plain_logits()[0, list(circuit.answer_ids)].argmin()))
-    ids = _said(result, contrast.presented), _said(result, contrast.toward)
+        return AnswerPair(circuit.answers, circuit.answer_ids, int(run.plain_logits()[0, list(circuit.answer_ids)].argmin()))
+    ids = _likeliest(result, run.presented), _likeliest(result, run.counterfactual)
     answers = result.tokenizer.decode([ids[0]]), result.tokenizer.decode([ids[1]])
     if ids[0] == ids[1]:
         raise UsageError(
@@ -134,30 +134,28 @@ def _choice(result: BridgedResult, contrast: CounterfactualRun) -> AnswerPair:
     return AnswerPair(answers, ids, 1)
 
 
-def _said(result: BridgedResult, ids: Tensor) -> int:
-    """What the dense model finds likeliest after a prompt (1, T): one of the task's two answers, or any token where these vary."""
+def _likeliest(result: BridgedResult, ids: Tensor) -> int:
+    """The token that is likeliest after a prompt (1, T) in the dense model: one of the task's answers, or any where these vary."""
     from extractor.bridges.steering.edit import CounterfactualRun
 
-    logits, known = (
-        CounterfactualRun(result.pair, ids, ids, _row(result, [ids.shape[1] - 1])[0]).plain_logits()[0],
-        result.circuit.answer_ids,
-    )
+    last, known = _row(result, [ids.shape[1] - 1])[0], result.circuit.answer_ids
+    logits = CounterfactualRun(result.pair, ids, ids, last).plain_logits()[0]
     return known[int(logits[list(known)].argmax())] if known else int(logits.argmax())
 
 
 def _steps(
-    result: BridgedResult, contrast: CounterfactualRun, choice: AnswerPair, change: ResidualEdit, strengths: Sequence[float], seed: int
+    result: BridgedResult, run: CounterfactualRun, choice: AnswerPair, edit: ResidualEdit, strengths: Sequence[float], seed: int
 ) -> list[dict[str, Any]]:
     from extractor.bridges.steering.edit import random_directions
     from extractor.bridges.steering.evaluate import RANDOM_DRAWS
 
-    drawn = random_directions(change, RANDOM_DRAWS, seed)
+    drawn = random_directions(edit, RANDOM_DRAWS, seed)
     found = []
     for strength in strengths:
-        logits = contrast.logits(change, strength)
+        logits = run.logits(edit, strength)
         everything = logits[0].softmax(0)
         best = everything.topk(TOP_TOKENS)
-        chance = [choice.between(contrast.logits(turned, strength)) for turned in drawn]
+        chance = [choice.between(run.logits(turned, strength)) for turned in drawn]
         found.append(
             {
                 "strength": strength,
@@ -171,8 +169,8 @@ def _steps(
     return found
 
 
-def _best(result: BridgedResult, contrast: CounterfactualRun, choice: AnswerPair, way: Way | None) -> tuple[list[SteeredNode], Way | None]:
-    """The node that the report found best, and its way; where there is no such finding, the best for these prompts."""
+def _best(result: BridgedResult, run: CounterfactualRun, choice: AnswerPair, way: Way | None) -> tuple[list[SteeredNode], Way | None]:
+    """The best node of the report and its way; without such a report, the best node for these prompts."""
     from extractor.bridges.steering.edit import find_node, steerable
 
     known = files.read_json(result.circuit_folder / "result.json").get("steering")
@@ -183,13 +181,13 @@ def _best(result: BridgedResult, contrast: CounterfactualRun, choice: AnswerPair
         raise UsageError(f"the circuit of {result.circuit.task} has no node that can be steered; name one of the model with --node")
 
     def moved(node: SteeredNode) -> float:
-        return choice.between(contrast.logits(contrast.change([node], way or "read")))
+        return choice.between(run.logits(run.edit([node], way or "read")))
 
     return [max(nodes, key=moved)], way
 
 
 def _encode(result: BridgedResult, text: str) -> list[int]:
-    """Token ids. Raises UsageError for a text that is empty or longer than both models read."""
+    """Token ids. Raises UsageError for a text that is empty or too long for one of the models."""
     pair = result.pair
     ids: list[int] = result.tokenizer.encode(text, add_special_tokens=False).ids
     base: Any = pair.adapter.get_base_model()
@@ -204,17 +202,17 @@ def _encode(result: BridgedResult, text: str) -> list[int]:
 def _check_lengths(result: BridgedResult, here: list[int], there: list[int]) -> None:
     if len(here) == len(there):
         return
-    told = [f"{len(ids)} tokens {[result.tokenizer.decode([i]) for i in ids]}" for ids in (here, there)]
-    raise UsageError(f"both prompts must have the same number of tokens: --prompt has {told[0]}, --toward {told[1]}")
+    shown = [f"{len(ids)} tokens {[result.tokenizer.decode([i]) for i in ids]}" for ids in (here, there)]
+    raise UsageError(f"both prompts must have the same number of tokens: --prompt has {shown[0]}, --toward {shown[1]}")
 
 
 def _held_out(result: BridgedResult, there: list[int]) -> list[int]:
-    """The held-out prompt nearest to `there`, token by token, whose wrong answer is the one that the dense model gives there."""
+    """The held-out prompt with most tokens in common with `there` whose wrong answer is the dense model's answer to `there`."""
     import torch
 
     kept = files.read_tensors(result.circuit_folder / "held_out.safetensors")
     fitting = (kept["last"] == len(there) - 1).nonzero()[:, 0]
-    rows = fitting[kept["wrong"][fitting] == _said(result, _row(result, there))]
+    rows = fitting[kept["wrong"][fitting] == _likeliest(result, _row(result, there))]
     if not len(rows):
         lengths = sorted({int(last) + 1 for last in kept["last"]})
         raise UsageError(
