@@ -117,7 +117,7 @@ def refusal(name: str, revision: str, error: Exception) -> ModelNotFound:
     )
 
     while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # "not in the cache either"; the cause says why the hub did not give it
+        error = error.__cause__  # "not in the cache either"; the cause is the hub's error
     if isinstance(error, HFValidationError):
         return ModelNotFound(f"model {name!r} not found: no folder, not bundled, and no name that the hub allows; write ID or OWNER/ID")
     if isinstance(error, GatedRepoError):
