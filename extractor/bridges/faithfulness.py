@@ -33,7 +33,7 @@ FLAT = 1e-12  # share of its mean square below which a channel's variance is rou
 class SiteScores(NamedTuple):
     """Sums over tokens of [next-token loss, KL from the dense model's predictions], nats, fp64.
 
-    dense, sparse         of each model by itself, (2,)
+    dense, sparse         of each model's own pass, (2,)
     to_sparse, to_dense   of the hybrid passes, (2L + 1, 2): dense then sparse, sparse then dense
     """
 
@@ -264,7 +264,7 @@ def _logit_diffs_through_bridges(pair: BridgedPair, batch: TaskBatch, graph: Cir
 
 
 def _by_length(batch: TaskBatch) -> tuple[Tensor, ...]:
-    """Rows in groups of similar length. Prompts are padded on the right; causal attention keeps padding from what is read here."""
+    """Rows in groups of similar length. Prompts are padded on the right; with causal attention, padding does not affect the last token."""
     return batch.last.argsort(stable=True).chunk(LENGTH_GROUPS)
 
 

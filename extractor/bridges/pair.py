@@ -32,7 +32,7 @@ FOLDER = "bridges"
 
 @dataclass(frozen=True)
 class BridgedPair:
-    """A frozen dense model, a sparse model of as many layers, and the 2L + 1 bridge sites between them.
+    """A frozen dense model, a sparse model with the same number of layers, and the 2L + 1 bridge sites between them.
 
     adapter   the dense model with its bridges as a PEFT model
     name      the dense model's reference
@@ -49,7 +49,7 @@ class BridgedPair:
     def save(self, folder: Path) -> None:
         """Write the sparse model to `folder`, and the PEFT adapter with its card to `folder`/bridges."""
         self.sparse.save_pretrained(folder)
-        # 'auto' would ask the hub about the base model's embeddings.
+        # 'auto' would query the hub for the base model's embeddings.
         self.adapter.save_pretrained(str(folder / FOLDER), save_embedding_layers=False)
         # PEFT holds the target modules in a set, whose order differs between processes.
         config = files.read_json(folder / FOLDER / "adapter_config.json")

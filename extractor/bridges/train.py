@@ -61,11 +61,12 @@ class BridgeTrainer:
         """Take training step `index` (App. A.3). Shapes and symbols: `extractor.bridges`; v_i, the loss and its terms: losses.py.
 
         1. With init='dense', set the k of every AbsTopK for this step.
-        2. Draw x (B, T), and which sequences cross at which site; both depend on (seed, index) alone.
+        2. Draw x (B, T), and which sequences cross at which site, and which positions are scored: functions of (seed, index)
+           alone.
         3. For the first batch: v_i = Var(hs_i). For each micro-batch of x:
            a. Run both models: hd_i (without gradient) and hs_i at every site i = 0..2L.
            b. Make the hybrid passes: a sequence that crosses at site i enters the sparse model there as f_i(hd_i), and the dense model
-              as g_i(hs_i), and runs to the end.
+              as g_i(hs_i), and runs to the end. Each sequence crosses at one site; with estimator='exact' at all of them.
            c. With c = 1 / (2L + 1), or 1 (`BridgeSpec`); the sum is over all sites, or estimated from the sites of the crossings:
               loss = ce_coef * CE(ys, next token) + kl_plain_coef * KL(yd || ys)
                      + c * sum_i [ nmse_coef * (mean (f_i(hd_i) - hs_i)^2 / v_i  +  mean (g_i(hs_i) - hd_i)^2 in normalised coordinates)
@@ -80,23 +81,24 @@ class BridgeTrainer:
         Returns the loss, its TERMS (nats per token or fractions, means over sites), the RMS of the gradients and the learning rate.
         """
         spec, optim = self.spec, self.spec.optim
-        if self.annealing is not None:
+        if self.annealing is not None:  # 1
             self.annealing.set(index, optim.steps)
-        ids = self.corpus.batch(self.seed, index, optim.batch, optim.context).to(self.compute.device)
+        ids = self.corpus.batch(self.seed, index, optim.batch, optim.context).to(self.compute.device)  # 2
         crossing = Crossing.draw(spec, len(self.pair.sites), torch.Generator().manual_seed(self.seed * 1_000_003 + index))
         if index == 0:
             self._start_variance(ids)
 
-        def loss_of(rows: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        def loss_of(rows: Tensor) -> tuple[Tensor, Sequence[Tensor]]:  # 3 a to c
             start, stop = int(rows[0]), int(rows[-1]) + 1
             part = crossing.part(start, stop, optim.batch).to(self.compute.device)
             loss, *averaged = bridge_loss(self.pair, ids[start:stop], part, self.variance, spec)
             return loss, averaged
 
+        # 3 d
         loss, (terms, sparse_moments) = self.compute.accumulate(torch.arange(optim.batch), optim.batch, loss_of, self.parameters)
-        self.variance.lerp_(variance_of(sparse_moments), 1 - VARIANCE_MEMORY)
-        metrics = {"loss": loss} | dict(zip(TERMS, terms.tolist(), strict=True)) | self.sparse_optimizer.step(index)
-        for group in self.bridge_optimizer.param_groups:
+        self.variance.lerp_(variance_of(sparse_moments), 1 - VARIANCE_MEMORY)  # 4
+        metrics = {"loss": loss} | dict(zip(TERMS, terms.tolist(), strict=True)) | self.sparse_optimizer.step(index)  # 5
+        for group in self.bridge_optimizer.param_groups:  # 6
             group["lr"] = spec.bridge_lr * min(1.0, (index + 1) / max(1, optim.warmup * optim.steps)) * (1 - index / optim.steps)
         if math.isfinite(metrics["gradient_rms"]):
             self.bridge_optimizer.step()

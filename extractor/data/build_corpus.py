@@ -87,7 +87,7 @@ def build_corpus(
         if found < dataset.tokens:
             times = reads / (len(spec.sources) + len(spec.datasets)) / found if reads else 0
             often = f"; training will read them {times:.1f} times" if times >= 1 else ""
-            progress.note(f"dataset {dataset.name} ends after {found:,} of the {dataset.tokens:,} tokens asked for{often}")
+            progress.note(f"dataset {dataset.name} ends after {found:,} of the {dataset.tokens:,} tokens requested{often}")
     return Corpus(*folders)
 
 

@@ -135,13 +135,13 @@ class Shards:
     folder     ends in .part; only the files that its state.json names are valid, others are overwritten or removed
     position   of the DocumentStream after the last block added
     blocks     number of blocks added
-    whole      number of full shards written
+    written    number of full shards written
     """
 
     def __init__(self, folder: Path, dtype: np.dtype):
         self.folder, self.dtype = folder, dtype
         self.position: dict | None = None
-        self.blocks = self.whole = 0
+        self.blocks = self.written = 0
         self.pending, self.held_out = np.empty(0, dtype), np.empty(0, dtype)
 
     @classmethod
@@ -157,14 +157,14 @@ class Shards:
         except (BrokenArtifact, OSError, ValueError, KeyError, TypeError):
             shutil.rmtree(folder, ignore_errors=True)
             return shards
-        shards.position, shards.blocks, shards.whole = state["position"], state["blocks"], state["whole"]
+        shards.position, shards.blocks, shards.written = state["position"], state["blocks"], state["whole"]
         shards.pending, shards.held_out = pending, held_out
         return shards
 
     @property
     def tokens(self) -> int:
         """All tokens added, held-out ones included."""
-        return self.whole * SHARD_TOKENS + len(self.pending) + len(self.held_out)
+        return self.written * SHARD_TOKENS + len(self.pending) + len(self.held_out)
 
     @property
     def full(self) -> bool:
@@ -181,11 +181,11 @@ class Shards:
         """Write full shards, then pending and held-out tokens, then the state that names these files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         while self.full:
-            _write_array(self.folder / _shard(self.whole), self.pending[:SHARD_TOKENS])
-            self.pending, self.whole = self.pending[SHARD_TOKENS:], self.whole + 1
+            _write_array(self.folder / _shard(self.written), self.pending[:SHARD_TOKENS])
+            self.pending, self.written = self.pending[SHARD_TOKENS:], self.written + 1
         _write_array(self.folder / f"pending-{self.blocks}.npy", self.pending)
         _write_array(self.folder / f"held-{self.blocks}.npy", self.held_out)
-        state = {"blocks": self.blocks, "whole": self.whole, "position": self.position}
+        state = {"blocks": self.blocks, "whole": self.written, "position": self.position}
         write_json(self.folder / "state.json", state)
         for path in (*self.folder.glob("pending-*.npy"), *self.folder.glob("held-*.npy")):
             if path.stem.partition("-")[2] != str(self.blocks):
@@ -195,21 +195,21 @@ class Shards:
         """Hold out the last of HELD_OUT_ONE_IN parts of the tokens instead of documents: none was held out, or all were."""
         wanted = max(1, self.tokens // HELD_OUT_ONE_IN)
         tail = np.concatenate([self.pending, self.held_out])
-        if self.whole and len(tail) < wanted:
-            self.whole -= 1
-            tail = np.concatenate([np.load(self.folder / _shard(self.whole)), tail])
+        if self.written and len(tail) < wanted:
+            self.written -= 1
+            tail = np.concatenate([np.load(self.folder / _shard(self.written)), tail])
         cut = len(tail) - min(wanted, len(tail))
         self.pending, self.held_out = tail[:cut], tail[cut:]
         self.blocks += 1  # so that new files are written; the old ones stay valid until state.json names the new
 
     def finish(self, spec: DatasetSpec) -> None:
         """Write the last shard and then corpus.json, which completes the folder."""
-        if not (len(self.held_out) and self.whole + len(self.pending)):
+        if not (len(self.held_out) and self.written + len(self.pending)):
             self._hold_out_the_end()
         self.save()
-        names = [_shard(index) for index in range(self.whole)]
+        names = [_shard(index) for index in range(self.written)]
         if len(self.pending) or not names:
-            names.append(_shard(self.whole))
+            names.append(_shard(self.written))
             _write_array(self.folder / names[-1], self.pending)
         _write_array(self.folder / "held_out.npy", self.held_out)
         facts = {"source": spec.name, "train": names, "held_out": "held_out.npy", "asked": spec.tokens, "found": self.tokens}

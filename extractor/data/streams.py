@@ -125,7 +125,7 @@ class DocumentStream:
 
     def _wait(self, failures: int, error: Exception) -> None:
         if failures >= self.retries:
-            kept = "what is prepared is kept: run the same again and it goes on from there"
+            kept = "prepared tokens are kept: run the same command again to resume"
             place = f"stopped after {self._mark['rows'] + self._since} rows" if self._mark["rows"] + self._since else "cannot be reached"
             raise ExtractorError(f"dataset {self.spec.name!r} {place} ({first_line(error)}); {kept}") from None
         self.progress.note(f"dataset {self.spec.name}: {first_line(error)}; trying again")

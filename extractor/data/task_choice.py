@@ -62,7 +62,7 @@ class TaskChoice:
         return replace(self, tasks=tuple(task for task in self.tasks if task.name not in reasons))
 
 
-def choose(asked: Iterable[str]) -> TaskChoice:
+def choose(words: Iterable[str]) -> TaskChoice:
     """The tasks that a user names: by name or alias, by the path of a JSONL file, or 'all' for those of tasks/.
 
     Raises UnknownTask, NotFound, SpecError.
@@ -70,7 +70,7 @@ def choose(asked: Iterable[str]) -> TaskChoice:
     found: dict[str, Task] = {}
     files: dict[str, TaskFileSpec] = {}
     named: set[str] = set()
-    for word in asked:
+    for word in words:
         if word == ALL:
             found |= {name: get_task(name) for name in task_names() if name not in found}
             continue

@@ -117,7 +117,7 @@ def refusal(name: str, revision: str, error: Exception) -> ModelNotFound:
     )
 
     while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # "not in the cache either"; the cause says why the hub did not give it
+        error = error.__cause__  # "not in the cache either"; the cause is the hub's error
     if isinstance(error, HFValidationError):
         return ModelNotFound(f"model {name!r} not found: no folder, not bundled, and no name that the hub allows; write ID or OWNER/ID")
     if isinstance(error, GatedRepoError):
@@ -148,11 +148,11 @@ def reason(error: Exception) -> str:
     if status == 403:
         return "the hub forbids it; set HF_TOKEN to a token with the right to read this repository"
     if status == 429:
-        return "the hub wants fewer requests (429); try again in some minutes, or set HF_TOKEN"
+        return "the hub limits requests (429); try again in a few minutes, or set HF_TOKEN"
     if status >= 500:
         return f"the hub is out of order ({status}); try again later"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "no space is left for it; free some, or point HF_HOME at another disk"
+        return "the disk is full; free some space, or point HF_HOME at another disk"
     if "Timeout" in type(error).__name__:
         return "the hub does not answer in time; try again later, or set HF_HUB_ETAG_TIMEOUT to more seconds"
     if isinstance(error, (ValueError, KeyError, TypeError, AttributeError, RecursionError)):

@@ -1,4 +1,15 @@
-"""The weight-sparse GPT. Importing this package registers it with transformers, so that AutoModelForCausalLM loads its folders."""
+"""The weight-sparse GPT, an ordinary transformers model (Sec. 2.1, App. A.1).
+
+Importing this package registers it, so that AutoModelForCausalLM loads its folders. The first seven files are copied into saved models:
+
+configuration_sparse_gpt.py   shape and options
+modeling_sparse_gpt.py        the model: read this first
+abs_topk.py                   AbsTopK;  abs_topk_triton.py: its GPU kernel
+sink_attention.py             attention with a learned sink
+bigram.py                     bigram logits: dense table, sparse counts, low rank
+observing.py                  read and replace any value by name
+kernels.py                    sparse matrix products for trained models
+"""
 
 from transformers import AutoConfig, AutoModelForCausalLM
 

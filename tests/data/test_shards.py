@@ -195,7 +195,7 @@ def test_an_early_end_is_a_note_and_not_an_error(folder: Path, tmp_path: Path):
     tokenizer, corpus = corpus_for(CorpusSpec(sources=(), datasets=(local(folder),)), train, progress)
     found = corpus.tokens + len(corpus.held_out[0])
     (note,) = [note for note in notes if " ends after " in note]
-    assert f"ends after {found:,} of the 10,000,000 tokens asked for; training will read them {6_400_000 / found:.1f} times" in note
+    assert f"ends after {found:,} of the 10,000,000 tokens requested; training will read them {6_400_000 / found:.1f} times" in note
     assert tokenizer.get_vocab_size() == 300
 
 

@@ -200,7 +200,7 @@ def test_a_connection_that_stays_broken_is_one_line(hub: LocalHub, tmp_path: Pat
     kind, text, read = json.loads(python(BREAK, "always", "123", env=hub.environment(tmp_path)))
     assert (kind, read) == ("ExtractorError", 123)
     assert "stopped after 123 rows (connection reset by peer)" in text
-    assert "run the same again and it goes on from there" in text
+    assert "run the same command again to resume" in text
 
 
 def test_reads_that_the_hub_cuts_off_do_no_harm(hub: LocalHub, from_hub, tmp_path: Path):

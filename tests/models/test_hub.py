@@ -124,7 +124,7 @@ REFUSED = {
     "some/listed": ("BrokenArtifact", "expected a JSON object"),
     "some/huge-config": ("BrokenArtifact", "has 9,000,000,000 bytes; that is no config"),
     "some/down": ("ModelNotFound", "the hub is out of order (503); try again later"),
-    "some/busy": ("ModelNotFound", "the hub wants fewer requests (429)"),
+    "some/busy": ("ModelNotFound", "the hub limits requests (429)"),
 }
 
 
@@ -187,7 +187,7 @@ def test_a_hub_that_is_away_or_slow_is_told_apart(hub: LocalHub, tmp_path: Path)
         (TimeoutError("late"), "does not answer in time"),
         (ConnectionError("refused\nmore"), "the hub cannot be reached (refused)"),
         (ConnectionError(), "the hub cannot be reached (ConnectionError)"),
-        (OSError(errno.ENOSPC, "full"), "no space is left for it"),
+        (OSError(errno.ENOSPC, "full"), "the disk is full"),
     ],
 )
 def test_what_kept_the_worker_from_a_download_is_said(cause: Exception, said: str):
