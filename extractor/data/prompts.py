@@ -123,9 +123,10 @@ def tokenize_task(task: Task, tokenizer: Tokenizer) -> TokenizedTask:
     probes = list(itertools.islice(task.pairs("select"), PROBED_PAIRS))
     reasons = []
     for answers in task.answers:
-        ids = _answer_ids(answers, tokenizer)
-        if isinstance(ids, str):
-            reasons.append(ids)
+        try:
+            ids = _answer_ids(answers, tokenizer)
+        except AnswerMismatch as mismatch:
+            reasons.append(str(mismatch))
             continue
         expression = TokenizedTask(task, answers, ids)
         fitting = sum(encode_pair(pair, expression, tokenizer) is not None for pair in probes)
@@ -142,23 +143,30 @@ def tokenize_task(task: Task, tokenizer: Tokenizer) -> TokenizedTask:
     raise TaskNotExpressible(f"task {task.name!r} cannot be asked under this tokenizer: {'; '.join(reasons)}; choose another model or task")
 
 
-def _answer_ids(answers: tuple[str, str], tokenizer: Tokenizer) -> tuple[int, int] | str:
-    """Two answers as single, different tokens; a text that says why they are none."""
+class AnswerMismatch(Exception):
+    """Two answers are not single, different tokens. The message gives the reason."""
+
+
+def _answer_ids(answers: tuple[str, str], tokenizer: Tokenizer) -> tuple[int, int]:
+    """Two answers as single, different tokens. Raises AnswerMismatch."""
     first, second = (tokenizer.encode(answer, add_special_tokens=False).ids for answer in answers)
     for answer, ids in zip(answers, (first, second), strict=True):
         if len(ids) != 1:
-            return f"{answer!r} is {len(ids)} tokens {[tokenizer.id_to_token(i) for i in ids]}"
+            raise AnswerMismatch(f"{answer!r} is {len(ids)} tokens {[tokenizer.id_to_token(i) for i in ids]}")
     if first == second:
-        return f"{answers[0]!r} and {answers[1]!r} are the same token"
+        raise AnswerMismatch(f"{answers[0]!r} and {answers[1]!r} are the same token")
     return first[0], second[0]
 
 
 def _unfitness(pair: Pair, tokenizer: Tokenizer) -> str:
-    """What is wrong with a pair that has answers of its own and does not fit."""
+    """Why a pair with its own answers does not fit."""
     if pair.answers is None:
         return f"{pair.positive!r} has no answer"
-    ids = _answer_ids(pair.answers, tokenizer)
-    return ids if isinstance(ids, str) else f"{pair.positive!r} and {pair.negative!r} differ in length, or merge with their answers"
+    try:
+        _answer_ids(pair.answers, tokenizer)
+    except AnswerMismatch as mismatch:
+        return str(mismatch)
+    return f"{pair.positive!r} and {pair.negative!r} differ in length, or merge with their answers"
 
 
 def encode_pair(pair: Pair, expression: TokenizedTask, tokenizer: Tokenizer) -> EncodedPair | None:
@@ -167,10 +175,10 @@ def encode_pair(pair: Pair, expression: TokenizedTask, tokenizer: Tokenizer) -> 
     if not answers:
         return None
     if not answer_ids:
-        found = _answer_ids(answers, tokenizer)
-        if isinstance(found, str):
+        try:
+            answer_ids = _answer_ids(answers, tokenizer)
+        except AnswerMismatch:
             return None
-        answer_ids = found
     encoded = []
     for prompt, answer, answer_id in zip((pair.positive, pair.negative), answers, answer_ids, strict=True):
         ids = tokenizer.encode(prompt, add_special_tokens=False).ids
