@@ -218,7 +218,8 @@ def _prune(preset: str, changes: dict[str, str]) -> PruneSpec:
 
 def _check_target(loss: float) -> float:
     if not 0 < loss < CHANCE:
-        raise SpecError(f"target loss {loss:g} nats is not between 0 and {CHANCE:.3f}, the loss of a circuit without nodes")
+        limits = f"0 and {CHANCE:.3f}, the loss of a circuit without nodes"
+        raise SpecError(f"target loss {loss:g} nats is not between {limits}; choose a loss in between")
     return loss
 
 

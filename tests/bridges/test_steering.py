@@ -263,10 +263,10 @@ def test_the_section_says_what_was_reached_and_what_was_not(report: dict):
         found["probability"][-1], found["together"]["probability"][-1] = single, many
         return re.sub(r"<[^>]*>", "", steering_section({"model": "tiny", "steering": found})).replace("&nbsp;", " ")
 
-    assert "an edit of one channel changes the answer" in told(0.7, 0.9)
-    assert "no single node changes the answer. All 2 of the circuit" in told(0.1, 0.9)
+    assert "this single edit changes the answer" in told(0.7, 0.9)
+    assert "no single node changes the answer. All 2 circuit nodes at" in told(0.1, 0.9)
     assert "together reach 90 %, which changes the answer" in told(0.1, 0.9)
-    assert "which is not enough either" in told(0.1, 0.2)
+    assert "which does not change it either" in told(0.1, 0.2)
     assert steering_section({"model": "tiny"}) == ""
 
 
@@ -338,9 +338,9 @@ def test_the_command_finds_prompt_and_node_by_itself(result: Path, batches, toke
     ids, last = batches[1].ids, int(batches[1].last[0])
     code, out, err = run(capsys, result, "--toward", tokenizer.decode(ids[1, : last + 1].tolist()))
     assert code == 0, err
-    assert re.search(r"by  \d\.(attn|mlp)\.\w+\.\d+  \(", out)
+    assert re.search(r"nodes  \d\.(attn|mlp)\.\w+\.\d+  \(", out)
     assert len(re.findall(r"^ *(?:0|1|0\.\d) ", out, re.M)) == len(STRENGTHS)
-    prompt = re.search(r"reads  (.*)\n", out)
+    prompt = re.search(r"prompt  (.*)\n", out)
     assert prompt is not None
     assert prompt[1] in {repr(tokenizer.decode(row[: last + 1].tolist())) for row in ids}
 

@@ -169,7 +169,7 @@ def test_show_says_why_a_task_cannot_be_asked(typed: Typed, gpt2_folder: Path, t
     train_tokenizer(["nothing"], 257).save(str(model / "tokenizer.json"))
     code, out, _ = typed("show", "for_while", "--model", str(model))
     assert code == 0
-    assert "answers:  cannot be asked: task 'for_while' cannot be asked under this tokenizer: ' in' is 3 tokens" in out
+    assert "answers:  not expressible: task 'for_while' cannot be asked under this tokenizer: ' in' is 3 tokens" in out
     assert json.loads(typed("show", "for_while", "--model", str(model), "--json")[1])["pairs"] == []
 
 

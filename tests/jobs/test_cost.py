@@ -278,7 +278,7 @@ def test_a_sparse_model_is_said_to_need_no_bridge(extract, tokenizer, tmp_path: 
     save_tokenizer(tokenizer, tmp_path / "sparse", 64)
     code, out, _ = extract("submit", "--model", str(tmp_path / "sparse"), "--task", "quote_close", "--dry-run")
     assert code == 0
-    assert "the model is sparse already" in out
+    assert "the model is already sparse" in out
 
 
 def test_of_a_hub_model_a_dry_run_fetches_no_weights(gpt2_folder: Path, tmp_path: Path):

@@ -243,7 +243,7 @@ def test_requests_that_are_wrong_queue_nothing(machine, models: Path):
         "is not a number of parameters": [*submit, str(models), "--max-params", "many"],
         "not in the range": [*submit, str(models), "--limit", "0"],
         "quote_clos": ["batch", "submit", "--models", str(models), "--task", "quote_clos"],
-        "choose between 0 and that": [*submit, str(models), "--target-loss", "3"],
+        "is not between 0 and 0.693": [*submit, str(models), "--target-loss", "3"],
         "no.such.field": [*submit, str(models), "--set", "no.such.field=1"],
         "Missing option '--models'": ["batch", "submit", "--task", "quote_close"],
         "Missing option '--task'": ["batch", "submit", "--models", str(models)],

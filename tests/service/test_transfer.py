@@ -127,7 +127,7 @@ def test_a_checkpoint_names_files_of_its_own_job_alone(store: Store, tmp_path: P
     store.put("other/secret", b"s")
     facts = {"sha256": SHA, "bytes": 1, "key": "other/secret"}
     store.put(f"job/{TOKEN}/000001/snapshot.json", json.dumps({"files": {"secret": facts}}).encode())
-    with pytest.raises(BrokenArtifact, match="no key of this job"):
+    with pytest.raises(BrokenArtifact, match="does not belong to this job"):
         snapshots_of(store, tmp_path).restore(f"{TOKEN}/000001", is_local=False)
 
 

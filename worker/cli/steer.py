@@ -76,7 +76,7 @@ def _show(found: dict[str, Any]) -> None:
     from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(Text(f"prompt of {found['model']}  {found['prompt']!r}\nsteered toward  {found['toward']!r}"))
+    console.print(Text(f"model  {found['model']}\nprompt  {found['prompt']!r}\nsteered toward  {found['toward']!r}"))
     site = "input of one sublayer" if found["way"] == "read" else "residual stream from there on"
     console.print(Text(f"nodes  {', '.join(found['nodes'])}  ({site})"))
     first, second = found["answers"]
