@@ -18,7 +18,7 @@ class _Reached(BaseException):
 
 def by_hand(spec: str, folder: str) -> dict:
     """Seconds from the start of this process to the first progress of that spec; the modules imported by then, in order."""
-    from extractor import __main__, progress
+    from extractor import __main__
 
     path = Path(folder) / "spec.json"
     path.write_text(spec)
@@ -27,7 +27,7 @@ def by_hand(spec: str, folder: str) -> dict:
         if event["event"] == "progress":
             raise _Reached
 
-    progress.emit = emit
+    __main__.emit = emit
     with contextlib.suppress(_Reached):
         __main__.main([str(path), "--out", str(Path(folder) / f"out-{os.getpid()}"), "--threads", "1"])
     return {"seconds": _age(), "modules": list(sys.modules)}
