@@ -29,7 +29,7 @@ from extractor.circuits.layers import AblationValues, Matrix, PrunedAttention, P
 from extractor.circuits.masks import Masks
 from extractor.circuits.network import FastMaskedModel, PreparedPrompts, run
 from extractor.circuits.sites import widths
-from extractor.errors import BrokenArtifact
+from extractor.errors import BrokenArtifact, first_line
 from extractor.files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -175,8 +175,7 @@ class CompiledCircuit(nn.Module):
             ids = torch.full((1, found.longest or 1), len(found.tracked) - 1)
             found(ids, first=found.answers[-1:], second=found.answers[-1:])
         except Exception as error:  # one pass shows whatever is missing or misshapen, as an error of torch or Python
-            line = str(error).partition("\n")[0]
-            raise BrokenArtifact(f"{place} is not a complete compiled circuit: {type(error).__name__}: {line}") from None
+            raise BrokenArtifact(f"{place} is not a complete compiled circuit: {type(error).__name__}: {first_line(error)}") from None
         return found
 
 

@@ -95,7 +95,10 @@ def _publish(folder: Path) -> None:
 
 
 def _read_block(stream: DocumentStream, tokens: int, progress: Progress) -> list[str]:
-    """The next block of documents with text, about as many as `tokens` tokens need; [] at the end. Raises Stopped on request."""
+    """The next documents with text: BLOCK_DOCUMENTS, or fewer once they have 8 characters for each of `tokens` tokens; [] at the end.
+
+    Raises Stopped when a stop was requested.
+    """
     texts, characters = [], 0
     most = min(BLOCK_CHARACTERS, 8 * tokens)
     for text in stream:

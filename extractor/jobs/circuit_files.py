@@ -109,7 +109,7 @@ def curve(problem: PruningProblem, circuits: Sequence[PrunedCircuit], run: Circu
         diff = scorer.logit_diffs([one.graph])[0]
         loss = calibrated_loss(diff, held_out.sign, one.calibration)
         right = accuracy(one.calibration.scale * diff + one.calibration.shift, held_out.sign)
-        sizes = {"target": one.target, "nodes": int(one.graph.nodes.sum()), "edges": one.edges}
+        sizes = {"target": one.target, "nodes": one.graph.node_count(), "edges": one.edges}
         rows.append(sizes | {"loss": loss, "accuracy": right, "met": loss <= one.target})
     return rows
 

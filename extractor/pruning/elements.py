@@ -41,7 +41,7 @@ class Nodes:
     """The nodes of a circuit. `ties` (E,): k of a channel shares the element of its q where both are nodes of the circuit."""
 
     def __init__(self, graph: CircuitMask):
-        self.index, self.full = graph.index, graph
+        self.index, self.circuit = graph.index, graph
         self.nodes = graph.nodes.nonzero().flatten()
         self.ties = _tied(self.index, self.nodes)
 
@@ -53,7 +53,7 @@ class Nodes:
         return Masks(nodes=flat.index_copy(1, self.nodes, on))
 
     def graph(self, on: Tensor) -> CircuitMask:
-        return CircuitMask(self.full.model, self.index.flags(self.nodes[on]))
+        return CircuitMask(self.circuit.model, self.index.flags(self.nodes[on]))
 
     def places(self, graph: CircuitMask) -> Tensor:
         return graph.nodes[self.nodes]
@@ -63,7 +63,7 @@ class Edges:
     """The edges of a circuit, link by link."""
 
     def __init__(self, graph: CircuitMask):
-        self.full, self.present = graph, graph.present_edges()
+        self.circuit, self.present = graph, graph.present_edges()
         self.kept = graph.channels()
         self._ends = {link: mask.nonzero(as_tuple=True) for link, mask in self.present.items()}
         self.ties = torch.arange(len(self), device=graph.nodes.device)
@@ -85,7 +85,7 @@ class Edges:
         for (link, (rows, columns)), part in zip(self._ends.items(), on.split(self._sizes()), strict=True):
             left[link] = torch.zeros_like(self.present[link])
             left[link][rows[part], columns[part]] = True
-        return replace(self.full, edges=left)
+        return replace(self.circuit, edges=left)
 
     def places(self, graph: CircuitMask) -> Tensor:
         assert graph.edges is not None

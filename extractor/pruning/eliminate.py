@@ -60,7 +60,7 @@ class EliminationPath(Sequence[CircuitMask]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         elements, on, nodes = self._entries[index]
-        return CircuitMask(elements.full.model, nodes, elements.graph(on).edges)
+        return CircuitMask(elements.circuit.model, nodes, elements.graph(on).edges)
 
     @classmethod
     def joined(cls, paths: Sequence[EliminationPath]) -> EliminationPath:
@@ -128,7 +128,7 @@ def eliminate(
             smaller = elements.graph(~removed).without_dead()
             if not bool(smaller.nodes.any()):
                 return path
-            if int(smaller.nodes.sum()) == int(graph.nodes.sum()) or is_necessary(smaller):
+            if smaller.node_count() == graph.node_count() or is_necessary(smaller):
                 graph = smaller
                 path.append(first, graph, graph.edge_count())
                 largest, refused = 2 * largest, 0

@@ -62,20 +62,16 @@ class PruneResult:
 class CircuitCriteria:
     """When a circuit counts: the loss that it may have alone, and the loss that the model without it must have.
 
-    full                 calibrated loss of the full model, select split, nats
+    full_loss            calibrated loss of the full model, select split, nats
     least_loss_without   calibrated loss that the model without the circuit must reach, nats; 0 where necessity is not asked for
     """
 
     def __init__(self, problem: PruningProblem):
-        self.problem, self.scorer = problem, problem.scorer(problem.select)
+        self.scorer = problem.scorer(problem.select)
         self.few_pairs = problem.scorer(problem.select.pick(torch.arange(min(NECESSITY_PAIRS, problem.select.pairs))))
-        self.full = self.scorer.loss(problem.full_mask())
+        self.full_loss = self.scorer.loss(problem.full_mask())
         necessity = problem.spec.necessity
-        self.least_loss_without = 0.0 if necessity == 0 else min(self.full + necessity, MOST_DEMANDED_LOSS)
-
-    def select_target(self, target: float) -> float:
-        """The loss on the select split, nats, at which held-out pairs are expected to meet the target."""
-        return self.problem.select_target(target)
+        self.least_loss_without = 0.0 if necessity == 0 else min(self.full_loss + necessity, MOST_DEMANDED_LOSS)
 
     def is_sufficient(self, mask: CircuitMask, loss: float) -> bool:
         return self.scorer.loss(mask) <= loss
@@ -135,7 +131,7 @@ def _start(problem: PruningProblem, scores: Tensor, criteria: CircuitCriteria, t
 def _shortest(problem: PruningProblem, prefixes: _Prefixes, criteria: CircuitCriteria) -> int:
     """Nodes of the shortest prefix that is sufficient and necessary. Where none reaches the target, the full model's loss is enough."""
     count = len(problem.index)
-    for loss in (criteria.select_target(problem.target), criteria.full + FULL_MODEL_MARGIN):
+    for loss in (problem.select_target(problem.target), criteria.full_loss + FULL_MODEL_MARGIN):
         k = prefixes.sufficient(loss, count) if loss < FULL_MODEL_FAILS else 0
         if k and not criteria.is_necessary(prefixes.mask(k)):
             k = max(k, prefixes.necessary(0.0, count))
@@ -160,10 +156,10 @@ def _path(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria
     """All circuits on the way while nodes are eliminated and, with granularity 'edge', then edges from several starts."""
 
     def eliminated(kind: str, mask: CircuitMask, target: float) -> EliminationPath:
-        most = max(criteria.select_target(target), criteria.scorer.loss(mask)) + problem.spec.margin
+        most = max(problem.select_target(target), criteria.scorer.loss(mask)) + problem.spec.margin
         return eliminate(problem, kind, mask, most, criteria.is_roughly_necessary)
 
-    if criteria.full >= FULL_MODEL_FAILS:  # the model does not do the task: there is nothing to prune
+    if criteria.full_loss >= FULL_MODEL_FAILS:  # the model does not do the task: there is nothing to prune
         path = EliminationPath()
         path.append(Nodes(start), start, start.edge_count())
         return path
@@ -205,7 +201,7 @@ def _chosen(
     problem: PruningProblem, path: EliminationPath, losses: Sequence[float], criteria: CircuitCriteria, target: float
 ) -> PrunedCircuit:
     """The smallest candidate that is sufficient and necessary; `path` has the largest first. Else the one with the lowest loss."""
-    sufficient = [i for i, loss in enumerate(losses) if loss <= criteria.select_target(target)]
+    sufficient = [i for i, loss in enumerate(losses) if loss <= problem.select_target(target)]
     which = next((i for i in reversed(sufficient) if criteria.is_necessary(path[i])), None)
     mask = path[which] if which is not None else path[min(range(len(path)), key=losses.__getitem__)]
     diff = criteria.scorer.logit_diffs([mask])[0]

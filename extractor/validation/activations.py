@@ -25,7 +25,7 @@ def activations(problem: PruningProblem, graph: CircuitMask, corpus: Corpus, tok
     tokens        number of tokens read
     nodes         {id: {values: at these percentiles, nonzero: fraction of tokens at which the value is not zero}}
     """
-    if int(graph.nodes.sum()) > MOST_NODES:
+    if graph.node_count() > MOST_NODES:
         return None
     model, context = problem.model, problem.model.config.n_ctx
     channels = {site: part for site, part in graph.channels().items() if len(part)}

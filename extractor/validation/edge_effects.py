@@ -63,7 +63,7 @@ def _pairs(problem: PruningProblem, graph: CircuitMask, edges: int, held_out: Ta
 
 def _width(problem: PruningProblem, graph: CircuitMask) -> int:
     """Nodes that one pass computes."""
-    return max(1, len(problem.index) if problem.spec.ablation == "resample" else int(graph.nodes.sum()))
+    return max(1, len(problem.index) if problem.spec.ablation == "resample" else graph.node_count())
 
 
 @torch.no_grad()
@@ -71,9 +71,9 @@ def _rises(problem: PruningProblem, elements: Edges, chosen: Tensor, batch: Task
     """By how much the loss rises without each of the chosen edges, alone."""
     if not len(chosen):
         return torch.zeros(0)
-    network = problem.network(elements.full.nodes)
+    network = problem.network(elements.circuit.nodes)
     prompts = network.prepare(batch)
-    size = max(1, VALUES_AT_ONCE // (_width(problem, elements.full) * batch.ids.numel()))
+    size = max(1, VALUES_AT_ONCE // (_width(problem, elements.circuit) * batch.ids.numel()))
 
     def losses(on: Tensor) -> Tensor:
         return calibrate_all(network.logit_diffs(prompts, elements.masks(on)), batch.sign)[0]

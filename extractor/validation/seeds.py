@@ -40,7 +40,7 @@ def compare_seeds(pruned: PrunedCircuit, problem: PruningProblem, held_out: Task
     scorer, rows = problem.scorer(held_out), []
     for seed, one in zip(seeds, found, strict=True):
         loss = calibrated_loss(scorer.logit_diffs([one.graph])[0], held_out.sign, one.calibration)
-        rows.append({"seed": seed, "nodes": int(one.graph.nodes.sum()), "edges": one.edges, "loss": loss, "met": one.met})
+        rows.append({"seed": seed, "nodes": one.graph.node_count(), "edges": one.edges, "loss": loss, "met": one.met})
     return {
         "circuits": rows,
         "node_overlap": overlap(nodes),

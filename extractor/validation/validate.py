@@ -97,7 +97,7 @@ def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch
     right = {name: (held_out.sign * m > 0).double().mean().item() for name, m in diffs.items()}
     by_prompt = {name: held_out.losses(m).double().mean(0) for name, m in diffs.items()}
     loss = {name: one.mean().item() for name, one in by_prompt.items()}
-    sizes = {"nodes": int(guess.nodes.sum()), "edges": guess.edge_count()}
+    sizes = {"nodes": guess.node_count(), "edges": guess.edge_count()}
     return ValidationReport(
         loss={name: loss[name] for name in NETWORKS},
         accuracy={name: right[name] for name in NETWORKS},
@@ -110,7 +110,7 @@ def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch
         edge_effects=edge_effects(problem, graph, held_out),
         activations=None if corpus is None else activations(problem, graph, corpus),
         seeds=compare_seeds(pruned, problem, held_out) if problem.spec.seeds > 1 else None,
-        why=why_not(loss["circuit"], loss["full"], problem.target, int(graph.nodes.sum())),
+        why=why_not(loss["circuit"], loss["full"], problem.target, graph.node_count()),
     )
 
 
@@ -159,7 +159,7 @@ def _attributed(problem: PruningProblem, graph: CircuitMask) -> CircuitMask:
     """The nodes that integrated gradients rank first, the same number as the circuit has, and all edges between them."""
     few = replace(problem, train=problem.draw(0, RANKED_PAIRS))
     order = attribution.rank(few).argsort(descending=True, stable=True)
-    return CircuitMask(problem.model, problem.index.flags(order[: int(graph.nodes.sum())]))
+    return CircuitMask(problem.model, problem.index.flags(order[: graph.node_count()]))
 
 
 def _random_like(problem: PruningProblem, graph: CircuitMask, seed: int) -> CircuitMask:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 import math
-import runpy
-import sys
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import micro
 import pytest
 import torch
+from rerun import rerun
 from safetensors import safe_open
 from test_sparse_model import small_model
 from torch import Tensor
-from worlds import ROOT, python
+from worlds import python
 
 from extractor.circuits.circuit import Calibration, Circuit, Edge, Node
 from extractor.circuits.compiled import CompiledCircuit, compile_circuit, mask_of
@@ -354,15 +351,6 @@ def test_a_script_that_knows_nothing_of_us_computes_the_same(kind: str, edges: f
     write_tensors(folder / "held_out.safetensors", vars(world.batch))
     diff = 0.7 * world.wanted(graph) + 0.2
     assert rerun(tmp_path) == pytest.approx(task_loss(diff, world.batch.sign).item(), abs=1e-5)
-
-
-def rerun(folder: Path) -> float:
-    script = ROOT / "tests" / "rerun_circuit.py"
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
-        patch.setattr(sys, "argv", [str(script), str(folder)])
-        runpy.run_path(str(script))
-    return float(said.getvalue())
 
 
 def test_a_circuit_on_paper():

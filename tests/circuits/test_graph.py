@@ -146,7 +146,7 @@ def test_the_graph_of_some_elements_has_them_and_no_others(kind: str):
     on = torch.rand(len(elements), generator=torch.Generator().manual_seed(0)) < 0.5
     graph = elements.graph(on)
     assert torch.equal(elements.places(graph), on)
-    assert bool(elements.places(elements.full if kind == "node" else elements.graph(torch.ones_like(on))).all())
+    assert bool(elements.places(elements.circuit if kind == "node" else elements.graph(torch.ones_like(on))).all())
     assert int(on.sum()) == (int(graph.nodes.sum()) if kind == "node" else graph.edge_count())
     if kind == "edge":
         assert torch.equal(graph.nodes, whole.nodes)

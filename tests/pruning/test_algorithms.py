@@ -17,6 +17,7 @@ from extractor.progress import Progress, Stopped
 from extractor.pruning import algorithms
 from extractor.pruning.algorithms import masks
 from extractor.pruning.problem import PruningProblem
+from extractor.pruning.prune import find_circuits
 
 NAMES = algorithms.names()
 every_algorithm = pytest.mark.parametrize("name", NAMES)
@@ -163,6 +164,19 @@ def test_a_trials_value_is_the_edges_of_its_shortest_prefix_that_does(tmp_path: 
     assert search._edges_at_target(torch.stack([first, last])).tolist() == [2.0, 6.0]
     never = masks.Search(replace(problem, target=-1.0))
     assert never._edges_at_target(first[None]).item() == search.graph.edge_count() + 1
+
+
+def test_of_several_k_coefs_the_one_with_fewest_edges_is_pruned_as_if_given_alone(tmp_path: Path):
+    k_coefs = (1e-4, 3e-3, 3e-2)
+    several = find_circuits(graded_problem(tmp_path / "several", k_coefs=k_coefs, population=1)).best
+    trials = trials_of(tmp_path / "several")
+    assert [one["parameters"]["k_coef"] for one in trials] == list(k_coefs)
+    assert len({one["value"] for one in trials}) > 1
+    best = min(trials, key=lambda one: one["value"])["parameters"]["k_coef"]
+    alone = find_circuits(graded_problem(tmp_path / "alone", k_coefs=(best,), population=1)).best
+    assert torch.equal(several.graph.nodes, alone.graph.nodes)
+    assert several.graph.named_edges() == alone.graph.named_edges()
+    assert (several.edges, several.loss, several.calibration) == (alone.edges, alone.loss, alone.calibration)
 
 
 def test_given_prices_there_is_no_search(tmp_path: Path):

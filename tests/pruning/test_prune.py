@@ -56,20 +56,20 @@ def found(request, both: dict[str, tuple[PruningProblem, PruneResult]]) -> tuple
 def test_the_circuit_alone_will_do_and_is_needed():
     problem = micro_problem()
     criteria, scorer = CircuitCriteria(problem), problem.scorer(problem.select)
-    assert criteria.select_target(0.15) == pytest.approx(0.13)
-    assert criteria.select_target(0.02) == pytest.approx(0.01), "a margin takes no more than half of a target"
+    assert problem.select_target(0.15) == pytest.approx(0.13)
+    assert problem.select_target(0.02) == pytest.approx(0.01), "a margin takes no more than half of a target"
     circuit = nodes_of(problem.model, *micro.CIRCUIT)
-    assert scorer.loss(circuit) <= criteria.select_target(0.15)
+    assert scorer.loss(circuit) <= problem.select_target(0.15)
     assert criteria.is_necessary(circuit)
     assert criteria.is_roughly_necessary(circuit)
     for left_out in range(3):
         fewer = nodes_of(problem.model, *(node for n, node in enumerate(micro.CIRCUIT) if n != left_out))
-        assert scorer.loss(fewer) > criteria.select_target(0.15)
+        assert scorer.loss(fewer) > problem.select_target(0.15)
     assert not criteria.is_necessary(nodes_of(problem.model))
 
 
 def test_necessity_is_counted_from_the_full_models_loss_and_capped_at_chance():
-    full = CircuitCriteria(micro_problem()).full
+    full = CircuitCriteria(micro_problem()).full_loss
     assert full == pytest.approx(micro_problem().scorer(micro.micro_batch()).loss(everything(micro.micro_model())))
     assert CircuitCriteria(micro_problem(necessity=0.3)).least_loss_without == pytest.approx(full + 0.3)
     assert CircuitCriteria(micro_problem(necessity=5.0)).least_loss_without == pytest.approx(0.97 * math.log(2))
@@ -183,7 +183,7 @@ def test_several_targets_have_a_circuit_each_the_harder_the_larger(found: tuple[
     assert sizes[0] > 2 * sizes[-1]
     assert circuits.best is circuits.curve[1]
     for one in circuits.curve:
-        assert one.loss <= CircuitCriteria(problem).select_target(one.target) + 1e-3
+        assert one.loss <= problem.select_target(one.target) + 1e-3
 
 
 def test_no_circuit_of_the_path_that_is_smaller_meets_the_target(found: tuple[PruningProblem, PruneResult]):
@@ -192,7 +192,7 @@ def test_no_circuit_of_the_path_that_is_smaller_meets_the_target(found: tuple[Pr
     losses = criteria.scorer.losses(circuits.path).tolist()
     for one in circuits.curve:
         smaller = [i for i, edges in enumerate(circuits.path.edges) if edges < one.edges]
-        assert not any(losses[i] <= criteria.select_target(one.target) and criteria.is_necessary(circuits.path[i]) for i in smaller)
+        assert not any(losses[i] <= problem.select_target(one.target) and criteria.is_necessary(circuits.path[i]) for i in smaller)
 
 
 def test_a_circuits_numbers_are_its_own(found: tuple[PruningProblem, PruneResult]):
@@ -240,7 +240,7 @@ def test_a_circuit_may_do_what_the_full_model_does_not(tmp_path: Path):
     """Seed 1's model has nodes that harm it."""
     spec = {"targets": (), "algorithm": "attribution", "granularity": "node", "margin": 0.0, "necessity": 0.1}
     problem = graded_problem(tmp_path, seed=1, target=0.014, **spec)
-    assert CircuitCriteria(problem).full > 0.014
+    assert CircuitCriteria(problem).full_loss > 0.014
     best = find_circuits(problem).best
     assert best.met
     assert best.loss <= 0.014

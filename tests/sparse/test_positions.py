@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import runpy
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import micro
 import pytest
 import torch
+from rerun import rerun
 from test_formats import variant
 from test_sparse_model import small_model
-from worlds import CORPUS, ROOT, VOCABULARY, environment
+from worlds import CORPUS, VOCABULARY, environment
 
 from extractor.circuits.circuit import Calibration, Circuit, Node
 from extractor.circuits.graph import CircuitMask, NodeIndex, edges_between, live_nodes
@@ -243,16 +240,6 @@ def test_a_whole_job_over_a_model_with_position_channels(tokenizer, tmp_path: Pa
     assert all(node.position == ("act_in" in node.site and node.channel >= 16) for node in circuit.nodes)
     assert (folder / "circuit.svg").stat().st_size > 1000
     assert rerun(tmp_path / "out") == pytest.approx(numbers["loss"]["circuit"], abs=1e-4)
-
-
-def rerun(folder: Path) -> float:
-    """What tests/rerun_circuit.py says of a result folder."""
-    script = ROOT / "tests" / "rerun_circuit.py"
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
-        patch.setattr(sys, "argv", [str(script), str(folder)])
-        runpy.run_path(str(script))
-    return float(said.getvalue())
 
 
 @pytest.mark.parametrize("name", ["default", "position_channels", "added_positions", "counts", "low_rank"])

@@ -19,7 +19,7 @@ from typing import Any
 
 import redis
 
-from extractor.errors import BrokenArtifact, Cancelled, ExtractorError, NotFound, UsageError
+from extractor.errors import BrokenArtifact, Cancelled, ExtractorError, NotFound, UsageError, first_line
 from extractor.jobs.cost.memory import bytes_needed
 from extractor.spec.schema import JobSpec, TaskFileSpec
 from worker.batches.selection import ModelDecision, Selection
@@ -88,8 +88,7 @@ class Batch:
             template, files = JobSpec.model_validate(plan["template"]), tuple(map(TaskFileSpec.model_validate, plan["task_files"]))
             return cls(batch, dict(plan["asked"]), template, tuple(map(str, plan["tasks"])), files, selection, float(plan["created"]))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise BrokenArtifact(f"the plan of batch {batch} is not readable ({reason}); submit the batch again") from None
+            raise BrokenArtifact(f"the plan of batch {batch} is not readable ({first_line(error)}); submit the batch again") from None
 
 
 def batch_id(request: Facts) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from extractor import files
-from extractor.errors import BrokenArtifact, SpecError, UsageError
+from extractor.errors import BrokenArtifact, SpecError, UsageError, first_line
 from extractor.jobs.request import TrainRequest
 from extractor.spec.schema import JobSpec, TrainSpec, to_json
 from extractor.spec.sizes import block_entries, block_matrices, kept_in_blocks
@@ -85,7 +85,7 @@ class Sweep:
                 raise ValueError("it contains no train jobs of a sweep")
             return cls(points)
         except (KeyError, TypeError, ValueError) as error:
-            raise BrokenArtifact(f"the plan of this sweep is not readable ({str(error).splitlines()[0]}); give its grid again") from None
+            raise BrokenArtifact(f"the plan of this sweep is not readable ({first_line(error)}); give its grid again") from None
 
 
 def parse_grid(texts: Iterable[str]) -> dict[str, list[str]]:
