@@ -108,7 +108,7 @@ def curve(problem: PruningProblem, circuits: Sequence[PrunedCircuit], run: Circu
     for one in circuits:
         diff = scorer.logit_diffs([one.graph])[0]
         loss = calibrated_loss(diff, held_out.sign, one.calibration)
-        right = accuracy(one.calibration.scale * diff + one.calibration.shift, held_out.sign)
+        right = accuracy(one.calibration.apply(diff), held_out.sign)
         sizes = {"target": one.target, "nodes": one.graph.node_count(), "edges": one.edges}
         rows.append(sizes | {"loss": loss, "accuracy": right, "met": loss <= one.target})
     return rows
@@ -140,7 +140,7 @@ def examples(run: CircuitRun, problem: PruningProblem, circuit: Circuit, pruned:
 
     def right(graph: CircuitMask, calibration: Calibration) -> list[float]:
         diff: Tensor = scorer.logit_diffs([graph])[0]
-        return torch.sigmoid(batch.sign * (calibration.scale * diff + calibration.shift)).tolist()
+        return torch.sigmoid(batch.sign * calibration.apply(diff)).tolist()
 
     full = right(CircuitMask.full(problem.model), uncalibrated)
     circuit_alone = right(pruned.graph, pruned.calibration)
