@@ -1,9 +1,9 @@
-"""Constants of the cost model of a bridging, each with the way it was obtained.
+"""Constants of the cost model of a bridging, each with its origin as far as the code shows it.
 
 counted   read off the code of a training step
 derived   from a formula
-fitted    chosen so that predictions agree with measured steps (`tests.benchmarks.bridges`, fp32, CPU): a predicted peak of memory
-          within -10 % and +35 % of the measured one. `tests/jobs/test_cost.py` checks it
+estimated a rough value; only the sum is checked: `tests/jobs/test_cost.py` holds the predicted peak of memory within -10 % and +35 % of
+          the measured one (fp32, CPU)
 chosen    a margin or a list of trial values
 """
 
@@ -28,13 +28,13 @@ DEFAULT_ACTIVATIONS_PER_NEURON = 4
 # A crossing sequence runs through a uniformly distributed share of the layers: two standard deviations, 2 / sqrt(12). Derived.
 CROSSING_SPREAD = 0.58
 
-# Memory that malloc holds over memory in use, with many buffers of different sizes. Fitted.
+# Memory that malloc holds over memory in use, with many buffers of different sizes. Estimated.
 FRAGMENTATION = 1.25
 
-# Bytes of modules that a bridging imports late, and of the corpus's tokens in memory. Fitted.
+# Bytes of modules that a bridging imports late, and of the corpus's tokens in memory. Estimated.
 PROCESS_BYTES = 60 << 20
 
-# Bytes moved for each byte of activations that is kept. Fitted to seconds of a step.
+# Bytes moved for each byte of activations that is kept. Estimated.
 TRAFFIC_PER_BYTE = 6.0
 
 # Share of the available memory that a bridging may use. Chosen.
