@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from extractor.data.sources import AUTO, NAMED_SOURCES, check_sources
@@ -51,7 +51,7 @@ class CircuitRequest:
     subject: str = "twin"
     labels: str = "task"
     init: str | None = None
-    changes: Mapping[str, str] = field(default_factory=dict)
+    changes: Mapping[str, str] | None = None
     preset: str = "tiny"
     target_loss: float = 0.15
     seed: int = 0
@@ -66,7 +66,7 @@ class CircuitRequest:
         """
         if not self.tasks:
             raise SpecError("a circuit job needs a task; `extract tasks` lists them")
-        changes, chosen = split_changes(self.changes, CIRCUIT), choose(self.tasks)
+        changes, chosen = split_changes(self.changes or {}, CIRCUIT), choose(self.tasks)
         if self.labels not in ("task", "model"):
             raise SpecError(f"labels {self.labels!r} is unknown; choose task or model")
         if self.subject not in ("twin", "dense"):
@@ -115,7 +115,7 @@ class TrainRequest:
     match_loss: float | None = None
     tasks: tuple[str, ...] = ()
     target_loss: float = 0.15
-    changes: Mapping[str, str] = field(default_factory=dict)
+    changes: Mapping[str, str] | None = None
     tokenizer: str | None = None
     tensorboard: bool = False
     seed: int = 0
@@ -127,7 +127,7 @@ class TrainRequest:
 
         Raises SpecError, UnknownTask, TaskNotExpressible, NotFound, ModelNotFound, UnsupportedModel, BrokenArtifact.
         """
-        preset, changes = _check_preset(self.preset), split_changes(self.changes)
+        preset, changes = _check_preset(self.preset), split_changes(self.changes or {})
         self._check(changes)
         train = changed(train_spec(preset, self.architecture), changes[""])
         if self.dense:

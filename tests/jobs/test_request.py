@@ -147,6 +147,12 @@ def test_a_circuit_job_names_its_model_and_adapter(gpt2_folder: Path, tmp_path: 
         assert parse_job(to_json(made)) == made
 
 
+def test_no_changes_may_be_said_as_none():
+    """As in the first release: `changes=None`."""
+    assert circuit_job("python-tiny", ("quote_close",), changes=None) == circuit_job("python-tiny", ("quote_close",))
+    assert train_job(changes=None) == train_job()
+
+
 def test_a_circuit_job_takes_several_tasks_each_once_by_their_own_names():
     made = circuit_job("python-tiny", ("single_double_quote", "for_while", "quote_close"))
     assert (made.tasks, made.task_files) == (("quote_close", "for_while"), ())
