@@ -41,8 +41,8 @@ TASK = "for_while"
 SHAPE = SparseModelSpec(n_layer=1, d_model=32, d_head=8, mlp_ratio=2, n_ctx=32, activation_frac=0.5)
 BRIDGE = BridgeSpec(
     model=SHAPE,
-    sparsity=SparsitySpec(weight_frac=0.5, embedding_frac=0.5, bias_frac=0.5),
-    optim=OptimSpec(steps=160, batch=32, context=16, lr=0.06, eps=0.01, warmup=0.05),
+    sparsity=SparsitySpec(weight_frac=0.25, embedding_frac=0.5, bias_frac=0.5),
+    optim=OptimSpec(steps=120, batch=32, context=16, lr=0.06, eps=0.01, warmup=0.05),
     nmse_coef=0.15,
     kl_to_sparse_coef=0.15,
     kl_to_dense_coef=0.15,
@@ -57,7 +57,7 @@ PRUNE = PruneSpec(
     k_coefs=(1e-3,),
     edge_steps=10,
     edge_k_coefs=(1e-3,),
-    targets=(0.3,),
+    targets=(),
     select_pairs=64,
     trial_pairs=32,
     held_out_pairs=64,
@@ -327,14 +327,14 @@ def test_the_bridged_pair_opens_around_the_dense_model_it_was_made_for_with_the_
 
 def test_a_second_task_on_the_same_bridging_still_knows_its_dense_model(result: Path, loops: CorpusSpec, tmp_path: Path):
     """`--model JOB`: the sparse model is pruned at once, and what came with it says which dense model it is bridged to."""
-    run_job(circuit_spec(result / "model", loops, prune=PRUNE.model_copy(update={"steps": 2})), tmp_path / "out", threads=1)
+    run_job(circuit_spec(result / "model", loops, prune=QUICK), tmp_path / "out", threads=1)
     again, first = numbers_of(tmp_path / "out"), numbers_of(result)
     assert again["bridge"]["path_kl"] == first["bridge"]["path_kl"]
     assert again["bridge"]["prompts"] == first["bridge"]["prompts"]
 
 
 def test_with_the_models_own_labels_the_right_answer_is_what_it_says(result: Path, loops: CorpusSpec, tmp_path: Path, monkeypatch):
-    spec = circuit_spec(result / "model", loops, labels="model", prune=PRUNE.model_copy(update={"steps": 2}))
+    spec = circuit_spec(result / "model", loops, labels="model", prune=QUICK)
     monkeypatch.setattr("extractor.jobs.find_circuit.MIN_ANSWER_SHARE", 0.49)
     with pytest.raises(TaskNotExpressible, match="there is no choice between answers to explain"):
         run_job(spec, tmp_path / "one-sided", threads=1)
@@ -345,7 +345,13 @@ def test_with_the_models_own_labels_the_right_answer_is_what_it_says(result: Pat
     assert (pairs["correct"] != pairs["wrong"]).all()
 
 
-def test_a_corpus_the_dense_model_does_not_know_is_said_to_be_one(dense: Path, tmp_path: Path):
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Circuits that hold nearly the full model are not drawn: it would take longer than finding them."""
+    monkeypatch.setattr("extractor.jobs.context.MAX_DRAWN_EDGES", 100)
+
+
+def test_a_corpus_the_dense_model_does_not_know_is_said_to_be_one(dense: Path, tmp_path: Path, no_pictures: None):
     text = tmp_path / "other.txt"
     text.write_text("".join(f"{i * 7919 % 1000} {i * 104729 % 997}\n" for i in range(4000)))
     told: list[dict] = []
@@ -441,13 +447,13 @@ def test_a_sparse_model_is_copied_and_pruned_at_once(result: Path, loops: Corpus
 
 
 def test_several_k_coefs_are_one_round_each(result: Path, loops: CorpusSpec, tmp_path: Path):
-    prune = PRUNE.model_copy(update={"k_coefs": (1e-3, 1e-2), "population": 1})
+    prune = PRUNE.model_copy(update={"k_coefs": (1e-3, 1e-2), "population": 1, "steps": 8})
     run_job(circuit_spec(result / "model", loops, prune=prune), tmp_path / "out", threads=1)
     log = (json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
     assert [stage for stage, _ in itertools.groupby(e["stage"] for e in log)] == ["prune-round0", "prune-round1", "prune-edges"]
 
 
-def test_a_target_out_of_reach_is_reported_and_not_hidden(result: Path, loops: CorpusSpec, tmp_path: Path):
+def test_a_target_out_of_reach_is_reported_and_not_hidden(result: Path, loops: CorpusSpec, tmp_path: Path, no_pictures: None):
     run_job(circuit_spec(result / "model", loops, prune=QUICK, target_loss=1e-6), tmp_path / "out", threads=1)
     numbers = numbers_of(tmp_path / "out")
     assert numbers["meets_target"] is False
@@ -457,7 +463,7 @@ def test_a_target_out_of_reach_is_reported_and_not_hidden(result: Path, loops: C
 
 
 def test_a_handful_of_held_out_pairs_will_do(result: Path, loops: CorpusSpec, tmp_path: Path):
-    prune = PRUNE.model_copy(update={"steps": 2, "held_out_pairs": 2, "select_pairs": 2})
+    prune = QUICK.model_copy(update={"held_out_pairs": 2, "select_pairs": 2})
     run_job(circuit_spec(result / "model", loops, prune=prune), tmp_path / "out", threads=1)
     assert numbers_of(tmp_path / "out")["held_out_pairs"] == 2
 
@@ -488,9 +494,8 @@ def own_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def three(dense: Path, loops: CorpusSpec, own_task: Path) -> JobSpec:
     """A circuit job of three tasks: one that the tokenizer cannot ask, one of tasks/, one of a file."""
-    bridge = BRIDGE.model_copy(update={"optim": BRIDGE.optim.model_copy(update={"steps": 60})})
     chosen = choose(["bracket_counting", TASK, str(own_task)])
-    return circuit_spec(dense / "model", loops, tasks=chosen.names, task_files=chosen.files, bridge=bridge, prune=QUICK)
+    return circuit_spec(dense / "model", loops, tasks=chosen.names, task_files=chosen.files, prune=QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -603,15 +608,14 @@ def sparse_train(loops: CorpusSpec) -> JobSpec:
     return JobSpec(kind="train", corpus=loops, train=TrainSpec(vocab_size=400, model=SHAPE, optim=optim))
 
 
-def test_a_sparse_train_job_leaves_a_model_that_can_be_pruned(sparse_train: JobSpec, loops: CorpusSpec, tmp_path: Path):
+def test_a_sparse_train_job_leaves_a_model_that_can_be_pruned(sparse_train: JobSpec, loops: CorpusSpec, tmp_path: Path, no_pictures: None):
     run_job(sparse_train, tmp_path / "sparse", threads=1)
     numbers = json.loads((tmp_path / "sparse" / "result.json").read_text())
     assert numbers["nonzero_share"] < 0.7
     card = (tmp_path / "sparse" / "model" / "README.md").read_text()
     assert "extract run spec.json" in card
     assert "import extractor.sparse" in card
-    prune = PRUNE.model_copy(update={"steps": 2})
-    run_job(circuit_spec(tmp_path / "sparse", loops, prune=prune), tmp_path / "out", threads=1)
+    run_job(circuit_spec(tmp_path / "sparse", loops, prune=QUICK), tmp_path / "out", threads=1)
     assert "bridge" not in numbers_of(tmp_path / "out")
 
 

@@ -63,7 +63,8 @@ def test_the_circuit_of_a_tuned_model_does_what_the_tuning_taught(tmp_path: Path
     quick = {"bridge.optim.steps": "140", "bridge.sparsity.weight_frac": "0.5", "prune.steps": "60", "prune.held_out_pairs": "256"}
     # So few pairs say little of others: a wide margin.
     quick |= {"prune.select_pairs": "256", "prune.margin": "0.1", "prune.trial_pairs": "48", "prune.pairs": "32"}
-    quick |= {"prune.mean_tokens": "8192", "prune.granularity": "node"}
+    quick |= {"prune.mean_tokens": "8192", "prune.granularity": "node", "prune.trials": "2", "prune.population": "2"}
+    quick |= {"bridge.optim.batch": "12", "corpus.generated_programs": "1000"}
     spec = circuit_job("python-tiny", (TASK,), adapter=str(tmp_path / "lora"), labels="model", changes=quick, target_loss=0.3)
     run_job(spec, tmp_path / "out", threads=1)
     torch.set_num_threads(threads)

@@ -36,7 +36,7 @@ SMALL = JobSpec(
         targets=(),
         select_pairs=32,
         trial_pairs=16,
-        held_out_pairs=32,
+        held_out_pairs=16,
         mean_tokens=2048,
         necessity=0,
     ),
