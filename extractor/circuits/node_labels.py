@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.circuit import Node, sites_of
+from extractor.data.encoding import token_texts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -79,4 +80,4 @@ def _best(score: Tensor) -> list[int]:
 
 
 def _tokens(score: Tensor, tokenizer: Tokenizer) -> tuple[str, ...]:
-    return tuple(tokenizer.decode([i]) for i in _best(score))
+    return tuple(token_texts(tokenizer, _best(score)))

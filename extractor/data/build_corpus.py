@@ -19,10 +19,21 @@ import numpy as np
 
 from extractor import files
 from extractor.data.corpus import Corpus
+from extractor.data.encoding import document_marks, without_embedding
 from extractor.data.programs import GENERATOR_VERSION
-from extractor.data.shards import HELD_OUT_ONE_IN, SHARD_TOKENS, file_stamps, is_held_out, locked, prepare_dataset
+from extractor.data.shards import (
+    HELD_OUT_ONE_IN,
+    SHARD_TOKENS,
+    around_documents,
+    file_stamps,
+    is_held_out,
+    locked,
+    prepare_dataset,
+    token_dtype,
+)
 from extractor.data.sources import check_sources, documents
 from extractor.data.streams import first_documents, pin_dataset
+from extractor.errors import UnsupportedModel
 from extractor.files import cache_root
 from extractor.progress import Progress, Stopped
 from extractor.spec.schema import CorpusSpec, TrainSpec
@@ -68,14 +79,22 @@ def _own_tokenizer(spec: CorpusSpec, vocab_size: int, progress: Progress) -> Tok
 
 
 def build_corpus(
-    spec: CorpusSpec, tokenizer: Tokenizer, cache: Path | None = None, *, progress: Progress | None = None, reads: int | None = None
+    spec: CorpusSpec,
+    tokenizer: Tokenizer,
+    cache: Path | None = None,
+    *,
+    progress: Progress | None = None,
+    reads: int | None = None,
+    vocab_size: int | None = None,
 ) -> Corpus:
     """Tokenize the sources and datasets of `spec`, or open their shards in the cache.
 
-    reads   tokens that training will draw; if given, a note says how often a dataset that ends early is repeated
+    reads        tokens that training will draw; if given, a note says how often a dataset that ends early is repeated
+    vocab_size   tokens that the model has embeddings for; None: all of the tokenizer's
 
-    Raises SpecError when a source or dataset is missing or empty, NotFound or ExtractorError when a dataset is not available, Stopped when
-    `progress` requests a stop; the prepared part of a dataset stays in the cache.
+    Raises UnsupportedModel for a token without an embedding, SpecError when a source or dataset is missing or empty, NotFound or
+    ExtractorError when a dataset is not available, Stopped when `progress` requests a stop; the prepared part of a dataset stays in the
+    cache.
     """
     root, progress = cache or cache_root(), progress or Progress()
     folders = [_text_folder(spec, tokenizer, root / "corpus", progress)] if spec.sources else []
@@ -88,12 +107,26 @@ def build_corpus(
             times = reads / (len(spec.sources) + len(spec.datasets)) / found if reads else 0
             often = f"; training will read them {times:.1f} times" if times >= 1 else ""
             progress.note(f"dataset {dataset.name} ends after {found:,} of the {dataset.tokens:,} tokens requested{often}")
-    return Corpus(*folders)
+    corpus = Corpus(*folders)
+    _check_embeddings(corpus, spec, tokenizer, vocab_size)
+    return corpus
+
+
+def _check_embeddings(corpus: Corpus, spec: CorpusSpec, tokenizer: Tokenizer, vocab_size: int | None) -> None:
+    """Raise UnsupportedModel where the text has tokens that the model has no embedding for. Reads it only if the tokenizer has such."""
+    if vocab_size is None or max(tokenizer.get_vocab().values(), default=0) < vocab_size:
+        return
+    names = [*spec.sources, *(dataset.name for dataset in spec.datasets)]
+    for name, train, held_out in zip(names, corpus.train, corpus.held_out, strict=True):
+        largest = max(int(shard.max()) for shard in [*train, held_out] if len(shard))
+        if missing := without_embedding(largest, tokenizer, vocab_size):
+            count = sum(int((shard >= vocab_size).sum()) for shard in [*train, held_out])
+            raise UnsupportedModel(f"corpus {name} has {count:,} tokens that the model cannot read: {missing}")
 
 
 def _text_folder(spec: CorpusSpec, tokenizer: Tokenizer, root: Path, progress: Progress) -> Path:
     check_sources(spec)
-    digest = [*text_facts(spec), HELD_OUT_ONE_IN, tokenizer.to_str()]
+    digest = [*text_facts(spec), HELD_OUT_ONE_IN, tokenizer.to_str(), *around_documents(tokenizer)]
     folder = root / _digest(digest)
     if not (folder / "corpus.json").is_file():
         # Every process writes a folder of its own: two jobs may build the same corpus at once, and the first to finish wins.
@@ -118,8 +151,7 @@ def _digest(facts: list) -> str:
 
 
 def _write_shards(spec: CorpusSpec, tokenizer: Tokenizer, folder: Path, progress: Progress) -> None:
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
-    end = tokenizer.token_to_id("<|endoftext|>")
+    dtype, marks = token_dtype(tokenizer), document_marks(tokenizer)
     facts = []
     for index, source in enumerate(spec.sources):
         parts: dict[str, list[np.ndarray]] = {"train": [], "held_out": []}
@@ -127,7 +159,7 @@ def _write_shards(spec: CorpusSpec, tokenizer: Tokenizer, folder: Path, progress
             if progress.should_stop():
                 raise Stopped
             for text, encoding in zip(texts, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True):
-                ids = encoding.ids + ([end] if end is not None else [])
+                ids = [*marks.before, *encoding.ids, *marks.after]
                 parts["held_out" if is_held_out(text) else "train"].append(np.asarray(ids, dtype=dtype))
         train = np.concatenate(parts["train"] or parts["held_out"])
         # With very few documents none may be held out, or all: hold out the last fiftieth of the tokens instead.

@@ -1,7 +1,7 @@
 """A task under a tokenizer: token ids, lengths, answers; and the task loss.
 
-1. Take the first spelling of the answers whose two members are single, different tokens that continue the prompts naturally
-   (tokenizing prompt + answer gives the prompt's tokens and then the answer's). Where every pair has answers of its own, these must be so.
+1. Take the first spelling of the answers whose two members are single, different tokens after the prompts: tokenizing prompt + answer
+   gives the prompt's tokens and then one more, the answer's. Where every pair has answers of its own, these must be so.
 2. Keep the pairs whose two prompts have equal length; refuse the task when too few are left.
 3. Task loss (nats): softmax over the two answers' logits at the last position, cross-entropy, mean over both members of all pairs.
 
@@ -11,9 +11,13 @@ ln 2 is chance. Paper: Sec. 2.2.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from extractor.data.encoding import text_ids, token_texts, without_embedding
 from extractor.errors import TaskNotExpressible, UnknownTask
 from tasks import Pair, Task, find_task
 
@@ -23,17 +27,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROBED_PAIRS = 64
+SHOWN_PIECES = 12  # tokens of a text in a message
+LAST_PIECES = 3
 UNFIT_IN_A_ROW = 1000  # pairs after which the search for fitting ones ends
 NEEDED_SHARE = 0.25  # of probed pairs that must have equal length and natural answers
 
 
 @dataclass(frozen=True)
 class TokenizedTask:
-    """How one tokenizer writes one task: the two answers as text and as token ids; () where every pair has its own."""
+    """How one tokenizer writes one task: the two answers as text and as token ids; () where every pair has its own.
+
+    vocab_size: the number of tokens that the model has embeddings for; None where it has one for every token.
+    """
 
     task: Task
     answers: tuple[str, str] | tuple[()]
     answer_ids: tuple[int, int] | tuple[()]
+    vocab_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,74 +128,102 @@ class EncodedPair(NamedTuple):
     second: int
 
 
-def tokenize_task(task: Task, tokenizer: Tokenizer) -> TokenizedTask:
-    """Choose the answers' spelling. Raises TaskNotExpressible, saying how the tokenizer splits them."""
+def tokenize_task(task: Task, tokenizer: Tokenizer, vocab_size: int | None = None) -> TokenizedTask:
+    """Choose the answers' spelling. `vocab_size`: the number of the model's embeddings, None where there are enough.
+
+    Raises TaskNotExpressible, saying how the tokenizer splits the answers, or which token has no embedding.
+    """
     probes = list(itertools.islice(task.pairs("select"), PROBED_PAIRS))
     reasons = []
     for answers in task.answers:
-        try:
-            ids = _answer_ids(answers, tokenizer)
-        except AnswerMismatch as mismatch:
-            reasons.append(str(mismatch))
+        ids = usual_answer_ids(probes, answers, tokenizer)
+        if ids is None:
+            reasons.append(_unfitness(probes, answers, tokenizer))
             continue
-        expression = TokenizedTask(task, answers, ids)
+        expression = TokenizedTask(task, answers, ids, vocab_size)
         fitting = sum(encode_pair(pair, expression, tokenizer) is not None for pair in probes)
         if fitting >= NEEDED_SHARE * len(probes):
             return expression
         reasons.append(f"with answers {answers} only {fitting} of {len(probes)} pairs have equal length and unsplit answers")
     if not task.answers:
-        expression = TokenizedTask(task, (), ())
+        expression = TokenizedTask(task, (), (), vocab_size)
         unfit = [pair for pair in probes if encode_pair(pair, expression, tokenizer) is None]
         if probes and len(unfit) <= (1 - NEEDED_SHARE) * len(probes):
             return expression
-        example = f": {_unfitness(unfit[0], tokenizer)}" if unfit else ""
+        example = f": {_unfitness(unfit[:1], (), tokenizer)}" if unfit else ""
         reasons.append(f"only {len(probes) - len(unfit)} of {len(probes)} pairs have equal length and unsplit answers{example}")
     raise TaskNotExpressible(f"task {task.name!r} cannot be asked under this tokenizer: {'; '.join(reasons)}; choose another model or task")
 
 
 class AnswerMismatch(Exception):
-    """Two answers are not single, different tokens. The message gives the reason."""
+    """Two answers are not single, different tokens after their prompts. The message gives the reason."""
 
 
-def _answer_ids(answers: tuple[str, str], tokenizer: Tokenizer) -> tuple[int, int]:
-    """Two answers as single, different tokens. Raises AnswerMismatch."""
-    first, second = (tokenizer.encode(answer, add_special_tokens=False).ids for answer in answers)
-    for answer, ids in zip(answers, (first, second), strict=True):
-        if len(ids) != 1:
-            raise AnswerMismatch(f"{answer!r} is {len(ids)} tokens {[tokenizer.id_to_token(i) for i in ids]}")
-    if first == second:
-        raise AnswerMismatch(f"{answers[0]!r} and {answers[1]!r} are the same token")
-    return first[0], second[0]
+def answer_ids(pair: Pair, answers: tuple[str, str], tokenizer: Tokenizer) -> EncodedPair:
+    """The ids of two prompts, and the one id that follows each of them when its answer is written after it.
+
+    An answer is never encoded alone: many tokenizers mark the beginning of a text. Raises AnswerMismatch.
+    """
+    prompts, ends = [], []
+    for prompt, answer in zip((pair.positive, pair.negative), answers, strict=True):
+        ids, together = text_ids(tokenizer, prompt), text_ids(tokenizer, prompt + answer)
+        end = together[len(ids) :]
+        if together[: len(ids)] != ids or not end:
+            last = token_texts(tokenizer, together[-LAST_PIECES:])
+            raise AnswerMismatch(f"after its prompt the answer {answer!r} is not a token of its own: together they end in {last}")
+        if len(end) > 1:
+            raise AnswerMismatch(f"the answer {answer!r} is {len(end)} tokens {token_texts(tokenizer, end[:SHOWN_PIECES])}, not one")
+        prompts.append(ids)
+        ends.append(end[0])
+    if ends[0] == ends[1]:
+        raise AnswerMismatch(f"the answers {answers[0]!r} and {answers[1]!r} are the same token")
+    return EncodedPair(prompts[0], prompts[1], ends[0], ends[1])
 
 
-def _unfitness(pair: Pair, tokenizer: Tokenizer) -> str:
-    """Why a pair with its own answers does not fit."""
-    if pair.answers is None:
-        return f"{pair.positive!r} has no answer"
+def usual_answer_ids(pairs: Iterable[Pair], answers: tuple[str, str], tokenizer: Tokenizer) -> tuple[int, int] | None:
+    """The ids that the two answers have after most prompts; None where they are nowhere single, different tokens."""
+    found: Counter[tuple[int, int]] = Counter()
+    for pair in pairs:
+        with suppress(AnswerMismatch):
+            encoded = answer_ids(pair, answers, tokenizer)
+            found[encoded.first, encoded.second] += 1
+    return found.most_common(1)[0][0] if found else None
+
+
+def _unfitness(pairs: Sequence[Pair], answers: tuple[str, str] | tuple[()], tokenizer: Tokenizer) -> str:
+    """Why the first of some pairs, none of which fits, does not."""
+    if not pairs:
+        return "it has no pairs"
+    answers = answers or pairs[0].answers or ()
+    if not answers:
+        return f"{pairs[0].positive!r} has no answer"
     try:
-        _answer_ids(pair.answers, tokenizer)
+        answer_ids(pairs[0], answers, tokenizer)
     except AnswerMismatch as mismatch:
         return str(mismatch)
-    return f"{pair.positive!r} and {pair.negative!r} differ in length, or merge with their answers"
+    return f"{pairs[0].positive!r} and {pairs[0].negative!r} differ in length"
 
 
 def encode_pair(pair: Pair, expression: TokenizedTask, tokenizer: Tokenizer) -> EncodedPair | None:
-    """None for a pair that does not fit: of unequal length, or with an answer that is not one natural token."""
-    answers, answer_ids = expression.answers or pair.answers, expression.answer_ids
+    """None for a pair that does not fit: of unequal length, or with an answer that is not one token, or not the task's.
+
+    Raises TaskNotExpressible for a token without an embedding.
+    """
+    answers = expression.answers or pair.answers
     if not answers:
         return None
-    if not answer_ids:
-        try:
-            answer_ids = _answer_ids(answers, tokenizer)
-        except AnswerMismatch:
-            return None
-    encoded = []
-    for prompt, answer, answer_id in zip((pair.positive, pair.negative), answers, answer_ids, strict=True):
-        ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-        if tokenizer.encode(prompt + answer, add_special_tokens=False).ids != [*ids, answer_id]:
-            return None
-        encoded.append(ids)
-    return EncodedPair(encoded[0], encoded[1], *answer_ids) if len(encoded[0]) == len(encoded[1]) else None
+    try:
+        encoded = answer_ids(pair, answers, tokenizer)
+    except AnswerMismatch:
+        return None
+    if expression.answer_ids and (encoded.first, encoded.second) != expression.answer_ids:
+        return None
+    if len(encoded.positive) != len(encoded.negative):
+        return None
+    ids = [*encoded.positive, *encoded.negative, encoded.first, encoded.second]
+    if missing := without_embedding(max(ids), tokenizer, expression.vocab_size):
+        raise TaskNotExpressible(f"task {expression.task.name!r} cannot be asked of this model: {missing}")
+    return encoded
 
 
 def task_batch(expression: TokenizedTask, tokenizer: Tokenizer, split: str, pairs: int, seed: int, max_tokens: int) -> TaskBatch:

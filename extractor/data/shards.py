@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from extractor.data.encoding import document_marks, marks_of
 from extractor.data.streams import DocumentStream, pin_dataset
 from extractor.errors import BrokenArtifact, ExtractorError, SpecError
 from extractor.files import explain_full_disk, read_json, write_json
@@ -59,8 +60,7 @@ def _prepare(spec: DatasetSpec, tokenizer: Tokenizer, seed: int, folder: Path, p
     if (folder.with_suffix(".part") / "corpus.json").is_file():
         _publish(folder)
         return
-    dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32)
-    shards = Shards.resume(folder.with_suffix(".part"), dtype)
+    shards = Shards.resume(folder.with_suffix(".part"), token_dtype(tokenizer))
     if shards.blocks:
         progress.note(f"dataset {spec.name}: continuing after {shards.tokens:,} tokens")
     stream = DocumentStream(spec, shards.position, progress)
@@ -114,14 +114,14 @@ def _read_block(stream: DocumentStream, tokens: int, progress: Progress) -> list
 
 def _tokenize(texts: list[str], tokenizer: Tokenizer, most: int) -> tuple[list[int], list[int]]:
     """Training tokens and held-out tokens of these documents, at most `most` in total."""
-    end = tokenizer.token_to_id("<|endoftext|>")
+    marks = document_marks(tokenizer)
     train: list[int] = []
     held_out: list[int] = []
     for start in range(0, len(texts), 64):
         group = texts[start : start + 64]
         for text, encoding in zip(group, tokenizer.encode_batch_fast(group, add_special_tokens=False), strict=True):
             left = most - len(train) - len(held_out)
-            (held_out if is_held_out(text) else train).extend((encoding.ids + ([end] if end is not None else []))[:left])
+            (held_out if is_held_out(text) else train).extend([*marks.before, *encoding.ids, *marks.after][:left])
         if len(train) + len(held_out) >= most:
             break
     return train, held_out
@@ -234,7 +234,19 @@ def _identity(spec: DatasetSpec, tokenizer: Tokenizer, seed: int) -> str:
     facts: list = [spec.model_dump(), seed, _VERSION, HELD_OUT_ONE_IN, SHARD_TOKENS, BLOCK_DOCUMENTS, BLOCK_CHARACTERS]
     digest = hashlib.sha256(json.dumps(facts + file_stamps(Path(spec.name)) if Path(spec.name).is_absolute() else facts).encode())
     digest.update(tokenizer.to_str().encode())
+    digest.update("".join(around_documents(tokenizer)).encode())
     return digest.hexdigest()[:24]
+
+
+def token_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """The smaller of uint16 and uint32 that holds all ids of the tokenizer, which may have gaps."""
+    return np.dtype(np.uint16 if max(tokenizer.get_vocab().values(), default=0) < 1 << 16 else np.uint32)
+
+
+def around_documents(tokenizer: Tokenizer) -> list[str]:
+    """What a cache key needs beside the tokenizer itself; empty where the tokenizer itself puts none around a text."""
+    marks = marks_of(tokenizer)
+    return [f"around documents: {document_marks(tokenizer)}"] if marks.before or marks.after else []
 
 
 def file_stamps(path: Path) -> list:

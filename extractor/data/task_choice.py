@@ -12,7 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extractor.data.prompts import TokenizedTask, get_task, tokenize_task
+from extractor.data.encoding import token_texts, without_embedding
+from extractor.data.prompts import (
+    PROBED_PAIRS,
+    SHOWN_PIECES,
+    AnswerMismatch,
+    TokenizedTask,
+    answer_ids,
+    get_task,
+    tokenize_task,
+    usual_answer_ids,
+)
 from extractor.errors import NotFound, SpecError, TaskNotExpressible
 from extractor.spec.schema import TaskFileSpec
 from tasks import Task
@@ -22,8 +32,6 @@ from tasks.installed import installed_tasks, reserved_names
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-SHOWN_PIECES = 12
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,14 @@ class TaskChoice:
     def names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
 
-    def under(self, tokenizer: Tokenizer, longest: int | None, on_left_out: Callable[[str], None] = lambda _: None) -> TaskChoice:
-        """The tasks that the tokenizer can express, in prompts of at most `longest` tokens (None: no limit).
+    def under(
+        self,
+        tokenizer: Tokenizer,
+        longest: int | None,
+        on_left_out: Callable[[str], None] = lambda _: None,
+        vocab_size: int | None = None,
+    ) -> TaskChoice:
+        """The tasks that the tokenizer can express, in prompts of at most `longest` tokens that have embeddings (None: no limit).
 
         Tasks of 'all' that it cannot express are left out, each with a line to `on_left_out`. Raises TaskNotExpressible for a named task
         that it cannot express, or if no task remains.
@@ -51,7 +65,7 @@ class TaskChoice:
         reasons: dict[str, str] = {}
         for task in self.tasks:
             try:
-                check_expressible(task, tokenizer, longest)
+                check_expressible(task, tokenizer, longest, vocab_size)
             except TaskNotExpressible as error:
                 if task.name in self.named:
                     raise
@@ -141,19 +155,24 @@ def _parsed(path: Path, content: bytes) -> FileTask:
         raise SpecError(str(error)) from None
 
 
-def check_expressible(task: Task, tokenizer: Tokenizer, longest: int | None = None) -> TokenizedTask:
-    """The task in the tokenizer's tokens; every line of a task file must be usable. Raises TaskNotExpressible."""
+def check_expressible(task: Task, tokenizer: Tokenizer, longest: int | None = None, vocab_size: int | None = None) -> TokenizedTask:
+    """The task in the tokenizer's tokens; every line of a task file must be usable. Raises TaskNotExpressible.
+
+    longest      tokens that the model reads at most;  vocab_size: tokens that it has embeddings for; None: no limit
+    """
     if isinstance(task, FileTask):
-        check_lines(task, tokenizer, longest)
-    return tokenize_task(task, tokenizer)
+        check_lines(task, tokenizer, longest, vocab_size)
+    return tokenize_task(task, tokenizer, vocab_size)
 
 
-def check_lines(task: FileTask, tokenizer: Tokenizer, longest: int | None = None) -> None:
-    """Check that the tokenizer can express every line: prompts of equal length and not too long, answers of one token.
+def check_lines(task: FileTask, tokenizer: Tokenizer, longest: int | None = None, vocab_size: int | None = None) -> None:
+    """Check that every line can be asked: prompts of equal length and not too long, answers of one token, embeddings for all tokens.
 
     Raises TaskNotExpressible with the first line that fails, the reason, and the number of such lines.
     """
-    wrong = [(line, what) for line, pair in task.listed if (what := _unfit(pair, task, tokenizer, longest))]
+    first = (pair for _, pair in task.listed[:PROBED_PAIRS])
+    usual = usual_answer_ids(first, task.answers[0], tokenizer) if task.answers else None
+    wrong = [(line, what) for line, pair in task.listed if (what := _unfit(pair, task, usual, tokenizer, longest, vocab_size))]
     if wrong:
         line, what = wrong[0]
         raise TaskNotExpressible(
@@ -162,29 +181,24 @@ def check_lines(task: FileTask, tokenizer: Tokenizer, longest: int | None = None
         )
 
 
-def _unfit(pair: Pair, task: FileTask, tokenizer: Tokenizer, longest: int | None) -> str | None:
-    """Why the tokenizer cannot express a pair; None if it can."""
-
-    def ids_of(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+def _unfit(
+    pair: Pair, task: FileTask, usual: tuple[int, int] | None, tokenizer: Tokenizer, longest: int | None, vocab_size: int | None
+) -> str | None:
+    """Why a pair cannot be asked; None if it can. usual: the ids of the task's answers, None where each pair has its own."""
 
     def pieces(ids: list[int]) -> str:
-        return f"{len(ids)} tokens {[tokenizer.decode([i]) for i in ids[:SHOWN_PIECES]]}{' ...' if len(ids) > SHOWN_PIECES else ''}"
+        return f"{len(ids)} tokens {token_texts(tokenizer, ids[:SHOWN_PIECES])}{' ...' if len(ids) > SHOWN_PIECES else ''}"
 
     answers = pair.answers or task.answers[0]
-    prompts, ends = [ids_of(text) for text in (pair.positive, pair.negative)], [ids_of(text) for text in answers]
-    for answer, ids in zip(answers, ends, strict=True):
-        if len(ids) != 1:
-            return f"the answer {answer!r} is {pieces(ids)}, not one"
-    if ends[0] == ends[1]:
-        return f"the answers {answers[0]!r} and {answers[1]!r} are the same token"
-    if len(prompts[0]) != len(prompts[1]):
-        return f"the positive prompt is {pieces(prompts[0])}, the negative one {pieces(prompts[1])}"
-    for text, answer, ids, last in zip((pair.positive, pair.negative), answers, prompts, ends, strict=True):
-        if ids_of(text + answer) != [*ids, *last]:
-            end = [tokenizer.decode([i]) for i in ids_of(text + answer)[-3:]]
-            return f"after its prompt the answer {answer!r} is not a token of its own: together they end in {end}"
-    if longest is not None and len(prompts[0]) > longest:
-        return f"the prompts have {len(prompts[0])} tokens, the sparse model reads {longest} at most"
-    return None
+    try:
+        encoded = answer_ids(pair, answers, tokenizer)
+    except AnswerMismatch as mismatch:
+        return str(mismatch)
+    positive, negative, *ends = encoded
+    if len(positive) != len(negative):
+        return f"the positive prompt is {pieces(positive)}, the negative one {pieces(negative)}"
+    if usual is not None and tuple(ends) != usual:
+        return f"the answers are the tokens {token_texts(tokenizer, ends)}, after most prompts {token_texts(tokenizer, usual)}"
+    if longest is not None and len(positive) > longest:
+        return f"the prompts have {len(positive)} tokens, the sparse model reads {longest} at most"
+    return without_embedding(max(*positive, *negative, *ends), tokenizer, vocab_size)

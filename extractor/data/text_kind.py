@@ -6,6 +6,7 @@ import math
 import zlib
 from typing import TYPE_CHECKING
 
+from extractor.data.encoding import marks_of
 from extractor.data.sources import TextKind, prose
 
 if TYPE_CHECKING:
@@ -36,18 +37,24 @@ def _is_prose(line: str) -> bool:
 
 
 def bits_per_character(model: PreTrainedModel, tokenizer: Tokenizer, text: str) -> float:
-    """Bits per character of a text under a model, which do not depend on its tokens; the first token of each context is not counted."""
+    """Bits per character of a text under a model, which do not depend on its tokens.
+
+    Each context starts with the tokens that the tokenizer puts before a text; these, or else the first token, are not counted.
+    """
     import torch
     from torch.nn import functional
 
     ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids)
-    context = min(PROBE_CONTEXT, model.config.max_position_embeddings)
-    rows = ids[: len(ids) // context * context].view(-1, context)
-    if not len(rows):
+    before = torch.tensor(marks_of(tokenizer).before, dtype=torch.int64)
+    context = min(PROBE_CONTEXT, model.config.max_position_embeddings) - len(before)
+    if not 0 < context <= len(ids):
         return math.inf
-    total, characters = 0.0, sum(len(t) for t in tokenizer.decode_batch(rows[:, 1:].tolist()))
+    rows = ids[: len(ids) // context * context].view(-1, context)
+    rows = torch.cat([before.expand(len(rows), -1), rows], dim=1)
+    counted = max(1, len(before))  # the first counted token of a context
+    total, characters = 0.0, sum(len(t) for t in tokenizer.decode_batch(rows[:, counted:].tolist()))
     with torch.no_grad():
         for row in rows.split(8):
-            logits = model(input_ids=row.to(model.device)).logits[:, :-1].float()
-            total += functional.cross_entropy(logits.flatten(0, 1), row[:, 1:].flatten().to(logits.device), reduction="sum").item()
+            logits = model(input_ids=row.to(model.device)).logits[:, counted - 1 : -1].float()
+            total += functional.cross_entropy(logits.flatten(0, 1), row[:, counted:].flatten().to(logits.device), reduction="sum").item()
     return total / math.log(2) / max(1, characters)

@@ -19,31 +19,34 @@ from extractor.data.shards import file_stamps
 from extractor.errors import BrokenArtifact
 from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
 from extractor.models.reference import BUNDLED, JOB_MODEL, is_here, open_model
+from extractor.models.tokenizer_files import read_tokenizer_files
 from extractor.spec.schema import JobSpec
 
 METRICS = "metrics.jsonl"
 _VERSION = 1  # of the folder's layout
+_TOKENS = 2  # version of how tokenizers are read that are more than a plain tokenizer.json, or that nobody has seen yet
 _PACKAGES = ("extractor", "torch", "transformers", "peft", "tokenizers")
 
 
 def address(spec: JobSpec, threads: int) -> str | None:
     """The address of a job's bridged model, 24 hex digits; None where the job bridges no model.
 
-    threads: CPU threads of the engine, which change the rounding of sums. Raises what `open_model` raises for a local model.
+    threads: CPU threads of the engine, which change the rounding of sums. For a local model raises what `open_model` and
+    `read_tokenizer_files` raise.
     """
     if spec.kind != "circuit" or spec.prunes_dense or spec.model is None or spec.bridge is None:
         return None
     if is_here(spec.model) and open_model(spec.model).is_sparse:
         return None
     corpus = [spec.corpus.model_dump(mode="json"), text_facts(spec.corpus), [file_stamps(Path(d.name)) for d in spec.corpus.datasets]]
-    model = _identity(spec.model, CONFIG, "*.safetensors", "tokenizer*")
+    model = [_identity(spec.model, CONFIG, "*.safetensors", "tokenizer*"), *_tokens(spec.model)]
     adapter = _identity(spec.adapter, ADAPTER_CONFIG, ADAPTER_WEIGHTS) if spec.adapter else None
     names = [spec.model, spec.adapter]  # part of dense.json
     facts = [
         _VERSION,
         [version(name) for name in _PACKAGES],
         names,
-        model,
+        model if len(model) > 1 else model[0],
         adapter,
         spec.seed,
         threads,
@@ -59,6 +62,14 @@ def _identity(reference: str, *patterns: str) -> str:
         return reference
     folder = Path(reference) if Path(reference).is_absolute() else BUNDLED / reference
     return files.digest(folder, *patterns)
+
+
+def _tokens(reference: str) -> list:
+    """What the tokens of a model's texts depend on beside its tokenizer.json and tokenizer_config.json; [] for most folders."""
+    if not is_here(reference):
+        return [_TOKENS]
+    digest = read_tokenizer_files(open_model(reference).path).identity
+    return [] if digest is None else [_TOKENS, digest]
 
 
 def load(kept: Path, out: Path) -> bool:

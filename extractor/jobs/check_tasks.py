@@ -11,11 +11,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from extractor.data import prompts
+from extractor.data.encoding import token_text, token_texts
 from extractor.data.task_choice import check_expressible
 from extractor.errors import TaskNotExpressible
 from extractor.models import hub
+from extractor.models.checks import vocab_size_of
 from extractor.models.reference import is_here, open_adapter, open_model
-from extractor.models.tokenizer import TOKENIZER_FILES, load_tokenizer
+from extractor.models.tokenizer import load_tokenizer
+from extractor.models.tokenizer_files import TOKENIZER_DOWNLOADS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -49,12 +52,13 @@ class TaskCheck:
     meets_target: bool
 
 
-def tokenizer_of(reference: str) -> Tokenizer:
-    """The tokenizer of a JobSpec's model; downloads nothing else of a hub model.
+def tokenizer_of(reference: str, adapter: str | None = None) -> tuple[Tokenizer, int | None]:
+    """The tokenizer of a JobSpec's model, and the number of its embeddings where known; downloads no weights of a hub model.
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
     """
-    return load_tokenizer(open_model(reference).path if is_here(reference) else hub.download(reference, list(TOKENIZER_FILES)))
+    folder = open_model(reference).path if is_here(reference) else hub.download(reference, TOKENIZER_DOWNLOADS)
+    return load_tokenizer(folder), vocab_size_of(folder, adapter)
 
 
 def open_on_device(reference: str, adapter: str | None = None) -> tuple[PreTrainedModel, Tokenizer]:
@@ -77,7 +81,7 @@ def check_tasks(
     longest = model.config.max_position_embeddings
     for task in tasks:
         try:
-            tokenized = check_expressible(task, tokenizer, longest)
+            tokenized = check_expressible(task, tokenizer, longest, model.config.vocab_size)
             available = task.available("held_out")
             batch = prompts.task_batch(tokenized, tokenizer, "held_out", min(pairs, available or pairs), seed, longest)
         except TaskNotExpressible as error:
@@ -111,7 +115,7 @@ def samples(tokenized: TokenizedTask, tokenizer: Tokenizer, count: int, seed: in
     )
 
     def prompt(text: str, ids: list[int], answer: int) -> dict[str, Any]:
-        return {"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "answer": tokenizer.decode([answer])}
+        return {"text": text, "tokens": token_texts(tokenizer, ids), "answer": token_text(tokenizer, answer)}
 
     return [
         {"positive": prompt(pair.positive, ids.positive, ids.first), "negative": prompt(pair.negative, ids.negative, ids.second)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from extractor.circuits.circuit import Calibration, Circuit, Node
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.node_labels import describe_nodes
 from extractor.circuits.sites import node_id
+from extractor.data.encoding import prompt_text, shown_text, token_text
 from extractor.data.prompts import accuracy
 from extractor.files import rounded
 from extractor.pruning.problem import PruningProblem
@@ -126,8 +128,8 @@ def dense_findings(run: CircuitRun, problem: PruningProblem, circuit: Circuit, g
 
     through = circuit_through_bridges(pair, splits.held_out, graph, problem.ablation_values, splits.select)
     found.setdefault("bridge", {}).update(prompts=prompt_agreement(pair, splits.held_out), circuit=through)
-    nodes, decode = [node.id for node in circuit.nodes], run.loaded.tokenizer.decode
-    steering = steering_report(pair, nodes, splits.select, splits.held_out, seed, decode)
+    nodes = [node.id for node in circuit.nodes]
+    steering = steering_report(pair, nodes, splits.select, splits.held_out, seed, partial(shown_text, run.loaded.tokenizer))
     return found | ({"steering": steering} if steering else {})
 
 
@@ -148,7 +150,7 @@ def examples(run: CircuitRun, problem: PruningProblem, circuit: Circuit, pruned:
     names = dict(zip(circuit.answer_ids, circuit.answers, strict=True))
     found = []
     for row, probabilities in enumerate(zip(full, circuit_alone, without, strict=True)):
-        prompt = tokenizer.decode(batch.ids[row, : int(batch.last[row]) + 1].tolist())
-        answer, other = (names.get(token) or tokenizer.decode([token]) for token in (int(batch.correct[row]), int(batch.wrong[row])))
+        prompt = prompt_text(tokenizer, batch.ids[row, : int(batch.last[row]) + 1].tolist())
+        answer, other = (names.get(token) or token_text(tokenizer, token) for token in (int(batch.correct[row]), int(batch.wrong[row])))
         found.append(Example(prompt, answer, other, *probabilities))
     return found

@@ -61,7 +61,7 @@ def check_tasks_fit(job: Job, given: GivenModel, tasks: Mapping[str, Task]) -> N
     reasons = {}
     for name, task in tasks.items():
         try:
-            check_expressible(task, given.tokenizer, longest)
+            check_expressible(task, given.tokenizer, longest, given.vocab_size)
         except TaskNotExpressible as error:
             if len(tasks) == 1:
                 raise

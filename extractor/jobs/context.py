@@ -19,6 +19,7 @@ from extractor.data.prompts import TaskBatch, TokenizedTask
 from extractor.data.sources import AUTO, default_sources
 from extractor.data.text_kind import measure_text_kind
 from extractor.errors import NotFound
+from extractor.models.checks import vocab_size_of
 from extractor.models.load import open_dense
 from extractor.models.reference import ModelFolder, open_model
 from extractor.models.tokenizer import load_tokenizer
@@ -104,7 +105,10 @@ class CircuitRun:
 
 
 class GivenModel:
-    """The model that the job's spec names; `dense` is None for a sparse model. Raises what `open_model` and `open_dense` raise."""
+    """The model that the job's spec names; `dense` is None for a sparse model. `vocab_size`: the tokens that it has embeddings for.
+
+    Raises what `open_model`, `load_tokenizer` and `open_dense` raise.
+    """
 
     def __init__(self, job: Job):
         spec = job.spec
@@ -112,6 +116,7 @@ class GivenModel:
         self.folder: ModelFolder = open_model(spec.model)
         self.tokenizer = load_tokenizer(self.folder.path)
         self.dense = None if self.folder.is_sparse else open_dense(spec.model, spec.adapter)
+        self.vocab_size = self.dense.model.config.vocab_size if self.dense else vocab_size_of(self.folder.path)
 
     def corpus(self, job: Job) -> Corpus:
         """The job's corpus in this model's tokens; without a chosen one, the kind of text that the model knows better."""
@@ -126,4 +131,4 @@ class GivenModel:
                     f"{job.spec.model} knows prose better than code: bridging on {', '.join(spec.sources)}; "
                     "choose another corpus with --corpus or --dataset"
                 )
-        return build_corpus(spec, self.tokenizer, progress=job.progress)
+        return build_corpus(spec, self.tokenizer, progress=job.progress, vocab_size=self.vocab_size)

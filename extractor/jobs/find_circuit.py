@@ -51,7 +51,8 @@ def load_sparse(job: Job) -> SparseGPTForCausalLM:
 def make_splits(job: Job, loaded: LoadedModel, task: Task) -> TaskSplits:
     """The splits of a task, with the labels that the job asks for. Raises TaskNotExpressible."""
     longest = loaded.model.config.n_ctx
-    splits = draw_splits(job, check_expressible(task, loaded.tokenizer, longest), loaded.tokenizer, longest)
+    tokenized = check_expressible(task, loaded.tokenizer, longest, loaded.model.config.vocab_size)
+    splits = draw_splits(job, tokenized, loaded.tokenizer, longest)
     return with_model_labels(splits, loaded) if job.spec.labels == "model" else splits
 
 

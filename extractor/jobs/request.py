@@ -13,7 +13,7 @@ from extractor.data.task_choice import choose
 from extractor.errors import SpecError
 from extractor.files import read_json
 from extractor.jobs.cost.bridging import longest_prompt
-from extractor.models.checks import CONFIG
+from extractor.models.checks import CONFIG, vocab_size_of
 from extractor.models.reference import is_here, open_model, resolve_pair
 from extractor.models.tokenizer import load_tokenizer, open_tokenizer, resolve_tokenizer
 from extractor.pruning import algorithms
@@ -76,7 +76,7 @@ class CircuitRequest:
         if is_here(model):
             folder = open_model(model).path
             longest = longest_prompt(read_json(folder / CONFIG), bridge) if chosen.files else None
-            chosen = chosen.under(load_tokenizer(folder), longest, on_note)
+            chosen = chosen.under(load_tokenizer(folder), longest, on_note, vocab_size_of(folder, adapter))
         return JobSpec(
             kind="circuit",
             model=model,

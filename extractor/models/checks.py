@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from extractor.errors import BrokenArtifact, UnsupportedModel
 from extractor.files import read_json
 from extractor.models.dense.base import dense_types, unsupported
+from extractor.models.tokenizer_files import MAX_BYTES, TOKENIZER_FILES, too_large
 
 SPARSE_TYPE = "sparse_gpt"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -134,14 +135,23 @@ def check_shards(path: Path) -> None:
 
 
 def check_tokenizer(files: Files) -> None:
-    """Check that there is a fast tokenizer. Raises UnsupportedModel."""
+    """Check that there is a fast tokenizer, in files of at most MAX_BYTES. Raises UnsupportedModel."""
     found = files.sizes
+    for name in TOKENIZER_FILES:
+        if found.get(name, 0) > MAX_BYTES:
+            raise UnsupportedModel(f"model {files.label}: {too_large(name, found[name])}")
     if "tokenizer.json" not in found and not {"vocab.json", "merges.txt"} <= found.keys():
         slow = sorted(name for name in found if name.startswith(("tokenizer", "spiece", "vocab", "sentencepiece")))
         raise UnsupportedModel(
             f"model {files.label} has no tokenizer.json ({_listed(slow)}); a fast tokenizer is needed: "
             "save one with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
+
+
+def vocab_size_of(folder: Path, adapter: str | None = None) -> int | None:
+    """The number of tokens that the model in a folder has embeddings for; None if its config does not say, or an adapter may change it."""
+    size = FolderFiles(folder).json(CONFIG).get("vocab_size") if adapter is None and (folder / CONFIG).is_file() else None
+    return size if type(size) is int else None
 
 
 def check_size(files: Files, limit: int, setting: str) -> int:

@@ -48,7 +48,7 @@ def import_checkpoint(folder: Path, out: Path, tokenizer: Path | None = None) ->
 
     Raises UsageError for an unsupported request or model, BrokenArtifact for damaged files; then `out` stays as it was.
     """
-    from extractor.models.tokenizer import TOKENIZER_FILES
+    from extractor.models.tokenizer_files import TOKENIZER_FILES
 
     _check_output(out)
     config_path, weights_path = _find(folder)
@@ -129,8 +129,8 @@ def _tokenizer_folder(folder: Path, given: Path | None, settings: dict[str, Any]
         return None
     source = given or folder
     tokenizer = load_tokenizer(source)
-    if tokenizer.get_vocab_size() > settings["vocab_size"]:
-        size = tokenizer.get_vocab_size()
+    size = max(tokenizer.get_vocab().values(), default=0) + 1
+    if size > settings["vocab_size"]:
         raise UnsupportedModel(f"the tokenizer in {source} has {size} entries, the model {settings['vocab_size']}: it is another model's")
     settings["bos_token_id"] = settings["eos_token_id"] = tokenizer.token_to_id(END_OF_TEXT)
     return source

@@ -28,6 +28,7 @@ from extractor.models.checks import (
     is_adapter,
 )
 from extractor.models.hub import HUB_ID
+from extractor.models.tokenizer_files import TOKENIZER_FILES
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
 JOB_MODEL = re.compile(r"job:([A-Za-z0-9_-]{1,64})/([0-9a-f]{16})")
@@ -37,10 +38,7 @@ HUB_FILES = [
     "generation_config.json",
     "model*.safetensors",
     "*.safetensors.index.json",
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
+    *TOKENIZER_FILES,
 ]
 
 

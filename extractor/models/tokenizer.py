@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from extractor.errors import BrokenArtifact, ModelNotFound, UnsupportedModel
+from extractor.errors import BrokenArtifact, ExtractorError, ModelNotFound, UnsupportedModel, first_line
 from extractor.models import hub
 from extractor.models.hub import HUB_ID
 from extractor.models.reference import BUNDLED
+from extractor.models.tokenizer_files import (
+    TOKENIZER_DOWNLOADS,
+    TOKENIZER_FILES,
+    WHOLE,
+    TokenizerFiles,
+    read_tokenizer_files,
+    write_clean,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -46,24 +55,65 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, n_ctx: int) -> None:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder: tokenizer.json, or GPT-2's vocab.json and merges.txt.
+    """The tokenizer that transformers makes of a model folder's files, without truncation, padding and BPE dropout.
 
-    Raises UnsupportedModel when the folder has none, BrokenArtifact when its file does not parse.
+    No code of the folder is run. Raises UnsupportedModel when the folder has none or its files exceed a bound, BrokenArtifact when a file
+    does not parse.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer
 
-    whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
+    found = read_tokenizer_files(folder)
+    with _one_error(folder):
+        if found.is_complete:
+            return _for_tokens(Tokenizer.from_file(str(folder / WHOLE)))
+        return _for_tokens(_made_by_transformers(found).backend_tokenizer)
+
+
+def _for_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer without what its last use left in it."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None) is not None:
+        tokenizer.model.dropout = None
+    return tokenizer
+
+
+def _made_by_transformers(found: TokenizerFiles) -> Any:
+    """The fast tokenizer of AutoTokenizer. Raises what transformers raises, UnsupportedModel where it has no fast one."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        if whole.is_file():
-            return Tokenizer.from_file(str(whole))
-        if vocab.is_file() and merges.is_file():
-            tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
-            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            tokenizer.decoder = decoders.ByteLevel()
-            return tokenizer
-    except Exception as error:  # tokenizers raises bare Exception
-        raise BrokenArtifact(f"the tokenizer in {folder} cannot be read: {error}") from None
-    raise UnsupportedModel(f"model folder {folder} has no tokenizer.json (nor vocab.json and merges.txt); save its tokenizer there")
+        with tempfile.TemporaryDirectory(prefix="extract-tokenizer-") as folder:
+            write_clean(found, Path(folder))
+            made = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **_config_for(found))
+    finally:
+        logging.set_verbosity(verbosity)
+    if not hasattr(made, "backend_tokenizer"):
+        raise UnsupportedModel(f"the tokenizer in {found.folder} is a {type(made).__name__}, which is no fast tokenizer; save a fast one")
+    return made
+
+
+def _config_for(found: TokenizerFiles) -> dict[str, Any]:
+    """The model config that AutoTokenizer needs where the folder has none that names a class."""
+    from transformers import GPT2Config, PreTrainedConfig
+
+    if found.whole is None and not found.class_name:
+        return {"config": GPT2Config()}  # vocab.json and merges.txt are GPT-2's
+    return {} if found.model else {"config": PreTrainedConfig()}
+
+
+@contextmanager
+def _one_error(folder: Path) -> Iterator[None]:
+    """Turn whatever the libraries raise for a folder's files into BrokenArtifact."""
+    try:
+        yield
+    except (ExtractorError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # tokenizers raises bare Exception, and for a panic in its Rust code a BaseException
+        raise BrokenArtifact(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from None
 
 
 def resolve_tokenizer(reference: str) -> str:
@@ -92,14 +142,12 @@ def open_tokenizer(reference: str) -> Tokenizer:
     """
     folder = BUNDLED / reference if os.path.isdir(BUNDLED / reference) and "/" not in reference else Path(reference)
     if not folder.is_absolute():
-        folder = hub.download(reference, list(TOKENIZER_FILES))
+        folder = hub.download(reference, TOKENIZER_DOWNLOADS)
     elif not folder.is_dir():
         raise ModelNotFound(f"tokenizer folder {folder} is not on this machine")
     tokenizer = load_tokenizer(folder)
     if tokenizer.token_to_id(END_OF_TEXT) is None:
         tokenizer.add_special_tokens([END_OF_TEXT])
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     used, size = max(tokenizer.get_vocab().values()) + 1, tokenizer.get_vocab_size()
     if used != size:
         raise UnsupportedModel(f"tokenizer of {reference!r} has {size} entries but ids up to {used - 1}; choose one without gaps")
@@ -107,7 +155,15 @@ def open_tokenizer(reference: str) -> Tokenizer:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer files of a model folder to another."""
+    """Write the tokenizer of a model folder to another, where it gives the same ids: its files, or one tokenizer.json made of them.
+
+    Raises what `load_tokenizer` raises.
+    """
+    found = read_tokenizer_files(source)
+    if not found.is_plain:
+        with _one_error(source):
+            _made_by_transformers(found).save_pretrained(target)
+        return
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             (target / name).write_bytes((source / name).read_bytes())

@@ -6,10 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tokenizer_zoo
 
 from extractor import files
 from extractor.jobs import bridged_cache
 from extractor.models.reference import BUNDLED
+from extractor.models.tokenizer import load_tokenizer
+from extractor.models.tokenizer_files import TOKENIZER_FILES, read_tokenizer_files
 from extractor.spec.schema import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, TrainSpec
 
 SPEC = JobSpec(kind="circuit", model="python-tiny", tasks=("quote_close",), bridge=BridgeSpec(), prune=PruneSpec())
@@ -45,6 +48,58 @@ def test_a_folder_is_what_its_files_hold(tmp_path: Path):
     tokenizer = tmp_path / "model" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + " ")
     assert bridged_cache.address(spec, 1) != before
+
+
+@pytest.mark.parametrize("name", tokenizer_zoo.ZOO)
+def test_a_folder_is_all_that_its_tokenizer_is_made_from(tmp_path: Path, name: str):
+    """A change of any file that changes a token changes the address; a plain tokenizer keeps the address that it always had."""
+    shutil.copyfile(BUNDLED / "python-tiny" / "model.safetensors", tmp_path / "model.safetensors")
+    tokenizer_zoo.ZOO[name](tmp_path)
+    found = read_tokenizer_files(tmp_path)
+    before, ids = found.identity, load_tokenizer(tmp_path).encode("x [SEP] y").ids
+    for path in sorted(tmp_path.iterdir()):
+        if path.name in TOKENIZER_FILES:
+            old = path.read_bytes()
+            path.write_bytes(old + b"\n")
+            digest = files.digest(tmp_path, "tokenizer*")
+            now = read_tokenizer_files(tmp_path).identity
+            path.write_bytes(old)
+            assert (now, digest) != (before, files.digest(tmp_path, "tokenizer*")) or found.is_plain, path.name
+    tokenizer_zoo.write(tmp_path, "added_tokens.json", {"[SEP]": len(load_tokenizer(tmp_path).get_vocab())})
+    if load_tokenizer(tmp_path).encode("x [SEP] y").ids != ids:
+        assert read_tokenizer_files(tmp_path).identity not in (None, before)
+
+
+def test_the_merges_of_a_tokenizer_without_tokenizer_json_count(tmp_path: Path):
+    shutil.copyfile(BUNDLED / "python-tiny" / "model.safetensors", tmp_path / "model.safetensors")
+    tokenizer_zoo.halves(tmp_path)
+    spec = SPEC.model_copy(update={"model": str(tmp_path)})
+    before, merges = bridged_cache.address(spec, 1), tmp_path / "merges.txt"
+    assert before == bridged_cache.address(spec, 1)
+    merges.write_text("\n".join(merges.read_text().splitlines()[:-200]) + "\n")
+    assert bridged_cache.address(spec, 1) != before
+
+
+def test_the_address_of_a_plain_folder_is_that_of_the_last_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And one that last release read otherwise has another: padding, tokens around a text, tokens of other files."""
+
+    def facts(name: str) -> list:
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copyfile(BUNDLED / "python-tiny" / "model.safetensors", folder / "model.safetensors")
+        tokenizer_zoo.ZOO[name](folder)
+        seen: list = []
+        monkeypatch.setattr(bridged_cache.json, "dumps", lambda value, **_: seen.append(value) or "")
+        bridged_cache.address(SPEC.model_copy(update={"model": str(folder)}), 1)
+        monkeypatch.undo()
+        return [seen[-1][3], files.digest(folder, "config.json", "*.safetensors", "tokenizer*")]
+
+    for name in ("plain", "gpt2_class", "prefix_space", "added_token", "metaspace_first", "nfkc"):
+        now, then = facts(name)
+        assert now == then, name
+    for name in ("padding_fixed", "truncation", "dropout", "llama_of_bytes", "unigram", "halves_alone", "added_tokens_decoder"):
+        now, then = facts(name)
+        assert now != then, name
 
 
 def test_jobs_that_bridge_nothing_have_no_address(tmp_path: Path):

@@ -112,7 +112,8 @@ def test_of_a_hub_model_only_the_tokenizer_is_downloaded(gpt2_folder: Path, tmp_
 
 
 def test_a_model_is_told_by_its_folder(gpt2_folder: Path):
-    assert tokenizer_of(str(gpt2_folder)).get_vocab_size() == load_tokenizer(gpt2_folder).get_vocab_size()
+    found, vocab_size = tokenizer_of(str(gpt2_folder))
+    assert found.get_vocab_size() == load_tokenizer(gpt2_folder).get_vocab_size() == vocab_size
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ def test_show_says_why_a_task_cannot_be_asked(typed: Typed, gpt2_folder: Path, t
     train_tokenizer(["nothing"], 257).save(str(model / "tokenizer.json"))
     code, out, _ = typed("show", "for_while", "--model", str(model))
     assert code == 0
-    assert "answers:  not expressible: task 'for_while' cannot be asked under this tokenizer: ' in' is 3 tokens" in out
+    assert "answers:  not expressible: task 'for_while' cannot be asked under this tokenizer: the answer ' in' is 3 tokens" in out
     assert json.loads(typed("show", "for_while", "--model", str(model), "--json")[1])["pairs"] == []
 
 

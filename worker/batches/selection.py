@@ -21,7 +21,7 @@ from extractor.errors import ExtractorError, ModelNotFound, TaskNotExpressible, 
 from extractor.files import read_json, sha256
 from extractor.jobs.cost.bridging import longest_prompt
 from extractor.models import hub
-from extractor.models.checks import CONFIG, Files, FolderFiles, check_model, check_size, weight_files
+from extractor.models.checks import CONFIG, Files, FolderFiles, check_model, check_size, vocab_size_of, weight_files
 from extractor.models.hub import HUB_ID
 from extractor.models.reference import check_rest, find, is_here
 from extractor.spec.schema import BridgeSpec
@@ -171,10 +171,11 @@ def _left_out(folder: Path, tasks: TaskChoice, bridge: BridgeSpec) -> dict[str, 
     tokenizer = load_tokenizer(folder)
     has_files = any(isinstance(task, FileTask) for task in tasks.tasks)
     longest = longest_prompt(read_json(folder / CONFIG), bridge) if has_files else None
+    vocab_size = vocab_size_of(folder)
     reasons = {}
     for task in tasks.tasks:
         try:
-            check_expressible(task, tokenizer, longest)
+            check_expressible(task, tokenizer, longest, vocab_size)
         except TaskNotExpressible as error:
             reasons[task.name] = str(error)
     refuse_if_none(reasons, len(tasks.tasks))

@@ -65,10 +65,10 @@ def show(task: str, model: str, adapter: str | None, pairs: int, as_json: bool) 
     from extractor.jobs.check_tasks import samples, tokenizer_of
 
     (found,) = choose([task]).tasks
-    tokenizer = tokenizer_of(_resolve(model, adapter)[0])
+    tokenizer, vocab_size = tokenizer_of(*_resolve(model, adapter))
     facts: dict[str, Any] = _about(found) | {"source": _source(found), "model": model, "expressible": True, "why": None}
     try:
-        expression = check_expressible(found, tokenizer)
+        expression = check_expressible(found, tokenizer, vocab_size=vocab_size)
         facts |= {"spelling": list(expression.answers) or None, "tokens": list(expression.answer_ids) or None}
         facts["pairs"] = samples(expression, tokenizer, pairs)
     except TaskNotExpressible as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from extractor import files
 from extractor.circuits.circuit import Circuit
+from extractor.data.encoding import marks_of, prompt_text, text_ids, token_text, token_texts
 from extractor.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def steer_result(
         "task": circuit.task,
         "nodes": [node.id for node in chosen],
         "way": edit.way,
-        "prompt": result.tokenizer.decode(here),
+        "prompt": prompt_text(result.tokenizer, here),
         "toward": toward,
         "answers": list(choice.answers),
         "other": choice.answers[choice.other],
@@ -125,7 +126,7 @@ def _choice(result: BridgedResult, run: CounterfactualRun) -> AnswerPair:
     if circuit.answers and circuit.answer_ids:
         return AnswerPair(circuit.answers, circuit.answer_ids, int(run.plain_logits()[0, list(circuit.answer_ids)].argmin()))
     ids = _likeliest(result, run.presented), _likeliest(result, run.counterfactual)
-    answers = result.tokenizer.decode([ids[0]]), result.tokenizer.decode([ids[1]])
+    answers = token_text(result.tokenizer, ids[0]), token_text(result.tokenizer, ids[1])
     if ids[0] == ids[1]:
         raise UsageError(
             f"{result.pair.name} says {answers[0]!r} after both prompts; the answers of {circuit.task} vary: "
@@ -163,7 +164,7 @@ def _steps(
                 "between": choice.between(logits),
                 "random": sum(chance) / len(chance),
                 "random_worst": max(chance),
-                "top": [[result.tokenizer.decode([i]), p] for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)],
+                "top": [[token_text(result.tokenizer, i), p] for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)],
             }
         )
     return found
@@ -189,10 +190,10 @@ def _best(result: BridgedResult, run: CounterfactualRun, choice: AnswerPair, way
 def _encode(result: BridgedResult, text: str) -> list[int]:
     """Token ids. Raises UsageError for a text that is empty or too long for one of the models."""
     pair = result.pair
-    ids: list[int] = result.tokenizer.encode(text, add_special_tokens=False).ids
+    ids = text_ids(result.tokenizer, text)
     base: Any = pair.adapter.get_base_model()
     longest = min(pair.sparse.config.n_ctx, base.config.max_position_embeddings)
-    if not ids:
+    if ids == marks_of(result.tokenizer).before:
         raise UsageError("a prompt is empty; give it at least one token")
     if len(ids) > longest:
         raise UsageError(f"prompt {text[:40]!r} has {len(ids)} tokens, the models take at most {longest}; shorten it")
@@ -202,7 +203,7 @@ def _encode(result: BridgedResult, text: str) -> list[int]:
 def _check_lengths(result: BridgedResult, here: list[int], there: list[int]) -> None:
     if len(here) == len(there):
         return
-    shown = [f"{len(ids)} tokens {[result.tokenizer.decode([i]) for i in ids]}" for ids in (here, there)]
+    shown = [f"{len(ids)} tokens {token_texts(result.tokenizer, ids)}" for ids in (here, there)]
     raise UsageError(f"both prompts must have the same number of tokens: --prompt has {shown[0]}, --toward {shown[1]}")
 
 

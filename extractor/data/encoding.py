@@ -1,0 +1,93 @@
+"""Texts as token ids, and token ids as texts, the same way wherever a model reads or shows them.
+
+Models whose tokenizer puts tokens around every text (a Llama's `<s>`) were trained with these: they stand before prompts and around
+documents. Special tokens are shown like all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from extractor.models.tokenizer import END_OF_TEXT
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+
+WORD_START = "\u2581"  # how SentencePiece writes a space; its decoders drop that of the first token
+
+
+class TextMarks(NamedTuple):
+    """Ids before the first and after the last token of a text. Both are empty for GPT-2's tokenizers."""
+
+    before: list[int]
+    after: list[int]
+
+
+def marks_of(tokenizer: Tokenizer) -> TextMarks:
+    """The tokens that the tokenizer itself puts around every text."""
+    for text in ("a", " ", "\n", "0"):  # a tokenizer may have no token for one of them
+        encoding = tokenizer.encode(text)
+        if not all(encoding.special_tokens_mask):
+            return _marks(encoding)
+    return TextMarks([], [])
+
+
+def document_marks(tokenizer: Tokenizer) -> TextMarks:
+    """The tokens around a document of a corpus: after it `<|endoftext|>`, where the tokenizer has that."""
+    marks, end = marks_of(tokenizer), tokenizer.token_to_id(END_OF_TEXT)
+    return marks if end is None else TextMarks(marks.before, [end])
+
+
+def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text that goes on: with the tokens that the tokenizer puts before it, without those that end it."""
+    encoding = tokenizer.encode(text)
+    ids: list[int] = encoding.ids
+    if all(encoding.special_tokens_mask):  # no token is the text's
+        return marks_of(tokenizer).before
+    return ids[: len(ids) - len(_marks(encoding).after)]
+
+
+def _marks(encoding: Encoding) -> TextMarks:
+    ids, added = encoding.ids, encoding.special_tokens_mask  # 1 only for tokens that no character of the text gave
+    before = next((i for i, one in enumerate(added) if not one), len(ids))
+    after = next((i for i, one in enumerate(reversed(added)) if not one), len(ids))
+    return TextMarks(ids[:before], ids[len(ids) - after :])
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """A token as it stands inside a text: special tokens by their name, words with the space before them, unknown ids as '[id 7]'."""
+    name = tokenizer.id_to_token(token)
+    if name is None:
+        return f"[id {token}]"  # a model may have more embeddings than its tokenizer has tokens
+    text: str = tokenizer.decode([token], skip_special_tokens=False)
+    return f" {text}" if name.startswith(WORD_START) and not text.startswith((" ", WORD_START)) else text
+
+
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """`token_text` of each token."""
+    return [token_text(tokenizer, token) for token in ids]
+
+
+def prompt_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of a prompt's ids, special tokens included, without the tokens that the tokenizer puts before every text."""
+    before = marks_of(tokenizer).before
+    start = len(before) if list(ids[: len(before)]) == before else 0
+    text: str = tokenizer.decode(list(ids[start:]), skip_special_tokens=False)
+    return text
+
+
+def without_embedding(token: int, tokenizer: Tokenizer, vocab_size: int | None) -> str | None:
+    """What is wrong with a token that a model of `vocab_size` embeddings cannot read, and what mends it; None where it can."""
+    if vocab_size is None or token < vocab_size:
+        return None
+    return (
+        f"token {token_text(tokenizer, token)!r} (id {token}) has no embedding, the model has {vocab_size:,}; use text without it, or give "
+        "the model one and train it: model.resize_token_embeddings(len(tokenizer))"
+    )
+
+
+def shown_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """`token_text` of a single token, `prompt_text` of several."""
+    return token_text(tokenizer, ids[0]) if len(ids) == 1 else prompt_text(tokenizer, ids)
