@@ -186,5 +186,6 @@ def _unfit(pair: Pair, task: FileTask, tokenizer: Tokenizer, longest: int | None
             end = [tokenizer.decode([i]) for i in ids_of(text + answer)[-3:]]
             return f"after its prompt the answer {answer!r} is not a token of its own: together they end in {end}"
     if longest is not None and len(prompts[0]) > longest:
-        return f"the prompts have {len(prompts[0])} tokens, the sparse model reads {longest} at most"
+        more = "shorten them, or for a bridging set bridge.optim.context and bridge.model.n_ctx higher"
+        return f"the prompts have {len(prompts[0])} tokens, the model reads {longest} at most: {more}"
     return None

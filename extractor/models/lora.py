@@ -1,0 +1,82 @@
+"""What an adapter_config.json asks of a model, checked before PEFT acts on it: ranks, and patterns of module names. No torch.
+
+PEFT allocates matrices of the ranks that the config names, and matches its patterns with `re`, which can take for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from extractor.errors import UnsupportedModel
+
+MAX_RANK = 4096
+SECONDS = 10  # for all patterns of a config over all modules of a model
+_PLAIN = re.compile(r"[\w.]*")
+_MATCH = "import json, re, sys\nasked = json.load(sys.stdin)\nfor p in asked['patterns']:\n  for n in asked['names']: re.match(p, n)"
+
+
+def check_lora_config(config: Mapping[str, Any], label: str) -> None:
+    """Check ranks and options. `label`: how errors name the adapter. Raises UnsupportedModel."""
+    if config.get("layer_replication"):
+        raise UnsupportedModel(f"adapter {label} repeats layers of its base (layer_replication); such adapters do not merge")
+    for field, rank in [("r", config.get("r", 8)), *(("rank_pattern", rank) for rank in _table(config, "rank_pattern", label).values())]:
+        if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+            raise UnsupportedModel(
+                f"adapter {label} has rank {str(rank)[:40]} ({field} in its config), no whole number from 1 to {MAX_RANK:,}"
+            )
+
+
+def check_ranks(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], label: str) -> None:
+    """Check that the tensors of a LoRA have the ranks that its config names. Raises UnsupportedModel."""
+    check_lora_config(config, label)
+    named = {config.get("r", 8), *_table(config, "rank_pattern", label).values()}
+    for name, shape in shapes.items():
+        if name.endswith(("lora_A.weight", "lora_embedding_A")) and shape and shape[0] not in named:
+            ranks = ", ".join(map(str, sorted(named)))
+            raise UnsupportedModel(
+                f"adapter {label} names rank {ranks} in its config, but {name} has shape {shape}; save the adapter again"
+            )
+
+
+def check_patterns(config: Mapping[str, Any], modules: Iterable[str], label: str) -> None:
+    """Check that the config's patterns of module names can be matched in a few seconds. Raises UnsupportedModel."""
+    patterns = [pattern for pattern in _patterns(config, label) if not _PLAIN.fullmatch(pattern)]
+    if not patterns:
+        return
+    asked = json.dumps({"patterns": patterns, "names": list(modules)})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _MATCH], input=asked, text=True, capture_output=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise UnsupportedModel(
+            f"adapter {label} has a pattern of modules in its config that takes more than {SECONDS} s to match; write the modules' names"
+        ) from None
+    if done.returncode:
+        raise UnsupportedModel(f"adapter {label} has a pattern of modules in its config that is no regular expression")
+
+
+def _patterns(config: Mapping[str, Any], label: str) -> list[str]:
+    """The regular expressions that PEFT builds from a config."""
+    found = [value for value in (config.get("target_modules"), config.get("exclude_modules")) if isinstance(value, str)]
+    layers, saved = config.get("layers_pattern") or [], config.get("modules_to_save") or []
+    found += [rf"(?:^|.*?\.){layer}\.(?P<idx>\d+)\." for layer in ([layers] if isinstance(layers, str) else layers) if not _is_plain(layer)]
+    found += [rf"(^|.*\.){module}($|\..*)" for module in saved if not _is_plain(module)]
+    keys = [key for field in ("rank_pattern", "alpha_pattern") for key in _table(config, field, label)]
+    return found + [rf"(.*\.)?({key})$" for key in keys if not _is_plain(key)]
+
+
+def _is_plain(text: object) -> bool:
+    return isinstance(text, str) and _PLAIN.fullmatch(text) is not None
+
+
+def _table(config: Mapping[str, Any], field: str, label: str) -> dict[str, Any]:
+    value = config.get(field) or {}
+    if not isinstance(value, dict):
+        raise UnsupportedModel(f"adapter {label} has no table of modules as {field} in its config; save the adapter again")
+    return value
