@@ -32,15 +32,13 @@ def check_lora_config(config: Mapping[str, Any], label: str) -> None:
 
 
 def check_ranks(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], label: str) -> None:
-    """Check that the tensors of a LoRA have the ranks that its config names. Raises UnsupportedModel."""
+    """Check that a config names no larger rank than the LoRA's tensors have: PEFT allocates it. Raises UnsupportedModel."""
     check_lora_config(config, label)
-    named = {config.get("r", 8), *_table(config, "rank_pattern", label).values()}
-    for name, shape in shapes.items():
-        if name.endswith(("lora_A.weight", "lora_embedding_A")) and shape and shape[0] not in named:
-            ranks = ", ".join(map(str, sorted(named)))
-            raise UnsupportedModel(
-                f"adapter {label} names rank {ranks} in its config, but {name} has shape {shape}; save the adapter again"
-            )
+    found = [shape[0] for name, shape in shapes.items() if name.endswith(("lora_A.weight", "lora_embedding_A")) and shape]
+    table = _table(config, "rank_pattern", label)
+    named = max(table.values()) if table else config.get("r", 8)  # with a table, perhaps no module has rank r
+    if found and named > max(found):
+        raise UnsupportedModel(f"adapter {label} has rank {named:,} in its config, its tensors have {max(found):,}; save the adapter again")
 
 
 def check_patterns(config: Mapping[str, Any], modules: Iterable[str], label: str) -> None:

@@ -36,7 +36,8 @@ sources, rules, before = json.loads(sys.argv[1])
 rules['owners'] = frozenset(rules['owners'])
 before = Selection(**{kind: tuple(ModelDecision(**v) for v in before[kind]) for kind in ('taken', 'refused')}) if before else None
 candidates = itertools.chain.from_iterable(open_source(s).candidates() for s in sources)
-print(json.dumps(dataclasses.asdict(select(candidates, Rules(**rules), choose(['quote_close', 'for_while']), BridgeChoice(BridgeSpec()), before))))
+tasks, bridge = choose(['quote_close', 'for_while']), BridgeChoice(BridgeSpec())
+print(json.dumps(dataclasses.asdict(select(candidates, Rules(**rules), tasks, bridge, before))))
 assert not {'torch', 'transformers'} & set(sys.modules)
 """
 
