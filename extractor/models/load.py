@@ -137,7 +137,6 @@ def merge_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PreTrainedM
             f"adapter in {adapter.path} cannot be merged: the logits change by {gap:.2g} of the largest; "
             "an adapter on tied embeddings, or one that acts on some tokens only, does not merge"
         )
-    check_finite(merged, f"adapter in {adapter.path} merged into its base")
     after = _sums(merged)
     if after.keys() != before.keys():
         raise UnsupportedModel(f"adapter in {adapter.path} changes which tensors the model has, first {min(after.keys() ^ before.keys())}")
@@ -177,6 +176,7 @@ def _with_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PeftModel:
     _check_vocabulary(model, adapter, given, brought)
     _check_places(model, adapter, given, places | brought)
     tuned.load_adapter(str(adapter.path), "default", torch_device="cpu", local_files_only=True)
+    check_finite(tuned, f"adapter in {adapter.path}")
     return tuned
 
 
