@@ -17,7 +17,13 @@ from extractor.errors import UnsupportedModel
 MAX_RANK = 4096
 SECONDS = 10  # for all patterns of a config over all modules of a model
 _PLAIN = re.compile(r"[\w.]*")
-_MATCH = "import json, re, sys\nasked = json.load(sys.stdin)\nfor p in asked['patterns']:\n  for n in asked['names']: re.match(p, n)"
+_MATCH = """
+import json, re, sys
+asked = json.load(sys.stdin)
+for how, pattern in asked["patterns"]:
+    for name in asked["names"]:
+        getattr(re, how)(pattern, name)
+"""
 
 
 def check_lora_config(config: Mapping[str, Any], label: str) -> None:
@@ -43,7 +49,7 @@ def check_ranks(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 
 def check_patterns(config: Mapping[str, Any], modules: Iterable[str], label: str) -> None:
     """Check that the config's patterns of module names can be matched in a few seconds. Raises UnsupportedModel."""
-    patterns = [pattern for pattern in _patterns(config, label) if not _PLAIN.fullmatch(pattern)]
+    patterns = _patterns(config, label)
     if not patterns:
         return
     asked = json.dumps({"patterns": patterns, "names": list(modules)})
@@ -59,14 +65,16 @@ def check_patterns(config: Mapping[str, Any], modules: Iterable[str], label: str
         raise UnsupportedModel(f"adapter {label} has a pattern of modules in its config that is no regular expression")
 
 
-def _patterns(config: Mapping[str, Any], label: str) -> list[str]:
-    """The regular expressions that PEFT builds from a config."""
-    found = [value for value in (config.get("target_modules"), config.get("exclude_modules")) if isinstance(value, str)]
+def _patterns(config: Mapping[str, Any], label: str) -> list[tuple[str, str]]:
+    """(function of `re`, pattern) of the regular expressions that PEFT builds from a config."""
+    whole = [value for value in (config.get("target_modules"), config.get("exclude_modules")) if isinstance(value, str)]
+    found = [("fullmatch", value) for value in whole if not _is_plain(value)]
     layers, saved = config.get("layers_pattern") or [], config.get("modules_to_save") or []
-    found += [rf"(?:^|.*?\.){layer}\.(?P<idx>\d+)\." for layer in ([layers] if isinstance(layers, str) else layers) if not _is_plain(layer)]
-    found += [rf"(^|.*\.){module}($|\..*)" for module in saved if not _is_plain(module)]
+    layers = [layers] if isinstance(layers, str) else layers
     keys = [key for field in ("rank_pattern", "alpha_pattern") for key in _table(config, field, label)]
-    return found + [rf"(.*\.)?({key})$" for key in keys if not _is_plain(key)]
+    for template, parts in ((r"(?:^|.*?\.){}\.(?P<idx>\d+)\.", layers), (r"(^|.*\.){}($|\..*)", saved), (r"(.*\.)?({})$", keys)):
+        found += [("match", template.replace("{}", str(part))) for part in parts if not _is_plain(part)]
+    return found
 
 
 def _is_plain(text: object) -> bool:
