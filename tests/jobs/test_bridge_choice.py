@@ -162,6 +162,14 @@ def test_a_dry_run_tells_it_as_well(init: tuple[str, ...], tmp_path: Path, gpt2_
     assert (end.value.code, "memory total" in out) == ((2, False) if init else (0, True))
 
 
+def test_a_dry_run_of_a_dense_model_that_is_pruned_itself_shows_no_bridging(tmp_path: Path, gpt2_folder: Path, capsys, monkeypatch):
+    monkeypatch.setenv("EXTRACT_STATE_DIR", str(tmp_path / "state"))
+    with pytest.raises(SystemExit) as end:
+        main(["submit", "--model", str(saved(tmp_path, "short", gpt2_folder)), "--task", "quote_close", "--dense", "--dry-run"])
+    out = capsys.readouterr().out
+    assert (end.value.code, "the dense model itself is pruned" in out, "memory total" in out) == (0, True, False)
+
+
 def test_a_batch_takes_the_start_that_suits_each_model(tmp_path: Path, gpt2_folder: Path):
     folder = tmp_path / "models"
     for name in ("llama", "plain", "short"):
@@ -190,7 +198,8 @@ def test_the_plan_of_an_earlier_release_is_read(tmp_path: Path, gpt2_folder: Pat
     saved(tmp_path / "models", "plain", gpt2_folder)
     found = plan(BatchRequest((str(tmp_path / "models"),), ("quote_close",)), lambda _: None)
     earlier = json.loads(found.to_json())
-    del earlier["otherwise"], earlier["selection"]["taken"][0]["from_scratch"]
+    del earlier["otherwise"]
+    assert "from_scratch" not in earlier["selection"]["taken"][0]
     read = Batch.from_json(found.id, json.dumps(earlier))
     (child,) = read.children
     assert isinstance(child, Child)

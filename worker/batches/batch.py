@@ -86,7 +86,11 @@ class Batch:
         plan = {"version": 1, "asked": self.asked, "template": self.template.model_dump(mode="json"), "tasks": self.tasks}
         plan |= {"task_files": [file.model_dump() for file in self.task_files], "created": self.created}
         plan |= {"otherwise": None if self.otherwise is None else self.otherwise.model_dump(mode="json")}
-        return json.dumps(plan | {"selection": dataclasses.asdict(self.selection)})
+        selection = dataclasses.asdict(self.selection)
+        for decision in (*selection["taken"], *selection["refused"]):
+            if not decision["from_scratch"]:
+                del decision["from_scratch"]  # workers of earlier releases read such plans
+        return json.dumps(plan | {"selection": selection})
 
     @classmethod
     def from_json(cls, batch: str, text: str) -> Batch:
