@@ -18,6 +18,7 @@ from pathlib import Path
 
 from extractor.errors import ExtractorError
 from extractor.progress import Progress, Stopped, emit
+from extractor.spec.limits import MAX_THREADS
 
 STOPPED = 75
 
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m extractor", description="Run one job spec in this process.")
     parser.add_argument("spec", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=_threads, default=os.cpu_count())
     parser.add_argument("--bridged", type=Path, help="folder in the cache of bridged models: read if it exists, else written")
     parser.add_argument("--guard", action="store_true", help="exit when standard input is closed")
     arguments = parser.parse_args(argv)
@@ -48,6 +49,12 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     emit({"event": "done"})
     return 0
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MAX_THREADS:,}")
+    return int(text)
 
 
 def _exit_with_supervisor() -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from extractor.errors import UsageError
+from extractor.spec.limits import MAX_THREADS
 
-MAX_COUNT = 1_000_000  # of threads and attempts
+MAX_COUNT = 1_000_000  # of attempts
 MAX_SECONDS = 1_000_000_000  # 30 years; clocks and Redis do not accept unlimited times
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -60,7 +61,7 @@ def from_env(env: Mapping[str, str] | None = None) -> Settings:
         allow_insecure=_flag(env, "EXTRACT_ALLOW_INSECURE_REDIS"),
         start_worker=not _flag(env, "EXTRACT_NO_WORKER"),
         engine=env.get("EXTRACT_ENGINE") or "extractor",
-        threads=_count(env, "EXTRACT_THREADS", _usable_cpus()),
+        threads=_count(env, "EXTRACT_THREADS", _usable_cpus(), MAX_THREADS),
         lease_ttl=ttl,
         heartbeat=_seconds(env, "EXTRACT_HEARTBEAT", min(2, ttl / 3)),
         reap_every=_seconds(env, "EXTRACT_REAPER", min(5, ttl / 3)),
@@ -143,10 +144,10 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     return value
 
 
-def _count(env: Mapping[str, str], name: str, default: int) -> int:
+def _count(env: Mapping[str, str], name: str, default: int, most: int = MAX_COUNT) -> int:
     text = env.get(name) or str(default)
-    if not text.isdecimal() or not 1 <= int(text[:20]) <= MAX_COUNT:
-        raise UsageError(f"{name}={text!r} is not a whole number from 1 to {MAX_COUNT:,}; correct it or unset it")
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= most:
+        raise UsageError(f"{name}={text!r} is not a whole number from 1 to {most:,}; correct it or unset it")
     return int(text)
 
 

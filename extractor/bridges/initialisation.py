@@ -56,9 +56,12 @@ def normalise_sites(pair: BridgedPair, corpus: Corpus, context: int, seed: int) 
 def start_from_dense(pair: BridgedPair, samples: list[Tensor]) -> None:
     """Make the sparse model and the bridges compute what the dense model does. Raises SpecError where their shapes do not allow it.
 
+    `jobs.cost.bridging.start_obstacle` tells from config.json alone whether they do.
+
     samples   residuals hd_i (N, D) of every site; the basis is chosen such that they are sparse too
     """
-    weights, config = pair.dense.weights(), pair.sparse.config
+    config = pair.sparse.config
+    weights = pair.dense.weights(config.n_ctx)
     if weights is None:
         raise SpecError(f"{pair.name} has blocks that a sparse GPT cannot start from; use --init scratch")
     neurons = len(weights.blocks[0].fc)

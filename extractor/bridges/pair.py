@@ -12,7 +12,8 @@ from extractor import files
 from extractor.bridges.tuner import BridgeSite, SparseBridgeConfig, bridge_sites
 from extractor.errors import BrokenArtifact, NotFound, first_line
 from extractor.models.dense.base import DenseSublayers, wrap_dense
-from extractor.models.load import open_dense
+from extractor.models.load import check_finite, open_dense
+from extractor.models.sparse_folder import BRIDGES, DENSE_JSON, dense_of
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 from extractor.spec.schema import BridgeSpec
 from extractor.training.compute import pick_device
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from extractor.models.load import DenseModel
 
 
-DENSE_JSON = "dense.json"
-FAITHFULNESS_JSON = "faithfulness.json"
-FOLDER = "bridges"
+FOLDER = BRIDGES
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.devic
 
     device = device or pick_device()
     sublayers = wrap_dense(dense.model.to(device))  # type: ignore[arg-type]
-    weights = sublayers.weights() if spec.init == "dense" else None
+    weights = sublayers.weights(spec.optim.context) if spec.init == "dense" else None
     shape = spec.shape_beside(sublayers.width, weights.d_head if weights else spec.model.d_head, sublayers.has_positions)
     vocabulary, from_dense = dense.model.config.vocab_size, spec.init == "dense"
     sparse = new_sparse_gpt(shape, sublayers.n_sublayers // 2, vocabulary, seed, logits_bias=from_dense).to(device)  # type: ignore[arg-type]
@@ -90,6 +89,7 @@ def load_pair(folder: Path, dense: DenseModel, sparse: SparseGPTForCausalLM | No
     Raises NotFound where the folder has no bridges, BrokenArtifact where they do not fit the dense model.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     from extractor.models.load import load_model
     from extractor.models.reference import inspect_folder
@@ -101,10 +101,12 @@ def load_pair(folder: Path, dense: DenseModel, sparse: SparseGPTForCausalLM | No
         sparse = load_model(inspect_folder(folder)).to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
     try:
         adapter = PeftModel.from_pretrained(dense.model.to(device), str(folder), subfolder=FOLDER)  # type: ignore[arg-type]
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise BrokenArtifact(f"bridges in {folder} do not fit {dense.name}: {first_line(error)}") from None
+    sites = bridge_sites(adapter)
+    check_finite(torch.nn.ModuleList(sites), f"bridges in {folder}")
     adapter.eval().requires_grad_(False)
-    return BridgedPair(wrap_dense(dense.model), sparse, bridge_sites(adapter), adapter, dense.name, dense.facts)
+    return BridgedPair(wrap_dense(dense.model), sparse, sites, adapter, dense.name, dense.facts)
 
 
 def bridge_card(name: str, facts: dict, sparse: PreTrainedConfig) -> str:
@@ -143,11 +145,11 @@ def open_pair(folder: Path, dense: DenseModel | None = None, sparse: SparseGPTFo
 
     dense, sparse   the two models, if they are loaded already
 
-    Raises NotFound where the folder has no bridges or the dense model is no longer available, and what `load_pair` raises.
+    Raises NotFound where the folder has no bridges or the dense model is no longer available, BrokenArtifact where dense.json names none,
+    and what `load_pair` raises.
     """
     if dense is None:
         if not (folder / DENSE_JSON).is_file():
             raise NotFound(f"model {folder} has no bridges: it was not made from a dense model")
-        known = files.read_json(folder / DENSE_JSON)
-        dense = open_dense(known["model"], known["adapter"])
+        dense = open_dense(*dense_of(folder))
     return load_pair(folder, dense, sparse)

@@ -200,5 +200,6 @@ def _unfit(
     if usual is not None and tuple(ends) != usual:
         return f"the answers are the tokens {token_texts(tokenizer, ends)}, after most prompts {token_texts(tokenizer, usual)}"
     if longest is not None and len(positive) > longest:
-        return f"the prompts have {len(positive)} tokens, the sparse model reads {longest} at most"
+        more = "shorten them, or for a bridging set bridge.optim.context and bridge.model.n_ctx higher"
+        return f"the prompts have {len(positive)} tokens, the model reads {longest} at most: {more}"
     return without_embedding(max(*positive, *negative, *ends), tokenizer, vocab_size)

@@ -6,18 +6,17 @@ faithfulness.json.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from extractor import files
-from extractor.bridges.pair import DENSE_JSON, FAITHFULNESS_JSON
 from extractor.data.corpus import Corpus
 from extractor.errors import ExtractorError
 from extractor.jobs import bridged_cache
 from extractor.jobs.context import GivenModel
+from extractor.models.sparse_folder import DENSE_JSON, FAITHFULNESS_JSON, copy_sparse
 from extractor.models.tokenizer import copy_tokenizer
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ MIN_BIGRAM_GAIN = 0.3  # nats per token; a smaller gain of the dense model over 
 
 
 def make_model(job: Job, given: GivenModel, corpus: Corpus) -> None:
-    """Make model/: copy a sparse model with all its files; bridge a dense one, or convert it where the job prunes it itself."""
+    """Make model/: copy a sparse model with its known files; bridge a dense one, or convert it where the job prunes it itself."""
     target = job.out / "model"
     if given.dense is not None and not job.spec.prunes_dense:
         if not target.is_dir() and not load_from_cache(job):
@@ -43,7 +42,9 @@ def make_model(job: Job, given: GivenModel, corpus: Corpus) -> None:
         write_dense(given, given.dense, target)
     else:
         with files.new_folder(target) as folder:
-            shutil.copytree(given.folder.path, folder, dirs_exist_ok=True)
+            left = copy_sparse(given.folder.path, folder)
+        if left:
+            job.progress.note(f"not copied with the model from {given.folder.path}: {', '.join(left[:5])} ({len(left)} in total)")
 
 
 def load_from_cache(job: Job) -> bool:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from extractor import files
-from extractor.bridges.pair import FAITHFULNESS_JSON
 from extractor.circuits.calibration import calibrated_loss
 from extractor.circuits.circuit import Calibration, Circuit, Node
 from extractor.circuits.graph import CircuitMask
@@ -20,6 +19,7 @@ from extractor.circuits.sites import node_id
 from extractor.data.encoding import prompt_text, shown_text, token_text
 from extractor.data.prompts import accuracy
 from extractor.files import rounded
+from extractor.models.sparse_folder import FAITHFULNESS_JSON
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import PrunedCircuit, PruneResult
 from extractor.report.page import Example, write_report

@@ -21,6 +21,7 @@ from extractor.jobs.context import CircuitRun, GivenModel, LoadedModel
 from extractor.jobs.cost.bridging import longest_prompt
 from extractor.jobs.find_circuit import find_circuit, load_sparse, make_splits
 from extractor.models.checks import CONFIG
+from extractor.models.sparse_folder import check_sparse_folder
 from extractor.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -54,10 +55,13 @@ def run_circuit_job(job: Job) -> None:
 def check_tasks_fit(job: Job, given: GivenModel, tasks: Mapping[str, Task]) -> None:
     """Check, before any work, that the tokenizer can express the job's task, or at least one of several.
 
-    Raises TaskNotExpressible, SpecError.
+    Raises TaskNotExpressible; BrokenArtifact where a sparse model's bridges are damaged; SpecError or UnsupportedModel where the model
+    cannot be bridged or pruned as the spec says.
     """
     assert job.spec.bridge is not None  # JobSpec's validator checks it
-    longest = longest_prompt(files.read_json(given.folder.path / CONFIG), job.spec.bridge)
+    if given.folder.is_sparse:
+        check_sparse_folder(given.folder.path)
+    longest = longest_prompt(files.read_json(given.folder.path / CONFIG), job.spec.bridge, job.spec.prunes_dense)
     reasons = {}
     for name, task in tasks.items():
         try:

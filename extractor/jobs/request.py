@@ -9,17 +9,18 @@ from typing import Any, Literal, cast
 
 from extractor.data.sources import AUTO, NAMED_SOURCES, check_sources
 from extractor.data.streams import check_dataset, pin_dataset
-from extractor.data.task_choice import choose
+from extractor.data.task_choice import TaskChoice, choose
 from extractor.errors import SpecError
-from extractor.files import read_json
+from extractor.jobs.bridge_choice import BridgeChoice
 from extractor.jobs.cost.bridging import longest_prompt
-from extractor.models.checks import CONFIG, vocab_size_of
-from extractor.models.reference import is_here, open_model, resolve_pair
+from extractor.models.checks import SPARSE_TYPE, vocab_size_of
+from extractor.models.reference import resolve_given
+from extractor.models.sparse_folder import check_sparse_folder
 from extractor.models.tokenizer import load_tokenizer, open_tokenizer, resolve_tokenizer
 from extractor.pruning import algorithms
 from extractor.spec.fields import CIRCUIT, Setting, changed, checked_spec, settings, split_changes
 from extractor.spec.presets import PRESETS, bridge_spec, dense_baseline, prune_spec, train_spec
-from extractor.spec.schema import CHANCE, CorpusSpec, DatasetSpec, JobSpec, PruneSpec
+from extractor.spec.schema import CHANCE, BridgeSpec, CorpusSpec, DatasetSpec, JobSpec, PruneSpec
 
 Preset = Literal["tiny", "small", "paper"]
 OnNote = Callable[[str], None]
@@ -38,7 +39,8 @@ class CircuitRequest:
     adapter       a folder or hub id of a LoRA on `model`, whatever base its own config names
     subject       what is pruned of a dense model: 'twin', a sparse model that is bridged to it; 'dense', the dense model itself
     labels        which answer is the right one: 'task', the task's; 'model', the given model's own
-    init          where the sparse model of a bridging starts: 'scratch' or 'dense'; None: the preset's choice
+    init          where the sparse model of a bridging starts: 'scratch' or 'dense'; None: the preset's choice, 'scratch' where the weights
+                  of this model cannot be the start
     changes       dotted field -> text, over the preset; `circuit_settings` lists the fields
     target_loss   nats per prompt
     corpus        'stdlib', 'generated', 'prose' or paths; without these and `datasets`, the kind of text that the model knows better
@@ -59,11 +61,35 @@ class CircuitRequest:
     datasets: tuple[DatasetSpec, ...] = ()
 
     def to_spec(self, on_note: OnNote = _ignore) -> JobSpec:
-        """The checked spec, with models, adapters and datasets pinned. on_note receives a line for each task of 'all' that is left out.
+        """The checked spec, with models, adapters and datasets pinned.
 
+        on_note receives a line for each task of 'all' that is left out, and where a bridging cannot start from the dense model's weights.
         A hub model's tokenizer is checked only by the worker, which downloads it; so is the fit of an adapter.
         Raises UnknownTask, NotFound, ModelNotFound, UnsupportedModel, BrokenArtifact, TaskNotExpressible, SpecError.
         """
+        changes, chosen = self._checked()
+        given = resolve_given(self.model, self.adapter)
+        prunes_dense = self.subject == "dense"
+        bridge = self.bridge_choice(changes).beside(given.config, prunes_dense, on_note)
+        if given.folder is not None:
+            if given.config.get("model_type") == SPARSE_TYPE:
+                check_sparse_folder(given.folder)
+            longest = longest_prompt(given.config, bridge, prunes_dense) if chosen.files else None
+            chosen = chosen.under(load_tokenizer(given.folder), longest, on_note, vocab_size_of(given.folder, given.adapter))
+        return self._spec(given.model, given.adapter, chosen, bridge, changes)
+
+    def template(self) -> JobSpec:
+        """The checked spec with model and adapter as they were typed, which are not looked at. Raises UnknownTask, NotFound, SpecError."""
+        changes, chosen = self._checked()
+        return self._spec(self.model, self.adapter, chosen, self.bridge_choice(changes).preferred, changes)
+
+    def bridge_choice(self, changes: Mapping[str, Mapping[str, str]] | None = None) -> BridgeChoice:
+        """The settings of the bridging, whatever the dense model is. Raises SpecError."""
+        parts = split_changes(self.changes or {}, CIRCUIT) if changes is None else changes
+        return BridgeChoice.of(_check_preset(self.preset), self.init, parts["bridge"])
+
+    def _checked(self) -> tuple[dict[str, dict[str, str]], TaskChoice]:
+        """The changes by part of the job, and the tasks. Raises SpecError, UnknownTask, NotFound."""
         if not self.tasks:
             raise SpecError("a circuit job needs a task; `extract tasks` lists them")
         changes, chosen = split_changes(self.changes or {}, CIRCUIT), choose(self.tasks)
@@ -71,12 +97,9 @@ class CircuitRequest:
             raise SpecError(f"labels {self.labels!r} is unknown; choose task or model")
         if self.subject not in ("twin", "dense"):
             raise SpecError(f"subject {self.subject!r} is unknown; choose twin or dense")
-        model, adapter = resolve_pair(self.model, self.adapter)
-        bridge = changed(bridge_spec(self.preset, self.init), changes["bridge"], "bridge.")
-        if is_here(model):
-            folder = open_model(model).path
-            longest = longest_prompt(read_json(folder / CONFIG), bridge) if chosen.files else None
-            chosen = chosen.under(load_tokenizer(folder), longest, on_note, vocab_size_of(folder, adapter))
+        return changes, chosen
+
+    def _spec(self, model: str, adapter: str | None, chosen: TaskChoice, bridge: BridgeSpec, changes: dict[str, dict[str, str]]) -> JobSpec:
         return JobSpec(
             kind="circuit",
             model=model,
@@ -211,8 +234,7 @@ def dataset(reference: str, *, config: str | None = None, revision: str | None =
 
 def _prune(preset: str, changes: dict[str, str]) -> PruneSpec:
     spec = changed(prune_spec(preset), changes, "prune.")
-    if spec.algorithm not in algorithms.names():
-        raise SpecError(f"pruning algorithm {spec.algorithm!r} is unknown; choose {', '.join(algorithms.names())}")
+    algorithms.check(spec.algorithm)
     return spec
 
 

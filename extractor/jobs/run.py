@@ -17,6 +17,7 @@ from extractor.jobs import output
 from extractor.jobs.job import Job
 from extractor.jobs.train_job import run_train_job
 from extractor.progress import Progress
+from extractor.pruning import algorithms
 from extractor.spec.schema import JobSpec, stages_of, to_json
 from extractor.training.loop import set_up_torch
 
@@ -29,6 +30,8 @@ def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads:
     """
     from extractor.jobs.circuit_job import run_circuit_job
 
+    if spec.prune is not None:
+        algorithms.check(spec.prune.algorithm)
     set_up_torch(threads)
     runner = {"circuit": run_circuit_job, "train": run_train_job}[spec.kind]
     folder = out.absolute()

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
 
 from extractor.errors import BrokenArtifact, UnsupportedModel
 from extractor.files import read_json
 from extractor.models.dense.base import dense_types, unsupported
+from extractor.models.lora import check_lora_config
+from extractor.models.shape import DenseShape, sparse_parameters
 from extractor.models.tokenizer_files import MAX_BYTES, TOKENIZER_FILES, too_large
 
 SPARSE_TYPE = "sparse_gpt"
@@ -23,6 +26,9 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FOREIGN = (".h5", ".msgpack", ".gguf", ".onnx", ".ot", ".npz")
 HEADS = ("LMHeadModel", "ForCausalLM")
 HALF = ("float16", "bfloat16")
+LEAST_BYTES = 2  # of a parameter in a weight file
+MOST_BYTES = 5  # of a parameter in a download: fp32, and buffers that older checkpoints hold
+OTHER_BYTES = 200_000_000  # of all files of a download but the weights; the largest tokenizers have a fifth of that
 
 
 class Files(Protocol):
@@ -40,6 +46,10 @@ class Files(Protocol):
     def parameters(self) -> int | None:
         """Number of parameters, None where unknown."""
 
+    @property
+    def folder(self) -> Path | None:
+        """Their folder on this machine, None without one."""
+
     def json(self, file: str) -> Any:
         """The content of a JSON file. Raises BrokenArtifact."""
 
@@ -56,6 +66,10 @@ class FolderFiles:
         return f"in {self.path}"
 
     @property
+    def folder(self) -> Path:
+        return self.path
+
+    @property
     def sizes(self) -> Mapping[str, int]:
         return {file.name: file.stat().st_size for file in self.path.iterdir() if file.is_file()}
 
@@ -70,7 +84,22 @@ def is_adapter(files: Files) -> bool:
 
 
 def check_model(files: Files) -> str:
-    """The model_type of a supported model. Raises UnsupportedModel, BrokenArtifact."""
+    """The model_type of a supported model whose config.json gives possible sizes. Raises UnsupportedModel, BrokenArtifact."""
+    model_type = check_kind(files)
+    claimed_parameters(files)
+    return model_type
+
+
+def claimed_parameters(files: Files) -> int:
+    """The number of parameters that a model's config.json implies. Raises UnsupportedModel, BrokenArtifact."""
+    config = _object(files, CONFIG, "model")
+    if config.get("model_type") == SPARSE_TYPE:
+        return sparse_parameters(config, f"model {files.label}")
+    return DenseShape.of(config, f"model {files.label}").parameters
+
+
+def check_kind(files: Files) -> str:
+    """The model_type of a supported model, as far as its listing on the hub shows it. Raises UnsupportedModel, BrokenArtifact."""
     found = files.sizes
     if is_adapter(files):
         raise UnsupportedModel(f"model {files.label} is an adapter ({ADAPTER_CONFIG}); give its base as the model, and this as the adapter")
@@ -119,19 +148,43 @@ def _check_weights(files: Files) -> None:
         raise UnsupportedModel(f"model {files.label} has {_instead(found)}; save it with safetensors, as {WEIGHTS}")
 
 
-def check_shards(path: Path) -> None:
-    """Check that all weight files that an index names are in the folder. Raises BrokenArtifact."""
-    if (path / WEIGHTS).is_file() or not (path / INDEX).is_file():
-        return
-    index = read_json(path / INDEX)
+def weights_of(files: Files) -> list[str]:
+    """The names of the files that hold a model's weights: one, or those that the index names. Raises BrokenArtifact."""
+    if WEIGHTS in files.sizes:
+        return [WEIGHTS]
+    found = indexed_weights(files)
+    for name in found:
+        if name not in files.sizes:
+            raise BrokenArtifact(f"model {files.label}: {name} is missing, which {INDEX} names; copy or download the model again")
+    return found
+
+
+def indexed_weights(files: Files) -> list[str]:
+    """The names of the weight files that the index names. Raises BrokenArtifact."""
+    index = files.json(INDEX)
     names = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(names, dict):
-        raise BrokenArtifact(f"{path / INDEX} has no weight_map; save the model again")
-    for name in sorted(set(map(str, names.values()))):
+    if not isinstance(names, dict) or not names:
+        raise BrokenArtifact(f"{INDEX} of model {files.label} has no weight_map; save the model again")
+    found = sorted(set(map(str, names.values())))
+    for name in found:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise BrokenArtifact(f"{path / INDEX} names {name!r}, which is no safetensors file of its folder; save the model again")
-        if not (path / name).is_file():
-            raise BrokenArtifact(f"{path / name} is missing, which {INDEX} names; copy or download the model again")
+            raise BrokenArtifact(
+                f"{INDEX} of model {files.label} names {name[:80]!r}, which is no safetensors file of its folder; save the model again"
+            )
+    return found
+
+
+def check_weights(files: Files) -> None:
+    """Check that all weight files of a local model are there, and hold as many bytes as its config.json needs at least.
+
+    A model that its weights cannot fill would be built in memory before they are read. Raises BrokenArtifact, UnsupportedModel.
+    """
+    claimed, size = claimed_parameters(files), sum(files.sizes[name] for name in weights_of(files))
+    if LEAST_BYTES * claimed > size:
+        raise BrokenArtifact(
+            f"model {files.label} has {size:,} bytes of weights, its {CONFIG} describes {claimed:,} parameters; one of the two is another "
+            "model's, or the weights are cut: copy or download the model again"
+        )
 
 
 def check_tokenizer(files: Files) -> None:
@@ -163,10 +216,7 @@ def check_size(files: Files, limit: int, setting: str) -> int:
     if count is None:
         config = _object(files, CONFIG, "model")
         width = 2 if str(config.get("dtype") or config.get("torch_dtype")) in HALF else 4
-        count, about = (
-            sum(files.sizes[name] for name in weight_files(files.sizes)) // width,
-            "about ",
-        )
+        count, about = sum(files.sizes[name] for name in weights_of(files)) // width, "about "
     if count > limit:
         raise UnsupportedModel(
             f"model {files.label} has {about}{count:,} parameters, more than the {limit:,} allowed; where the worker has the memory, "
@@ -175,10 +225,25 @@ def check_size(files: Files, limit: int, setting: str) -> int:
     return count
 
 
-def weight_files(found: Iterable[str]) -> list[str]:
-    """Those of the file names `found` that hold a model's weights."""
-    names = set(found)
-    return [WEIGHTS] if WEIGHTS in names else sorted(name for name in names if name.startswith("model") and name.endswith(".safetensors"))
+def check_bytes(files: Files, patterns: Iterable[str], limit: int, setting: str) -> None:
+    """Check the bytes of everything that a job downloads of a model: its weights, and the files whose names match `patterns`.
+
+    limit, setting: as of `check_size`, which counts parameters by what the hub says of them. Raises UnsupportedModel, BrokenArtifact.
+    """
+    weights = weights_of(files)
+    others = {name: size for name, size in files.sizes.items() if name not in weights and any(fnmatch(name, p) for p in patterns)}
+    size, most = sum(files.sizes[name] for name in weights), MOST_BYTES * limit
+    if size > most:
+        raise UnsupportedModel(
+            f"model {files.label} has {size:,} bytes of weights, more than the {most:,} of {limit:,} parameters; where the worker has the "
+            f"memory, set {setting} higher"
+        )
+    if sum(others.values()) > OTHER_BYTES:
+        largest = max(others, key=lambda name: others[name])
+        raise UnsupportedModel(
+            f"model {files.label} has {sum(others.values()):,} bytes of files beside its weights, more than the {OTHER_BYTES:,} allowed; "
+            f"the largest is {largest}"
+        )
 
 
 def check_adapter(files: Files) -> dict[str, Any]:
@@ -197,6 +262,7 @@ def check_adapter(files: Files) -> dict[str, Any]:
         raise UnsupportedModel(
             f"adapter {files.label} is for Megatron layers (megatron_config); only plain transformers models are supported"
         )
+    check_lora_config(config, files.label)
     if ADAPTER_WEIGHTS not in found:
         raise UnsupportedModel(f"adapter {files.label} has {_instead(found)}; save it with safetensors, as {ADAPTER_WEIGHTS}")
     return config

@@ -5,6 +5,7 @@ Inspection reads a repository's metadata and small JSON files, never weights. HF
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from extractor.errors import BrokenArtifact, ModelNotFound, NotFound, first_line
+from extractor.files import read_json
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -29,6 +31,7 @@ class HubFiles:
     sizes        name -> bytes, 0 where the hub does not say
     parameters   number of parameters in its safetensors, as the hub counts them; None where it does not
     digests      name -> sha256, or 'git:' and git's hash for small files
+    folder       the commit in the hub's cache on this machine, where the hub does not answer; None: the hub has answered
     """
 
     name: str
@@ -36,10 +39,12 @@ class HubFiles:
     sizes: Mapping[str, int] = field(repr=False)
     parameters: int | None = None
     digests: Mapping[str, str] = field(default_factory=dict, repr=False)
+    folder: Path | None = None
+    read: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # file -> its content, once it is known
 
     @property
     def label(self) -> str:
-        return f"{self.name!r} on the hub"
+        return f"{self.name!r} on the hub" if self.folder is None else f"{self.name!r} in {self.folder}"
 
     @property
     def reference(self) -> str:
@@ -47,6 +52,11 @@ class HubFiles:
 
     def json(self, file: str) -> Any:
         """The content of a small JSON file. Raises BrokenArtifact, ModelNotFound."""
+        if file not in self.read:
+            self.read[file] = self._fetch(file) if self.folder is None else read_json(self.folder / file)
+        return copy.deepcopy(self.read[file])
+
+    def _fetch(self, file: str) -> Any:
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -72,14 +82,19 @@ def token() -> str | bool:
 
 
 def inspect(reference: str) -> HubFiles:
-    """The files that 'ID' or 'ID@REVISION' names now. Raises ModelNotFound."""
+    """The files that 'ID' or 'ID@REVISION' names now. Raises ModelNotFound.
+
+    Where the hub does not answer, these are the files of the commit that the hub's cache on this machine has under that name.
+    """
     from huggingface_hub import HfApi, constants
 
     name, _, revision = reference.partition("@")
     try:
         info = HfApi(token=token()).model_info(name, revision=revision or None, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception as error:  # as above
-        raise refusal(name, revision, error) from None
+        if not _is_silent(error):
+            raise refusal(name, revision, error) from None
+        return _cached(name, revision, refusal(name, revision, error))
     if info.disabled:
         raise ModelNotFound(_disabled(name))
     top = [sibling for sibling in info.siblings or [] if "/" not in str(sibling.rfilename)]
@@ -90,6 +105,33 @@ def inspect(reference: str) -> HubFiles:
     if not _COMMIT.fullmatch(str(info.sha)) or any(type(number) is not int or number < 0 for number in numbers):
         raise ModelNotFound(f"model {name!r} cannot be fetched: {_UNEXPECTED}")
     return HubFiles(name, str(info.sha), sizes, total, digests)
+
+
+def _is_silent(error: Exception) -> bool:
+    """Whether an error of the hub's client means that the hub did not answer, or with an error of its own."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+    if isinstance(error, HFValidationError):
+        return False
+    broken = isinstance(error, (ValueError, KeyError, TypeError, AttributeError, RecursionError))
+    return constants.HF_HUB_OFFLINE or isinstance(error, OfflineModeIsEnabled) or _status(error) >= 500 or not (_status(error) or broken)
+
+
+def _cached(name: str, revision: str, silent: ModelNotFound) -> HubFiles:
+    """The commit of a repository in the hub's cache. Raises ModelNotFound, which says what `silent` says and where the cache is."""
+    from huggingface_hub import constants, snapshot_download
+
+    top = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots"
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns="config.json", local_files_only=True))
+    except Exception:  # it is not in the cache, or only in part
+        folder = top
+    if not _COMMIT.fullmatch(folder.name) or not folder.is_dir():
+        kept = sorted(entry.name for entry in top.iterdir() if _COMMIT.fullmatch(entry.name)) if top.is_dir() else []
+        way = f"the cache has {name}@{kept[0]}" if kept else f"the cache {constants.HF_HUB_CACHE} does not have it either"
+        raise ModelNotFound(f"{silent}; {way}") from None
+    return HubFiles(name, folder.name, {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}, folder=folder)
 
 
 def download(reference: str, patterns: list[str]) -> Path:

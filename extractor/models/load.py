@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,16 +15,21 @@ import torch
 from extractor import files
 from extractor.errors import BrokenArtifact, UnsupportedModel, first_line
 from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
+from extractor.models.lora import check_patterns, check_ranks
 from extractor.models.reference import AdapterFolder, ModelFolder, open_adapter, open_model
+from extractor.models.tensors import shapes_in
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
 PROBED_TOKENS = 16
 MERGE_ERROR = 1e-3  # of the largest logit; merging in fp32 costs about 1e-6
+ATTENTION = (None, "eager", "sdpa")  # implementations that every machine has; None: transformers chooses between these two
+Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
+_BLOCK = re.compile(r"\.(?:h|layers)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -43,16 +48,22 @@ class DenseModel:
 def load_model(source: ModelFolder) -> PreTrainedModel:
     """A dense or sparse model in fp32, on the CPU.
 
-    Raises BrokenArtifact when files do not parse, UnsupportedModel when weights are missing or do not fit the config.
+    Attention is computed by 'eager' or 'sdpa', whatever else the config asks for: others give the same values on some machines only.
+
+    Raises BrokenArtifact when files do not parse or weights are not finite, UnsupportedModel when weights are missing or do not fit the
+    config.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     if source.is_sparse:
         import extractor.sparse  # noqa: F401 - registers the architecture
 
     try:
+        config: Any = AutoConfig.from_pretrained(source.path, local_files_only=True)
+        if config._attn_implementation not in ATTENTION:
+            config._attn_implementation = None
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            source.path, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # transformers raises many kinds; each means that these files are not a usable model
         raise BrokenArtifact(f"model in {source.path} cannot be loaded: {first_line(error)}") from None
@@ -62,7 +73,26 @@ def load_model(source: ModelFolder) -> PreTrainedModel:
         raise UnsupportedModel(
             f"model in {source.path} is incomplete: {len(absent)} tensors missing or of a wrong shape, first {absent[0]}"
         )
+    further = [name for name in map(str, info["unexpected_keys"]) if (block := _BLOCK.search(name)) and int(block[1]) >= _layers(model)]
+    if further:
+        raise UnsupportedModel(
+            f"model in {source.path} has weights of more than the {_layers(model)} layers of its {CONFIG}, first {min(further)}; "
+            "they would be left out: correct the config"
+        )
+    check_finite(model, f"model in {source.path}")
     return model
+
+
+def _layers(model: PreTrainedModel) -> int:
+    return model.config.num_hidden_layers
+
+
+def check_finite(model: nn.Module, label: str) -> None:
+    """Raise BrokenArtifact where a weight is NaN or infinite; the message names the first such tensor. `label`: how it names the model."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.sum(dtype=torch.float64).isfinite():
+            wrong = int((~tensor.isfinite()).sum())
+            raise BrokenArtifact(f"{label} has weights that are no numbers: {wrong} of {tensor.numel():,} in {name} are NaN or infinite")
 
 
 def load_dense(source: ModelFolder, adapter: AdapterFolder | None = None) -> DenseModel:
@@ -116,10 +146,16 @@ def merge_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PreTrainedM
 
 
 def _with_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PeftModel:
-    """The model with the adapter as separate weights, after a check that every tensor of the adapter fits."""
+    """The model with the adapter as separate weights, after a check that every tensor of the adapter fits.
+
+    Embeddings that the adapter brings replace the model's, as PEFT does it.
+    """
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
-    given = _shapes(adapter.path / ADAPTER_WEIGHTS)
+    label, asked = f"in {adapter.path}", files.read_json(adapter.path / ADAPTER_CONFIG)
+    given = shapes_in(adapter.path / ADAPTER_WEIGHTS)
+    check_ranks(asked, given, label)
+    check_patterns(asked, [name for name, _ in model.named_modules()], label)
     try:
         config = LoraConfig.from_pretrained(str(adapter.path), local_files_only=True)
     except Exception as error:
@@ -135,6 +171,29 @@ def _with_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PeftModel:
                 f"adapter in {adapter.path} does not fit the {type(model).__name__}, first tensor {min(given)}: {first_line(error)}"
             ) from None
     places = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    embeddings = get_peft_model_state_dict(tuned, save_embedding_layers=True)
+    brought = {name: tensor for name, tensor in embeddings.items() if name in given and name not in places}
+    _check_vocabulary(model, adapter, given, brought)
+    _check_places(model, adapter, given, places | brought)
+    tuned.load_adapter(str(adapter.path), "default", torch_device="cpu", local_files_only=True)
+    check_finite(tuned, f"adapter in {adapter.path}")
+    return tuned
+
+
+def _check_vocabulary(
+    model: PreTrainedModel, adapter: AdapterFolder, given: dict[str, tuple[int, ...]], brought: dict[str, Tensor]
+) -> None:
+    """Raise UnsupportedModel where the adapter brings embeddings of another vocabulary than the model's."""
+    for name, tensor in brought.items():
+        if given[name] != tuple(tensor.shape) and given[name][1:] == tuple(tensor.shape[1:]):
+            raise UnsupportedModel(
+                f"adapter in {adapter.path} brings embeddings for a vocabulary of {given[name][0]:,}, the {type(model).__name__} has "
+                f"{tensor.shape[0]:,}; merge the two with PEFT, and give the merged folder with its tokenizer as the model"
+            )
+
+
+def _check_places(model: PreTrainedModel, adapter: AdapterFolder, given: Shapes, places: dict[str, Tensor]) -> None:
+    """Raise UnsupportedModel unless the adapter has exactly the tensors of `places`, in their shapes."""
     for name in sorted(given.keys() | places.keys()):
         if name not in places:
             problem = "has no place in the model"
@@ -145,21 +204,6 @@ def _with_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PeftModel:
         else:
             continue
         raise UnsupportedModel(f"adapter in {adapter.path} does not fit the {type(model).__name__}: {name} {problem}")
-    tuned.load_adapter(str(adapter.path), "default", torch_device="cpu", local_files_only=True)
-    return tuned
-
-
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as tensors:
-            found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError) as error:
-        raise BrokenArtifact(f"{file} is not a readable safetensors file: {error}") from None
-    if not found:
-        raise BrokenArtifact(f"{file} holds no tensors; save the adapter again")
-    return found
 
 
 def _sums(model: PreTrainedModel) -> dict[str, tuple[float, float]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from extractor.errors import BrokenArtifact, UnsupportedModel
+from extractor.models.shape import sparse_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,7 @@ _REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "mup": ((False, None), "muP's scaled attention and logits"),
     "scale_invariance": ((False, None), "scale-invariant weights"),
 }
+MOST_CLAIMED = 2  # times the numbers that a checkpoint holds; with more no model is built
 _IGNORED = {
     "dropout": "acts in training only",
     "grad_checkpointing": "acts in training only",
@@ -162,6 +164,9 @@ def translate_tensors(found: dict[str, Tensor], settings: dict[str, Any], publis
     found = _without_prefix(found, notes)
     _tie(found, published, notes)
     _optional_tensors(found, settings, notes)
+    claimed, held = sparse_parameters(settings, "the checkpoint"), sum(tensor.numel() for tensor in found.values())
+    if claimed > MOST_CLAIMED * held:
+        raise BrokenArtifact(f"the checkpoint holds {held:,} numbers, its {CONFIG} describes {claimed:,}; the one is another model's")
     wanted = {name: tuple(tensor.shape) for name, tensor in empty_model(settings).state_dict().items()}
     if not published.get("bias", True):
         notes.append("the linear layers have no biases: imported as zeros")

@@ -17,15 +17,21 @@ from extractor.models import hub
 from extractor.models.checks import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    CONFIG,
+    INDEX,
     SPARSE_TYPE,
+    WEIGHTS,
     Files,
     FolderFiles,
     check_adapter,
+    check_bytes,
     check_model,
-    check_shards,
     check_size,
     check_tokenizer,
+    check_weights,
+    indexed_weights,
     is_adapter,
+    weights_of,
 )
 from extractor.models.hub import HUB_ID
 from extractor.models.tokenizer_files import TOKENIZER_FILES
@@ -36,7 +42,7 @@ MAX_PARAMETERS = "EXTRACT_MAX_PARAMETERS"
 HUB_FILES = [
     "config.json",
     "generation_config.json",
-    "model*.safetensors",
+    WEIGHTS,
     "*.safetensors.index.json",
     *TOKENIZER_FILES,
 ]
@@ -53,6 +59,25 @@ class ModelFolder:
     @property
     def is_sparse(self) -> bool:
         return self.model_type == SPARSE_TYPE
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """What a user names as the model of a job, checked. model, adapter: references as a JobSpec stores them; files: of the model."""
+
+    model: str
+    adapter: str | None
+    files: Files
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model's config.json."""
+        return self.files.json(CONFIG)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the model's files; None where they are not on this machine."""
+        return self.files.folder
 
 
 @dataclass(frozen=True)
@@ -86,9 +111,15 @@ def max_parameters() -> int:
 
 
 def resolve_pair(model: str, adapter: str | None = None) -> tuple[str, str | None]:
-    """The references of a model and its adapter as a JobSpec stores them: a bundled name, an absolute folder, or 'ID@SHA'.
+    """The references of a model and its adapter as a JobSpec stores them; see `resolve_given`."""
+    given = resolve_given(model, adapter)
+    return given.model, given.adapter
 
-    A `model` that is an adapter means its base with this adapter. The files that the references name are checked.
+
+def resolve_given(model: str, adapter: str | None = None) -> NamedModel:
+    """A model and its adapter, checked; their references are pinned: a bundled name, an absolute folder, or 'ID@SHA'.
+
+    A `model` that is an adapter means its base with this adapter.
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact, SpecError.
     """
@@ -96,10 +127,11 @@ def resolve_pair(model: str, adapter: str | None = None) -> tuple[str, str | Non
     if adapter is not None:
         reference, others = find(adapter, "adapter")
         check_adapter(others)
-        return _dense(found, files), reference
+        return NamedModel(_dense(found, files), reference, files)
     if is_adapter(files):
-        return _base_of(files, check_adapter(files)), found
-    return _resolve_model(found, files)[0], None
+        base, others = _base_of(files, check_adapter(files))
+        return NamedModel(base, found, others)
+    return NamedModel(_resolve_model(found, files)[0], None, files)
 
 
 def is_here(reference: str) -> bool:
@@ -116,10 +148,10 @@ def fetched_result(job: str, attempt: str) -> Path:
 
 def inspect_folder(path: Path, reference: str = "") -> ModelFolder:
     """Check that a folder (or the model/ in a result folder) holds a supported model. Raises UnsupportedModel, BrokenArtifact."""
-    path = _model_in(path)
-    model_type = check_model(FolderFiles(path))
-    check_shards(path)
-    return ModelFolder(path, model_type, reference)
+    files = FolderFiles(_model_in(path))
+    model_type = check_model(files)
+    check_weights(files)
+    return ModelFolder(files.path, model_type, reference)
 
 
 def open_model(reference: str) -> ModelFolder:
@@ -154,7 +186,10 @@ def _local(reference: str, kind: str, patterns: list[str]) -> Path:
         return Path(reference)
     if not HUB_ID.fullmatch(reference.partition("@")[0]):
         raise ModelNotFound(f"{kind} {reference!r} is neither an absolute folder nor a hub id; make the job again with `extract submit`")
-    return hub.download(reference, patterns)
+    folder = hub.download(reference, patterns)
+    if kind == "model" and not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
+        folder = hub.download(reference, indexed_weights(FolderFiles(folder)))
+    return folder
 
 
 def _of_job(reference: str) -> Path:
@@ -191,15 +226,21 @@ def _resolve_model(reference: str, files: Files) -> tuple[str, str]:
     """The reference and model_type of a model, checked as a job needs it."""
     model_type = check_model(files)
     check_size(files, max_parameters(), MAX_PARAMETERS)
-    check_rest(files)
+    check_rest(files, max_parameters(), MAX_PARAMETERS)
+    if files.folder is not None:
+        check_weights(files)
     return reference, model_type
 
 
-def check_rest(files: Files) -> None:
-    """Check for a tokenizer, and in a folder for all weight files of the index. Raises UnsupportedModel, BrokenArtifact."""
+def check_rest(files: Files, limit: int, setting: str) -> None:
+    """Check for a tokenizer and all weight files, and on the hub the bytes of what a job downloads; limit, setting: as of `check_size`.
+
+    Raises UnsupportedModel, BrokenArtifact.
+    """
     check_tokenizer(files)
-    if isinstance(files, FolderFiles):
-        check_shards(files.path)
+    weights_of(files)
+    if files.folder is None:
+        check_bytes(files, HUB_FILES, limit, setting)
 
 
 def _dense(reference: str, files: Files) -> str:
@@ -208,8 +249,8 @@ def _dense(reference: str, files: Files) -> str:
     return reference
 
 
-def _base_of(files: Files, config: dict[str, Any]) -> str:
-    """The reference of the base that an adapter's config names. An adapter from the hub cannot name a folder of this machine."""
+def _base_of(files: Files, config: dict[str, Any]) -> tuple[str, Files]:
+    """The reference and files of the base that an adapter's config names. An adapter from the hub cannot name a folder of this machine."""
     name, revision = str(config.get("base_model_name_or_path") or ""), str(config.get("revision") or "")
     both = "name a base with --model and this with --adapter"
     is_folder = isinstance(files, FolderFiles) and _is_folder(name)
@@ -217,9 +258,9 @@ def _base_of(files: Files, config: dict[str, Any]) -> str:
         named = repr(name) if name else "nothing"
         raise UnsupportedModel(f"adapter {files.label} names {named} as its base, neither a folder of this machine nor a hub id; {both}")
     try:
-        if is_folder or _is_bundled(name):
-            return _dense(*find(name, "model"))
-        return _dense(*_find_on_hub(f"{name}@{revision}" if revision else name))
+        here = is_folder or _is_bundled(name)
+        reference, base = find(name, "model") if here else _find_on_hub(f"{name}@{revision}" if revision else name)
+        return _dense(reference, base), base
     except (ModelNotFound, UnsupportedModel, BrokenArtifact) as error:
         raise type(error)(f"base of the adapter {files.label}: {error}; or {both}") from None
 

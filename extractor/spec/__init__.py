@@ -1,10 +1,11 @@
 """The definition of a job: one JSON value with all its settings. Loads no torch.
 
 schema.py      the pydantic models: JobSpec and its parts; also reads older specs, lists the stages of a job
+limits.py      the largest values that a job may ask for
 sizes.py       how many weights a sparse model has, and how many stay nonzero
 thresholds.py  task losses near chance and what each decides
 presets.py     tiny, small, paper: the values before any change
 fields.py      changes of fields as text, and the list of fields with their meanings
 
-Doors: all five.
+Doors: all six.
 """

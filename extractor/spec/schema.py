@@ -15,15 +15,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from extractor.errors import SpecError
+from extractor.spec import limits
+from extractor.spec.limits import Count
 
 CIRCUIT_STAGES = ("prune", "validate", "report")
-
-
 CHANCE = math.log(2)  # nats; task loss of a circuit without nodes
 MAX_BIGRAM_VOCABULARY = 8192  # tokens; with a larger vocabulary a dense (V, V) table would need more memory than the model
 Fraction = Annotated[float, Field(gt=0, le=1)]
 MAX_QUOTED = 80  # characters of an input that a message quotes
-Count = Annotated[int, Field(ge=1, le=10**12)]
 Positive = Annotated[float, Field(gt=0)]
 TaskLoss = Annotated[float, Field(gt=0, lt=CHANCE)]
 
@@ -65,20 +64,25 @@ class CorpusSpec(Spec):
 class SparseModelSpec(Spec):
     """Shape of the weight-sparse GPT (Sec. 2.1, App. A.1)."""
 
-    n_layer: Count = 2  # paper: 8
-    d_model: Count = 128  # paper: 2048; the authors' script: 1024
-    d_head: Count = 16  # paper: 16
-    mlp_ratio: Count = 4  # paper: 4
-    n_ctx: Count = 64  # tokens; paper: 256
+    n_layer: limits.Layers = 2  # paper: 8
+    d_model: limits.Width = 128  # paper: 2048; the authors' script: 1024
+    d_head: limits.Width = 16  # paper: 16
+    mlp_ratio: limits.Ratio = 4  # paper: 4
+    n_ctx: limits.Tokens = 64  # tokens; paper: 256
     activation: Literal["gelu", "relu"] = "gelu"  # paper: exact GELU
     activation_frac: Fraction = 0.25  # fraction of each site's activations that AbsTopK keeps; paper: 1/4; 1 switches it off
-    d_pos_emb: int = Field(0, ge=0)  # extra position channels that every read of the residual sees; paper: none
+    d_pos_emb: int = Field(0, ge=0, le=1 << 17)  # extra position channels that every read of the residual sees; paper: none
     added_positions: bool = False  # position embeddings added to token embeddings; a bridging switches them on if the dense model has them
     sinks: bool = True  # one learned logit per head in the softmax denominator; authors' script: off
     bigram: Literal["none", "dense", "counts", "low_rank"] = "dense"  # logits added by the current token; paper: dense (V, V)
-    bigram_top: Count = 32  # 'counts': entries kept per row, the most frequent in the corpus
-    bigram_rank: Count = 64  # 'low_rank': (V, rank) times (rank, V)
+    bigram_top: limits.PerToken = 32  # 'counts': entries kept per row, the most frequent in the corpus
+    bigram_rank: limits.PerToken = 64  # 'low_rank': (V, rank) times (rank, V)
     bigram_init: Literal["counts", "uniform"] = "counts"  # log frequencies (ours), or uniform in [0, 0.02] (authors' script)
+
+
+def _check_heads(shape: SparseModelSpec) -> None:
+    if shape.d_model % shape.d_head:
+        raise ValueError(f"model.d_model ({shape.d_model}) is not a multiple of model.d_head ({shape.d_head})")
 
 
 class SparsitySpec(Spec):
@@ -87,7 +91,7 @@ class SparsitySpec(Spec):
     weight_frac: Fraction = 0.05  # nonzero fraction of every matrix; paper: about 1/1000 at its scale; authors' script: 1/64
     embedding_frac: Fraction = 0.1  # nonzero fraction of embedding and unembedding, as in the authors' script
     bias_frac: Fraction = 0.25  # nonzero fraction of every bias, as in the authors' script
-    min_per_neuron: int = Field(4, ge=0)  # nonzeros kept for each neuron and attention channel; paper: 4
+    min_per_neuron: int = Field(4, ge=0, le=1 << 17)  # nonzeros kept for each neuron and attention channel; paper: 4
     anneal: Literal["linear", "exponential"] = "linear"  # shape of the L0 fraction's descent from 1 to its target; paper: linear
     anneal_start: float = Field(0.01, ge=0, le=1)  # fraction of steps at which annealing starts; authors' script: 0.01
     anneal_end: Fraction = 0.5  # fraction of steps at which annealing ends; paper: 0.5, and 0.8 for the largest and sparsest models
@@ -97,8 +101,8 @@ class OptimSpec(Spec):
     """The optimiser and the batches (App. A.2)."""
 
     steps: Count = 1000  # optimiser steps
-    batch: Count = 64  # sequences per step, over all processes; authors' script: 512
-    context: Count = 64  # tokens per sequence; paper: 256
+    batch: limits.Rows = 64  # sequences per step, over all processes; authors' script: 512
+    context: limits.Tokens = 64  # tokens per sequence; paper: 256
     lr: float = Field(1.28e-2, gt=0)  # peak learning rate; authors' script: 1.28e-2 at d_model 1024
     beta1: float = Field(0.9, ge=0, lt=1)  # paper: 0.9
     beta2: float = Field(0.95, ge=0, lt=1)  # paper: 0.95
@@ -109,14 +113,22 @@ class OptimSpec(Spec):
     sharkfin: bool = True  # multiply the learning rate by sqrt(target / current L0 fraction); without it annealing does not help (paper)
     gradient: Literal["normalise", "clip"] = "normalise"  # divide by the common RMS (authors' script), or clip it to 1 (paper's text)
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; weights, moments and losses stay in fp32
-    micro_batch: Count | None = None  # sequences per forward pass; None: the batch, halved whenever memory runs out
+    micro_batch: limits.Rows | None = None  # sequences per forward pass; None: the batch, halved whenever memory runs out
+
+    @model_validator(mode="after")
+    def _step_fits(self) -> OptimSpec:
+        if self.batch * self.context > limits.MAX_STEP_TOKENS:
+            raise ValueError(
+                f"batch ({self.batch:,}) times context ({self.context:,}) is more than {limits.MAX_STEP_TOKENS:,} tokens a step"
+            )
+        return self
 
 
 class TrainSpec(Spec):
     """A sparse model from scratch, or (`architecture='gpt2'`) an ordinary Hugging Face GPT-2."""
 
     architecture: Literal["sparse_gpt", "gpt2"] = "sparse_gpt"
-    vocab_size: Count = 1024  # tokens of the BPE tokenizer trained on the corpus; paper: 2048
+    vocab_size: limits.Vocabulary = 1024  # tokens of the BPE tokenizer trained on the corpus; paper: 2048
     tokenizer: str | None = None  # reference of a model whose tokenizer is used instead
     match_loss: float | None = Field(None, gt=0)  # nats per token on held-out text: find the smallest width that reaches this loss
     tensorboard: bool = False  # also write event files to tensorboard/
@@ -134,6 +146,9 @@ class TrainSpec(Spec):
     def _context_fits(self) -> TrainSpec:
         if self.optim.context > self.model.n_ctx:
             raise ValueError(f"optim.context ({self.optim.context}) is longer than model.n_ctx ({self.model.n_ctx})")
+        _check_heads(self.model)
+        if self.model.d_pos_emb and self.model.added_positions:
+            raise ValueError("model.d_pos_emb and model.added_positions exclude each other: a model has one table of positions")
         return self
 
 
@@ -161,6 +176,12 @@ class BridgeSpec(Spec):
     own_share: Fraction = 1.0  # fraction of positions at which the sparse model's own loss and KL are computed, redrawn each step
     kl_plain_coef: float = Field(1.0, ge=0)  # weight of KL(dense || sparse) without a crossing, an additional term (ours)
 
+    @model_validator(mode="after")
+    def _heads_fit(self) -> BridgeSpec:
+        if self.init == "scratch":  # otherwise the dense model's heads are taken
+            _check_heads(self.model)
+        return self
+
     def shape_beside(self, width: int, d_head: int, has_positions: bool) -> SparseModelSpec:
         """The shape of the sparse model beside a dense one of this width: `model`, with the values that both must share.
 
@@ -169,7 +190,8 @@ class BridgeSpec(Spec):
         shape, positions = self.model, has_positions and not self.model.d_pos_emb
         shared: dict = {"added_positions": positions, "n_ctx": self.optim.context if positions else shape.n_ctx}
         if self.init == "dense":
-            shared |= {"sinks": False, "d_head": d_head, "d_model": max(shape.d_model, width)}
+            whole_heads = -(-max(shape.d_model, width) // d_head) * d_head
+            shared |= {"sinks": False, "d_head": d_head, "d_model": whole_heads}
         return shape.model_copy(update=shared)
 
 
@@ -179,30 +201,30 @@ class PruneSpec(Spec):
     algorithm: str = "masks"  # ranking of nodes: masks (the paper's), attribution, random
     granularity: Literal["node", "edge"] = "edge"  # elements that are eliminated; paper: nodes
     ablation: Literal["mean", "zero", "resample"] = "mean"  # replacement values of ablated nodes; paper: mean
-    trials: Count = 8  # total number of mask sets, each with its own hyperparameters; paper: 256
+    trials: limits.Trials = 8  # total number of mask sets, each with its own hyperparameters; paper: 256
     minutes: float | None = Field(None, gt=0)  # start no new round of trials after this many minutes; None: run all trials
-    population: Count = 8  # mask sets learned in parallel; paper: 8
+    population: limits.Population = 8  # mask sets learned in parallel; paper: 8
     steps: Count = 200  # optimiser steps of mask learning
-    pairs: Count = 64  # pairs per batch; paper: 64
+    pairs: limits.Rows = 64  # pairs per batch; paper: 64
     k_coef: float = Field(2e-3, gt=0)  # penalty on the number of nodes, centre of the search; paper: 1e-4
     k_coefs: tuple[Positive, ...] = ()  # one mask set per value, without a search; empty: search around k_coef
     lr: float = Field(1e-2, gt=0)  # learning rate of masks, centre of the search; paper: 3e-3
-    beta2: float = 0.95  # fixed; paper: 0.95, centre of its search
-    weight_decay: float = 1e-3  # weight decay of masks, centre of the search; paper: 1e-3
-    warmup: float = 0.05  # fraction of steps, fixed; paper: 0.05, centre of its search
+    beta2: float = Field(0.95, ge=0, lt=1)  # fixed; paper: 0.95, centre of its search
+    weight_decay: float = Field(1e-3, ge=0)  # weight decay of masks, centre of the search; paper: 1e-3
+    warmup: float = Field(0.05, ge=0, le=1)  # fraction of steps, fixed; paper: 0.05, centre of its search
     temperature: float = Field(1.0, gt=0)  # of the sigmoid that replaces the Heaviside step in the gradient; centre of the search
     init_mean: float = 0.1  # mean of initial mask values; an element is on while its value is above 0; paper: 0.1
-    init_noise: float = 1e-2  # standard deviation of initial mask values; paper: 1e-2
+    init_noise: float = Field(1e-2, ge=0)  # standard deviation of initial mask values; paper: 1e-2
     edge_steps: Count = 100  # optimiser steps of edge mask learning, with granularity 'edge'
     edge_k_coefs: tuple[Positive, ...] = ()  # one edge mask set per value, such as 1e-4, 3e-4, 1e-3, 3e-3; empty: elimination only
     targets: tuple[TaskLoss, ...] = (0.05, 0.3)  # nats; further targets, for each of which a circuit is found
-    seeds: Count = 1  # number of searches with different seeds, whose circuits are compared
-    select_pairs: Count = 512  # pairs of the fixed batch on which circuit sizes are chosen
-    trial_pairs: Count = 256  # pairs redrawn for each round of the elimination
-    held_out_pairs: Count = 512  # pairs on which the result is measured
+    seeds: limits.Population = 1  # number of searches with different seeds, whose circuits are compared
+    select_pairs: limits.Rows = 512  # pairs of the fixed batch on which circuit sizes are chosen
+    trial_pairs: limits.Rows = 256  # pairs redrawn for each round of the elimination
+    held_out_pairs: limits.Rows = 512  # pairs on which the result is measured
     margin: float = Field(0.02, ge=0)  # nats; sizes are chosen for this much less than the target, to meet it on the held-out split
     necessity: float = Field(0.5, ge=0)  # nats by which removing the circuit must raise the full model's loss; 0: sufficiency only (paper)
-    mean_tokens: Count = 32_768  # tokens of the corpus on which mean activations are measured
+    mean_tokens: limits.MeasuredTokens = 32_768  # tokens of the corpus on which mean activations are measured
 
 
 class TaskFileSpec(Spec):

@@ -13,7 +13,7 @@ from worlds import VOCABULARY, python, random_gpt2
 
 from extractor.bridges.pair import new_pair
 from extractor.bridges.tuner import site_parameters
-from extractor.errors import SpecError
+from extractor.errors import SpecError, UnsupportedModel
 from extractor.jobs.cost import bridging, constants, hardware, units
 from extractor.jobs.cost.bridging import bridging_cost, check, cost_with, largest_micro_batch
 from extractor.jobs.cost.hardware import Speed, available_ram
@@ -134,7 +134,7 @@ def test_what_fits_is_not_refused():
     ("config", "asked", "memory", "flag"),
     [
         (GPT2, WIDE, 5 * GB, r"--set bridge.model.d_model=\d+ would fit"),
-        (GPT2 | {"vocab_size": 8000, "n_embd": 64, "n_layer": 2}, spec(), 2 * GB, "--set bridge.model.bigram=none would fit"),
+        (GPT2 | {"vocab_size": 8000, "n_embd": 64, "n_head": 4, "n_layer": 2}, spec(), 2 * GB, "--set bridge.model.bigram=none would fit"),
         (
             GPT2 | {"vocab_size": 1000, "n_embd": 64, "n_head": 4, "n_layer": 8, "n_positions": 4096},
             spec(n_ctx=4096, bigram="none").model_copy(update={"init": "dense", "optim": OptimSpec(context=4096)}),
@@ -166,7 +166,7 @@ def test_where_nothing_helps_that_is_said():
 
 
 def test_a_config_without_its_numbers_is_refused():
-    with pytest.raises(SpecError, match="has no num_hidden_layers"):
+    with pytest.raises(UnsupportedModel, match="has no num_hidden_layers"):
         bridging_cost({"model_type": "gpt2", "n_embd": 8, "n_head": 2, "vocab_size": 9}, spec())
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from local_hub import LocalHub, Repository
 
+SHARDS = ("model-1-of-2.safetensors", "model-2-of-2.safetensors")
 SHA = "0123456789abcdef0123456789abcdef01234567"
 GPT2 = {
     "model_type": "gpt2",
@@ -72,6 +73,11 @@ def weights(text: str) -> bytes:
     return len(header).to_bytes(8, "little") + header
 
 
+def index(*names: str) -> bytes:
+    """An index that names these weight files."""
+    return json.dumps({"weight_map": {f"tensor {number}": name for number, name in enumerate(names)}}).encode()
+
+
 def gpt2_files(text: str, **changes: object) -> dict[str, bytes]:
     """A GPT-2's files; its weights are known by the text."""
     return {"config.json": json.dumps(GPT2 | changes).encode(), "model.safetensors": weights(text), "tokenizer.json": b"{}"}
@@ -102,7 +108,7 @@ def _repository(kind: str, number: int) -> Repository:
     files |= {
         "pickled": {"pytorch_model.bin": b"x"},
         "gguf": {"model.gguf": b"x"},
-        "sharded": {"model.safetensors.index.json": b"{}"} | {f"model-{n}-of-2.safetensors": weights(f"{same} {n}") for n in (1, 2)},
+        "sharded": {"model.safetensors.index.json": index(*SHARDS)} | {shard: weights(f"{same} {shard}") for shard in SHARDS},
         "lora": {"adapter_config.json": b"{}", "adapter_model.safetensors": weights(same)},
         "broken": {"config.json": b'{"model_type": "gpt2",'},
     }.get(kind, {})

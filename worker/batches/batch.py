@@ -21,7 +21,7 @@ import redis
 
 from extractor.errors import BrokenArtifact, Cancelled, ExtractorError, NotFound, UsageError, first_line
 from extractor.jobs.cost.memory import bytes_needed
-from extractor.spec.schema import JobSpec, TaskFileSpec
+from extractor.spec.schema import BridgeSpec, JobSpec, TaskFileSpec
 from worker.batches.selection import ModelDecision, Selection
 from worker.client import damaged
 from worker.client.results import with_results
@@ -50,7 +50,10 @@ class Child:
 
 @dataclass(frozen=True)
 class Batch:
-    """template: the job's spec with placeholders for model and task. asked: the request as it was typed, to show it."""
+    """template: the job's spec with placeholders for model and task. asked: the request as it was typed, to show it.
+
+    otherwise: the bridging's settings for models whose weights cannot be the start of a training (`ModelDecision.from_scratch`)
+    """
 
     id: str
     asked: Facts
@@ -59,6 +62,7 @@ class Batch:
     task_files: tuple[TaskFileSpec, ...]
     selection: Selection
     created: float
+    otherwise: BridgeSpec | None = None
 
     @cached_property
     def children(self) -> list[Child]:
@@ -68,7 +72,12 @@ class Batch:
     def spec(self, child: Child) -> JobSpec:
         """The spec of a child's job."""
         files = tuple(file for file in self.task_files if file.name == child.task)
-        return self.template.model_copy(update={"model": child.model.reference, "tasks": (child.task,), "task_files": files})
+        return self.beside(child.model).model_copy(update={"tasks": (child.task,), "task_files": files})
+
+    def beside(self, model: ModelDecision) -> JobSpec:
+        """The template with this model, and the bridging's settings that suit it."""
+        bridge = self.otherwise if model.from_scratch and self.otherwise else self.template.bridge
+        return self.template.model_copy(update={"model": model.reference, "bridge": bridge})
 
     def _job(self, model: ModelDecision, task: str) -> str:
         return "b-" + _digest(self.id, model.reference, model.digest, task)[:14]
@@ -76,7 +85,12 @@ class Batch:
     def to_json(self) -> str:
         plan = {"version": 1, "asked": self.asked, "template": self.template.model_dump(mode="json"), "tasks": self.tasks}
         plan |= {"task_files": [file.model_dump() for file in self.task_files], "created": self.created}
-        return json.dumps(plan | {"selection": dataclasses.asdict(self.selection)})
+        plan |= {"otherwise": None if self.otherwise is None else self.otherwise.model_dump(mode="json")}
+        selection = dataclasses.asdict(self.selection)
+        for decision in (*selection["taken"], *selection["refused"]):
+            if not decision["from_scratch"]:
+                del decision["from_scratch"]  # workers of earlier releases read such plans
+        return json.dumps(plan | {"selection": selection})
 
     @classmethod
     def from_json(cls, batch: str, text: str) -> Batch:
@@ -86,7 +100,9 @@ class Batch:
             models = {kind: tuple(ModelDecision(**verdict) for verdict in plan["selection"][kind]) for kind in ("taken", "refused")}
             selection = Selection(**models, is_complete=bool(plan["selection"]["is_complete"]))
             template, files = JobSpec.model_validate(plan["template"]), tuple(map(TaskFileSpec.model_validate, plan["task_files"]))
-            return cls(batch, dict(plan["asked"]), template, tuple(map(str, plan["tasks"])), files, selection, float(plan["created"]))
+            otherwise = None if plan.get("otherwise") is None else BridgeSpec.model_validate(plan["otherwise"])
+            tasks, created = tuple(map(str, plan["tasks"])), float(plan["created"])
+            return cls(batch, dict(plan["asked"]), template, tasks, files, selection, created, otherwise)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise BrokenArtifact(f"the plan of batch {batch} is not readable ({first_line(error)}); submit the batch again") from None
 
@@ -140,22 +156,22 @@ def newest(service: Service, limit: int, readable: bool = False) -> list[Batch]:
 def queue(service: Service, batch: Batch, priority: str = "low") -> list[str]:
     """Queue the jobs that are missing, failed, cancelled or damaged, except those not expressible. Returns the queued ids."""
     one_by_one = dataclasses.replace(service, settings=dataclasses.replace(service.settings, start_worker=False))
-    memory = cache(partial(_memory, batch))
+    needed = {model.reference: cache(partial(_memory, batch, model)) for model in batch.selection.taken}
     queued: list[str] = []
     found = inspect(service, batch)
     lost = damaged.find_damaged(service, [facts["job"] for facts in found if facts["state"] == "succeeded"])
     for child, facts in zip(batch.children, found, strict=True):
         if facts["state"] in ("missing", "failed", "cancelled") or child.job in lost:
-            need = memory(child.model.reference)
+            need = needed[child.model.reference]()
             queued.append(submit_again(one_by_one, batch.spec(child), child.job, priority, batch.id, need, child.job in lost))
             if len(queued) == 1:
                 local.ensure_worker(service.records, service.settings)  # it starts up while the other jobs are published
     return queued
 
 
-def _memory(batch: Batch, model: str) -> int:
+def _memory(batch: Batch, model: ModelDecision) -> int:
     """Bytes that a job for this model needs; 0 if unknown."""
-    return bytes_needed(batch.template.model_copy(update={"model": model, "tasks": batch.tasks}))
+    return bytes_needed(batch.beside(model).model_copy(update={"tasks": batch.tasks}))
 
 
 def inspect(service: Service, batch: Batch, before: Sequence[Facts] = ()) -> list[Facts]:

@@ -46,6 +46,10 @@ class Listed:
     def sizes(self) -> Mapping[str, int]:
         return dict.fromkeys(self.files or (), 0)
 
+    @property
+    def folder(self) -> None:
+        return None
+
     def json(self, file: str) -> Any:
         """The listed part of config.json, the only file content in a listing."""
         return dict(self.config or {})

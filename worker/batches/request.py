@@ -12,7 +12,6 @@ from extractor.errors import UsageError
 from extractor.jobs.request import CircuitRequest
 from extractor.models.reference import MAX_PARAMETERS, max_parameters
 from extractor.spec.fields import parse_changes
-from extractor.spec.schema import JobSpec
 from worker.batches.batch import Batch, batch_id
 from worker.batches.selection import Rules, select
 from worker.batches.sources import open_source
@@ -46,8 +45,8 @@ def plan(
     on_progress  called with the numbers of examined and accepted models
     Raises UsageError, UnknownTask, SpecError, NotFound, ServiceUnavailable.
     """
-    chosen, template, rules = choose(order.tasks), _template(order), _rules(order)
-    assert template.bridge is not None  # every circuit job has one
+    chosen, circuit, rules = choose(order.tasks), _circuit(order), _rules(order)
+    template, bridge = circuit.template(), circuit.bridge_choice()
     sources = [open_source(text) for text in order.models]
     request = {
         "models": [source.identity for source in sources],
@@ -60,8 +59,9 @@ def plan(
     batch = batch_id(request)
     earlier = before(batch)
     candidates = itertools.chain.from_iterable(source.candidates() for source in sources)
-    selection = select(candidates, rules, chosen, template.bridge, earlier.selection if earlier else None, on_progress)
-    return Batch(batch, _words(order), template, chosen.names, chosen.files, selection, earlier.created if earlier else time.time())
+    selection = select(candidates, rules, chosen, bridge, earlier.selection if earlier else None, on_progress)
+    created = earlier.created if earlier else time.time()
+    return Batch(batch, _words(order), template, chosen.names, chosen.files, selection, created, bridge.otherwise)
 
 
 def check_any(batch: Batch) -> None:
@@ -74,10 +74,10 @@ def check_any(batch: Batch) -> None:
     raise UsageError(f"all {len(refused)} models were rejected; --dry-run shows why; the first: {refused[0].reason}")
 
 
-def _template(order: BatchRequest) -> JobSpec:
+def _circuit(order: BatchRequest) -> CircuitRequest:
     model, tasks = STAND_IN
     same = {name: getattr(order, name) for name in ("preset", "target_loss", "seed", "init", "corpus")}
-    return CircuitRequest(model, tasks, changes=parse_changes(order.changes), **same).to_spec()
+    return CircuitRequest(model, tasks, changes=parse_changes(order.changes), **same)
 
 
 def _rules(order: BatchRequest) -> Rules:

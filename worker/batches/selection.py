@@ -18,14 +18,13 @@ from typing import cast
 
 from extractor.data.task_choice import TaskChoice, check_expressible, refuse_if_none
 from extractor.errors import ExtractorError, ModelNotFound, TaskNotExpressible, UnsupportedModel
-from extractor.files import read_json, sha256
+from extractor.files import sha256
+from extractor.jobs.bridge_choice import BridgeChoice
 from extractor.jobs.cost.bridging import longest_prompt
 from extractor.models import hub
-from extractor.models.checks import CONFIG, Files, FolderFiles, check_model, check_size, vocab_size_of, weight_files
+from extractor.models.checks import CONFIG, Files, FolderFiles, check_kind, check_model, check_size, vocab_size_of, weights_of
 from extractor.models.hub import HUB_ID
 from extractor.models.reference import check_rest, find, is_here
-from extractor.spec.schema import BridgeSpec
-from tasks.files import FileTask
 from worker.batches.hub_search import Listed
 from worker.batches.sources import ModelCandidate
 
@@ -50,6 +49,7 @@ class ModelDecision:
 
     asked      its reference in the source            reference   its pinned reference; '' for a rejected model, with a `reason`
     digest     of its weights                         left_out    tasks that its tokenizer cannot express -> why; for local models only
+    from_scratch    why its bridging starts from scratch where others start from the dense weights; '' where it does not
     """
 
     asked: str
@@ -58,6 +58,7 @@ class ModelDecision:
     digest: str = ""
     left_out: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
+    from_scratch: str = ""
 
     @property
     def is_taken(self) -> bool:
@@ -77,7 +78,7 @@ def select(
     candidates: Iterable[ModelCandidate],
     rules: Rules,
     tasks: TaskChoice,
-    bridge: BridgeSpec,
+    bridge: BridgeChoice,
     before: Selection | None = None,
     on_progress: Callable[[int, int], None] = lambda examined, taken: None,
 ) -> Selection:
@@ -110,7 +111,7 @@ def select(
     return Selection(tuple(taken), tuple((earlier | refused).values()), len(taken) < rules.limit)
 
 
-def judge(candidate: ModelCandidate, rules: Rules, tasks: TaskChoice, bridge: BridgeSpec) -> ModelDecision:
+def judge(candidate: ModelCandidate, rules: Rules, tasks: TaskChoice, bridge: BridgeChoice) -> ModelDecision:
     """The decision about one model, independent of the others. Never raises."""
     try:
         _check_owner(candidate, rules)
@@ -122,9 +123,11 @@ def judge(candidate: ModelCandidate, rules: Rules, tasks: TaskChoice, bridge: Br
             reference, files = find(candidate.asked, "model")
         check_model(files)
         parameters = check_size(files, rules.most_parameters, rules.setting)
-        check_rest(files)
-        left_out = _left_out(files.path, tasks, bridge) if isinstance(files, FolderFiles) else {}
-        return ModelDecision(candidate.asked, reference, parameters, _digest(files) or reference, left_out)
+        check_rest(files, rules.most_parameters, rules.setting)
+        config = files.json(CONFIG)
+        settings, from_scratch = bridge.beside(config, False, lambda _note: None), bridge.why_otherwise(config)
+        left_out = {} if files.folder is None else _left_out(files.folder, tasks, longest_prompt(config, settings))
+        return ModelDecision(candidate.asked, reference, parameters, _digest(files) or reference, left_out, from_scratch=from_scratch)
     except ExtractorError as error:
         return ModelDecision(candidate.asked, reason=_one_line(str(error)))
     except Exception as error:  # uploaded models may be broken in any way, and one of them must not end the batch
@@ -159,18 +162,19 @@ def _check_listed(listed: Listed, rules: Rules) -> None:
     if listed.gated and not hub.token():
         raise hub.gated(listed.name)
     if listed.files is not None and (CONFIG not in listed.files or (listed.config or {}).get("model_type")):
-        check_model(listed)
+        check_kind(listed)
     if listed.parameters is not None:
         check_size(listed, rules.most_parameters, rules.setting)
 
 
-def _left_out(folder: Path, tasks: TaskChoice, bridge: BridgeSpec) -> dict[str, str]:
-    """The tasks that a local model's tokenizer cannot express, and why. Raises TaskNotExpressible if these are all tasks."""
+def _left_out(folder: Path, tasks: TaskChoice, longest: int | None) -> dict[str, str]:
+    """The tasks that a local model's tokenizer cannot express in prompts of at most `longest` tokens, and why.
+
+    Raises TaskNotExpressible if these are all tasks.
+    """
     from extractor.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
-    has_files = any(isinstance(task, FileTask) for task in tasks.tasks)
-    longest = longest_prompt(read_json(folder / CONFIG), bridge) if has_files else None
     vocab_size = vocab_size_of(folder)
     reasons = {}
     for task in tasks.tasks:
@@ -184,7 +188,7 @@ def _left_out(folder: Path, tasks: TaskChoice, bridge: BridgeSpec) -> dict[str, 
 
 def _digest(files: Files) -> str:
     """The identity of the weights: the sha256 of their file, or of the digests of several files; '' without files."""
-    names = weight_files(files.sizes)
+    names = weights_of(files)
     if isinstance(files, hub.HubFiles):
         digests = [files.digests.get(name, files.reference) for name in names]
     else:

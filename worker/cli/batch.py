@@ -89,7 +89,7 @@ def submit(priority: str, dry_run: bool, wait: bool, no_worker: bool, as_json: b
     from worker.batches import batch as batches_batch
     from worker.batches import request
     from worker.cli.connect import open_for, warn_without_worker
-    from worker.cli.views.batch import describe_selection, show_plan
+    from worker.cli.views.batch import describe_selection, show_plan, show_starts
 
     order = request.BatchRequest(**asked)
     if dry_run:
@@ -99,6 +99,8 @@ def submit(priority: str, dry_run: bool, wait: bool, no_worker: bool, as_json: b
     service = open_for(no_worker)
     batch = _plan(order, service, as_json)
     request.check_any(batch)
+    if not as_json:
+        show_starts(batch)
     batches_batch.save(service, batch)
     queued = batches_batch.queue(service, batch, priority)
     if queued:
@@ -131,6 +133,7 @@ def _plan(order: Any, service: Service | None, as_json: bool) -> Batch:
 def _selection_facts(batch: Batch) -> dict[str, Any]:
     taken = [
         {"model": m.asked, "reference": m.reference, "parameters": m.parameters, "left_out": dict(m.left_out)}
+        | ({"from_scratch": m.from_scratch} if m.from_scratch else {})
         for m in batch.selection.taken
     ]
     refused = [{"model": m.asked, "reason": m.reason} for m in batch.selection.refused]

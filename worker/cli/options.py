@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from extractor.pruning import algorithms
+from extractor.spec.limits import MAX_THREADS
 
 if TYPE_CHECKING:
     from extractor.spec.fields import Setting
@@ -36,7 +37,7 @@ alive_file = click.option(
     callback=_writable,
     help="Touch this file every few seconds while Redis answers, as a liveness probe.",
 )
-threads = click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine. Default: all usable cores.")
+threads = click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="CPU threads of the engine. Default: all usable cores.")
 
 _REQUEST = (
     click.option("--preset", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True, help="Size of the work."),

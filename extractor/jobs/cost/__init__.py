@@ -1,7 +1,7 @@
 """The cost of a job, computed before it starts. Loads no torch.
 
 bridging.py      parameters, memory and operations of a bridging;  text.py: the same as text and JSON
-dense_shape.py   sizes of the dense model, from its config.json;  constants.py: the constants of the cost model
+constants.py     the constants of the cost model
 memory.py        bytes that a job needs, by which the queue chooses workers;  hardware.py: available memory, measured speed
 units.py         counts, bytes and seconds as text
 """

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from extractor.errors import SpecError
+from extractor.errors import SpecError, UnsupportedModel
 from extractor.jobs.cost.constants import (
+    ACTIVATIONS_PER_NEURON,
     CROSSING_SPREAD,
+    DEFAULT_ACTIVATIONS_PER_NEURON,
     FLOAT_BYTES,
     FRAGMENTATION,
     HEAD_GRADIENTS,
@@ -25,10 +27,11 @@ from extractor.jobs.cost.constants import (
     TRAFFIC_PER_BYTE,
     USABLE_SHARE,
 )
-from extractor.jobs.cost.dense_shape import DenseShape
 from extractor.jobs.cost.hardware import Speed
 from extractor.jobs.cost.units import show_bytes
 from extractor.models.checks import SPARSE_TYPE
+from extractor.models.dense.start import obstacle
+from extractor.models.shape import DenseShape
 from extractor.spec.schema import BridgeSpec
 from extractor.spec.sizes import bigram_entries, bigram_kind, tensor_sizes
 
@@ -104,7 +107,8 @@ class BridgingCost:
         shape, dense, crossing = self.spec.model, self.dense, self._crossing(rows)
         neurons = shape.mlp_ratio * shape.d_model
         sparse_layer = 11 * shape.d_model + 2 * shape.d_pos_emb + 2 * neurons
-        dense_layer = 8 * dense.width + dense.kept_per_neuron * dense.neurons
+        activation = str(self.config.get("activation_function") or self.config.get("hidden_act") or "gelu_new")
+        dense_layer = 8 * dense.width + ACTIVATIONS_PER_NEURON.get(activation, DEFAULT_ACTIVATIONS_PER_NEURON) * dense.neurons
         own = dense.layers * sparse_layer + self.sites * (4 * dense.width + shape.d_model) + 2 * shape.d_model + dense.width
         crossed = dense.layers * (sparse_layer + dense_layer) + 4 * (shape.d_model + dense.width)
         work = 2 * max(neurons, dense.neurons) * (rows + crossing)
@@ -145,7 +149,8 @@ def config_of(reference: str) -> dict[str, Any]:
 def bridging_cost(config: Mapping[str, Any], spec: BridgeSpec) -> BridgingCost:
     """The cost of bridging the model with this config.json.
 
-    Raises SpecError where the config lacks a number, or the dense model has fewer positions than the training's context.
+    Raises UnsupportedModel for a config that lacks a number or has an absurd one; SpecError where the dense model has fewer positions than
+    the training's context, or where training cannot start from its weights and the spec says that it does.
     """
     dense = DenseShape.of(config)
     if dense.positions and spec.optim.context > dense.positions:
@@ -153,10 +158,26 @@ def bridging_cost(config: Mapping[str, Any], spec: BridgeSpec) -> BridgingCost:
             f"bridging reads {spec.optim.context} tokens at once, the dense model has positions for {dense.positions}; "
             f"--set bridge.optim.context={dense.positions}"
         )
+    if spec.init == "dense" and (why := start_obstacle(config, dense, spec)):
+        raise SpecError(f"bridging cannot start from the dense model's weights: {why}; use --init scratch")
     partner = spec.shape_beside(dense.width, dense.width // dense.heads, bool(dense.positions))
     real = spec.model_copy(update={"model": partner.model_copy(update={"n_layer": dense.layers})})
     parameters = _parameters(dense, real)
     return BridgingCost(config, spec, real, dense, bigram_kind(real.model, dense.vocabulary), parameters, _flops(dense, real, parameters))
+
+
+def start_obstacle(config: Mapping[str, Any], dense: DenseShape, spec: BridgeSpec) -> str | None:
+    """Why a sparse model of this spec cannot start from the weights of the model with this config.json; None where it can."""
+    if why := obstacle(config, spec.optim.context):
+        return why
+    if spec.model.d_pos_emb:
+        return "the dense model's positions exclude position channels in the sparse one (bridge.model.d_pos_emb=0 would do)"
+    partner = spec.model_copy(update={"init": "dense"}).shape_beside(dense.width, dense.width // dense.heads, True)
+    if partner.mlp_ratio * partner.d_model < dense.neurons:
+        ratio = -(-dense.neurons // partner.d_model)
+        has = f"it has {dense.neurons} neurons a layer, the sparse model {partner.mlp_ratio * partner.d_model}"
+        return f"{has} (bridge.model.mlp_ratio={ratio} would do)"
+    return None
 
 
 def _parameters(dense: DenseShape, spec: BridgeSpec) -> dict[str, int]:
@@ -209,11 +230,19 @@ def check(cost: BridgingCost, memory: int) -> None:
     if largest_micro_batch(cost, memory):
         return
     needs = f"bridging needs {show_bytes(cost.bytes_needed(1) / USABLE_SHARE)} with a micro-batch of 1, {show_bytes(memory)} are available"
-    found = next((changes for changes in _smaller(cost) if largest_micro_batch(cost_with(cost, changes), memory)), None)
+    found = next((changes for changes in _smaller(cost) if _fits(cost, changes, memory)), None)
     if found is None:
         raise SpecError(f"{needs}; no smaller sparse model fits beside this dense model: use a machine with more memory")
     flags = " ".join(f"--set bridge.{name}={value}" for name, value in found.items())
     raise SpecError(f"{needs}; {flags} would fit, with {show_bytes(cost_with(cost, found).bytes_needed(1) / USABLE_SHARE)}")
+
+
+def _fits(cost: BridgingCost, changes: Mapping[str, Any], memory: int) -> bool:
+    """Whether the bridging is possible with these changes, and fits into `memory` bytes."""
+    try:
+        return largest_micro_batch(cost_with(cost, changes), memory) > 0
+    except (SpecError, ValueError):  # too narrow for the dense model's neurons or heads
+        return False
 
 
 def cost_with(old: BridgingCost, changes: Mapping[str, Any]) -> BridgingCost:
@@ -242,6 +271,16 @@ def _smaller(old: BridgingCost) -> Iterator[dict[str, Any]]:
     yield from (bigram | {"model.d_model": width, "optim.context": length} for width in widths for length in contexts)
 
 
-def longest_prompt(config: Mapping[str, Any], bridge: BridgeSpec) -> int | None:
-    """Most tokens of a prompt that the sparse model of a circuit job can read; None where the config does not say. Raises SpecError."""
-    return config.get("n_ctx") if config.get("model_type") == SPARSE_TYPE else bridging_cost(config, bridge).spec.model.n_ctx
+def longest_prompt(config: Mapping[str, Any], bridge: BridgeSpec, prunes_dense: bool = False) -> int | None:
+    """Most tokens of a prompt that the model that a circuit job prunes can read; None where the config does not say.
+
+    Raises what `bridging_cost` raises; UnsupportedModel where the job prunes the dense model itself, which is not possible.
+    """
+    if config.get("model_type") == SPARSE_TYPE:
+        return config.get("n_ctx")
+    if not prunes_dense:
+        return bridging_cost(config, bridge).spec.model.n_ctx
+    positions = DenseShape.of(config).positions
+    if why := obstacle(config, positions):
+        raise UnsupportedModel(f"the dense model cannot be pruned as it is: {why}; bridge it instead (no --dense)")
+    return positions

@@ -66,8 +66,11 @@ class DenseSublayers(Protocol):
     def unembed(self, h: Tensor) -> Tensor:
         """Logits (..., V) from final residuals (..., D)."""
 
-    def weights(self) -> GPTWeights | None:
-        """The weights, to initialise a sparse model from; None where `GPTWeights` does not describe the blocks."""
+    def weights(self, context: int | None = None) -> GPTWeights | None:
+        """The weights, to initialise a sparse model from; None where `GPTWeights` does not describe the blocks (`dense.start.obstacle`).
+
+        context: the most tokens that are read at once; None: all positions of the model
+        """
 
 
 @dataclass(frozen=True)

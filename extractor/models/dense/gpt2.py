@@ -8,8 +8,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from extractor.models.dense.base import BlockWeights, DenseContext, GPTWeights, Norm, causal_context
-
-GELUS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+from extractor.models.dense.start import obstacle
 
 
 class GPT2Sublayers:
@@ -43,9 +42,9 @@ class GPT2Sublayers:
     def unembed(self, h: Tensor) -> Tensor:
         return self.model.lm_head(self.model.transformer.ln_f(h))
 
-    def weights(self) -> GPTWeights | None:
+    def weights(self, context: int | None = None) -> GPTWeights | None:
         transformer, config = self.model.transformer, self.model.config
-        if config.activation_function not in GELUS or not self.has_plain_attention():
+        if obstacle(config.to_dict(), context or transformer.wpe.num_embeddings):
             return None
         return GPTWeights(
             embedding=plain(transformer.wte.weight),
@@ -58,11 +57,6 @@ class GPT2Sublayers:
                 for b in transformer.h
             ),
         )
-
-    def has_plain_attention(self) -> bool:
-        """Whether attention sees all earlier tokens of this text and nothing else, with scores divided by sqrt(d_head)."""
-        config = self.model.config
-        return config.scale_attn_weights and not (config.scale_attn_by_inverse_layer_idx or config.add_cross_attention)
 
     def attention(self, attn: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """qkv, qkv_bias, attn_out, attn_out_bias."""

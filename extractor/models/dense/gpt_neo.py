@@ -13,10 +13,6 @@ from extractor.models.dense.gpt2 import GPT2Sublayers, linear, plain
 class GPTNeoSublayers(GPT2Sublayers):
     """See `extractor.models.dense.base.DenseSublayers`. The windows are inside the model's own attention modules."""
 
-    def has_plain_attention(self) -> bool:
-        config = self.model.config
-        return "local" not in config.attention_layers or config.window_size >= config.max_position_embeddings
-
     def attention(self, attn: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         inner = attn.attention
         # GPT-Neo does not divide its scores by sqrt(d_head).

@@ -46,7 +46,7 @@ class LlamaSublayers:
     def unembed(self, h: Tensor) -> Tensor:
         return self.model.lm_head(self.model.model.norm(h))
 
-    def weights(self) -> None:
+    def weights(self, context: int | None = None) -> None:
         return None
 
 

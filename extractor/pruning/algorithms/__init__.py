@@ -22,9 +22,14 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
+def check(name: str) -> None:
+    """Raise SpecError for an unknown algorithm."""
+    if name not in names():
+        raise SpecError(f"pruning algorithm {name[:80]!r} is unknown; choose {', '.join(names())}")
+
+
 def rank(problem: PruningProblem) -> Tensor:
     """Scores (N,) by the algorithm that the problem's spec names. Raises SpecError for an unknown one."""
     name = problem.spec.algorithm
-    if name not in names():
-        raise SpecError(f"pruning algorithm {name!r} is unknown; choose {', '.join(names())}")
+    check(name)
     return importlib.import_module(f"{__name__}.{name}").rank(problem)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from local_hub import TOKEN, LocalHub, Repository, serve
-from simulated_hub import KINDS, SHA, expected, gpt2_files, simulated_hub, weights
+from simulated_hub import KINDS, SHA, expected, gpt2_files, index, simulated_hub, weights
 from worlds import ROOT, python
 
 from extractor.data.task_choice import choose
 from extractor.errors import UsageError
+from extractor.jobs.bridge_choice import BridgeChoice
 from extractor.spec.schema import BridgeSpec
 from worker.batches.hub_search import parse_query
 from worker.batches.selection import ModelDecision, Rules, Selection, select
@@ -29,12 +30,14 @@ import dataclasses, itertools, json, sys
 from worker.batches.sources import open_source
 from worker.batches.selection import Rules, Selection, ModelDecision, select
 from extractor.spec.schema import BridgeSpec
+from extractor.jobs.bridge_choice import BridgeChoice
 from extractor.data.task_choice import choose
 sources, rules, before = json.loads(sys.argv[1])
 rules['owners'] = frozenset(rules['owners'])
 before = Selection(**{kind: tuple(ModelDecision(**v) for v in before[kind]) for kind in ('taken', 'refused')}) if before else None
 candidates = itertools.chain.from_iterable(open_source(s).candidates() for s in sources)
-print(json.dumps(dataclasses.asdict(select(candidates, Rules(**rules), choose(['quote_close', 'for_while']), BridgeSpec(), before))))
+tasks, bridge = choose(['quote_close', 'for_while']), BridgeChoice(BridgeSpec())
+print(json.dumps(dataclasses.asdict(select(candidates, Rules(**rules), tasks, bridge, before))))
 assert not {'torch', 'transformers'} & set(sys.modules)
 """
 
@@ -84,7 +87,7 @@ def test_of_a_hub_of_200_models_the_right_ones_are_taken_and_every_other_is_refu
     assert set(refused) == {name for name, why in wanted.items() if why}
     assert [(name, why, refused[name]) for name, why in wanted.items() if why and why not in refused[name]] == []
     assert all("\n" not in reason for reason in refused.values())
-    assert {file for _, file in hub.fetched} == {"config.json"}  # no weights
+    assert {file for _, file in hub.fetched} == {"config.json", "model.safetensors.index.json"}  # no weights
     by_listing = {kind.name for kind in KINDS} & {"gated", "huge", "bert", "neox", "pickled", "gguf", "quantized", "code", "lora"}
     assert len(by_listing) == 9
     assert not [name for name in hub.looked if name.partition("/")[2].rpartition("-")[0] in by_listing]
@@ -202,7 +205,7 @@ except ServiceUnavailable as error:
 
 def select_here(*sources: str, tasks: tuple[str, ...] = ("quote_close",)) -> Selection:
     candidates = (candidate for source in sources for candidate in open_source(source).candidates())
-    return select(candidates, RULES, choose(tasks), BridgeSpec())
+    return select(candidates, RULES, choose(tasks), BridgeChoice(BridgeSpec()))
 
 
 def test_folders_are_searched_for_models_and_what_is_left_of_models(tmp_path: Path, gpt2_folder: Path):
@@ -277,7 +280,7 @@ def test_the_same_question_has_one_identity(tmp_path: Path):
 
 def test_weights_under_names_of_their_own_are_not_taken_for_each_other(small: LocalHub, tmp_path: Path):
     for name in ("lab/a", "lab/b"):
-        files = gpt2_files(name) | {"model.safetensors.index.json": b"{}", "shard-1.safetensors": weights(name)}
+        files = gpt2_files(name) | {"model.safetensors.index.json": index("shard-1.safetensors"), "shard-1.safetensors": weights(name)}
         del files["model.safetensors"]
         small.models[name].commits = {SHA: files}
     assert taken(choose_from(small, tmp_path, "hub:lab/")) == ["lab/a", "lab/b", "lab/d"]

@@ -71,7 +71,15 @@ def show_plan(batch: Batch) -> None:
     for model in batch.selection.taken:
         for task, why in model.left_out.items():
             click.echo(f"{model.asked}: {task} is omitted: {why}", err=True)
+    show_starts(batch)
     click.echo(f"{describe_selection(batch)}; nothing was queued")
+
+
+def show_starts(batch: Batch) -> None:
+    """Print on stderr which models are bridged from scratch, where the others start from their own weights."""
+    for model in batch.selection.taken:
+        if model.from_scratch:
+            click.echo(f"{model.asked}: {model.from_scratch}", err=True)
 
 
 def describe_selection(batch: Batch) -> str:

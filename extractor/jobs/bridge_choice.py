@@ -1,0 +1,58 @@
+"""The settings of a bridging by the dense model's config.json: whether it starts from the dense weights or from scratch. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from extractor.jobs.cost.bridging import bridging_cost, longest_prompt, start_obstacle
+from extractor.models.checks import SPARSE_TYPE
+from extractor.models.shape import DenseShape
+from extractor.spec.fields import changed
+from extractor.spec.presets import bridge_spec
+from extractor.spec.schema import BridgeSpec
+
+
+@dataclass(frozen=True)
+class BridgeChoice:
+    """The settings of a bridging before its dense model is known.
+
+    preferred   the settings of the preset with the user's changes
+    otherwise   those of a dense model whose weights training cannot start from; None where the user chose the start
+    """
+
+    preferred: BridgeSpec
+    otherwise: BridgeSpec | None = None
+
+    @classmethod
+    def of(cls, preset: str, init: str | None, changes: Mapping[str, str]) -> BridgeChoice:
+        """From the options of a request. Raises SpecError."""
+        preferred = changed(bridge_spec(preset, init), changes, "bridge.")
+        if init is not None or preferred.init == "scratch":
+            return cls(preferred)
+        return cls(preferred, changed(bridge_spec(preset, "scratch"), changes, "bridge."))
+
+    def why_otherwise(self, config: Mapping[str, Any]) -> str:
+        """Why the model with this config.json is bridged with the settings `otherwise`; '' where it is not. Raises UnsupportedModel."""
+        if self.otherwise is None or config.get("model_type") == SPARSE_TYPE:
+            return ""
+        why = start_obstacle(config, DenseShape.of(config), self.preferred)
+        return f"training starts from scratch (--init scratch), not from the dense model's weights: {why}" if why else ""
+
+    def beside(self, config: Mapping[str, Any], prunes_dense: bool, on_note: Callable[[str], None]) -> BridgeSpec:
+        """The settings beside the model with this config.json, checked; on_note receives a line where they are those `otherwise`.
+
+        Raises SpecError where the model cannot be bridged with them, UnsupportedModel.
+        """
+        if config.get("model_type") == SPARSE_TYPE:
+            return self.preferred
+        if prunes_dense:
+            longest_prompt(config, self.preferred, prunes_dense)
+            return self.preferred
+        why = self.why_otherwise(config)
+        if why:
+            on_note(why)
+        found = self.otherwise if why and self.otherwise else self.preferred
+        bridging_cost(config, found)
+        return found

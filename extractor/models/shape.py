@@ -1,0 +1,117 @@
+"""The sizes that a model's config.json gives, each within bounds, and the number of parameters that they imply. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from extractor.errors import UnsupportedModel
+
+# Far above every published model. They bound the work that a config.json can cause before its weights are looked at.
+MAX_LAYERS = 1000
+MAX_WIDTH = 1 << 17
+MAX_NEURONS = 1 << 20
+MAX_VOCABULARY = 1 << 22
+MAX_POSITIONS = 1 << 24
+MAX_BIGRAM = 1 << 16  # entries per row, or rank
+
+
+@dataclass(frozen=True)
+class DenseShape:
+    """Sizes of a dense model.
+
+    positions            rows of its table of positions; 0 with rotary positions
+    parameters           of the model, tied embeddings counted once
+    block_parameters     of the blocks, without embeddings and final norm
+    """
+
+    layers: int
+    width: int
+    heads: int
+    neurons: int
+    vocabulary: int
+    positions: int
+    parameters: int
+    block_parameters: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], model: str = "the dense model") -> DenseShape:
+        """From the config of a GPT-2, GPT-Neo or Llama, or of a family with the same layout.
+
+        model: how an error names it. Raises UnsupportedModel for a number that is missing or that no model can have.
+        """
+        sizes = _Sizes(config, model)
+        width = sizes.read("n_embd", "hidden_size", "d_model", most=MAX_WIDTH)
+        heads = sizes.read("n_head", "num_heads", "num_attention_heads", most=MAX_WIDTH)
+        layers = sizes.read("n_layer", "num_layers", "num_hidden_layers", most=MAX_LAYERS)
+        vocabulary = sizes.read("vocab_size", most=MAX_VOCABULARY)
+        neurons = sizes.read("n_inner", "intermediate_size", most=MAX_NEURONS, default=4 * width)
+        rotary = config.get("model_type") not in ("gpt2", "gpt_neo")
+        positions = 0 if rotary else sizes.read("n_positions", "max_position_embeddings", most=MAX_POSITIONS)
+        block = _rotary_block(sizes, width, heads, neurons) if rotary else 4 * width**2 + 2 * width * neurons + 4 * width + width + neurons
+        if not rotary:  # biases of attention; GPT-Neo has one on its output only
+            sizes.divide(width, heads)
+            block += width * (1 if config.get("model_type") == "gpt_neo" else 4)
+        tied = config.get("tie_word_embeddings", not rotary)
+        outside = (vocabulary * (1 if tied else 2) + positions + (1 if rotary else 2)) * width
+        return cls(layers, width, heads, neurons, vocabulary, positions, layers * block + outside, layers * block)
+
+
+def sparse_parameters(config: Mapping[str, Any], model: str = "the sparse model") -> int:
+    """Number of parameters of a sparse GPT, without norms and biases. Raises UnsupportedModel as `DenseShape.of`."""
+    sizes = _Sizes(config, model)
+    width = sizes.read("d_model", most=MAX_WIDTH)
+    layers, neurons = sizes.read("n_layer", most=MAX_LAYERS), sizes.read("d_mlp", most=MAX_NEURONS)
+    vocabulary, positions = sizes.read("vocab_size", most=MAX_VOCABULARY), sizes.read("n_ctx", most=MAX_POSITIONS)
+    sizes.divide(width, sizes.read("d_head", most=MAX_WIDTH), "d_model", "d_head")
+    extra = sizes.read("d_pos_emb", most=MAX_WIDTH, least=0, default=0)
+    top, rank = (sizes.read(name, most=MAX_BIGRAM, default=1) for name in ("bigram_top", "bigram_rank"))
+    bigram = {"dense": vocabulary, "counts": min(top, vocabulary), "low_rank": 2 * min(rank, vocabulary)}
+    table = positions * (width if config.get("added_positions") else extra)
+    block = (3 * width + neurons) * (width + extra) + width**2 + neurons * width
+    return layers * block + 2 * vocabulary * width + table + vocabulary * bigram.get(str(config.get("bigram")), 0)
+
+
+def _rotary_block(sizes: _Sizes, width: int, heads: int, neurons: int) -> int:
+    """Parameters of a block with RMSNorms, grouped queries and a gated MLP."""
+    config = sizes.config
+    head = sizes.read("head_dim", most=MAX_WIDTH, default=max(1, width // heads))
+    groups = sizes.read("num_key_value_heads", most=MAX_WIDTH, default=heads)
+    if config.get("head_dim") is None:
+        sizes.divide(width, heads)
+    sizes.divide(heads, groups, "num_attention_heads", "num_key_value_heads")
+    queries, keys = heads * head, groups * head
+    attention = 2 * width * (queries + keys) + (queries + 2 * keys + width if config.get("attention_bias") else 0)
+    return attention + 3 * width * neurons + (2 * neurons + width if config.get("mlp_bias") else 0) + 2 * width
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The numbers of a config. `model`: how errors name its model."""
+
+    config: Mapping[str, Any]
+    model: str
+
+    def read(self, *names: str, most: int, least: int = 1, default: int | None = None) -> int:
+        """The first of these fields that is set, else the default. Raises UnsupportedModel unless it is a whole number in bounds."""
+        for name in names:
+            value = self.config.get(name)
+            if value is None:
+                continue
+            if type(value) is not int or not least <= value <= most:
+                shown = repr(value)[:40]
+                raise UnsupportedModel(
+                    f"{self.model} has {name} {shown} in its config.json, no whole number from {least} to {most:,}; correct the config"
+                )
+            return value
+        if default is None:
+            raise UnsupportedModel(f"{self.model} has no {names[-1]} in its config.json; save the model again with transformers")
+        return default
+
+    def divide(self, whole: int, parts: int, name: str = "hidden_size", divisor: str = "num_attention_heads") -> None:
+        """Raise UnsupportedModel unless `whole` is a multiple of `parts`."""
+        if whole % parts:
+            raise UnsupportedModel(
+                f"{self.model} has {name} {whole} in its config.json, no multiple of {divisor}, {parts}; correct the config"
+            )

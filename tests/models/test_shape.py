@@ -1,0 +1,218 @@
+"""The sizes in a config.json are bounded before anything is computed, downloaded or built from them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from local_hub import LocalHub, Repository, serve
+from safetensors.torch import load_file, save_file
+from simulated_hub import SHA, gpt2_files
+from worlds import python, random_gpt2
+
+from extractor.errors import BrokenArtifact, ExtractorError, UnsupportedModel
+from extractor.jobs.cost.memory import bytes_needed
+from extractor.jobs.request import circuit_job
+from extractor.models.load import load_model
+from extractor.models.reference import inspect_folder, open_model, resolve_pair
+from extractor.models.shape import DenseShape, sparse_parameters
+
+GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 9}
+LLAMA = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 9}
+SPARSE = {"vocab_size": 60, "n_layer": 2, "d_model": 16, "d_head": 8, "d_mlp": 32, "n_ctx": 8, "bigram": "dense"}
+ABSURD = [
+    {"n_layer": 1_000_000_000},
+    {"n_layer": -2},
+    {"n_layer": 0},
+    {"n_layer": "2"},
+    {"n_layer": 2.0},
+    {"n_embd": True},
+    {"n_embd": 10**9},
+    {"n_embd": 10**400},
+    {"n_head": 0},
+    {"n_head": -4},
+    {"n_head": 3},
+    {"n_inner": 10**12},
+    {"vocab_size": 0},
+    {"vocab_size": 10**12},
+    {"n_positions": [16]},
+    {"n_positions": 10**10},
+]
+
+
+@pytest.fixture
+def copy(gpt2_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(gpt2_folder, tmp_path / "model"))
+
+
+def change(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("changes", ABSURD, ids=lambda changes: str(changes)[:40])
+def test_absurd_sizes_are_refused_with_the_field(changes: dict):
+    with pytest.raises(UnsupportedModel) as caught:
+        DenseShape.of(GPT2 | changes)
+    assert "in its config.json" in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_key_value_heads": 3},
+        {"num_key_value_heads": 0},
+        {"head_dim": 0},
+        {"head_dim": 10**9},
+        {"num_attention_heads": 3},
+        {"vocab_size": None},
+    ],
+)
+def test_so_are_those_of_rotary_models(changes: dict):
+    with pytest.raises(UnsupportedModel, match=r"in its config\.json"):
+        DenseShape.of(LLAMA | {"intermediate_size": 16} | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"n_layer": 10**9}, {"d_model": 0}, {"d_head": 3}, {"d_mlp": True}, {"n_ctx": 10**12}, {"d_pos_emb": -1}, {"bigram_top": 10**9}],
+)
+def test_so_are_those_of_sparse_models(changes: dict):
+    with pytest.raises(UnsupportedModel, match=r"in its config\.json"):
+        sparse_parameters(SPARSE | changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"bigram": "counts"}, {"bigram": "none", "d_pos_emb": 4}, {"added_positions": True}])
+def test_a_sparse_model_has_at_least_the_parameters_that_its_config_implies(changes: dict):
+    from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
+
+    config = SparseGPTConfig(**(SPARSE | changes))
+    real = sum(p.numel() for p in SparseGPTForCausalLM(config).parameters())
+    assert 0.9 * real < sparse_parameters(config.to_dict()) <= real
+
+
+@pytest.mark.parametrize("changes", [{"n_layer": 10**9}, {"n_head": 0}, {"vocab_size": 0}, {"n_embd": True}], ids=str)
+@pytest.mark.parametrize("call", [resolve_pair, open_model, lambda folder: circuit_job(folder, ("quote_close",), subject="dense")])
+def test_a_folder_with_such_a_config_is_refused_at_once_wherever_it_is_named(call, changes: dict, copy: Path):
+    change(copy, **changes)
+    started = time.monotonic()
+    with pytest.raises(UnsupportedModel) as caught:
+        call(str(copy))
+    assert str(copy) in str(caught.value)
+    assert time.monotonic() - started < 2
+
+
+def test_a_sparse_folder_too(tmp_path: Path):
+    from test_sparse_model import small_model
+
+    small_model().save_pretrained(tmp_path)
+    change(tmp_path, n_layer=10**9)
+    with pytest.raises(UnsupportedModel, match="has n_layer 1000000000"):
+        inspect_folder(tmp_path)
+
+
+def test_of_a_hub_model_nothing_but_the_config_is_read(tmp_path: Path):
+    models = {f"lab/odd-{n}": Repository({SHA: gpt2_files(f"{n}", **changes)}) for n, changes in enumerate(ABSURD)}
+    script = """
+import sys, time
+from extractor.errors import UnsupportedModel
+from extractor.models.reference import resolve_pair
+for name in sys.argv[1].split(','):
+    try:
+        print(resolve_pair(name))
+    except UnsupportedModel as error:
+        print('refused', error)
+"""
+    with serve(LocalHub(models)) as hub:
+        lines = python(script, ",".join(models), env=hub.environment(tmp_path)).splitlines()
+    assert len(lines) == len(models)
+    assert all(line.startswith("refused") for line in lines)
+    assert {file for _, file in hub.fetched} == {"config.json"}
+
+
+def test_the_memory_of_a_job_over_such_a_model_is_unknown_and_ends_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    made = circuit_job(str(copy), ("quote_close",))
+    change(copy, n_head=0)
+    assert bytes_needed(made) == 0
+    monkeypatch.setattr("extractor.jobs.cost.bridging.bridging_cost", lambda *_: 1 / 0)
+    assert bytes_needed(made) == 0
+
+
+def test_a_model_that_its_weights_cannot_fill_is_not_built(copy: Path):
+    change(copy, n_embd=65_536)
+    started = time.monotonic()
+    with pytest.raises(BrokenArtifact, match=r"bytes of weights, its config\.json describes [\d,]+ parameters"):
+        open_model(str(copy))
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_of_every_precision_fill_their_model(copy: Path, dtype: torch.dtype):
+    model = random_gpt2().to(dtype)
+    model.save_pretrained(copy)
+    assert open_model(str(copy)).path == copy
+
+
+# What the weights themselves say
+
+
+def load(folder: Path):
+    return load_model(open_model(str(folder)))
+
+
+def refused(folder: Path, kind: type[ExtractorError]) -> str:
+    with pytest.raises(kind) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["transformer.h.1.mlp.c_fc.weight", "transformer.wte.weight", "transformer.ln_f.bias"])
+def test_weights_that_are_no_numbers_are_refused_with_their_tensor(copy: Path, name: str, value: float):
+    weights = load_file(copy / "model.safetensors")
+    weights[name].view(-1)[3] = value
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    text = refused(copy, BrokenArtifact)
+    assert f"in {name} are NaN or infinite" in text
+    assert "weights that are no numbers: 1 of" in text
+
+
+def test_infinities_that_cancel_are_found(copy: Path):
+    weights = load_file(copy / "model.safetensors")
+    weights["transformer.wpe.weight"].view(-1)[:2] = torch.tensor([torch.inf, -torch.inf])
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert "2 of" in refused(copy, BrokenArtifact)
+
+
+def test_numbers_beyond_fp32_are_infinite_here(copy: Path):
+    weights = {name: tensor.double() for name, tensor in load_file(copy / "model.safetensors").items()}
+    weights["transformer.wpe.weight"][0, 0] = 1e300
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert "1 of" in refused(copy, BrokenArtifact)
+
+
+def test_blocks_that_the_config_does_not_name_are_not_left_out_in_silence(copy: Path):
+    change(copy, n_layer=1)
+    assert "has weights of more than the 1 layers of its config.json, first transformer.h.1." in refused(copy, UnsupportedModel)
+
+
+@pytest.mark.parametrize("named", ["flash_attention_2", "flash_attention_3", "flex_attention", "paged|sdpa", "sage"])
+@pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
+def test_attention_that_this_machine_may_lack_is_computed_by_torch(copy: Path, field: str, named: str):
+    ids = torch.arange(12).unsqueeze(0)
+    before = load(copy)(ids).logits
+    change(copy, **{field: named})
+    model = load(copy)
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_eager_attention_stays_eager(copy: Path):
+    change(copy, attn_implementation="eager")
+    assert load(copy).config._attn_implementation == "eager"
