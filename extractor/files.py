@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from extractor.errors import BrokenArtifact, DiskFull, ServiceUnavailable
 
@@ -36,6 +36,11 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def open_private(path: Path) -> IO[bytes]:
+    """Open a file for appending that only its owner may read: state of this user, not a result."""
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def write_json(path: Path, value: Any) -> None:

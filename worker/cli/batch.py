@@ -10,7 +10,8 @@ import click
 
 from worker.cli.options import as_json as json_option
 from worker.cli.options import no_worker as no_worker_option
-from worker.cli.options import positive, print_json, say
+from worker.cli.options import positive
+from worker.cli.text import print_json, print_line, say
 
 if TYPE_CHECKING:
     from worker.batches.batch import Batch
@@ -108,7 +109,7 @@ def submit(priority: str, dry_run: bool, wait: bool, no_worker: bool, as_json: b
     if as_json:
         print_json(_selection_facts(batch) | {"queued": queued})
     else:
-        click.echo(batch.id)
+        print_line(batch.id)
         say(f"{describe_selection(batch)}, {len(queued)} newly queued; follow the batch: extract batch watch {batch.id}")
     return 0
 
@@ -192,7 +193,7 @@ def cancel(batch: str, as_json: bool) -> int:
     if as_json:
         print_json({"batch": batch} | found)
     else:
-        click.echo(
+        print_line(
             f"batch {batch}: {found['cancelled']} jobs cancelled, {found['running']} being cancelled, {found['ended']} had already ended"
         )
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import click
+from worker.cli.text import say
 
 if TYPE_CHECKING:
     from worker.client.service import Service
@@ -38,6 +38,6 @@ def warn_without_worker(service: Service, memory: int = 0) -> None:
     alive = local.live_workers(service.records, service.settings)
     if alive or local.is_registered(service.settings):
         if alive and not any(routing.reaches(worker.capacity, memory) for worker in alive):
-            click.echo(f"warning: no live worker has the {memory / routing.GB:.0f} GB that the job needs; the job waits", err=True)
+            say(f"warning: no live worker has the {memory / routing.GB:.0f} GB that the job needs; the job waits")
         return
-    click.echo("warning: no live worker; the job waits until you start `extract worker`", err=True)
+    say("warning: no live worker; the job waits until you start `extract worker`")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from extractor.pruning import algorithms
+from worker.cli.text import print_json, print_line
 
 if TYPE_CHECKING:
     from extractor.spec.fields import Setting
@@ -135,16 +135,6 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def say(line: str) -> None:
-    """Print a line on stderr."""
-    click.echo(line, err=True)
-
-
-def print_json(value: Any) -> None:
-    """Print a JSON value on one line of stdout."""
-    click.echo(json.dumps(value))
-
-
 def show_fields(found: list[Setting], as_json: bool) -> None:
     """Print one line per field, grouped by section, or a JSON list."""
     if as_json:
@@ -153,7 +143,9 @@ def show_fields(found: list[Setting], as_json: bool) -> None:
     section = ""
     for setting in found:
         if setting.section != section:
-            click.echo(f"{section and chr(10)}{setting.section}")
+            if section:
+                print_line()
+            print_line(setting.section)
             section = setting.section
         value = ",".join(f"{v:g}" for v in setting.value) or "none" if isinstance(setting.value, tuple) else str(setting.value).lower()
-        click.echo(f"  {setting.name + '=' + value:<40} {setting.kind:<34} {setting.meaning}".rstrip())
+        print_line(f"  {setting.name + '=' + value:<40} {setting.kind:<34} {setting.meaning}".rstrip())

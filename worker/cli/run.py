@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from worker.cli.options import as_json as json_option
-from worker.cli.options import print_json
 from worker.cli.options import threads as threads_option
+from worker.cli.text import print_json
 
 if TYPE_CHECKING:
     from worker.cli.views.job import View

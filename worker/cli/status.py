@@ -11,7 +11,7 @@ import click
 
 from worker.cli.options import as_json as json_option
 from worker.cli.options import no_worker as no_worker_option
-from worker.cli.options import print_json
+from worker.cli.text import print_json
 
 if TYPE_CHECKING:
     from worker.client.service import Service

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extractor import files
 from extractor.errors import ServiceUnavailable
 from extractor.files import file_lock
 from worker import processes
@@ -82,7 +83,7 @@ def unregister(settings: Settings, pid: int) -> None:
 
 
 def _start(settings: Settings) -> None:
-    with open(log_path(settings), "ab") as output:
+    with files.open_private(log_path(settings)) as output:
         process = subprocess.Popen(
             python_module("worker", "worker", "--local", "--idle-exit", str(settings.idle_exit)),
             stdin=subprocess.DEVNULL,

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.cli.views.job import COLOURS, duration
+from worker.cli.views.tables import PlainTable, styled
 
 REDRAW_SECONDS = 1.0
 BAR_WIDTH = 8
@@ -34,7 +35,7 @@ def show_live(poll: Callable[[], Facts | None], limit: int, console: Console) ->
             while True:
                 facts = poll()
                 if facts is None:
-                    live.update(Group(Text("the server does not answer; retrying", style="red"), shown), refresh=True)
+                    live.update(Group(styled("the server does not answer; retrying", style="red"), shown), refresh=True)
                 else:
                     shown = page(facts, limit)
                     live.update(shown, refresh=True)
@@ -58,9 +59,10 @@ def page(facts: Facts, limit: int) -> Group:
 
 
 def _head(facts: Facts) -> Text:
-    text = Text(f"server   {facts['server']}{' (embedded)' if facts['embedded'] else ''}\njobs     ")
-    numbers = [Text(f"{number} {state}", style=COLOURS[state] if number else "") for state, number in facts["jobs"].items()]
-    text.append_text(Text("  ").join(numbers))
+    text = styled(f"server   {facts['server']}{' (embedded)' if facts['embedded'] else ''}")
+    text.append("\njobs     ")
+    numbers = [styled(f"{number} {state}", style=COLOURS[state] if number else "") for state, number in facts["jobs"].items()]
+    text.append_text(styled("  ").join(numbers))
     lengths = "  ".join(f"{number} {priority}" for priority, number in facts["queues"].items())
     wait = f"; oldest waiting: {duration(facts['longest_wait_seconds'])}" if facts["jobs"]["queued"] else ""
     text.append(f"\nqueues   {lengths}{wait}")
@@ -77,7 +79,7 @@ def _head(facts: Facts) -> Text:
 def _section(table: Table, total: int, limit: int, what: str) -> list[RenderableType]:
     if not table.row_count:
         return []
-    more = [Text(f"and {total - limit} more {what}", style="dim")] if total > limit else []
+    more = [styled(f"and {total - limit} more {what}", style="dim")] if total > limit else []
     return ["", table, *more]
 
 
@@ -87,7 +89,7 @@ def _workers(workers: list[Facts], now: float) -> Table:
         table.add_row(
             worker["name"],
             worker["device"].removeprefix("NVIDIA "),
-            worker["job"] or Text("idle", style="dim"),
+            worker["job"] or styled("idle", style="dim"),
             _size(worker["memory"]),
             _size(worker["gpu_memory"]),
             duration(max(0, now - worker["started"])) if worker["started"] else "",
@@ -107,7 +109,7 @@ def _running(jobs: list[Facts]) -> Table:
         table.add_row(
             job["job"],
             worker.partition("@")[0] if is_short else worker,
-            Text("cancelling", style="yellow") if job["cancelling"] else stage,
+            styled("cancelling", style="yellow") if job["cancelling"] else stage,
             ProgressBar(total=max(total, 1), completed=done, width=BAR_WIDTH),
             f"{100 * done / total:.0f} %" if total else "",
             _figure(metrics.get("loss"), ".4g"),
@@ -127,7 +129,7 @@ def _queued(jobs: list[Facts], now: float) -> Table:
 
 
 def _table(*names: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table = PlainTable(padding=(0, 1, 0, 0), header_style="dim")
     for name in names:
         table.add_column(name, overflow="fold")
     return table
