@@ -152,7 +152,7 @@ def status(batch: str, no_worker: bool, as_json: bool) -> int:
     from worker.batches import batch as batches_batch
     from worker.cli.views.batch import show_status
 
-    service, found = _open(batch, no_worker)
+    service, found = _open(batch, no_worker, only_again=True)
     facts = batches_batch.inspect(service, found)
     counts = batches_batch.count(facts)
     if as_json:
@@ -240,13 +240,13 @@ def list_(limit: int, as_json: bool) -> int:
     return 0
 
 
-def _open(batch: str, no_worker: bool) -> tuple[Service, Batch]:
+def _open(batch: str, no_worker: bool, only_again: bool = False) -> tuple[Service, Batch]:
     from worker.batches import batch as batches_batch
     from worker.cli.connect import open_for
     from worker.ids import check_id
 
     check_id(batch)
-    service = open_for(no_worker)
+    service = open_for(no_worker, only_again)
     return service, batches_batch.need(service, batch)
 
 

@@ -23,7 +23,7 @@ def command(limit: int, every: bool, no_worker: bool, as_json: bool) -> int:
     from worker.cli.connect import open_for
     from worker.records.records import describe
 
-    records = open_for(no_worker).records
+    records = open_for(no_worker, only_again=True).records
     jobs = [describe(job, record) for job, record in records.newest(limit, alone=not every)]
     if as_json:
         print_json(jobs)

@@ -36,7 +36,7 @@ def command(job: str, follow: bool, since: str | None, no_worker: bool, as_json:
 
     check_id(job)
     earliest = parse_since(since) if since else 0.0
-    for line in _lines(open_for(no_worker), job, follow):
+    for line in _lines(open_for(no_worker, only_again=True), job, follow):
         if line["time"] >= earliest:
             print_json(line) if as_json else show(line)
     return 0

@@ -27,6 +27,7 @@ def request(build: Build, options: dict[str, Any]) -> int:
     from extractor.jobs.cost.memory import bytes_needed
     from worker.client.service import open_service
     from worker.client.submit import submit
+    from worker.fleet import local
     from worker.ids import check_id
     from worker.storage.results import check_new_folder
 
@@ -48,6 +49,8 @@ def request(build: Build, options: dict[str, Any]) -> int:
         return 0
     service = open_service(load_settings(options["no_worker"]))
     spec = build(service)
+    if options["no_worker"] and not service.records.any_open():
+        local.forget_dead(service.settings)
     memory = bytes_needed(spec)
     job = submit(service, spec, options["job_id"], options["priority"], memory=memory)
     warn_without_worker(service, memory)

@@ -37,7 +37,7 @@ def command(job: str | None, once: bool, limit: int, no_worker: bool, as_json: b
 
     if job is not None:
         check_id(job)
-    service = open_for(no_worker)
+    service = open_for(no_worker, only_again=True)
     return _show_service(service, once, limit, as_json) if job is None else _show_job(service, job, as_json)
 
 

@@ -57,7 +57,7 @@ def command(grid: tuple[str, ...], sweep_id: str | None, **options: Any) -> int:
         print_json([{"job": p.job, "axes": p.axes, "spec": p.spec.model_dump(mode="json")} for p in sweep.points])
         return 0
     out = _check_out(options["out"] or folder_of(settings, sweep.id), given=options["out"] is not None)
-    service = open_for(options["no_worker"])
+    service = open_for(options["no_worker"], only_again=sweep_id is not None and not options["wait"])
     if sweep_id is None:
         save_plan(settings, sweep)
         queued = queue(service, sweep, options["priority"])

@@ -151,7 +151,7 @@ def _source(task: Task) -> str:
 def _resolve(model: str, adapter: str | None) -> tuple[str, str | None]:
     """Model and adapter as a spec names them; a job id means that job's model. Needs no service."""
     from extractor.models.reference import resolve_pair
-    from worker.client.submit import resolve_model
+    from worker.cli.connect import resolve_model
     from worker.settings import from_env
 
     return resolve_pair(resolve_model(model, from_env()), adapter)

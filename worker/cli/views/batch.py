@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from worker.batches.batch import NOT_EXPRESSIBLE, Batch, count
@@ -31,7 +30,7 @@ def _change_line(child: Facts) -> str:
     return f"{child['model']}, {child['task']} ({child['job']}): {_state(child)}"
 
 
-def progress_table(facts: list[Facts]) -> Table:
+def progress_table(facts: list[Facts]) -> PlainTable:
     """Counts by state as the title; the rows are running and failed jobs."""
     table = PlainTable(title=describe_counts(count(facts)), title_justify="left", title_style="")
     for name in ("model", "task", "job", "state"):
@@ -128,7 +127,7 @@ def show_batches(rows: list[Facts]) -> None:
     _print(table)
 
 
-def _print(table: Table) -> None:
+def _print(table: PlainTable) -> None:
     Console(width=max(100, Console().width)).print(table, highlight=False)
 
 

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
 from extractor.errors import BrokenArtifact, printable
 from worker.broker.routing import GB
@@ -180,7 +179,7 @@ def show_result(console: Console, facts: dict[str, Any], folder: Path) -> None:
         raise BrokenArtifact(f"the result in {folder} is incomplete or malformed ({type(error).__name__}: {error})") from None
 
 
-def summary_table(facts: dict[str, Any]) -> Table:
+def summary_table(facts: dict[str, Any]) -> PlainTable:
     """The result of one circuit (loss and accuracy per condition), of several circuits, or of a training."""
     if "tasks" in facts:
         return tasks_table(facts["tasks"])
@@ -204,7 +203,7 @@ def summary_table(facts: dict[str, Any]) -> Table:
     return table
 
 
-def tasks_table(rows: list[dict[str, Any]]) -> Table:
+def tasks_table(rows: list[dict[str, Any]]) -> PlainTable:
     """The circuits of a job with several tasks. Losses (nats) of the circuit, the full model, its complement and random circuits."""
     table = PlainTable()
     table.add_column("task", no_wrap=True)
@@ -276,7 +275,7 @@ def show_jobs(jobs: list[dict[str, Any]]) -> None:
         model = Path(job["model"]).name if job["model"] else ""
         state = styled(job["state"], style=COLOURS.get(job["state"], ""))
         position = describe_position(job, job["metrics"])
-        table.add_row(job["job"], state, job["kind"], job["task"] or "", model, position, _age(job["created"]))
+        table.add_row(job["job"], state, job["kind"], job["task"] or "", model, position, age(job["created"]))
     Console().print(table, highlight=False)
 
 
@@ -311,8 +310,9 @@ def describe_position(job: dict[str, Any], metrics: dict[str, Any] | None = None
     return f"{describe_stage(progress)} {steps}".strip()
 
 
-def _age(created: float | None) -> str:
-    return duration(time.time() - created) if created is not None and abs(created) < MAX_SECONDS else ""
+def age(created: float | None) -> str:
+    """The time since then; '' if it is unknown."""
+    return duration(time.time() - created) if created is not None else ""
 
 
 def _metrics(event: Event) -> str:
@@ -328,7 +328,8 @@ def _metrics(event: Event) -> str:
 
 def _left(event: Event) -> str:
     left = event.get("seconds_left")
-    return f"{duration(left)} left" if isinstance(left, (int, float)) and abs(left) < MAX_SECONDS else ""
+    text = duration(left) if isinstance(left, (int, float)) else ""
+    return f"{text} left" if text else ""
 
 
 def _number(value: Any) -> str:
@@ -336,7 +337,9 @@ def _number(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """'1 h 20 min'."""
+    """'1 h 20 min'; '' for a duration that is not credible."""
+    if not abs(seconds) < MAX_SECONDS:
+        return ""
     whole = int(seconds)
     for size, name, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= size:

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from worker.cli.text import print_json, print_line
+from worker.cli.views.tables import PlainTable
 
 Facts = dict[str, Any]
 
@@ -27,7 +27,7 @@ class GroupView(Protocol):
 class LiveView:
     """A table that is redrawn and disappears at the end. draw: makes the table."""
 
-    def __init__(self, console: Console, draw: Callable[[list[Facts]], Table]) -> None:
+    def __init__(self, console: Console, draw: Callable[[list[Facts]], PlainTable]) -> None:
         self._draw = draw
         self._live = Live(console=console, auto_refresh=False)
 

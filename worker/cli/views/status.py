@@ -10,10 +10,9 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from worker.cli.views.job import COLOURS, duration
+from worker.cli.views.job import COLOURS, age, duration
 from worker.cli.views.tables import PlainTable, styled
 
 REDRAW_SECONDS = 1.0
@@ -54,7 +53,7 @@ def page(facts: Facts, limit: int) -> Group:
     if running:
         parts += _section(_running(running), facts["jobs"]["running"], limit, "running")
     if queued:
-        parts += _section(_queued(queued, now), facts["jobs"]["queued"], len(queued), "queued")
+        parts += _section(_queued(queued), facts["jobs"]["queued"], len(queued), "queued")
     return Group(*parts)
 
 
@@ -76,14 +75,14 @@ def _head(facts: Facts) -> Text:
     return text
 
 
-def _section(table: Table, total: int, limit: int, what: str) -> list[RenderableType]:
+def _section(table: PlainTable, total: int, limit: int, what: str) -> list[RenderableType]:
     if not table.row_count:
         return []
     more = [styled(f"and {total - limit} more {what}", style="dim")] if total > limit else []
     return ["", table, *more]
 
 
-def _workers(workers: list[Facts], now: float) -> Table:
+def _workers(workers: list[Facts], now: float) -> PlainTable:
     table = _table("worker", "device", "job", "memory", "GPU", "up", "seen")
     for worker in workers:
         table.add_row(
@@ -98,7 +97,7 @@ def _workers(workers: list[Facts], now: float) -> Table:
     return table
 
 
-def _running(jobs: list[Facts]) -> Table:
+def _running(jobs: list[Facts]) -> PlainTable:
     table = _table("job", "worker", "stage", "", "", "loss", "tokens/s", "left", "attempt")
     short = {job["worker"].partition("@")[0] for job in jobs if job["worker"]}
     is_short = len(short) == len(jobs)  # in containers all workers may have the same pid
@@ -120,15 +119,15 @@ def _running(jobs: list[Facts]) -> Table:
     return table
 
 
-def _queued(jobs: list[Facts], now: float) -> Table:
+def _queued(jobs: list[Facts]) -> PlainTable:
     table = _table("job", "task", "model", "priority", "age", "attempts")
     for job in jobs:
         model = Path(job["model"]).name if job["model"] else ""
-        table.add_row(job["job"], job["task"] or job["kind"], model, job["priority"], duration(now - job["created"]), str(job["attempt"]))
+        table.add_row(job["job"], job["task"] or job["kind"], model, job["priority"], age(job["created"]), str(job["attempt"]))
     return table
 
 
-def _table(*names: str) -> Table:
+def _table(*names: str) -> PlainTable:
     table = PlainTable(padding=(0, 1, 0, 0), header_style="dim")
     for name in names:
         table.add_column(name, overflow="fold")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from worker.cli.text import print_line, say
 from worker.cli.views.job import COLOURS, describe_position
@@ -31,7 +30,7 @@ def _phase(point: Facts) -> str:
     return f"{point['state']} {stage}".strip()
 
 
-def points_table(facts: list[Facts], tasks: tuple[str, ...]) -> Table:
+def points_table(facts: list[Facts], tasks: tuple[str, ...]) -> PlainTable:
     """One row per point: label, state, held-out loss, edges of each circuit."""
     table = PlainTable()
     table.add_column("point", no_wrap=True)
