@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from extractor.errors import UsageError
+from worker import OWN_PACKAGES
 
 MAX_COUNT = 1_000_000  # of threads and attempts
 MAX_SECONDS = 1_000_000_000  # 30 years; clocks and Redis do not accept unlimited times
@@ -76,12 +77,18 @@ def from_env(env: Mapping[str, str] | None = None) -> Settings:
 
 
 def child_env() -> dict[str, str]:
-    """The environment for a Python child process. In a checkout that is not installed, PYTHONPATH includes the checkout."""
+    """The environment for a Python child process: PYTHONPATH begins with a checkout, and with any place of ours that it would hide."""
     env = dict(os.environ)
-    if PROJECT.name not in ("site-packages", "dist-packages"):
-        env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), str(PROJECT)]))
+    paths = list(filter(None, env.get("PYTHONPATH", "").split(os.pathsep)))
+    if PROJECT.name not in ("site-packages", "dist-packages") or any(map(_hides, paths)):
+        env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(PROJECT), *paths]))
     env["PYTHONUNBUFFERED"] = "1"
     return env
+
+
+def _hides(folder: str) -> bool:
+    """Whether a folder has a module or package of the same name as one of ours."""
+    return any(os.path.exists(os.path.join(folder, name + end)) for name in OWN_PACKAGES for end in ("", ".py"))
 
 
 def python_module(name: str, *arguments: str) -> list[str]:
