@@ -23,6 +23,8 @@ Any other exception is a bug; its traceback is in the job's log.
 
 from __future__ import annotations
 
+from html import escape
+
 
 class ExtractorError(Exception):
     """Base of all errors meant for users: one line, no traceback."""
@@ -98,6 +100,25 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 160 characters; the name of its type where it has no message."""
     text = str(error).strip()
     return text.splitlines()[0][:160] if text else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """One line that a terminal shows and does not obey: text of others may hold escape codes, or marks that turn the direction of text.
+
+    A line break or tab becomes a space, any other character that does not print its escape, such as \\x1b.
+    """
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def html_text(text: object) -> str:
+    """`printable` text for a page, also inside a quoted attribute."""
+    return escape(printable(str(text)), quote=True)
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else character.encode("unicode_escape").decode()
 
 
 def by_name(name: str, message: str) -> ExtractorError:

@@ -12,18 +12,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from extractor.errors import BrokenArtifact, DiskFull, ServiceUnavailable
+from extractor.errors import BrokenArtifact, DiskFull, OutputError, ServiceUnavailable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 MANIFEST = "manifest.json"
+_SET_CACHE = "set EXTRACT_CACHE_DIR to a folder that you may write"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WORK = ".work"  # inside an output folder: checkpoints and unfinished stages; removed when the job is done
 
@@ -36,6 +38,11 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def open_private(path: Path) -> IO[bytes]:
+    """Open a file for appending that only its owner may read: state of this user, not a result."""
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -104,13 +111,27 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Hash every file below `folder` and write manifest.json; the last step of a job."""
+    """Hash every file below `folder` and write manifest.json; the last step of a job. All files get the mode of newly opened ones."""
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST and not name.startswith(WORK):
             files[name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+    share_as_umask([folder / name for name in files])
     write_json(folder / MANIFEST, {"version": 1, "files": files})
+
+
+def share_as_umask(paths: Iterable[Path]) -> None:
+    """Give files the mode that open() gives to a new file. Some libraries make theirs private, whatever the umask says."""
+    mode: int | None = None
+    for path in paths:
+        if mode is None:
+            probe = path.with_name(path.name + ".tmp")
+            with open(probe, "wb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            probe.unlink()
+        if stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
 
 
 def verify_manifest(folder: Path) -> dict[str, dict]:
@@ -157,11 +178,38 @@ def digest(folder: Path, *patterns: str) -> str:
 
 
 def cache_root() -> Path:
-    """The folder of corpora and downloads that jobs share: EXTRACT_CACHE_DIR, else `extract` in the user's cache folder."""
-    base = os.environ.get("EXTRACT_CACHE_DIR")
-    if base:
+    """The folder of corpora and downloads that jobs share: EXTRACT_CACHE_DIR, else `extract` in the user's cache folder.
+
+    Raises OutputError without either and without a home folder, as for a user id that is not in the password file.
+    """
+    if base := os.environ.get("EXTRACT_CACHE_DIR"):
         return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "extract"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "extract"
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        raise OutputError(f"no home folder is known for user {os.getuid()}, so there is no cache; {_SET_CACHE}")
+    return Path(home) / ".cache" / "extract"
+
+
+@contextmanager
+def explain_cache() -> Iterator[None]:
+    """Raise OutputError, which names the variable, for a cache that cannot be made or written."""
+    try:
+        yield
+    except OSError as error:
+        root = cache_root().absolute()
+        place = Path(os.fsdecode(error.filename)).absolute() if isinstance(error.filename, str | bytes | os.PathLike) else None
+        if place is None or not _concerns(place, root, error):
+            raise
+        raise OutputError(f"cache folder {root} cannot be used ({error.strerror}: {place}); {_SET_CACHE}") from None
+
+
+def _concerns(place: Path, root: Path, error: OSError) -> bool:
+    """Whether an error at a place means that the cache is missing and cannot be made, or is read-only."""
+    if not os.path.isdir(root):
+        return place.is_relative_to(root) or root.is_relative_to(place)
+    return place.is_relative_to(root) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def rounded(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ import torch
 
 from extractor.errors import BrokenArtifact, ExtractorError, OutputError
 from extractor.files import (
+    cache_root,
+    explain_cache,
     new_folder,
+    open_private,
     read_json,
     read_tensors,
     sha256,
@@ -252,3 +256,58 @@ def test_a_file_that_is_no_tensor_file_is_broken(tmp_path: Path, content: bytes 
         read_tensors(tmp_path / "nowhere")
     with pytest.raises(BrokenArtifact):
         read_json(tmp_path / "a")
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable that names a cache."""
+    monkeypatch.delenv("EXTRACT_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+
+def test_without_a_home_folder_the_cache_is_to_be_named(homeless, monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda text: text)
+    with pytest.raises(OutputError, match=r"no home folder .*set EXTRACT_CACHE_DIR"):
+        cache_root()
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null"])
+def test_a_home_that_cannot_hold_a_cache_is_one_line(homeless, monkeypatch, home):
+    monkeypatch.setenv("HOME", home)
+    with pytest.raises(OutputError, match=rf"cache folder {home}/.cache/extract cannot be used .*set EXTRACT_CACHE_DIR"), explain_cache():
+        (cache_root() / "corpus").mkdir(parents=True)
+
+
+def test_a_cache_that_is_read_only_is_one_line_and_other_errors_stay_what_they_are(monkeypatch, tmp_path):
+    monkeypatch.setenv("EXTRACT_CACHE_DIR", str(tmp_path))
+    for number in (errno.EROFS, errno.EACCES):
+        with pytest.raises(OutputError, match="EXTRACT_CACHE_DIR"), explain_cache():
+            raise OSError(number, os.strerror(number), str(tmp_path / "corpus" / "x"))
+    for number, place in ((errno.ENOENT, tmp_path / "gone"), (errno.EACCES, Path("/elsewhere")), (errno.EIO, tmp_path)):
+        with pytest.raises(OSError, match=os.strerror(number)), explain_cache():
+            raise OSError(number, os.strerror(number), str(place))
+    with pytest.raises(ConnectionError), explain_cache():
+        raise ConnectionError("no file at all")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_all_files_of_a_result_have_the_mode_that_the_umask_gives(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        folder = tmp_path / "result"
+        (folder / "model").mkdir(parents=True)
+        write_tensors(folder / "model" / "w.safetensors", {"w": torch.arange(4.0)})
+        (folder / "private").touch(mode=0o600)
+        (folder / "program").touch(mode=0o777)
+        write_manifest(folder)
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(("w.safetensors", "private", "program", "manifest.json"), 0o666 & ~mask)
+    assert verify_manifest(folder).keys() == {"model/w.safetensors", "private", "program"}
+
+
+def test_private_state_is_readable_by_its_owner_alone(tmp_path):
+    with open_private(tmp_path / "log") as file:
+        file.write(b"x")
+    assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o600

@@ -8,8 +8,8 @@
     twin           bridged models that no job has used for long; a job that needs one trains it again
     partial        incomplete files
 
-Never deleted: open jobs, everything their specs name, the jobs of batches, the jobs of sweeps of this machine, and files whose names do not
-have the form that this service writes.
+Never deleted: open jobs, everything their specs name, the jobs of batches, the jobs of sweeps of this machine, files whose names do not
+have the form that this service writes, and jobs that neither a record nor a marker (`worker.storage.layout`) names as this server's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from extractor.models.reference import fetched_result
 from worker.batches.batch import newest
 from worker.client.service import Service
 from worker.records.records import TERMINAL
-from worker.storage.layout import is_log
+from worker.storage.layout import MARKER, is_log, is_marker, parse_marker, read_marker
 from worker.storage.results import TOKEN
 from worker.storage.store import PART, Entry, Store
 from worker.supervision import engine, shared_bridging
@@ -63,12 +63,17 @@ class References:
 
     def __init__(self, service: Service) -> None:
         self._records = service.records
+        self.server = service.records.server_id()
         open_ids = service.records.open_ids()
         self._specs = [record.get("spec", "") for job in open_ids if (record := service.records.get(job))]
         plans = (service.settings.state_dir / "sweeps").glob("*/plan.json")
         self._jobs = {point.job for plan in plans for point in open_plan(service.settings, plan.parent.name).points}
         self._jobs |= {child.job for batch in newest(service, 0) for child in batch.children}
         self._jobs |= set(open_ids)
+
+    def is_ours(self, job: str, marked: str | None) -> bool:
+        """Whether a job is one of this server: its marker names it, or without a marker (earlier versions) it has a record."""
+        return marked == self.server if marked is not None else self._records.get(job) is not None
 
     def is_needed(self, job: str) -> bool:
         """Whether the job is open, belongs to a batch or sweep, or is named by an open job's spec."""
@@ -125,7 +130,7 @@ def remove(service: Service, items: list[Item]) -> list[Item]:
 
 
 def _folders(root: Path, refers: References, older_than: float, with_results: bool) -> Iterator[Item]:
-    for folder in _job_folders(root):
+    for folder in _job_folders(root, refers):
         job, (state, _) = folder.name, refers.ending(folder.name)
         if state not in (*TERMINAL, "no record"):
             continue
@@ -153,7 +158,7 @@ def _bridged_models(folder: Path, older_than: float) -> Iterator[Item]:
 
 
 def _scratch(root: Path, refers: References) -> Iterator[Item]:
-    for folder in _job_folders(root):
+    for folder in _job_folders(root, refers):
         if refers.is_needed(folder.name):
             continue
         item = _folder("scratch", folder.name, refers.ending(folder.name)[0], folder)
@@ -192,6 +197,8 @@ def _stored(store: Store, refers: References, older_than: float, with_results: b
     yield from _stored_probes(store, probes)
     yield from _stored_bridgings(store, bridged, older_than)
     for job, files in jobs.items():
+        if not refers.is_ours(job, _stored_marker(store, files)):
+            continue
         state, artifact = refers.ending(job)
         result = _result_of(store, job, files, artifact)
         if state in ("failed", "cancelled", "no record") and (result is None or with_results):
@@ -199,6 +206,12 @@ def _stored(store: Store, refers: References, older_than: float, with_results: b
                 yield _keys(store, "job" if result is None else "result", job, state, files)
         elif state in ("succeeded", "no record") and result is not None:
             yield from _stored_leftovers(store, job, result, files)
+
+
+def _stored_marker(store: Store, files: Files) -> str | None:
+    """The server that the newest marker of a job names; None without one."""
+    markers = sorted((entry.modified, key) for key, entry in files.items() if is_marker(key))
+    return parse_marker(store.get(markers[-1][1])) if markers else None
 
 
 def _stored_probes(store: Store, probes: Files) -> Iterator[Item]:
@@ -219,10 +232,14 @@ def _stored_bridgings(store: Store, bridged: Mapping[str, Files], older_than: fl
 def _stored_leftovers(store: Store, job: str, result: str, files: Files) -> Iterator[Item]:
     """What a finished job has beside its result and logs: checkpoints, and files of attempts that lost the job."""
     own = f"{result}/result/"
-    left = {key: entry for key, entry in files.items() if key.endswith(PART) or not (key.startswith(own) or is_log(key))}
+    left = {key: entry for key, entry in files.items() if key.endswith(PART) or not _stays(key, own)}
     settled = {key: entry for key, entry in left.items() if _unchanged_for({key: entry}, SETTLED)}
     if settled:
         yield _keys(store, "checkpoints", job, "finished", settled)
+
+
+def _stays(key: str, own: str) -> bool:
+    return key.startswith(own) or is_log(key) or is_marker(key)
 
 
 def _unchanged_for(files: Files, seconds: float) -> bool:
@@ -237,9 +254,11 @@ def _result_of(store: Store, job: str, files: Files, artifact: str) -> str | Non
     return f"{job}/{chosen[0]}" if chosen else None
 
 
-def _job_folders(root: Path) -> list[Path]:
+def _job_folders(root: Path, refers: References) -> list[Path]:
+    """The folders of this server's jobs. Other servers and other programs may keep theirs beside them."""
     folders = (path for path in root.glob("*") if path.is_dir() and not path.is_symlink())
-    return sorted(path for path in folders if _ID.fullmatch(path.name) and (path / "job.json").is_file())
+    named = (path for path in folders if _ID.fullmatch(path.name) and (path / "job.json").is_file())
+    return sorted(path for path in named if refers.is_ours(path.name, read_marker(path / MARKER)))
 
 
 def _folder(kind: str, job: str, why: str, path: Path) -> Item:

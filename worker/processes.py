@@ -6,6 +6,8 @@ import os
 import platform
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -67,9 +69,30 @@ def read_pid(path: Path) -> ProcessId | None:
         return None
 
 
+def is_visible(who: ProcessId) -> bool:
+    """Whether a process ran since the last boot of this machine and in our pid namespace, so that it can be signalled from here."""
+    return (who.boot, who.space) == _here()
+
+
+def holders(path: Path) -> list[ProcessId]:
+    """The other processes that have a file open, as far as this user may see; none without /proc."""
+    name, found = str(path.resolve()), []
+    for entry in Path("/proc").glob("[0-9]*"):
+        if int(entry.name) != os.getpid() and name in _open_files(entry / "fd"):
+            found.append(identify(int(entry.name)))
+    return found
+
+
+def _open_files(folder: Path) -> Iterator[str]:
+    with suppress(OSError):  # the process has ended, or belongs to another user
+        for entry in folder.iterdir():
+            with suppress(OSError):
+                yield os.readlink(entry)
+
+
 def send(who: ProcessId, number: signal.Signals, group: bool = False) -> None:
     """Send a signal to a process, or to its process group, if it still runs and is in our pid namespace."""
-    if (who.boot, who.space) != _here() or is_gone(who):
+    if not is_visible(who) or is_gone(who):
         return
     try:
         (os.killpg if group else os.kill)(who.pid, number)

@@ -11,10 +11,12 @@ from urllib.parse import urlsplit
 
 from extractor.errors import UsageError
 from extractor.spec.limits import MAX_THREADS
+from worker import OWN_PACKAGES
 
 MAX_COUNT = 1_000_000  # of attempts
 MAX_SECONDS = 1_000_000_000  # 30 years; clocks and Redis do not accept unlimited times
 PROJECT = Path(__file__).resolve().parent.parent
+NO_HOME = Path("/dev/null/no-home")  # stands for the home of a user who has none; nothing can be created below it
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,18 @@ def from_env(env: Mapping[str, str] | None = None) -> Settings:
 
 
 def child_env() -> dict[str, str]:
-    """The environment for a Python child process. In a checkout that is not installed, PYTHONPATH includes the checkout."""
+    """The environment for a Python child process: PYTHONPATH begins with a checkout, and with any place of ours that it would hide."""
     env = dict(os.environ)
-    if PROJECT.name not in ("site-packages", "dist-packages"):
-        env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), str(PROJECT)]))
+    paths = list(filter(None, env.get("PYTHONPATH", "").split(os.pathsep)))
+    if PROJECT.name not in ("site-packages", "dist-packages") or any(map(_hides, paths)):
+        env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(PROJECT), *paths]))
     env["PYTHONUNBUFFERED"] = "1"
     return env
+
+
+def _hides(folder: str) -> bool:
+    """Whether a folder has a module or package of the same name as one of ours."""
+    return any(os.path.exists(os.path.join(folder, name + end)) for name in OWN_PACKAGES for end in ("", ".py"))
 
 
 def python_module(name: str, *arguments: str) -> list[str]:
@@ -91,20 +99,27 @@ def python_module(name: str, *arguments: str) -> list[str]:
 
 def _state_dir(env: Mapping[str, str]) -> Path:
     if env.get("EXTRACT_STATE_DIR"):
-        return _path(env["EXTRACT_STATE_DIR"])
-    base = env.get("XDG_STATE_HOME") or "~/.local/state"
-    return _path(base) / "extract"
+        return _path(env, "EXTRACT_STATE_DIR")
+    if env.get("XDG_STATE_HOME"):
+        return _path(env, "XDG_STATE_HOME") / "extract"
+    home = os.path.expanduser("~")  # "~" itself for a user id without an entry in the password file
+    return (Path(home) if os.path.isabs(home) else NO_HOME) / ".local" / "state" / "extract"
 
 
-def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text)).absolute()  # unlike Path.expanduser, accepts the ~ of an unknown user
+def _path(env: Mapping[str, str], name: str) -> Path:
+    """The absolute path that a variable names. Raises UsageError."""
+    try:
+        env[name].encode()
+    except UnicodeEncodeError:  # records, specs and JSON output hold UTF-8 text only
+        raise UsageError(f"{name}={env[name]!a} is not UTF-8 text; name a folder whose path is") from None
+    return Path(os.path.expanduser(env[name])).absolute()  # unlike Path.expanduser, accepts the ~ of an unknown user
 
 
 def _root(env: Mapping[str, str], state_dir: Path) -> tuple[Path, str | None]:
     """The folder in which jobs run, and the URL of the storage, None without storage."""
     text = env.get("EXTRACT_ROOT") or ""
     if "://" not in text:
-        return _path(text) if text else state_dir / "jobs", None
+        return _path(env, "EXTRACT_ROOT") if text else state_dir / "jobs", None
     try:
         parts = urlsplit(text)
         has_secret, has_place = parts.password is not None, bool(parts.netloc or parts.path.strip("/"))

@@ -42,7 +42,8 @@ def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads:
         return
     job = Job(spec, folder, progress or Progress(), stages_of(spec), bridged=bridged)
     try:
-        runner(job)
+        with files.explain_cache():
+            runner(job)
     except (UsageError, NotFound):
         output.discard_unstarted(folder)
         raise

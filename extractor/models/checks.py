@@ -275,6 +275,9 @@ def _object(files: Files, file: str, kind: str) -> dict[str, Any]:
     return content
 
 
+_NAMED = ("config", "model", "tokenizer", "adapter", "vocab", "merges", "special_tokens", "generation_config", "pytorch_model", "README")
+
+
 def _instead(found: Iterable[str]) -> str:
     pickled = sorted(name for name in found if name.endswith(PICKLED))
     if pickled:
@@ -284,7 +287,11 @@ def _instead(found: Iterable[str]) -> str:
 
 
 def _listed(found: Iterable[str]) -> str:
-    return f"found {_few(sorted(found))}" if found else "found nothing"
+    """What a folder has: files of models by name, others only counted, since an error may be read by people who may not read the folder."""
+    known = sorted(name for name in found if name.startswith(_NAMED) or name.endswith((".safetensors", *PICKLED, *FOREIGN)))
+    others = len(set(found)) - len(known)
+    counted = [f"{others} other file{'s' * (others != 1)}"] if others else []
+    return f"found {' and '.join(([_few(known)] if known else []) + counted)}" if found else "found nothing"
 
 
 def _few(names: list[str]) -> str:

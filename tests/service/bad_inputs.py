@@ -24,6 +24,7 @@ submit --model broken --task quote_close
 submit --model python-tiny --task nonsense
 submit --model python-tiny --task ""
 submit --model python-tiny --task HOME
+submit --model {BYTE} --task quote_close
 submit --model python-tiny --task {BYTE}
 submit --model python-tiny --task /dev/null/x.jsonl
 {ASK} extra
@@ -206,7 +207,6 @@ nonsense
 submit --model /nowhere --task quote_close
 submit --model ~nosuchuser/x --task quote_close
 submit --model {LONG} --task quote_close
-submit --model {BYTE} --task quote_close
 submit --model a//b --task quote_close
 submit --model job:x/0123456789abcdef --task quote_close
 submit --model python-tiny --task ~nosuchuser/x.jsonl

@@ -158,7 +158,7 @@ def engine_done(machine: Machine, job: str = "done", **plan: Any) -> Storage:
     machine.submit(job)
     machine.records.claim(job, TOKEN, 60, "host", "worker", "")
     folder = machine.settings.root / job
-    folder.mkdir(parents=True)
+    machine.mark(folder)
     record = machine.records.need(job)
     (folder / "job.json").write_text(record["spec"])
     storage = storage_of(machine.settings, job, TOKEN, machine.records)

@@ -27,6 +27,7 @@ from worker.fleet import local
 from worker.records.records import Records
 from worker.settings import Settings, from_env
 from worker.supervision import engine
+from worker.supervision.job_folder import claim_folder
 
 PROJECT = Path(__file__).resolve().parents[2]
 QUICK = {
@@ -153,13 +154,17 @@ class Machine:
     def finish(self, job: str, spec: JobSpec | None = None) -> Path:
         """A job that has succeeded, without the time that a worker takes to start: its result folder."""
         folder = self.settings.root / self.submit(job, spec)
-        folder.mkdir(parents=True)
+        self.mark(folder)
         (folder / "job.json").write_text(self.records.need(job)["spec"])
         outcome = engine.supervise(folder / "job.json", folder / "result", folder / "log", self.settings, lambda _: None, lambda: "")
         assert outcome.kind == "done"
         self.records.claim(job, "token", 60, "host", "worker", "")
         self.records.end(job, "token", "succeeded", str(folder / "result"))
         return folder / "result"
+
+    def mark(self, folder: Path) -> None:
+        """Make a job's folder as an attempt makes it."""
+        claim_folder(folder, self.records.server_id())
 
     def state_of(self, job: str) -> str:
         return self.records.need(job)["state"]

@@ -15,6 +15,7 @@ from service_machine import circuit_spec, train_spec
 from extractor.spec.schema import to_json
 from worker.client.service import Service
 from worker.client.submit import submit_again
+from worker.storage.layout import MARKER
 from worker.sweeps import jobs
 
 OTHER = "f" * 16
@@ -32,6 +33,7 @@ def leave(machine, job: str, state: str, days: float = 60, spec=None) -> Path:
     """The folder of a job that came to that state so long ago; 'gone': its record has expired."""
     machine.submit(job, spec)
     folder = machine.settings.root / job
+    machine.mark(folder)
     (folder / "result" / ".work").mkdir(parents=True)
     (folder / "job.json").write_text("{}")
     (folder / "result" / ".work" / "checkpoint.json").write_text("x" * 1000)
@@ -171,13 +173,18 @@ def test_in_storage_leftovers_go_and_results_stay(machine, bucket):
         if end is None:
             machine.records.cancel(job)
             machine.records.client.delete(f"ex:job:{job}")
+            bucket.put(f"{job}/{TOKEN}/{MARKER}", json.dumps({"server": machine.records.server_id()}).encode())
+    for job, marker in (("foreign", b'{"server": "another"}'), ("unmarked", None), ("odd", b"[")):
+        bucket.put(f"{job}/{TOKEN}/000001/snapshot.json", b"{}")
+        if marker is not None:
+            bucket.put(f"{job}/{TOKEN}/{MARKER}", marker)
     bucket.put("photos/me.jpg", b"x")
     result = {key for key in bucket.keys("done") if key.startswith(prefix)}
     assert collect(machine) == {}, "all of it is new"
     assert collect(machine, "--older-than", "0s", "--dry-run") == {"failed": "job", "forgotten": "job"}
     assert collect(machine, "--older-than", "0s") == {"failed": "job", "forgotten": "job"}
     assert bucket.keys("failed") == bucket.keys("forgotten") == []
-    assert bucket.keys("waiting")
+    assert all(bucket.keys(job) for job in ("waiting", "foreign", "unmarked", "odd"))
     assert bucket.keys("photos")
     machine.records.client.delete("ex:job:done")
     assert result < set(bucket.keys("done"))
@@ -269,3 +276,23 @@ def test_a_kept_bridged_model_goes_when_no_job_asked_for_it_for_long(machine):
     assert kept.is_dir()
     assert collect(machine) == {None: "twin"}
     assert not list(kept.parent.iterdir())
+
+
+def test_what_no_record_and_no_marker_of_this_server_names_stays(machine):
+    """Another program's folder, another server's waiting job, and a job of both."""
+    mine = machine.settings.root / "mytool"
+    mine.mkdir(parents=True)
+    (mine / "job.json").write_text("{}")
+    for job, state in (("theirs", "gone"), ("both", "failed")):
+        folder = leave(machine, job, state)
+        (folder / MARKER).write_text('{"server": "another"}')
+        age(folder, 60)
+    age(mine, 60)
+    assert collect(machine, "--older-than", "0s", "--results") == {}
+
+
+def test_a_job_of_a_version_without_markers_goes_as_long_as_it_has_a_record(machine):
+    folder = leave(machine, "old", "failed")
+    (folder / MARKER).unlink()
+    age(folder, 60)
+    assert collect(machine) == {"old": "job"}

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import pytest
 from kombu import Connection
 from service_machine import our_processes, train_spec, wait_for
 
@@ -336,6 +337,22 @@ def test_any_command_starts_a_worker_for_jobs_whose_local_worker_was_killed(mach
     assert machine.wait_state(job, "succeeded")["attempt"] == "2"
 
 
+@pytest.mark.parametrize("command", [("list",), ("status",), ("status", "mine"), ("logs", "mine"), ("batch", "list")])
+def test_a_command_that_only_looks_starts_no_worker_for_a_job_that_was_queued_without(machine, command):
+    assert machine.extract("train", "--no-worker", "--job-id", "mine").code == 0
+    assert machine.extract(*command).code in (0, 3)
+    assert not (machine.state / "worker.json").exists()
+    assert len(our_processes(machine.home)) == 1, "the server"
+
+
+def test_no_worker_holds_though_an_earlier_worker_was_stopped(machine):
+    assert machine.extract("train", "--wait", "--json").code == 0
+    machine.extract("server", "stop")
+    assert machine.extract("train", "--no-worker", "--job-id", "mine").code == 0
+    machine.extract("list")
+    assert len(our_processes(machine.home)) == 1, "the server"
+
+
 def test_stopping_the_server_gives_the_running_job_back_and_the_next_command_resumes_it(machine):
     machine.plan(**SLOW)
     job = machine.extract("train", "--json").json["job"]
@@ -350,7 +367,7 @@ def test_stopping_the_server_gives_the_running_job_back_and_the_next_command_res
 def test_commands_at_once_start_one_local_worker(machine):
     machine.plan(**SLOW)
     machine.submit()
-    commands = [machine.spawn("status") for _ in range(4)]
+    commands = [machine.spawn("train", "--seed", str(seed)) for seed in range(4)]
     for command in commands:
         assert command.wait(timeout=20) == 0
     wait_for(lambda: machine.records.workers(), "the worker")

@@ -115,3 +115,24 @@ def test_a_port_that_is_taken_is_one_line(machine, exporter):
     answer = machine.extract("metrics", "--port", str(urlsplit(exporter.url).port))
     assert answer.code == 2
     assert "Address already in use" in answer.err
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "1e999", "-1", "NaN", "\u00b2"])
+def test_a_sum_that_the_service_did_not_write_breaks_no_scrape(machine, exporter, number):
+    machine.submit("mine")
+    machine.records.client.hset("ex:totals", "submitted", number)
+    machine.records.client.hset("ex:totals", number, number)
+    found = exporter()
+    assert found["extract_up",] == 1
+    assert found["extract_jobs_submitted_total",] == 0
+    assert found["extract_jobs", "queued"] == 1
+
+
+@pytest.mark.parametrize("score", ["-inf", "inf", "1e300"])
+def test_a_time_that_the_service_did_not_write_breaks_no_scrape_and_no_page(machine, exporter, score):
+    machine.submit("mine")
+    machine.records.client.zadd("ex:state:queued", {"mine": score})
+    machine.records.client.zadd("ex:state:running", {"other": score})
+    assert exporter()["extract_up",] == 1
+    assert machine.extract("status", "--no-worker").code == 0
+    assert machine.extract("status", "--no-worker", "--json").code == 0

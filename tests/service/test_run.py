@@ -53,6 +53,23 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on_from_it(machine,
     assert [int(step) for step in log.read_text().split()] == list(range(1, 21))
 
 
+@pytest.mark.parametrize("how", ["second Ctrl-C", "grace over"])
+def test_a_run_that_is_ended_at_once_says_so_and_blames_no_memory(machine, spec, how):
+    machine.plan(steps=1000, seconds=0.05, deaf=True)
+    out = machine.home / "out"
+    process = machine.spawn("run", str(spec), "--out", str(out), EXTRACT_STOP_GRACE="60" if how == "second Ctrl-C" else "0.3")
+    log = out / ".work" / "steps.log"
+    wait_for(lambda: log.exists() and len(log.read_text().split()) >= 3, "the run to begin")
+    process.send_signal(signal.SIGINT)
+    if how == "second Ctrl-C":
+        process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    why = "it was to end at once" if how == "second Ctrl-C" else "it did not stop within 0.3 s"
+    end = f"without a new checkpoint; an earlier one may be in {out}; the same command resumes the run"
+    assert (process.returncode, err) == (5, f"error: the engine was killed: {why}, {end}\n")
+    assert engine.is_free(out / ".work" / "engine.log")
+
+
 def test_the_engine_dies_with_a_killed_run(machine, spec):
     machine.plan(steps=1000, seconds=0.05)
     process = machine.spawn("run", str(spec), "--out", str(machine.home / "out"))

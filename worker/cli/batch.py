@@ -10,7 +10,8 @@ import click
 
 from worker.cli.options import as_json as json_option
 from worker.cli.options import no_worker as no_worker_option
-from worker.cli.options import positive, print_json, say
+from worker.cli.options import positive
+from worker.cli.text import print_json, print_line, say
 
 if TYPE_CHECKING:
     from worker.batches.batch import Batch
@@ -110,7 +111,7 @@ def submit(priority: str, dry_run: bool, wait: bool, no_worker: bool, as_json: b
     if as_json:
         print_json(_selection_facts(batch) | {"queued": queued})
     else:
-        click.echo(batch.id)
+        print_line(batch.id)
         say(f"{describe_selection(batch)}, {len(queued)} newly queued; follow the batch: extract batch watch {batch.id}")
     return 0
 
@@ -154,7 +155,7 @@ def status(batch: str, no_worker: bool, as_json: bool) -> int:
     from worker.batches import batch as batches_batch
     from worker.cli.views.batch import show_status
 
-    service, found = _open(batch, no_worker)
+    service, found = _open(batch, no_worker, only_again=True)
     facts = batches_batch.inspect(service, found)
     counts = batches_batch.count(facts)
     if as_json:
@@ -195,7 +196,7 @@ def cancel(batch: str, as_json: bool) -> int:
     if as_json:
         print_json({"batch": batch} | found)
     else:
-        click.echo(
+        print_line(
             f"batch {batch}: {found['cancelled']} jobs cancelled, {found['running']} being cancelled, {found['ended']} had already ended"
         )
     return 0
@@ -242,13 +243,13 @@ def list_(limit: int, as_json: bool) -> int:
     return 0
 
 
-def _open(batch: str, no_worker: bool) -> tuple[Service, Batch]:
+def _open(batch: str, no_worker: bool, only_again: bool = False) -> tuple[Service, Batch]:
     from worker.batches import batch as batches_batch
     from worker.cli.connect import open_for
     from worker.ids import check_id
 
     check_id(batch)
-    service = open_for(no_worker)
+    service = open_for(no_worker, only_again)
     return service, batches_batch.need(service, batch)
 
 

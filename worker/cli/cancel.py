@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from worker.cli.options import as_json as json_option
-from worker.cli.options import print_json
+from worker.cli.text import print_json, print_line
 
 
 @click.command("cancel", short_help="Cancel a job.")
@@ -26,9 +26,9 @@ def command(job: str, as_json: bool) -> int:
     if as_json:
         print_json({"job": job, "state": state, "cancelling": state == "running"})
     elif state == "running":
-        click.echo(f"cancelling job {job}; follow it with `extract watch {job}`")
+        print_line(f"cancelling job {job}; follow it with `extract watch {job}`")
     elif state == "cancelled":
-        click.echo(f"job {job} is cancelled")
+        print_line(f"job {job} is cancelled")
     else:
-        click.echo(f"job {job} had already ended: {state}")
+        print_line(f"job {job} had already ended: {state}")
     return 0

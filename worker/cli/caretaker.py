@@ -8,7 +8,7 @@ import click
 
 from worker.cli.options import alive_file as alive_file_option
 from worker.cli.options import as_json as json_option
-from worker.cli.options import print_json
+from worker.cli.text import print_json
 
 
 @click.command("caretaker", short_help="Requeue lost jobs while no worker runs.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import click
+from worker.cli.text import say
 
 if TYPE_CHECKING:
     from worker.client.service import Service
+    from worker.records.records import Records
     from worker.settings import Settings
 
 
@@ -20,14 +21,27 @@ def load_settings(no_worker: bool = False) -> Settings:
     return dataclasses.replace(settings, start_worker=settings.start_worker and not no_worker)
 
 
-def open_for(no_worker: bool = False) -> Service:
-    """Connect, and start a local worker if jobs are open and none runs. Raises ServiceUnavailable."""
+def open_for(no_worker: bool = False, only_again: bool = False) -> Service:
+    """Connect, and start a local worker if jobs are open and none runs. Raises ServiceUnavailable.
+
+    only_again: start one only in place of one that died; for commands that just look.
+    """
     from worker.client.service import open_service
     from worker.fleet import local
 
     service = open_service(load_settings(no_worker))
-    local.ensure_worker(service.records, service.settings)
+    local.ensure_worker(service.records, service.settings, only_again)
     return service
+
+
+def resolve_model(model: str, settings: Settings, records: Records | None = None) -> str:
+    """A model reference for the engine; says on stderr when it is that of a job. Raises what `submit.resolve_model` raises."""
+    from worker.client import submit
+
+    found = submit.resolve_model(model, settings, records)
+    if found != model:
+        say(f"model {model}: the model of job {model.removeprefix('job:')}, {found}")
+    return found
 
 
 def warn_without_worker(service: Service, memory: int = 0) -> None:
@@ -38,6 +52,6 @@ def warn_without_worker(service: Service, memory: int = 0) -> None:
     alive = local.live_workers(service.records, service.settings)
     if alive or local.is_registered(service.settings):
         if alive and not any(routing.reaches(worker.capacity, memory) for worker in alive):
-            click.echo(f"warning: no live worker has the {memory / routing.GB:.0f} GB that the job needs; the job waits", err=True)
+            say(f"warning: no live worker has the {memory / routing.GB:.0f} GB that the job needs; the job waits")
         return
-    click.echo("warning: no live worker; the job waits until you start `extract worker`", err=True)
+    say("warning: no live worker; the job waits until you start `extract worker`")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from worker.cli.options import as_json as json_option
-from worker.cli.options import print_json
+from worker.cli.text import print_json, print_line
 
 if TYPE_CHECKING:
     from worker.garbage import Item
@@ -63,14 +63,14 @@ def _show(items: list[Item], dry_run: bool) -> None:
 
     from rich.console import Console
     from rich.filesize import decimal
-    from rich.table import Table
-    from rich.text import Text
+
+    from worker.cli.views.tables import PlainTable
 
     if not items:
-        click.echo("nothing to delete")
+        print_line("nothing to delete")
         return
     console = Console(width=max(140, Console().width))
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = PlainTable(header_style="bold")
     for title in ("what", "job", "why"):
         table.add_column(title, no_wrap=True)
     for title in ("size", "age (days)"):
@@ -78,7 +78,7 @@ def _show(items: list[Item], dry_run: bool) -> None:
     table.add_column("where", overflow="fold")
     for item in items:
         days = f"{(time.time() - item.modified) / 86400:.1f}"
-        table.add_row(*map(Text, (item.kind, item.job, item.why, decimal(item.size), days, item.place)))
+        table.add_row(*map(str, (item.kind, item.job, item.why, decimal(item.size), days, item.place)))
     console.print(table)
     total = decimal(sum(item.size for item in items))
-    click.echo(f"{'would delete' if dry_run else 'deleted'} {len(items)} item{'s' * (len(items) != 1)}, {total}")
+    print_line(f"{'would delete' if dry_run else 'deleted'} {len(items)} item{'s' * (len(items) != 1)}, {total}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from worker.cli.options import as_json as json_option
-from worker.cli.options import print_json
+from worker.cli.text import print_json, print_line
 
 
 @click.command("import", short_help="Convert a published circuit-sparsity checkpoint.")
@@ -31,8 +31,8 @@ def command(folder: Path, out: Path, tokenizer: Path | None, as_json: bool) -> i
         print_json({"path": str(out.absolute()), **report})
         return 0
     for name, facts in report["files"].items():
-        click.echo(f"read   {name}  sha256 {facts['sha256']}")
+        print_line(f"read   {name}  sha256 {facts['sha256']}")
     for note in report["notes"]:
-        click.echo(f"note   {note}")
-    click.echo(f"model  {report['layers']} layers of width {report['width']}, {report['parameters']:,} parameters, in {out}")
+        print_line(f"note   {note}")
+    print_line(f"model  {report['layers']} layers of width {report['width']}, {report['parameters']:,} parameters, in {out}")
     return 0

@@ -6,7 +6,7 @@ import click
 
 from worker.cli.options import as_json as json_option
 from worker.cli.options import no_worker as no_worker_option
-from worker.cli.options import print_json
+from worker.cli.text import print_json, print_line
 
 
 @click.command("list", short_help="List jobs, newest first.")
@@ -23,7 +23,7 @@ def command(limit: int, every: bool, no_worker: bool, as_json: bool) -> int:
     from worker.cli.connect import open_for
     from worker.records.records import describe
 
-    records = open_for(no_worker).records
+    records = open_for(no_worker, only_again=True).records
     jobs = [describe(job, record) for job, record in records.newest(limit, alone=not every)]
     if as_json:
         print_json(jobs)
@@ -31,7 +31,7 @@ def command(limit: int, every: bool, no_worker: bool, as_json: bool) -> int:
     from worker.cli.views.job import show_jobs
 
     if not jobs and records.newest(1):
-        click.echo("all jobs belong to batches or sweeps; list them with `extract list --all`")
+        print_line("all jobs belong to batches or sweeps; list them with `extract list --all`")
     else:
         show_jobs(jobs)
     return 0

@@ -8,7 +8,7 @@ import click
 
 from worker.cli.options import as_json as json_option
 from worker.cli.options import no_worker as no_worker_option
-from worker.cli.options import print_json
+from worker.cli.text import print_json, print_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ def command(job: str, follow: bool, since: str | None, no_worker: bool, as_json:
 
     check_id(job)
     earliest = parse_since(since) if since else 0.0
-    for line in _lines(open_for(no_worker), job, follow):
+    for line in _lines(open_for(no_worker, only_again=True), job, follow):
         if line["time"] >= earliest:
             print_json(line) if as_json else show(line)
     return 0
@@ -64,7 +64,7 @@ def show(line: dict[str, Any]) -> None:
 
     at = datetime.fromtimestamp(line["time"]).strftime("%Y-%m-%d %H:%M:%S")
     text = f"{at}  {line.get('attempt')}  {line.get('source'):<6}  {line['message']}"
-    click.secho(text, fg=COLOURS.get(str(line.get("level"))))
+    print_line(text, COLOURS.get(str(line.get("level"))))
 
 
 def _lines(service: Service, job: str, follow: bool) -> Iterator[dict[str, Any]]:

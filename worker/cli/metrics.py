@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from worker.cli.options import as_json as json_option
-from worker.cli.options import print_json
+from worker.cli.text import print_json, print_line
 
 
 @click.command("metrics", short_help="Serve Prometheus metrics of the whole service.")
@@ -32,7 +32,7 @@ def command(host: str, port: int, as_json: bool) -> int:
     if as_json:
         print_json({"url": url})
     else:
-        click.echo(f"metrics at {url}")
+        print_line(f"metrics at {url}")
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

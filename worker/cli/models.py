@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from worker.cli.options import as_json as json_option
-from worker.cli.options import print_json
+from worker.cli.text import print_json, print_line
 
 
 @click.command("models", short_help="List the bundled models.")
@@ -24,5 +24,5 @@ def command(as_json: bool) -> int:
         return 0
     width = max((len(model["name"]) for model in models), default=0)
     for model in models:
-        click.echo(f"{model['name']:<{width}}  {model['description']}")
+        print_line(f"{model['name']:<{width}}  {model['description']}")
     return 0

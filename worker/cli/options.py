@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 
 from extractor.pruning import algorithms
 from extractor.spec.limits import MAX_THREADS
+from worker.cli.text import print_json, print_line
 
 if TYPE_CHECKING:
     from extractor.spec.fields import Setting
@@ -136,16 +136,6 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def say(line: str) -> None:
-    """Print a line on stderr."""
-    click.echo(line, err=True)
-
-
-def print_json(value: Any) -> None:
-    """Print a JSON value on one line of stdout."""
-    click.echo(json.dumps(value))
-
-
 def show_fields(found: list[Setting], as_json: bool) -> None:
     """Print one line per field, grouped by section, or a JSON list."""
     if as_json:
@@ -154,7 +144,9 @@ def show_fields(found: list[Setting], as_json: bool) -> None:
     section = ""
     for setting in found:
         if setting.section != section:
-            click.echo(f"{section and chr(10)}{setting.section}")
+            if section:
+                print_line()
+            print_line(setting.section)
             section = setting.section
         value = ",".join(f"{v:g}" for v in setting.value) or "none" if isinstance(setting.value, tuple) else str(setting.value).lower()
-        click.echo(f"  {setting.name + '=' + value:<40} {setting.kind:<34} {setting.meaning}".rstrip())
+        print_line(f"  {setting.name + '=' + value:<40} {setting.kind:<34} {setting.meaning}".rstrip())

@@ -10,7 +10,7 @@ import click
 
 from extractor.errors import UsageError
 from worker.cli.connect import load_settings, warn_without_worker
-from worker.cli.options import print_json
+from worker.cli.text import print_json, print_line, say
 
 if TYPE_CHECKING:
     from extractor.spec.schema import JobSpec
@@ -27,6 +27,7 @@ def request(build: Build, options: dict[str, Any]) -> int:
     from extractor.jobs.cost.memory import bytes_needed
     from worker.client.service import open_service
     from worker.client.submit import submit
+    from worker.fleet import local
     from worker.ids import check_id
     from worker.storage.results import check_new_folder
 
@@ -48,6 +49,8 @@ def request(build: Build, options: dict[str, Any]) -> int:
         return 0
     service = open_service(load_settings(options["no_worker"]))
     spec = build(service)
+    if options["no_worker"] and not service.records.any_open():
+        local.forget_dead(service.settings)
     memory = bytes_needed(spec)
     job = submit(service, spec, options["job_id"], options["priority"], memory=memory)
     warn_without_worker(service, memory)
@@ -56,7 +59,7 @@ def request(build: Build, options: dict[str, Any]) -> int:
     if options["as_json"]:
         print_json({"job": job, "state": service.records.need(job)["state"]})
     else:
-        click.echo(job)
+        print_line(job)
     return 0
 
 
@@ -75,9 +78,7 @@ def follow(service: Service, job: str, out: Path | None, as_json: bool, after: s
             for event in watch(service, job, after):
                 view.show(event)
     except KeyboardInterrupt:
-        click.echo(
-            f"stopped watching; job {job} continues. Watch it again: extract watch {job}    Cancel it: extract cancel {job}", err=True
-        )
+        say(f"stopped watching; job {job} continues. Watch it again: extract watch {job}    Cancel it: extract cancel {job}")
         return 130
     record = service.records.need(job)
     error = ending(job, record)

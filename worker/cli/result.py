@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from worker.cli.options import as_json as json_option
-from worker.cli.options import print_json
+from worker.cli.text import print_json
 
 
 @click.command("result", short_help="Show or copy the result of a job.")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from worker.cli.options import as_json as json_option
-from worker.cli.options import print_json
 from worker.cli.options import threads as threads_option
+from worker.cli.text import print_json
 
 if TYPE_CHECKING:
     from worker.cli.views.job import View
@@ -38,10 +38,11 @@ def command(spec: Path, out: Path, threads: int | None, as_json: bool) -> int:
     out = out.absolute()
     output.check_output(out, to_json(read_job(spec)))
     outcome = _run(spec.absolute(), out, threads, load_settings(), make_view(as_json, out.name))
-    if outcome.kind == "stopped":
+    if outcome.kind in ("stopped", "killed"):
         from extractor.errors import Cancelled
 
-        raise Cancelled(f"stopped; the checkpoint is in {out}; the same command resumes the run")
+        end = "stopped; the checkpoint is" if outcome.error is None else f"{outcome.error}, without a new checkpoint; an earlier one may be"
+        raise Cancelled(f"{end} in {out}; the same command resumes the run")
     if outcome.error is not None:
         raise outcome.error
     if as_json:

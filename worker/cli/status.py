@@ -11,7 +11,7 @@ import click
 
 from worker.cli.options import as_json as json_option
 from worker.cli.options import no_worker as no_worker_option
-from worker.cli.options import print_json
+from worker.cli.text import print_json
 
 if TYPE_CHECKING:
     from worker.client.service import Service
@@ -37,7 +37,7 @@ def command(job: str | None, once: bool, limit: int, no_worker: bool, as_json: b
 
     if job is not None:
         check_id(job)
-    service = open_for(no_worker)
+    service = open_for(no_worker, only_again=True)
     return _show_service(service, once, limit, as_json) if job is None else _show_job(service, job, as_json)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from worker.cli.options import as_json as json_option
-from worker.cli.options import print_json
+from worker.cli.text import print_json
 
 
 @click.command("steer", short_help="Patch a circuit's nodes into the dense model.")
@@ -72,22 +72,24 @@ def _folder(job: str) -> Path:
 def _show(found: dict[str, Any]) -> None:
     """Print the prompts and one row per strength."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+
+    from worker.cli.views.tables import PlainTable, styled
 
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(Text(f"model  {found['model']}\nprompt  {found['prompt']!r}\nsteered toward  {found['toward']!r}"))
+    console.print(styled(f"model  {found['model']}"))
+    console.print(styled(f"prompt  {found['prompt']!r}"))
+    console.print(styled(f"steered toward  {found['toward']!r}"))
     site = "input of one sublayer" if found["way"] == "read" else "residual stream from there on"
-    console.print(Text(f"nodes  {', '.join(found['nodes'])}  ({site})"))
+    console.print(styled(f"nodes  {', '.join(found['nodes'])}  ({site})"))
     first, second = found["answers"]
     titles = ("strength", repr(first), repr(second), f"{found['other']!r} among both", "random, mean", "random, max")
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = PlainTable(header_style="bold")
     for title in titles:
-        table.add_column(Text(title), justify="right")
+        table.add_column(styled(title), justify="right")
     table.add_column("most likely next tokens")
     for step in found["steps"]:
         numbers = (step["probability"][first], step["probability"][second], step["between"], step["random"], step["random_worst"])
         likely = "  ".join(f"{token!r} {p:.2f}" for token, p in step["top"])
         flipped = "bold green" if step["between"] > 0.5 else ""
-        table.add_row(Text(f"{step['strength']:g}"), *(Text(f"{n:.4f}") for n in numbers), Text(likely), style=flipped)
+        table.add_row(styled(f"{step['strength']:g}"), *(styled(f"{n:.4f}") for n in numbers), styled(likely), style=flipped)
     console.print(table)

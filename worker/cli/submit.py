@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from worker.cli.options import changes_option, dataset_options, fields_option, positive, prune_options, request_options, say, show_fields
+from worker.cli.options import changes_option, dataset_options, fields_option, positive, prune_options, request_options, show_fields
+from worker.cli.text import say
 
 if TYPE_CHECKING:
     from extractor.spec.schema import JobSpec
     from worker.client.service import Service
 
 _OPTIONS = (
-    click.option("--model", help="A bundled name, a folder, a hub id, or the id of a finished job."),
+    click.option("--model", help="A bundled name, a folder, a hub id, or the id of a finished job (also as job:ID)."),
     click.option("--adapter", help="LoRA adapter of the model: a folder or a hub id. For a --model that is an adapter, its base is found."),
     click.option(
         "--task",
@@ -77,7 +78,7 @@ def command(model: str | None, tasks: tuple[str, ...], fields: bool, datasets: t
     def build(service: Service | None) -> JobSpec:
         from extractor.jobs.request import CircuitRequest, dataset
         from extractor.spec.fields import parse_changes
-        from worker.client.submit import resolve_model
+        from worker.cli.connect import resolve_model
         from worker.settings import from_env
 
         source = resolve_model(model, service.settings if service else from_env(), service.records if service else None)

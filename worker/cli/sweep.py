@@ -9,7 +9,8 @@ import click
 
 from worker.cli.options import as_json as json_option
 from worker.cli.options import no_worker as no_worker_option
-from worker.cli.options import positive, print_json
+from worker.cli.options import positive
+from worker.cli.text import print_json, print_line, say
 
 if TYPE_CHECKING:
     from worker.client.service import Service
@@ -56,7 +57,7 @@ def command(grid: tuple[str, ...], sweep_id: str | None, **options: Any) -> int:
         print_json([{"job": p.job, "axes": p.axes, "spec": p.spec.model_dump(mode="json")} for p in sweep.points])
         return 0
     out = _check_out(options["out"] or folder_of(settings, sweep.id), given=options["out"] is not None)
-    service = open_for(options["no_worker"])
+    service = open_for(options["no_worker"], only_again=sweep_id is not None and not options["wait"])
     if sweep_id is None:
         save_plan(settings, sweep)
         queued = queue(service, sweep, options["priority"])
@@ -92,10 +93,10 @@ def _show_queued(service: Service, sweep: Sweep, queued: list[str], as_json: boo
         jobs = [{"job": p["job"], "label": p["label"], "state": p["state"], "queued_now": p["job"] in queued} for p in facts]
         print_json({"sweep": sweep.id, "jobs": jobs})
         return 0
-    click.echo(sweep.id)
+    print_line(sweep.id)
     for point in facts:
-        click.echo(f"  {point['job']}  {point['state']:<10} {point['label']}")
-    click.echo(f"follow it: extract sweep --status {sweep.id} --wait", err=True)
+        print_line(f"  {point['job']}  {point['state']:<10} {point['label']}")
+    say(f"follow it: extract sweep --status {sweep.id} --wait")
     return 0
 
 
@@ -114,7 +115,7 @@ def _gather(service: Service, sweep: Sweep, out: Path, wait: bool, as_json: bool
                 for facts in watch(service, sweep):
                     view.show(facts)
         except KeyboardInterrupt:
-            click.echo(f"stopped watching; the jobs continue. Watch again: extract sweep --status {sweep.id} --wait", err=True)
+            say(f"stopped watching; the jobs continue. Watch again: extract sweep --status {sweep.id} --wait")
             return 130
     comparison = compare(without_progress(facts), tasks)
     written = write_frontier(out, sweep.id, comparison)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from worker.cli.options import as_json as json_option
-from worker.cli.options import positive, print_json, say
+from worker.cli.options import positive
+from worker.cli.text import print_json, print_line, say
 
 if TYPE_CHECKING:
     from extractor.jobs.check_tasks import TaskCheck
@@ -41,10 +42,10 @@ def command(context: click.Context, example: bool, as_json: bool) -> int:
     for row in rows:
         said = row["description"] if row["problem"] is None else f"cannot be used: {row['problem']}"
         source = "" if row["source"] == BUILT_IN else f"  ({row['source']})"
-        click.echo(f"{row['name']:<{width}}  {said}{source}")
+        print_line(f"{row['name']:<{width}}  {said}{source}")
         if example and row["problem"] is None:
             for prompt, answer in zip(row["example"], row["answers"], strict=True):
-                click.echo(f"{'':<{width}}    {prompt!r} -> {answer!r}")
+                print_line(f"{'':<{width}}    {prompt!r} -> {answer!r}")
     return 0
 
 
@@ -150,7 +151,7 @@ def _source(task: Task) -> str:
 def _resolve(model: str, adapter: str | None) -> tuple[str, str | None]:
     """Model and adapter as a spec names them; a job id means that job's model. Needs no service."""
     from extractor.models.reference import resolve_pair
-    from worker.client.submit import resolve_model
+    from worker.cli.connect import resolve_model
     from worker.settings import from_env
 
     return resolve_pair(resolve_model(model, from_env()), adapter)
@@ -169,12 +170,12 @@ def _show(facts: dict[str, Any]) -> None:
         lines["answers"] = " or ".join(f"{text!r} (token {i})" for text, i in zip(facts["spelling"], facts["tokens"], strict=True))
     for name, value in lines.items():
         if value is not None:
-            click.echo(f"{name + ':':<9} {value}")
+            print_line(f"{name + ':':<9} {value}")
     for pair in facts["pairs"]:
-        click.echo("")
+        print_line("")
         for side in ("positive", "negative"):
             tokens = "│".join(repr(token)[1:-1] for token in pair[side]["tokens"])
-            click.echo(f"  {tokens} -> {pair[side]['answer']!r}")
+            print_line(f"  {tokens} -> {pair[side]['answer']!r}")
 
 
 def _with_progress(rows: Iterable[TaskCheck], total: int, quiet: bool) -> Iterable[TaskCheck]:
@@ -189,19 +190,19 @@ def _with_progress(rows: Iterable[TaskCheck], total: int, quiet: bool) -> Iterab
 
 def _show_checks(rows: list[TaskCheck], target_loss: float) -> None:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
+    from worker.cli.views.tables import PlainTable, styled
+
+    table = PlainTable()
     for name in ("task", "loss (nats)", "accuracy", f"below {target_loss:g}", "answers"):
         table.add_column(name, no_wrap=name == "task", justify="right" if name in ("loss (nats)", "accuracy") else "left")
     for row in rows:
         if row.loss is None or row.accuracy is None:
-            table.add_row(row.task, "", "", "", Text(f"not expressible: {_short(row)}", style="yellow"))
+            table.add_row(row.task, "", "", "", styled(f"not expressible: {_short(row)}", style="yellow"))
             continue
-        verdict = Text("yes", style="green") if row.meets_target else Text("no", style="red")
+        verdict = styled("yes", style="green") if row.meets_target else styled("no", style="red")
         answers = " ".join(map(repr, row.answers)) if row.answers else "vary"
-        table.add_row(row.task, f"{row.loss:.4g}", f"{row.accuracy:.4g}", verdict, Text(answers))
+        table.add_row(row.task, f"{row.loss:.4g}", f"{row.accuracy:.4g}", verdict, styled(answers))
     console = Console()
     (console if console.is_terminal else Console(width=max(120, console.width))).print(table, highlight=False)
     if any(not row.expressible for row in rows):

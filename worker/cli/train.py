@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from worker.cli.options import changes_option, dataset_options, fields_option, positive, request_options, say, show_fields
+from worker.cli.options import changes_option, dataset_options, fields_option, positive, request_options, show_fields
+from worker.cli.text import say
 
 if TYPE_CHECKING:
     from extractor.spec.schema import JobSpec

@@ -10,8 +10,8 @@ import click
 from worker.broker.routing import GB
 from worker.cli.options import alive_file as alive_file_option
 from worker.cli.options import as_json as json_option
-from worker.cli.options import print_json
 from worker.cli.options import threads as threads_option
+from worker.cli.text import print_json
 
 
 def _memory(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extractor import files
-from extractor.errors import ServiceUnavailable, StorageUnavailable, UsageError
+from extractor.errors import NotFound, ServiceUnavailable, StorageUnavailable, UsageError
 from worker.broker.fair_share import Groups
 from worker.client.results import find_stored
 from worker.client.service import Service
@@ -19,6 +19,7 @@ from worker.ids import check_id, is_id, new_id
 from worker.records.records import TERMINAL, Records, memory_of
 from worker.settings import Settings
 from worker.storage import results
+from worker.storage.model_names import is_model_name
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -44,7 +45,7 @@ def submit(
     memory    bytes that the job needs, 0 if unknown; only workers with that much memory take it
     replaces  end states in which an earlier job with this id is queued again
 
-    Raises UsageError if another job has the id.
+    Raises UsageError if another job or a model has the id.
     """
     text = spec.model_dump_json()
     fields: dict[str, str | int] = {
@@ -58,7 +59,7 @@ def submit(
         "group": group,
         "memory": memory,
     }
-    wanted = check_id(job) if job else new_id()
+    wanted = _check_free(job) if job else new_id()
     while not service.records.create(wanted, fields, replaces):
         if job is None:
             wanted = new_id()
@@ -87,6 +88,13 @@ def name_tasks(tasks: Sequence[str]) -> str:
     return ", ".join(tasks) if len(tasks) <= NAMED_TASKS else f"{len(tasks)} tasks"
 
 
+def _check_free(job: str) -> str:
+    """The id itself. Raises UsageError if it is not an id, or names a model that everybody on this server may ask for."""
+    if is_model_name(check_id(job)):
+        raise UsageError(f"job id {job!r} is the name of a model, which `--model {job}` must go on meaning; choose another --job-id")
+    return job
+
+
 def _is_same(record: dict[str, str] | None, spec: JobSpec) -> bool:
     """Whether a job's record contains this spec, in any earlier format."""
     from extractor.spec.schema import parse_job
@@ -108,28 +116,36 @@ def submit_again(
 
 
 def resolve_model(model: str, settings: Settings, records: Records | None = None) -> str:
-    """A model reference for the engine: a job id becomes a reference to that job's model, other references stay.
+    """A model reference for the engine: a job id, or 'job:ID', becomes a reference to that job's model, other references stay.
 
-    For a result in a folder that is its path; in storage it is 'job:ID/ATTEMPT', which every worker can download. Raises UsageError when
-    the job has no model (yet), and the errors of downloading it.
+    For a result in a folder that is its path; in storage it is 'job:ID/ATTEMPT', which every worker can download. A folder and the name of
+    a model come before a job of that id. Raises UsageError when the job has no model (yet), NotFound for an unknown 'job:ID', and the
+    errors of downloading it.
     """
-    if os.path.exists(model) or not is_id(model):  # os.path.exists never raises, unlike Path.exists
+    job = model.removeprefix("job:")
+    is_named = job != model and is_id(job)
+    if not is_named and (os.path.exists(model) or not is_id(model) or is_model_name(model)):  # os.path.exists never raises
         return model
-    record = records.get(model) if records else None
+    record = records.get(job) if records else None
     if record is not None and record["state"] != "succeeded":
-        raise UsageError(f"model {model!r} is a job that has not succeeded (state: {record['state']}); see `extract watch {model}`")
+        raise UsageError(
+            f"model {model!r} is a job that has not succeeded (state: {record['state']}); see `extract watch {job}`, "
+            "or name a model of the hub as OWNER/NAME"
+        )
     artifact = (record or {}).get("artifact") or None
     try:
-        stored = find_stored(settings, model, artifact)
+        stored = find_stored(settings, job, artifact)
     except StorageUnavailable:
-        if record is not None:
+        if record is not None or is_named:
             raise
         return model  # most names are not job ids and need no storage
-    folder = results.fetch_to_cache(stored) if stored else Path(artifact) if artifact else settings.root / model / "result"
+    folder = results.fetch_to_cache(stored) if stored else Path(artifact) if artifact else settings.root / job / "result"
     if not stored and not artifact and not (folder / files.MANIFEST).is_file():
+        if is_named:
+            raise NotFound(f"job {job!r} not found; `extract list` shows all jobs")
         return model
     if not (folder / "model").is_dir():
-        raise UsageError(f"job {model} has no model in {stored.url if stored else folder}; name a job of `extract train`, or a folder")
+        raise UsageError(f"job {job} has no model in {stored.url if stored else folder}; name a job of `extract train`, or a folder")
     return stored.model if stored else str(folder / "model")
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extractor import files
 from extractor.errors import ServiceUnavailable
 from extractor.files import file_lock
 from worker import processes
@@ -28,12 +29,17 @@ def live_workers(records: Records, settings: Settings) -> list[Worker]:
     return sorted(alive, key=lambda worker: (not worker.job, worker.name))
 
 
-def ensure_worker(records: Records, settings: Settings) -> bool:
-    """Start a local worker if jobs are open on the embedded server and no worker lives. Returns whether it started one."""
+def ensure_worker(records: Records, settings: Settings, only_again: bool = False) -> bool:
+    """Start a local worker if jobs are open on the embedded server and no worker lives. Returns whether it started one.
+
+    only_again: only in place of one that died or was stopped, for commands that neither queue jobs nor wait for them.
+    """
     if not settings.embedded or not settings.start_worker or not records.any_open():
         return False
     with registration(settings):
         if is_registered(settings) or live_workers(records, settings):
+            return False
+        if only_again and not _pid_path(settings).exists():
             return False
         _start(settings)
         return True
@@ -74,6 +80,14 @@ def registration(settings: Settings) -> Iterator[None]:
         yield
 
 
+def forget_dead(settings: Settings) -> None:
+    """Forget a local worker that died or was stopped, so that no command starts it again by itself."""
+    if settings.embedded and _pid_path(settings).exists():
+        with registration(settings):
+            if not is_registered(settings):
+                _pid_path(settings).unlink(missing_ok=True)
+
+
 def unregister(settings: Settings, pid: int) -> None:
     """Remove the local worker with that pid; call it under `registration`."""
     who = processes.read_pid(_pid_path(settings))
@@ -82,7 +96,7 @@ def unregister(settings: Settings, pid: int) -> None:
 
 
 def _start(settings: Settings) -> None:
-    with open(log_path(settings), "ab") as output:
+    with files.open_private(log_path(settings)) as output:
         process = subprocess.Popen(
             python_module("worker", "worker", "--local", "--idle-exit", str(settings.idle_exit)),
             stdin=subprocess.DEVNULL,

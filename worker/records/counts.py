@@ -19,6 +19,7 @@ import redis
 from worker.records.transitions import KEEP_SECONDS, STATES
 
 OPEN = ("queued", "running")
+MAX_DIGITS = 18  # of a sum; a longer number is not one that the scripts wrote
 _CHUNK = 500  # jobs recounted by one script call; a call blocks all other clients
 
 _RECOUNT = """
@@ -69,7 +70,7 @@ class Counts:
     def totals(self) -> dict[str, int]:
         """Sums so far: submitted, attempts, succeeded, failed, cancelled. Attempts include preempted ones."""
         found: Any = self.client.hgetall("ex:totals")
-        counted = {name: text for name, text in found.items() if text.isdecimal()}
+        counted = {name: text for name, text in found.items() if text.isdecimal() and len(text) <= MAX_DIGITS}
         return {name: int(counted.get(name, 0)) for name in ("submitted", "attempts", *(s for s in STATES if s not in OPEN))}
 
     def longest_wait(self) -> float:

@@ -1,6 +1,7 @@
 """Job records in Redis, which decide the state of every job. Celery only delivers the message "try job X".
 
     ex:job:{id}      hash     the record          ex:open          zset   ids of jobs that have not ended
+    ex:server        string   identity of this server
     ex:lease:{id}    string   the owner's token   ex:jobs          zset   ids of all jobs by time of creation
     ex:ev:{id}       stream   the job's events    ex:worker:{name} hash, ex:workers zset   live workers
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from typing import Any, TypeVar
 
 import redis
 
-from extractor.errors import BrokenArtifact, NotFound
+from extractor.errors import BrokenArtifact, NotFound, ServiceUnavailable
 from worker.ids import ID, check_id
 from worker.records.transitions import SCRIPTS, STATES
 
@@ -142,14 +144,24 @@ class Records:
         return self._run("release_bridging", job, [address]).split()
 
     def cancel(self, job: str) -> str:
-        """Cancel: 'cancelled' for a queued job, 'running' if its owner will stop it, else its terminal state. Raises NotFound."""
+        """Cancel: 'cancelled' for a queued job, 'running' if its owner will stop it, else its terminal state.
+
+        Raises NotFound, BrokenArtifact for a damaged record, ServiceUnavailable when Redis refuses to write: full, read-only, a replica.
+        """
         try:
             state = self._run("cancel", job, [])
-        except redis.ResponseError:
-            state = "unknown"
+        except redis.ResponseError as error:
+            state = self.need(job)["state"]  # a damaged record says so itself
+            raise ServiceUnavailable(f"job {job!r} is {state}, not cancelled: Redis refuses to write ({error}); try again") from None
         if state == "unknown":
             self.need(job)
         return state
+
+    def server_id(self) -> str:
+        """The identity of this server: random, made once, stored with the records."""
+        key = "ex:server"
+        self.client.set(key, secrets.token_hex(16), nx=True)
+        return str(self.client.get(key))
 
     def reap(self, job: str, token: str, reason: str, gone: bool) -> str:
         """Requeue a running job whose lease has expired, or (`gone`) whose owner has ended: the new state, or 'kept'."""

@@ -27,7 +27,7 @@ from worker.records.records import Records
 from worker.settings import Settings
 from worker.storage import layout, results
 from worker.storage.checkpoints import PendingCheckpoint, Snapshots, pointers
-from worker.storage.layout import is_log
+from worker.storage.layout import MARKER, is_log, is_marker
 from worker.storage.store import Store
 from worker.storage.transfer import put_folder
 
@@ -189,7 +189,8 @@ class Mirrored:
         self._is_finished = True
         own = f"{self._job}/{self._token}/result/"
         try:
-            self._store.remove([key for key in self._store.entries(self._job) if not key.startswith(own) and not is_log(key)])
+            keys = [key for key in self._store.entries(self._job) if not (key.startswith(own) or is_log(key) or is_marker(key))]
+            self._store.remove(keys)
             self._store.prune_folders(self._job)
         except ExtractorError as error:
             log.warning("job %s: its checkpoints stay in storage (%s); `extract gc` removes them", self._job, error)
@@ -243,9 +244,9 @@ class Mirrored:
         return f"{self._created} {pointer}\n"
 
     def _store_log(self) -> None:
-        """Upload the job's log. Logs are the only stored files that are overwritten."""
+        """Upload the job's log, and the marker that says whose job it is. These are the only stored files that are overwritten."""
         try:
-            for path in layout.parts(self._folder):
+            for path in [*layout.parts(self._folder), self._folder / MARKER]:
                 if path.is_file():
                     self._store.put_file(f"{self._job}/{self._token}/{path.name}", path, path.stat().st_size)
         except (ExtractorError, OSError) as error:

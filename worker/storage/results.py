@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +181,8 @@ def copy(folder: Path, out: Path) -> list[str]:
         raise BrokenArtifact(f"{folder / MANIFEST} names {outside[0]!r}, which is outside the folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        temporary = out.parent / f".{out.name}-{secrets.token_hex(4)}"
+        temporary.mkdir()
     except OSError as error:
         raise OutputError(f"output {out} cannot be written ({error.strerror}); name another folder") from None
     try:
@@ -189,7 +190,6 @@ def copy(folder: Path, out: Path) -> list[str]:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, temporary / name)
         verify_manifest(temporary)
-        temporary.chmod(0o755)
         temporary.replace(out)
     except OSError as error:
         raise OutputError(f"output {out} cannot be written ({error.strerror}); name another folder") from None

@@ -8,7 +8,6 @@ only when Redis answers that the lease is lost, that is, another worker may own 
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import shutil
@@ -16,7 +15,6 @@ import signal
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,15 +32,16 @@ from worker.broker.fair_share import Groups
 from worker.broker.redis_url import connect
 from worker.records.records import TERMINAL, Records
 from worker.settings import Settings
-from worker.storage.job_storage import has_room, storage_of
+from worker.storage.job_storage import InPlace, Storage, has_room, storage_of
 from worker.supervision import engine
+from worker.supervision.event_reporter import EventReporter
+from worker.supervision.job_folder import claim_folder
 from worker.supervision.job_log import JobLog, log_event
 from worker.supervision.shared_bridging import SharedBridging
 
 log = logging.getLogger("extract")
 JOB_FILE = "job.json"  # the spec, in the job's folder
-REPORT_SECONDS = 1.0  # between two progress events of a job
-RETRY_SECONDS = 3.0  # before the next report after a failed one
+RETRY_SECONDS = 3.0  # between two looks for space on a full disk
 GIVE_UP_SECONDS = 20.0  # longest time that a worker in shutdown tries to record the end of its job
 
 
@@ -88,7 +87,7 @@ def run_job(job: str, context: WorkerContext) -> str:
     try:
         claim = records.claim(job, token, context.settings.lease_ttl, socket.gethostname(), context.name, str(processes.identify()))
     except redis.ResponseError as error:
-        log.warning("job %s: its record cannot be read (%s)", job, error)
+        log.warning("job %s: it cannot be claimed (%s)", job, error)
         return "damaged"
     if claim != "claimed":
         log.info("job %s: nothing to do (%s)", job, claim)
@@ -148,41 +147,6 @@ class Lease:
                 return
 
 
-class EventReporter:
-    """Writes engine events to the job's record: progress at most once a second, all other events in order. Never raises.
-
-    Skips 'done' and 'error': the end of the job is recorded separately.
-    """
-
-    def __init__(self, job: str, token: str, records: Records) -> None:
-        self._job, self._token, self._records = job, token, records
-        self._waiting: deque[dict[str, Any]] = deque(maxlen=1000)
-        self._not_before = 0.0
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        if event["event"] in ("done", "error"):
-            return
-        is_progress = event["event"] == "progress"
-        if is_progress and self._waiting and self._waiting[-1]["event"] == "progress":
-            self._waiting[-1] = event
-        else:
-            self._waiting.append(event)
-        if time.monotonic() >= self._not_before:
-            self.flush()
-            if is_progress and not self._waiting:
-                self._not_before = time.monotonic() + REPORT_SECONDS
-
-    def flush(self) -> None:
-        """Send the buffered events; keep those that Redis does not accept."""
-        try:
-            while self._waiting:
-                self._records.report(self._job, self._token, self._waiting[0], _fields(self._waiting[0]))
-                self._waiting.popleft()
-        except redis.RedisError as error:
-            log.warning("job %s: progress report failed (%s)", self._job, error)
-            self._not_before = time.monotonic() + RETRY_SECONDS
-
-
 class Attempt:
     """One claimed job, until it has ended, is back in the queue, or is lost to another owner."""
 
@@ -192,10 +156,30 @@ class Attempt:
         self.listeners: list[Callable[[engine.Event], None]] = [log_event]
         self.folder = context.settings.root / job
         self.result = self.folder / "result"
-        self.storage = storage_of(context.settings, job, token, records)
+        self.storage: Storage = storage_of(context.settings, job, token, records)
 
     def run(self) -> str:
-        with _sigterm_requests_exit(self.context.shared), self.lease, self._open_log() as job_log:
+        with _sigterm_requests_exit(self.context.shared), self.lease:
+            state = self._refuse_folder() or self._run()
+        self.storage.close()
+        return state
+
+    def _refuse_folder(self) -> str:
+        """End the job if its folder is not its own, before anything is written there, even the log. Returns the state, '' to go on."""
+        server = self._retry(self.records.server_id)
+        if server == "unreported":
+            return server
+        try:
+            claim_folder(self.folder, server)
+        except DiskFull as error:
+            return self._wait_for_space(error)
+        except ExtractorError as error:
+            self.storage = InPlace(self.folder)  # nothing of a foreign folder is stored
+            return self._end("failed", error=error)
+        return ""
+
+    def _run(self) -> str:
+        with self._open_log() as job_log:
             log.info("job %s: started on %s", self.job, self.context.name)
             try:
                 state = self._work(job_log)
@@ -209,7 +193,6 @@ class Attempt:
                 log.exception("job %s", self.job)
                 state = self._release(f"the worker failed: {type(error).__name__}: {error}", counts=True)
             log.info("job %s: %s", self.job, state)
-        self.storage.close()
         return state
 
     def stop_request(self) -> engine.StopRequest:
@@ -258,10 +241,7 @@ class Attempt:
     def _prepare(self, record: dict[str, str]) -> JobSpec:
         """Check the spec again, since anyone with access to Redis can change it, and write it to the job's folder."""
         spec = parse_job(record.get("spec", ""), f"job {self.job}")
-        if link := next((path for path in (self.folder, self.result) if path.is_symlink()), None):
-            raise errors.OutputError(f"{link} is a link; a job writes only inside its own folder: remove the link")
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.write_json(self.folder / JOB_FILE, spec.model_dump(mode="json"))
         except OSError as error:
             raise errors.OutputError(
@@ -342,13 +322,3 @@ def _sigterm_requests_exit(shared: WorkerFlags) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _fields(event: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the record that an event sets."""
-    if event["event"] == "stage":
-        return {key: event.get(key, "") for key in ("stage", "index", "of")} | {"step": "", "total": "", "seconds_left": ""}
-    if event["event"] == "progress":
-        numbers = {key: "" if event.get(key) is None else event[key] for key in ("step", "total", "seconds_left")}
-        return numbers | {"metrics": json.dumps(event.get("metrics") or {})}
-    return {"checkpoint": event.get("step", "")} if event["event"] == "checkpoint" else {"last": event["event"]}

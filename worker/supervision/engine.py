@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -39,11 +39,12 @@ StopRequest = Literal["", "stop", "kill"]
 class Outcome:
     """How an engine ended.
 
-    kind    'done' (valid manifest), 'stopped' (on request, checkpoint saved), 'error' (the engine reported one), 'crashed'
+    kind    'done' (valid manifest), 'stopped' (on request, checkpoint saved), 'error' (the engine reported one), 'crashed',
+            'killed' (by this supervisor: on request, or because it did not stop in time)
     error   the error to show, None for 'done' and 'stopped'
     """
 
-    kind: Literal["done", "stopped", "error", "crashed"]
+    kind: Literal["done", "stopped", "error", "crashed", "killed"]
     error: ExtractorError | None = None
 
 
@@ -81,9 +82,11 @@ def supervise(
         )
     try:
         processes.write_pid(_pid_file(log), processes.identify(process.pid))
-        error = _communicate(process, settings.stop_grace, on_event, stop_request, log)
+        error, killed = _communicate(process, settings.stop_grace, on_event, stop_request, log)
     finally:
         _end(process)
+    if killed and process.returncode < 0:
+        return Outcome("killed", ExtractorError(f"the engine was killed: {killed}"))
     return _outcome(process.returncode, error, out, log)
 
 
@@ -96,6 +99,8 @@ def end_stray_engine(log: Path, wait: float) -> bool:
     while not is_free(log):
         engine = processes.read_pid(_pid_file(log))
         if engine is not None:
+            with suppress(OSError):
+                _taken_file(log).touch()
             processes.send(engine, signal.SIGKILL, group=True)
         if time.monotonic() > deadline:
             return False
@@ -105,15 +110,20 @@ def end_stray_engine(log: Path, wait: float) -> bool:
 
 def _communicate(
     process: subprocess.Popen, grace: float, on_event: Callable[[Event], None], stop_request: Callable[[], StopRequest], log: Path
-) -> ExtractorError | None:
-    """Pass events to `on_event` and stop requests to the engine, until it has ended. Returns the error it reported, if any."""
+) -> tuple[ExtractorError | None, str]:
+    """Pass events to `on_event` and stop requests to the engine, until it has ended.
+
+    Returns the error it reported, if any, and the reason why this function killed it, '' if it did not.
+    """
     lines: queue.Queue[bytes | None] = queue.Queue()
     threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True).start()
     error: ExtractorError | None = None
     kill_at: float | None = None
+    killed = ""
     while True:
         request = stop_request()
         if request == "kill" or (kill_at is not None and time.monotonic() > kill_at):
+            killed = killed or ("it was to end at once" if request == "kill" else f"it did not stop within {grace:g} s")
             _kill(process)
         elif request == "stop" and kill_at is None:
             process.send_signal(signal.SIGTERM)
@@ -122,11 +132,11 @@ def _communicate(
             line = lines.get(timeout=TICK)
         except queue.Empty:
             if process.poll() is not None:  # do not wait for end of file: a grandchild may hold the pipe open
-                return error
+                return error, killed
             continue
         if line is None:
             process.wait()
-            return error
+            return error, killed
         event = _parse(line, log)
         if event is None:
             continue
@@ -146,6 +156,8 @@ def _outcome(code: int, error: ExtractorError | None, out: Path, log: Path) -> O
         return Outcome("stopped")
     if error is not None and code > 0:
         return Outcome("error", error)
+    if code == -signal.SIGKILL and _taken_file(log).exists():
+        return Outcome("crashed", ExtractorError("the engine was killed by another worker, which took over its job"))
     if code < 0:
         name = signal.Signals(-code).name
         hint = ", possibly out of memory" if -code == signal.SIGKILL else ""
@@ -206,7 +218,8 @@ def _locked_log(log: Path) -> Iterator[IO[bytes]]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(f"another run is using this folder (it holds {log}); wait for it, or name another output folder") from None
-        _pid_file(log).unlink(missing_ok=True)  # a pid file written under this lock belongs to its holder
+        for path in (_pid_file(log), _taken_file(log)):  # those written under this lock belong to its holder
+            path.unlink(missing_ok=True)
         yield file
 
 
@@ -220,6 +233,11 @@ def is_free(log: Path) -> bool:
         return False
     except FileNotFoundError:
         return True
+
+
+def _taken_file(log: Path) -> Path:
+    """Exists if another worker has killed the engine of this log."""
+    return log.with_name(log.name + ".taken")
 
 
 def _pid_file(log: Path) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 import redis
 
 from extractor import files
-from extractor.errors import ExtractorError
+from extractor.errors import ExtractorError, OutputError
 from extractor.jobs import bridged_cache
 from extractor.spec.schema import JobSpec
 from worker.records.records import Records
@@ -27,6 +27,7 @@ from worker.settings import Settings
 from worker.storage import results
 from worker.storage.store import Store
 from worker.storage.transfer import put_folder
+from worker.supervision.job_folder import check_own
 
 log = logging.getLogger("extract")
 FOLDER = ".twins"  # below the root; no job id starts with a dot
@@ -48,7 +49,10 @@ class SharedBridging:
 
     def claim(self) -> str:
         """'' when the engine may start: the bridged model exists, or this job trains it. Else the id of the job that does, or 'lost'."""
-        if self._address is None or self._is_available():
+        if self._address is None:
+            return ""
+        self._check_own()
+        if self._is_available():
             return ""
         answer = self._records.claim_bridging(self._job, self._token, self._address)
         if answer != "mine":
@@ -69,6 +73,15 @@ class SharedBridging:
         if self._sharing is not None:
             self._sharing.join()
         self._announce()
+
+    def _check_own(self) -> None:
+        """Refuse bridged models that another user of a shared disk may have planted. Raises OutputError."""
+        assert self.path is not None
+        try:
+            check_own(self.path.parent, inside=False)
+            check_own(self.path)
+        except OSError as error:
+            raise OutputError(f"bridged models in {self.path.parent} cannot be read ({error.strerror}); remove that folder") from None
 
     def _is_available(self) -> bool:
         """Whether the bridged model is on this machine; downloads it from storage if it is there."""

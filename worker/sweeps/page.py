@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from html import escape
 from importlib import resources
 from string import Template
 
+from extractor.errors import html_text
 from worker.sweeps.grid import Facts
 
 _ABSENT = "&ndash;"
@@ -19,8 +19,8 @@ def page(sweep: str, comparison: Facts, svg: str, shades: Mapping[int, str]) -> 
     done = [point for point in points if "held_out_loss" in point]
     frame = resources.files("worker.sweeps").joinpath("page.html").read_text(encoding="utf-8")
     return Template(frame).substitute(
-        title=escape(f"Sweep {sweep}"),
-        eyebrow=escape(f"Sweep {sweep} · {', '.join(comparison['tasks']) or 'no task'}"),
+        title=html_text(f"Sweep {sweep}"),
+        eyebrow=html_text(f"Sweep {sweep} · {', '.join(comparison['tasks']) or 'no task'}"),
         headline=headline(comparison),
         compared=_compared(comparison, done),
         verdicts="".join(_verdict(claim) for claim in comparison["findings"]),
@@ -46,7 +46,7 @@ def headline(comparison: Facts) -> str:
     best = min((p for p in done if p["edges_geometric_mean"] is not None), key=lambda p: p["edges_geometric_mean"])
     return (
         f"{models}, {min(losses):.2f} to {max(losses):.2f} nats per token; circuits of {min(sizes):.0f} to {max(sizes):.0f} edges. "
-        f"The smallest circuits are in {escape(best['label'])}."
+        f"The smallest circuits are in {html_text(best['label'])}."
     )
 
 
@@ -56,19 +56,19 @@ def _compared(comparison: Facts, done: list[Facts]) -> str:
         return "No task met its target loss in any model, so sizes cannot be compared."
     out = [point["label"] for point in done if point["edges_geometric_mean"] is None]
     text = f"Sizes are geometric means over the tasks that meet the target loss in every compared model: {', '.join(common)}."
-    return escape(text + (f" Not compared: {'; '.join(out)}." if out else ""))
+    return html_text(text + (f" Not compared: {'; '.join(out)}." if out else ""))
 
 
 def _verdict(claim: Facts) -> str:
     kind = "none" if not claim["of"] else "yes" if claim["agree"] == claim["of"] else "part" if claim["agree"] else "no"
     mark = {"none": "&bull;", "yes": "✓", "part": "~", "no": "✗"}[kind]
     word = claim["verdict"][0].upper() + claim["verdict"][1:]
-    return f'<li class="card {kind}"><b>{mark} {escape(word)}</b><span>{escape(claim["claim"])}</span></li>'
+    return f'<li class="card {kind}"><b>{mark} {html_text(word)}</b><span>{html_text(claim["claim"])}</span></li>'
 
 
 def _table(comparison: Facts, done: list[Facts], shades: Mapping[int, str]) -> str:
     names = ["model", "parameters", "nonzeros", "loss", "mean edges", *comparison["tasks"]]
-    head = "".join(f'<th scope="col"{"" if n == 0 else " class=number"}>{escape(name)}</th>' for n, name in enumerate(names))
+    head = "".join(f'<th scope="col"{"" if n == 0 else " class=number"}>{html_text(name)}</th>' for n, name in enumerate(names))
     rows = []
     for point in sorted(done, key=lambda p: p["held_out_loss"]):
         size = point["edges_geometric_mean"]
@@ -81,18 +81,17 @@ def _table(comparison: Facts, done: list[Facts], shades: Mapping[int, str]) -> s
         cells = [f'<td class="number">{text}</td>' for text in numbers]
         cells += [f'<td class="number">{_task_cell(point["tasks"].get(task))}</td>' for task in comparison["tasks"]]
         dot = f'<i class="dot" style="background:{shades[point["parameters"]]}"></i>'
-        rows.append(f'<tr id="row-{point["job"]}" tabindex="0"><th scope="row">{dot}{escape(point["label"])}</th>{"".join(cells)}</tr>')
+        head_cell = f'<th scope="row">{dot}{html_text(point["label"])}</th>'
+        rows.append(f'<tr id="row-{point["job"]}" tabindex="0">{head_cell}{"".join(cells)}</tr>')
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _task_cell(facts: Facts | None) -> str:
     if facts is None:
         return _ABSENT
-    if facts["meets_target"]:
-        text = f"{facts['edges']:,}"
-    else:
-        text = f'<span class="unmet" title="{escape(facts["why"] or "", quote=True)}">not met</span>'
-    return f'<a href="{escape(facts["report"], quote=True)}">{text}</a>' if facts.get("report") else text
+    missed = f'<span class="unmet" title="{html_text(facts.get("why") or "")}">not met</span>'
+    text = f"{facts['edges']:,}" if facts["meets_target"] else missed
+    return f'<a href="{html_text(facts["report"])}">{text}</a>' if facts.get("report") else text
 
 
 def _gallery(task: str, done: list[Facts]) -> str:
@@ -102,31 +101,31 @@ def _gallery(task: str, done: list[Facts]) -> str:
     if not met:
         return ""
     figures = "".join(_figure(task, point, facts) for point, facts in met)
-    return f'<h3><code class="token">{escape(task)}</code></h3><div class="gallery">{figures}</div>'
+    return f'<h3><code class="token">{html_text(task)}</code></h3><div class="gallery">{figures}</div>'
 
 
 def _figure(task: str, point: Facts, facts: Facts) -> str:
-    label, report, picture = (escape(text, quote=True) for text in (point["label"], facts["report"], facts["picture"]))
+    label, report, picture = (html_text(text) for text in (point["label"], facts["report"], facts["picture"]))
     return (
         f'<figure data-point="{point["job"]}"><a href="{report}">'
-        f'<img src="{picture}" loading="lazy" alt="The {escape(task)} circuit of {label}"></a>'
+        f'<img src="{picture}" loading="lazy" alt="The {html_text(task)} circuit of {label}"></a>'
         f"<figcaption><b>{facts['nodes']} nodes, {facts['edges']} edges</b>{label}; {facts['loss']:.3f} nats</figcaption></figure>"
     )
 
 
 def _pairs(claim: Facts) -> str:
     rows = "".join(
-        f'<li class="{"yes" if p["agrees"] else "no"}">{"✓" if p["agrees"] else "✗"} {escape(p["text"])}</li>' for p in claim["pairs"]
+        f'<li class="{"yes" if p["agrees"] else "no"}">{"✓" if p["agrees"] else "✗"} {html_text(p["text"])}</li>' for p in claim["pairs"]
     )
-    return f"<h3>{escape(claim['claim'])}: {escape(claim['verdict'])}</h3><ul class='pairs'>{rows}</ul>"
+    return f"<h3>{html_text(claim['claim'])}: {html_text(claim['verdict'])}</h3><ul class='pairs'>{rows}</ul>"
 
 
 def _absent(points: list[Facts]) -> str:
     if not points:
         return ""
     rows = "".join(
-        f"<li><b>{escape(point['label'])}</b> ({escape(point['job'])}) {escape(point['state'])}"
-        f"{': ' + escape(point['error']) if point.get('error') else ''}</li>"
+        f"<li><b>{html_text(point['label'])}</b> ({html_text(point['job'])}) {html_text(point['state'])}"
+        f"{': ' + html_text(point['error']) if point.get('error') else ''}</li>"
         for point in points
     )
     return f'<section aria-labelledby="absent"><h2 id="absent">Without a result</h2><div class="card"><ul>{rows}</ul></div></section>'

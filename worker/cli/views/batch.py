@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import click
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from worker.batches.batch import NOT_EXPRESSIBLE, Batch, count
+from worker.cli.text import print_line, say
 from worker.cli.views.job import COLOURS, describe_position
 from worker.cli.views.live import ChangeView, Facts, GroupView, LiveView
+from worker.cli.views.tables import PlainTable, styled
 
 MAX_COLUMNS = 8  # with more tasks, the table shows counts instead of one column per task
 MAX_ROWS = 12  # running jobs, and failed ones, in the live table
@@ -30,24 +30,24 @@ def _change_line(child: Facts) -> str:
     return f"{child['model']}, {child['task']} ({child['job']}): {_state(child)}"
 
 
-def progress_table(facts: list[Facts]) -> Table:
+def progress_table(facts: list[Facts]) -> PlainTable:
     """Counts by state as the title; the rows are running and failed jobs."""
-    table = Table(box=None, pad_edge=False, title=describe_counts(count(facts)), title_justify="left", title_style="")
+    table = PlainTable(title=describe_counts(count(facts)), title_justify="left", title_style="")
     for name in ("model", "task", "job", "state"):
         table.add_column(name, no_wrap=name == "job")
     running = [child for child in facts if child["state"] == "running"]
     wrong = [child for child in facts if child["state"] in ("failed", "missing")]
     for child in [*running[:MAX_ROWS], *wrong[-MAX_ROWS:]]:
-        table.add_row(child["model"], child["task"], child["job"], Text(_state(child), style=_COLOURS.get(child["state"], "")))
+        table.add_row(child["model"], child["task"], child["job"], styled(_state(child), style=_COLOURS.get(child["state"], "")))
     return table
 
 
 def show_status(batch: Batch, state: str, facts: list[Facts]) -> None:
     """Print the state of the batch, its models and job counts, then running and failed jobs."""
     selection = batch.selection
-    click.echo(f"batch:    {batch.id}, {state}")
-    click.echo(f"models:   {len(selection.taken)} accepted, {len(selection.refused)} rejected")
-    click.echo(f"jobs:     {describe_counts(count(facts))}")
+    print_line(f"batch:    {batch.id}, {state}")
+    print_line(f"models:   {len(selection.taken)} accepted, {len(selection.refused)} rejected")
+    print_line(f"jobs:     {describe_counts(count(facts))}")
     if any(child["state"] in ("running", "failed", "missing") for child in facts):
         table = progress_table(facts)
         table.title = None
@@ -56,30 +56,30 @@ def show_status(batch: Batch, state: str, facts: list[Facts]) -> None:
 
 def show_plan(batch: Batch) -> None:
     """Print the examined models: parameters, number of expressible tasks, decision."""
-    table = Table(box=None, pad_edge=False)
+    table = PlainTable()
     table.add_column("model", overflow="fold")
     table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("tasks", justify="right", no_wrap=True)
     table.add_column("decision")
     for model in batch.selection.taken:
         expressible = f"{len(batch.tasks) - len(model.left_out)}"
-        table.add_row(model.asked, f"{model.parameters:,}", expressible, Text(f"accepted: {model.reference}", style="green"))
+        table.add_row(model.asked, f"{model.parameters:,}", expressible, styled(f"accepted: {model.reference}", style="green"))
     for model in batch.selection.refused:
         parameters = "" if model.parameters is None else f"{model.parameters:,}"
-        table.add_row(model.asked, parameters, "", Text(f"rejected: {model.reason}", style="yellow"))
+        table.add_row(model.asked, parameters, "", styled(f"rejected: {model.reason}", style="yellow"))
     _print(table)
     for model in batch.selection.taken:
         for task, why in model.left_out.items():
-            click.echo(f"{model.asked}: {task} is omitted: {why}", err=True)
+            say(f"{model.asked}: {task} is omitted: {why}")
     show_starts(batch)
-    click.echo(f"{describe_selection(batch)}; nothing was queued")
+    print_line(f"{describe_selection(batch)}; nothing was queued")
 
 
 def show_starts(batch: Batch) -> None:
     """Print on stderr which models are bridged from scratch, where the others start from their own weights."""
     for model in batch.selection.taken:
         if model.from_scratch:
-            click.echo(f"{model.asked}: {model.from_scratch}", err=True)
+            say(f"{model.asked}: {model.from_scratch}")
 
 
 def describe_selection(batch: Batch) -> str:
@@ -100,7 +100,7 @@ def describe_counts(counts: dict[str, int]) -> str:
 def show_summary(summary: Facts, out: str) -> None:
     """Print the table of models by tasks with edges in each cell; then failed jobs, rejected models and the paths."""
     tasks = summary["tasks"]
-    table = Table(box=None, pad_edge=False)
+    table = PlainTable()
     table.add_column("model", overflow="fold")
     table.add_column("parameters", justify="right", no_wrap=True)
     for name in tasks if len(tasks) <= MAX_COLUMNS else ("circuits", "target met", "median edges"):
@@ -112,30 +112,30 @@ def show_summary(summary: Facts, out: str) -> None:
     for model in summary["models"]:
         for task, cell in model["tasks"].items():
             if cell["error"]:
-                click.echo(f"{model['model']}, {task} ({cell['job']}) {cell['state']}: {cell['error']}", err=True)
+                say(f"{model['model']}, {task} ({cell['job']}) {cell['state']}: {cell['error']}")
     for model in summary["refused"]:
-        click.echo(f"rejected: {model['reason']}", err=True)
-    click.echo(f"jobs: {describe_counts(summary['counts'])}; models rejected: {len(summary['refused'])}")
-    click.echo(f"page: {out}/index.html")
-    click.echo(f"result: {out}")
+        say(f"rejected: {model['reason']}")
+    print_line(f"jobs: {describe_counts(summary['counts'])}; models rejected: {len(summary['refused'])}")
+    print_line(f"page: {out}/index.html")
+    print_line(f"result: {out}")
 
 
 def show_batches(rows: list[Facts]) -> None:
     """Print a table of batches."""
     if not rows:
-        click.echo("no batches; queue one with `extract batch submit`")
+        print_line("no batches; queue one with `extract batch submit`")
         return
-    table = Table(box=None, pad_edge=False)
+    table = PlainTable()
     for name in ("batch", "state", "models", "tasks", "jobs", "source"):
         table.add_column(name, no_wrap=name == "batch")
     for row in rows:
-        state = Text(row["state"], style=_COLOURS.get(row["state"], ""))
+        state = styled(row["state"], style=_COLOURS.get(row["state"], ""))
         source = ", ".join(row["asked"].get("models", ()))
         table.add_row(row["batch"], state, str(row["models"]), str(len(row["tasks"])), describe_counts(row["counts"]), source)
     _print(table)
 
 
-def _print(table: Table) -> None:
+def _print(table: PlainTable) -> None:
     Console(width=max(100, Console().width)).print(table, highlight=False)
 
 
@@ -148,10 +148,10 @@ def _state(child: Facts) -> str:
 def _cell(model: Facts, task: str) -> Text:
     cell = model["tasks"].get(task)
     if cell is None:
-        return Text(NOT_EXPRESSIBLE, style="dim")
+        return styled(NOT_EXPRESSIBLE, style="dim")
     if cell["edges"] is None:
-        return Text(cell["state"], style=_COLOURS.get(cell["state"], ""))
-    return Text(f"{cell['edges']:,}", style="green") if cell["meets_target"] else Text("not met", style="yellow")
+        return styled(cell["state"], style=_COLOURS.get(cell["state"], ""))
+    return styled(f"{cell['edges']:,}", style="green") if cell["meets_target"] else styled("not met", style="yellow")
 
 
 def _aggregate(model: Facts) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from worker.cli.options import print_json
+from worker.cli.text import print_json
 
 if TYPE_CHECKING:
     from extractor.spec.schema import JobSpec
@@ -60,9 +60,10 @@ def describe_stages(stages: list[str]) -> str:
 
 def _print_table(rows: list[tuple[str, str]]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, show_header=False)
+    from worker.cli.views.tables import PlainTable
+
+    table = PlainTable(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
     for row in rows:

@@ -6,15 +6,13 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
-from rich.text import Text
 
-from extractor.errors import BrokenArtifact
+from extractor.errors import BrokenArtifact, printable
 from worker.broker.routing import GB
-from worker.cli.options import print_json
+from worker.cli.text import print_json, print_line
+from worker.cli.views.tables import PlainTable, styled
 
 MAX_SECONDS = 1e10  # a longer duration is not credible and is not shown
 LINE_SECONDS = 10.0  # least time between two plain progress lines
@@ -90,14 +88,14 @@ class PlainView:
             if at - self._last < LINE_SECONDS:
                 return
             self._last = at
-            click.echo(f"{self._place} {describe_progress(event)}")
+            print_line(f"{self._place} {describe_progress(event)}")
             return
         if event["event"] == "stage":
             self._place = describe_stage(event)
             self._last = event.get("time", time.time())
-            click.echo(self._place)
+            print_line(self._place)
         elif line := describe_event(event):
-            click.echo(f"job {self._job}: {line}")
+            print_line(f"job {self._job}: {line}")
 
     def show_summary(self, facts: dict[str, Any], folder: Path) -> None:
         show_result(Console(width=max(100, Console().width)), facts, folder)
@@ -109,10 +107,10 @@ class BarView:
     def __init__(self, job: str, console: Console) -> None:
         self._job, self._console = job, console
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.fields[facts]}", markup=False),
         )
         self._progress = Progress(*columns, console=console)
         self._bar: Any = None
@@ -127,12 +125,12 @@ class BarView:
     def show(self, event: Event) -> None:
         if event["event"] == "stage":
             self._finish_bar()
-            self._bar = self._progress.add_task(describe_stage(event), total=1, facts="")
+            self._bar = self._progress.add_task(printable(describe_stage(event)), total=1, facts="")
         elif event["event"] == "progress" and self._bar is not None:
             facts = "  ".join(filter(None, [_metrics(event), _left(event)]))
             self._progress.update(self._bar, completed=event.get("step"), total=event.get("total"), facts=facts)
         elif line := describe_event(event):
-            self._progress.console.print(f"job {self._job}: {line}", highlight=False, markup=False)
+            self._progress.console.print(styled(f"job {self._job}: {line}"))
         if event["event"] == "state" and event["state"] == "succeeded":
             self._finish_bar()
 
@@ -181,11 +179,11 @@ def show_result(console: Console, facts: dict[str, Any], folder: Path) -> None:
         raise BrokenArtifact(f"the result in {folder} is incomplete or malformed ({type(error).__name__}: {error})") from None
 
 
-def summary_table(facts: dict[str, Any]) -> Table:
+def summary_table(facts: dict[str, Any]) -> PlainTable:
     """The result of one circuit (loss and accuracy per condition), of several circuits, or of a training."""
     if "tasks" in facts:
         return tasks_table(facts["tasks"])
-    table = Table(box=None, pad_edge=False)
+    table = PlainTable()
     losses = facts.get("loss")
     if not isinstance(losses, dict):
         table.add_column("result")
@@ -205,20 +203,20 @@ def summary_table(facts: dict[str, Any]) -> Table:
     return table
 
 
-def tasks_table(rows: list[dict[str, Any]]) -> Table:
+def tasks_table(rows: list[dict[str, Any]]) -> PlainTable:
     """The circuits of a job with several tasks. Losses (nats) of the circuit, the full model, its complement and random circuits."""
-    table = Table(box=None, pad_edge=False)
+    table = PlainTable()
     table.add_column("task", no_wrap=True)
     for name in ("nodes", "edges", "loss", "full", "accuracy", "without", "random"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("target")
     for row in rows:
         numbers = (row[name] for name in ("nodes", "edges", "loss", "full_loss", "accuracy", "without", "random"))
-        verdict = Text("met", style="green") if row["meets_target"] else Text("not met", style="yellow")
+        verdict = styled("met", style="green") if row["meets_target"] else styled("not met", style="yellow")
         if row["nodes"] is None:
-            verdict = Text(f"no circuit: {row['why']}", style="red")
+            verdict = styled(f"no circuit: {row['why']}", style="red")
         elif row["nodes"] == 0 and row["meets_target"]:
-            verdict = Text("met without any node", style="green")
+            verdict = styled("met without any node", style="green")
         table.add_row(row["task"], *(_number(number) for number in numbers), verdict)
     return table
 
@@ -237,25 +235,25 @@ def show_paths(facts: dict[str, Any], folder: Path) -> None:
     if isinstance(circuit, dict):
         verdict = "meets" if facts.get("meets_target") else "does not meet"
         size = f"{circuit.get('nodes')} nodes, {circuit.get('edges')} edges"
-        click.echo(f"circuit: {size}; {verdict} the target loss {facts.get('target_loss')} on {facts.get('held_out_pairs')} held-out pairs")
+        print_line(f"circuit: {size}; {verdict} the target loss {facts.get('target_loss')} on {facts.get('held_out_pairs')} held-out pairs")
     if "tasks" in facts:
-        click.echo(f"circuits: {describe_tasks(facts['tasks'])}")
+        print_line(f"circuits: {describe_tasks(facts['tasks'])}")
     recovered, steering = (facts.get("bridge") or {}).get("recovered"), facts.get("steering")
     if recovered:
-        click.echo(f"sparse model: recovers {recovered['mean']:.0%} of the dense model's gain over bigrams, mean over all crossings")
+        print_line(f"sparse model: recovers {recovered['mean']:.0%} of the dense model's gain over bigrams, mean over all crossings")
     if steering:
         moved = "{:.1%} to {:.1%}".format(steering["probability"][0], steering["probability"][-1])
         worst = f"{steering['random_worst'][-1]:.1%}"
-        click.echo(
+        print_line(
             f"steering: {steering['node']} moves the dense model's other answer from {moved}; random directions reach {worst} at most"
         )
     paths = facts.get("paths", {})
     if "tasks" in facts:  # with many tasks one line per report would hide the table
         paths = {name: path for name, path in paths.items() if name == "model"}
-        click.echo(f"reports: {folder / 'circuits' / 'TASK' / 'report.html'}")
+        print_line(f"reports: {folder / 'circuits' / 'TASK' / 'report.html'}")
     for name, path in paths.items():
-        click.echo(f"{name}: {path}")
-    click.echo(f"result: {folder}")
+        print_line(f"{name}: {path}")
+    print_line(f"result: {folder}")
 
 
 def describe_tasks(rows: list[dict[str, Any]]) -> str:
@@ -268,16 +266,16 @@ def describe_tasks(rows: list[dict[str, Any]]) -> str:
 def show_jobs(jobs: list[dict[str, Any]]) -> None:
     """Print a table of jobs."""
     if not jobs:
-        click.echo("no jobs; queue one with `extract submit`")
+        print_line("no jobs; queue one with `extract submit`")
         return
-    table = Table(box=None, pad_edge=False)
+    table = PlainTable()
     for name in ("job", "state", "kind", "task", "model", "progress", "age"):
         table.add_column(name, no_wrap=name == "job")
     for job in jobs:
         model = Path(job["model"]).name if job["model"] else ""
-        state = Text(job["state"], style=COLOURS.get(job["state"], ""))
+        state = styled(job["state"], style=COLOURS.get(job["state"], ""))
         position = describe_position(job, job["metrics"])
-        table.add_row(job["job"], state, job["kind"], job["task"] or "", model, position, _age(job["created"]))
+        table.add_row(job["job"], state, job["kind"], job["task"] or "", model, position, age(job["created"]))
     Console().print(table, highlight=False)
 
 
@@ -300,7 +298,7 @@ def show_job(job: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     }
     for name, value in lines.items():
         if value is not None:
-            click.echo(f"{name + ':':<10} {value}")
+            print_line(f"{name + ':':<10} {value}")
 
 
 def describe_position(job: dict[str, Any], metrics: dict[str, Any] | None = None) -> str:
@@ -312,8 +310,9 @@ def describe_position(job: dict[str, Any], metrics: dict[str, Any] | None = None
     return f"{describe_stage(progress)} {steps}".strip()
 
 
-def _age(created: float | None) -> str:
-    return duration(time.time() - created) if created is not None and abs(created) < MAX_SECONDS else ""
+def age(created: float | None) -> str:
+    """The time since then; '' if it is unknown."""
+    return duration(time.time() - created) if created is not None else ""
 
 
 def _metrics(event: Event) -> str:
@@ -329,7 +328,8 @@ def _metrics(event: Event) -> str:
 
 def _left(event: Event) -> str:
     left = event.get("seconds_left")
-    return f"{duration(left)} left" if isinstance(left, (int, float)) and abs(left) < MAX_SECONDS else ""
+    text = duration(left) if isinstance(left, (int, float)) else ""
+    return f"{text} left" if text else ""
 
 
 def _number(value: Any) -> str:
@@ -337,7 +337,9 @@ def _number(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """'1 h 20 min'."""
+    """'1 h 20 min'; '' for a duration that is not credible."""
+    if not abs(seconds) < MAX_SECONDS:
+        return ""
     whole = int(seconds)
     for size, name, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= size:

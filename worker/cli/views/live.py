@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import click
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
-from worker.cli.options import print_json
+from worker.cli.text import print_json, print_line
+from worker.cli.views.tables import PlainTable
 
 Facts = dict[str, Any]
 
@@ -28,7 +27,7 @@ class GroupView(Protocol):
 class LiveView:
     """A table that is redrawn and disappears at the end. draw: makes the table."""
 
-    def __init__(self, console: Console, draw: Callable[[list[Facts]], Table]) -> None:
+    def __init__(self, console: Console, draw: Callable[[list[Facts]], PlainTable]) -> None:
         self._draw = draw
         self._live = Live(console=console, auto_refresh=False)
 
@@ -73,4 +72,4 @@ class ChangeView:
             if self._to_json is not None:
                 print_json(self._to_json(job))
             elif line := self._describe(job):
-                click.echo(line)
+                print_line(line)

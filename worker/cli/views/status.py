@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from worker.cli.views.job import COLOURS, duration
+from worker.cli.views.job import COLOURS, age, duration
+from worker.cli.views.tables import PlainTable, styled
 
 REDRAW_SECONDS = 1.0
 BAR_WIDTH = 8
@@ -34,7 +34,7 @@ def show_live(poll: Callable[[], Facts | None], limit: int, console: Console) ->
             while True:
                 facts = poll()
                 if facts is None:
-                    live.update(Group(Text("the server does not answer; retrying", style="red"), shown), refresh=True)
+                    live.update(Group(styled("the server does not answer; retrying", style="red"), shown), refresh=True)
                 else:
                     shown = page(facts, limit)
                     live.update(shown, refresh=True)
@@ -53,14 +53,15 @@ def page(facts: Facts, limit: int) -> Group:
     if running:
         parts += _section(_running(running), facts["jobs"]["running"], limit, "running")
     if queued:
-        parts += _section(_queued(queued, now), facts["jobs"]["queued"], len(queued), "queued")
+        parts += _section(_queued(queued), facts["jobs"]["queued"], len(queued), "queued")
     return Group(*parts)
 
 
 def _head(facts: Facts) -> Text:
-    text = Text(f"server   {facts['server']}{' (embedded)' if facts['embedded'] else ''}\njobs     ")
-    numbers = [Text(f"{number} {state}", style=COLOURS[state] if number else "") for state, number in facts["jobs"].items()]
-    text.append_text(Text("  ").join(numbers))
+    text = styled(f"server   {facts['server']}{' (embedded)' if facts['embedded'] else ''}")
+    text.append("\njobs     ")
+    numbers = [styled(f"{number} {state}", style=COLOURS[state] if number else "") for state, number in facts["jobs"].items()]
+    text.append_text(styled("  ").join(numbers))
     lengths = "  ".join(f"{number} {priority}" for priority, number in facts["queues"].items())
     wait = f"; oldest waiting: {duration(facts['longest_wait_seconds'])}" if facts["jobs"]["queued"] else ""
     text.append(f"\nqueues   {lengths}{wait}")
@@ -74,20 +75,20 @@ def _head(facts: Facts) -> Text:
     return text
 
 
-def _section(table: Table, total: int, limit: int, what: str) -> list[RenderableType]:
+def _section(table: PlainTable, total: int, limit: int, what: str) -> list[RenderableType]:
     if not table.row_count:
         return []
-    more = [Text(f"and {total - limit} more {what}", style="dim")] if total > limit else []
+    more = [styled(f"and {total - limit} more {what}", style="dim")] if total > limit else []
     return ["", table, *more]
 
 
-def _workers(workers: list[Facts], now: float) -> Table:
+def _workers(workers: list[Facts], now: float) -> PlainTable:
     table = _table("worker", "device", "job", "memory", "GPU", "up", "seen")
     for worker in workers:
         table.add_row(
             worker["name"],
             worker["device"].removeprefix("NVIDIA "),
-            worker["job"] or Text("idle", style="dim"),
+            worker["job"] or styled("idle", style="dim"),
             _size(worker["memory"]),
             _size(worker["gpu_memory"]),
             duration(max(0, now - worker["started"])) if worker["started"] else "",
@@ -96,7 +97,7 @@ def _workers(workers: list[Facts], now: float) -> Table:
     return table
 
 
-def _running(jobs: list[Facts]) -> Table:
+def _running(jobs: list[Facts]) -> PlainTable:
     table = _table("job", "worker", "stage", "", "", "loss", "tokens/s", "left", "attempt")
     short = {job["worker"].partition("@")[0] for job in jobs if job["worker"]}
     is_short = len(short) == len(jobs)  # in containers all workers may have the same pid
@@ -107,7 +108,7 @@ def _running(jobs: list[Facts]) -> Table:
         table.add_row(
             job["job"],
             worker.partition("@")[0] if is_short else worker,
-            Text("cancelling", style="yellow") if job["cancelling"] else stage,
+            styled("cancelling", style="yellow") if job["cancelling"] else stage,
             ProgressBar(total=max(total, 1), completed=done, width=BAR_WIDTH),
             f"{100 * done / total:.0f} %" if total else "",
             _figure(metrics.get("loss"), ".4g"),
@@ -118,16 +119,16 @@ def _running(jobs: list[Facts]) -> Table:
     return table
 
 
-def _queued(jobs: list[Facts], now: float) -> Table:
+def _queued(jobs: list[Facts]) -> PlainTable:
     table = _table("job", "task", "model", "priority", "age", "attempts")
     for job in jobs:
         model = Path(job["model"]).name if job["model"] else ""
-        table.add_row(job["job"], job["task"] or job["kind"], model, job["priority"], duration(now - job["created"]), str(job["attempt"]))
+        table.add_row(job["job"], job["task"] or job["kind"], model, job["priority"], age(job["created"]), str(job["attempt"]))
     return table
 
 
-def _table(*names: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+def _table(*names: str) -> PlainTable:
+    table = PlainTable(padding=(0, 1, 0, 0), header_style="dim")
     for name in names:
         table.add_column(name, overflow="fold")
     return table

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from worker.cli.text import print_line, say
 from worker.cli.views.job import COLOURS, describe_position
 from worker.cli.views.live import ChangeView, Facts, GroupView, LiveView
+from worker.cli.views.tables import PlainTable, styled
 
 _JSON_KEYS = ("job", "label", "state", "progress", "error", "held_out_loss", "tasks")
 
@@ -22,7 +21,7 @@ def make_sweep_view(as_json: bool, sweep: str, tasks: tuple[str, ...]) -> GroupV
         return LiveView(console, lambda facts: points_table(facts, tasks))
     if as_json:
         return ChangeView(_phase, lambda _: "", lambda point: {name: point.get(name) for name in _JSON_KEYS})
-    click.echo(f"sweep {sweep}")
+    print_line(f"sweep {sweep}")
     return ChangeView(_phase, lambda point: f"{point['label']} ({point['job']}): {_state(point)}{_outcome(point, tasks)}")
 
 
@@ -31,15 +30,15 @@ def _phase(point: Facts) -> str:
     return f"{point['state']} {stage}".strip()
 
 
-def points_table(facts: list[Facts], tasks: tuple[str, ...]) -> Table:
+def points_table(facts: list[Facts], tasks: tuple[str, ...]) -> PlainTable:
     """One row per point: label, state, held-out loss, edges of each circuit."""
-    table = Table(box=None, pad_edge=False)
+    table = PlainTable()
     table.add_column("point", no_wrap=True)
     table.add_column("state")
     for name in ("loss", *tasks):
         table.add_column(name, justify="right", no_wrap=True)
     for point in facts:
-        state = Text(_state(point), style=COLOURS.get(point["state"], ""))
+        state = styled(_state(point), style=COLOURS.get(point["state"], ""))
         loss = f"{point['held_out_loss']:.4f}" if "held_out_loss" in point else ""
         circuits = [_edges((point.get("tasks") or {}).get(task)) for task in tasks]
         table.add_row(point["label"], state, loss, *circuits)
@@ -50,12 +49,12 @@ def show_frontier(facts: list[Facts], comparison: Facts, out: Path) -> None:
     """Print the table, the verdict on each claim, the failed points and the paths."""
     Console(width=max(100, Console().width)).print(points_table(facts, tuple(comparison["tasks"])), highlight=False)
     for claim in comparison["findings"]:
-        click.echo(f"{claim['claim']}: {claim['verdict']}")
+        print_line(f"{claim['claim']}: {claim['verdict']}")
     for point in facts:
         if point["error"]:
-            click.echo(f"{point['label']} ({point['job']}) {point['state']}: {point['error']}", err=True)
-    click.echo(f"page: {out / 'index.html'}")
-    click.echo(f"result: {out}")
+            say(f"{point['label']} ({point['job']}) {point['state']}: {point['error']}")
+    print_line(f"page: {out / 'index.html'}")
+    print_line(f"result: {out}")
 
 
 def _state(point: Facts) -> str:
