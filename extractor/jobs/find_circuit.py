@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from extractor.bridges.pair import DENSE_JSON
 from extractor.circuits.reference import masked_logit_diff
 from extractor.data import prompts
 from extractor.data.prompts import TaskBatch, TokenizedTask
@@ -52,7 +53,11 @@ def make_splits(job: Job, loaded: LoadedModel, task: Task) -> TaskSplits:
     """The splits of a task, with the labels that the job asks for. Raises TaskNotExpressible."""
     longest = loaded.model.config.n_ctx
     splits = draw_splits(job, check_expressible(task, loaded.tokenizer, longest), loaded.tokenizer, longest)
-    return with_model_labels(splits, loaded) if job.spec.labels == "model" else splits
+    if job.spec.labels != "model":
+        return splits
+    if loaded.pair is None and (loaded.folder / DENSE_JSON).is_file():
+        job.progress.note(f"warning: the right answers are those of the sparse model, not of the dense one: {loaded.why_no_pair}")
+    return with_model_labels(splits, loaded)
 
 
 def draw_splits(job: Job, tokenized: TokenizedTask, tokenizer: Tokenizer, longest: int) -> TaskSplits:

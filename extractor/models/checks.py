@@ -21,6 +21,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FOREIGN = (".h5", ".msgpack", ".gguf", ".onnx", ".ot", ".npz")
 HEADS = ("LMHeadModel", "ForCausalLM")
+MAX_CONFIG_BYTES = 1 << 26  # of a JSON file that describes a model; typical ones have a few kilobytes
 HALF = ("float16", "bfloat16")
 
 
@@ -59,7 +60,7 @@ class FolderFiles:
         return {file.name: file.stat().st_size for file in self.path.iterdir() if file.is_file()}
 
     def json(self, file: str) -> Any:
-        return read_json(self.path / file)
+        return read_json(self.path / file, MAX_CONFIG_BYTES)
 
 
 def is_adapter(files: Files) -> bool:
@@ -122,7 +123,7 @@ def check_shards(path: Path) -> None:
     """Check that all weight files that an index names are in the folder. Raises BrokenArtifact."""
     if (path / WEIGHTS).is_file() or not (path / INDEX).is_file():
         return
-    index = read_json(path / INDEX)
+    index = read_json(path / INDEX, MAX_CONFIG_BYTES)
     names = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict):
         raise BrokenArtifact(f"{path / INDEX} has no weight_map; save the model again")
