@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 DESCRIBED_PAIRS = 512  # pairs of the train split on which the tokens that nodes read are measured
 SHOWN_PAIRS = 4  # held-out pairs in the report
-PARTS = 6  # of the stage that writes the files: names, numbers, compiled circuit, svg, png, page
+PARTS = 4  # of the stage that writes the files: names of the nodes, numbers, compiled circuit, report
 
 
 def circuit_folder(job: Job, task: str) -> Path:
@@ -41,8 +41,8 @@ def circuit_folder(job: Job, task: str) -> Path:
 def write_files(run: CircuitRun, problem: PruningProblem, result: PruneResult, report: ValidationReport) -> None:
     """Write circuits/TASK/ atomically. Raises DiskFull, Stopped."""
     progress = _Parts(run.job.progress)
-    splits, circuit = run.splits, name_circuit(run, problem, result.best)
     progress.begin()
+    splits, circuit = run.splits, name_circuit(run, problem, result.best)
     answers = torch.cat([splits.held_out.correct, splits.held_out.wrong]).unique()
     with files.new_folder(circuit_folder(run.job, circuit.task)) as folder:
         files.write_json(folder / "circuit.json", circuit.to_json())
@@ -57,7 +57,8 @@ def write_files(run: CircuitRun, problem: PruningProblem, result: PruneResult, r
             from extractor.circuits.compiled import compile_circuit
 
             compile_circuit(problem.model, problem.ablation_values, result.best.graph, answers).save(folder / "compiled.safetensors")
-        write_report(folder, circuit, numbers, examples(run, problem, circuit, result.best), progress.begin)
+        progress.begin()
+        write_report(folder, circuit, numbers, examples(run, problem, circuit, result.best), progress.check)
 
 
 class _Parts:

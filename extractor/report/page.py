@@ -65,20 +65,20 @@ def _ignore() -> None:
     pass
 
 
-def write_report(folder: Path, circuit: Circuit, result: dict, examples: list[Example], on_part: Callable[[], None] = _ignore) -> None:
+def write_report(folder: Path, circuit: Circuit, result: dict, examples: list[Example], check: Callable[[], None] = _ignore) -> None:
     """Write circuit.svg, circuit.png and report.html into an existing folder. Of a very large circuit they show the strongest part.
 
-    result    the content of result.json, with losses in nats per prompt, accuracies as fractions, times in seconds
-    on_part   called before each of the three; what it raises ends the writing
+    result   the content of result.json, with losses in nats per prompt, accuracies as fractions, times in seconds
+    check    called often; what it raises ends the writing
 
     Raises DiskFull.
     """
-    on_part()
+    check()
     scene = picture.layout(circuit)
     write_text(folder / "circuit.svg", picture.to_svg(scene))
-    on_part()
-    picture.write_png(scene, folder / "circuit.png")
-    on_part()
+    check()
+    picture.write_png(scene, folder / "circuit.png", check=check)
+    check()
     write_text(folder / "report.html", page(circuit, result, examples, scene))
 
 

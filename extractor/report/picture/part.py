@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from extractor.circuits.circuit import Circuit
+from extractor.circuits.circuit import Circuit, Edge
 
 MAX_EDGES, MAX_NODES = 4000, 1500  # more take minutes to arrange and draw, and are unreadable
 
@@ -14,7 +14,8 @@ def shown_part(circuit: Circuit) -> Circuit:
     """The circuit itself where it is small enough, else its edges of largest weight with their nodes, in the circuit's own order."""
     if len(circuit.edges) <= MAX_EDGES and len(circuit.nodes) <= MAX_NODES:
         return circuit
-    known, chosen, edges = {node.id for node in circuit.nodes}, set[str](), []
+    known, chosen = {node.id for node in circuit.nodes}, set[str]()
+    edges: list[Edge] = []
     strongest = sorted(circuit.edges, key=lambda e: (-abs(e.weight) if math.isfinite(e.weight) else 0.0, e.source, e.target))
     for edge in strongest:
         ends = {edge.source, edge.target}
