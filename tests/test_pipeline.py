@@ -710,9 +710,7 @@ def test_a_circuit_that_an_earlier_attempt_left_is_not_made_again(both, trained_
     assert (copy / "manifest.json").read_bytes() == (both[0] / "manifest.json").read_bytes()
 
 
-def test_of_a_circuit_too_large_to_look_at_the_strongest_edges_are_drawn_and_reported(
-    both, trained_and_pruned: JobSpec, tmp_path: Path, monkeypatch
-):
+def test_of_a_circuit_too_large_to_look_at_the_strongest_edges_are_drawn(both, trained_and_pruned: JobSpec, tmp_path: Path, monkeypatch):
     import shutil
 
     out = Path(shutil.copytree(both[0], tmp_path / "copy"))
