@@ -363,8 +363,14 @@ def test_a_corpus_the_dense_model_does_not_know_is_said_to_be_one(dense: Path, t
     )
     run_job(spec, tmp_path / "out", Progress(told.append), threads=1)
     warnings = [e["message"] for e in told if e["event"] == "note" and "warning" in e["message"]]
-    assert len(warnings) == 1
-    assert "better than a bigram model" in warnings[0]
+    assert len(warnings) == 2
+    assert "nats per token better than a bigram model" in warnings[0]
+    assert "gain over bigrams cannot be given: on the held-out text the dense model" in warnings[1]
+    from worker.cli.views.verdicts import verdict_lines
+
+    lines = [line.partition(": ") for line in verdict_lines(numbers_of(tmp_path / "out"))]
+    assert [name for name, _, _ in lines] == ["circuit", "sparse model", "steering"]
+    assert "is no better than a bigram model" in lines[1][2]
 
 
 def test_a_finished_job_is_only_verified_when_run_again(spec: JobSpec, result: Path):

@@ -71,7 +71,7 @@ def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.devic
     shape = spec.shape_beside(sublayers.width, weights.d_head if weights else spec.model.d_head, sublayers.has_positions)
     vocabulary, from_dense = dense.model.config.vocab_size, spec.init == "dense"
     sparse = new_sparse_gpt(shape, sublayers.n_sublayers // 2, vocabulary, seed, logits_bias=from_dense).to(device)  # type: ignore[arg-type]
-    base, _, revision = str(dense.facts.get("model", dense.name)).partition("@")
+    base, revision = _base_and_revision(str(dense.facts.get("model", dense.name)))
     config = SparseBridgeConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
@@ -114,7 +114,7 @@ def bridge_card(name: str, facts: dict, sparse: PreTrainedConfig) -> str:
     """The model card in Markdown, with the front matter that PEFT and the hub read; `facts` as in `BridgedPair`."""
     from huggingface_hub import ModelCardData
 
-    named, _, revision = name.partition("@")
+    named, revision = _base_and_revision(name)
     base, literal = _in_markdown(named), json.dumps(named, ensure_ascii=False)  # such a JSON text is also Python's
     digests = "\n".join(f"- {key}: `{printable(str(value)).replace('`', '?')}`" for key, value in facts.items() if value is not None)
     at = f", revision={json.dumps(revision, ensure_ascii=False)}" if revision else ""
@@ -141,6 +141,12 @@ sparse = AutoModelForCausalLM.from_pretrained(FOLDER)
 
 {digests}
 """
+
+
+def _base_and_revision(name: str) -> tuple[str, str]:
+    """The hub id and the commit of 'ID@SHA'; a folder, which may have an @ in its name, has no commit: ''."""
+    base, _, revision = (name, "", "") if Path(name).is_absolute() else name.partition("@")
+    return base, revision
 
 
 def _in_markdown(name: str) -> str:
