@@ -94,7 +94,10 @@ def train_card(spec: JobSpec, result: dict) -> str:
     loading = "import extractor.sparse  # registers the architecture\n" if sparse else ""
     sources = printable(", ".join([*spec.corpus.sources, *(d.name for d in spec.corpus.datasets)]))
     inner = _inside_table(result) if sparse else f"Nonzero weights: {result['nonzeros']:,}."
-    rows = "\n".join(f"| {name} | {'-' if loss is None else format(loss, '.4f')} |" for name, loss in result["task_loss"].items())
+    rows = "\n".join(
+        f"| {name} | {'not expressible in these tokens' if loss is None else format(loss, '.4f')} |"
+        for name, loss in result["task_loss"].items()
+    )
     return f"""# {kind}, {result["parameters"]:,} parameters
 
 A {kind}: {shape.n_layer} layers, width {shape.d_model}, {shape.d_model // shape.d_head} heads, \
