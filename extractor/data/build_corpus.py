@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_DOCUMENTS = 10_000  # the first documents of every dataset, on which a tokenizer is trained; other sources are read completely
 TOKENIZER_CHARACTERS = 50_000_000  # limit for every dataset
+CHANGED = "files of the corpus {} changed while they were read; run again"
 GROUP_DOCUMENTS, GROUP_CHARACTERS = 512, 1 << 24  # tokenized at once
 
 
@@ -56,8 +57,7 @@ def _own_tokenizer(spec: CorpusSpec, vocab_size: int, progress: Progress) -> Tok
     from extractor.models.tokenizer import train_tokenizer
 
     datasets = [pin_dataset(d) if d.revision is None else d for d in spec.datasets]
-    facts = [d.model_dump(exclude={"tokens"}) for d in datasets] + [TOKENIZER_DOCUMENTS, TOKENIZER_CHARACTERS]
-    known = _digest([*text_facts(spec), facts, dataset_facts(datasets), vocab_size, tokenizers.__version__])
+    known = _tokenizer_key(spec, datasets, vocab_size)
     path = cache_root() / "tokenizers" / f"{known}.json"
     with locked(path.with_suffix(".lock"), progress):
         if not path.is_file():
@@ -66,8 +66,18 @@ def _own_tokenizer(spec: CorpusSpec, vocab_size: int, progress: Progress) -> Tok
             if datasets:
                 progress.note(f"training a tokenizer on the first {TOKENIZER_DOCUMENTS:,} documents of every dataset")
             tokenizer = train_tokenizer(itertools.chain.from_iterable(texts), vocab_size)
+            if _tokenizer_key(spec, datasets, vocab_size) != known:
+                raise SpecError(CHANGED.format(", ".join([*spec.sources, *(d.name for d in datasets)])))
             files.write_text(path, tokenizer.to_str())
     return tokenizers.Tokenizer.from_file(str(path))
+
+
+def _tokenizer_key(spec: CorpusSpec, datasets: list[DatasetSpec], vocab_size: int) -> str:
+    """The name in the cache of the tokenizer that is trained on this text."""
+    import tokenizers
+
+    facts = [d.model_dump(exclude={"tokens"}) for d in datasets] + [TOKENIZER_DOCUMENTS, TOKENIZER_CHARACTERS]
+    return _digest([*text_facts(spec), facts, dataset_facts(datasets), vocab_size, tokenizers.__version__])
 
 
 def build_corpus(
@@ -115,9 +125,7 @@ def _text_folder(spec: CorpusSpec, tokenizer: Tokenizer, root: Path, progress: P
         with files.new_folder(mine) as new:
             _write_shards(spec, tokenizer, new, progress)
             if text_facts(spec) != facts:
-                raise SpecError(
-                    f"files of the corpus {', '.join(spec.sources)} changed while they were read; run again when they are whole"
-                )
+                raise SpecError(CHANGED.format(", ".join(spec.sources)))
         try:
             os.rename(mine, folder)
         except OSError:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from extractor import files
-from extractor.bridges.pair import FAITHFULNESS_JSON
+from extractor.bridges.pair import DENSE_JSON, FAITHFULNESS_JSON
 from extractor.circuits.calibration import calibrated_loss
 from extractor.circuits.circuit import Calibration, Circuit, Node
 from extractor.circuits.graph import CircuitMask
@@ -153,8 +153,8 @@ def dense_findings(
     found: dict = {"bridge": files.read_json(faithful)} if faithful.is_file() else {}
     pair, splits, seed = run.loaded.pair, run.splits, run.job.spec.seed
     if pair is None:
-        why = f"the dense model cannot be opened: {run.loaded.why_no_pair}" if found else str(run.loaded.why_no_pair)
-        return found, dict.fromkeys(("steering",) if found else ("bridge", "steering"), why)
+        is_lost = (run.loaded.folder / DENSE_JSON).is_file()  # else there never was a dense model, which needs no words
+        return found, {"steering": f"the dense model cannot be opened: {run.loaded.why_no_pair}"} if is_lost else {}
     from extractor.bridges.faithfulness import circuit_through_bridges, prompt_agreement
     from extractor.bridges.steering.edit import steerable
     from extractor.bridges.steering.evaluate import steering_report
