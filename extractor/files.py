@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 _SET_CACHE = "set EXTRACT_CACHE_DIR to a folder that you may write"
+MAX_JSON_BYTES = 1 << 30  # of a JSON file; the largest that the engine writes lists a million edges
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WORK = ".work"  # inside an output folder: checkpoints and unfinished stages; removed when the job is done
 
@@ -50,12 +51,37 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON. Raises BrokenArtifact."""
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes; of others nothing is read, since a pipe may block and a device never end.
+
+    Raises OSError, whose `strerror` is one line. A file whose size is 0, as of those in /proc, is empty.
+    """
+    size = regular_size(path)
+    if size > most:
+        raise OSError(errno.EOVERFLOW, f"it has {size:,} bytes, more than the {most:,} that are read")
+    if not size:
+        return b""
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
+def regular_size(path: Path) -> int:
+    """Bytes of a regular file. Raises OSError, whose `strerror` is one line, for anything else."""
+    found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device; save its content to a file")
+    return found.st_size
+
+
+def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
+    """Read JSON of at most `most` bytes. Raises BrokenArtifact."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_regular(path, most).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BrokenArtifact(f"{path} is not readable JSON: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BrokenArtifact(f"{path} is not readable JSON: {why}") from None
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

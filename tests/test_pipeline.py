@@ -347,8 +347,8 @@ def test_with_the_models_own_labels_the_right_answer_is_what_it_says(result: Pat
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Circuits that hold nearly the full model are not drawn: it would take longer than finding them."""
-    monkeypatch.setattr("extractor.jobs.context.MAX_DRAWN_EDGES", 100)
+    """Of circuits that hold nearly the full model little is drawn: all of it would take longer than finding them."""
+    monkeypatch.setattr("extractor.report.picture.part.MAX_EDGES", 100)
 
 
 def test_a_corpus_the_dense_model_does_not_know_is_said_to_be_one(dense: Path, tmp_path: Path, no_pictures: None):
@@ -363,8 +363,14 @@ def test_a_corpus_the_dense_model_does_not_know_is_said_to_be_one(dense: Path, t
     )
     run_job(spec, tmp_path / "out", Progress(told.append), threads=1)
     warnings = [e["message"] for e in told if e["event"] == "note" and "warning" in e["message"]]
-    assert len(warnings) == 1
-    assert "better than a bigram model" in warnings[0]
+    assert len(warnings) == 2
+    assert "nats per token better than a bigram model" in warnings[0]
+    assert "gain over bigrams cannot be given: on the held-out text the dense model" in warnings[1]
+    from worker.cli.views.verdicts import verdict_lines
+
+    lines = [line.partition(": ") for line in verdict_lines(numbers_of(tmp_path / "out"))]
+    assert [name for name, _, _ in lines] == ["circuit", "sparse model", "steering"]
+    assert "is no better than a bigram model" in lines[1][2]
 
 
 def test_a_finished_job_is_only_verified_when_run_again(spec: JobSpec, result: Path):
@@ -710,16 +716,16 @@ def test_a_circuit_that_an_earlier_attempt_left_is_not_made_again(both, trained_
     assert (copy / "manifest.json").read_bytes() == (both[0] / "manifest.json").read_bytes()
 
 
-def test_a_circuit_too_large_to_look_at_is_left_without_a_picture(both, trained_and_pruned: JobSpec, tmp_path: Path, monkeypatch):
+def test_of_a_circuit_too_large_to_look_at_the_strongest_edges_are_drawn(both, trained_and_pruned: JobSpec, tmp_path: Path, monkeypatch):
     import shutil
 
     out = Path(shutil.copytree(both[0], tmp_path / "copy"))
     (out / "manifest.json").unlink()
     shutil.rmtree(out / "circuits")
-    monkeypatch.setattr("extractor.jobs.context.MAX_DRAWN_EDGES", 3)
+    monkeypatch.setattr("extractor.report.picture.part.MAX_EDGES", 3)
     run_job(trained_and_pruned, out, threads=1)
-    left = {p.name for p in (out / "circuits" / TASK).iterdir()}
-    assert left == {"circuit.json", "result.json", "means.safetensors", "held_out.safetensors", "compiled.safetensors"}
+    assert files_of(out / "circuits") == files_of(both[0] / "circuits")
+    assert "; shown: the 3 edges of largest weight" in (out / "circuits" / TASK / "circuit.svg").read_text()
     assert circuit_bytes(out) == circuit_bytes(both[0])
 
 

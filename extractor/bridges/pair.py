@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +12,7 @@ import torch
 
 from extractor import files
 from extractor.bridges.tuner import BridgeSite, SparseBridgeConfig, bridge_sites
+from extractor.data.text_files import printable
 from extractor.errors import BrokenArtifact, NotFound, first_line
 from extractor.models.dense.base import DenseSublayers, wrap_dense
 from extractor.models.load import check_finite, open_dense
@@ -67,7 +70,7 @@ def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.devic
     shape = spec.shape_beside(sublayers.width, weights.d_head if weights else spec.model.d_head, sublayers.has_positions)
     vocabulary, from_dense = dense.model.config.vocab_size, spec.init == "dense"
     sparse = new_sparse_gpt(shape, sublayers.n_sublayers // 2, vocabulary, seed, logits_bias=from_dense).to(device)  # type: ignore[arg-type]
-    base, _, revision = str(dense.facts.get("model", dense.name)).partition("@")
+    base, revision = _base_and_revision(str(dense.facts.get("model", dense.name)))
     config = SparseBridgeConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
@@ -111,12 +114,14 @@ def load_pair(folder: Path, dense: DenseModel, sparse: SparseGPTForCausalLM | No
 
 def bridge_card(name: str, facts: dict, sparse: PreTrainedConfig) -> str:
     """The model card in Markdown, with the front matter that PEFT and the hub read; `facts` as in `BridgedPair`."""
-    base, _, revision = name.partition("@")
-    digests = "\n".join(f"- {key}: `{value}`" for key, value in facts.items() if value is not None)
-    at = f', revision="{revision}"' if revision else ""
+    from huggingface_hub import ModelCardData
+
+    named, revision = _base_and_revision(name)
+    base, literal = _in_markdown(named), json.dumps(named, ensure_ascii=False)  # such a JSON text is also Python's
+    digests = "\n".join(f"- {key}: `{printable(str(value)).replace('`', '?')}`" for key, value in facts.items() if value is not None)
+    at = f", revision={json.dumps(revision, ensure_ascii=False)}" if revision else ""
     return f"""---
-base_model: {base}
-library_name: peft
+{ModelCardData(base_model=named, library_name="peft").to_yaml()}
 ---
 
 # Bridges between {base} and a weight-sparse GPT
@@ -130,7 +135,7 @@ import extractor.bridges  # registers the adapter type with PEFT
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-dense = AutoModelForCausalLM.from_pretrained("{base}"{at})
+dense = AutoModelForCausalLM.from_pretrained({literal}{at})
 bridged = PeftModel.from_pretrained(dense, FOLDER, subfolder="bridges")
 sites = extractor.bridges.bridge_sites(bridged)  # sites[i].encode(h), sites[i].decode(s), sites[i].steered(change)
 sparse = AutoModelForCausalLM.from_pretrained(FOLDER)
@@ -138,6 +143,17 @@ sparse = AutoModelForCausalLM.from_pretrained(FOLDER)
 
 {digests}
 """
+
+
+def _base_and_revision(name: str) -> tuple[str, str]:
+    """The hub id and the commit of 'ID@SHA'; a folder, which may have an @ in its name, has no commit: ''."""
+    base, _, revision = (name, "", "") if Path(name).is_absolute() else name.partition("@")
+    return base, revision
+
+
+def _in_markdown(name: str) -> str:
+    """A model's name as one line of text: nothing in it starts a tag, a link or a code span."""
+    return re.sub(r"[\[<`]", r"\\\g<0>", printable(name))
 
 
 def open_pair(folder: Path, dense: DenseModel | None = None, sparse: SparseGPTForCausalLM | None = None) -> BridgedPair:

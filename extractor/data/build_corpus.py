@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,24 +25,26 @@ from extractor.data.shards import (
     HELD_OUT_ONE_IN,
     SHARD_TOKENS,
     around_documents,
-    file_stamps,
     is_held_out,
     locked,
     prepare_dataset,
     token_dtype,
 )
-from extractor.data.sources import check_sources, documents
+from extractor.data.sources import AUTO, NAMED_SOURCES, check_sources, documents
 from extractor.data.streams import first_documents, pin_dataset
-from extractor.errors import UnsupportedModel
+from extractor.data.text_files import LeftOut, content_facts
+from extractor.errors import SpecError, UnsupportedModel
 from extractor.files import cache_root
 from extractor.progress import Progress, Stopped
-from extractor.spec.schema import CorpusSpec, TrainSpec
+from extractor.spec.schema import CorpusSpec, DatasetSpec, TrainSpec
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENIZER_DOCUMENTS = 10_000  # the first documents of every dataset, on which a tokenizer is trained; other sources are read completely
 TOKENIZER_CHARACTERS = 50_000_000  # limit for every dataset
+CHANGED = "files of the corpus {} changed while they were read; run again"
+GROUP_DOCUMENTS, GROUP_CHARACTERS = 512, 1 << 24  # tokenized at once
 
 
 def corpus_for(spec: CorpusSpec, train: TrainSpec, progress: Progress | None = None) -> tuple[Tokenizer, Corpus]:
@@ -64,8 +66,7 @@ def _own_tokenizer(spec: CorpusSpec, vocab_size: int, progress: Progress) -> Tok
     from extractor.models.tokenizer import train_tokenizer
 
     datasets = [pin_dataset(d) if d.revision is None else d for d in spec.datasets]
-    facts = [d.model_dump(exclude={"tokens"}) for d in datasets] + [TOKENIZER_DOCUMENTS, TOKENIZER_CHARACTERS]
-    known = _digest([*text_facts(spec), facts, [file_stamps(Path(d.name)) for d in datasets], vocab_size, tokenizers.__version__])
+    known = _tokenizer_key(spec, datasets, vocab_size)
     path = cache_root() / "tokenizers" / f"{known}.json"
     with locked(path.with_suffix(".lock"), progress):
         if not path.is_file():
@@ -74,8 +75,18 @@ def _own_tokenizer(spec: CorpusSpec, vocab_size: int, progress: Progress) -> Tok
             if datasets:
                 progress.note(f"training a tokenizer on the first {TOKENIZER_DOCUMENTS:,} documents of every dataset")
             tokenizer = train_tokenizer(itertools.chain.from_iterable(texts), vocab_size)
+            if _tokenizer_key(spec, datasets, vocab_size) != known:
+                raise SpecError(CHANGED.format(", ".join([*spec.sources, *(d.name for d in datasets)])))
             files.write_text(path, tokenizer.to_str())
     return tokenizers.Tokenizer.from_file(str(path))
+
+
+def _tokenizer_key(spec: CorpusSpec, datasets: list[DatasetSpec], vocab_size: int) -> str:
+    """The name in the cache of the tokenizer that is trained on this text."""
+    import tokenizers
+
+    facts = [d.model_dump(exclude={"tokens"}) for d in datasets] + [TOKENIZER_DOCUMENTS, TOKENIZER_CHARACTERS]
+    return _digest([*text_facts(spec), facts, dataset_facts(datasets), vocab_size, tokenizers.__version__])
 
 
 def build_corpus(
@@ -92,21 +103,21 @@ def build_corpus(
     reads        tokens that training will draw; if given, a note says how often a dataset that ends early is repeated
     vocab_size   tokens that the model has embeddings for; None: all of the tokenizer's
 
-    Raises UnsupportedModel for a token without an embedding, SpecError when a source or dataset is missing or empty, NotFound or
+    Notes say what of the user's text is left out, also where the shards are those of an earlier job.
+    Raises UnsupportedModel for a token without an embedding, SpecError when a source or dataset is missing, empty or changing, NotFound or
     ExtractorError when a dataset is not available, Stopped when `progress` requests a stop; the prepared part of a dataset stays in the
     cache.
     """
     root, progress = cache or cache_root(), progress or Progress()
     folders = [_text_folder(spec, tokenizer, root / "corpus", progress)] if spec.sources else []
+    for source in files.read_json(folders[0] / "corpus.json")["sources"] if folders else []:
+        if source.get("left_out"):
+            progress.note(f"corpus {source['source']}: {source['left_out']}")
     total, done = sum(dataset.tokens for dataset in spec.datasets), 0
     for dataset in spec.datasets:
         folders.append(prepare_dataset(dataset, tokenizer, spec.seed, root, progress, done, total))
         done += dataset.tokens
-        found = files.read_json(folders[-1] / "corpus.json")["sources"][0]["found"]
-        if found < dataset.tokens:
-            times = reads / (len(spec.sources) + len(spec.datasets)) / found if reads else 0
-            often = f"; training will read them {times:.1f} times" if times >= 1 else ""
-            progress.note(f"dataset {dataset.name} ends after {found:,} of the {dataset.tokens:,} tokens requested{often}")
+        _note_dataset(folders[-1], dataset, reads / (len(spec.sources) + len(spec.datasets)) if reads else 0, progress)
     corpus = Corpus(*folders)
     _check_embeddings(corpus, spec, tokenizer, vocab_size)
     return corpus
@@ -124,26 +135,46 @@ def _check_embeddings(corpus: Corpus, spec: CorpusSpec, tokenizer: Tokenizer, vo
             raise UnsupportedModel(f"corpus {name} has {count:,} tokens that the model cannot read: {missing}")
 
 
+def _note_dataset(folder: Path, dataset: DatasetSpec, reads: float, progress: Progress) -> None:
+    """Note how much of a dataset is missing: rows without text, tokens beyond its end. reads: tokens that training will draw from it."""
+    facts = files.read_json(folder / "corpus.json")["sources"][0]
+    found = facts["found"]
+    if facts.get("blank"):
+        progress.note(f"dataset {dataset.name}: rows without text, left out: {facts['blank']:,}")
+    if found < dataset.tokens:
+        often = f"; training will read them {reads / found:.1f} times" if reads >= found else ""
+        progress.note(f"dataset {dataset.name} ends after {found:,} of the {dataset.tokens:,} tokens requested{often}")
+
+
 def _text_folder(spec: CorpusSpec, tokenizer: Tokenizer, root: Path, progress: Progress) -> Path:
     check_sources(spec)
-    digest = [*text_facts(spec), HELD_OUT_ONE_IN, tokenizer.to_str(), *around_documents(tokenizer)]
-    folder = root / _digest(digest)
+    facts = text_facts(spec)
+    folder = root / _digest([*facts, HELD_OUT_ONE_IN, tokenizer.to_str(), *around_documents(tokenizer)])
     if not (folder / "corpus.json").is_file():
         # Every process writes a folder of its own: two jobs may build the same corpus at once, and the first to finish wins.
         mine = folder.with_name(f"{folder.name}-{os.getpid()}")
         with files.new_folder(mine) as new:
             _write_shards(spec, tokenizer, new, progress)
+            if text_facts(spec) != facts:
+                raise SpecError(CHANGED.format(", ".join(spec.sources)))
         try:
             os.rename(mine, folder)
         except OSError:
             shutil.rmtree(mine)
+            if not folder.is_dir():
+                raise
     return folder
 
 
 def text_facts(spec: CorpusSpec) -> list:
     """Everything that the text of `spec.sources` depends on."""
     text = spec.model_dump(exclude={"datasets"})
-    return [text, sys.version, GENERATOR_VERSION, [file_stamps(Path(source)) for source in spec.sources]]
+    return [text, sys.version, GENERATOR_VERSION, [[] if s in (*NAMED_SOURCES, *AUTO) else content_facts(Path(s)) for s in spec.sources]]
+
+
+def dataset_facts(datasets: Iterable[DatasetSpec]) -> list:
+    """Everything that the text of datasets depends on beside their specs: the content of those that are folders."""
+    return [content_facts(Path(d.name)) if Path(d.name).is_absolute() else [] for d in datasets]
 
 
 def _digest(facts: list) -> str:
@@ -155,12 +186,15 @@ def _write_shards(spec: CorpusSpec, tokenizer: Tokenizer, folder: Path, progress
     facts = []
     for index, source in enumerate(spec.sources):
         parts: dict[str, list[np.ndarray]] = {"train": [], "held_out": []}
-        for texts in _groups(documents(spec, source), 512):
+        left_out = LeftOut()
+        for texts in _groups(documents(spec, source, left_out)):
             if progress.should_stop():
                 raise Stopped
             for text, encoding in zip(texts, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True):
                 ids = [*marks.before, *encoding.ids, *marks.after]
                 parts["held_out" if is_held_out(text) else "train"].append(np.asarray(ids, dtype=dtype))
+        if not (parts["train"] or parts["held_out"]):
+            raise SpecError(f"corpus {source!r} holds no text on this machine; name other text with --corpus")
         train = np.concatenate(parts["train"] or parts["held_out"])
         # With very few documents none may be held out, or all: hold out the last fiftieth of the tokens instead.
         if not parts["held_out"] or not parts["train"]:
@@ -171,16 +205,18 @@ def _write_shards(spec: CorpusSpec, tokenizer: Tokenizer, folder: Path, progress
             names.append(f"{index}-train-{start // SHARD_TOKENS:04d}.npy")
             np.save(folder / names[-1], train[start : start + SHARD_TOKENS])
         np.save(folder / f"{index}-held_out.npy", np.concatenate(parts["held_out"]))
-        facts.append({"source": source, "train": names, "held_out": f"{index}-held_out.npy"})
+        facts.append({"source": source, "train": names, "held_out": f"{index}-held_out.npy", "left_out": str(left_out)})
     files.write_json(folder / "corpus.json", {"version": 1, "sources": facts})
 
 
-def _groups(texts: Iterator[str], size: int) -> Iterator[list[str]]:
+def _groups(texts: Iterator[str]) -> Iterator[list[str]]:
     group: list[str] = []
+    characters = 0
     for text in texts:
         group.append(text)
-        if len(group) == size:
+        characters += len(text)
+        if len(group) == GROUP_DOCUMENTS or characters >= GROUP_CHARACTERS:
             yield group
-            group = []
+            group, characters = [], 0
     if group:
         yield group

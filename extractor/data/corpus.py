@@ -27,6 +27,7 @@ class Corpus:
     """Token shards of all sources, memory-mapped.
 
     folders    the folders of the shards
+    sources    the name of each source
     train      for each source, a list of uint16 or uint32 arrays
     held_out   for each source, one such array
     tokens     number of training tokens
@@ -36,17 +37,32 @@ class Corpus:
 
     def __init__(self, *folders: Path):
         self.folders = folders
+        self.sources: list[str] = []
         self.train: list[list[np.ndarray]] = []
         self.held_out: list[np.ndarray] = []
         for folder in folders:
             try:
                 for source in files.read_json(folder / "corpus.json")["sources"]:
+                    self.sources.append(str(source.get("source", "without a name")))  # always there in a corpus that the engine wrote
                     self.train.append([np.load(folder / name, mmap_mode="r") for name in source["train"]])
                     self.held_out.append(np.load(folder / source["held_out"], mmap_mode="r"))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise BrokenArtifact(f"tokenized text in {folder} is damaged ({error}); delete that folder and run again") from None
         self.tokens = sum(len(shard) for source in self.train for shard in source)
-        self._train, self._held_out = _Windows(self.train), _Windows([[tokens] for tokens in self.held_out])
+        self._train = _Windows(self.train, "the corpus")
+        self._held_out = _Windows([[tokens] for tokens in self.held_out], "the held-out part of the corpus, about a fiftieth of it,")
+
+    def check_context(self, training: int, held_out: int | None) -> list[str]:
+        """A line for every source that is never drawn from, since it is shorter than the contexts of training and of held-out windows.
+
+        held_out: None where no held-out text is needed. Raises SpecError where all sources are too short.
+        """
+        kinds = [("training", self._train, training), *([("held-out", self._held_out, held_out)] if held_out is not None else [])]
+        return [
+            f"{kind} text of {self.sources[index]} is not used: it has {tokens:,} tokens, a context {context}"
+            for kind, windows, context in kinds
+            for index, tokens in windows.unused(context)
+        ]
 
     def batch(self, seed: int, step: int, rows: int, context: int) -> Tensor:
         """Training tokens (rows, context), int64: a pure function of the arguments."""
@@ -84,8 +100,8 @@ class Corpus:
 class _Windows:
     """Draws windows: sources are equally likely, and so are all windows of a source."""
 
-    def __init__(self, sources: list[list[np.ndarray]]):
-        self._sources = sources
+    def __init__(self, sources: list[list[np.ndarray]], name: str):
+        self._sources, self._name = sources, name
         self._known: dict[int, list[tuple[list[np.ndarray], np.ndarray]]] = {}
 
     def draw(self, bits: np.random.BitGenerator, context: int, first: int, stop: int) -> Tensor:
@@ -104,13 +120,19 @@ class _Windows:
                 out[row - first] = shards[which][start : start + context]
         return torch.from_numpy(out)
 
+    def unused(self, context: int) -> list[tuple[int, int]]:
+        """(index, longest shard in tokens) of every source in which no window fits. Raises SpecError where that holds for all."""
+        self._usable(context)
+        lengths = [max(map(len, source), default=0) for source in self._sources]
+        return [(index, tokens) for index, tokens in enumerate(lengths) if tokens <= context]
+
     def _usable(self, context: int) -> list[tuple[list[np.ndarray], np.ndarray]]:
         """For each source, the shards longer than `context` and the cumulative numbers of their windows."""
         if context not in self._known:
             long = [[shard for shard in source if len(shard) > context] for source in self._sources]
             self._known[context] = [(source, np.cumsum([len(shard) - context for shard in source])) for source in long if source]
         if not self._known[context]:
-            raise SpecError(f"the corpus is shorter than one context of {context} tokens; give more text with --corpus")
+            raise SpecError(f"{self._name} is shorter than one context of {context} tokens; give more text with --corpus")
         return self._known[context]
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from extractor.data.encoding import document_marks, marks_of
 from extractor.data.streams import DocumentStream, pin_dataset
+from extractor.data.text_files import content_facts
 from extractor.errors import BrokenArtifact, ExtractorError, SpecError
 from extractor.files import explain_full_disk, read_json, write_json
 from extractor.progress import Progress, Stopped
@@ -60,13 +61,20 @@ def _prepare(spec: DatasetSpec, tokenizer: Tokenizer, seed: int, folder: Path, p
     if (folder.with_suffix(".part") / "corpus.json").is_file():
         _publish(folder)
         return
+    was_begun = (folder.with_suffix(".part") / "state.json").exists()
     shards = Shards.resume(folder.with_suffix(".part"), token_dtype(tokenizer))
+    if was_begun and not shards.blocks:
+        progress.note(f"dataset {spec.name}: what an earlier run prepared is damaged; starting again")
     if shards.blocks:
         progress.note(f"dataset {spec.name}: continuing after {shards.tokens:,} tokens")
     stream = DocumentStream(spec, shards.position, progress)
     progress.step(done + shards.tokens, of, tokens=1)
     try:
-        while shards.tokens < spec.tokens and (texts := _read_block(stream, spec.tokens - shards.tokens, progress)):
+        while shards.tokens < spec.tokens:
+            texts, blank = _read_block(stream, spec.tokens - shards.tokens, progress)
+            shards.blank += blank
+            if not texts:
+                break
             order = np.random.Generator(np.random.Philox(key=[seed, shards.blocks])).permutation(len(texts))
             train, held_out = _tokenize([texts[i] for i in order], tokenizer, spec.tokens - shards.tokens)
             shards.add(train, held_out, stream.position())
@@ -81,6 +89,9 @@ def _prepare(spec: DatasetSpec, tokenizer: Tokenizer, seed: int, folder: Path, p
     if not shards.tokens:
         shutil.rmtree(shards.folder, ignore_errors=True)
         raise SpecError(f"dataset {spec.name!r} holds no text in column {spec.text_column!r} of split {spec.split!r}")
+    if _identity(spec, tokenizer, seed) != folder.name:
+        shutil.rmtree(shards.folder, ignore_errors=True)
+        raise SpecError(f"files of dataset {spec.name!r} changed while they were read; run again when they are whole")
     shards.finish(spec)
     _publish(folder)
 
@@ -94,12 +105,12 @@ def _publish(folder: Path) -> None:
     os.replace(part, folder)
 
 
-def _read_block(stream: DocumentStream, tokens: int, progress: Progress) -> list[str]:
+def _read_block(stream: DocumentStream, tokens: int, progress: Progress) -> tuple[list[str], int]:
     """The next documents with text: BLOCK_DOCUMENTS, or fewer once they have 8 characters for each of `tokens` tokens; [] at the end.
 
-    Raises Stopped when a stop was requested.
+    Also returns the number of rows without text between them. Raises Stopped when a stop was requested.
     """
-    texts, characters = [], 0
+    texts, characters, blank = [], 0, 0
     most = min(BLOCK_CHARACTERS, 8 * tokens)
     for text in stream:
         if progress.should_stop():
@@ -107,9 +118,11 @@ def _read_block(stream: DocumentStream, tokens: int, progress: Progress) -> list
         if text.strip():
             texts.append(text)
             characters += len(text)
+        else:
+            blank += 1
         if len(texts) == BLOCK_DOCUMENTS or characters >= most:
             break
-    return texts
+    return texts, blank
 
 
 def _tokenize(texts: list[str], tokenizer: Tokenizer, most: int) -> tuple[list[int], list[int]]:
@@ -138,13 +151,14 @@ class Shards:
     folder     ends in .part; only the files that its state.json names are valid, others are overwritten or removed
     position   of the DocumentStream after the last block added
     blocks     number of blocks added
+    blank      number of rows without text before the end of the last block
     written    number of full shards written
     """
 
     def __init__(self, folder: Path, dtype: np.dtype):
         self.folder, self.dtype = folder, dtype
         self.position: dict | None = None
-        self.blocks = self.written = 0
+        self.blocks = self.blank = self.written = 0
         self.pending, self.held_out = np.empty(0, dtype), np.empty(0, dtype)
 
     @classmethod
@@ -161,7 +175,7 @@ class Shards:
             shutil.rmtree(folder, ignore_errors=True)
             return shards
         shards.position, shards.blocks, shards.written = state["position"], state["blocks"], state["whole"]
-        shards.pending, shards.held_out = pending, held_out
+        shards.pending, shards.held_out, shards.blank = pending, held_out, state.get("blank", 0)  # absent before blank rows were counted
         return shards
 
     @property
@@ -188,7 +202,7 @@ class Shards:
             self.pending, self.written = self.pending[SHARD_TOKENS:], self.written + 1
         _write_array(self.folder / f"pending-{self.blocks}.npy", self.pending)
         _write_array(self.folder / f"held-{self.blocks}.npy", self.held_out)
-        state = {"blocks": self.blocks, "whole": self.written, "position": self.position}
+        state = {"blocks": self.blocks, "whole": self.written, "position": self.position, "blank": self.blank}
         write_json(self.folder / "state.json", state)
         for path in (*self.folder.glob("pending-*.npy"), *self.folder.glob("held-*.npy")):
             if path.stem.partition("-")[2] != str(self.blocks):
@@ -215,7 +229,14 @@ class Shards:
             names.append(_shard(self.written))
             _write_array(self.folder / names[-1], self.pending)
         _write_array(self.folder / "held_out.npy", self.held_out)
-        facts = {"source": spec.name, "train": names, "held_out": "held_out.npy", "asked": spec.tokens, "found": self.tokens}
+        facts = {
+            "source": spec.name,
+            "train": names,
+            "held_out": "held_out.npy",
+            "asked": spec.tokens,
+            "found": self.tokens,
+            "blank": self.blank,
+        }
         write_json(self.folder / "corpus.json", {"version": 1, "sources": [facts]})
 
 
@@ -232,7 +253,7 @@ def _write_array(path: Path, array: np.ndarray) -> None:
 
 def _identity(spec: DatasetSpec, tokenizer: Tokenizer, seed: int) -> str:
     facts: list = [spec.model_dump(), seed, _VERSION, HELD_OUT_ONE_IN, SHARD_TOKENS, BLOCK_DOCUMENTS, BLOCK_CHARACTERS]
-    digest = hashlib.sha256(json.dumps(facts + file_stamps(Path(spec.name)) if Path(spec.name).is_absolute() else facts).encode())
+    digest = hashlib.sha256(json.dumps(facts + content_facts(Path(spec.name)) if Path(spec.name).is_absolute() else facts).encode())
     digest.update(tokenizer.to_str().encode())
     digest.update("".join(around_documents(tokenizer)).encode())
     return digest.hexdigest()[:24]
@@ -247,12 +268,6 @@ def around_documents(tokenizer: Tokenizer) -> list[str]:
     """What a cache key needs beside the tokenizer itself; empty where the tokenizer itself puts none around a text."""
     marks = marks_of(tokenizer)
     return [f"around documents: {document_marks(tokenizer)}"] if marks.before or marks.after else []
-
-
-def file_stamps(path: Path) -> list:
-    """Name, size and modification time of every file at or below a path; they change when its text does."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from extractor.data.programs import programs
+from extractor.data.text_files import LeftOut, check_size, documents_of
 from extractor.errors import SpecError
 from extractor.spec.schema import CorpusSpec
 
@@ -20,7 +21,7 @@ _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__p
 
 
 def check_sources(spec: CorpusSpec) -> None:
-    """Raise SpecError unless every source exists and holds text."""
+    """Raise SpecError unless every source exists, is not too large, and holds text."""
     for source in spec.sources:
         if source in (*NAMED_SOURCES, *AUTO):
             continue
@@ -28,52 +29,33 @@ def check_sources(spec: CorpusSpec) -> None:
             raise SpecError(
                 f"corpus {source!r} not found: name {', '.join(map(repr, NAMED_SOURCES))}, or a folder, .txt, .py or .jsonl file"
             )
-        if next(documents(spec.model_copy(update={"sources": (source,)}), source), None) is None:
-            raise SpecError(f"corpus {source!r} holds no text: expected UTF-8 text, or JSONL lines with a 'text' field")
+        check_size(Path(source))
+        left_out = LeftOut()
+        if next(documents_of(Path(source), left_out), None) is None:
+            found = f"; {left_out}" if str(left_out) else ""
+            raise SpecError(
+                f"corpus {source!r} holds no text: expected UTF-8 text, or JSONL lines with a 'text' field (--dataset FOLDER reads parquet "
+                f"and compressed files){found}"
+            )
 
 
-def documents(spec: CorpusSpec, source: str) -> Iterator[str]:
-    """The documents of one source, in a fixed order."""
+def documents(spec: CorpusSpec, source: str, left_out: LeftOut | None = None) -> Iterator[str]:
+    """The documents of one source, in a fixed order. left_out: counts what a user's source has and is not read. Raises SpecError."""
     if source == "stdlib":
-        yield from _python_files(Path(sysconfig.get_paths()["stdlib"]))
+        yield from _standard_library(Path(sysconfig.get_paths()["stdlib"]))
     elif source == "prose":
         yield from prose()
     elif source == "generated":
         yield from programs(spec.generated_programs, spec.seed)
-    elif Path(source).is_dir():
-        for path in sorted(p for p in Path(source).rglob("*") if p.is_file()):
-            yield from _file_documents(path)
     else:
-        yield from _file_documents(Path(source))
+        yield from documents_of(Path(source), left_out or LeftOut())
 
 
-def _python_files(root: Path) -> Iterator[str]:
+def _standard_library(root: Path) -> Iterator[str]:
     for path in sorted(root.rglob("*.py")):
         if not _SKIPPED_FOLDERS.intersection(path.relative_to(root).parts):
-            yield from _file_documents(path)
-
-
-def _file_documents(path: Path) -> Iterator[str]:
-    """A text file is one document; in a .jsonl file every line is one, its 'text' field. Files that are not UTF-8 are skipped."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError):
-        return
-    if path.suffix != ".jsonl":
-        if text.strip():
-            yield text
-        return
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also split at separators that JSON does not escape
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError):
-            document = None
-        if not isinstance(document, str):
-            raise SpecError(f"corpus {path} line {number}: expected a JSON object with a 'text' field that is a string")
-        if document.strip():
-            yield document.encode("utf-8", "replace").decode("utf-8")  # JSON can hold half a surrogate pair, UTF-8 cannot
+            with suppress(SpecError):  # an empty module
+                yield from documents_of(path, LeftOut())
 
 
 def default_sources(kind: TextKind) -> tuple[str, ...]:

@@ -24,10 +24,11 @@ from extractor.data.prompts import (
     usual_answer_ids,
 )
 from extractor.errors import NotFound, SpecError, TaskNotExpressible
+from extractor.files import read_regular
 from extractor.spec.schema import TaskFileSpec
 from tasks import Task
 from tasks.base import ALL, Pair, task_names
-from tasks.files import FileTask, TaskFileError, read_task
+from tasks.files import MAX_TASK_FILE_BYTES, FileTask, TaskFileError, read_task
 from tasks.installed import installed_tasks, reserved_names
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _open_file(file: TaskFileSpec) -> FileTask:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, MAX_TASK_FILE_BYTES)
     except FileNotFoundError:
         raise NotFound(f"task file {path} is not on this machine") from None
     except OSError as error:

@@ -49,7 +49,10 @@ def make_model(job: Job, given: GivenModel, corpus: Corpus) -> None:
 
 def load_from_cache(job: Job) -> bool:
     """Copy the bridged model from the cache into model/. Returns False where the cache does not have it."""
+    was_there = job.bridged is not None and job.bridged.is_dir()
     is_cached = job.bridged is not None and bridged_cache.load(job.bridged, job.out)
+    if was_there and not is_cached:
+        job.progress.note("the cached bridged model of an earlier job is damaged; it is deleted and trained again")
     if is_cached:
         job.progress.note("using the cached bridged model of an earlier job with the same model, corpus and settings")
     return is_cached

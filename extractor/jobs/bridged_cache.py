@@ -14,8 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from extractor import files
-from extractor.data.build_corpus import text_facts
-from extractor.data.shards import file_stamps
+from extractor.data.build_corpus import dataset_facts, text_facts
 from extractor.errors import BrokenArtifact
 from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
 from extractor.models.reference import BUNDLED, JOB_MODEL, is_here, open_model
@@ -38,7 +37,7 @@ def address(spec: JobSpec, threads: int) -> str | None:
         return None
     if is_here(spec.model) and open_model(spec.model).is_sparse:
         return None
-    corpus = [spec.corpus.model_dump(mode="json"), text_facts(spec.corpus), [file_stamps(Path(d.name)) for d in spec.corpus.datasets]]
+    corpus = [spec.corpus.model_dump(mode="json"), text_facts(spec.corpus), dataset_facts(spec.corpus.datasets)]
     model = [_identity(spec.model, CONFIG, "*.safetensors", "tokenizer*"), *_tokens(spec.model)]
     adapter = _identity(spec.adapter, ADAPTER_CONFIG, ADAPTER_WEIGHTS) if spec.adapter else None
     names = [spec.model, spec.adapter]  # part of dense.json
@@ -101,3 +100,5 @@ def store(out: Path, kept: Path) -> None:
         os.rename(mine, kept)
     except OSError:
         shutil.rmtree(mine)
+        if not kept.is_dir():
+            raise

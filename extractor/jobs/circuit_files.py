@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,8 @@ from extractor.circuits.sites import node_id
 from extractor.data.encoding import prompt_text, shown_text, token_text
 from extractor.data.prompts import accuracy
 from extractor.files import rounded
-from extractor.models.sparse_folder import FAITHFULNESS_JSON
+from extractor.models.sparse_folder import DENSE_JSON, FAITHFULNESS_JSON
+from extractor.progress import Progress, Stopped
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import PrunedCircuit, PruneResult
 from extractor.report.page import Example, write_report
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 DESCRIBED_PAIRS = 512  # pairs of the train split on which the tokens that nodes read are measured
 SHOWN_PAIRS = 4  # held-out pairs in the report
+PARTS = 4  # of the stage that writes the files: names of the nodes, numbers, compiled circuit, report
 
 
 def circuit_folder(job: Job, task: str) -> Path:
@@ -39,7 +41,9 @@ def circuit_folder(job: Job, task: str) -> Path:
 
 
 def write_files(run: CircuitRun, problem: PruningProblem, result: PruneResult, report: ValidationReport) -> None:
-    """Write circuits/TASK/ atomically. Raises DiskFull."""
+    """Write circuits/TASK/ atomically. Raises DiskFull, Stopped."""
+    progress = _Parts(run.job.progress)
+    progress.begin()
     splits, circuit = run.splits, name_circuit(run, problem, result.best)
     answers = torch.cat([splits.held_out.correct, splits.held_out.wrong]).unique()
     with files.new_folder(circuit_folder(run.job, circuit.task)) as folder:
@@ -47,14 +51,34 @@ def write_files(run: CircuitRun, problem: PruningProblem, result: PruneResult, r
         files.write_tensors(folder / "means.safetensors", problem.ablation_values)
         pairs = {name: getattr(splits.held_out, name) for name in ("ids", "last", "correct", "wrong", "sign")}
         files.write_tensors(folder / "held_out.safetensors", pairs)
-        numbers = result_json(run, problem, circuit, result, report)
+        progress.begin()
+        numbers = result_json(run, problem, circuit, result, report, progress.check)
         files.write_json(folder / "result.json", numbers)
+        progress.begin()
         if problem.spec.ablation != "resample":  # a resampled node has no constant replacement value
             from extractor.circuits.compiled import compile_circuit
 
             compile_circuit(problem.model, problem.ablation_values, result.best.graph, answers).save(folder / "compiled.safetensors")
-        if run.is_drawn(circuit):
-            write_report(folder, circuit, numbers, examples(run, problem, circuit, result.best))
+        progress.begin()
+        write_report(folder, circuit, numbers, examples(run, problem, circuit, result.best), progress.check)
+
+
+class _Parts:
+    """Progress over the parts of `write_files`."""
+
+    def __init__(self, progress: Progress):
+        self._progress, self._begun = progress, 0
+
+    def begin(self) -> None:
+        """Report that another part begins. Raises Stopped when a stop was requested."""
+        self.check()
+        self._begun += 1
+        self._progress.step(self._begun, PARTS)
+
+    def check(self) -> None:
+        """Raise Stopped when a stop was requested."""
+        if self._progress.should_stop():
+            raise Stopped
 
 
 def name_circuit(run: CircuitRun, problem: PruningProblem, pruned: PrunedCircuit) -> Circuit:
@@ -77,8 +101,14 @@ def name_circuit(run: CircuitRun, problem: PruningProblem, pruned: PrunedCircuit
     )
 
 
-def result_json(run: CircuitRun, problem: PruningProblem, circuit: Circuit, result: PruneResult, report: ValidationReport) -> dict:
-    """The content of result.json. Losses in nats per prompt on the held-out split, accuracies as fractions."""
+def result_json(
+    run: CircuitRun, problem: PruningProblem, circuit: Circuit, result: PruneResult, report: ValidationReport, tick: Callable[[], None]
+) -> dict:
+    """The content of result.json. Losses in nats per prompt on the held-out split, accuracies as fractions.
+
+    not_measured   {what: why} of the numbers that could not be had; absent where there are none
+    tick           called between long computations
+    """
     spec = run.job.spec
     numbers = {
         "model": circuit.model,
@@ -100,7 +130,8 @@ def result_json(run: CircuitRun, problem: PruningProblem, circuit: Circuit, resu
         "validation": report.details(),
         "seconds": run.seconds(),
     }
-    return rounded(numbers) | dense_findings(run, problem, circuit, result.best.graph)
+    found, missing = dense_findings(run, problem, circuit, result.best.graph, tick)
+    return rounded(numbers) | found | ({"not_measured": missing} if missing else {})
 
 
 def curve(problem: PruningProblem, circuits: Sequence[PrunedCircuit], run: CircuitRun) -> list[dict]:
@@ -116,21 +147,29 @@ def curve(problem: PruningProblem, circuits: Sequence[PrunedCircuit], run: Circu
     return rows
 
 
-def dense_findings(run: CircuitRun, problem: PruningProblem, circuit: Circuit, graph: CircuitMask) -> dict:
-    """'bridge' and 'steering' of result.json: faithfulness and steering of the dense model. Empty without a dense model."""
+def dense_findings(
+    run: CircuitRun, problem: PruningProblem, circuit: Circuit, graph: CircuitMask, tick: Callable[[], None]
+) -> tuple[dict, dict[str, str]]:
+    """'bridge' and 'steering' of result.json: faithfulness and steering of the dense model; and why one of them is missing."""
     faithful = run.loaded.folder / FAITHFULNESS_JSON
     found: dict = {"bridge": files.read_json(faithful)} if faithful.is_file() else {}
     pair, splits, seed = run.loaded.pair, run.splits, run.job.spec.seed
     if pair is None:
-        return found
+        is_lost = (run.loaded.folder / DENSE_JSON).is_file()  # else there never was a dense model, which needs no words
+        return found, {"steering": f"the dense model cannot be opened: {run.loaded.why_no_pair}"} if is_lost else {}
     from extractor.bridges.faithfulness import circuit_through_bridges, prompt_agreement
+    from extractor.bridges.steering.edit import steerable
     from extractor.bridges.steering.evaluate import steering_report
 
     through = circuit_through_bridges(pair, splits.held_out, graph, problem.ablation_values, splits.select)
     found.setdefault("bridge", {}).update(prompts=prompt_agreement(pair, splits.held_out), circuit=through)
-    nodes = [node.id for node in circuit.nodes]
-    steering = steering_report(pair, nodes, splits.select, splits.held_out, seed, partial(shown_text, run.loaded.tokenizer))
-    return found | ({"steering": steering} if steering else {})
+    nodes, decode = [node.id for node in circuit.nodes], partial(shown_text, run.loaded.tokenizer)
+    steering = steering_report(pair, nodes, splits.select, splits.held_out, seed, decode, tick)
+    if steering:
+        return found | {"steering": steering}, {}
+    kinds = "queries, keys and position channels have no fixed direction in the dense model"
+    answers = "without an edit the dense model answers none of the tried prompts correctly"
+    return found, {"steering": answers if steerable(pair, nodes) else f"the circuit has no node that can be edited: {kinds}"}
 
 
 @torch.no_grad()

@@ -21,8 +21,9 @@ from extractor.jobs.context import CircuitRun, GivenModel, LoadedModel
 from extractor.jobs.cost.bridging import longest_prompt
 from extractor.jobs.find_circuit import find_circuit, load_sparse, make_splits
 from extractor.models.checks import CONFIG
-from extractor.models.sparse_folder import check_sparse_folder
+from extractor.models.sparse_folder import FAITHFULNESS_JSON, check_sparse_folder
 from extractor.models.tokenizer import load_tokenizer
+from extractor.spec.unmeasured import is_constant, no_gain
 
 if TYPE_CHECKING:
     from extractor.jobs.job import Job
@@ -40,8 +41,10 @@ def run_circuit_job(job: Job) -> None:
     check_tasks_fit(job, given, tasks)
     with job.stage("corpus"):
         corpus = given.corpus(job)
+        check_corpus_fits(job, given, corpus)
     with job.stage("bridge"):
         make_model(job, given, corpus)
+        note_faithfulness(job)
     name = given.dense.name if given.dense else str(spec.model)
     loaded = LoadedModel(load_sparse(job), given.tokenizer, corpus, name, spec, job.out / "model", given.dense)
     if len(tasks) == 1:
@@ -73,6 +76,30 @@ def check_tasks_fit(job: Job, given: GivenModel, tasks: Mapping[str, Task]) -> N
     refuse_if_none(reasons, len(tasks))
 
 
+def check_corpus_fits(job: Job, given: GivenModel, corpus: Corpus) -> None:
+    """Note the sources that are shorter than a context. Raises SpecError where all are, before a long bridging."""
+    assert job.spec.bridge is not None  # JobSpec's validator checks it
+    if not job.spec.prunes_dense:
+        longest = longest_prompt(files.read_json(given.folder.path / CONFIG), job.spec.bridge) or 0
+        context = job.spec.bridge.optim.context if given.dense is not None else None
+        for line in corpus.check_context(max(longest, context or 0), context):
+            job.progress.note(line)
+
+
+def note_faithfulness(job: Job) -> None:
+    """Note where the numbers of a bridged model say nothing: the text is constant, or the dense model is no better than bigrams."""
+    path = job.out / "model" / FAITHFULNESS_JSON
+    if not path.is_file():
+        return
+    found = files.read_json(path)
+    if is_constant(found):
+        job.progress.note(
+            f"warning: the held-out text is nearly the same everywhere: a bigram model has {found['bigram_loss']:.3f} nats per token on it"
+        )
+    if "recovered" in found and found["recovered"] is None:
+        job.progress.note(f"warning: the share of the dense model's gain over bigrams cannot be given: {no_gain(found)}")
+
+
 def circuits_of_trained(job: Job, corpus: Corpus) -> dict[str, dict]:
     """Find a circuit for each task of a train job, in the model it trained; returns what `make_circuits` returns. Raises Stopped."""
     model = load_sparse(job)
@@ -88,7 +115,7 @@ def make_circuits(job: Job, loaded: LoadedModel, tasks: Mapping[str, Task]) -> d
     full_loss        of the full model;  without: of the model without the circuit;  random: of random circuits of the same size
     why              the reason for a missed target, or why the task cannot be expressed; then the numbers are None
 
-    Circuits that an earlier attempt wrote are kept. A circuit with too many edges gets no picture and no report (`CircuitRun.is_drawn`).
+    Circuits that an earlier attempt wrote are kept.
     Raises Stopped.
     """
     return {name: circuit_of(job, loaded, name, task) for name, task in tasks.items()}

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from extractor.bridges.pair import open_pair
-from extractor.circuits.circuit import Circuit
+from extractor.bridges.pair import BridgedPair, open_pair
 from extractor.circuits.mean_activations import measure_means
 from extractor.data.build_corpus import build_corpus
 from extractor.data.corpus import Corpus
@@ -27,14 +26,10 @@ from extractor.models.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from extractor.bridges.pair import BridgedPair
     from extractor.jobs.job import Job
     from extractor.models.load import DenseModel
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
     from extractor.spec.schema import JobSpec
-
-
-MAX_DRAWN_EDGES = 4000  # a picture of more takes minutes and tens of megabytes, and is unreadable
 
 
 @dataclass(frozen=True)
@@ -62,10 +57,19 @@ class LoadedModel:
     @cached_property
     def pair(self) -> BridgedPair | None:
         """The model with the dense model it is bridged to; None without one, or where the dense model is no longer available."""
+        return self._pair_or_why if isinstance(self._pair_or_why, BridgedPair) else None
+
+    @property
+    def why_no_pair(self) -> str | None:
+        """Why `pair` is None, in one line."""
+        return self._pair_or_why if isinstance(self._pair_or_why, str) else None
+
+    @cached_property
+    def _pair_or_why(self) -> BridgedPair | str:
         try:
             return open_pair(self.folder, self.dense, self.model)
-        except NotFound:
-            return None
+        except NotFound as error:
+            return str(error)
 
     @cached_property
     def means(self) -> dict[str, torch.Tensor]:
@@ -94,10 +98,6 @@ class CircuitRun:
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         return self.job.stage(name, self.label)
-
-    def is_drawn(self, circuit: Circuit) -> bool:
-        """Whether picture and report are written: in a job with several circuits, not for one that is nearly the full model."""
-        return not self.label or len(circuit.edges) <= MAX_DRAWN_EDGES
 
     def seconds(self) -> dict[str, float]:
         """{stage: seconds} of the stages that this circuit needed, shared ones first."""

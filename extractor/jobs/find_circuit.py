@@ -12,6 +12,7 @@ from extractor.errors import TaskNotExpressible
 from extractor.jobs.circuit_files import write_files
 from extractor.jobs.context import CircuitRun, LoadedModel, TaskSplits
 from extractor.models.reference import inspect_folder
+from extractor.models.sparse_folder import DENSE_JSON
 from extractor.progress import Stopped
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import find_circuits
@@ -53,7 +54,11 @@ def make_splits(job: Job, loaded: LoadedModel, task: Task) -> TaskSplits:
     longest = loaded.model.config.n_ctx
     tokenized = check_expressible(task, loaded.tokenizer, longest, loaded.model.config.vocab_size)
     splits = draw_splits(job, tokenized, loaded.tokenizer, longest)
-    return with_model_labels(splits, loaded) if job.spec.labels == "model" else splits
+    if job.spec.labels != "model":
+        return splits
+    if loaded.pair is None and (loaded.folder / DENSE_JSON).is_file():
+        job.progress.note(f"warning: the right answers are those of the sparse model, not of the dense one: {loaded.why_no_pair}")
+    return with_model_labels(splits, loaded)
 
 
 def draw_splits(job: Job, tokenized: TokenizedTask, tokenizer: Tokenizer, longest: int) -> TaskSplits:

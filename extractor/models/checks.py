@@ -25,6 +25,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FOREIGN = (".h5", ".msgpack", ".gguf", ".onnx", ".ot", ".npz")
 HEADS = ("LMHeadModel", "ForCausalLM")
+MAX_CONFIG_BYTES = 1 << 26  # of a JSON file that describes a model; typical ones have a few kilobytes
 HALF = ("float16", "bfloat16")
 LEAST_BYTES = 2  # of a parameter in a weight file
 MOST_BYTES = 5  # of a parameter in a download: fp32, and buffers that older checkpoints hold
@@ -74,7 +75,7 @@ class FolderFiles:
         return {file.name: file.stat().st_size for file in self.path.iterdir() if file.is_file()}
 
     def json(self, file: str) -> Any:
-        return read_json(self.path / file)
+        return read_json(self.path / file, MAX_CONFIG_BYTES)
 
 
 def is_adapter(files: Files) -> bool:

@@ -1,7 +1,7 @@
 """The report's section on faithfulness: how much of the dense model the sparse one carries, at every crossing.
 
 Reads result["bridge"]: the numbers of `bridges.faithfulness`, with `prompts` and `circuit` where those were measured. Results of older
-versions hold less; the section leaves out missing parts.
+versions hold less; the section leaves out their missing parts and says that the recovered share is missing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from extractor.report.html import nats, percent, plain, section
 from extractor.report.picture import short_name
 from extractor.report.plots import Level, Line, crossing, crossings_plot, known
 from extractor.spec.schema import CHANCE
+from extractor.spec.unmeasured import why_no_share
 
 _LOWEST = -0.5  # lower shares are drawn on the plot's lower edge
 _BOTTOMS = (0.9, 0.75, 0.5, 0.0, -0.25, _LOWEST)  # lower ends of the plot of shares; the highest that is below all values is taken
@@ -32,24 +33,28 @@ _MEANINGS = (
 
 
 def bridge_section(result: dict) -> str:
-    """The section as HTML; empty where the model is not bridged to a dense one."""
+    """The section as HTML; says why where there is nothing to show."""
     bridge = result.get("bridge")
     if not bridge:
-        return ""
+        return section("bridge", "Faithfulness to the dense model", f"<p>Not measured: {plain(why_no_share(result))}.</p>")
     name = plain(short_name(result["model"]))
-    texts = [_carried(name, bridge), _text(name, bridge), _prompts(name, bridge) + _circuit(name, bridge, result["target_loss"])]
+    texts = [
+        _carried(name, bridge, why_no_share(result)),
+        _text(name, bridge),
+        _prompts(name, bridge) + _circuit(name, bridge, result["target_loss"]),
+    ]
     paragraphs = "".join(f"<p>{text}</p>" for text in texts if text)
     plots = [_plot_shares(bridge), _plot_circuit(bridge, result["target_loss"])]
     figures = f'<div class="plots">{"".join(plots)}</div>' if any(plots) else ""
     return section("bridge", "Faithfulness to the dense model", paragraphs + figures + _table(bridge))
 
 
-def _carried(name: str, bridge: dict) -> str:
-    """The share of the dense model's gain over bigrams that the sparse model and the weakest hybrid pass recover."""
+def _carried(name: str, bridge: dict, why: str | None) -> str:
+    """The share of the dense model's gain over bigrams that the sparse model and the weakest hybrid pass recover; `why` there is none."""
     intro = f"The circuit is part of a sparse model that was trained together with bridges to {name}."
     shares = bridge.get("recovered")
     if not shares:
-        return intro
+        return f"{intro} The share of its gain over a bigram model that is recovered is not known: {plain(why)}."
     passes = [(v, i, way) for way, key in ((_TO_SPARSE, "to_sparse"), (_TO_DENSE, "to_dense")) for i, v in enumerate(shares[key])]
     worst, at, way = min(passes)
     weakest = percent(worst) if worst > 0 else "recovers nothing"

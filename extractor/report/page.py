@@ -7,13 +7,13 @@ the target was missed. page.html is its template; each function here fills one s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from string import Template
 
-from extractor.circuits.circuit import Circuit, Edge
+from extractor.circuits.circuit import Circuit, Edge, Node
 from extractor.files import write_text
 from extractor.report import picture
 from extractor.report.bridge import bridge_section
@@ -35,6 +35,7 @@ from extractor.report.html import (
 )
 from extractor.report.picture import short_name
 from extractor.report.plots import distribution
+from extractor.report.steering import steering_section
 from extractor.report.validation import activations_of, controls, effects_of, interval_of, validation_section
 from extractor.spec.schema import CHANCE
 from extractor.spec.thresholds import AT_CHANCE
@@ -60,14 +61,24 @@ class Example:
     without: float
 
 
-def write_report(folder: Path, circuit: Circuit, result: dict, examples: list[Example]) -> None:
-    """Write circuit.svg, circuit.png and report.html into an existing folder.
+def _ignore() -> None:
+    pass
 
-    result: the content of result.json, with losses in nats per prompt, accuracies as fractions, times in seconds. Raises DiskFull.
+
+def write_report(folder: Path, circuit: Circuit, result: dict, examples: list[Example], check: Callable[[], None] = _ignore) -> None:
+    """Write circuit.svg, circuit.png and report.html into an existing folder. Of a very large circuit they show the strongest part.
+
+    result   the content of result.json, with losses in nats per prompt, accuracies as fractions, times in seconds
+    check    called often; what it raises ends the writing
+
+    Raises DiskFull.
     """
+    check()
     scene = picture.layout(circuit)
     write_text(folder / "circuit.svg", picture.to_svg(scene))
-    picture.write_png(scene, folder / "circuit.png")
+    check()
+    picture.write_png(scene, folder / "circuit.png", check=check)
+    check()
     write_text(folder / "report.html", page(circuit, result, examples, scene))
 
 
@@ -75,6 +86,8 @@ def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: pic
     """The text of report.html."""
     template = resources.files("extractor.report").joinpath("page.html").read_text(encoding="utf-8")
     scale, shift = circuit.calibration.scale, circuit.calibration.shift
+    drawn = {chip.node.id for chip in scene.chips}
+    listed = [node for node in circuit.nodes if node.id in drawn]
     effects = effects_of(result)
     order = "by rise of the loss when removed" if effects else "by absolute weight"
     shown = f"{min(len(circuit.edges), _MAX_EDGES)} of {len(circuit.edges)}, ordered {order}."
@@ -86,6 +99,7 @@ def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: pic
         meta=_meta(circuit, result),
         verdicts=_verdicts(result),
         picture=picture.to_svg(scene),
+        picture_note=f" Of this circuit is {scene.note}." if scene.note else "",
         least_width=round(0.85 * scene.width),
         losses_note=_losses_note(result),
         losses=_losses(result),
@@ -93,10 +107,10 @@ def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: pic
         examples=_examples(examples),
         edges_note=f"{shown} A positive weight passes the signal on, a negative weight inverts it.{_EFFECT_NOTE if effects else ''}",
         edges=_edges(circuit, effects),
-        nodes_note=count(len(circuit.nodes), "node"),
-        nodes=_nodes(circuit, result),
+        nodes_note=_nodes_note(circuit, listed, result),
+        nodes=_nodes(listed, result),
         bridge=bridge_section(result),
-        steering=_steering(result),
+        steering=steering_section(result),
         chance=f"{CHANCE:.3f}",
         calibration=f"{scale:.3g} and {shift:+.3g}",
         seconds=_seconds(result.get("seconds") or {}),
@@ -128,7 +142,7 @@ def _without(result: dict) -> str:
     loss, right = result["loss"].get("without_circuit"), percent(result["accuracy"].get("without_circuit"))
     who = "sparse model" if result.get("bridge") else "model"
     if loss is None or not math.isfinite(loss):
-        return ""
+        return f"The {who} without them was not measured."
     if loss >= AT_CHANCE:
         return f"Without them the {who} is at chance."
     if loss > result["target_loss"]:
@@ -148,29 +162,34 @@ def _meta(circuit: Circuit, result: dict) -> str:
 
 
 def _verdicts(result: dict) -> str:
-    """Sufficient, necessary, better than random: three claims, each with its number."""
+    """Sufficient, necessary, better than random: three claims, each with its number; a claim without a number is not made."""
     loss, target = result["loss"], result["target_loss"]
-    alone, without, random = (_worst_if_absent(loss.get(k)) for k in ("circuit", "without_circuit", "random"))
+    alone, without, random = (_known(loss.get(k)) for k in ("circuit", "without_circuit", "random"))
     enough = ("yes", "Sufficient") if result["meets_target"] else ("no", "Not sufficient")
-    if without >= AT_CHANCE:
+    if without is None:
+        needed = ("part", "Necessity not measured")
+    elif without >= AT_CHANCE:
         needed = ("yes", "Necessary")
     elif without > target:
         needed = ("part", "Partly necessary")
     else:
         needed = ("no", "Not necessary")
-    special = ("yes", "Better than random") if random > max(target, alone) else ("no", "Not better than random")
+    if random is None or alone is None:
+        special = ("part", "Not compared with random")
+    else:
+        special = ("yes", "Better than random") if random > max(target, alone) else ("no", "Not better than random")
     claims = (
-        (*enough, f"circuit alone: {nats(loss.get('circuit'))} nats; target {nats(target)}"),
-        (*needed, f"without the circuit: {nats(loss.get('without_circuit'))} nats; chance {nats(CHANCE)}"),
-        (*special, f"same number of random nodes: {nats(loss.get('random'))} nats"),
+        (*enough, f"circuit alone: {nats(alone)} nats; target {nats(target)}"),
+        (*needed, f"without the circuit: {nats(without)} nats; chance {nats(CHANCE)}"),
+        (*special, f"same number of random nodes: {nats(random)} nats"),
     )
     return "".join(f'<li class="card {kind}"><b>{name}</b><span>{numbers}</span></li>' for kind, name, numbers in claims)
 
 
 def _losses_note(result: dict) -> str:
-    full, target = _worst_if_absent(result["loss"].get("full")), result["target_loss"]
+    full, target = _known(result["loss"].get("full")), result["target_loss"]
     text = "Loss on held-out prompts, lower is better. Right: share of prompts on which the right answer is preferred to the other."
-    return text + (" The full model itself is above the target." if full > target else "")
+    return text + (" The full model itself is above the target." if full is not None and full > target else "")
 
 
 def _losses(result: dict) -> str:
@@ -224,24 +243,23 @@ def _effect(effects: Mapping[tuple[str, str], float], edge: Edge, top: float) ->
     return f'<span class="effect"><i style="width:{share(rise, top)}"></i></span>{rise:+.3f}'
 
 
-def _nodes(circuit: Circuit, result: dict) -> str:
+def _nodes_note(circuit: Circuit, listed: Sequence[Node], result: dict) -> str:
+    size = count(len(circuit.nodes), "node")
+    few = f"; the {len(listed):,} of the picture are listed" if len(listed) < len(circuit.nodes) else ""
+    unmeasured = "; their values on text were not measured" if circuit.nodes and not activations_of(result) else ""
+    return f"{size}{few}{unmeasured}"
+
+
+def _nodes(listed: Sequence[Node], result: dict) -> str:
     found = activations_of(result)
     rows = []
-    for n in circuit.nodes:
+    for n in listed:
         one = found["nodes"].get(n.id) if found else None
         spread = (distribution(found["percentiles"], one["values"]), percent(one["nonzero"])) if found and one else (ABSENT, ABSENT)
         rows.append((identifier(n.id), f"{n.mean:.4g}", _tokens(n.reads), _tokens(n.writes), *spread))
     head = ("node", "mean", "reads", "writes", "values on text, 1&ndash;99&nbsp;%", "nonzero")
     columns = len(head) if found else len(head) - 2
     return table(head[:columns], [row[:columns] for row in rows], numbers={1, 5})
-
-
-def _steering(result: dict) -> str:
-    if not result.get("steering"):
-        return ""
-    from extractor.report.steering import steering_section
-
-    return steering_section(result)
 
 
 def _seconds(seconds: dict[str, float]) -> str:
@@ -263,8 +281,9 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _worst_if_absent(value: float | None) -> float:
-    return value if value is not None else math.inf
+def _known(value: float | None) -> float | None:
+    """The value; None where it is missing or no number."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _size(edge: Edge) -> float:

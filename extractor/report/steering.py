@@ -7,6 +7,7 @@ from typing import Any
 
 from extractor.report.html import count, identifier, percent, plain, section, spaced, table, token, track
 from extractor.report.picture import short_name
+from extractor.spec.unmeasured import why_no_steering
 
 FLIPPED = 0.5  # probability of the other answer, against the right one, above which the answer counts as changed
 _MAX_NODES = 8  # rows of the table
@@ -17,10 +18,10 @@ _EDITED = {"read": "the input of one sublayer", "stream": "the residual stream f
 
 
 def steering_section(result: dict) -> str:
-    """The section as HTML for result["steering"] (see `extractor.bridges.steering.evaluate`); empty without it."""
+    """The section as HTML for result["steering"] (see `extractor.bridges.steering.evaluate`); without it, why there is none."""
     found = result.get("steering")
     if not found:
-        return ""
+        return section("steering", "Steering", f"<p>Not measured: {plain(why_no_steering(result))}.</p>")
     model, together = plain(short_name(result["model"])), found.get("together")
     cards = _card(f"One node: {identifier(found['node'])}", found, found["strengths"])
     if together:
@@ -35,7 +36,7 @@ def steering_section(result: dict) -> str:
         f"Means over the {found['prompts']} of {2 * found['pairs']} held-out prompts that {model} answers correctly without an edit. "
         "Probability: of the other answer against the right one."
     )
-    body = f'<p>{_finding(found, model)}</p>{_note(note)}<div class="examples">{cards}</div>{_nodes(found)}'
+    body = f'<p>{_finding(found, model)}</p>{_note(note)}<div class="examples">{cards}</div>{_nodes(found, result)}'
     return section("steering", f"Steering {model}", body)
 
 
@@ -142,11 +143,14 @@ def _example(example: dict) -> str:
     return f'<pre>{prompt}</pre><p class="note">{other} against {answer}, before and after the edit</p><dl class="bars">{rows}</dl>'
 
 
-def _nodes(found: dict) -> str:
+def _nodes(found: dict, result: dict) -> str:
     """The nodes whose edits change the dense model's answer most, each edited alone."""
     shown = found["tried"][:_MAX_NODES]
     rows = [(identifier(node), _EDITED[way], _percent(value)) for node, value, way in shown]
     note = f"Each node edited alone at full strength, on separate prompts; best {len(shown)} of {len(found['tried'])} nodes."
+    fixed = (result.get("circuit") or {}).get("nodes", 0) - len(found["tried"])
+    if fixed > 0:
+        note += f" {count(fixed, 'node')} of the circuit cannot be edited: queries, keys and position channels."
     return f'<p class="note" style="margin-top:14px">{note}</p><div class="card scroll">{table(_HEAD, rows, numbers={2})}</div>'
 
 

@@ -86,7 +86,11 @@ def _bar(name: str, kind: str, ablation: Mapping[str, float], intervals: Mapping
 
 def _switches(result: dict, binarised: dict | None) -> str:
     """The nodes that can be binarised at no cost, one at a time, and those that cannot."""
-    alone = (binarised or {}).get("nodes")
+    if binarised is None or "nodes" not in binarised:  # not measured at all, or by an older version
+        return ""
+    alone = binarised["nodes"]
+    if alone is None:
+        return '<p class="note">Nodes were not binarised one at a time: the circuit has too many, or its ablation is resample.</p>'
     if not alone:
         return ""
     own = result["loss"].get("circuit")

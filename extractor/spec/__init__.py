@@ -4,6 +4,7 @@ schema.py      the pydantic models: JobSpec and its parts; also reads older spec
 limits.py      the largest values that a job may ask for
 sizes.py       how many weights a sparse model has, and how many stay nonzero
 thresholds.py  task losses near chance and what each decides
+unmeasured.py  why a number of a result is missing, in words
 presets.py     tiny, small, paper: the values before any change
 fields.py      changes of fields as text, and the list of fields with their meanings
 

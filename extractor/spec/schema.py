@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ CIRCUIT_STAGES = ("prune", "validate", "report")
 CHANCE = math.log(2)  # nats; task loss of a circuit without nodes
 MAX_BIGRAM_VOCABULARY = 8192  # tokens; with a larger vocabulary a dense (V, V) table would need more memory than the model
 Fraction = Annotated[float, Field(gt=0, le=1)]
+MAX_SPEC_BYTES = 1 << 26  # of a spec file; a spec of a hundred task files has some kilobytes
 MAX_QUOTED = 80  # characters of an input that a message quotes
 Positive = Annotated[float, Field(gt=0)]
 TaskLoss = Annotated[float, Field(gt=0, lt=CHANCE)]
@@ -320,9 +322,17 @@ def _refuse_duplicate_keys(pairs: list[tuple[str, Any]], origin: str) -> None:
 
 
 def read_job(path: Path) -> JobSpec:
-    """A JobSpec from a file. Raises SpecError."""
+    """A JobSpec from a regular file of at most MAX_SPEC_BYTES; others are not opened: a pipe may block, a device never ends.
+
+    Raises SpecError.
+    """
     try:
-        text = path.read_bytes()
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise SpecError(f"spec file {path} cannot be read: it is a pipe, a socket or a device; save the spec to a file")
+        if found.st_size > MAX_SPEC_BYTES:
+            raise SpecError(f"spec file {path} has {found.st_size:,} bytes, more than {MAX_SPEC_BYTES:,}; that is no spec")
+        text = path.read_bytes() if found.st_size else b""  # files of /proc say that they have no bytes, and some of them block
     except OSError as error:
         raise SpecError(f"spec file {path} cannot be read: {error.strerror}") from None
     return parse_job(text, str(path))

@@ -61,6 +61,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, stage: str):
         self.folder, self.stage = folder, stage
+        self.damaged: list[str] = []  # names of the checkpoints that `load` found damaged and removed
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob(f"{self.stage}-*.safetensors"))
@@ -80,6 +81,7 @@ class Checkpoints:
             try:
                 return int(path.stem.rpartition("-")[2]), files.read_tensors(path)
             except BrokenArtifact:
+                self.damaged.append(path.name)
                 path.unlink(missing_ok=True)  # another process may have removed it
         return None
 

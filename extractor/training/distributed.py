@@ -131,6 +131,8 @@ def _forward_events(stream: IO[str] | None, progress: Progress) -> dict[str, Any
         try:
             event = json.loads(line)
         except ValueError:
+            event = None
+        if not isinstance(event, dict) or "event" not in event:  # output of a library
             sys.stderr.write(line)
             continue
         if event["event"] in ("stopped", "error", "done"):

@@ -92,6 +92,10 @@ def run_loop(loop: Loop, state: TrainState, env: LoopEnvironment, compute: Singl
 def _resume(loop: Loop, state: TrainState, env: LoopEnvironment) -> int:
     """Load the newest checkpoint; returns the next step."""
     saved = env.checkpoints.load()
+    if env.checkpoints.damaged:
+        env.progress.note(
+            f"{loop.stage}: damaged and removed: {', '.join(env.checkpoints.damaged)}; the work since the one before is repeated"
+        )
     first = 0
     if saved is not None:
         first, tensors = saved

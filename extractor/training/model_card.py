@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from extractor.data import prompts
+from extractor.data.text_files import printable
 from extractor.errors import TaskNotExpressible
 from extractor.spec.schema import JobSpec, TrainSpec
 from tasks import task_names
@@ -91,9 +92,12 @@ def train_card(spec: JobSpec, result: dict) -> str:
     sparse = train.architecture == "sparse_gpt"
     kind = "GPT-2 (GPT2LMHeadModel)" if not sparse else "dense baseline of a weight-sparse GPT" if train.is_dense else "weight-sparse GPT"
     loading = "import extractor.sparse  # registers the architecture\n" if sparse else ""
-    sources = ", ".join([*spec.corpus.sources, *(d.name for d in spec.corpus.datasets)])
+    sources = printable(", ".join([*spec.corpus.sources, *(d.name for d in spec.corpus.datasets)]))
     inner = _inside_table(result) if sparse else f"Nonzero weights: {result['nonzeros']:,}."
-    rows = "\n".join(f"| {name} | {'-' if loss is None else format(loss, '.4f')} |" for name, loss in result["task_loss"].items())
+    rows = "\n".join(
+        f"| {name} | {'not expressible in these tokens' if loss is None else format(loss, '.4f')} |"
+        for name, loss in result["task_loss"].items()
+    )
     return f"""# {kind}, {result["parameters"]:,} parameters
 
 A {kind}: {shape.n_layer} layers, width {shape.d_model}, {shape.d_model // shape.d_head} heads, \

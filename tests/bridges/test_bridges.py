@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from worlds import VOCABULARY, paths, python, random_gpt2, tiny_bridge, tiny_pair
 
-from extractor.bridges.pair import BridgedPair, load_pair, new_pair
+from extractor.bridges.pair import BridgedPair, bridge_card, load_pair, new_pair
 from extractor.bridges.tuner import BridgeSite, Scaling, bridge_sites, site_parameters
 from extractor.errors import BrokenArtifact, NotFound
 from extractor.models.dense.base import residuals
 from extractor.models.load import DenseModel
+from extractor.sparse.configuration_sparse_gpt import SparseGPTConfig
 
 SITES = 5  # two layers: two sublayers each, and the place before the unembedding
 
@@ -315,3 +317,42 @@ def test_llama_and_gpt_neo_are_bridged_at_their_norms():
             assert torch.equal(pair.adapter(input_ids=ids).logits, before)
         assert len(pair.sites) == SITES
         assert pair.sparse.config.added_positions is positions
+
+
+HOSTILE_NAMES = (
+    "org/plain-name",
+    '/m/a"b\\c',
+    "/m/x\nlicense: mit\n---\n# owned",
+    '/m/x")\nimport os; os.system("true"); print("',
+    "/m/# [a](javascript:x) <script>`x`",
+    "/m/\x1b[31m\u2028é漢😀: - {a: b}",
+    "/home/me@lab/model",
+    "yes",
+    "1e3",
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_a_bridge_card_quotes_what_a_folder_is_called(name: str):
+    import ast
+
+    import yaml
+
+    facts = {"model": name, "adapter": None, "sha256": "ab12"}
+    card = bridge_card(name, facts, SparseGPTConfig())
+    _, head, body = re.split(r"^---\n", card, maxsplit=2, flags=re.MULTILINE)
+    assert yaml.safe_load(head) == {"base_model": name, "library_name": "peft"}
+    prose, code, rest = body.split("```")
+    calls = [node for node in ast.walk(ast.parse(code.removeprefix("python"))) if isinstance(node, ast.Call)]
+    named = [node.args[0].value for node in calls if node.args and isinstance(node.args[0], ast.Constant)]
+    assert named == [name]
+    assert not re.search(r"(?<!\\)[<\[`]", prose), "no tag, no link, no code"
+    assert all(c.isprintable() or c == "\n" for c in prose + rest)
+    assert len([line for line in rest.splitlines() if line.startswith("- ")]) == 2
+
+
+def test_the_card_of_an_ordinary_model_reads_as_before():
+    card = bridge_card("org/name@abc", {"model": "org/name@abc"}, SparseGPTConfig())
+    assert card.startswith("---\nbase_model: org/name\nlibrary_name: peft\n---\n\n# Bridges between org/name and a weight-sparse GPT\n")
+    assert 'AutoModelForCausalLM.from_pretrained("org/name", revision="abc")' in card
+    assert card.endswith("```\n\n- model: `org/name@abc`\n")

@@ -267,7 +267,8 @@ def test_the_section_says_what_was_reached_and_what_was_not(report: dict):
     assert "no single node changes the answer. All 2 circuit nodes at" in told(0.1, 0.9)
     assert "together reach 90 %, which changes the answer" in told(0.1, 0.9)
     assert "which does not change it either" in told(0.1, 0.2)
-    assert steering_section({"model": "tiny"}) == ""
+    assert "Not measured: there is no dense model" in steering_section({"model": "tiny"})
+    assert "Not measured: no node." in steering_section({"model": "tiny", "bridge": {}, "not_measured": {"steering": "no node"}})
 
 
 def test_nothing_a_prompt_says_can_break_the_page(report: dict):

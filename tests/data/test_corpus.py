@@ -254,6 +254,19 @@ def test_a_missing_source_is_refused_in_one_line(tmp_path: Path):
     assert "not found" in refused(tmp_path / "nowhere")
 
 
+def test_a_source_shorter_than_a_context_is_named(tokenizer, tmp_path: Path):
+    (tmp_path / "few.txt").write_text("x = 1\n" * 3)
+    (tmp_path / "many.txt").write_text("zz = 1\n" * 4000)
+    corpus = build_corpus(of(tmp_path / "few.txt", tmp_path / "many.txt"), tokenizer, tmp_path / "cache")
+    few = len(corpus.train[0][0])
+    assert corpus.check_context(16, None) == [f"training text of {tmp_path}/few.txt is not used: it has {few} tokens, a context 16"]
+    assert corpus.check_context(4, None) == []
+    lines = corpus.check_context(16, 16)
+    assert lines[1:] == [f"held-out text of {tmp_path}/few.txt is not used: it has 1 tokens, a context 16"]
+    with pytest.raises(SpecError, match=r"the held-out part of the corpus, .* is shorter than one context of 4000 tokens"):
+        corpus.check_context(16, 4000)
+
+
 @pytest.mark.parametrize("name", ["empty.txt", "empty.jsonl", "blank.txt"])
 def test_an_empty_source_is_refused_in_one_line(tmp_path: Path, name: str):
     (tmp_path / name).write_text("\n \n" if "blank" in name else "")
@@ -276,7 +289,7 @@ def test_a_broken_jsonl_line_is_refused_by_its_number(tmp_path: Path, line: str)
 
 
 def test_a_jsonl_text_that_is_no_string_is_refused(tmp_path: Path):
-    (tmp_path / "a.jsonl").write_text('{"text": null}\n')
+    (tmp_path / "a.jsonl").write_text('{"text": 3}\n')
     assert "line 1" in refused(tmp_path / "a.jsonl")
 
 

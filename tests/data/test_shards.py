@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -207,3 +208,38 @@ def test_sources_and_datasets_are_drawn_alike(folder: Path, tokenizer, tmp_path:
     windows = {tuple(data[i : i + 24]) for i in range(len(data) - 23)}
     share = sum(tuple(row) in windows for row in corpus.batch(0, 0, 400, 24).tolist()) / 400
     assert share == pytest.approx(0.5, abs=0.1)
+
+
+def test_rows_without_text_are_counted_over_interruptions_and_noted_by_every_job(tokenizer, tmp_path: Path, small: None):
+    texts = [None if number % 5 == 0 else text for number, text in enumerate(TEXTS[:200])]
+    folder = save(tmp_path / "data", {"a.jsonl": lines(texts)})
+    asked = iter(range(120))
+    with pytest.raises(Stopped):
+        prepare_dataset(local(folder), tokenizer, 0, tmp_path / "cache", Progress(should_stop=lambda: next(asked, None) is None))
+    for _ in range(2):
+        notes: list[str] = []
+        progress = Progress(lambda event, notes=notes: notes.append(event.get("message", "")))
+        build_corpus(CorpusSpec(sources=(), datasets=(local(folder),)), tokenizer, tmp_path / "cache", progress=progress)
+        assert f"dataset {folder}: rows without text, left out: 40" in notes
+
+
+def test_a_folder_that_changes_while_it_is_read_is_refused_and_nothing_is_kept(tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = save(tmp_path / "data", {"a.jsonl": lines(TEXTS[:50])})
+    plain = shards._tokenize
+
+    def change(*arguments):
+        save(folder, {"a.jsonl": lines(TEXTS[50:100])})
+        return plain(*arguments)
+
+    monkeypatch.setattr(shards, "_tokenize", change)
+    assert "changed while they were read" in refused(lambda: prepare_dataset(local(folder), tokenizer, 0, tmp_path / "cache"))
+    assert not [p for p in (tmp_path / "cache" / "datasets").iterdir() if p.is_dir()]
+
+
+def test_a_dataset_of_other_content_but_the_same_size_and_time_is_another(tokenizer, tmp_path: Path):
+    folder = save(tmp_path / "data", {"a.jsonl": lines(["one = 1\n" * 90])})
+    stamp = (folder / "a.jsonl").stat()
+    first = prepare_dataset(local(folder), tokenizer, 0, tmp_path / "cache")
+    save(folder, {"a.jsonl": lines(["two = 2\n" * 90])})
+    os.utime(folder / "a.jsonl", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert prepare_dataset(local(folder), tokenizer, 0, tmp_path / "cache") != first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -100,6 +101,26 @@ def test_the_address_of_a_plain_folder_is_that_of_the_last_release(tmp_path: Pat
     for name in ("padding_fixed", "truncation", "dropout", "llama_of_bytes", "unigram", "halves_alone", "added_tokens_decoder"):
         now, then = facts(name)
         assert now != then, name
+
+
+def test_text_is_its_content_whatever_its_size_and_time(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    spec = SPEC.model_copy(update={"corpus": CorpusSpec(sources=(str(path),))})
+
+    def address(text: str) -> str | None:
+        path.write_text(text)
+        os.utime(path, (1, 1))
+        return bridged_cache.address(spec, 1)
+
+    assert address("one = 1") == address("one = 1")
+    assert address("one = 1") != address("two = 2")
+
+
+def test_files_with_the_names_of_built_in_sources_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    before = bridged_cache.address(SPEC, 1)
+    (tmp_path / "stdlib").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    assert bridged_cache.address(SPEC, 1) == before
 
 
 def test_jobs_that_bridge_nothing_have_no_address(tmp_path: Path):

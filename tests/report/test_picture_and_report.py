@@ -6,7 +6,6 @@ import re
 import struct
 import subprocess
 import sys
-import types
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from extractor.circuits.circuit import Calibration, Circuit, Edge, Node
 from extractor.circuits.sites import PLACES
 from extractor.report.page import Example, headline, write_report
-from extractor.report.picture import NEGATIVE, POSITIVE, drawing, layout, to_svg, visible, write_png
+from extractor.report.picture import NEGATIVE, POSITIVE, drawing, layout, part, to_svg, visible, write_png
 from extractor.report.plots import effects_plot
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -309,7 +308,7 @@ def test_the_report_states_the_finding_and_every_number(tmp_path):
     for text in ("seed 11", "1 min 28 s", "+1.250", "-0.500", "91.2&nbsp;%", "48.7&nbsp;%", "close a string", "1.5 and -0.2"):
         assert text in html, text
     assert "Not sufficient" not in html
-    assert "Faithfulness to the dense model" not in html
+    assert html.count("Not measured: there is no dense model beside the one that was pruned.") == 2
 
 
 def test_a_missed_target_is_said_first():
@@ -449,7 +448,7 @@ def test_results_from_before_the_paths_were_scored_are_still_reported(tmp_path):
         assert text in html, text
     assert not plots(html)
     assert "NMSE" not in html
-    assert "over a bigram model" not in html
+    assert "recovered is not known: the version that made this result did not record why" in html
 
 
 @pytest.mark.parametrize("absent", ["recovered", "circuit", "prompts", "nmse", "agreement"])
@@ -500,7 +499,8 @@ def test_validation_is_left_out_where_there_is_none(tmp_path):
     html = written(tmp_path, tiny())
     assert 'id="validation"' not in html
     assert "loss if removed" not in re.sub(r"<dl.*?</dl>", "", html, flags=re.S).split('id="edges"')[1].split('id="nodes"')[0]
-    assert "values on text" not in html
+    assert '<th scope="col">values on text' not in html
+    assert "3 nodes; their values on text were not measured" in html
 
 
 def test_losses_have_their_intervals_as_whiskers_and_as_numbers(tmp_path):
@@ -628,11 +628,94 @@ def test_why_a_target_was_missed_is_said_and_stays_text(tmp_path):
 
 
 def test_steering_is_reported_where_it_was_measured(tmp_path, monkeypatch):
-    module = types.ModuleType("extractor.report.steering")
-    module.steering_section = lambda result: f"<p>steered {result['steering']}</p>"
-    monkeypatch.setitem(sys.modules, "extractor.report.steering", module)
+    monkeypatch.setattr("extractor.report.page.steering_section", lambda result: f"<p>steered {result['steering']}</p>")
     assert "<p>steered 7</p>" in written(tmp_path, tiny(), steering=7)
-    assert "steered" not in written(tmp_path, tiny())
+
+
+def test_the_page_has_the_same_sections_and_claims_whatever_could_be_measured(tmp_path):
+    full = written(tmp_path, tiny(), bridge=bridge_of())
+    gone = {"bridge": "no bridges", "steering": "no <dense> model"}
+    bare = written(tmp_path, tiny(), loss={}, accuracy={}, not_measured=gone, meets_target=False, seconds=None)
+    for name in ("picture", "losses", "edges", "nodes", "bridge", "steering", "reading"):
+        assert f'id="{name}"' in full, name
+        assert f'id="{name}"' in bare, name
+    claims = [re.findall(r"<b>(.*?)</b>", html.split('class="verdicts"')[1].split("</ul>")[0]) for html in (full, bare)]
+    assert claims[0] == ["Sufficient", "Necessary", "Better than random"]
+    assert claims[1] == ["Not sufficient", "Necessity not measured", "Not compared with random"]
+    assert "Not measured: no bridges." in bare
+    assert "Not measured: no &lt;dense&gt; model." in bare
+    assert "above the target" not in bare
+    assert "None" not in bare
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+@pytest.mark.parametrize("network", ["without_circuit", "random", "full"])
+def test_a_claim_without_a_number_is_not_made(tmp_path, network, value):
+    losses = result_of(tiny())["loss"] | {network: value}
+    html = written(tmp_path, tiny(), loss=losses)
+    missing = {"without_circuit": "Necessity not measured", "random": "Not compared with random"}
+    for name, claim in missing.items():
+        assert (claim in html) == (name == network)
+    assert "above the target" not in html
+
+
+def test_a_dense_model_that_gains_nothing_over_bigrams_is_said_to_with_both_losses(tmp_path):
+    html = written(tmp_path, tiny(), bridge=bridge_of(recovered=None, dense_loss=0.02, bigram_loss=0.01))
+    assert "the dense model (0.020 nats per token) is no better than a bigram model (0.010); choose another text" in html
+
+
+def test_nodes_that_cannot_be_steered_are_counted():
+    from extractor.report.steering import _nodes as table
+
+    tried = {"tried": [["0.mlp.post_act.1", 0.5, "read"]]}
+    assert "best 1 of 1 nodes. 2 nodes of the circuit cannot be edited" in table(tried, {"circuit": {"nodes": 3}})
+    assert "cannot be edited" not in table(tried, {"circuit": {"nodes": 1}})
+
+
+def everything(width: int) -> Circuit:
+    """A circuit of all weights between `width` nodes at each of two neighbouring sites."""
+    low, high = ([node(site, c) for c in range(width)] for site in ("0.mlp.act_in", "0.mlp.post_act"))
+    return make([*low, *high], [Edge(a.id, b.id, math.sin(7 * i + k)) for i, a in enumerate(low) for k, b in enumerate(high)])
+
+
+def test_a_huge_circuit_shows_its_largest_weights_in_bounded_time_and_size_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(part, "MAX_EDGES", 200)
+    monkeypatch.setattr(part, "MAX_NODES", 60)
+    circuit = everything(80)
+    html = written(tmp_path, circuit)
+    assert "160 nodes, 6400 edges; shown: the 200 edges of largest weight, 60 nodes" in (tmp_path / "circuit.svg").read_text()
+    assert "Of this circuit is shown: the 200 edges of largest weight, 60 nodes." in html
+    assert "160 nodes; the 60 of the picture are listed" in html
+    assert html.split("<h1>")[1].startswith("160 nodes and 6,400 edges")
+    tree = drawn(circuit)
+    assert len(of_class(tree, "edge")) <= 200
+    assert len(of_class(tree, "node")) == 60
+    assert len(html) < 400_000
+    assert part.shown_part(tiny()) == tiny()
+
+
+def test_a_circuit_of_many_nodes_and_no_edges_shows_some_of_its_nodes(monkeypatch):
+    monkeypatch.setattr(part, "MAX_NODES", 7)
+    few = part.shown_part(make([node("0.mlp.act_in", c) for c in range(30)]))
+    assert [n.channel for n in few.nodes] == list(range(7))
+    odd = make([node("0.mlp.act_in", c) for c in range(30)], [Edge("nowhere", "0.mlp.act_in.3", math.nan)])
+    assert len(part.shown_part(odd).nodes) == 7
+
+
+def test_writing_a_report_can_be_stopped_between_its_parts(tmp_path):
+    class Enough(Exception):
+        pass
+
+    begun = []
+
+    def stop() -> None:
+        begun.append(len(begun))
+        if len(begun) == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        write_report(tmp_path, tiny(), result_of(tiny()), [], stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["circuit.svg"], "in the midst of the PNG"
 
 
 def test_the_report_loads_nothing_from_anywhere(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -115,6 +116,7 @@ GOOD = quotes()[3]
         (GOOD | {"positive": quotes()[0]["positive"]}, "also occurs in line 1"),
         (GOOD | {"positive": quotes()[0]["negative"]}, "also occurs in line 1"),
         (GOOD | {"positive": "half \ud800"}, "positive has half of a surrogate pair"),
+        ('{"positive": "a", "positive": "b", "negative": "c", "answers": ["a", "b"]}', "the field 'positive' occurs twice"),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 60 else "",
 )
@@ -125,6 +127,45 @@ def test_a_line_that_is_no_pair_is_told_with_its_file_and_number(tmp_path: Path,
     assert str(caught.value).startswith(f"{path}, line 4: ")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_all_faulty_lines_of_a_file_are_listed_at_once(tmp_path: Path):
+    lines = [line if index % 4 else {"positive": "a"} for index, line in enumerate(quotes(60), 1)]
+    with pytest.raises(TaskFileError) as caught:
+        read_task(write(tmp_path / "mine.jsonl", lines))
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path}/mine.jsonl, line 4: lacks negative, answers; write ")
+    assert said.endswith("; 14 more such lines: 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, ...")
+    repeated = [*quotes(40), *quotes(3)]
+    with pytest.raises(TaskFileError, match=r"line 41: the prompt .* also occurs in line 1; .*; 2 more such lines: 42, 43$"):
+        read_task(write(tmp_path / "mine.jsonl", repeated))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (json.dumps(quotes(40), indent=1).encode(), "a JSON list over several lines; write one object a line"),
+        (json.dumps(quotes(40)[0], indent=1).encode(), "an object over several lines); write every pair on one line"),
+        ("\n".join(json.dumps(line) for line in quotes(40)).encode("utf-16"), "it is UTF-16); save the file as UTF-8"),
+    ],
+    ids=["list", "object", "utf16"],
+)
+def test_a_file_of_another_format_is_told_which_one_it_is(tmp_path: Path, content: bytes, said: str):
+    (tmp_path / "mine.jsonl").write_bytes(content)
+    with pytest.raises(TaskFileError) as caught:
+        read_task(tmp_path / "mine.jsonl")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_file_that_is_no_regular_file_or_too_large_is_not_read(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "device.jsonl").symlink_to("/dev/zero")
+    with open(tmp_path / "large.jsonl", "wb") as file:
+        file.truncate(10**10)
+    for name in ("pipe", "device"):
+        assert "cannot be read (it is a pipe, a socket or a device; save" in refused(SpecError, str(tmp_path / f"{name}.jsonl"))
+    assert "10,000,000,000 bytes, more than the 268,435,456" in refused(SpecError, str(tmp_path / "large.jsonl"))
 
 
 def test_too_few_pairs_in_all_or_in_a_split_are_refused(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -13,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from worlds import VOCABULARY, environment
+from worlds import VOCABULARY, environment, stop_after
 
 from extractor import files
 from extractor.errors import ExtractorError, TrainingDiverged
-from extractor.progress import Progress
+from extractor.progress import Progress, Stopped
 from extractor.spec.schema import OptimSpec, SparseModelSpec, SparsitySpec, TrainSpec
 from extractor.training import train_sparse as sparse_training
 from extractor.training.checkpoints import Checkpoints
@@ -220,3 +221,25 @@ def test_killed_at_every_stage_of_a_checkpoint_write_the_last_whole_one_is_loade
         }
     assert over, "every stage was met"
     assert died >= 8
+
+
+def test_a_damaged_checkpoint_is_said_to_be_one_and_the_one_before_is_used(corpus, tmp_path: Path):
+    whole = train(corpus, tmp_path / "whole")
+    notes: list[str] = []
+    with pytest.raises(Stopped):
+        train(corpus, tmp_path / "cut", stop_after(20))
+    (newest,) = list((tmp_path / "cut" / ".work").glob("train-*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:100])
+    again = train(corpus, tmp_path / "cut", Progress(lambda event: notes.append(event.get("message", ""))))
+    assert f"train: damaged and removed: {newest.name}; the work since the one before is repeated" in notes
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
+def test_lines_that_a_library_prints_do_not_end_a_training_of_several_processes(capsys: pytest.CaptureFixture[str]):
+    from extractor.training.distributed import _forward_events
+
+    seen: list[dict] = []
+    lines = io.StringIO('5\nnull\n["event"]\n{"message": "x"}\nwarning!\n{"event": "note"}\n{"event": "done"}\n')
+    assert _forward_events(lines, Progress(seen.append)) == {"event": "done"}
+    assert seen == [{"event": "note"}]
+    assert capsys.readouterr().err == '5\nnull\n["event"]\n{"message": "x"}\nwarning!\n'

@@ -212,7 +212,7 @@ def summary(folder: Path) -> dict[str, Any]:
         raise BrokenArtifact(f"{found} holds no result; run the job again")
     if (folder / "tasks.json").is_file():
         faithful = folder / "model" / "faithfulness.json"
-        facts = {key: facts[key] for key in ("model", "labels", "target_loss", "seed") if key in facts}
+        facts = {key: facts[key] for key in ("model", "labels", "target_loss", "seed", "not_measured") if key in facts}
         facts |= {"bridge": read_json(faithful)} if faithful.is_file() else {}
         facts["tasks"] = task_rows(folder)
     names = {"report": "report.html", "picture": "circuit.svg", "circuit": "circuit.json"}

@@ -76,8 +76,18 @@ class SteeringPrompts:
         return AnswerOdds((other - right).double().sigmoid(), logits.softmax(-1)[self.rows, self.batch.wrong])
 
 
+def _ignore() -> None:
+    pass
+
+
 def steering_report(
-    pair: BridgedPair, circuit_nodes: Sequence[str], select: TaskBatch, held_out: TaskBatch, seed: int, decode: Decode | None = None
+    pair: BridgedPair,
+    circuit_nodes: Sequence[str],
+    select: TaskBatch,
+    held_out: TaskBatch,
+    seed: int,
+    decode: Decode | None = None,
+    tick: Callable[[], None] = _ignore,
 ) -> dict[str, Any]:
     """How edits of the circuit's nodes steer the dense model; {} where no node can be edited or no prompt is answered correctly.
 
@@ -90,18 +100,25 @@ def steering_report(
     tried                         [[node, probability at strength 1 on select pairs, way], ...], best first
     together                      the circuit's nodes at the best site, edited together: {site, nodes, width (channels of the site),
                                   way, ...} as above; None where no site has two nodes
+
+    tick is called before every trial; what it raises ends the measurement.
     """
+
+    def trial(found: Sequence[SteeredNode]) -> SteeringTrial:
+        tick()
+        return few.trial(found)
+
     nodes = steerable(pair, circuit_nodes)
     few, many = SteeringPrompts(pair, select, TRIED_PAIRS), SteeringPrompts(pair, held_out, MEASURED_PAIRS)
     if not nodes or not few.counted.any() or not many.counted.any():
         return {}
-    single = sorted((few.trial([node]) for node in nodes), key=lambda trial: (-trial.probability, trial.nodes[0].id))
+    single = sorted((trial([node]) for node in nodes), key=lambda one: (-one.probability, one.nodes[0].id))
     by_site = [list(found) for _, found in groupby(sorted(nodes, key=lambda n: n.source), key=lambda n: n.source)]
-    groups = sorted((few.trial(found) for found in by_site if len(found) > 1), key=lambda trial: -trial.probability)
+    groups = sorted((trial(found) for found in by_site if len(found) > 1), key=lambda one: -one.probability)
     best = single[0].nodes[0]
     found = {"node": best.id, "site": best.source, "channel": best.channel, "strengths": list(STRENGTHS)}
     found |= {"pairs": many.batch.pairs, "prompts": int(many.counted.sum())} | measured(many, single[0], seed, decode)
-    found["tried"] = [[trial.nodes[0].id, trial.probability, trial.way] for trial in single]
+    found["tried"] = [[one.nodes[0].id, one.probability, one.way] for one in single]
     found["together"] = None
     if groups:
         source = groups[0].nodes[0].source

@@ -1,6 +1,7 @@
 """The picture of a circuit: one layout, drawn as SVG and as PNG. The same circuit gives the same bytes. Needs no model and no torch.
 
 layout   circuit -> scene. Read this first
+part     what is shown of a large circuit
 rows     rows of nodes, bottom to top in forward order, and the amount of text on each node
 lanes    the residual stream between nodes, and its places between the nodes of other rows
 arrange  the position of every node in the rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
@@ -65,12 +65,20 @@ def _svg_chip(chip: Chip) -> str:
     return f'<g class="node" data-id="{escape(visible(chip.node.id))}"><title>{escape(chip.tip)}</title>{inside}</g>'
 
 
-def write_png(scene: Scene, path: Path, scale: float = 2) -> None:
-    """Draw the scene into a PNG with `scale` pixels per scene pixel, fewer for a very large scene. Written atomically. Raises DiskFull."""
+def _ignore() -> None:
+    pass
+
+
+def write_png(scene: Scene, path: Path, scale: float = 2, check: Callable[[], None] = _ignore) -> None:
+    """Draw the scene into a PNG with `scale` pixels per scene pixel, fewer for a very large scene. Written atomically. Raises DiskFull.
+
+    check is called before each strip of 512 rows; what it raises ends the drawing.
+    """
     scale = min(scale, math.sqrt(_MAX_PIXELS / (scene.width * scene.height)))
     width, height = round(scene.width * scale), round(scene.height * scale)
     image = Image.new("RGB", (width, height))
     for top in range(0, height, _STRIP):
+        check()
         rows = min(_STRIP, height - top)
         strip = Image.new("RGB", (width * _SMOOTH, rows * _SMOOTH), "#ffffff")
         _draw(scene, strip, scale * _SMOOTH, top * _SMOOTH)

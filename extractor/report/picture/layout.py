@@ -12,6 +12,7 @@ from itertools import pairwise
 from extractor.circuits.circuit import Circuit, Edge
 from extractor.report.picture.arrange import BAR, GUTTER, HEADER, MARGIN, Arrangement, arrange
 from extractor.report.picture.lanes import Stream
+from extractor.report.picture.part import part_note, shown_part
 from extractor.report.picture.rows import (
     GROUP_LEFT,
     GROUP_RIGHT,
@@ -48,13 +49,14 @@ from extractor.report.picture.scene import (
 
 
 def layout(circuit: Circuit) -> Scene:
-    """The scene of a circuit of any size, even an empty one. Edges to nodes that the circuit does not have are left out."""
-    names = {node.id for node in circuit.nodes}
-    edges = [e for e in circuit.edges if e.source in names and e.target in names]
-    return _compose(circuit, arrange(circuit.nodes, edges), edges)
+    """The scene of a circuit, of a very large one that of its `shown_part`. Edges to nodes that the circuit does not have are left out."""
+    shown = shown_part(circuit)
+    names = {node.id for node in shown.nodes}
+    edges = [e for e in shown.edges if e.source in names and e.target in names]
+    return _compose(circuit, arrange(shown.nodes, edges), edges, part_note(circuit, shown))
 
 
-def _compose(circuit: Circuit, plan: Arrangement, edges: list[Edge]) -> Scene:
+def _compose(circuit: Circuit, plan: Arrangement, edges: list[Edge], note: str) -> Scene:
     rows, width, floor = plan.rows, plan.width, plan.floor
     row_of = {s.node.id: row for row in rows for s in row.spots}
     spots = {s.node.id: s for row in rows for s in row.spots}
@@ -67,7 +69,8 @@ def _compose(circuit: Circuit, plan: Arrangement, edges: list[Edge]) -> Scene:
     wires += sorted((_edge_wire(spots, e, largest) for e in edges), key=lambda w: (w.width, w.source, w.target))
     chips = [_chip(spot, row) for row in rows for spot in row.spots]
     labels = [Label(MARGIN, MARGIN + 18, clip(title, total - 2 * MARGIN, 21), 21, INK, "start")]
-    labels.append(Label(MARGIN, MARGIN + 40, f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges", 13, SOFT, "start"))
+    sizes = f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges" + (f"; {note}" if note else "")
+    labels.append(Label(MARGIN, MARGIN + 40, sizes, 13, SOFT, "start"))
     labels += [label for row in rows for label in _row_labels(row)] + _bar_labels(circuit, ceiling, floor, width)
     groups = [_group(row, int(number)) for row in rows for number in sorted({s.group for s in row.spots}) if number]
     samples, legend = _legend(largest)
@@ -79,6 +82,7 @@ def _compose(circuit: Circuit, plan: Arrangement, edges: list[Edge]) -> Scene:
         wires=(*wires, *samples),
         chips=tuple(chips),
         labels=(*labels, *(label for _, label in groups), *legend),
+        note=note,
     )
 
 

@@ -75,7 +75,7 @@ class Chip:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything to draw, in pixels, y downwards, in drawing order: boxes, wires, chips, labels."""
+    """Everything to draw, in pixels, y downwards, in drawing order: boxes, wires, chips, labels. `note`: which part of a circuit it is."""
 
     width: float
     height: float
@@ -84,6 +84,7 @@ class Scene:
     wires: tuple[Wire, ...]
     chips: tuple[Chip, ...]
     labels: tuple[Label, ...]
+    note: str = ""
 
 
 def visible(text: str, space: str = "·") -> str:

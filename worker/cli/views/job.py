@@ -13,6 +13,7 @@ from extractor.errors import BrokenArtifact, printable
 from worker.broker.routing import GB
 from worker.cli.text import print_json, print_line
 from worker.cli.views.tables import PlainTable, styled
+from worker.cli.views.verdicts import describe_tasks, verdict_lines
 
 MAX_SECONDS = 1e10  # a longer duration is not credible and is not shown
 LINE_SECONDS = 10.0  # least time between two plain progress lines
@@ -231,22 +232,8 @@ def describe_circuit(circuit: dict[str, Any]) -> str:
 
 def show_paths(facts: dict[str, Any], folder: Path) -> None:
     """Print the lines below the table: size, verdict and paths."""
-    circuit = facts.get("circuit")
-    if isinstance(circuit, dict):
-        verdict = "meets" if facts.get("meets_target") else "does not meet"
-        size = f"{circuit.get('nodes')} nodes, {circuit.get('edges')} edges"
-        print_line(f"circuit: {size}; {verdict} the target loss {facts.get('target_loss')} on {facts.get('held_out_pairs')} held-out pairs")
-    if "tasks" in facts:
-        print_line(f"circuits: {describe_tasks(facts['tasks'])}")
-    recovered, steering = (facts.get("bridge") or {}).get("recovered"), facts.get("steering")
-    if recovered:
-        print_line(f"sparse model: recovers {recovered['mean']:.0%} of the dense model's gain over bigrams, mean over all crossings")
-    if steering:
-        moved = "{:.1%} to {:.1%}".format(steering["probability"][0], steering["probability"][-1])
-        worst = f"{steering['random_worst'][-1]:.1%}"
-        print_line(
-            f"steering: {steering['node']} moves the dense model's other answer from {moved}; random directions reach {worst} at most"
-        )
+    for line in verdict_lines(facts):
+        print_line(line)
     paths = facts.get("paths", {})
     if "tasks" in facts:  # with many tasks one line per report would hide the table
         paths = {name: path for name, path in paths.items() if name == "model"}
@@ -254,13 +241,6 @@ def show_paths(facts: dict[str, Any], folder: Path) -> None:
     for name, path in paths.items():
         print_line(f"{name}: {path}")
     print_line(f"result: {folder}")
-
-
-def describe_tasks(rows: list[dict[str, Any]]) -> str:
-    """'17 of 20 meet the target loss, 1 task is not expressible for this model'."""
-    missing = sum(row["nodes"] is None for row in rows)
-    met = f"{sum(row['meets_target'] for row in rows)} of {len(rows)} meet the target loss"
-    return f"{met}, {missing} {'task is' if missing == 1 else 'tasks are'} not expressible for this model" if missing else met
 
 
 def show_jobs(jobs: list[dict[str, Any]]) -> None:

@@ -1,0 +1,81 @@
+"""The lines below a result's table: the same ones whatever happened, and a missing number says why."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from worlds import ROOT
+
+from worker.cli.views.verdicts import verdict_lines
+
+MEASURED: dict[str, Any] = {
+    "circuit": {"nodes": 3, "edges": 2},
+    "meets_target": True,
+    "target_loss": 0.15,
+    "held_out_pairs": 512,
+    "bridge": {"recovered": {"mean": 0.84}, "dense_loss": 2.0, "bigram_loss": 3.1},
+    "steering": {"node": "1.mlp.post_act.4", "probability": [0.002, 0.299], "random_worst": [0.0, 0.007]},
+}
+NO_DENSE = "model m has no bridges: it was not made from a dense model"
+NO_GAIN = MEASURED["bridge"] | {"recovered": None, "dense_loss": 0.02, "bigram_loss": 0.01}
+
+
+def lines(**changes: Any) -> dict[str, str]:
+    """{beginning of a line: the rest}; a change to None removes a field."""
+    facts = {name: value for name, value in (MEASURED | changes).items() if value is not None}
+    return dict(line.split(": ", 1) for line in verdict_lines(facts))
+
+
+def test_the_lines_of_a_result_that_has_everything():
+    assert lines() == {
+        "circuit": "3 nodes, 2 edges; meets the target loss 0.15 on 512 held-out pairs",
+        "sparse model": "recovers 84% of the dense model's gain over bigrams, mean over all crossings",
+        "steering": "1.mlp.post_act.4 moves the dense model's other answer from 0.2% to 29.9%; random directions reach 0.7% at most",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "said"),
+    [
+        (
+            {"meets_target": False, "why": "best loss 0.4"},
+            "circuit",
+            "does not meet the target loss 0.15 on 512 held-out pairs: best loss",
+        ),
+        (
+            {"bridge": NO_GAIN},
+            "sparse model",
+            "the dense model (0.020 nats per token) is no better than a bigram model (0.010); choose",
+        ),
+        ({"bridge": {"dense_loss": 2.0}}, "sparse model", "not known: the version that made this result did not record why"),
+        ({"bridge": None}, "sparse model", "not known: there is no dense model beside the one that was pruned"),
+        ({"bridge": None, "not_measured": {"bridge": NO_DENSE}}, "sparse model", NO_DENSE),
+        ({"bridge": MEASURED["bridge"] | {"bigram_loss": 0.01}}, "sparse model", "the text is nearly constant (bigram loss 0.010 nats)"),
+        ({"steering": None}, "steering", "not measured: the version that made this result did not record why"),
+        ({"steering": None, "bridge": None}, "steering", "not measured: there is no dense model beside the one that was pruned"),
+        ({"steering": None, "not_measured": {"steering": "no node"}}, "steering", "not measured: no node"),
+        ({"steering": {}, "bridge": {}}, "steering", "not measured"),
+        ({"circuit": None, "tasks": [{"nodes": 1, "meets_target": True}]}, "steering", "of each circuit, in its report"),
+        (
+            {"circuit": None, "tasks": [{"nodes": 1, "meets_target": True}], "bridge": NO_GAIN},
+            "sparse model",
+            "no better than a bigram model",
+        ),
+    ],
+)
+def test_a_line_without_its_number_says_why_and_no_line_is_left_out(changes: dict[str, Any], line: str, said: str):
+    found = lines(**changes)
+    assert list(found) == ["circuits" if "tasks" in changes else "circuit", "sparse model", "steering"]
+    assert said in found[line]
+
+
+def test_the_lines_of_the_stored_example_are_those_of_the_readme():
+    stored = json.loads((ROOT / ".github/example/result.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(line in readme for line in verdict_lines(stored))
+
+
+def test_a_training_has_none_of_these_lines():
+    assert list(verdict_lines({"model": "sparse_gpt", "held_out_loss": 2.0})) == []
