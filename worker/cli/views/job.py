@@ -240,7 +240,10 @@ def show_paths(facts: dict[str, Any], folder: Path) -> None:
         click.echo(f"circuit: {size}; {verdict} the target loss {facts.get('target_loss')} on {facts.get('held_out_pairs')} held-out pairs")
     if "tasks" in facts:
         click.echo(f"circuits: {describe_tasks(facts['tasks'])}")
-    recovered, steering = (facts.get("bridge") or {}).get("recovered"), facts.get("steering")
+    bridge, steering = facts.get("bridge") or {}, facts.get("steering")
+    recovered = bridge.get("recovered")
+    if "recovered" in bridge and recovered is None:
+        click.echo("sparse model: how much it recovers is unknown: a bigram model predicts this text as well as the dense model")
     if recovered:
         click.echo(f"sparse model: recovers {recovered['mean']:.0%} of the dense model's gain over bigrams, mean over all crossings")
     if steering:
