@@ -49,8 +49,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, n_ctx: int) -> None:
     """Write tokenizer.json and its Hugging Face config, so that AutoTokenizer loads the folder."""
     from transformers import PreTrainedTokenizerFast
 
+    split = {"split_special_tokens": True} if tokenizer.encode_special_tokens else {}  # tokenizer.json has no place for it
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=n_ctx, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+        tokenizer_object=tokenizer, model_max_length=n_ctx, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, **split
     ).save_pretrained(folder)
 
 

@@ -10,7 +10,7 @@ from tokenizer_zoo import ZOO
 
 from extractor.data.encoding import marks_of, text_ids
 from extractor.errors import BrokenArtifact, ExtractorError, UnsupportedModel
-from extractor.models.tokenizer import copy_tokenizer, load_tokenizer
+from extractor.models.tokenizer import copy_tokenizer, load_tokenizer, save_tokenizer
 from extractor.models.tokenizer_files import TOKENIZER_FILES
 
 TEXTS = [
@@ -72,6 +72,16 @@ def test_a_copy_gives_the_same_ids_beside_another_model(folder: Path, tmp_path: 
         zoo.write(copy, "config.json", {"model_type": "gpt2"})
     theirs = of_transformers(copy)
     assert [theirs(text).input_ids for text in TEXTS] == [ours.encode(text).ids for text in TEXTS]
+
+
+def test_a_model_trained_on_its_tokens_reads_the_same_ids(folder: Path, tmp_path: Path):
+    ours = load_tokenizer(folder)
+    if ours.token_to_id(zoo.END) is None:
+        ours.add_special_tokens([zoo.END])
+    save_tokenizer(ours, tmp_path / "trained", 64)
+    zoo.write(tmp_path / "trained", "config.json", {"model_type": "sparse_gpt"})
+    again = load_tokenizer(tmp_path / "trained")
+    assert [text_ids(again, text) for text in TEXTS] == [text_ids(ours, text) for text in TEXTS]
 
 
 def test_a_plain_folder_is_copied_as_it_is_and_what_was_used_is_written_clean(tmp_path: Path):
