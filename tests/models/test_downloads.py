@@ -62,7 +62,7 @@ def test_everything_that_a_job_downloads_is_bounded(gpt2_folder: Path, shards: d
     with serve(hub):
         lines = python(SCRIPT, "resolve", *hub.models, env=hub.environment(tmp_path)).splitlines()
     assert [said in line for line, (_, said) in zip(lines, models.values(), strict=True)] == [True] * len(models), lines
-    assert {file for _, file in hub.fetched} <= {"config.json", "model.safetensors.index.json"}
+    assert {file for _, file in hub.fetched} <= {"config.json", "adapter_config.json", "model.safetensors.index.json"}
 
 
 def test_only_the_weights_that_are_read_are_downloaded(gpt2_folder: Path, shards: dict[str, bytes], tmp_path: Path):
