@@ -232,18 +232,27 @@ def check_bytes(files: Files, patterns: Iterable[str], limit: int, setting: str)
     limit, setting: as of `check_size`, which counts parameters by what the hub says of them. Raises UnsupportedModel, BrokenArtifact.
     """
     weights = weights_of(files)
+    _check_weight_bytes("model", files, weights, limit, setting)
     others = {name: size for name, size in files.sizes.items() if name not in weights and any(fnmatch(name, p) for p in patterns)}
-    size, most = sum(files.sizes[name] for name in weights), MOST_BYTES * limit
-    if size > most:
-        raise UnsupportedModel(
-            f"model {files.label} has {size:,} bytes of weights, more than the {most:,} of {limit:,} parameters; where the worker has the "
-            f"memory, set {setting} higher"
-        )
     if sum(others.values()) > OTHER_BYTES:
         largest = max(others, key=lambda name: others[name])
         raise UnsupportedModel(
             f"model {files.label} has {sum(others.values()):,} bytes of files beside its weights, more than the {OTHER_BYTES:,} allowed; "
             f"the largest is {largest}"
+        )
+
+
+def check_adapter_bytes(files: Files, limit: int, setting: str) -> None:
+    """The same for an adapter, of which two files are downloaded. Raises UnsupportedModel."""
+    _check_weight_bytes("adapter", files, [ADAPTER_CONFIG, ADAPTER_WEIGHTS], limit, setting)
+
+
+def _check_weight_bytes(kind: str, files: Files, names: Iterable[str], limit: int, setting: str) -> None:
+    size, most = sum(files.sizes[name] for name in names), MOST_BYTES * limit
+    if size > most:
+        raise UnsupportedModel(
+            f"{kind} {files.label} has {size:,} bytes of weights, more than the {most:,} of {limit:,} parameters; where the worker has the "
+            f"memory, set {setting} higher"
         )
 
 

@@ -24,6 +24,7 @@ from extractor.models.checks import (
     Files,
     FolderFiles,
     check_adapter,
+    check_adapter_bytes,
     check_bytes,
     check_model,
     check_size,
@@ -126,10 +127,10 @@ def resolve_given(model: str, adapter: str | None = None) -> NamedModel:
     found, files = find(model, "model")
     if adapter is not None:
         reference, others = find(adapter, "adapter")
-        check_adapter(others)
+        check_adapter_files(others)
         return NamedModel(_dense(found, files), reference, files)
     if is_adapter(files):
-        base, others = _base_of(files, check_adapter(files))
+        base, others = _base_of(files, check_adapter_files(files))
         return NamedModel(base, found, others)
     return NamedModel(_resolve_model(found, files)[0], None, files)
 
@@ -241,6 +242,14 @@ def check_rest(files: Files, limit: int, setting: str) -> None:
     weights_of(files)
     if files.folder is None:
         check_bytes(files, HUB_FILES, limit, setting)
+
+
+def check_adapter_files(files: Files) -> dict[str, Any]:
+    """The content of an adapter's config, checked as a job needs it. Raises UnsupportedModel, BrokenArtifact."""
+    config = check_adapter(files)
+    if files.folder is None:
+        check_adapter_bytes(files, max_parameters(), MAX_PARAMETERS)
+    return config
 
 
 def _dense(reference: str, files: Files) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from extractor import files
 from extractor.errors import BrokenArtifact, ModelNotFound
 from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, FolderFiles, check_model, check_size, weights_of
-from extractor.models.reference import MAX_PARAMETERS, check_rest, find, is_here, max_parameters
+from extractor.models.reference import MAX_PARAMETERS, check_adapter_files, check_rest, find, is_here, max_parameters
 from extractor.models.tensors import shapes_in
 from extractor.models.tokenizer import copy_tokenizer
 
@@ -127,7 +127,9 @@ def _check_dense(folder: Path) -> None:
             check_model(others)
             check_size(others, max_parameters(), MAX_PARAMETERS)
             check_rest(others, max_parameters(), MAX_PARAMETERS)
-        if others.folder is not None and known.get(digest) not in (None, files.digest(others.folder, *patterns)):
+        else:
+            check_adapter_files(others)
+        if is_here(reference) and others.folder is not None and known.get(digest) not in (None, files.digest(others.folder, *patterns)):
             raise BrokenArtifact(
                 f"{kind} {reference} has changed since the bridges in {folder} were trained; restore it, or remove {BRIDGES}/"
             )

@@ -44,6 +44,7 @@ def shards(gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def test_everything_that_a_job_downloads_is_bounded(gpt2_folder: Path, shards: dict[str, bytes], tmp_path: Path):
     files, padding = contents(gpt2_folder), "tokenizer_padding.bin"
     names = sorted(name for name in shards if name.startswith("model-"))
+    lora = {"adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "python-tiny"}', "adapter_model.safetensors": b""}
     missing = {name: content for name, content in shards.items() if name != names[-1]}
     models = {
         "tokenizer": (Repository({SHA: files}, sizes={"tokenizer.json": 500 * GB}), "the largest is tokenizer.json"),
@@ -52,6 +53,7 @@ def test_everything_that_a_job_downloads_is_bounded(gpt2_folder: Path, shards: d
         "counted": (Repository({SHA: files}, parameters=1000, sizes={"model.safetensors": 900 * GB}), "900,000,000,000 bytes of weights"),
         "shard": (Repository({SHA: shards}, parameters=1000, sizes={names[0]: 900 * GB}), "bytes of weights, more than the 10,000,000,000"),
         "missing": (Repository({SHA: missing}), f"{names[-1]} is missing"),
+        "lora": (Repository({SHA: lora}, sizes={"adapter_model.safetensors": 900 * GB}), "adapter 'lab/lora' on the hub has 900,000,000,"),
         "leading out": (Repository({SHA: shards | {"model.safetensors.index.json": b'{"weight_map": {"a": "../x"}}'}}), "names '../x'"),
         "fine": (Repository({SHA: files}), SHA),
         "whole": (Repository({SHA: shards}), SHA),
@@ -60,7 +62,7 @@ def test_everything_that_a_job_downloads_is_bounded(gpt2_folder: Path, shards: d
     with serve(hub):
         lines = python(SCRIPT, "resolve", *hub.models, env=hub.environment(tmp_path)).splitlines()
     assert [said in line for line, (_, said) in zip(lines, models.values(), strict=True)] == [True] * len(models), lines
-    assert {file for _, file in hub.fetched} <= {"config.json", "model.safetensors.index.json"}
+    assert {file for _, file in hub.fetched} <= {"config.json", "adapter_config.json", "model.safetensors.index.json"}
 
 
 def test_only_the_weights_that_are_read_are_downloaded(gpt2_folder: Path, shards: dict[str, bytes], tmp_path: Path):

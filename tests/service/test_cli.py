@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import simulated_hub
 from service_machine import PROJECT, circuit_spec, wait_for
 
 from extractor import files
@@ -29,8 +30,8 @@ def model(tmp_path_factory):
     """A folder that passes for a GPT-2: its config, a tokenizer of single bytes, a file where the weights would be."""
     folder = tmp_path_factory.mktemp("model")
     save_tokenizer(train_tokenizer(["a"], 257), folder, 64)
-    files.write_json(folder / "config.json", {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
-    (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    files.write_json(folder / "config.json", simulated_hub.GPT2)
+    (folder / "model.safetensors").write_bytes(simulated_hub.weights("one"))
     return str(folder)
 
 

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from local_hub import LocalHub, Repository
 
+WEIGHT_BYTES = 40_000  # enough for the parameters of `GPT2`, also as a Llama
 SHARDS = ("model-1-of-2.safetensors", "model-2-of-2.safetensors")
 SHA = "0123456789abcdef0123456789abcdef01234567"
 GPT2 = {
     "model_type": "gpt2",
     "architectures": ["GPT2LMHeadModel"],
     "vocab_size": 1024,
-    "n_embd": 64,
-    "n_layer": 2,
-    "n_head": 4,
+    "n_embd": 8,
+    "n_layer": 1,
+    "n_head": 2,
     "n_positions": 64,
 }
 
@@ -70,7 +71,7 @@ def expected() -> dict[str, str]:
 def weights(text: str) -> bytes:
     """A file that passes for safetensors, different for each text."""
     header = json.dumps({"__metadata__": {"made": text}}).encode()
-    return len(header).to_bytes(8, "little") + header
+    return len(header).to_bytes(8, "little") + header + bytes(WEIGHT_BYTES)
 
 
 def index(*names: str) -> bytes:
