@@ -242,6 +242,19 @@ class TestALostServer:
         shutil.rmtree(old.parent)
         assert machine.records.open_ids() == ["here"]
 
+    def test_a_worker_whose_server_has_moved_leaves_so_that_the_next_command_starts_another(self, machine, monkeypatch):
+        """Its server was of the last release, with the socket in a runtime directory that a logout empties."""
+        old = machine.home / "extract" / "server.sock"
+        old.parent.mkdir(mode=0o700)
+        with monkeypatch.context() as patch:
+            patch.setattr(embedded_redis, "socket_path", lambda settings: old)
+            machine.submit("here")
+        worker = machine.worker("--idle-exit", "600")
+        machine.wait_state("here", "succeeded")
+        shutil.rmtree(old.parent)
+        assert worker.wait(60) == 0
+        assert machine.state_of("here") == "succeeded"
+
     def test_stop_does_not_claim_to_have_ended_a_server_that_lives(self, machine, monkeypatch):
         machine.submit("here")
         pid = machine.server_pid()

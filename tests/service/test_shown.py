@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -135,6 +136,17 @@ def test_commands_print_only_through_the_modules_that_clean(path: Path):
     assert not named & {"rich.table.Table", "click.echo", "click.secho", "rich.print"}
     printed = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in ("echo", "secho")]
     assert len(printed) == {"__init__.py": 2 * (path.parent.name == "cli"), "request.py": 1}.get(path.name, 0)
+
+
+def test_what_a_worker_logs_is_clean(caplog):
+    log = logging.getLogger("extract")
+    text.clean_log()
+    try:
+        log.warning("job %s: %s", "mine", ESCAPES)
+    finally:
+        log.removeFilter(text._clean)
+    assert is_harmless(caplog.records[-1].getMessage())
+    assert caplog.records[-1].getMessage().startswith("job mine: ")
 
 
 def test_json_holds_no_number_that_json_does_not_have(capsys):

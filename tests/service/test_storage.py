@@ -439,7 +439,7 @@ def test_a_folder_given_as_a_url_is_mirrored_too(machine, monkeypatch):
     machine.wait_state(job, "succeeded")
     assert engine_started_from(machine, job)[1] > 0
     assert machine.extract("result", job, "--out", str(machine.home / "out")).code == 0
-    left = {"log.jsonl", "result"}
+    left = {"log.jsonl", MARKER, "result"}
     wait_for(lambda: {path.name for path in (shared / job).glob("*/*")} == left, "the first attempt's checkpoints to go")
 
 

@@ -8,7 +8,7 @@ import click
 
 from worker.cli.options import alive_file as alive_file_option
 from worker.cli.options import as_json as json_option
-from worker.cli.text import print_json
+from worker.cli.text import clean_log, print_json
 
 
 @click.command("caretaker", short_help="Requeue lost jobs while no worker runs.")
@@ -28,6 +28,7 @@ def command(alive_file: Path | None, as_json: bool) -> int:
     from worker.client.service import open_service
     from worker.fleet.caretaker import run_caretaker
 
+    clean_log()
     settings = load_settings()
     run_caretaker(open_service(settings).url, settings, alive_file)
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from worker.cli.options import as_json as json_option
-from worker.cli.text import print_json, print_line
+from worker.cli.text import clean_log, print_json, print_line
 
 
 @click.command("metrics", short_help="Serve Prometheus metrics of the whole service.")
@@ -27,6 +27,7 @@ def command(host: str, port: int, as_json: bool) -> int:
     from worker.client import service
     from worker.monitoring import metrics
 
+    clean_log()
     server = metrics.serve(service.open_lazily(load_settings(no_worker=True)), host, port)
     url = f"http://{host}:{server.server_port}/metrics"
     if as_json:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from typing import Any
 
@@ -27,6 +28,16 @@ def print_line(line: str = "", colour: str | None = None) -> None:
 def print_json(value: Any) -> None:
     """Print a JSON value on one line of stdout. A number that is not finite becomes null: JSON has none."""
     click.echo(json.dumps(_finite(value), allow_nan=False))
+
+
+def clean_log() -> None:
+    """Show what this process logs as `print_line` does: a message may quote others."""
+    logging.getLogger("extract").addFilter(_clean)
+
+
+def _clean(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), None
+    return True
 
 
 def _finite(value: Any) -> Any:

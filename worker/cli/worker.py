@@ -11,7 +11,7 @@ from worker.broker.routing import GB
 from worker.cli.options import alive_file as alive_file_option
 from worker.cli.options import as_json as json_option
 from worker.cli.options import threads as threads_option
-from worker.cli.text import print_json
+from worker.cli.text import clean_log, print_json
 
 
 def _memory(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
@@ -86,6 +86,7 @@ def _serve(
     from worker.fleet.worker import serve
     from worker.storage.store import Store
 
+    clean_log()
     settings = load_settings()
     settings = dataclasses.replace(settings, threads=threads or settings.threads)
     if settings.store is not None:

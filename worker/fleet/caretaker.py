@@ -68,6 +68,7 @@ class Caretaker(threading.Thread):
         self._idle_exit, self._alive_file = idle_exit, alive_file
         self._counts, self._groups = Counts(records.client), Groups(records.client)
         self._vitals = Vitals(name, records, settings, is_local, capacity)
+        self._socket: str | None = records.client.connection_pool.connection_kwargs.get("path")
         self._stopping = threading.Event()
         self._busy_at = time.monotonic()
         self._reconnected_at: float | None = None  # None until a connection was lost
@@ -97,6 +98,8 @@ class Caretaker(threading.Thread):
             return  # the announcement expires by itself
 
     def _tick(self) -> None:
+        if self._settings.embedded and self._socket is not None and not os.path.exists(self._socket):
+            raise redis.ConnectionError(f"its socket {self._socket} was deleted")  # open connections last, but nobody can make another
         if self.worker_name:
             self.announce()
         else:
@@ -206,6 +209,10 @@ class Caretaker(threading.Thread):
             embedded_redis.revive(self._settings)
         except ExtractorError as error:
             log.warning("%s", error)
+        socket = embedded_redis.running(self._settings)
+        if socket is not None and self._socket is not None and str(socket) != self._socket:
+            log.warning("the server has moved from %s to %s: exiting; the next command starts another worker", self._socket, socket)
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def publisher(app: Celery, records: Records) -> Callable[[str], None]:
