@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from extractor import files
-from extractor.errors import SpecError
+from extractor.errors import SpecError, printable
 
 FIELD = "text"
 JSON_LINES = (".jsonl", ".ndjson")
@@ -122,11 +122,6 @@ def content_facts(path: Path) -> list:
     if sum(sizes.values()) > MAX_SOURCE_BYTES:
         return [[str(f), (now := f.stat()).st_size, now.st_mtime_ns, now.st_ctime_ns] for f in sizes]
     return [[str(file), _digest(file) if size else "empty"] for file, size in sizes.items()]
-
-
-def printable(text: str) -> str:
-    """A text in which every character that does not print is a question mark."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _listed(path: Path) -> list[Path]:

@@ -53,8 +53,6 @@ def _carried(name: str, bridge: dict, why: str | None) -> str:
     """The share of the dense model's gain over bigrams that the sparse model and the weakest hybrid pass recover; `why` there is none."""
     intro = f"The circuit is part of a sparse model that was trained together with bridges to {name}."
     shares = bridge.get("recovered")
-    if "recovered" in bridge and shares is None:
-        return f"{intro} <strong>How much it recovers is unknown: a bigram model predicts the text as well as {name}.</strong>"
     if not shares:
         return f"{intro} The share of its gain over a bigram model that is recovered is not known: {plain(why)}."
     passes = [(v, i, way) for way, key in ((_TO_SPARSE, "to_sparse"), (_TO_DENSE, "to_dense")) for i, v in enumerate(shares[key])]

@@ -451,10 +451,6 @@ def test_results_from_before_the_paths_were_scored_are_still_reported(tmp_path):
     assert "recovered is not known: the version that made this result did not record why" in html
 
 
-def test_where_bigrams_do_as_well_the_report_says_that_nothing_is_known(tmp_path: Path):
-    assert "How much it recovers is unknown" in written(tmp_path, tiny(), bridge={"recovered": None})
-
-
 @pytest.mark.parametrize("absent", ["recovered", "circuit", "prompts", "nmse", "agreement"])
 def test_what_a_bridge_result_lacks_is_left_out(tmp_path, absent):
     html = written(tmp_path, tiny(), bridge=bridge_of(**{absent: None}) if absent != "agreement" else {"circuit": bridge_of()["circuit"]})

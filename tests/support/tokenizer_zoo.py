@@ -51,7 +51,8 @@ def save(folder: Path, tokenizer: Tokenizer, model_type: str = "llama", **config
     """A tokenizer made of parts, with its config."""
     tokenizer.save(str(folder / "tokenizer.json"))
     write(folder, "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | config)
-    write(folder, "config.json", {"model_type": model_type, "vocab_size": tokenizer.get_vocab_size()})
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    write(folder, "config.json", {"model_type": model_type, "vocab_size": tokenizer.get_vocab_size()} | shape)
 
 
 def sentencepiece(**changes: Any) -> Tokenizer:
