@@ -55,8 +55,9 @@ class TokenizerFiles:
 
     @property
     def class_name(self) -> str | None:
-        """The class of transformers that the files name; None where they leave it to the model's type."""
-        return self.config.get("tokenizer_class") or self.model.get("tokenizer_class")
+        """The class of transformers that the files name; None where they leave it open, as one that needs a missing tokenizer.json does."""
+        name = self.config.get("tokenizer_class") or self.model.get("tokenizer_class")
+        return None if self.whole is None and name in KEEP_THE_FILE else name
 
     @cached_property
     def is_complete(self) -> bool:
@@ -241,6 +242,8 @@ def write_clean(found: TokenizerFiles, folder: Path) -> None:
     """Write to `folder` what transformers needs to make the tokenizer of `found`: no state of use, no code, no paths elsewhere."""
     own = {key: value for key, value in found.config.items() if not key.endswith("_file") and key not in ("auto_map", "name_or_path")}
     own.pop("fast_tokenizer_files", None)
+    if found.class_name is None:
+        own.pop("tokenizer_class", None)
     contents: dict[str, Any] = {CONFIG: own, SPECIAL: found.special, ADDED: found.added, MODEL_CONFIG: found.model}
     for name, content in contents.items():
         if content:

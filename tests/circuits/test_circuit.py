@@ -223,8 +223,11 @@ def test_a_circuit_survives_json():
 
 def test_nodes_are_described_by_the_tokens_they_respond_to_and_promote():
     class Letters:
-        def decode(self, ids: list[int]) -> str:
+        def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
             return "0ABYNO6"[ids[0]]
+
+        def id_to_token(self, token: int) -> str:
+            return self.decode([token])
 
     model, batch = micro.micro_model(), micro.micro_batch()
     prompts = batch.pick(torch.tensor([0, 1, 0, 1]))  # four prompts end in A, four in B
@@ -246,8 +249,11 @@ def test_nodes_are_described_by_the_tokens_they_respond_to_and_promote():
 
 def test_padding_is_not_read():
     class Letters:
-        def decode(self, ids: list[int]) -> str:
+        def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
             return "0ABYNO6"[ids[0]]
+
+        def id_to_token(self, token: int) -> str:
+            return self.decode([token])
 
     model, batch = micro.micro_model(), micro.micro_batch().pick(torch.tensor([0, 1, 0, 1]))
     padded = replace(batch, ids=torch.cat([batch.ids, torch.full((8, 3), micro.A)], dim=1))

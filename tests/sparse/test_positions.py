@@ -177,8 +177,11 @@ def test_a_masked_position_channel_takes_its_mean(problem: PruningProblem):
 
 
 class Letters:
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return "0ABYNO6"[ids[0]]
+
+    def id_to_token(self, token: int) -> str:
+        return self.decode([token])
 
 
 def circuit_of(problem: PruningProblem) -> Circuit:
