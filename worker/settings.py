@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 from extractor.errors import UsageError
 from extractor.spec.limits import MAX_THREADS
-from worker import OWN_PACKAGES
 
 MAX_COUNT = 1_000_000  # of attempts
 MAX_SECONDS = 1_000_000_000  # 30 years; clocks and Redis do not accept unlimited times
 PROJECT = Path(__file__).resolve().parent.parent
+_OWN_PACKAGES = ("extractor", "tasks", "worker")
 NO_HOME = Path("/dev/null/no-home")  # stands for the home of a user who has none; nothing can be created below it
 
 
@@ -89,7 +89,7 @@ def child_env() -> dict[str, str]:
 
 def _hides(folder: str) -> bool:
     """Whether a folder has a module or package of the same name as one of ours."""
-    return any(os.path.exists(os.path.join(folder, name + end)) for name in OWN_PACKAGES for end in ("", ".py"))
+    return any(os.path.exists(os.path.join(folder, name + end)) for name in _OWN_PACKAGES for end in ("", ".py"))
 
 
 def python_module(name: str, *arguments: str) -> list[str]:

@@ -24,7 +24,7 @@ def hiding(request, tmp_path: Path) -> str:
 
 
 def extract(hiding: str, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(PROJECT / "extract_command.py"), *arguments]
+    command = [sys.executable, str(PROJECT / "deploy" / "extract_command" / "__init__.py"), *arguments]
     return subprocess.run(command, cwd="/", env=os.environ | {"PYTHONPATH": hiding}, capture_output=True, text=True, timeout=60)
 
 

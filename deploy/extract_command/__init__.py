@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+HERE = Path(__file__).resolve().parents
+
 
 def main() -> None:
     """Run `worker.cli`."""
-    here = str(Path(__file__).resolve().parent)
-    sys.path.insert(0, here)
+    beside = str(next(place for place in HERE[1:3] if (place / "worker" / "cli").is_dir()))  # installed, or in a checkout's deploy/
+    sys.path.insert(0, beside)
     import worker  # noqa: F401 - from here on, all packages of this project are found beside it
 
-    sys.path.remove(here)
+    sys.path.remove(beside)
     from worker.cli import main as run
 
     run()
