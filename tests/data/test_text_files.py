@@ -201,10 +201,10 @@ def test_links_to_folders_are_not_followed_and_counted_and_loops_do_no_harm(tmp_
     assert left_out == "links to folders, left out: 1 (loop); cannot be read, left out: 2 (gone, self)"
 
 
-def test_names_that_do_not_print_are_shown_as_question_marks(tmp_path: Path):
+def test_characters_of_names_that_do_not_print_are_shown_as_their_escapes(tmp_path: Path):
     (tmp_path / "b.txt").write_text("one")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\x1b[31m\n.txt")).write_bytes(LATIN)
-    assert read(tmp_path)[1] == "not UTF-8 text, left out: 1 (??[31m?.txt)"
+    assert read(tmp_path)[1] == "not UTF-8 text, left out: 1 (\\udcff\\x1b[31m .txt)"
 
 
 def build(path: Path, tokenizer, cache: Path) -> list[str]:

@@ -47,9 +47,9 @@ def test_everything_that_a_job_downloads_is_bounded(gpt2_folder: Path, shards: d
     lora = {"adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "python-tiny"}', "adapter_model.safetensors": b""}
     missing = {name: content for name, content in shards.items() if name != names[-1]}
     models = {
-        "tokenizer": (Repository({SHA: files}, sizes={"tokenizer.json": 500 * GB}), "the largest is tokenizer.json"),
-        "padding": (Repository({SHA: files | {padding: b""}}, sizes={padding: 500 * GB}), f"the largest is {padding}"),
-        "merges": (Repository({SHA: files | {"merges.txt": b""}}, sizes={"merges.txt": 500 * GB}), "the largest is merges.txt"),
+        "tokenizer": (Repository({SHA: files}, sizes={"tokenizer.json": 500 * GB}), "tokenizer.json has 500,000,000,000 bytes"),
+        "padding": (Repository({SHA: files | {padding: b""}}, sizes={padding: 500 * GB}), SHA),
+        "merges": (Repository({SHA: files | {"merges.txt": b""}}, sizes={"merges.txt": 500 * GB}), "merges.txt has 500,000,000,000 bytes"),
         "counted": (Repository({SHA: files}, parameters=1000, sizes={"model.safetensors": 900 * GB}), "900,000,000,000 bytes of weights"),
         "shard": (Repository({SHA: shards}, parameters=1000, sizes={names[0]: 900 * GB}), "bytes of weights, more than the 10,000,000,000"),
         "missing": (Repository({SHA: missing}), f"{names[-1]} is missing"),

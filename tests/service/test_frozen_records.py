@@ -22,6 +22,8 @@ import pytest
 from service_machine import Machine, wait_for
 from test_frozen import FROZEN, SPECS, frozen_result, here
 
+from extractor.spec.schema import JobSpec
+
 AGO = 600  # seconds
 DUMP = json.loads((FROZEN / "records.json").read_text())
 BRIDGED = json.loads((FROZEN / "twin.json").read_text())
@@ -92,10 +94,18 @@ def address_here() -> str:
     return address(facts)
 
 
+# Jobs that the last release queued, and that could only fail once they ran: now they are refused.
+REFUSED = {"circuit_generated": "bridging reads 256 tokens at once, the dense model has positions for 128"}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_line_makes_the_spec_that_it_made(machine: Machine, name: str):
     said = machine.extract(*COMMANDS[name], "--print-spec")
-    assert (said.code, said.out) == (0, here(SPECS[name]))
+    if name in REFUSED:
+        assert (said.code, said.out) == (2, "")
+        assert REFUSED[name] in said.err
+    else:
+        assert (said.code, said.out) == (0, here(SPECS[name]))
 
 
 def test_everything_that_was_left_is_listed_and_asked_for_again_it_is_the_same(left: Machine):
@@ -155,8 +165,8 @@ def test_a_machine_that_has_nothing_but_the_storage_goes_on_with_what_was_left_t
     machine.plan(steps=8, seconds=0)
     listed = {job["job"]: job["state"] for job in machine.extract("list", "--json").json}
     assert listed == {"done": "succeeded", "running": "running", "queued": "queued"}
-    command = ["with_as" if word == "for_while" else word for word in COMMANDS["circuit_generated"]]
-    assert machine.extract(*command, "--job-id", "another", "--json").code == 0
+    facts = json.loads(here(SPECS["circuit_generated"])) | {"tasks": ["with_as"]}
+    machine.submit("another", JobSpec.model_validate(facts))
     machine.worker()
     for job in ("running", "queued", "another"):
         machine.wait_state(job, "succeeded", seconds=60)

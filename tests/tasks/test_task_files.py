@@ -230,7 +230,10 @@ def test_names_that_clash_and_files_that_are_none_are_refused(file: Path, tmp_pa
     [
         ({"answers": ["this one", ":"]}, "the answer 'this one' is "),
         ({"positive": "name = get(word, 12, 13"}, "the positive prompt is "),
-        ({"positive": "x" * 100, "negative": "y" * 100}, "the sparse model reads 48 at most"),
+        (
+            {"positive": "x" * 100, "negative": "y" * 100},
+            "the model reads 48 at most: shorten them, or for a bridging set bridge.optim.context",
+        ),
     ],
 )
 def test_a_file_with_lines_that_the_tokenizer_cannot_ask_is_refused_with_the_first_and_their_number(
