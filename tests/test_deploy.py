@@ -268,7 +268,7 @@ def test_every_variable_of_ours_that_deploy_names_is_one():
     known = set(re.findall(r"EXTRACT_[A-Z_]+", Path(settings.__file__).read_text()))
     known |= {name for path in (ROOT / "extractor").rglob("*.py") for name in re.findall(r"EXTRACT_[A-Z_]+", path.read_text())}
     known |= {"EXTRACT_REDIS_URL_FILE", "EXTRACT_CA_DAYS", "EXTRACT_CERT_DAYS"}
-    files = [path for path in DEPLOY.rglob("*") if path.is_file() and "secrets" not in path.parts]
+    files = [path for path in DEPLOY.rglob("*") if path.is_file() and not {"secrets", "__pycache__"} & set(path.parts)]
     named = {name for path in files for name in re.findall(r"\bEXTRACT_[A-Z_]+", path.read_text())}
     assert named <= known
 
@@ -276,7 +276,7 @@ def test_every_variable_of_ours_that_deploy_names_is_one():
 def test_every_variable_of_amazon_s_that_deploy_names_is_one():
     sources = [Path(botocore.__file__).with_name(f"{name}.py") for name in ("configprovider", "credentials", "utils")]
     known = {name for path in sources for name in re.findall(r"AWS_[A-Z_]+", path.read_text())} | {"AWS_ENDPOINT_URL"}
-    files = [path for path in DEPLOY.rglob("*") if path.is_file() and "secrets" not in path.parts]
+    files = [path for path in DEPLOY.rglob("*") if path.is_file() and not {"secrets", "__pycache__"} & set(path.parts)]
     named = {name for path in files for name in re.findall(r"\bAWS_[A-Z_]+", path.read_text())}
     assert {"AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE", "AWS_DEFAULT_REGION"} < named <= known
 

@@ -105,6 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         known = _translate(error)
         code = _complain(type(known).__name__, str(known), known.exit_code, arguments)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        _discard(sys.stdout)  # else Python tries again at its end, and exits with 120
     sys.exit(code if isinstance(code, int) else 0)
 
 
