@@ -12,8 +12,7 @@ import torch
 
 from extractor import files
 from extractor.bridges.tuner import BridgeSite, SparseBridgeConfig, bridge_sites
-from extractor.data.text_files import printable
-from extractor.errors import BrokenArtifact, NotFound, first_line
+from extractor.errors import BrokenArtifact, NotFound, first_line, printable
 from extractor.models.dense.base import DenseSublayers, wrap_dense
 from extractor.models.load import check_finite, open_dense
 from extractor.models.sparse_folder import BRIDGES, DENSE_JSON, dense_of
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from extractor.models.load import DenseModel
-
-
-FOLDER = BRIDGES
 
 
 @dataclass(frozen=True)
@@ -52,12 +48,12 @@ class BridgedPair:
         """Write the sparse model to `folder`, and the PEFT adapter with its card to `folder`/bridges."""
         self.sparse.save_pretrained(folder)
         # 'auto' would query the hub for the base model's embeddings.
-        self.adapter.save_pretrained(str(folder / FOLDER), save_embedding_layers=False)
+        self.adapter.save_pretrained(str(folder / BRIDGES), save_embedding_layers=False)
         # PEFT holds the target modules in a set, whose order differs between processes.
-        config = files.read_json(folder / FOLDER / "adapter_config.json")
+        config = files.read_json(folder / BRIDGES / "adapter_config.json")
         config["target_modules"] = sorted(config["target_modules"])
-        files.write_json(folder / FOLDER / "adapter_config.json", config)
-        files.write_text(folder / FOLDER / "README.md", bridge_card(self.name, self.facts, self.sparse.config))
+        files.write_json(folder / BRIDGES / "adapter_config.json", config)
+        files.write_text(folder / BRIDGES / "README.md", bridge_card(self.name, self.facts, self.sparse.config))
 
 
 def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.device | None = None) -> BridgedPair:
@@ -97,13 +93,13 @@ def load_pair(folder: Path, dense: DenseModel, sparse: SparseGPTForCausalLM | No
     from extractor.models.load import load_model
     from extractor.models.reference import inspect_folder
 
-    if not (folder / FOLDER / "adapter_config.json").is_file():
+    if not (folder / BRIDGES / "adapter_config.json").is_file():
         raise NotFound(f"model {folder} has no bridges: it was not made from a dense model")
     device = pick_device()
     if sparse is None:
         sparse = load_model(inspect_folder(folder)).to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
     try:
-        adapter = PeftModel.from_pretrained(dense.model.to(device), str(folder), subfolder=FOLDER)  # type: ignore[arg-type]
+        adapter = PeftModel.from_pretrained(dense.model.to(device), str(folder), subfolder=BRIDGES)  # type: ignore[arg-type]
     except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise BrokenArtifact(f"bridges in {folder} do not fit {dense.name}: {first_line(error)}") from None
     sites = bridge_sites(adapter)

@@ -33,7 +33,7 @@ class BridgeChoice:
             return cls(preferred)
         return cls(preferred, changed(bridge_spec(preset, "scratch"), changes, "bridge."))
 
-    def why_otherwise(self, config: Mapping[str, Any]) -> str:
+    def _why_otherwise(self, config: Mapping[str, Any]) -> str:
         """Why the model with this config.json is bridged with the settings `otherwise`; '' where it is not. Raises UnsupportedModel."""
         if self.otherwise is None or config.get("model_type") == SPARSE_TYPE:
             return ""
@@ -50,7 +50,7 @@ class BridgeChoice:
         if prunes_dense:
             longest_prompt(config, self.preferred, prunes_dense)
             return self.preferred
-        why = self.why_otherwise(config)
+        why = self._why_otherwise(config)
         if why:
             on_note(why)
         found = self.otherwise if why and self.otherwise else self.preferred

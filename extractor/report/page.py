@@ -61,11 +61,7 @@ class Example:
     without: float
 
 
-def _ignore() -> None:
-    pass
-
-
-def write_report(folder: Path, circuit: Circuit, result: dict, examples: list[Example], check: Callable[[], None] = _ignore) -> None:
+def write_report(folder: Path, circuit: Circuit, result: dict, examples: list[Example], check: Callable[[], None] = lambda: None) -> None:
     """Write circuit.svg, circuit.png and report.html into an existing folder. Of a very large circuit they show the strongest part.
 
     result   the content of result.json, with losses in nats per prompt, accuracies as fractions, times in seconds

@@ -8,5 +8,5 @@ unmeasured.py  why a number of a result is missing, in words
 presets.py     tiny, small, paper: the values before any change
 fields.py      changes of fields as text, and the list of fields with their meanings
 
-Doors: all six.
+Doors: all seven.
 """

@@ -124,10 +124,10 @@ def judge(candidate: ModelCandidate, rules: Rules, tasks: TaskChoice, bridge: Br
         check_model(files)
         parameters = check_size(files, rules.most_parameters, rules.setting)
         check_rest(files, rules.most_parameters, rules.setting)
-        config = files.json(CONFIG)
-        settings, from_scratch = bridge.beside(config, False, lambda _note: None), bridge.why_otherwise(config)
+        config, notes = files.json(CONFIG), list[str]()
+        settings = bridge.beside(config, False, notes.append)
         left_out = {} if files.folder is None else _left_out(files.folder, tasks, longest_prompt(config, settings))
-        return ModelDecision(candidate.asked, reference, parameters, _digest(files) or reference, left_out, from_scratch=from_scratch)
+        return ModelDecision(candidate.asked, reference, parameters, _digest(files) or reference, left_out, from_scratch="".join(notes))
     except ExtractorError as error:
         return ModelDecision(candidate.asked, reason=_one_line(str(error)))
     except Exception as error:  # uploaded models may be broken in any way, and one of them must not end the batch

@@ -189,9 +189,7 @@ def _with_progress(rows: Iterable[TaskCheck], total: int, quiet: bool) -> Iterab
 
 
 def _show_checks(rows: list[TaskCheck], target_loss: float) -> None:
-    from rich.console import Console
-
-    from worker.cli.views.tables import PlainTable, styled
+    from worker.cli.views.tables import PlainTable, print_table, styled
 
     table = PlainTable()
     for name in ("task", "loss (nats)", "accuracy", f"below {target_loss:g}", "answers"):
@@ -203,8 +201,7 @@ def _show_checks(rows: list[TaskCheck], target_loss: float) -> None:
         verdict = styled("yes", style="green") if row.meets_target else styled("no", style="red")
         answers = " ".join(map(repr, row.answers)) if row.answers else "vary"
         table.add_row(row.task, f"{row.loss:.4g}", f"{row.accuracy:.4g}", verdict, styled(answers))
-    console = Console()
-    (console if console.is_terminal else Console(width=max(120, console.width))).print(table, highlight=False)
+    print_table(table, width=120)
     if any(not row.expressible for row in rows):
         say("`extract tasks show TASK --model MODEL` prints the full reason why a task is not expressible")
 

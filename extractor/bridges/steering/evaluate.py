@@ -76,10 +76,6 @@ class SteeringPrompts:
         return AnswerOdds((other - right).double().sigmoid(), logits.softmax(-1)[self.rows, self.batch.wrong])
 
 
-def _ignore() -> None:
-    pass
-
-
 def steering_report(
     pair: BridgedPair,
     circuit_nodes: Sequence[str],
@@ -87,7 +83,7 @@ def steering_report(
     held_out: TaskBatch,
     seed: int,
     decode: Decode | None = None,
-    tick: Callable[[], None] = _ignore,
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """How edits of the circuit's nodes steer the dense model; {} where no node can be edited or no prompt is answered correctly.
 

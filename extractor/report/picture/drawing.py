@@ -65,11 +65,7 @@ def _svg_chip(chip: Chip) -> str:
     return f'<g class="node" data-id="{escape(visible(chip.node.id))}"><title>{escape(chip.tip)}</title>{inside}</g>'
 
 
-def _ignore() -> None:
-    pass
-
-
-def write_png(scene: Scene, path: Path, scale: float = 2, check: Callable[[], None] = _ignore) -> None:
+def write_png(scene: Scene, path: Path, scale: float = 2, check: Callable[[], None] = lambda: None) -> None:
     """Draw the scene into a PNG with `scale` pixels per scene pixel, fewer for a very large scene. Written atomically. Raises DiskFull.
 
     check is called before each strip of 512 rows; what it raises ends the drawing.

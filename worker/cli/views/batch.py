@@ -9,7 +9,7 @@ from worker.batches.batch import NOT_EXPRESSIBLE, Batch, count
 from worker.cli.text import print_line, say
 from worker.cli.views.job import COLOURS, describe_position
 from worker.cli.views.live import ChangeView, Facts, GroupView, LiveView
-from worker.cli.views.tables import PlainTable, styled
+from worker.cli.views.tables import PlainTable, print_table, styled
 
 MAX_COLUMNS = 8  # with more tasks, the table shows counts instead of one column per task
 MAX_ROWS = 12  # running jobs, and failed ones, in the live table
@@ -51,7 +51,7 @@ def show_status(batch: Batch, state: str, facts: list[Facts]) -> None:
     if any(child["state"] in ("running", "failed", "missing") for child in facts):
         table = progress_table(facts)
         table.title = None
-        _print(table)
+        print_table(table)
 
 
 def show_plan(batch: Batch) -> None:
@@ -67,7 +67,7 @@ def show_plan(batch: Batch) -> None:
     for model in batch.selection.refused:
         parameters = "" if model.parameters is None else f"{model.parameters:,}"
         table.add_row(model.asked, parameters, "", styled(f"rejected: {model.reason}", style="yellow"))
-    _print(table)
+    print_table(table)
     for model in batch.selection.taken:
         for task, why in model.left_out.items():
             say(f"{model.asked}: {task} is omitted: {why}")
@@ -108,7 +108,7 @@ def show_summary(summary: Facts, out: str) -> None:
     for model in summary["models"]:
         cells = [_cell(model, task) for task in tasks] if len(tasks) <= MAX_COLUMNS else _aggregate(model)
         table.add_row(model["model"], "" if model["parameters"] is None else f"{model['parameters']:,}", *cells)
-    _print(table)
+    print_table(table)
     for model in summary["models"]:
         for task, cell in model["tasks"].items():
             if cell["error"]:
@@ -132,11 +132,7 @@ def show_batches(rows: list[Facts]) -> None:
         state = styled(row["state"], style=_COLOURS.get(row["state"], ""))
         source = ", ".join(row["asked"].get("models", ()))
         table.add_row(row["batch"], state, str(row["models"]), str(len(row["tasks"])), describe_counts(row["counts"]), source)
-    _print(table)
-
-
-def _print(table: PlainTable) -> None:
-    Console(width=max(100, Console().width)).print(table, highlight=False)
+    print_table(table)
 
 
 def _state(child: Facts) -> str:

@@ -59,13 +59,11 @@ def describe_stages(stages: list[str]) -> str:
 
 
 def _print_table(rows: list[tuple[str, str]]) -> None:
-    from rich.console import Console
-
-    from worker.cli.views.tables import PlainTable
+    from worker.cli.views.tables import PlainTable, print_table
 
     table = PlainTable(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
     for row in rows:
         table.add_row(*row)
-    Console(width=max(100, Console().width)).print(table, highlight=False, markup=False)
+    print_table(table)

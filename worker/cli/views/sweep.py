@@ -9,7 +9,7 @@ from rich.console import Console
 from worker.cli.text import print_line, say
 from worker.cli.views.job import COLOURS, describe_position
 from worker.cli.views.live import ChangeView, Facts, GroupView, LiveView
-from worker.cli.views.tables import PlainTable, styled
+from worker.cli.views.tables import PlainTable, print_table, styled
 
 _JSON_KEYS = ("job", "label", "state", "progress", "error", "held_out_loss", "tasks")
 
@@ -47,7 +47,7 @@ def points_table(facts: list[Facts], tasks: tuple[str, ...]) -> PlainTable:
 
 def show_frontier(facts: list[Facts], comparison: Facts, out: Path) -> None:
     """Print the table, the verdict on each claim, the failed points and the paths."""
-    Console(width=max(100, Console().width)).print(points_table(facts, tuple(comparison["tasks"])), highlight=False)
+    print_table(points_table(facts, tuple(comparison["tasks"])))
     for claim in comparison["findings"]:
         print_line(f"{claim['claim']}: {claim['verdict']}")
     for point in facts:
