@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -135,6 +136,17 @@ def test_a_state_directory_of_any_name_has_a_server(machine, monkeypatch, name):
     assert machine.extract("list").code == 0
     assert machine.extract("server", "status", "--json").json["running"] is True
     assert machine.extract("server", "stop", "--json").json == {"running": False}
+
+
+def test_stop_waits_for_a_child_of_a_dead_server_that_still_holds_its_lock(machine):
+    machine.extract("list")
+    data = Path(embedded_redis.facts(machine.settings)["data"])
+    os.kill(machine.server_pid(), signal.SIGKILL)
+    with open(data / "lock", "a") as file:
+        wait_for(lambda: embedded_redis._try_lock(file), "the lock of the dead server")
+        threading.Timer(0.5, file.close).start()
+        stopped = machine.extract("server", "stop", "--json")
+    assert (stopped.code, stopped.json) == (0, {"running": False})
 
 
 def test_a_state_directory_that_is_not_text_starts_nothing(machine, monkeypatch):

@@ -95,7 +95,7 @@ def stop(settings: Settings) -> bool:
             _end(process, settings)
         for data in _data_folders(settings):
             with open(data / "lock", "a") as file:
-                if not _try_lock(file):
+                if not _locks_in_time(file):
                     raise ServiceUnavailable(f"a server on another machine or in another container works in {data}; stop it there")
         _record_path(settings).unlink(missing_ok=True)
         return server is not None or bool(ours)
@@ -181,6 +181,16 @@ def _claim(settings: Settings, data: Path) -> IO[str] | Server:
             )
         time.sleep(0.1)
     return file
+
+
+def _locks_in_time(file: IO[str]) -> bool:
+    """Whether a file can be locked within CLAIM_SECONDS: a child of a server that has ended may hold the lock until it has ended too."""
+    deadline = time.monotonic() + CLAIM_SECONDS
+    while not _try_lock(file):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _try_lock(file: IO[str]) -> bool:
