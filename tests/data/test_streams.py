@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 from local_hub import LocalHub, Repository, serve
 from made_datasets import TEXTS, contents, lines, local, parquet, prepare_killed, programs_folder, refused, save
-from worlds import python
+from worlds import ROOT, python
 
 from extractor.data.streams import check_dataset, pin_dataset
 from extractor.errors import NotFound
@@ -112,6 +114,13 @@ def test_a_revision_is_pinned_and_what_is_streamed_is_the_pinned_commit(hub: Loc
     assert found == [[NEW, TEXTS[300]], [OLD, TEXTS[0]], [OLD, TEXTS[30]]]
     assert {sha for sha, file in hub.fetched if file == "train-1.jsonl"} <= {OLD}
     assert {sha for sha, file in hub.fetched if file == "train-0.jsonl"} == {OLD, NEW}
+
+
+def test_a_parquet_file_that_is_not_read_to_its_end_leaves_the_interpreter_clean(tmp_path: Path):
+    folder = save(tmp_path / "data", {"a.parquet": parquet(TEXTS * 50)})
+    code = ASK.replace("print(", "half_read = streams.DocumentStream(spec); next(half_read); print(")
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_the_hub_refuses_is_one_line(hub: LocalHub, tmp_path: Path):

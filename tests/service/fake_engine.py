@@ -84,6 +84,7 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         tell(event="done")
         return 0
     done = json.loads(checkpoint.read_text())["done"] if checkpoint.exists() else 0
+    cut(work_folder / "steps.log", done)
     if options.bridged is not None and options.bridged.is_dir() and not done:
         done = plan["steps"]
         shutil.copyfile(options.bridged / "steps.log", work_folder / "steps.log")
@@ -126,6 +127,12 @@ def work(options: argparse.Namespace, plan: dict, asked: list[int]) -> int:
         tell(event="error", type=name, message=message)
         return code
     return finish(out, json.loads(spec), work_folder, plan["tells_steps"], plan["model"])
+
+
+def cut(log: Path, done: int) -> None:
+    """Drop the steps that the checkpoint does not hold: they are done again."""
+    if log.exists() and len(lines := log.read_text().splitlines(keepends=True)) > done:
+        files.write_text(log, "".join(lines[:done]))
 
 
 def burn(rounds: int) -> None:
