@@ -10,17 +10,19 @@ outlives its supervisor. Exit codes: 0 done (manifest.json exists), 75 stopped, 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
 import threading
 from pathlib import Path
 
-from extractor.errors import ExtractorError
+from extractor.errors import ExtractorError, UsageError
 from extractor.progress import Progress, Stopped, emit
 from extractor.spec.limits import MAX_THREADS
 
 STOPPED = 75
+CHECKPOINT_SECONDS = "EXTRACT_CHECKPOINT_SECONDS"  # the environment variable that sets the time between two checkpoints
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         from extractor.jobs.run import run_job
         from extractor.spec.schema import read_job
 
-        progress = Progress(emit, stop.is_set, checkpoint_seconds=float(os.environ.get("EXTRACT_CHECKPOINT_SECONDS", "20")))
+        progress = Progress(emit, stop.is_set, _checkpoint_seconds())
         run_job(read_job(arguments.spec), arguments.out, progress, arguments.threads, arguments.bridged)
     except Stopped:
         return STOPPED
@@ -55,6 +57,17 @@ def _threads(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text[:20]) <= MAX_THREADS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MAX_THREADS:,}")
     return int(text)
+
+
+def _checkpoint_seconds() -> float:
+    text = os.environ.get(CHECKPOINT_SECONDS) or "20"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < math.inf:
+        raise UsageError(f"{CHECKPOINT_SECONDS}={text!r} is not a number of seconds; correct it or unset it")
+    return seconds
 
 
 def _exit_with_supervisor() -> None:

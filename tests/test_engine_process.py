@@ -193,6 +193,10 @@ def test_a_spec_that_is_not_there_is_one_event(home: Path, monkeypatch: pytest.M
     assert (event["event"], event["type"]) == ("error", "SpecError")
     assert "cannot be read" in event["message"]
     assert not (home / "out").exists()
+    for wrong in ("soon", "-1", "nan"):
+        monkeypatch.setenv("EXTRACT_CHECKPOINT_SECONDS", wrong)
+        assert main([str(home / "nowhere.json"), "--out", str(home / "out")]) == 2
+        assert f"EXTRACT_CHECKPOINT_SECONDS='{wrong}' is not a number of seconds" in capsys.readouterr().out
 
 
 def test_an_output_that_is_a_file_is_left_alone(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -16,6 +16,7 @@ MAX_COUNT = 1_000_000  # of attempts
 MAX_SECONDS = 1_000_000_000  # 30 years; clocks and Redis do not accept unlimited times
 PROJECT = Path(__file__).resolve().parent.parent
 _OWN_PACKAGES = ("extractor", "tasks", "worker")
+_YES, _NO = ("1", "true", "yes"), ("0", "false", "no")
 NO_HOME = Path("/dev/null/no-home")  # stands for the home of a user who has none; nothing can be created below it
 
 
@@ -167,7 +168,10 @@ def _count(env: Mapping[str, str], name: str, default: int, most: int = MAX_COUN
 
 
 def _flag(env: Mapping[str, str], name: str) -> bool:
-    return env.get(name, "").lower() in ("1", "true", "yes")
+    text = env.get(name, "").strip().lower()
+    if text not in ("", *_YES, *_NO):
+        raise UsageError(f"{name}={env[name]!r} is neither {', '.join(_YES)} nor {', '.join(_NO)}; correct it or unset it")
+    return text in _YES
 
 
 def _usable_cpus() -> int:

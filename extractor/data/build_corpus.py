@@ -69,7 +69,9 @@ def _own_tokenizer(spec: CorpusSpec, vocab_size: int, progress: Progress) -> Tok
     known = _tokenizer_key(spec, datasets, vocab_size)
     path = cache_root() / "tokenizers" / f"{known}.json"
     with locked(path.with_suffix(".lock"), progress):
-        if not path.is_file():
+        if (found := _opened(path)) is None:
+            if path.is_file():
+                progress.note("the cached tokenizer of an earlier job is damaged; it is trained again")
             texts = [documents(spec, source) for source in spec.sources]
             texts += [first_documents(d, TOKENIZER_DOCUMENTS, TOKENIZER_CHARACTERS, progress) for d in datasets]
             if datasets:
@@ -78,7 +80,18 @@ def _own_tokenizer(spec: CorpusSpec, vocab_size: int, progress: Progress) -> Tok
             if _tokenizer_key(spec, datasets, vocab_size) != known:
                 raise SpecError(CHANGED.format(", ".join([*spec.sources, *(d.name for d in datasets)])))
             files.write_text(path, tokenizer.to_str())
-    return tokenizers.Tokenizer.from_file(str(path))
+            found = tokenizers.Tokenizer.from_file(str(path))
+    return found
+
+
+def _opened(path: Path) -> Tokenizer | None:
+    """The tokenizer in a file of the cache; None where there is none, or a damaged one."""
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception:  # the library raises nothing more specific
+        return None
 
 
 def _tokenizer_key(spec: CorpusSpec, datasets: list[DatasetSpec], vocab_size: int) -> str:

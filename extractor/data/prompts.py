@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -226,15 +226,23 @@ def encode_pair(pair: Pair, expression: TokenizedTask, tokenizer: Tokenizer) -> 
     return encoded
 
 
-def task_batch(expression: TokenizedTask, tokenizer: Tokenizer, split: str, pairs: int, seed: int, max_tokens: int) -> TaskBatch:
-    """`pairs` pairs of a split as tensors; prompts longer than `max_tokens` are left out.
+def task_batch(
+    expression: TokenizedTask,
+    tokenizer: Tokenizer,
+    split: str,
+    pairs: int,
+    seed: int,
+    max_tokens: int,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> TaskBatch:
+    """`pairs` pairs of a split as tensors; pairs that do not fit and prompts longer than `max_tokens` are left out, which a note counts.
 
     Raises TaskNotExpressible when the split has fewer than that many fitting pairs.
     """
     import torch
 
     found: list[EncodedPair] = []
-    unfit = 0
+    unfit = left_out = 0
     for pair in expression.task.pairs(split, seed):
         encoded = encode_pair(pair, expression, tokenizer)
         if encoded is not None and len(encoded.positive) <= max_tokens:
@@ -242,12 +250,18 @@ def task_batch(expression: TokenizedTask, tokenizer: Tokenizer, split: str, pair
             unfit = 0
         else:
             unfit += 1
+            left_out += 1
         if len(found) == pairs or unfit == UNFIT_IN_A_ROW:
             break
     if len(found) < pairs:
         raise TaskNotExpressible(
             f"task {expression.task.name!r} has {len(found)} fitting pairs of at most {max_tokens} tokens in split {split!r}, "
             f"{pairs} were asked for"
+        )
+    if left_out:
+        on_note(
+            f"task {expression.task.name}, split {split}: {left_out} of {left_out + pairs} pairs are left out: their prompts differ in "
+            f"length or exceed {max_tokens} tokens, or an answer is not the one token that others have"
         )
     rows = [ids for pair in found for ids in (pair.positive, pair.negative)]
     width = max(len(row) for row in rows)

@@ -68,7 +68,8 @@ def draw_splits(job: Job, tokenized: TokenizedTask, tokenizer: Tokenizer, longes
 
     def batch(split: str, pairs: int) -> TaskBatch:
         available = tokenized.task.available(split)
-        return prompts.task_batch(tokenized, tokenizer, split, min(pairs, available or pairs), job.spec.seed, longest).to(device)
+        count = min(pairs, available or pairs)
+        return prompts.task_batch(tokenized, tokenizer, split, count, job.spec.seed, longest, job.progress.note).to(device)
 
     return TaskSplits(tokenized, batch("train", TRAIN_POOL), batch("select", prune.select_pairs), batch("held_out", prune.held_out_pairs))
 

@@ -260,6 +260,9 @@ def _corpus(
     if "" in sources:  # as a path this is the current folder
         raise SpecError(f"corpus '' is empty; write {', '.join(NAMED_SOURCES)}, or a folder, .txt, .py or .jsonl file")
     named = tuple(s if s in NAMED_SOURCES else os.path.realpath(os.path.expanduser(s)) for s in sources)
+    twice = next((s for s in named if named.count(s) > 1), None)
+    if twice is not None:
+        raise SpecError(f"corpus {twice!r} is given twice; name every source once")
     pinned = tuple(pin_dataset(dataset) for dataset in datasets)
     for one in pinned:
         check_dataset(one)

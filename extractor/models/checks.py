@@ -26,6 +26,11 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FOREIGN = (".h5", ".msgpack", ".gguf", ".onnx", ".ot", ".npz")
 HEADS = ("LMHeadModel", "ForCausalLM")
 MAX_CONFIG_BYTES = 1 << 26  # of a JSON file that describes a model; typical ones have a few kilobytes
+ACTIVATIONS = (  # of transformers.activations, which imports torch
+    *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh"),
+    *("hardswish", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu"),
+    *("sqrtsoftplus", "swish", "tanh", "xielu"),
+)
 HALF = ("float16", "bfloat16")
 LEAST_BYTES = 2  # of a parameter in a weight file
 MOST_BYTES = 5  # of a parameter in a download: fp32, and buffers that older checkpoints hold
@@ -116,6 +121,7 @@ def check_kind(files: Files) -> str:
         raise UnsupportedModel(f"model {files.label} is of type {model_type!r}: {unsupported(model_type, config)}, or a {SPARSE_TYPE}")
     _check_architecture(files.label, config)
     _check_code(files.label, config)
+    _check_activation(files.label, config)
     _check_weights(files)
     return model_type
 
@@ -141,6 +147,15 @@ def _check_code(label: str, config: Mapping[str, Any]) -> None:
         method = config["quantization_config"]
         method = method.get("quant_method", "unnamed") if isinstance(method, dict) else "unnamed"
         raise UnsupportedModel(f"model {label} is quantized ({method}); choose its original in 16 or 32 bits")
+
+
+def _check_activation(label: str, config: Mapping[str, Any]) -> None:
+    named = [config[key] for key in ("activation_function", "hidden_act", "hidden_activation") if config.get(key) is not None]
+    unknown = [name for name in named if name not in ACTIVATIONS]
+    if unknown:
+        raise UnsupportedModel(
+            f"model {label} has the activation {str(unknown[0])[:40]!r} in {CONFIG}, which transformers does not have; correct the config"
+        )
 
 
 def _check_weights(files: Files) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +32,8 @@ MERGE_ERROR = 1e-3  # of the largest logit; merging in fp32 costs about 1e-6
 ATTENTION = (None, "eager", "sdpa")  # implementations that every machine has; None: transformers chooses between these two
 Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
 _BLOCK = re.compile(r"\.(?:h|layers)\.(\d+)\.")
+_PART = re.compile(r"(?:^|\.)(?:h|layers)\.\d+\.|^lm_head\.|^(?:transformer|model)\.")  # of a language model
+_BUFFER = re.compile(r"\.attn(?:\.attention)?\.bias$|\.masked_bias$|\.inv_freq$")  # masks and angles that older releases saved
 
 
 @dataclass(frozen=True)
@@ -73,18 +77,22 @@ def load_model(source: ModelFolder) -> PreTrainedModel:
         raise UnsupportedModel(
             f"model in {source.path} is incomplete: {len(absent)} tensors missing or of a wrong shape, first {absent[0]}"
         )
-    further = [name for name in map(str, info["unexpected_keys"]) if (block := _BLOCK.search(name)) and int(block[1]) >= _layers(model)]
-    if further:
-        raise UnsupportedModel(
-            f"model in {source.path} has weights of more than the {_layers(model)} layers of its {CONFIG}, first {min(further)}; "
-            "they would be left out: correct the config"
-        )
+    _refuse_left_out(source.path, map(str, info["unexpected_keys"]), model.config.num_hidden_layers)
     check_finite(model, f"model in {source.path}")
     return model
 
 
-def _layers(model: PreTrainedModel) -> int:
-    return model.config.num_hidden_layers
+def _refuse_left_out(folder: Path, names: Iterable[str], layers: int) -> None:
+    """Raise UnsupportedModel where weights that the config has no place for belong to the language model, not to a further head."""
+    left_out = sorted(name for name in names if _PART.search(name) and not _BUFFER.search(name))
+    further = [name for name in left_out if (block := _BLOCK.search(name)) and int(block[1]) >= layers]
+    if further:
+        problem = f"has weights of more than the {layers} layers of its {CONFIG}, first {further[0]}; they"
+    elif left_out:
+        problem = f"has weights that its {CONFIG} has no place for, first {left_out[0]}; {len(left_out)} in total"
+    else:
+        return
+    raise UnsupportedModel(f"model in {folder} {problem} would be left out: correct the config")
 
 
 def check_finite(model: nn.Module, label: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from extractor.errors import BrokenArtifact, ExtractorError, ModelNotFound, UnsupportedModel, first_line
 from extractor.models import hub
+from extractor.models.checks import check_tokenizer
 from extractor.models.hub import HUB_ID
 from extractor.models.reference import BUNDLED
 from extractor.models.tokenizer_files import (
@@ -133,7 +134,9 @@ def resolve_tokenizer(reference: str) -> str:
     name = reference.partition("@")[0]
     if os.path.exists(path) or reference.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name):
         raise ModelNotFound(f"tokenizer {reference!r} not found: name a bundled model, the folder of a model, or a hub model")
-    return hub.inspect(reference).reference
+    files = hub.inspect(reference)
+    check_tokenizer(files)
+    return files.reference
 
 
 def open_tokenizer(reference: str) -> Tokenizer:

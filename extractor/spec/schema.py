@@ -315,10 +315,11 @@ def parse_job(text: str | bytes, origin: str = "spec") -> JobSpec:
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, Any]], origin: str) -> None:
     """Reject duplicate keys, of which JSON readers may use either. Raises SpecError."""
-    names = [name for name, _ in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise SpecError(f"{origin}: {twice[:MAX_QUOTED]}: this key occurs twice; remove one")
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise SpecError(f"{origin}: {name[:MAX_QUOTED]}: this key occurs twice; remove one")
+        seen.add(name)
 
 
 def read_job(path: Path) -> JobSpec:

@@ -208,6 +208,11 @@ def test_a_given_tokenizer_is_taken_and_a_trained_one_is_kept(gpt2_folder: Path,
     again, _ = corpus_for(spec, TrainSpec(vocab_size=290))
     assert again.to_str() == trained.to_str()
     assert sorted((cache / "tokenizers").glob("*.json")) == kept
+    kept[0].write_text("{")
+    notes: list[dict] = []
+    mended, _ = corpus_for(spec, TrainSpec(vocab_size=290), Progress(notes.append))
+    assert mended.to_str() == trained.to_str()
+    assert [note["message"] for note in notes] == ["the cached tokenizer of an earlier job is damaged; it is trained again"]
 
 
 def test_a_tokenizer_without_an_end_of_text_is_given_one(tmp_path: Path):

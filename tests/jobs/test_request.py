@@ -53,6 +53,33 @@ def test_a_field_is_changed_and_nothing_else():
     assert {k for k in after if after[k] != before[k]} == {"optim", "model", "sparsity", "vocab_size"}
 
 
+def test_a_source_that_is_given_twice_is_refused(tmp_path: Path):
+    text = tmp_path / "a.txt"
+    text.write_text("x = 1\n")
+    for sources in (("generated", "generated"), (str(text), str(tmp_path / "." / "a.txt"))):
+        with pytest.raises(SpecError, match="is given twice; name every source once"):
+            train_job(corpus=sources)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (("train", "--split", "train"), "--dataset"),
+        (("train", "--target-loss", "0.1"), "--task"),
+        (("submit", "--model", "python-tiny", "--task", "quote_close", "--text-column", "body"), "--dataset"),
+        (("submit", "--model", "python-tiny", "--task", "quote_close", "--dataset-tokens", "9"), "--dataset"),
+        (("submit", "--model", "python-tiny", "--task", "quote_close", "--revision", "v2"), "--dataset"),
+        (("submit", "--model", "python-tiny", "--task", "quote_close", "--dataset-config", "en"), "--dataset"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(arguments: tuple[str, ...], needed: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exited:
+        main([*arguments, "--print-spec"])
+    assert exited.value.code == 2
+    given = next(word for word in arguments if word.startswith("--") and word not in ("--model", "--task"))
+    assert f"{given} has no effect without {needed}; add {needed} or leave it out" in capsys.readouterr().err
+
+
 def test_the_corpus_and_the_pruning_are_changed_too():
     made = job(changes={"prune.steps": "100", "prune.k_coefs": "1e-4, 2e-4", "corpus.generated_programs": "500"}, tasks=("for_while",))
     assert made.prune == presets.prune_spec("tiny").model_copy(update={"steps": 100, "k_coefs": (1e-4, 2e-4)})

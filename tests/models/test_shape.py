@@ -12,11 +12,13 @@ import torch
 from local_hub import LocalHub, Repository, serve
 from safetensors.torch import load_file, save_file
 from simulated_hub import SHA, gpt2_files
+from transformers.activations import ACT2CLS
 from worlds import python, random_gpt2
 
 from extractor.errors import BrokenArtifact, ExtractorError, UnsupportedModel
 from extractor.jobs.cost.memory import bytes_needed
 from extractor.jobs.request import circuit_job
+from extractor.models.checks import ACTIVATIONS
 from extractor.models.load import load_model
 from extractor.models.reference import inspect_folder, open_model, resolve_pair
 from extractor.models.shape import DenseShape, sparse_parameters
@@ -200,6 +202,31 @@ def test_numbers_beyond_fp32_are_infinite_here(copy: Path):
 def test_blocks_that_the_config_does_not_name_are_not_left_out_in_silence(copy: Path):
     change(copy, n_layer=1)
     assert "has weights of more than the 1 layers of its config.json, first transformer.h.1." in refused(copy, UnsupportedModel)
+
+
+@pytest.mark.parametrize("name", ["transformer.h.1.attn.q_norm.weight", "lm_head.bias", "transformer.wte_scale"])
+def test_weights_that_the_config_has_no_place_for_are_not_left_out_in_silence(copy: Path, name: str):
+    added(copy, {name: torch.ones(3)})
+    assert f"weights that its config.json has no place for, first {name}; 1 in total" in refused(copy, UnsupportedModel)
+
+
+def test_masks_of_older_releases_and_further_heads_change_nothing(copy: Path):
+    ids = torch.arange(12).unsqueeze(0)
+    before = load(copy)(ids).logits
+    masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4), "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
+    added(copy, masks | {"v_head.summary.weight": torch.ones(1, 4), "score.weight": torch.ones(2, 4)})
+    assert torch.equal(load(copy)(ids).logits, before)
+
+
+def added(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_an_activation_that_transformers_lacks_is_found_in_the_config(copy: Path):
+    assert set(ACTIVATIONS) == set(ACT2CLS), "the list is that of the pinned transformers"
+    change(copy, activation_function="gelu_newest")
+    with pytest.raises(UnsupportedModel, match="has the activation 'gelu_newest' in config"):
+        resolve_pair(str(copy))
 
 
 @pytest.mark.parametrize("named", ["flash_attention_2", "flash_attention_3", "flex_attention", "paged|sdpa", "sage"])

@@ -269,6 +269,10 @@ def test_a_plan_that_somebody_else_wrote_is_told_in_a_line(machine, plan: str):
     answer = machine.extract("batch", "status", "b000000000")
     assert (answer.code, len(answer.err.splitlines())) == (1, 1)
     assert "the plan of batch b000000000 is not readable" in answer.err
+    machine.records.client.zadd("ex:batches", {"b000000000": 1})
+    listed = machine.extract("batch", "list", "--json")
+    assert (listed.code, listed.json) == (0, [])
+    assert "not listed: the plan of batch b000000000 is not readable" in listed.err
 
 
 def test_a_folder_that_holds_something_else_takes_no_summary(machine, models: Path):

@@ -152,6 +152,8 @@ def test_the_address_may_lie_in_a_file(tmp_path):
         ("EXTRACT_IDLE_EXIT", "nan"),
         ("EXTRACT_THREADS", "0"),
         ("EXTRACT_THREADS", "2.5"),
+        ("EXTRACT_NO_WORKER", "on demand"),
+        ("EXTRACT_ALLOW_INSECURE_REDIS", "2"),
     ],
 )
 def test_a_wrong_variable_is_named(name, value):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from extractor.data.encoding import token_texts
-from extractor.data.prompts import PROBED_PAIRS, accuracy, get_task, logit_diff, task_batch, task_loss, tokenize_task
+from extractor.data.prompts import PROBED_PAIRS, accuracy, encode_pair, get_task, logit_diff, task_batch, task_loss, tokenize_task
 from extractor.errors import TaskNotExpressible, UnknownTask
 from extractor.models.reference import open_model
 from extractor.models.tokenizer import load_tokenizer, train_tokenizer
@@ -203,6 +203,19 @@ def test_a_pairs_own_answers_are_its_rows_answers(bundled):
     ids = [bundled.encode(a).ids[0] for a in (" in", ":")]
     assert batch.correct.tolist() == ids * 4
     assert batch.wrong.tolist() == ids[::-1] * 4
+
+
+def test_pairs_that_are_left_out_are_counted(bundled):
+    notes: list[str] = []
+    for name in ("quote_close", "with_open"):
+        expression = tokenize_task(find_task(name), bundled)
+        drawn = list(itertools.islice(expression.task.pairs("train", 0), 1000))
+        batch = task_batch(expression, bundled, "train", 50, 0, 128, notes.append)
+        fits = [encode_pair(pair, expression, bundled) is not None for pair in drawn]
+        needed = next(n for n in range(1000) if sum(fits[:n]) == batch.pairs)
+        if needed == 50:
+            assert notes == [], "nothing is left out"
+    assert notes[0].startswith(f"task with_open, split train: {needed - 50} of {needed} pairs are left out: ")
 
 
 @pytest.mark.timeout(5)

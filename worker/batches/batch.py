@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -137,17 +137,21 @@ def need(service: Service, batch: str) -> Batch:
     return found
 
 
-def newest(service: Service, limit: int, readable: bool = False) -> list[Batch]:
+def newest(service: Service, limit: int, on_unreadable: Callable[[ExtractorError], None] | None = None) -> list[Batch]:
     """The newest `limit` batches, 0 for all. Also deletes ids whose plan has expired.
 
-    readable: skip unreadable plans. Otherwise raises BrokenArtifact: `extract gc` must know every batch.
+    on_unreadable: called for each plan that cannot be read. Without it raises BrokenArtifact: `extract gc` must know every batch.
     """
     redis_client = service.records.client
     ids: Any = redis_client.zrange("ex:batches", 0, limit - 1, desc=True)
     found: dict[str, Batch | None] = {}
     for batch in ids:
-        with suppress(*((UsageError, BrokenArtifact) if readable else ())):
+        try:
             found[batch] = find(service, batch)
+        except (UsageError, BrokenArtifact) as error:
+            if on_unreadable is None:
+                raise
+            on_unreadable(error)
     if expired := [batch for batch, plan in found.items() if plan is None]:
         redis_client.zrem("ex:batches", *expired)
     return [plan for plan in found.values() if plan is not None]

@@ -235,7 +235,7 @@ def list_(limit: int, as_json: bool) -> int:
 
     service = open_for(no_worker=True)
     rows = []
-    for batch in batches_batch.newest(service, limit, readable=True):
+    for batch in batches_batch.newest(service, limit, on_unreadable=lambda error: say(f"not listed: {error}")):
         counts = batches_batch.count(batches_batch.inspect(service, batch))
         row = {"batch": batch.id, "state": batches_batch.state_of(counts), "created": batch.created, "models": len(batch.selection.taken)}
         rows.append(row | {"refused": len(batch.selection.refused), "tasks": batch.tasks, "counts": counts, "asked": batch.asked})

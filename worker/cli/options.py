@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from extractor.pruning import algorithms
 from extractor.spec.limits import MAX_THREADS
@@ -75,10 +76,25 @@ _DATASET = (
 
 
 def dataset_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that name Hugging Face datasets."""
+    """The options that name Hugging Face datasets. Those that describe a dataset are refused without one."""
+
+    @functools.wraps(function)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        if not options["datasets"]:
+            refuse_given("--dataset", "config", "split", "revision", "text_column", "tokens")
+        return function(*arguments, **options)
+
     for option in reversed(_DATASET):
-        function = option(function)
-    return function
+        checked = option(checked)
+    return checked
+
+
+def refuse_given(needed: str, *names: str) -> None:
+    """Raise UsageError where one of these parameters is on the command line: without the option `needed` it would have no effect."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[0]} has no effect without {needed}; add {needed} or leave it out")
 
 
 _PRUNING = {

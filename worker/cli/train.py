@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from worker.cli.options import changes_option, dataset_options, fields_option, positive, request_options, show_fields
+from worker.cli.options import changes_option, dataset_options, fields_option, positive, refuse_given, request_options, show_fields
 from worker.cli.text import say
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def command(fields: bool, tasks: tuple[str, ...], datasets: tuple[str, ...], mat
 
         show_fields(train_settings(preset, architecture, dense), options["as_json"])
         return 0
+    if not tasks:
+        refuse_given("--task", "target_loss")
     from worker.cli.request import request
 
     same = {name: options.pop(name) for name in ("preset", "target_loss", "tokenizer", "tensorboard", "seed", "corpus")}
