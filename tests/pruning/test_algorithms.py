@@ -168,12 +168,12 @@ def test_a_trials_value_is_the_edges_of_its_shortest_prefix_that_does(tmp_path: 
 
 def test_of_several_k_coefs_the_one_with_fewest_edges_is_pruned_as_if_given_alone(tmp_path: Path):
     k_coefs = (1e-4, 3e-3, 3e-2)
-    several = find_circuits(graded_problem(tmp_path / "several", k_coefs=k_coefs, population=1)).best
+    several = find_circuits(graded_problem(tmp_path / "several", k_coefs=k_coefs, population=1, targets=(), edge_k_coefs=())).best
     trials = trials_of(tmp_path / "several")
     assert [one["parameters"]["k_coef"] for one in trials] == list(k_coefs)
     assert len({one["value"] for one in trials}) > 1
     best = min(trials, key=lambda one: one["value"])["parameters"]["k_coef"]
-    alone = find_circuits(graded_problem(tmp_path / "alone", k_coefs=(best,), population=1)).best
+    alone = find_circuits(graded_problem(tmp_path / "alone", k_coefs=(best,), population=1, targets=(), edge_k_coefs=())).best
     assert torch.equal(several.graph.nodes, alone.graph.nodes)
     assert several.graph.named_edges() == alone.graph.named_edges()
     assert (several.edges, several.loss, several.calibration) == (alone.edges, alone.loss, alone.calibration)

@@ -140,7 +140,7 @@ def difference(name: str, kept: set, wanted: set) -> str:
     return "\n".join(f"{name} {what}: {sorted(some)}" for what, some in found.items() if some)
 
 
-@every_plant
+@pytest.mark.parametrize(("task", "variant"), [PLANTS[0], PLANTS[3], PLANTS[4]], ids=str)
 def test_the_engine_finds_the_planted_edges_and_nothing_else(task, variant, tmp_path):
     plant = plant_of(task, variant)
     nodes, edges = planted.names(plant.model, find(plant, tmp_path))
