@@ -10,6 +10,7 @@
     ├── NotFound                       exit 3   a job, model or file that does not exist
     │   └── ModelNotFound
     ├── ServiceUnavailable             exit 4   no Redis, no socket, no server binary
+    │   ├── HubUnavailable                      the Hugging Face hub does not answer, or limits requests
     │   └── StorageUnavailable                  the storage of EXTRACT_ROOT does not answer
     │       └── StorageRefused                  it refuses: no such bucket, no permission
     ├── Cancelled                      exit 5   the job was cancelled
@@ -66,6 +67,10 @@ class ModelNotFound(NotFound):
 
 class ServiceUnavailable(ExtractorError):
     exit_code = 4
+
+
+class HubUnavailable(ServiceUnavailable):
+    """The hub does not answer, with an error of its own, or that there are too many requests."""
 
 
 class StorageUnavailable(ServiceUnavailable):

@@ -1,4 +1,4 @@
-"""The README's main job: one command, an empty machine, the queue, the real engine, the preset with a quarter of its bridging steps and half of its mask sets."""
+"""The README's main job, shortened: one command, an empty machine, the queue, the real engine."""
 
 from __future__ import annotations
 

@@ -19,12 +19,12 @@ import numpy as np
 
 from extractor import files
 from extractor.data.corpus import Corpus
-from extractor.data.encoding import document_marks, without_embedding
+from extractor.data.encoding import document_marks, encoded_batch, without_embedding
 from extractor.data.programs import GENERATOR_VERSION
 from extractor.data.shards import (
     HELD_OUT_ONE_IN,
     SHARD_TOKENS,
-    around_documents,
+    beside_the_file,
     is_held_out,
     locked,
     prepare_dataset,
@@ -152,6 +152,8 @@ def _note_dataset(folder: Path, dataset: DatasetSpec, reads: float, progress: Pr
     """Note how much of a dataset is missing: rows without text, tokens beyond its end. reads: tokens that training will draw from it."""
     facts = files.read_json(folder / "corpus.json")["sources"][0]
     found = facts["found"]
+    for remark in facts.get("remarks", ()):
+        progress.note(f"dataset {dataset.name}: {remark}")
     if facts.get("blank"):
         progress.note(f"dataset {dataset.name}: rows without text, left out: {facts['blank']:,}")
     if found < dataset.tokens:
@@ -162,7 +164,7 @@ def _note_dataset(folder: Path, dataset: DatasetSpec, reads: float, progress: Pr
 def _text_folder(spec: CorpusSpec, tokenizer: Tokenizer, root: Path, progress: Progress) -> Path:
     check_sources(spec)
     facts = text_facts(spec)
-    folder = root / _digest([*facts, HELD_OUT_ONE_IN, tokenizer.to_str(), *around_documents(tokenizer)])
+    folder = root / _digest([*facts, HELD_OUT_ONE_IN, tokenizer.to_str(), *beside_the_file(tokenizer)])
     if not (folder / "corpus.json").is_file():
         # Every process writes a folder of its own: two jobs may build the same corpus at once, and the first to finish wins.
         mine = folder.with_name(f"{folder.name}-{os.getpid()}")
@@ -203,7 +205,7 @@ def _write_shards(spec: CorpusSpec, tokenizer: Tokenizer, folder: Path, progress
         for texts in _groups(documents(spec, source, left_out)):
             if progress.should_stop():
                 raise Stopped
-            for text, encoding in zip(texts, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True):
+            for text, encoding in zip(texts, encoded_batch(tokenizer, texts), strict=True):
                 ids = [*marks.before, *encoding.ids, *marks.after]
                 parts["held_out" if is_held_out(text) else "train"].append(np.asarray(ids, dtype=dtype))
         if not (parts["train"] or parts["held_out"]):

@@ -6,15 +6,18 @@ documents. Special tokens are shown like all others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from extractor.errors import UnsupportedModel, first_line
 from extractor.models.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 
+SHOWN_CHARACTERS = 60  # of a text in a message
 WORD_START = "\u2581"  # how SentencePiece writes a space; its decoders drop that of the first token
 
 
@@ -28,10 +31,34 @@ class TextMarks(NamedTuple):
 def marks_of(tokenizer: Tokenizer) -> TextMarks:
     """The tokens that the tokenizer itself puts around every text."""
     for text in ("a", " ", "\n", "0"):  # a tokenizer may have no token for one of them
-        encoding = tokenizer.encode(text)
-        if not all(encoding.special_tokens_mask):
-            return _marks(encoding)
+        with suppress(UnsupportedModel):
+            encoding = encoded(tokenizer, text)
+            if not all(encoding.special_tokens_mask):
+                return _marks(encoding)
     return TextMarks([], [])
+
+
+def encoded(tokenizer: Tokenizer, text: str) -> Encoding:
+    """A text with the tokens that the tokenizer puts around it. Raises UnsupportedModel for text that it has no tokens for."""
+    with _one_error(f"the text {text[:SHOWN_CHARACTERS]!r}"):
+        return tokenizer.encode(text)
+
+
+def encoded_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding]:
+    """Texts without tokens around them. Raises UnsupportedModel for text that the tokenizer has no tokens for."""
+    with _one_error("this text"):
+        found: list[Encoding] = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return found
+
+
+@contextmanager
+def _one_error(text: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise UnsupportedModel(
+            f"the tokenizer cannot write {text}: {first_line(error)}; give it a token for what it does not know, or choose other text"
+        ) from None
 
 
 def document_marks(tokenizer: Tokenizer) -> TextMarks:
@@ -42,7 +69,7 @@ def document_marks(tokenizer: Tokenizer) -> TextMarks:
 
 def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a text that goes on: with the tokens that the tokenizer puts before it, without those that end it."""
-    encoding = tokenizer.encode(text)
+    encoding = encoded(tokenizer, text)
     ids: list[int] = encoding.ids
     if all(encoding.special_tokens_mask):  # no token is the text's
         return marks_of(tokenizer).before

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from extractor.data.encoding import text_ids, token_texts, without_embedding
-from extractor.errors import TaskNotExpressible, UnknownTask
+from extractor.errors import TaskNotExpressible, UnknownTask, UnsupportedModel
 from tasks import Pair, Task, find_task
 
 if TYPE_CHECKING:
@@ -166,7 +166,10 @@ def answer_ids(pair: Pair, answers: tuple[str, str], tokenizer: Tokenizer) -> En
     """
     prompts, ends = [], []
     for prompt, answer in zip((pair.positive, pair.negative), answers, strict=True):
-        ids, together = text_ids(tokenizer, prompt), text_ids(tokenizer, prompt + answer)
+        try:
+            ids, together = text_ids(tokenizer, prompt), text_ids(tokenizer, prompt + answer)
+        except UnsupportedModel as error:
+            raise AnswerMismatch(str(error)) from None
         end = together[len(ids) :]
         if together[: len(ids)] != ids or not end:
             last = token_texts(tokenizer, together[-LAST_PIECES:])

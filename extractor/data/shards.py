@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from extractor.data.encoding import document_marks, marks_of
+from extractor.data.encoding import document_marks, encoded_batch, marks_of
 from extractor.data.streams import DocumentStream, pin_dataset
 from extractor.data.text_files import content_facts
 from extractor.errors import BrokenArtifact, ExtractorError, SpecError
@@ -92,7 +92,7 @@ def _prepare(spec: DatasetSpec, tokenizer: Tokenizer, seed: int, folder: Path, p
     if _identity(spec, tokenizer, seed) != folder.name:
         shutil.rmtree(shards.folder, ignore_errors=True)
         raise SpecError(f"files of dataset {spec.name!r} changed while they were read; run again when they are whole")
-    shards.finish(spec)
+    shards.finish(spec, stream.remarks)
     _publish(folder)
 
 
@@ -132,7 +132,7 @@ def _tokenize(texts: list[str], tokenizer: Tokenizer, most: int) -> tuple[list[i
     held_out: list[int] = []
     for start in range(0, len(texts), 64):
         group = texts[start : start + 64]
-        for text, encoding in zip(group, tokenizer.encode_batch_fast(group, add_special_tokens=False), strict=True):
+        for text, encoding in zip(group, encoded_batch(tokenizer, group), strict=True):
             left = most - len(train) - len(held_out)
             (held_out if is_held_out(text) else train).extend([*marks.before, *encoding.ids, *marks.after][:left])
         if len(train) + len(held_out) >= most:
@@ -219,7 +219,7 @@ class Shards:
         self.pending, self.held_out = tail[:cut], tail[cut:]
         self.blocks += 1  # so that new files are written; the old ones stay valid until state.json names the new
 
-    def finish(self, spec: DatasetSpec) -> None:
+    def finish(self, spec: DatasetSpec, remarks: list[str]) -> None:
         """Write the last shard and then corpus.json, which completes the folder."""
         if not (len(self.held_out) and self.written + len(self.pending)):
             self._hold_out_the_end()
@@ -236,6 +236,7 @@ class Shards:
             "asked": spec.tokens,
             "found": self.tokens,
             "blank": self.blank,
+            "remarks": remarks,
         }
         write_json(self.folder / "corpus.json", {"version": 1, "sources": [facts]})
 
@@ -255,7 +256,7 @@ def _identity(spec: DatasetSpec, tokenizer: Tokenizer, seed: int) -> str:
     facts: list = [spec.model_dump(), seed, _VERSION, HELD_OUT_ONE_IN, SHARD_TOKENS, BLOCK_DOCUMENTS, BLOCK_CHARACTERS]
     digest = hashlib.sha256(json.dumps(facts + content_facts(Path(spec.name)) if Path(spec.name).is_absolute() else facts).encode())
     digest.update(tokenizer.to_str().encode())
-    digest.update("".join(around_documents(tokenizer)).encode())
+    digest.update("".join(beside_the_file(tokenizer)).encode())
     return digest.hexdigest()[:24]
 
 
@@ -264,10 +265,14 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype(np.uint16 if max(tokenizer.get_vocab().values(), default=0) < 1 << 16 else np.uint32)
 
 
-def around_documents(tokenizer: Tokenizer) -> list[str]:
-    """What a cache key needs beside the tokenizer itself; empty where the tokenizer itself puts none around a text."""
+def beside_the_file(tokenizer: Tokenizer) -> list[str]:
+    """What ids depend on beside the tokenizer's own text: tokens around documents, and whether names of special tokens are split.
+
+    Empty for most tokenizers.
+    """
     marks = marks_of(tokenizer)
-    return [f"around documents: {document_marks(tokenizer)}"] if marks.before or marks.after else []
+    around = [f"around documents: {document_marks(tokenizer)}"] if marks.before or marks.after else []
+    return [*around, "special tokens are split"] if tokenizer.encode_special_tokens else around
 
 
 @contextmanager

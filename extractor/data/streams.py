@@ -12,16 +12,19 @@ import itertools
 import os
 import time
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+from extractor.data.text_files import LeftOut, files_below
 from extractor.errors import BrokenArtifact, ExtractorError, NotFound, SpecError, first_line
 from extractor.models.hub import HUB_ID, commit_of
 from extractor.progress import Progress, Stopped
 from extractor.spec.schema import DatasetSpec
 
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)  # waits after a broken connection, in addition to those of the hub's client
+TEXT_KINDS = ("string", "large_string", "string_view", "str", "null", "NoneType")  # None in a first row: later ones may have text
+_PATTERN_MARKS = ("*", "?", "[", "]", "::")
 PROBED_ROWS = 1000  # rows read when a job is created, to check that there is text
 
 
@@ -35,6 +38,7 @@ def pin_dataset(spec: DatasetSpec) -> DatasetSpec:
     if os.path.isdir(path):
         if spec.revision is not None:
             raise SpecError(f"dataset {spec.name!r} is a folder, which has no revision {spec.revision!r}; leave the revision out")
+        _check_folder(path.resolve())
         return spec.model_copy(update={"name": str(path.resolve())})
     if os.path.exists(path):
         raise SpecError(f"dataset {spec.name!r} is a file: name its folder, or give a .txt, .py or .jsonl file with --corpus")
@@ -43,8 +47,18 @@ def pin_dataset(spec: DatasetSpec) -> DatasetSpec:
     return spec.model_copy(update={"revision": commit_of(spec.name, spec.revision)})
 
 
-def check_dataset(spec: DatasetSpec) -> None:
-    """Read the first rows of a pinned dataset.
+def _check_folder(folder: Path) -> None:
+    """Raise SpecError for a folder that `datasets` cannot read as it stands."""
+    if any(mark in str(folder) for mark in _PATTERN_MARKS):
+        raise SpecError(
+            f"dataset {str(folder)!r} has a name that is read as a pattern or a chain; rename it without {' '.join(_PATTERN_MARKS)}"
+        )
+    if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
+        raise SpecError(f"dataset {str(folder)!r} was saved with save_to_disk; save it with to_parquet(...) in a folder of its own")
+
+
+def check_dataset(spec: DatasetSpec, on_note: Callable[[str], None] = lambda text: None) -> None:
+    """Read the first rows of a pinned dataset. on_note receives what `DocumentStream.remarks` says.
 
     Raises SpecError when configuration, split or text column do not exist or hold no text, NotFound, or ExtractorError when the
     connection breaks.
@@ -52,6 +66,8 @@ def check_dataset(spec: DatasetSpec) -> None:
     stream = DocumentStream(spec, retries=0)
     if next(filter(str.strip, itertools.islice(stream, PROBED_ROWS)), None) is None:
         raise SpecError(f"dataset {spec.name!r} holds no text in column {spec.text_column!r} of split {spec.split!r}")
+    for remark in stream.remarks:
+        on_note(f"dataset {spec.name}: {remark}")
 
 
 def first_documents(spec: DatasetSpec, documents: int, characters: int, progress: Progress) -> Iterator[str]:
@@ -69,6 +85,8 @@ class DocumentStream:
     """The texts of a dataset in its own order, row by row; a row without text yields ''.
 
     After a broken connection it reopens at its position, after waits of RETRY_SECONDS; then it raises ExtractorError.
+
+    remarks    how a folder's files are read otherwise than a user may expect; known once the first row is read
     """
 
     def __init__(
@@ -76,6 +94,7 @@ class DocumentStream:
     ):
         self.spec, self.retries = spec, retries
         self.progress = progress or Progress()
+        self.remarks: list[str] = []
         self._mark: dict = position or {"rows": 0, "state": None, "datasets": _client().__version__}
         self._since = 0  # rows read since the mark
         self._dataset: Any = None
@@ -115,7 +134,7 @@ class DocumentStream:
         return self._mark
 
     def _open(self) -> Iterator[dict]:
-        self._dataset = _load(self.spec)
+        self._dataset, self.remarks = _load(self.spec)
         if self._mark["state"] is not None and self._mark["datasets"] == _client().__version__:
             self._dataset.load_state_dict(self._mark["state"])
             skipped = self._since
@@ -148,6 +167,7 @@ def _client() -> Any:
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 2
     datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 1
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what matters is raised
     return datasets
 
 
@@ -155,19 +175,19 @@ def _is_folder(spec: DatasetSpec) -> bool:
     return Path(spec.name).is_absolute()
 
 
-def _load(spec: DatasetSpec) -> Any:
-    """The dataset, streamed, cut to its text column. Raises SpecError, and what `datasets` raises."""
+def _load(spec: DatasetSpec) -> tuple[Any, list[str]]:
+    """The dataset, streamed, cut to its text column; and remarks on its files. Raises SpecError, and what `datasets` raises."""
     # The prefix excludes a folder of that name in the working directory; our own cache_dir excludes tables that were built elsewhere.
     from extractor.files import cache_root
 
-    dataset = _client().load_dataset(
+    builder = _client().load_dataset_builder(
         spec.name if _is_folder(spec) else f"hf://datasets/{spec.name}",
         spec.config,
-        split=spec.split,
         revision=spec.revision,
-        streaming=True,
         cache_dir=str(cache_root() / "hub"),
     )
+    remarks = _remarks(spec, builder) if _is_folder(spec) else []
+    dataset = builder.as_streaming_dataset(split=spec.split)
     column = spec.text_column
     if dataset.features is None:
         rows = iter(dataset)
@@ -177,9 +197,27 @@ def _load(spec: DatasetSpec) -> Any:
         kinds = {name: str(getattr(feature, "dtype", type(feature).__name__)) for name, feature in dataset.features.items()}
     if kinds and column not in kinds:
         raise SpecError(f"dataset {spec.name!r} has no column {column!r}; it has {_listed(kinds)}; choose one with --text-column")
-    if kinds and kinds[column] not in ("string", "large_string", "str", "null"):
+    if kinds and kinds[column] not in TEXT_KINDS:
         raise SpecError(f"dataset {spec.name!r}: column {column!r} holds {kinds[column]}, not text; the columns are {_listed(kinds)}")
-    return dataset.select_columns([column]) if kinds else dataset
+    return dataset.select_columns([column]) if kinds else dataset, remarks
+
+
+def _remarks(spec: DatasetSpec, builder: Any) -> list[str]:
+    """Remarks on a folder's files. Raises SpecError for data files elsewhere: their changes would not be seen."""
+    folder, unread = Path(spec.name), LeftOut()
+    read = {os.path.normpath(str(file)) for files in (builder.config.data_files or {}).values() for file in files}
+    below = {str(file): file.relative_to(folder) for file in files_below(folder, LeftOut())}
+    if outside := sorted(read - below.keys()):
+        raise SpecError(
+            f"dataset {spec.name!r} names data files outside of its folder, behind a link or hidden, first {outside[0]}; copy them into it"
+        )
+    for path, name in below.items():
+        if path not in read and name.suffix != ".md":
+            unread.add("files that belong to no split, not read", name)
+    remarks = [str(unread)] if str(unread) else []
+    if builder.name == "text":
+        remarks.append("text files are read line by line, every line a document; --corpus reads every file as one")
+    return remarks
 
 
 def _release(rows: Generator[dict]) -> None:

@@ -6,7 +6,7 @@ import math
 import zlib
 from typing import TYPE_CHECKING
 
-from extractor.data.encoding import marks_of
+from extractor.data.encoding import encoded_batch, marks_of
 from extractor.data.sources import TextKind, prose
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def bits_per_character(model: PreTrainedModel, tokenizer: Tokenizer, text: str) 
     import torch
     from torch.nn import functional
 
-    ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids)
+    ids = torch.tensor(encoded_batch(tokenizer, [text])[0].ids)
     before = torch.tensor(marks_of(tokenizer).before, dtype=torch.int64)
     context = min(PROBE_CONTEXT, model.config.max_position_embeddings) - len(before)
     if not 0 < context <= len(ids):

@@ -24,6 +24,10 @@ from extractor.spec.schema import CHANCE, BridgeSpec, CorpusSpec, DatasetSpec, J
 
 Preset = Literal["tiny", "small", "paper"]
 OnNote = Callable[[str], None]
+SPARSE_ONLY = (  # fields of the model that a GPT-2 does not have
+    *("activation", "activation_frac", "d_pos_emb", "added_positions", "sinks"),
+    *("bigram", "bigram_top", "bigram_rank", "bigram_init"),
+)
 
 
 def _ignore(_note: str) -> None:
@@ -76,12 +80,12 @@ class CircuitRequest:
                 check_sparse_folder(given.folder)
             longest = longest_prompt(given.config, bridge, prunes_dense) if chosen.files else None
             chosen = chosen.under(load_tokenizer(given.folder), longest, on_note, vocab_size_of(given.folder, given.adapter))
-        return self._spec(given.model, given.adapter, chosen, bridge, changes)
+        return self._spec(given.model, given.adapter, chosen, bridge, changes, on_note)
 
     def template(self) -> JobSpec:
         """The checked spec with model and adapter as they were typed, which are not looked at. Raises UnknownTask, NotFound, SpecError."""
         changes, chosen = self._checked()
-        return self._spec(self.model, self.adapter, chosen, self.bridge_choice(changes).preferred, changes)
+        return self._spec(self.model, self.adapter, chosen, self.bridge_choice(changes).preferred, changes, _ignore)
 
     def bridge_choice(self, changes: Mapping[str, Mapping[str, str]] | None = None) -> BridgeChoice:
         """The settings of the bridging, whatever the dense model is. Raises SpecError."""
@@ -97,9 +101,20 @@ class CircuitRequest:
             raise SpecError(f"labels {self.labels!r} is unknown; choose task or model")
         if self.subject not in ("twin", "dense"):
             raise SpecError(f"subject {self.subject!r} is unknown; choose twin or dense")
+        if self.subject == "dense" and (self.init is not None or changes["bridge"]):
+            given = "the initial weights" if self.init is not None else f"bridge.{next(iter(changes['bridge']))}"
+            raise SpecError(f"a dense model is pruned itself, without a bridging: leave out {given}, or leave out --dense")
         return changes, chosen
 
-    def _spec(self, model: str, adapter: str | None, chosen: TaskChoice, bridge: BridgeSpec, changes: dict[str, dict[str, str]]) -> JobSpec:
+    def _spec(
+        self,
+        model: str,
+        adapter: str | None,
+        chosen: TaskChoice,
+        bridge: BridgeSpec,
+        changes: dict[str, dict[str, str]],
+        on_note: OnNote,
+    ) -> JobSpec:
         return JobSpec(
             kind="circuit",
             model=model,
@@ -111,7 +126,7 @@ class CircuitRequest:
             target_loss=_check_target(self.target_loss),
             seed=self.seed,
             preset=_check_preset(self.preset),
-            corpus=_corpus(self.corpus, self.datasets, changes["corpus"], CorpusSpec(sources=AUTO)),
+            corpus=_corpus(self.corpus, self.datasets, changes["corpus"], on_note, CorpusSpec(sources=AUTO)),
             bridge=bridge,
             prune=_prune(self.preset, changes["prune"]),
         )
@@ -169,7 +184,7 @@ class TrainRequest:
             target_loss=_check_target(self.target_loss),
             seed=self.seed,
             preset=preset,
-            corpus=_corpus(self.corpus, self.datasets, changes["corpus"]),
+            corpus=_corpus(self.corpus, self.datasets, changes["corpus"], on_note),
             train=train.model_copy(update=update),
             prune=_prune(self.preset, changes["prune"]) if self.tasks else None,
         )
@@ -185,6 +200,9 @@ class TrainRequest:
                 raise SpecError(
                     f"{given[0]} needs architecture sparse_gpt: a gpt2 is an ordinary dense model, not the baseline of a sparse one"
                 )
+            sparse_only = [name for name in changes[""] if name.startswith("sparsity.") or name.removeprefix("model.") in SPARSE_ONLY]
+            if sparse_only:
+                raise SpecError(f"a gpt2 has no {sparse_only[0]}; leave it out, or choose architecture sparse_gpt")
         if self.match_loss is not None and not 0 < self.match_loss < float("inf"):
             raise SpecError(f"the loss to match must be a positive number of nats per token, not {self.match_loss}")
         sparse = [name for name in changes[""] if name.startswith("sparsity.") or name == "model.activation_frac"]
@@ -234,6 +252,9 @@ def dataset(reference: str, *, config: str | None = None, revision: str | None =
 
 def _prune(preset: str, changes: dict[str, str]) -> PruneSpec:
     spec = changed(prune_spec(preset), changes, "prune.")
+    edges = [name for name in changes if name.startswith("edge_")]
+    if spec.granularity == "node" and edges:
+        raise SpecError(f"prune.{edges[0]} has no effect with granularity 'node'; leave it out")
     algorithms.check(spec.algorithm)
     return spec
 
@@ -253,8 +274,9 @@ def _check_preset(name: str) -> Preset:
 
 def _corpus(
     sources: tuple[str, ...],
-    datasets: tuple[DatasetSpec, ...] = (),
-    changes: Mapping[str, str] | None = None,
+    datasets: tuple[DatasetSpec, ...],
+    changes: Mapping[str, str],
+    on_note: OnNote,
     default: CorpusSpec = CorpusSpec(),  # noqa: B008 - frozen
 ) -> CorpusSpec:
     if "" in sources:  # as a path this is the current folder
@@ -265,8 +287,10 @@ def _corpus(
         raise SpecError(f"corpus {twice!r} is given twice; name every source once")
     pinned = tuple(pin_dataset(dataset) for dataset in datasets)
     for one in pinned:
-        check_dataset(one)
+        check_dataset(one, on_note)
     start = CorpusSpec(sources=named, datasets=pinned) if named or pinned else default
-    spec = changed(start, changes or {}, "corpus.")
+    spec = changed(start, changes, "corpus.")
+    if "generated_programs" in changes and spec.sources != AUTO and "generated" not in spec.sources:
+        raise SpecError("corpus.generated_programs has no effect without the corpus 'generated'; add --corpus generated or leave it out")
     check_sources(spec)
     return spec

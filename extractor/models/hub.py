@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from extractor.errors import BrokenArtifact, ModelNotFound, NotFound, first_line
+from extractor.errors import BrokenArtifact, ExtractorError, HubUnavailable, ModelNotFound, NotFound, first_line
 from extractor.files import read_json
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -82,7 +82,7 @@ def token() -> str | bool:
 
 
 def inspect(reference: str) -> HubFiles:
-    """The files that 'ID' or 'ID@REVISION' names now. Raises ModelNotFound.
+    """The files that 'ID' or 'ID@REVISION' names now. Raises ModelNotFound, HubUnavailable.
 
     Where the hub does not answer, these are the files of the commit that the hub's cache on this machine has under that name.
     """
@@ -118,8 +118,8 @@ def _is_silent(error: Exception) -> bool:
     return constants.HF_HUB_OFFLINE or isinstance(error, OfflineModeIsEnabled) or _status(error) >= 500 or not (_status(error) or broken)
 
 
-def _cached(name: str, revision: str, silent: ModelNotFound) -> HubFiles:
-    """The commit of a repository in the hub's cache. Raises ModelNotFound, which says what `silent` says and where the cache is."""
+def _cached(name: str, revision: str, silent: ExtractorError) -> HubFiles:
+    """The commit of a repository in the hub's cache. Raises an error like `silent` that also says where the cache is."""
     from huggingface_hub import constants, snapshot_download
 
     top = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots"
@@ -130,12 +130,12 @@ def _cached(name: str, revision: str, silent: ModelNotFound) -> HubFiles:
     if not _COMMIT.fullmatch(folder.name) or not folder.is_dir():
         kept = sorted(entry.name for entry in top.iterdir() if _COMMIT.fullmatch(entry.name)) if top.is_dir() else []
         way = f"the cache has {name}@{kept[0]}" if kept else f"the cache {constants.HF_HUB_CACHE} does not have it either"
-        raise ModelNotFound(f"{silent}; {way}") from None
+        raise type(silent)(f"{silent}; {way}") from None
     return HubFiles(name, folder.name, {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}, folder=folder)
 
 
 def download(reference: str, patterns: list[str]) -> Path:
-    """Download the files at the top of 'ID@SHA' whose names match; returns their local folder. Raises ModelNotFound."""
+    """Download the files at the top of 'ID@SHA' whose names match; returns their local folder. Raises ModelNotFound, HubUnavailable."""
     from huggingface_hub import snapshot_download
 
     name, _, revision = reference.partition("@")
@@ -145,7 +145,7 @@ def download(reference: str, patterns: list[str]) -> Path:
         raise refusal(name, revision, error) from None
 
 
-def refusal(name: str, revision: str, error: Exception) -> ModelNotFound:
+def refusal(name: str, revision: str, error: Exception) -> ExtractorError:
     """The error for a model, in one line, from an error of the hub's client."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -173,7 +173,16 @@ def refusal(name: str, revision: str, error: Exception) -> ModelNotFound:
         return ModelNotFound(f"model {name!r} not found: no folder, not bundled, and not on the hub, or private: {private}")
     if isinstance(error, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         return ModelNotFound(f"model {name!r} cannot be fetched: HF_HUB_OFFLINE is set; unset it, or name a folder or a bundled model")
-    return ModelNotFound(f"model {name!r} cannot be fetched: {reason(error)}")
+    kind = HubUnavailable if _is_away(error) else ModelNotFound
+    return kind(f"model {name!r} cannot be fetched: {reason(error)}")
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the same request may succeed later: no answer, an error of the hub itself, or too many requests."""
+    broken = isinstance(error, (ValueError, KeyError, TypeError, AttributeError, RecursionError))
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    status = _status(error)
+    return status == 429 or status >= 500 or not (status or broken or full)
 
 
 def gated(name: str) -> ModelNotFound:
@@ -214,7 +223,7 @@ def _disabled(name: str) -> str:
 def commit_of(name: str, revision: str | None) -> str:
     """The commit sha that a revision (branch, tag or commit; None: main) of a hub dataset names now.
 
-    Raises NotFound when the dataset or revision does not exist, is gated, or the hub cannot be reached.
+    Raises NotFound when the dataset or revision does not exist or is gated, HubUnavailable when the hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -224,7 +233,7 @@ def commit_of(name: str, revision: str | None) -> str:
         raise _dataset_error(name, revision, error) from None
 
 
-def _dataset_error(name: str, revision: str | None, error: Exception) -> NotFound:
+def _dataset_error(name: str, revision: str | None, error: Exception) -> ExtractorError:
     """The error for a dataset, in one line, from an error of the hub's client."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -234,4 +243,6 @@ def _dataset_error(name: str, revision: str | None, error: Exception) -> NotFoun
         return NotFound(f"hub dataset {name!r} has no revision {revision!r}; give a branch, a tag or a commit of it")
     if isinstance(error, RepositoryNotFoundError):
         return NotFound(f"dataset {name!r} not found: no folder, and not on the hub (or private: set HF_TOKEN)")
-    return NotFound(f"dataset {name!r} not found: no folder, and the hub cannot be reached ({first_line(error)})")
+    if _is_away(error):
+        return HubUnavailable(f"dataset {name!r} is no folder, and cannot be looked up: {reason(error)}")
+    return NotFound(f"dataset {name!r} is no folder, and cannot be looked up: {reason(error)}")

@@ -67,16 +67,26 @@ def load_model(source: ModelFolder) -> PreTrainedModel:
         if config._attn_implementation not in ATTENTION:
             config._attn_implementation = None
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.path, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            source.path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
     except Exception as error:  # transformers raises many kinds; each means that these files are not a usable model
         raise BrokenArtifact(f"model in {source.path} cannot be loaded: {first_line(error)}") from None
     model, info = loaded
-    if info["missing_keys"] or info["mismatched_keys"]:
-        absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if info["mismatched_keys"]:
+        name, found, needed = min((str(name), tuple(found), tuple(needed)) for name, found, needed in info["mismatched_keys"])
         raise UnsupportedModel(
-            f"model in {source.path} is incomplete: {len(absent)} tensors missing or of a wrong shape, first {absent[0]}"
+            f"model in {source.path}: {name} has shape {found} in its weights, {needed} by its {CONFIG} "
+            f"({len(info['mismatched_keys'])} such tensors); correct the config"
         )
+    if info["missing_keys"]:
+        absent = sorted(map(str, info["missing_keys"]))
+        raise UnsupportedModel(f"model in {source.path} is incomplete: {len(absent)} tensors are missing, first {absent[0]}")
     _refuse_left_out(source.path, map(str, info["unexpected_keys"]), model.config.num_hidden_layers)
     check_finite(model, f"model in {source.path}")
     return model

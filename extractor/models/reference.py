@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extractor.errors import BrokenArtifact, ModelNotFound, SpecError, UnsupportedModel
+from extractor.errors import BrokenArtifact, HubUnavailable, ModelNotFound, SpecError, UnsupportedModel
 from extractor.models import hub
 from extractor.models.checks import (
     ADAPTER_CONFIG,
@@ -270,7 +270,7 @@ def _base_of(files: Files, config: dict[str, Any]) -> tuple[str, Files]:
         here = is_folder or _is_bundled(name)
         reference, base = find(name, "model") if here else _find_on_hub(f"{name}@{revision}" if revision else name)
         return _dense(reference, base), base
-    except (ModelNotFound, UnsupportedModel, BrokenArtifact) as error:
+    except (ModelNotFound, HubUnavailable, UnsupportedModel, BrokenArtifact) as error:
         raise type(error)(f"base of the adapter {files.label}: {error}; or {both}") from None
 
 

@@ -398,6 +398,6 @@ def test_results_that_are_unfinished_or_have_no_dense_model_are_refused(result: 
     shutil.rmtree(copy / "model" / "bridges")
     code, _, err = run(capsys, copy, "--toward", "x")
     assert code == 2
-    assert "made from a sparse model, there is no dense model to steer" in err
+    assert "made from a sparse model, there is no bridge to steer a dense model through" in err
     with pytest.raises(NotFound, match="it holds no spec"):
         open_result(tmp_path)

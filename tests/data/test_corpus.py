@@ -14,13 +14,16 @@ from worlds import CORPUS
 from extractor.data import corpus as corpus_module
 from extractor.data.build_corpus import build_corpus, corpus_for
 from extractor.data.corpus import Corpus
+from extractor.data.encoding import text_ids
 from extractor.data.programs import programs
+from extractor.data.prompts import tokenize_task
 from extractor.data.shards import is_held_out
 from extractor.data.sources import check_sources, documents
-from extractor.errors import BrokenArtifact, SpecError
-from extractor.models.tokenizer import open_tokenizer, resolve_tokenizer, train_tokenizer
+from extractor.errors import BrokenArtifact, SpecError, TaskNotExpressible, UnsupportedModel
+from extractor.models.tokenizer import load_tokenizer, open_tokenizer, resolve_tokenizer, train_tokenizer
 from extractor.progress import Progress, Stopped
 from extractor.spec.schema import CorpusSpec, TrainSpec
+from tasks import find_task
 
 
 def of(*sources: Path | str) -> CorpusSpec:
@@ -213,6 +216,33 @@ def test_a_given_tokenizer_is_taken_and_a_trained_one_is_kept(gpt2_folder: Path,
     mended, _ = corpus_for(spec, TrainSpec(vocab_size=290), Progress(notes.append))
     assert mended.to_str() == trained.to_str()
     assert [note["message"] for note in notes] == ["the cached tokenizer of an earlier job is damaged; it is trained again"]
+
+
+def test_the_same_tokenizer_that_splits_special_tokens_has_text_of_its_own(gpt2_folder: Path, cache: Path, tmp_path: Path):
+    text = tmp_path / "special.txt"
+    text.write_text("x = '<|endoftext|>'\n" * 400)
+    spec, folders = CorpusSpec(sources=(str(text),)), []
+    for split in (False, True):
+        tokenizer = load_tokenizer(gpt2_folder)
+        tokenizer.encode_special_tokens = split
+        corpus = build_corpus(spec, tokenizer, cache)
+        folders.append(corpus.folders[0])
+        ids = tokenizer.encode(text.read_text(), add_special_tokens=False).ids
+        assert list(corpus.train[0][0][:50]) == ids[:50]
+    assert folders[0] != folders[1]
+
+
+def test_text_that_a_tokenizer_has_no_tokens_for_is_one_line(cache: Path, tmp_path: Path):
+    from tokenizers import Tokenizer, models
+
+    tokenizer = Tokenizer(models.WordLevel({"x": 0}, unk_token="[UNK]"))
+    (tmp_path / "a.txt").write_text("y = 1\n")
+    with pytest.raises(UnsupportedModel, match="the tokenizer cannot write this text: WordLevel error: Missing"):
+        build_corpus(CorpusSpec(sources=(str(tmp_path / "a.txt"),)), tokenizer, cache)
+    with pytest.raises(UnsupportedModel, match="cannot write the text 'y = 1'"):
+        text_ids(tokenizer, "y = 1")
+    with pytest.raises(TaskNotExpressible, match="cannot be asked under this tokenizer: the tokenizer cannot write the text"):
+        tokenize_task(find_task("quote_close"), tokenizer)
 
 
 def test_a_tokenizer_without_an_end_of_text_is_given_one(tmp_path: Path):

@@ -14,9 +14,13 @@ from local_hub import LocalHub, Repository, serve
 from made_datasets import TEXTS, contents, lines, local, parquet, prepare_killed, programs_folder, refused, save
 from worlds import ROOT, python
 
+from extractor.data.build_corpus import build_corpus
 from extractor.data.streams import check_dataset, pin_dataset
 from extractor.errors import NotFound
-from extractor.spec.schema import DatasetSpec
+from extractor.models.reference import BUNDLED
+from extractor.models.tokenizer import load_tokenizer
+from extractor.progress import Progress
+from extractor.spec.schema import CorpusSpec, DatasetSpec
 
 pytest.importorskip("datasets")
 OLD, NEW = "a" * 40, "b" * 40
@@ -44,6 +48,61 @@ def test_splits_and_configurations_are_checked(folder: Path):
 def test_a_folder_without_data_is_refused(tmp_path: Path):
     save(tmp_path / "data", {"README.md": b"# nothing"})
     assert "holds no data files" in refused(lambda: check_dataset(local(tmp_path / "data")))
+
+
+def test_files_that_belong_to_no_split_are_named(tmp_path: Path):
+    parts = {"a.jsonl": lines(TEXTS[:30]), "more/c.jsonl": lines(TEXTS[30:60]), "b.csv": b"text\nx\n", "README.md": b"# made"}
+    spec, notes = local(save(tmp_path / "mixed", parts), tokens=100), list[str]()
+    check_dataset(spec, notes.append)
+    assert notes == [f"dataset {spec.name}: files that belong to no split, not read: 1 (b.csv)"]
+    told: list[dict] = []
+    for _ in range(2):  # made, and found in the cache
+        build_corpus(
+            CorpusSpec(datasets=(spec,)), load_tokenizer(BUNDLED / "python-tiny"), tmp_path / "cache", progress=Progress(told.append)
+        )
+    assert [event["message"] for event in told if event["event"] == "note" and "no split" in event["message"]] == notes * 2
+    train_only = local(save(tmp_path / "named", {"stories.jsonl": lines(TEXTS[:9]), "train.jsonl": lines(TEXTS[9:20])}))
+    check_dataset(train_only, notes.append)
+    assert notes[1].endswith("not read: 1 (stories.jsonl)")
+
+
+def test_text_files_are_said_to_be_read_line_by_line(tmp_path: Path):
+    notes: list[str] = []
+    check_dataset(local(save(tmp_path / "data", {"train.txt": b"def f():\n    return 1\n"})), notes.append)
+    assert "every line a document; --corpus reads every file as one" in notes[0]
+
+
+def test_data_files_outside_of_the_folder_are_refused(tmp_path: Path):
+    save(tmp_path / "elsewhere", {"train.jsonl": lines(TEXTS[:9])})
+    card = b"---\nconfigs:\n- config_name: default\n  data_files: ../elsewhere/train.jsonl\n---\n"
+    folder = save(tmp_path / "data", {"README.md": card})
+    assert "names data files outside of its folder" in refused(lambda: check_dataset(local(folder)))
+
+
+@pytest.mark.parametrize("name", ["a [x]", "star*", "dbl::x", "what?"])
+def test_a_folder_whose_name_is_a_pattern_is_refused(tmp_path: Path, name: str):
+    folder = save(tmp_path / name, {"train.jsonl": lines(TEXTS[:9])})
+    assert "is read as a pattern or a chain; rename it" in refused(lambda: pin_dataset(local(folder)))
+
+
+def test_a_dataset_that_was_saved_to_disk_is_said_to_be_one(tmp_path: Path):
+    import datasets
+
+    datasets.Dataset.from_dict({"text": TEXTS[:5]}).save_to_disk(tmp_path / "saved")
+    assert "was saved with save_to_disk; save it with to_parquet(...)" in refused(lambda: pin_dataset(local(tmp_path / "saved")))
+
+
+def test_a_first_row_without_text_says_nothing_of_the_column(tmp_path: Path):
+    check_dataset(local(save(tmp_path / "csv", {"train.csv": b"text,n\n,0\nhello you,1\n"})))
+
+
+def test_views_of_strings_are_text(tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"text": pa.array(TEXTS[:5], pa.string_view())}), tmp_path / "data" / "a.parquet")
+    check_dataset(local(tmp_path / "data"))
 
 
 def test_a_script_is_never_run(tmp_path: Path):
@@ -142,7 +201,7 @@ def test_what_the_hub_refuses_is_one_line(hub: LocalHub, tmp_path: Path):
 
 def test_an_unreachable_hub_is_one_line(tmp_path: Path):
     ((kind, text),) = json.loads(python(ASK, "some/data", env=LocalHub(endpoint="http://127.0.0.1:9").environment(tmp_path)))
-    assert kind == "NotFound"
+    assert kind == "HubUnavailable"
     assert "the hub cannot be reached" in text
 
 
@@ -173,7 +232,7 @@ progress = Progress(lambda event: notes.append(event["message"]))
 stream = streams.DocumentStream(DatasetSpec(name="some/data", revision="a" * 40), progress=progress, retries=3)
 broken, plain = set(map(int, sys.argv[2:])), streams._load
 def load(spec):
-    dataset = plain(spec)
+    dataset, remarks = plain(spec)
     class Breaking:
         state_dict, load_state_dict = dataset.state_dict, dataset.load_state_dict
         def __iter__(self):
@@ -184,7 +243,7 @@ def load(spec):
                         broken.discard(number)
                     raise ConnectionResetError('connection reset by peer')
                 yield row
-    return Breaking()
+    return Breaking(), remarks
 streams._load = load
 texts = []
 try:

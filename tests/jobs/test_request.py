@@ -62,6 +62,28 @@ def test_a_source_that_is_given_twice_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"corpus": ("stdlib",), "changes": {"corpus.generated_programs": "5"}}, "without the corpus 'generated'"),
+        ({"architecture": "gpt2", "changes": {"sparsity.weight_frac": "0.5"}}, "a gpt2 has no sparsity.weight_frac"),
+        ({"architecture": "gpt2", "changes": {"model.sinks": "true"}}, "a gpt2 has no model.sinks"),
+        ({"tasks": ("for_while",), "changes": {"prune.granularity": "node", "prune.edge_steps": "5"}}, "with granularity 'node'"),
+    ],
+)
+def test_a_field_that_would_have_no_effect_on_a_training_is_refused(arguments: dict, said: str):
+    with pytest.raises(SpecError, match=said):
+        train_job(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"init": "dense"}, "the initial weights"), ({"changes": {"bridge.optim.steps": "7"}}, "bridge.optim")]
+)
+def test_a_dense_model_that_is_pruned_itself_takes_no_bridging(options: dict, said: str):
+    with pytest.raises(SpecError, match=f"without a bridging: leave out {said}"):
+        circuit_job("python-tiny", ("quote_close",), subject="dense", **options)
+
+
+@pytest.mark.parametrize(
     ("arguments", "needed"),
     [
         (("train", "--split", "train"), "--dataset"),

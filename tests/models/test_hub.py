@@ -123,8 +123,8 @@ REFUSED = {
     "some/broken": ("BrokenArtifact", "config.json of model 'some/broken' on the hub is not readable JSON"),
     "some/listed": ("BrokenArtifact", "expected a JSON object"),
     "some/huge-config": ("BrokenArtifact", "has 9,000,000,000 bytes; that is no config"),
-    "some/down": ("ModelNotFound", "the hub is out of order (503); try again later"),
-    "some/busy": ("ModelNotFound", "the hub limits requests (429)"),
+    "some/down": ("HubUnavailable", "the hub is out of order (503); try again later"),
+    "some/busy": ("HubUnavailable", "the hub limits requests (429)"),
 }
 
 
@@ -168,16 +168,16 @@ def test_a_limit_on_parameters_is_a_setting(hub: LocalHub, tmp_path: Path):
 def test_offline_is_said(hub: LocalHub, tmp_path: Path):
     for call, reference in (("resolve", "some/tiny"), ("open", f"some/tiny@{SHA}")):
         ((kind, text),) = ask(hub, tmp_path, reference, call=call, HF_HUB_OFFLINE="1")
-        assert kind == "ModelNotFound"
+        assert kind == "HubUnavailable"
         assert "HF_HUB_OFFLINE is set" in text
 
 
 def test_a_hub_that_is_away_or_slow_is_told_apart(hub: LocalHub, tmp_path: Path):
     ((kind, text),) = ask("http://127.0.0.1:9", tmp_path, "some/tiny")
-    assert kind == "ModelNotFound"
+    assert kind == "HubUnavailable"
     assert "the hub cannot be reached" in text
     ((kind, text),) = ask(hub, tmp_path, "some/sleepy", HF_HUB_ETAG_TIMEOUT="1")
-    assert kind == "ModelNotFound"
+    assert kind == "HubUnavailable"
     assert "does not answer in time" in text
 
 

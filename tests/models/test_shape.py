@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -208,6 +209,13 @@ def test_blocks_that_the_config_does_not_name_are_not_left_out_in_silence(copy: 
 def test_weights_that_the_config_has_no_place_for_are_not_left_out_in_silence(copy: Path, name: str):
     added(copy, {name: torch.ones(3)})
     assert f"weights that its config.json has no place for, first {name}; 1 in total" in refused(copy, UnsupportedModel)
+
+
+def test_a_tensor_of_another_shape_than_the_configs_is_named(copy: Path):
+    change(copy, n_positions=7)
+    assert re.search(
+        r"transformer.wpe.weight has shape \(\d+, \d+\) in its weights, \(7, \d+\) by its config.json", refused(copy, UnsupportedModel)
+    )
 
 
 def test_masks_of_older_releases_and_further_heads_change_nothing(copy: Path):

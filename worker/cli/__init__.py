@@ -149,8 +149,10 @@ def _complain(kind: str, message: str, code: int, arguments: Sequence[str]) -> i
     return code
 
 
-def _write(stream: TextIO, line: str) -> None:
-    """Print a line; the exit code still tells the error where a stream is closed or its disk is full."""
+def _write(stream: TextIO | None, line: str) -> None:
+    """Print a line; the exit code still tells the error where a stream is closed (None) or its disk is full."""
+    if stream is None:  # for print, this would mean standard output
+        return
     try:
         print(line, file=stream, flush=True)
     except (OSError, ValueError):

@@ -29,6 +29,7 @@ def request(build: Build, options: dict[str, Any]) -> int:
     from worker.client.submit import submit
     from worker.fleet import local
     from worker.ids import check_id
+    from worker.records.records import TERMINAL
     from worker.storage.results import check_new_folder
 
     if options["job_id"] is not None:
@@ -53,11 +54,14 @@ def request(build: Build, options: dict[str, Any]) -> int:
         local.forget_dead(service.settings)
     memory = bytes_needed(spec)
     job = submit(service, spec, options["job_id"], options["priority"], memory=memory)
+    state = service.records.need(job)["state"]
+    if options["job_id"] and state in TERMINAL:
+        say(f"job {job} was submitted before and is {state}; nothing is queued. Choose another --job-id to run it again")
     warn_without_worker(service, memory)
     if options["wait"]:
         return follow(service, job, options["out"], options["as_json"])
     if options["as_json"]:
-        print_json({"job": job, "state": service.records.need(job)["state"]})
+        print_json({"job": job, "state": state})
     else:
         print_line(job)
     return 0

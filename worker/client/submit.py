@@ -90,7 +90,9 @@ def name_tasks(tasks: Sequence[str]) -> str:
 
 def _check_free(job: str) -> str:
     """The id itself. Raises UsageError if it is not an id, or names a model that everybody on this server may ask for."""
-    if is_model_name(check_id(job)):
+    if check_id(job).startswith("-"):
+        raise UsageError(f"job id {job!r} begins with '-', as options do; choose another --job-id")
+    if is_model_name(job):
         raise UsageError(f"job id {job!r} is the name of a model, which `--model {job}` must go on meaning; choose another --job-id")
     return job
 

@@ -274,7 +274,8 @@ class Attempt:
         # Releasing a job with a cancel request makes it cancelled.
         if self.context.shared.leaving:
             return self._release("its worker is shutting down", counts=False)
-        return self._release(str(outcome.error or "the engine was stopped by an unknown process"), counts=True)
+        stopped = "the engine was stopped by a cancel request" if self.lease.cancelled else "the engine was stopped by an unknown process"
+        return self._release(str(outcome.error or stopped), counts=True)
 
     def _wait_for_space(self, error: DiskFull) -> str:
         """Requeue the job once the disk has space. Requeuing at once would make every queued job fail on the full disk."""

@@ -58,7 +58,9 @@ def open_result(folder: Path, task: str | None = None) -> BridgedResult:
     if not (folder / files.MANIFEST).is_file():
         raise NotFound(f"the result in {folder} is not finished; wait for its job, or run its spec again")
     if not (folder / "model" / "bridges").is_dir():
-        raise UsageError(f"the result in {folder} was made from a sparse model, there is no dense model to steer")
+        spec = files.read_json(folder / "spec.json")
+        how = "is a circuit of the dense model itself (--dense)" if spec.get("subject") == "dense" else "was made from a sparse model"
+        raise UsageError(f"the result in {folder} {how}, there is no bridge to steer a dense model through")
     found = sorted(place.parent.name for place in folder.glob("circuits/*/circuit.json"))
     if task is None and len(found) == 1:
         task = found[0]
