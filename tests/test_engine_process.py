@@ -188,9 +188,9 @@ def test_an_unknown_model_leaves_nothing_half_written_and_no_traceback(home: Pat
 
 def test_a_spec_that_is_not_there_is_one_event(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    assert main([str(home / "nowhere.json"), "--out", str(home / "out")]) == 2
+    assert main([str(home / "nowhere.json"), "--out", str(home / "out")]) == 3
     event = json.loads(capsys.readouterr().out)
-    assert (event["event"], event["type"]) == ("error", "SpecError")
+    assert (event["event"], event["type"]) == ("error", "NotFound")
     assert "cannot be read" in event["message"]
     assert not (home / "out").exists()
     for wrong in ("soon", "-1", "nan"):

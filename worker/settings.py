@@ -17,6 +17,10 @@ MAX_SECONDS = 1_000_000_000  # 30 years; clocks and Redis do not accept unlimite
 PROJECT = Path(__file__).resolve().parent.parent
 _OWN_PACKAGES = ("extractor", "tasks", "worker")
 _YES, _NO = ("1", "true", "yes"), ("0", "false", "no")
+_PATHS = (  # variables that name a file or folder
+    *("EXTRACT_STATE_DIR", "EXTRACT_ROOT", "EXTRACT_CACHE_DIR", "EXTRACT_REDIS_URL_FILE", "XDG_STATE_HOME", "XDG_CACHE_HOME"),
+    *("XDG_RUNTIME_DIR", "HF_HOME", "HF_HUB_CACHE", "HOME", "TMPDIR"),
+)
 NO_HOME = Path("/dev/null/no-home")  # stands for the home of a user who has none; nothing can be created below it
 
 
@@ -55,6 +59,9 @@ def from_env(env: Mapping[str, str] | None = None) -> Settings:
     state_dir = _state_dir(env)
     ttl = _seconds(env, "EXTRACT_LEASE_TTL", 30)
     root, store = _root(env, state_dir)
+    heartbeat = _seconds(env, "EXTRACT_HEARTBEAT", min(2, ttl / 3))
+    if heartbeat >= ttl:
+        raise UsageError(f"EXTRACT_HEARTBEAT={heartbeat:g} is not less than EXTRACT_LEASE_TTL={ttl:g}: every job would count as lost")
     return Settings(
         state_dir=state_dir,
         root=root,
@@ -66,7 +73,7 @@ def from_env(env: Mapping[str, str] | None = None) -> Settings:
         engine=env.get("EXTRACT_ENGINE") or "extractor",
         threads=_count(env, "EXTRACT_THREADS", _usable_cpus(), MAX_THREADS),
         lease_ttl=ttl,
-        heartbeat=_seconds(env, "EXTRACT_HEARTBEAT", min(2, ttl / 3)),
+        heartbeat=heartbeat,
         reap_every=_seconds(env, "EXTRACT_REAPER", min(5, ttl / 3)),
         republish_after=_seconds(env, "EXTRACT_REPUBLISH", 120),
         visibility_timeout=_seconds(env, "EXTRACT_VISIBILITY_TIMEOUT", 6 * 3600),
@@ -79,8 +86,14 @@ def from_env(env: Mapping[str, str] | None = None) -> Settings:
 
 
 def child_env() -> dict[str, str]:
-    """The environment for a Python child process: PYTHONPATH begins with a checkout, and with any place of ours that it would hide."""
+    """The environment for a Python child process, with absolute paths.
+
+    PYTHONPATH begins with a checkout, and with any place of ours that it would hide.
+    """
     env = dict(os.environ)
+    for name in _PATHS:  # a worker runs in another folder
+        if env.get(name) and "://" not in env[name]:
+            env[name] = os.path.abspath(os.path.expanduser(env[name]))
     paths = list(filter(None, env.get("PYTHONPATH", "").split(os.pathsep)))
     if PROJECT.name not in ("site-packages", "dist-packages") or any(map(_hides, paths)):
         env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(PROJECT), *paths]))

@@ -19,7 +19,7 @@ import numpy as np
 
 from extractor import files
 from extractor.data.corpus import Corpus
-from extractor.data.encoding import document_marks, encoded_batch, without_embedding
+from extractor.data.encoding import TextMarks, document_marks, encoded_batch, without_embedding
 from extractor.data.programs import GENERATOR_VERSION
 from extractor.data.shards import (
     HELD_OUT_ONE_IN,
@@ -29,6 +29,7 @@ from extractor.data.shards import (
     locked,
     prepare_dataset,
     token_dtype,
+    write_array,
 )
 from extractor.data.sources import AUTO, NAMED_SOURCES, check_sources, documents
 from extractor.data.streams import first_documents, pin_dataset
@@ -122,13 +123,14 @@ def build_corpus(
     cache.
     """
     root, progress = cache or cache_root(), progress or Progress()
-    folders = [_text_folder(spec, tokenizer, root / "corpus", progress)] if spec.sources else []
+    marks = document_marks(tokenizer, vocab_size)
+    folders = [_text_folder(spec, tokenizer, root / "corpus", progress, marks)] if spec.sources else []
     for source in files.read_json(folders[0] / "corpus.json")["sources"] if folders else []:
         if source.get("left_out"):
             progress.note(f"corpus {source['source']}: {source['left_out']}")
     total, done = sum(dataset.tokens for dataset in spec.datasets), 0
     for dataset in spec.datasets:
-        folders.append(prepare_dataset(dataset, tokenizer, spec.seed, root, progress, done, total))
+        folders.append(prepare_dataset(dataset, tokenizer, spec.seed, root, progress, done, total, marks))
         done += dataset.tokens
         _note_dataset(folders[-1], dataset, reads / (len(spec.sources) + len(spec.datasets)) if reads else 0, progress)
     corpus = Corpus(*folders)
@@ -161,15 +163,15 @@ def _note_dataset(folder: Path, dataset: DatasetSpec, reads: float, progress: Pr
         progress.note(f"dataset {dataset.name} ends after {found:,} of the {dataset.tokens:,} tokens requested{often}")
 
 
-def _text_folder(spec: CorpusSpec, tokenizer: Tokenizer, root: Path, progress: Progress) -> Path:
+def _text_folder(spec: CorpusSpec, tokenizer: Tokenizer, root: Path, progress: Progress, marks: TextMarks) -> Path:
     check_sources(spec)
     facts = text_facts(spec)
-    folder = root / _digest([*facts, HELD_OUT_ONE_IN, tokenizer.to_str(), *beside_the_file(tokenizer)])
+    folder = root / _digest([*facts, HELD_OUT_ONE_IN, tokenizer.to_str(), *beside_the_file(tokenizer, marks)])
     if not (folder / "corpus.json").is_file():
         # Every process writes a folder of its own: two jobs may build the same corpus at once, and the first to finish wins.
         mine = folder.with_name(f"{folder.name}-{os.getpid()}")
         with files.new_folder(mine) as new:
-            _write_shards(spec, tokenizer, new, progress)
+            _write_shards(spec, tokenizer, new, progress, marks)
             if text_facts(spec) != facts:
                 raise SpecError(CHANGED.format(", ".join(spec.sources)))
         try:
@@ -196,8 +198,8 @@ def _digest(facts: list) -> str:
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
 
 
-def _write_shards(spec: CorpusSpec, tokenizer: Tokenizer, folder: Path, progress: Progress) -> None:
-    dtype, marks = token_dtype(tokenizer), document_marks(tokenizer)
+def _write_shards(spec: CorpusSpec, tokenizer: Tokenizer, folder: Path, progress: Progress, marks: TextMarks) -> None:
+    dtype = token_dtype(tokenizer)
     facts = []
     for index, source in enumerate(spec.sources):
         parts: dict[str, list[np.ndarray]] = {"train": [], "held_out": []}
@@ -218,8 +220,8 @@ def _write_shards(spec: CorpusSpec, tokenizer: Tokenizer, folder: Path, progress
         names = []
         for start in range(0, max(1, len(train)), SHARD_TOKENS):
             names.append(f"{index}-train-{start // SHARD_TOKENS:04d}.npy")
-            np.save(folder / names[-1], train[start : start + SHARD_TOKENS])
-        np.save(folder / f"{index}-held_out.npy", np.concatenate(parts["held_out"]))
+            write_array(folder / names[-1], train[start : start + SHARD_TOKENS])
+        write_array(folder / f"{index}-held_out.npy", np.concatenate(parts["held_out"]))
         facts.append({"source": source, "train": names, "held_out": f"{index}-held_out.npy", "left_out": str(left_out)})
     files.write_json(folder / "corpus.json", {"version": 1, "sources": facts})
 

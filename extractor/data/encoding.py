@@ -61,10 +61,13 @@ def _one_error(text: str) -> Iterator[None]:
         ) from None
 
 
-def document_marks(tokenizer: Tokenizer) -> TextMarks:
-    """The tokens around a document of a corpus: after it `<|endoftext|>`, where the tokenizer has that."""
+def document_marks(tokenizer: Tokenizer, vocab_size: int | None = None) -> TextMarks:
+    """The tokens around a document of a corpus: after it `<|endoftext|>`, where the tokenizer has that and the model an embedding for it.
+
+    vocab_size: tokens that the model has embeddings for; None: all. transformers adds the token to GPT-2 tokenizers that lack it.
+    """
     marks, end = marks_of(tokenizer), tokenizer.token_to_id(END_OF_TEXT)
-    return marks if end is None else TextMarks(marks.before, [end])
+    return marks if end is None or (vocab_size is not None and end >= vocab_size) else TextMarks(marks.before, [end])
 
 
 def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:

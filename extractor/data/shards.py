@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from extractor.data.encoding import document_marks, encoded_batch, marks_of
+from extractor.data.encoding import TextMarks, document_marks, encoded_batch, marks_of
 from extractor.data.streams import DocumentStream, pin_dataset
 from extractor.data.text_files import content_facts
 from extractor.errors import BrokenArtifact, ExtractorError, SpecError
@@ -38,26 +38,36 @@ _VERSION = 1  # of the order of the tokens, part of the cache key
 
 
 def prepare_dataset(
-    spec: DatasetSpec, tokenizer: Tokenizer, seed: int, cache: Path, progress: Progress | None = None, done: int = 0, of: int | None = None
+    spec: DatasetSpec,
+    tokenizer: Tokenizer,
+    seed: int,
+    cache: Path,
+    progress: Progress | None = None,
+    done: int = 0,
+    of: int | None = None,
+    marks: TextMarks | None = None,
 ) -> Path:
     """The folder of a dataset's shards: found in the cache, or written, or continued.
 
     done, of   tokens of the datasets before this one, and of all datasets, for the progress display
+    marks      tokens around documents; None: those of `document_marks`
 
     Raises what DocumentStream raises, SpecError when there is no text, Stopped on request.
     """
-    progress = progress or Progress()
+    progress, marks = progress or Progress(), marks or document_marks(tokenizer)
     if spec.revision is None and not Path(spec.name).is_absolute():
         spec = pin_dataset(spec)  # a spec written by hand: the cache key needs a commit, since a branch moves
-    folder = cache / "datasets" / _identity(spec, tokenizer, seed)
+    folder = cache / "datasets" / _identity(spec, tokenizer, seed, marks)
     if not (folder / "corpus.json").is_file():
         with locked(folder.with_suffix(".lock"), progress):
             if not (folder / "corpus.json").is_file():
-                _prepare(spec, tokenizer, seed, folder, progress, done, of or spec.tokens)
+                _prepare(spec, tokenizer, seed, folder, progress, done, of or spec.tokens, marks)
     return folder
 
 
-def _prepare(spec: DatasetSpec, tokenizer: Tokenizer, seed: int, folder: Path, progress: Progress, done: int, of: int) -> None:
+def _prepare(
+    spec: DatasetSpec, tokenizer: Tokenizer, seed: int, folder: Path, progress: Progress, done: int, of: int, marks: TextMarks
+) -> None:
     if (folder.with_suffix(".part") / "corpus.json").is_file():
         _publish(folder)
         return
@@ -76,7 +86,7 @@ def _prepare(spec: DatasetSpec, tokenizer: Tokenizer, seed: int, folder: Path, p
             if not texts:
                 break
             order = np.random.Generator(np.random.Philox(key=[seed, shards.blocks])).permutation(len(texts))
-            train, held_out = _tokenize([texts[i] for i in order], tokenizer, spec.tokens - shards.tokens)
+            train, held_out = _tokenize([texts[i] for i in order], tokenizer, spec.tokens - shards.tokens, marks)
             shards.add(train, held_out, stream.position())
             if shards.full or progress.checkpoint_due():
                 shards.save()
@@ -89,7 +99,7 @@ def _prepare(spec: DatasetSpec, tokenizer: Tokenizer, seed: int, folder: Path, p
     if not shards.tokens:
         shutil.rmtree(shards.folder, ignore_errors=True)
         raise SpecError(f"dataset {spec.name!r} holds no text in column {spec.text_column!r} of split {spec.split!r}")
-    if _identity(spec, tokenizer, seed) != folder.name:
+    if _identity(spec, tokenizer, seed, marks) != folder.name:
         shutil.rmtree(shards.folder, ignore_errors=True)
         raise SpecError(f"files of dataset {spec.name!r} changed while they were read; run again when they are whole")
     shards.finish(spec, stream.remarks)
@@ -125,9 +135,8 @@ def _read_block(stream: DocumentStream, tokens: int, progress: Progress) -> tupl
     return texts, blank
 
 
-def _tokenize(texts: list[str], tokenizer: Tokenizer, most: int) -> tuple[list[int], list[int]]:
+def _tokenize(texts: list[str], tokenizer: Tokenizer, most: int, marks: TextMarks) -> tuple[list[int], list[int]]:
     """Training tokens and held-out tokens of these documents, at most `most` in total."""
-    marks = document_marks(tokenizer)
     train: list[int] = []
     held_out: list[int] = []
     for start in range(0, len(texts), 64):
@@ -198,10 +207,10 @@ class Shards:
         """Write full shards, then pending and held-out tokens, then the state that names these files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         while self.full:
-            _write_array(self.folder / _shard(self.written), self.pending[:SHARD_TOKENS])
+            write_array(self.folder / _shard(self.written), self.pending[:SHARD_TOKENS])
             self.pending, self.written = self.pending[SHARD_TOKENS:], self.written + 1
-        _write_array(self.folder / f"pending-{self.blocks}.npy", self.pending)
-        _write_array(self.folder / f"held-{self.blocks}.npy", self.held_out)
+        write_array(self.folder / f"pending-{self.blocks}.npy", self.pending)
+        write_array(self.folder / f"held-{self.blocks}.npy", self.held_out)
         state = {"blocks": self.blocks, "whole": self.written, "position": self.position, "blank": self.blank}
         write_json(self.folder / "state.json", state)
         for path in (*self.folder.glob("pending-*.npy"), *self.folder.glob("held-*.npy")):
@@ -227,8 +236,8 @@ class Shards:
         names = [_shard(index) for index in range(self.written)]
         if len(self.pending) or not names:
             names.append(_shard(self.written))
-            _write_array(self.folder / names[-1], self.pending)
-        _write_array(self.folder / "held_out.npy", self.held_out)
+            write_array(self.folder / names[-1], self.pending)
+        write_array(self.folder / "held_out.npy", self.held_out)
         facts = {
             "source": spec.name,
             "train": names,
@@ -245,18 +254,19 @@ def _shard(index: int) -> str:
     return f"train-{index:05d}.npy"
 
 
-def _write_array(path: Path, array: np.ndarray) -> None:
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an .npy file. Raises DiskFull."""
     with explain_full_disk(path), open(path, "wb") as file:
         np.save(file, array)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _identity(spec: DatasetSpec, tokenizer: Tokenizer, seed: int) -> str:
+def _identity(spec: DatasetSpec, tokenizer: Tokenizer, seed: int, marks: TextMarks) -> str:
     facts: list = [spec.model_dump(), seed, _VERSION, HELD_OUT_ONE_IN, SHARD_TOKENS, BLOCK_DOCUMENTS, BLOCK_CHARACTERS]
     digest = hashlib.sha256(json.dumps(facts + content_facts(Path(spec.name)) if Path(spec.name).is_absolute() else facts).encode())
     digest.update(tokenizer.to_str().encode())
-    digest.update("".join(beside_the_file(tokenizer)).encode())
+    digest.update("".join(beside_the_file(tokenizer, marks)).encode())
     return digest.hexdigest()[:24]
 
 
@@ -265,13 +275,13 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype(np.uint16 if max(tokenizer.get_vocab().values(), default=0) < 1 << 16 else np.uint32)
 
 
-def beside_the_file(tokenizer: Tokenizer) -> list[str]:
+def beside_the_file(tokenizer: Tokenizer, marks: TextMarks) -> list[str]:
     """What ids depend on beside the tokenizer's own text: tokens around documents, and whether names of special tokens are split.
 
-    Empty for most tokenizers.
+    Empty for most tokenizers. marks: around documents.
     """
-    marks = marks_of(tokenizer)
-    around = [f"around documents: {document_marks(tokenizer)}"] if marks.before or marks.after else []
+    is_usual = not any(marks_of(tokenizer)) and marks == document_marks(tokenizer)
+    around = [] if is_usual else [f"around documents: {marks}"]
     return [*around, "special tokens are split"] if tokenizer.encode_special_tokens else around
 
 

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from extractor import files
-from extractor.errors import BrokenArtifact, UnsupportedModel, first_line
+from extractor.errors import BrokenArtifact, UnsupportedModel, first_line, printable
 from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
 from extractor.models.lora import check_patterns, check_ranks
 from extractor.models.reference import AdapterFolder, ModelFolder, open_adapter, open_model
@@ -31,6 +33,7 @@ PROBED_TOKENS = 16
 MERGE_ERROR = 1e-3  # of the largest logit; merging in fp32 costs about 1e-6
 ATTENTION = (None, "eager", "sdpa")  # implementations that every machine has; None: transformers chooses between these two
 Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
+log = logging.getLogger("extract")
 _BLOCK = re.compile(r"\.(?:h|layers)\.(\d+)\.")
 _PART = re.compile(r"(?:^|\.)(?:h|layers)\.\d+\.|^lm_head\.|^(?:transformer|model)\.")  # of a language model
 _BUFFER = re.compile(r"\.attn(?:\.attention)?\.bias$|\.masked_bias$|\.inv_freq$")  # masks and angles that older releases saved
@@ -66,15 +69,16 @@ def load_model(source: ModelFolder) -> PreTrainedModel:
         config: Any = AutoConfig.from_pretrained(source.path, local_files_only=True)
         if config._attn_implementation not in ATTENTION:
             config._attn_implementation = None
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.path,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
-        )
+        with _silent():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+            )
     except Exception as error:  # transformers raises many kinds; each means that these files are not a usable model
         raise BrokenArtifact(f"model in {source.path} cannot be loaded: {first_line(error)}") from None
     model, info = loaded
@@ -92,15 +96,32 @@ def load_model(source: ModelFolder) -> PreTrainedModel:
     return model
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without transformers' table of tensors, whose names may hold escape codes."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def _refuse_left_out(folder: Path, names: Iterable[str], layers: int) -> None:
     """Raise UnsupportedModel where weights that the config has no place for belong to the language model, not to a further head."""
-    left_out = sorted(name for name in names if _PART.search(name) and not _BUFFER.search(name))
+    unused = sorted(name for name in names if not _BUFFER.search(name))
+    left_out = [name for name in unused if _PART.search(name)]
     further = [name for name in left_out if (block := _BLOCK.search(name)) and int(block[1]) >= layers]
     if further:
         problem = f"has weights of more than the {layers} layers of its {CONFIG}, first {further[0]}; they"
     elif left_out:
         problem = f"has weights that its {CONFIG} has no place for, first {left_out[0]}; {len(left_out)} in total"
     else:
+        if unused:
+            shown = printable(", ".join(unused[:3]))
+            log.warning("model in %s: not used, since a language model has no place for them: %d tensors (%s)", folder, len(unused), shown)
         return
     raise UnsupportedModel(f"model in {folder} {problem} would be left out: correct the config")
 
@@ -143,8 +164,8 @@ def merge_adapter(model: PreTrainedModel, adapter: AdapterFolder) -> PreTrainedM
     tokens = min(PROBED_TOKENS, model.config.max_position_embeddings)
     ids = torch.arange(tokens).unsqueeze(0) % model.config.vocab_size
     with torch.no_grad():
-        beside = tuned.eval()(input_ids=ids).logits
         try:
+            beside = tuned.eval()(input_ids=ids).logits
             merged: Any = tuned.merge_and_unload(safe_merge=True)
         except Exception as error:  # peft raises several kinds, safe_merge a ValueError for NaN
             raise UnsupportedModel(f"adapter in {adapter.path} cannot be merged: {first_line(error)}") from None

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from extractor.errors import SpecError
+from extractor.errors import NotFound, SpecError
 from extractor.spec import limits
 from extractor.spec.limits import Count
 
@@ -325,7 +325,7 @@ def _refuse_duplicate_keys(pairs: list[tuple[str, Any]], origin: str) -> None:
 def read_job(path: Path) -> JobSpec:
     """A JobSpec from a regular file of at most MAX_SPEC_BYTES; others are not opened: a pipe may block, a device never ends.
 
-    Raises SpecError.
+    Raises NotFound, SpecError.
     """
     try:
         found = path.stat()
@@ -334,6 +334,8 @@ def read_job(path: Path) -> JobSpec:
         if found.st_size > MAX_SPEC_BYTES:
             raise SpecError(f"spec file {path} has {found.st_size:,} bytes, more than {MAX_SPEC_BYTES:,}; that is no spec")
         text = path.read_bytes() if found.st_size else b""  # files of /proc say that they have no bytes, and some of them block
+    except FileNotFoundError:
+        raise NotFound(f"spec file {path} cannot be read: there is no such file") from None
     except OSError as error:
         raise SpecError(f"spec file {path} cannot be read: {error.strerror}") from None
     return parse_job(text, str(path))

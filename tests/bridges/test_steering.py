@@ -399,5 +399,8 @@ def test_results_that_are_unfinished_or_have_no_dense_model_are_refused(result: 
     code, _, err = run(capsys, copy, "--toward", "x")
     assert code == 2
     assert "made from a sparse model, there is no bridge to steer a dense model through" in err
+    files.write_json(copy / "spec.json", json.loads((copy / "spec.json").read_text()) | {"subject": "dense"})
+    files.write_manifest(copy)
+    assert "is a circuit of the dense model itself (--dense)" in run(capsys, copy, "--toward", "x")[2]
     with pytest.raises(NotFound, match="it holds no spec"):
         open_result(tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from worlds import CORPUS
 
 from extractor.data import corpus as corpus_module
@@ -230,6 +231,19 @@ def test_the_same_tokenizer_that_splits_special_tokens_has_text_of_its_own(gpt2_
         ids = tokenizer.encode(text.read_text(), add_special_tokens=False).ids
         assert list(corpus.train[0][0][:50]) == ids[:50]
     assert folders[0] != folders[1]
+
+
+def test_documents_end_with_no_token_that_the_model_has_no_embedding_for(gpt2_folder: Path, cache: Path):
+    spec, tokenizer = CorpusSpec(sources=("generated",), generated_programs=20), load_tokenizer(gpt2_folder)
+    end = tokenizer.token_to_id("<|endoftext|>")
+    usual = build_corpus(spec, tokenizer, cache, vocab_size=tokenizer.get_vocab_size())
+    assert (usual.train[0][0] == end).any()
+    without = Tokenizer.from_str(tokenizer.to_str().replace("<|endoftext|>", "</s>"))
+    without.add_special_tokens(["<|endoftext|>"])  # as transformers does for a GPT-2 tokenizer with an end of its own
+    size = without.token_to_id("<|endoftext|>")
+    corpus = build_corpus(spec, without, cache, vocab_size=size)
+    assert max(int(part.max()) for part in corpus.train[0]) < size
+    assert build_corpus(spec, without, cache).folders != corpus.folders
 
 
 def test_text_that_a_tokenizer_has_no_tokens_for_is_one_line(cache: Path, tmp_path: Path):

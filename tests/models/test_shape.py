@@ -218,12 +218,14 @@ def test_a_tensor_of_another_shape_than_the_configs_is_named(copy: Path):
     )
 
 
-def test_masks_of_older_releases_and_further_heads_change_nothing(copy: Path):
+def test_masks_of_older_releases_and_further_heads_change_nothing(copy: Path, caplog, capsys):
     ids = torch.arange(12).unsqueeze(0)
     before = load(copy)(ids).logits
     masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4), "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
-    added(copy, masks | {"v_head.summary.weight": torch.ones(1, 4), "score.weight": torch.ones(2, 4)})
+    added(copy, masks | {"v_head.\x1b[31mweight": torch.ones(1, 4), "score.weight": torch.ones(2, 4)})
     assert torch.equal(load(copy)(ids).logits, before)
+    assert "not used, since a language model has no place for them: 2 tensors (score.weight, v_head." in caplog.text
+    assert "\x1b" not in caplog.text + capsys.readouterr().err
 
 
 def added(folder: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -156,7 +156,6 @@ steer canary --toward x --strength 2
 steer canary --toward x --strength nan
 steer canary --toward x --way sideways
 run
-run /nowhere.json --out HOME/new
 run HOME --out HOME/new
 run HOME/plan.json --out HOME/new
 run HOME/plan.json
@@ -204,6 +203,7 @@ nonsense
 --nonsense
 """,
     3: f"""
+run /nowhere.json --out HOME/new
 submit --model /nowhere --task quote_close
 submit --model ~nosuchuser/x --task quote_close
 submit --model {LONG} --task quote_close

@@ -14,7 +14,7 @@ from redis.connection import parse_url as redis_parse
 from extractor.errors import ServiceUnavailable, UsageError
 from worker.broker import embedded_redis, redis_url
 from worker.broker.app import make_app
-from worker.settings import from_env
+from worker.settings import child_env, from_env
 
 
 @pytest.mark.parametrize("spelling", ["unix://{}?db=3", "redis+socket://{}?virtual_host=3"])
@@ -159,6 +159,22 @@ def test_the_address_may_lie_in_a_file(tmp_path):
 def test_a_wrong_variable_is_named(name, value):
     with pytest.raises(UsageError, match=name):
         from_env({name: value})
+
+
+def test_a_heartbeat_that_comes_after_the_lease_ends_is_refused():
+    with pytest.raises(UsageError, match="EXTRACT_HEARTBEAT=100 is not less than EXTRACT_LEASE_TTL=4"):
+        from_env({"EXTRACT_HEARTBEAT": "100", "EXTRACT_LEASE_TTL": "4"})
+
+
+def test_a_child_in_another_folder_gets_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("EXTRACT_STATE_DIR", "state"), ("EXTRACT_ROOT", "jobs"), ("EXTRACT_CACHE_DIR", "../cache")):
+        monkeypatch.setenv(name, value)
+    env = child_env()
+    assert from_env(env).state_dir == from_env().state_dir == tmp_path / "state"
+    assert (env["EXTRACT_ROOT"], env["EXTRACT_CACHE_DIR"]) == (str(tmp_path / "jobs"), str(tmp_path.parent / "cache"))
+    monkeypatch.setenv("EXTRACT_ROOT", "s3://bucket/jobs")
+    assert child_env()["EXTRACT_ROOT"] == "s3://bucket/jobs"
 
 
 def test_the_state_directory_follows_the_desktop_convention(tmp_path):

@@ -2,14 +2,14 @@
 
 hub:QUERY   the models that the hub lists for a query, see `hub_search.parse_query`
 FILE        one reference per line, as for `extract submit --model`; skips empty lines and lines that start with #
-DIR         every model folder below it; does not follow links or descend into model folders
+DIR         every model folder below it; does not descend into model folders, nor through links, but takes a link to a model folder
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def _references(path: Path) -> tuple[str, ...]:
     if path.stat().st_size > MAX_BYTES:
         raise UsageError(f"--models {path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}; give a list of references")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"--models {path} cannot be read ({why}); give a text file with one reference per line") from None
@@ -78,6 +78,13 @@ def _folders(top: Path) -> Iterator[str]:
     """The folders with files of a model, complete or not, in alphabetical order."""
     for place, below, files in os.walk(top):
         below.sort()
-        if {CONFIG, ADAPTER_CONFIG} & set(files) or any(name.endswith(_MARKS) for name in files):
+        if _is_model(files):
             below.clear()
             yield place
+        for path in (os.path.join(place, name) for name in below):
+            if os.path.islink(path) and os.path.isdir(path) and _is_model(os.listdir(path)):
+                yield path
+
+
+def _is_model(files: Sequence[str]) -> bool:
+    return bool({CONFIG, ADAPTER_CONFIG} & set(files)) or any(name.endswith(_MARKS) for name in files)

@@ -25,6 +25,7 @@ import redis
 
 from extractor import errors, files
 from extractor.errors import DiskFull, ExtractorError, StorageUnavailable
+from extractor.files import cache_root
 from extractor.models.reference import JOB_MODEL
 from extractor.spec.schema import JobSpec, parse_job
 from worker import processes
@@ -281,7 +282,8 @@ class Attempt:
         """Requeue the job once the disk has space. Requeuing at once would make every queued job fail on the full disk."""
         log.warning("job %s: %s; waiting for space", self.job, error)
         deadline = time.monotonic() + self.context.settings.store_patience
-        while not (self.stop_request() or has_room(self.context.settings.root)):
+        places = [self.context.settings.root, *([cache_root()] if cache_root().is_dir() else [])]  # an engine writes to both
+        while not (self.stop_request() or all(map(has_room, places))):
             if time.monotonic() > deadline:
                 return self._end("failed", error=error)
             time.sleep(RETRY_SECONDS)

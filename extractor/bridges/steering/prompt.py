@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from extractor import files
 from extractor.circuits.circuit import Circuit
-from extractor.data.encoding import marks_of, prompt_text, text_ids, token_text, token_texts
+from extractor.data.encoding import marks_of, prompt_text, text_ids, token_text, token_texts, without_embedding
 from extractor.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -199,6 +199,8 @@ def _encode(result: BridgedResult, text: str) -> list[int]:
         raise UsageError("a prompt is empty; give it at least one token")
     if len(ids) > longest:
         raise UsageError(f"prompt {text[:40]!r} has {len(ids)} tokens, the models take at most {longest}; shorten it")
+    if missing := without_embedding(max(ids), result.tokenizer, base.config.vocab_size):
+        raise UsageError(f"prompt {text[:40]!r}: {missing}")
     return ids
 
 

@@ -224,6 +224,23 @@ def test_folders_are_searched_for_models_and_what_is_left_of_models(tmp_path: Pa
     assert {verdict.asked for verdict in found.refused} == {str(broken), str(pickled)}
 
 
+def test_a_link_to_a_model_folder_is_taken_and_no_other_is_followed(tmp_path: Path, gpt2_folder: Path):
+    folder(tmp_path / "kept" / "deep", "one", gpt2_folder)
+    (tmp_path / "collection").mkdir()
+    (tmp_path / "collection" / "model").symlink_to(tmp_path / "kept" / "deep")
+    (tmp_path / "collection" / "all").symlink_to(tmp_path / "kept")
+    (tmp_path / "collection" / "loop").symlink_to(tmp_path / "collection")
+    (tmp_path / "collection" / "gone").symlink_to(tmp_path / "nowhere")
+    found = select_here(str(tmp_path / "collection"))
+    assert [verdict.reference for verdict in found.taken] == [str(tmp_path / "kept" / "deep")]
+    assert found.refused == ()
+
+
+def test_a_list_of_models_may_begin_with_a_byte_order_mark(tmp_path: Path, gpt2_folder: Path):
+    (tmp_path / "models.txt").write_bytes(b"\xef\xbb\xbf" + str(gpt2_folder).encode() + b"\n")
+    assert [verdict.asked for verdict in select_here(str(tmp_path / "models.txt")).taken] == [str(gpt2_folder)]
+
+
 def test_tasks_that_a_local_tokenizer_cannot_express_are_left_out_and_a_model_without_any_is_refused(tmp_path: Path, gpt2_folder: Path):
     own = str(folder(tmp_path / "mine", "one", gpt2_folder))
     pairs = tmp_path / "impossible.jsonl"
