@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extractor.errors import BrokenArtifact
-from worker.storage import checkpoints, transfer
+from extractor import files
+from extractor.errors import BrokenArtifact, DiskFull
+from worker.storage import checkpoints, results, transfer
 from worker.storage.checkpoints import Snapshots, Unstable, freeze
 from worker.storage.store import Store
 
@@ -183,3 +185,17 @@ def test_memory_is_storage_too_within_a_process():
     assert {key: entry.size for key, entry in store.entries("a").items()} == {"a/b": 5}
     store.remove(["a/b"])
     assert store.entries() == {}
+
+
+def test_a_disk_that_is_full_under_a_copied_result_is_no_wrong_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "result.json").write_text("{}")
+    files.write_manifest(tmp_path / "result")
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(results.shutil, "copyfile", full)
+    with pytest.raises(DiskFull, match="disk full while writing .*out"):
+        results.copy(tmp_path / "result", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["result"], "nothing is half-written"

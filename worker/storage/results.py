@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from extractor.errors import BrokenArtifact, DiskFull, NotFound, OutputError
-from extractor.files import MANIFEST, file_lock, read_json, verify_manifest, write_text
+from extractor.files import MANIFEST, explain_full_disk, file_lock, read_json, verify_manifest, write_text
 from extractor.models.reference import JOB_MODEL, fetched_result
 from worker.ids import check_id
 from worker.storage.store import PART, Store
@@ -172,7 +172,7 @@ def check_new_folder(out: Path) -> None:
 def copy(folder: Path, out: Path) -> list[str]:
     """Copy the files in the manifest to a new folder and verify the copy. Returns the file names.
 
-    Raises OutputError, or BrokenArtifact when the result or its copy does not match the manifest.
+    Raises OutputError, DiskFull, or BrokenArtifact when the result or its copy does not match the manifest.
     """
     check_new_folder(out)
     names = list(verify_manifest(folder))
@@ -186,9 +186,10 @@ def copy(folder: Path, out: Path) -> list[str]:
     except OSError as error:
         raise OutputError(f"output {out} cannot be written ({error.strerror}); name another folder") from None
     try:
-        for name in [*names, MANIFEST]:
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, temporary / name)
+        with explain_full_disk(out):
+            for name in [*names, MANIFEST]:
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / name, temporary / name)
         verify_manifest(temporary)
         temporary.replace(out)
     except OSError as error:
