@@ -196,6 +196,6 @@ def test_a_disk_that_is_full_under_a_copied_result_is_no_wrong_request(tmp_path:
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
     monkeypatch.setattr(results.shutil, "copyfile", full)
-    with pytest.raises(DiskFull, match="disk full while writing .*out"):
+    with pytest.raises(DiskFull, match=r"disk full while writing .*out"):
         results.copy(tmp_path / "result", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["result"], "nothing is half-written"
