@@ -252,9 +252,6 @@ def dataset(reference: str, *, config: str | None = None, revision: str | None =
 
 def _prune(preset: str, changes: dict[str, str]) -> PruneSpec:
     spec = changed(prune_spec(preset), changes, "prune.")
-    edges = [name for name in changes if name.startswith("edge_")]
-    if spec.granularity == "node" and edges:
-        raise SpecError(f"prune.{edges[0]} has no effect with granularity 'node'; leave it out")
     algorithms.check(spec.algorithm)
     return spec
 

@@ -6,6 +6,7 @@ Weights must be safetensors. Models that bring their own code are refused.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -203,10 +204,27 @@ def check_weights(files: Files) -> None:
         )
 
 
+def own_file(folder: Path, path: Path) -> Path:
+    """The path, unless it is a link that leaves its folder: to a place other than the blobs of the hub's cache. Raises BrokenArtifact.
+
+    Results hold copies of such files, and a folder may come from a stranger.
+    """
+    real = Path(os.path.realpath(path))
+    is_blob = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
+    if (path.is_symlink() or path.parent.is_symlink()) and not (real.is_relative_to(os.path.realpath(folder)) or is_blob):
+        raise BrokenArtifact(f"model in {folder}: {path.relative_to(folder)} is a link out of this folder; copy the file itself there")
+    return path
+
+
 def check_tokenizer(files: Files) -> None:
-    """Check that there is a fast tokenizer, in files of at most MAX_BYTES. Raises UnsupportedModel."""
-    found = files.sizes
+    """Check that there is a fast tokenizer, in files of at most MAX_BYTES that lie in the folder.
+
+    Raises UnsupportedModel, BrokenArtifact.
+    """
+    found, folder = files.sizes, files.folder
     for name in TOKENIZER_FILES:
+        if folder is not None:
+            own_file(folder, folder / name)
         if found.get(name, 0) > MAX_BYTES:
             raise UnsupportedModel(f"model {files.label}: {too_large(name, found[name])}")
     if "tokenizer.json" not in found and not {"vocab.json", "merges.txt"} <= found.keys():

@@ -14,6 +14,7 @@ MAX_WIDTH = 1 << 17
 MAX_NEURONS = 1 << 20
 MAX_VOCABULARY = 1 << 22
 MAX_POSITIONS = 1 << 24
+MAX_LABELS = 1 << 20  # transformers makes a name for each, also where the model has no use for them
 MAX_BIGRAM = 1 << 16  # entries per row, or rank
 
 
@@ -42,6 +43,8 @@ class DenseShape:
         model: how an error names it. Raises UnsupportedModel for a number that is missing or that no model can have.
         """
         sizes = _Sizes(config, model)
+        sizes.read("num_labels", most=MAX_LABELS, least=0, default=0)
+        sizes.read_repeats("attention_types", most=MAX_LAYERS)
         width = sizes.read("n_embd", "hidden_size", "d_model", most=MAX_WIDTH)
         heads = sizes.read("n_head", "num_heads", "num_attention_heads", most=MAX_WIDTH)
         layers = sizes.read("n_layer", "num_layers", "num_hidden_layers", most=MAX_LAYERS)
@@ -108,6 +111,16 @@ class _Sizes:
         if default is None:
             raise UnsupportedModel(f"{self.model} has no {names[-1]} in its config.json; save the model again with transformers")
         return default
+
+    def read_repeats(self, name: str, most: int) -> None:
+        """Raise UnsupportedModel where GPT-Neo's [[kinds, times], ...] repeats kinds of attention more often than there can be layers."""
+        for pair in self.config.get(name) or ():
+            times = pair[-1] if isinstance(pair, list) and pair else None
+            if type(times) is not int or not 0 <= times <= most:
+                raise UnsupportedModel(
+                    f"{self.model} has {name} in its config.json that repeats {repr(times)[:40]} times, no whole number up to {most:,}; "
+                    "correct the config"
+                )
 
     def divide(self, whole: int, parts: int, name: str = "hidden_size", divisor: str = "num_attention_heads") -> None:
         """Raise UnsupportedModel unless `whole` is a multiple of `parts`."""

@@ -5,7 +5,6 @@ A folder may come from a stranger: it can hold links to other places, code under
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +12,17 @@ from typing import Any
 
 from extractor import files
 from extractor.errors import BrokenArtifact, ModelNotFound
-from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, FolderFiles, check_model, check_size, weights_of
+from extractor.models.checks import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    INDEX,
+    FolderFiles,
+    check_model,
+    check_size,
+    own_file,
+    weights_of,
+)
 from extractor.models.reference import MAX_PARAMETERS, check_adapter_files, check_rest, find, is_here, max_parameters
 from extractor.models.tensors import shapes_in
 from extractor.models.tokenizer import copy_tokenizer
@@ -34,9 +43,9 @@ def check_sparse_folder(folder: Path) -> None:
     Raises BrokenArtifact, UnsupportedModel; not where the dense model of the bridges is gone: the job then goes on without them.
     """
     for name in [*KNOWN, *(f"{BRIDGES}/{name}" for name in KNOWN_OF_BRIDGES)]:
-        _own(folder, folder / name)
+        own_file(folder, folder / name)
     for name in weights_of(FolderFiles(folder)):
-        _own(folder, folder / name)
+        own_file(folder, folder / name)
     if (folder / DENSE_JSON).is_file() and (folder / BRIDGES / ADAPTER_CONFIG).is_file():
         _check_maps(folder)
         _check_dense(folder)
@@ -49,7 +58,7 @@ def copy_sparse(source: Path, target: Path) -> list[str]:
     """
     (target / BRIDGES).mkdir(parents=True)
     for name in [*KNOWN, *weights_of(FolderFiles(source)), *(f"{BRIDGES}/{name}" for name in KNOWN_OF_BRIDGES)]:
-        if _own(source, source / name).is_file():
+        if own_file(source, source / name).is_file():
             shutil.copyfile(source / name, target / name)
     if not any((target / BRIDGES).iterdir()):
         (target / BRIDGES).rmdir()
@@ -64,17 +73,6 @@ def dense_of(folder: Path) -> tuple[str, str | None]:
     """The references of the dense model and its adapter in dense.json. Raises BrokenArtifact."""
     known = _facts(folder)
     return known["model"], known["adapter"]
-
-
-def _own(folder: Path, path: Path) -> Path:
-    """The path, unless it is a link that leaves its folder: to a place other than the blobs of the hub's cache. Raises BrokenArtifact."""
-    real = Path(os.path.realpath(path))
-    places = [Path(os.path.realpath(folder))]
-    if folder.parent.name == "snapshots":
-        places.append(places[0].parent.parent / "blobs")
-    if (path.is_symlink() or path.parent.is_symlink()) and not any(real.is_relative_to(place) for place in places):
-        raise BrokenArtifact(f"model in {folder}: {path.relative_to(folder)} is a link out of this folder; copy the file itself there")
-    return path
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -165,6 +165,11 @@ def _check_whole(path: Path, whole: dict[str, Any]) -> None:
                 f"the {place} in {path} may make a text {growth:,} times as long, more than the {MAX_GROWTH:,} times allowed; "
                 "take the rules that do so out of it, or choose another tokenizer"
             )
+    copies = 1
+    for part in _parts(whole.get("post_processor")):
+        copies *= max(1, sum("Sequence" in piece for piece in part.get("single") or [] if isinstance(piece, dict)))
+    if copies > MAX_GROWTH:
+        raise UnsupportedModel(f"the post_processor in {path} repeats a text {copies:,} times, more than the {MAX_GROWTH:,} allowed")
     around = sum(_around(whole.get("post_processor")))
     if around > MAX_AROUND:
         raise UnsupportedModel(f"the post_processor in {path} puts {around:,} tokens around a text, more than the {MAX_AROUND} allowed")

@@ -16,6 +16,7 @@ from worlds import ROOT
 from extractor.data import shards, streams
 from extractor.data.build_corpus import build_corpus, corpus_for
 from extractor.data.corpus import Corpus
+from extractor.data.encoding import document_marks
 from extractor.data.shards import is_held_out, locked, prepare_dataset
 from extractor.data.streams import DocumentStream, check_dataset
 from extractor.errors import BrokenArtifact
@@ -158,12 +159,12 @@ def test_a_preparation_killed_again_and_again_ends_in_the_same_bytes(folder: Pat
 def test_a_second_job_waits_for_the_first(folder: Path, tokenizer, tmp_path: Path, small: None):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     arguments = [sys.executable, "-c", PREPARE, local(folder).model_dump_json(), str(tmp_path / "tokenizer.json"), str(tmp_path), "0"]
-    place = tmp_path / "datasets" / shards._identity(local(folder), tokenizer, 0)
+    place = tmp_path / "datasets" / shards._identity(local(folder), tokenizer, 0, document_marks(tokenizer))
     with locked(place.with_suffix(".lock"), Progress()):
         second = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert second.stdout is not None
         assert "waiting for it" in second.stdout.readline()
-        shards._prepare(local(folder), tokenizer, 0, place, Progress(), 0, 1)
+        shards._prepare(local(folder), tokenizer, 0, place, Progress(), 0, 1, document_marks(tokenizer))
     assert second.communicate()[0] == ""
     assert second.returncode == 0
 

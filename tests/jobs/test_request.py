@@ -67,7 +67,6 @@ def test_a_source_that_is_given_twice_is_refused(tmp_path: Path):
         ({"corpus": ("stdlib",), "changes": {"corpus.generated_programs": "5"}}, "without the corpus 'generated'"),
         ({"architecture": "gpt2", "changes": {"sparsity.weight_frac": "0.5"}}, "a gpt2 has no sparsity.weight_frac"),
         ({"architecture": "gpt2", "changes": {"model.sinks": "true"}}, "a gpt2 has no model.sinks"),
-        ({"tasks": ("for_while",), "changes": {"prune.granularity": "node", "prune.edge_steps": "5"}}, "with granularity 'node'"),
     ],
 )
 def test_a_field_that_would_have_no_effect_on_a_training_is_refused(arguments: dict, said: str):

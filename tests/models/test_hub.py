@@ -168,7 +168,7 @@ def test_a_limit_on_parameters_is_a_setting(hub: LocalHub, tmp_path: Path):
 def test_offline_is_said(hub: LocalHub, tmp_path: Path):
     for call, reference in (("resolve", "some/tiny"), ("open", f"some/tiny@{SHA}")):
         ((kind, text),) = ask(hub, tmp_path, reference, call=call, HF_HUB_OFFLINE="1")
-        assert kind == "HubUnavailable"
+        assert kind == "ModelNotFound"
         assert "HF_HUB_OFFLINE is set" in text
 
 

@@ -34,6 +34,22 @@ def refused(call: Callable, reference: object, kind: type[Exception] = Unsupport
     return str(caught.value)
 
 
+def test_a_tokenizer_file_that_is_a_link_to_another_place_is_refused(gpt2_folder: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(gpt2_folder, tmp_path / "model"))
+    (tmp_path / "secret.json").write_text('{"auths": "token"}')
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    (folder / "special_tokens_map.json").symlink_to(tmp_path / "secret.json")
+    assert "special_tokens_map.json is a link out of this folder; copy the file itself" in refused(
+        resolve_pair, str(folder), BrokenArtifact
+    )
+    blobs = tmp_path / "hub" / "models--org--name" / "blobs"
+    blobs.mkdir(parents=True)
+    (folder / "special_tokens_map.json").unlink()
+    (folder / "tokenizer.json").rename(blobs / "0123")
+    (folder / "tokenizer.json").symlink_to(blobs / "0123")
+    assert resolve_pair(str(folder))[0] == str(folder), "the hub's cache is made of links"
+
+
 def test_a_bundled_name_stays_a_name():
     assert resolve_pair("python-tiny") == ("python-tiny", None)
     assert open_model("python-tiny").model_type == "gpt2"

@@ -44,6 +44,9 @@ ABSURD = [
     {"vocab_size": 10**12},
     {"n_positions": [16]},
     {"n_positions": 10**10},
+    {"num_labels": 10**9},
+    {"attention_types": [[["global", "local"], 10**9]]},
+    {"attention_types": [["global"]]},
 ]
 
 

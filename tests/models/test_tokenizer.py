@@ -132,6 +132,13 @@ def test_what_would_take_all_memory_is_refused_before_it_is_built(tmp_path: Path
     assert len(str(caught.value)) < 500
 
 
+def test_a_post_processor_may_not_repeat_a_text_without_bound(tmp_path: Path):
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    zoo.bundled(tmp_path, post_processor={"type": "TemplateProcessing", "single": [text] * 1000, "pair": [], "special_tokens": {}})
+    with pytest.raises(UnsupportedModel, match="repeats a text 1,000 times, more than the 200 allowed"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_post_processor_may_put_few_tokens_around_a_text(tmp_path: Path):
     piece = {"SpecialToken": {"id": zoo.END, "type_id": 0}}
     special = {zoo.END: {"id": zoo.END, "ids": [0] * 40, "tokens": ["x"] * 40}}

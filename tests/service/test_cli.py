@@ -195,7 +195,7 @@ def test_a_job_that_an_earlier_version_recorded_is_still_read(machine):
         (("result", "nobody"), 3, "NotFound"),
         (("status", "../../etc/passwd"), 2, "UsageError"),
         (("result", "a/b"), 2, "UsageError"),
-        (("run", "/nowhere.json", "--out", "x"), 2, "SpecError"),
+        (("run", "/nowhere.json", "--out", "x"), 3, "NotFound"),
         (("submit", "--model", "MODEL", "--task", "quote_close", "--target-loss", "nan"), 2, "BadParameter"),
         (("nonsense",), 2, None),
         (("server", "restart"), 2, "BadParameter"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from extractor.errors import BrokenArtifact, SpecError
+from extractor.errors import BrokenArtifact, NotFound, SpecError
 from extractor.files import read_json
 from extractor.models.checks import FolderFiles
 from extractor.spec.schema import read_job
@@ -39,7 +39,8 @@ def test_a_file_of_ten_gigabytes_takes_no_memory(tmp_path: Path):
 
 def test_missing_folders_and_empty_files_are_one_line(tmp_path: Path):
     (tmp_path / "empty").touch()
-    assert "No such file" in refused(tmp_path / "nothing")
+    with pytest.raises(NotFound, match="there is no such file"):
+        read_job(tmp_path / "nothing")
     assert "Is a directory" in refused(tmp_path)
     assert "EOF" in refused(tmp_path / "empty")
 

@@ -144,7 +144,7 @@ def resolve_model(model: str, settings: Settings, records: Records | None = None
     folder = results.fetch_to_cache(stored) if stored else Path(artifact) if artifact else settings.root / job / "result"
     if not stored and not artifact and not (folder / files.MANIFEST).is_file():
         if is_named:
-            raise NotFound(f"job {job!r} not found; `extract list` shows all jobs")
+            raise NotFound(f"job {job!r} has no finished result here; `extract list` shows all jobs")
         return model
     if not (folder / "model").is_dir():
         raise UsageError(f"job {job} has no model in {stored.url if stored else folder}; name a job of `extract train`, or a folder")
