@@ -18,10 +18,10 @@ import torch
 
 from extractor import files
 from extractor.errors import BrokenArtifact, UnsupportedModel, first_line, printable
-from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
+from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, FolderFiles, weights_of
 from extractor.models.lora import check_patterns, check_ranks
 from extractor.models.reference import AdapterFolder, ModelFolder, open_adapter, open_model
-from extractor.models.tensors import shapes_in
+from extractor.models.tensors import integers_in, shapes_in
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -92,8 +92,18 @@ def load_model(source: ModelFolder) -> PreTrainedModel:
         absent = sorted(map(str, info["missing_keys"]))
         raise UnsupportedModel(f"model in {source.path} is incomplete: {len(absent)} tensors are missing, first {absent[0]}")
     _refuse_left_out(source.path, map(str, info["unexpected_keys"]), model.config.num_hidden_layers)
+    _refuse_integers(source.path)
     check_finite(model, f"model in {source.path}")
     return model
+
+
+def _refuse_integers(folder: Path) -> None:
+    """Raise UnsupportedModel for weights in whole numbers, which stand for others."""
+    found = [name for file in weights_of(FolderFiles(folder)) for name in integers_in(folder / file) if not _BUFFER.search(name)]
+    if found:
+        raise UnsupportedModel(
+            f"model in {folder} has weights in whole numbers, first {min(found)}: it was quantized; choose its original in 16 or 32 bits"
+        )
 
 
 @contextmanager

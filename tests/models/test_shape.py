@@ -221,6 +221,13 @@ def test_a_tensor_of_another_shape_than_the_configs_is_named(copy: Path):
     )
 
 
+def test_weights_in_whole_numbers_are_refused(copy: Path):
+    weights = load_file(copy / "model.safetensors")
+    weights["transformer.h.0.mlp.c_fc.weight"] = (100 * weights["transformer.h.0.mlp.c_fc.weight"]).to(torch.int8)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert "weights in whole numbers, first transformer.h.0.mlp.c_fc.weight: it was quantized" in refused(copy, UnsupportedModel)
+
+
 def test_masks_of_older_releases_and_further_heads_change_nothing(copy: Path, caplog, capsys):
     ids = torch.arange(12).unsqueeze(0)
     before = load(copy)(ids).logits
