@@ -17,7 +17,7 @@ from extractor.data.corpus import Corpus
 from extractor.data.prompts import TaskBatch, TokenizedTask
 from extractor.data.sources import AUTO, default_sources
 from extractor.data.text_kind import measure_text_kind
-from extractor.errors import NotFound
+from extractor.errors import HubUnavailable, NotFound
 from extractor.models.checks import vocab_size_of
 from extractor.models.load import open_dense
 from extractor.models.reference import ModelFolder, open_model
@@ -68,7 +68,7 @@ class LoadedModel:
     def _pair_or_why(self) -> BridgedPair | str:
         try:
             return open_pair(self.folder, self.dense, self.model)
-        except NotFound as error:
+        except (NotFound, HubUnavailable) as error:
             return str(error)
 
     @cached_property

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from extractor import files
-from extractor.errors import NotFound, UsageError
+from extractor.errors import HubUnavailable, NotFound, UsageError
 from extractor.jobs import output
 from extractor.jobs.job import Job
 from extractor.jobs.train_job import run_train_job
@@ -44,7 +44,7 @@ def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads:
     try:
         with files.explain_cache():
             runner(job)
-    except (UsageError, NotFound):
+    except (UsageError, NotFound, HubUnavailable):
         output.discard_unstarted(folder)
         raise
     shutil.rmtree(job.work, ignore_errors=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from extractor import files
-from extractor.errors import BrokenArtifact, ModelNotFound
+from extractor.errors import BrokenArtifact, HubUnavailable, ModelNotFound
 from extractor.models.checks import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -119,7 +119,7 @@ def _check_dense(folder: Path) -> None:
             )
         try:
             _, others = find(reference, kind)
-        except ModelNotFound:
+        except (ModelNotFound, HubUnavailable):
             continue
         if key == "model":
             check_model(others)

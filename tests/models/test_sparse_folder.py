@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from extractor.errors import BrokenArtifact, ExtractorError, UnsupportedModel
+from extractor.errors import BrokenArtifact, ExtractorError, HubUnavailable, ModelNotFound, UnsupportedModel
 from extractor.jobs.request import circuit_job
+from extractor.models import sparse_folder
 from extractor.models.reference import BUNDLED
 from extractor.models.sparse_folder import CODE, check_sparse_folder, copy_sparse
 
@@ -169,6 +170,17 @@ def test_damaged_bridges_too(model: Path):
     assert "is not a readable safetensors file" in refused(lambda: circuit_job(str(model), ("quote_close",)))
     (model / WEIGHTS).unlink()
     assert "is not a readable safetensors file" in refused(lambda: circuit_job(str(model), ("quote_close",)))
+
+
+@pytest.mark.parametrize("kind", [ModelNotFound, HubUnavailable])
+def test_bridges_stay_where_their_dense_model_cannot_be_had_now(kind: type[ExtractorError], model: Path, monkeypatch: pytest.MonkeyPatch):
+    change(model / "dense.json", model=f"org/gone@{'a' * 40}", sha256=None)
+
+    def away(reference: str, _kind: str) -> None:
+        raise kind(f"{reference} is away")
+
+    monkeypatch.setattr(sparse_folder, "find", away)
+    check_sparse_folder(model)
 
 
 def test_a_sparse_model_without_bridges_is_taken(model: Path):
