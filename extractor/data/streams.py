@@ -161,7 +161,9 @@ class DocumentStream:
 def _client() -> Any:
     """The `datasets` library, with few retries of its own and no progress bars. Raises SpecError when it is not installed."""
     if importlib.util.find_spec("datasets") is None:
-        raise SpecError("the spec names a dataset, but the library that reads it is not installed: pip install 'extractor[datasets]'")
+        raise SpecError(
+            "the spec names a dataset, but the library that reads it is not installed: pip install '.[datasets]' in the checkout"
+        )
     import datasets
 
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 2

@@ -96,6 +96,8 @@ class CircuitRequest:
         """The changes by part of the job, and the tasks. Raises SpecError, UnknownTask, NotFound."""
         if not self.tasks:
             raise SpecError("a circuit job needs a task; `extract tasks` lists them")
+        if isinstance(self.tasks, str):
+            raise SpecError(f"tasks is the text {self.tasks!r}, not a sequence of names; write ({self.tasks!r},)")
         changes, chosen = split_changes(self.changes or {}, CIRCUIT), choose(self.tasks)
         if self.labels not in ("task", "model"):
             raise SpecError(f"labels {self.labels!r} is unknown; choose task or model")

@@ -6,6 +6,7 @@ whose result is in storage; the caller must have fetched that result to the cach
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from dataclasses import dataclass
@@ -219,7 +220,11 @@ def find(reference: str, kind: str) -> tuple[str, Files]:
 
 
 def _find_on_hub(reference: str) -> tuple[str, Files]:
-    files = hub.inspect(reference)
+    try:
+        files = hub.inspect(reference)
+    except (ModelNotFound, HubUnavailable) as error:
+        near = difflib.get_close_matches(reference, [model["name"] for model in bundled_models()], 1)
+        raise type(error)(f"{error}; did you mean the bundled model {near[0]!r}?" if near else str(error)) from None
     return files.reference, files
 
 

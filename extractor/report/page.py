@@ -160,10 +160,12 @@ def _meta(circuit: Circuit, result: dict) -> str:
 def _verdicts(result: dict) -> str:
     """Sufficient, necessary, better than random: three claims, each with its number; a claim without a number is not made."""
     loss, target = result["loss"], result["target_loss"]
-    alone, without, random = (_known(loss.get(k)) for k in ("circuit", "without_circuit", "random"))
+    full, alone, without, random = (_known(loss.get(k)) for k in ("full", "circuit", "without_circuit", "random"))
     enough = ("yes", "Sufficient") if result["meets_target"] else ("no", "Not sufficient")
     if without is None:
         needed = ("part", "Necessity not measured")
+    elif full is not None and full >= AT_CHANCE:
+        needed = ("no", "Not necessary: the full model fails, too")
     elif without >= AT_CHANCE:
         needed = ("yes", "Necessary")
     elif without > target:

@@ -109,7 +109,7 @@ class Compute(SingleProcess):
             import tensorboard  # noqa: F401
         except ImportError:
             raise SpecError(
-                "TensorBoard events are requested, but tensorboard is not installed: pip install 'extractor[tensorboard]'"
+                "TensorBoard events are requested, but tensorboard is not installed: pip install '.[tensorboard]' in the checkout"
             ) from None
         from accelerate.tracking import TensorBoardTracker
 

@@ -627,6 +627,13 @@ def test_why_a_target_was_missed_is_said_and_stays_text(tmp_path):
     assert "Why:" not in written(tmp_path, tiny(), why=None)
 
 
+def test_a_circuit_of_a_model_that_fails_is_not_called_necessary(tmp_path):
+    losses = result_of(tiny())["loss"] | {"full": 0.6936, "without_circuit": 0.6931}
+    html = written(tmp_path, tiny(), loss=losses, meets_target=False)
+    assert "<b>Not necessary: the full model fails, too</b>" in html
+    assert "<b>Necessary</b>" not in html
+
+
 def test_steering_is_reported_where_it_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("extractor.report.page.steering_section", lambda result: f"<p>steered {result['steering']}</p>")
     assert "<p>steered 7</p>" in written(tmp_path, tiny(), steering=7)

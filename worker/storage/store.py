@@ -101,7 +101,7 @@ class Store:
         try:
             found = fsspec.filesystem(self.scheme, use_listings_cache=False, skip_instance_cache=True, **_options(self.scheme))
         except ImportError as error:
-            hint = "; install extractor[s3]" if self.scheme in ("s3", "s3a") else ""
+            hint = "; in the checkout: pip install '.[s3]'" if self.scheme in ("s3", "s3a") else ""
             raise UsageError(f"EXTRACT_ROOT {self.url} needs a package that is not installed: {_line(error)}{hint}") from None
         except ValueError as error:
             raise UsageError(

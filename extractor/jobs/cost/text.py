@@ -29,7 +29,7 @@ def describe(cost: BridgingCost, memory: int | None = None, speed: Speed | None 
     found.append(("training", f"{optim.steps:,} steps of {optim.batch * optim.context:,} tokens, {show_count(cost.tokens)} in total"))
     if speed is not None:
         seconds = cost.seconds(speed)
-        found.append(("time", f"about {show_seconds(seconds * optim.steps)}, {seconds:.2g} s per step"))
+        found.append(("time of the bridging", f"about {show_seconds(seconds * optim.steps)}, {seconds:.2g} s per step"))
     return found
 
 
