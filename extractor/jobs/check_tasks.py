@@ -52,13 +52,13 @@ class TaskCheck:
     meets_target: bool
 
 
-def tokenizer_of(reference: str, adapter: str | None = None) -> tuple[Tokenizer, int | None]:
+def tokenizer_of(reference: str) -> tuple[Tokenizer, int | None]:
     """The tokenizer of a JobSpec's model, and the number of its embeddings where known; downloads no weights of a hub model.
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
     """
     folder = open_model(reference).path if is_here(reference) else hub.download(reference, TOKENIZER_DOWNLOADS)
-    return load_tokenizer(folder), vocab_size_of(folder, adapter)
+    return load_tokenizer(folder), vocab_size_of(folder)
 
 
 def open_on_device(reference: str, adapter: str | None = None) -> tuple[PreTrainedModel, Tokenizer]:

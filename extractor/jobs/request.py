@@ -79,7 +79,7 @@ class CircuitRequest:
             if given.config.get("model_type") == SPARSE_TYPE:
                 check_sparse_folder(given.folder)
             longest = longest_prompt(given.config, bridge, prunes_dense) if chosen.files else None
-            chosen = chosen.under(load_tokenizer(given.folder), longest, on_note, vocab_size_of(given.folder, given.adapter))
+            chosen = chosen.under(load_tokenizer(given.folder), longest, on_note, vocab_size_of(given.folder))
         return self._spec(given.model, given.adapter, chosen, bridge, changes, on_note)
 
     def template(self) -> JobSpec:

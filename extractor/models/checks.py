@@ -235,9 +235,12 @@ def check_tokenizer(files: Files) -> None:
         )
 
 
-def vocab_size_of(folder: Path, adapter: str | None = None) -> int | None:
-    """The number of tokens that the model in a folder has embeddings for; None if its config does not say, or an adapter may change it."""
-    size = FolderFiles(folder).json(CONFIG).get("vocab_size") if adapter is None and (folder / CONFIG).is_file() else None
+def vocab_size_of(folder: Path) -> int | None:
+    """The number of tokens that the model in a folder has embeddings for; None if its config does not say.
+
+    With an adapter it is the same: one that brings more embeddings is refused.
+    """
+    size = FolderFiles(folder).json(CONFIG).get("vocab_size") if (folder / CONFIG).is_file() else None
     return size if type(size) is int else None
 
 

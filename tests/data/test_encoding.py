@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizer_zoo as zoo
+import torch
+from safetensors.torch import save_file
 from tokenizer_zoo import ZOO
 
 from extractor.data.build_corpus import build_corpus
@@ -140,6 +142,17 @@ def test_a_task_file_with_a_token_that_has_no_embedding_is_refused_when_the_job_
         assert said in str(caught.value)
     assert circuit_job(str(grown), (str(pairs_file(tmp_path)),)).tasks == ("mine",)
     assert circuit_job(str(grown), ("quote_close",)).tasks == ("quote_close",)
+
+
+def test_so_it_is_with_an_adapter_which_brings_no_further_embeddings(grown: Path, tmp_path: Path):
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    (lora / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 4, "target_modules": ["c_attn"], "base_model_name_or_path": "x"})
+    )
+    save_file({"base_model.model.transformer.h.0.attn.c_attn.lora_A.weight": torch.ones(4, 32)}, lora / "adapter_model.safetensors")
+    with pytest.raises(TaskNotExpressible, match="has no embedding, the model has 1,024"):
+        circuit_job(str(grown), (str(pairs_file(tmp_path, "[SEP]")),), adapter=str(lora))
 
 
 def test_a_task_that_writes_a_token_without_embedding_is_refused(tmp_path: Path):

@@ -66,7 +66,7 @@ def show(task: str, model: str, adapter: str | None, pairs: int, as_json: bool) 
     from extractor.jobs.check_tasks import samples, tokenizer_of
 
     (found,) = choose([task]).tasks
-    tokenizer, vocab_size = tokenizer_of(*_resolve(model, adapter))
+    tokenizer, vocab_size = tokenizer_of(_resolve(model, adapter)[0])
     facts: dict[str, Any] = _about(found) | {"source": _source(found), "model": model, "expressible": True, "why": None}
     try:
         expression = check_expressible(found, tokenizer, vocab_size=vocab_size)
