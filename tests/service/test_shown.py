@@ -236,7 +236,7 @@ class TestJobIds:
         for model in ("mine", "job:mine"):
             assert resolve_model(model, machine.settings, machine.records) == str(folder / "model")
         answer = machine.extract("tasks", "show", "quote_close", "--model", "job:nobody")
-        assert (answer.code, answer.err) == (3, "error: job 'nobody' not found; `extract list` shows all jobs\n")
+        assert (answer.code, answer.err) == (3, "error: job 'nobody' has no finished result here; `extract list` shows all jobs\n")
 
 
 @pytest.mark.parametrize("setting", [("maxmemory", "1"), ("min-replicas-to-write", "3")])
