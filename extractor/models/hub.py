@@ -20,6 +20,7 @@ from extractor.files import read_json
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_NO_SENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # an answer that the client cannot read
 _UNEXPECTED = "the server gave an answer that no hub gives; try again later, or check HF_ENDPOINT"
 MAX_JSON_BYTES = 1_000_000  # of a config file; typical ones have a few kilobytes
 
@@ -114,8 +115,13 @@ def _is_silent(error: Exception) -> bool:
 
     if isinstance(error, HFValidationError):
         return False
-    broken = isinstance(error, (ValueError, KeyError, TypeError, AttributeError, RecursionError))
-    return constants.HF_HUB_OFFLINE or isinstance(error, OfflineModeIsEnabled) or _status(error) >= 500 or not (_status(error) or broken)
+    return constants.HF_HUB_OFFLINE or isinstance(error, OfflineModeIsEnabled) or _is_unanswered(error)
+
+
+def _is_unanswered(error: Exception) -> bool:
+    """Whether there was no answer, or one of the hub's own errors."""
+    status = _status(error)
+    return status >= 500 or not (status or isinstance(error, _NO_SENSE))
 
 
 def _cached(name: str, revision: str, silent: ExtractorError) -> HubFiles:
@@ -179,10 +185,11 @@ def refusal(name: str, revision: str, error: Exception) -> ExtractorError:
 
 def _is_away(error: Exception) -> bool:
     """Whether the same request may succeed later: no answer, an error of the hub itself, or too many requests."""
-    broken = isinstance(error, (ValueError, KeyError, TypeError, AttributeError, RecursionError))
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    status = _status(error)
-    return status == 429 or status >= 500 or not (status or broken or full)
+    return _status(error) == 429 or (_is_unanswered(error) and not _is_full(error))
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def gated(name: str) -> ModelNotFound:
@@ -202,11 +209,11 @@ def reason(error: Exception) -> str:
         return "the hub limits requests (429); try again in a few minutes, or set HF_TOKEN"
     if status >= 500:
         return f"the hub is out of order ({status}); try again later"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if _is_full(error):
         return "the disk is full; free some space, or point HF_HOME at another disk"
     if "Timeout" in type(error).__name__:
         return "the hub does not answer in time; try again later, or set HF_HUB_ETAG_TIMEOUT to more seconds"
-    if isinstance(error, (ValueError, KeyError, TypeError, AttributeError, RecursionError)):
+    if isinstance(error, _NO_SENSE):
         return _UNEXPECTED
     return f"the hub cannot be reached ({first_line(error)})"
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from extractor import files
 from extractor.errors import BrokenArtifact, UnsupportedModel, first_line, printable
 from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, FolderFiles, weights_of
 from extractor.models.lora import check_patterns, check_ranks
+from extractor.models.quiet import quiet_transformers
 from extractor.models.reference import AdapterFolder, ModelFolder, open_adapter, open_model
 from extractor.models.tensors import integers_in, shapes_in
 
@@ -69,7 +69,7 @@ def load_model(source: ModelFolder) -> PreTrainedModel:
         config: Any = AutoConfig.from_pretrained(source.path, local_files_only=True)
         if config._attn_implementation not in ATTENTION:
             config._attn_implementation = None
-        with _silent():
+        with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 config=config,
@@ -104,19 +104,6 @@ def _refuse_integers(folder: Path) -> None:
         raise UnsupportedModel(
             f"model in {folder} has weights in whole numbers, first {min(found)}: it was quantized; choose its original in 16 or 32 bits"
         )
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without transformers' table of tensors, whose names may hold escape codes."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _refuse_left_out(folder: Path, names: Iterable[str], layers: int) -> None:

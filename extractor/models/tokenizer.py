@@ -13,6 +13,7 @@ from extractor.errors import BrokenArtifact, ExtractorError, ModelNotFound, Unsu
 from extractor.models import hub
 from extractor.models.checks import check_tokenizer
 from extractor.models.hub import HUB_ID
+from extractor.models.quiet import quiet_transformers
 from extractor.models.reference import BUNDLED
 from extractor.models.tokenizer_files import (
     TOKENIZER_DOWNLOADS,
@@ -83,16 +84,10 @@ def _for_tokens(tokenizer: Tokenizer) -> Tokenizer:
 def _made_by_transformers(found: TokenizerFiles) -> Any:
     """The fast tokenizer of AutoTokenizer. Raises what transformers raises, UnsupportedModel where it has no fast one."""
     from transformers import AutoTokenizer
-    from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with tempfile.TemporaryDirectory(prefix="extract-tokenizer-") as folder:
-            write_clean(found, Path(folder))
-            made = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **_config_for(found))
-    finally:
-        logging.set_verbosity(verbosity)
+    with quiet_transformers(), tempfile.TemporaryDirectory(prefix="extract-tokenizer-") as folder:
+        write_clean(found, Path(folder))
+        made = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **_config_for(found))
     if not hasattr(made, "backend_tokenizer"):
         raise UnsupportedModel(f"the tokenizer in {found.folder} is a {type(made).__name__}, which is no fast tokenizer; save a fast one")
     return made

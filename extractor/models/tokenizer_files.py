@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,9 +166,7 @@ def _check_whole(path: Path, whole: dict[str, Any]) -> None:
                 f"the {place} in {path} may make a text {growth:,} times as long, more than the {MAX_GROWTH:,} times allowed; "
                 "take the rules that do so out of it, or choose another tokenizer"
             )
-    copies = 1
-    for part in _parts(whole.get("post_processor")):
-        copies *= max(1, sum("Sequence" in piece for piece in part.get("single") or [] if isinstance(piece, dict)))
+    copies = _copies(whole.get("post_processor"))
     if copies > MAX_GROWTH:
         raise UnsupportedModel(f"the post_processor in {path} repeats a text {copies:,} times, more than the {MAX_GROWTH:,} allowed")
     around = sum(_around(whole.get("post_processor")))
@@ -202,6 +201,12 @@ def _longest_mapping(charsmap: str) -> int:
         raise BrokenArtifact(f"the normalizer Precompiled in {WHOLE} holds no base64") from None
     trie = int.from_bytes(content[:4], "little")
     return max(map(len, content[4 + trie :].split(b"\0")))
+
+
+def _copies(processor: Any) -> int:
+    """How often a post-processor writes a text."""
+    pieces = [part.get("single") or [] for part in _parts(processor)]
+    return math.prod(max(1, sum("Sequence" in piece for piece in single if isinstance(piece, dict))) for single in pieces)
 
 
 def _around(processor: Any) -> Iterator[int]:
