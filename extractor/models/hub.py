@@ -128,7 +128,7 @@ def _cached(name: str, revision: str, silent: ExtractorError) -> HubFiles:
     """The commit of a repository in the hub's cache. Raises an error like `silent` that also says where the cache is."""
     from huggingface_hub import constants, snapshot_download
 
-    top = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots"
+    top = _cache_of(name) / "snapshots"
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns="config.json", local_files_only=True))
     except Exception:  # it is not in the cache, or only in part
@@ -141,14 +141,43 @@ def _cached(name: str, revision: str, silent: ExtractorError) -> HubFiles:
 
 
 def download(reference: str, patterns: list[str]) -> Path:
-    """Download the files at the top of 'ID@SHA' whose names match; returns their local folder. Raises ModelNotFound, HubUnavailable."""
+    """Download the files at the top of 'ID@SHA' whose names match; returns their local folder. Raises ModelNotFound, HubUnavailable.
+
+    Where the hub does not answer, the folder has what the hub's cache on this machine has.
+    """
     from huggingface_hub import snapshot_download
 
     name, _, revision = reference.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns, ignore_patterns="*/*", token=token()))
+        is_away = not _is_listed(name, revision) and _is_away_with_copy(reference)
+        chosen = {"allow_patterns": patterns, "ignore_patterns": "*/*", "local_files_only": is_away, "token": token()}
+        return Path(snapshot_download(name, revision=revision or None, **chosen))
+    except ExtractorError:
+        raise
     except Exception as error:  # as above
         raise refusal(name, revision, error) from None
+
+
+def _is_away_with_copy(reference: str) -> bool:
+    """Whether the hub does not answer and its cache has the model. Asks once; the client's download asks for half a minute.
+
+    Raises HubUnavailable where the cache does not have it either.
+    """
+    try:
+        return inspect(reference).folder is not None
+    except ModelNotFound:  # the download says why, or takes what the cache has
+        return False
+
+
+def _is_listed(name: str, commit: str) -> bool:
+    """Whether the hub's client has kept the list of the files of a commit. A cache that transformers has filled has none."""
+    return (_cache_of(name) / "trees" / f"{commit}.json").is_file()
+
+
+def _cache_of(name: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
 
 def refusal(name: str, revision: str, error: Exception) -> ExtractorError:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -205,6 +207,18 @@ def test_a_pinned_model_is_downloaded_without_its_pickles_and_code(hub: LocalHub
     assert {file for _, file in hub.fetched} == files.keys()
     ((again, _),) = ask(hub, tmp_path, f"some/tiny@{SHA}", call="open", HF_HUB_OFFLINE="1")
     assert again == "open"
+
+
+def test_a_model_in_the_cache_needs_no_hub_and_no_patience(hub: LocalHub, tmp_path: Path):
+    ask(hub, tmp_path, f"some/tiny@{SHA}", call="open")
+    for listing in (tmp_path / "hub").glob("*/trees"):  # as in a cache that transformers has filled
+        shutil.rmtree(listing)
+    started = time.monotonic()
+    assert ask("http://127.0.0.1:9", tmp_path, f"some/tiny@{SHA}", call="open")[0][0] == "open"
+    ((kind, text),) = ask("http://127.0.0.1:9", tmp_path, f"some/gone@{SHA}", call="open")
+    assert kind == "HubUnavailable"
+    assert "does not have it either" in text
+    assert time.monotonic() - started < 15  # the client's own retries take 23 s for each request
 
 
 def test_what_a_job_names_is_not_trusted(hub: LocalHub, tmp_path: Path):
