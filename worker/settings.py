@@ -44,6 +44,7 @@ class Settings:
     visibility_timeout: float
     idle_exit: float
     stop_grace: float  # between SIGTERM and SIGKILL for an engine
+    silence: float  # longest time without an event of an engine, before it is killed as one that makes no progress
     max_attempts: int  # crashes, not preemptions
     store_every: float  # least time between two uploads of a running job
     store_patience: float  # longest wait of a job, at its start and end, for storage that does not answer or for space on a full disk
@@ -79,6 +80,7 @@ def from_env(env: Mapping[str, str] | None = None) -> Settings:
         visibility_timeout=_seconds(env, "EXTRACT_VISIBILITY_TIMEOUT", 6 * 3600),
         idle_exit=_seconds(env, "EXTRACT_IDLE_EXIT", 15 * 60),
         stop_grace=_seconds(env, "EXTRACT_STOP_GRACE", 60),
+        silence=_seconds(env, "EXTRACT_SILENCE", 6 * 3600),
         max_attempts=_count(env, "EXTRACT_MAX_ATTEMPTS", 3),
         store_every=_seconds(env, "EXTRACT_STORE_EVERY", 20),
         store_patience=_seconds(env, "EXTRACT_STORE_PATIENCE", 15 * 60),

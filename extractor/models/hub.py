@@ -150,8 +150,16 @@ def download(reference: str, patterns: list[str]) -> Path:
     name, _, revision = reference.partition("@")
     try:
         is_away = not _is_listed(name, revision) and _is_away_with_copy(reference)
-        chosen = {"allow_patterns": patterns, "ignore_patterns": "*/*", "local_files_only": is_away, "token": token()}
-        return Path(snapshot_download(name, revision=revision or None, **chosen))
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=patterns,
+                ignore_patterns="*/*",
+                token=token(),
+                local_files_only=is_away,
+            )
+        )
     except ExtractorError:
         raise
     except Exception as error:  # as above

@@ -99,6 +99,13 @@ def test_a_run_that_fails_says_why_in_one_line(machine, spec, plan, code, said):
     assert answer.json["error"]["exit_code"] == code
 
 
+def test_an_engine_that_reports_nothing_is_killed_and_that_is_a_crash(machine, spec):
+    machine.plan(seconds=1000)
+    process = machine.spawn("run", str(spec), "--out", str(machine.home / "out"), EXTRACT_SILENCE="3")
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (1, "error: the engine was killed: it reported nothing for 3 s (EXTRACT_SILENCE)\n")
+
+
 def test_an_engine_that_claims_success_without_a_manifest_is_not_believed(machine, spec, monkeypatch):
     (machine.home / "liar.py").write_text('print(\'{"event": "done"}\')\n')
     monkeypatch.setenv("PYTHONPATH", str(machine.home))

@@ -82,11 +82,12 @@ def supervise(
         )
     try:
         processes.write_pid(_pid_file(log), processes.identify(process.pid))
-        error, killed = _communicate(process, settings.stop_grace, on_event, stop_request, log)
+        error, killed = _communicate(process, settings, on_event, stop_request, log)
     finally:
         _end(process)
     if killed and process.returncode < 0:
-        return Outcome("killed", ExtractorError(f"the engine was killed: {killed}"))
+        kind: Literal["killed", "crashed"] = "crashed" if killed == _silent(settings.silence) else "killed"
+        return Outcome(kind, ExtractorError(f"the engine was killed: {killed}"))
     return _outcome(process.returncode, error, out, log)
 
 
@@ -109,7 +110,7 @@ def end_stray_engine(log: Path, wait: float) -> bool:
 
 
 def _communicate(
-    process: subprocess.Popen, grace: float, on_event: Callable[[Event], None], stop_request: Callable[[], StopRequest], log: Path
+    process: subprocess.Popen, settings: Settings, on_event: Callable[[Event], None], stop_request: Callable[[], StopRequest], log: Path
 ) -> tuple[ExtractorError | None, str]:
     """Pass events to `on_event` and stop requests to the engine, until it has ended.
 
@@ -119,15 +120,18 @@ def _communicate(
     threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True).start()
     error: ExtractorError | None = None
     kill_at: float | None = None
-    killed = ""
+    killed, heard = "", time.monotonic()
     while True:
         request = stop_request()
+        if time.monotonic() > heard + settings.silence and not killed:
+            killed = _silent(settings.silence)
+            _kill(process)
         if request == "kill" or (kill_at is not None and time.monotonic() > kill_at):
-            killed = killed or ("it was to end at once" if request == "kill" else f"it did not stop within {grace:g} s")
+            killed = killed or ("it was to end at once" if request == "kill" else f"it did not stop within {settings.stop_grace:g} s")
             _kill(process)
         elif request == "stop" and kill_at is None:
             process.send_signal(signal.SIGTERM)
-            kill_at = time.monotonic() + grace
+            kill_at = time.monotonic() + settings.stop_grace
         try:
             line = lines.get(timeout=TICK)
         except queue.Empty:
@@ -137,12 +141,17 @@ def _communicate(
         if line is None:
             process.wait()
             return error, killed
+        heard = time.monotonic()
         event = _parse(line, log)
         if event is None:
             continue
         if event["event"] == "error":
             error = errors.by_name(str(event.get("type")), str(event.get("message")))
         on_event(event)
+
+
+def _silent(seconds: float) -> str:
+    return f"it reported nothing for {seconds:g} s (EXTRACT_SILENCE)"
 
 
 def _outcome(code: int, error: ExtractorError | None, out: Path, log: Path) -> Outcome:
