@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -29,7 +30,7 @@ class Progress:
     should_stop: Callable[[], bool] = lambda: False
     checkpoint_seconds: float = 20.0
     report_seconds: float = 0.5
-    _last_report: float = field(default=0.0, repr=False)
+    _last_report: float = field(default=-math.inf, repr=False)  # the clock starts at 0 when the machine boots
     _last_checkpoint: float = field(default_factory=time.monotonic, repr=False)
     _stage: str = field(default="", repr=False)
     _start: tuple[float, int, int] | None = field(default=None, repr=False)  # of the present count: time, first step, total steps
@@ -41,7 +42,7 @@ class Progress:
 
     def resume_stage(self, name: str) -> None:
         """Continue a stage that another process has reported."""
-        self._stage, self._start, self._last_report = name, None, 0.0
+        self._stage, self._start, self._last_report = name, None, -math.inf
 
     def step(self, step: int, total: int, tokens: int = 0, **metrics: float) -> None:
         """Report that step `step` of `total` is done; `tokens`: tokens per step. At most one event per `report_seconds`, one at the end.

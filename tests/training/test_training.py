@@ -163,7 +163,8 @@ def test_a_checkpoint_of_another_shape_is_refused():
         state.restore({"extra/other": torch.zeros(1)})
 
 
-def test_reports_are_thinned_but_the_last_step_is_told():
+def test_reports_are_thinned_but_the_last_step_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("extractor.progress.time.monotonic", lambda: 1.0)  # a machine that has just booted
     told: list[dict] = []
     progress = Progress(told.append, report_seconds=3600)
     progress.stage("train", 1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -77,7 +78,7 @@ def watch(service: Service, job: str, after: str = "0") -> Iterator[dict[str, An
     replaces one that died. Raises NotFound, or ServiceUnavailable when Redis does not answer for a minute or no worker stays up.
     """
     service.records.need(job)
-    starter, checked_at = WorkerStarter(service.settings), 0.0
+    starter, checked_at = WorkerStarter(service.settings), -math.inf
 
     def poll(service: Service) -> list[tuple[str, dict[str, Any]]] | None:
         """New events; None when the job has ended and all its events were read."""

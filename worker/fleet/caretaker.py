@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import threading
@@ -72,7 +73,7 @@ class Caretaker(threading.Thread):
         self._stopping = threading.Event()
         self._busy_at = time.monotonic()
         self._reconnected_at: float | None = None  # None until a connection was lost
-        self._looked_at = 0.0
+        self._looked_at = -math.inf
         self._cut_off = False
 
     def run(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -136,7 +137,7 @@ def measured(steered: SteeringPrompts, trial: SteeringTrial, seed: int, decode: 
         "probability": [steered.mean(o.between) for o in odds],
         "vocabulary": [steered.mean(o.among_all) for o in odds],
         "flipped": [steered.mean(o.between > 0.5) for o in odds],
-        "random": [sum(values) / len(values) for values in drawn],
+        "random": [fmean(values) for values in drawn],
         "random_worst": [max(values) for values in drawn],
     }
     return found | ({"example": _example(steered, odds[-1], decode)} if decode else {})
