@@ -32,6 +32,7 @@ from extractor.errors import (
 )
 from extractor.jobs.run import run_job
 from extractor.progress import Progress, Stopped
+from extractor.spec.claims import is_met
 from extractor.spec.schema import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, SparseModelSpec, SparsitySpec, TrainSpec
 from tasks import find_task
 from tasks.base import SPLITS
@@ -219,7 +220,7 @@ def test_the_result_has_exactly_the_documented_keys(result: Path):
     assert set(numbers["loss"]) == set(numbers["accuracy"]) == {"full", "circuit", "without_circuit", "random"}
     assert set(numbers["bridge"]) == {
         *("dense_loss", "sparse_loss", "bigram_loss", "kl_dense_to_sparse", "agreement", "held_out_tokens"),
-        *("nmse", "path_kl", "path_loss", "recovered", "prompts", "circuit"),
+        *("nmse", "path_kl", "path_loss", "explained", "sources", "kl_dense_to_bigram", "loss_recovered", "prompts", "circuit"),
     }
     assert {name: len(kls) for name, kls in numbers["bridge"]["path_kl"].items()} == {"to_sparse": 3, "to_dense": 3}
     assert numbers["held_out_pairs"] == 64
@@ -322,7 +323,8 @@ def test_the_bridged_pair_opens_around_the_dense_model_it_was_made_for_with_the_
     corpus = build_corpus(CorpusSpec(**json.loads((result / "spec.json").read_text())["corpus"]), load_tokenizer(result / "model"))
     found = faithfulness(pair, corpus, 16, 0)
     assert found["path_kl"]["to_dense"] == pytest.approx(told["path_kl"]["to_dense"], abs=1e-4)
-    assert found["recovered"]["mean"] == pytest.approx(told["recovered"]["mean"], abs=1e-3)
+    assert found["loss_recovered"]["mean"] == pytest.approx(told["loss_recovered"]["mean"], abs=1e-3)
+    assert found["explained"]["mean"] == pytest.approx(told["explained"]["mean"], abs=1e-3)
 
 
 def test_a_second_task_on_the_same_bridging_still_knows_its_dense_model(result: Path, loops: CorpusSpec, tmp_path: Path):
@@ -522,7 +524,8 @@ def test_a_circuit_job_of_several_tasks_bridges_once_and_tells_of_each_task(seve
 
     rows = json.loads((out / "tasks.json").read_text())
     assert [row["task"] for row in rows] == ["bracket_counting", TASK, "my_loops"]
-    fields = ["task", "nodes", "edges", "loss", "full_loss", "accuracy", "without", "random", "meets_target", "why"]
+    numbers_of_dense = ["dense_loss", "dense_accuracy", "agreement", "holds_for_dense"]
+    fields = ["task", "nodes", "edges", "loss", "full_loss", "accuracy", "without", "random", "meets_target", "why", *numbers_of_dense]
     assert all(sorted(row) == sorted(fields) for row in rows)
     refused, *made = rows
     assert {refused[name] for name in fields[1:8]} == {None}
@@ -535,9 +538,46 @@ def test_a_circuit_job_of_several_tasks_bridges_once_and_tells_of_each_task(seve
         losses = [numbers["loss"][name] for name in ("circuit", "full", "without_circuit", "random")]
         assert [row[name] for name in ("loss", "full_loss", "without", "random")] == losses
         assert row["accuracy"] == numbers["accuracy"]["circuit"]
-        assert (row["why"] is None) is row["meets_target"] is numbers["meets_target"]
-        assert set(numbers["bridge"]) >= {"recovered", "prompts", "circuit"}
+        assert (row["why"] is None) is is_met(row) is is_met(numbers)
+        assert set(numbers["bridge"]) >= {"explained", "sources", "loss_recovered", "prompts", "circuit"}
+        prompts = numbers["bridge"]["prompts"]
+        of_dense = [prompts["loss"]["dense"], prompts["accuracy"]["dense"], prompts["agreement"]]
+        assert [row[name] for name in numbers_of_dense[:3]] == of_dense
         assert set(numbers["seconds"]) >= {"corpus", "bridge", "prune", "validate"}
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory: pytest.TempPathFactory, own_task: Path) -> Path:
+    """A task that no model of loop headers does: the answers of for and while exchanged."""
+    path = tmp_path_factory.mktemp("turned") / "turned.jsonl"
+    lines = [json.loads(line) for line in own_task.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line | {"answers": [":", " in"]}) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "not strict"])
+def test_a_task_that_the_dense_model_does_not_do_is_said_to_be_none_of_its(spec: JobSpec, turned: Path, tmp_path: Path, strict: bool):
+    chosen, told = choose([str(turned)]), []
+    changes = {"tasks": chosen.names, "task_files": chosen.files, "strict": strict, "prune": QUICK}
+    run_job(spec.model_copy(update=changes), tmp_path / "out", Progress(told.append), threads=1)
+    files.verify_manifest(tmp_path / "out")
+    circuit = tmp_path / "out" / "circuits" / "turned"
+    if not strict:
+        assert not (tmp_path / "out" / "tasks.json").exists()
+        numbers = json.loads((circuit / "result.json").read_text())
+        assert numbers["holds_for_dense"] is False
+        assert numbers["why"].startswith("the dense model does not do this task: ")
+        assert numbers["bridge"]["prompts"]["accuracy"]["dense"] < 0.5
+        assert "Not the dense model&rsquo;s" in (circuit / "report.html").read_text()
+        return
+    assert not circuit.exists()
+    (row,) = json.loads((tmp_path / "out" / "tasks.json").read_text())
+    assert (row["task"], row["nodes"], row["holds_for_dense"], row["meets_target"]) == ("turned", None, False, False)
+    assert "the dense model does not do this task: " in row["why"]
+    assert "--labels model" in row["why"]
+    assert row["dense_loss"] > 0.7
+    assert row["dense_accuracy"] < 0.5
+    assert any("no circuit is sought: the dense model does not do" in e["message"] for e in told if e["event"] == "note")
 
 
 def test_a_task_of_a_file_is_asked_with_the_pairs_it_has_and_described_by_its_file(several: tuple[Path, list[dict]], own_task: Path):

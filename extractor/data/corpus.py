@@ -76,6 +76,19 @@ class Corpus:
         """Held-out tokens (rows, context), int64."""
         return self._held_out.draw(np.random.Philox(key=[seed, 1 << 62]), context, 0, rows)
 
+    def held_out_by_source(self, seed: int, rows: int, context: int) -> dict[str, Tensor]:
+        """{source: held-out tokens (rows, context), int64} of every source whose held-out text is longer than a context.
+
+        Raises SpecError where none is.
+        """
+        self._held_out.unused(context)
+        found: dict[str, Tensor] = {}
+        for index, (name, tokens) in enumerate(zip(self.sources, self.held_out, strict=True)):
+            if len(tokens) > context:
+                bits = np.random.Philox(key=[seed, (1 << 62) + 1 + index])
+                found[name if name not in found else f"{name} {index}"] = _Windows([[tokens]], name).draw(bits, context, 0, rows)
+        return found
+
     def bigram_counts(self, vocab_size: int) -> np.ndarray:
         """Counts (V, V), float64, of pairs (token, next token) in the training tokens; all sources have the same weight."""
         counts = np.zeros((vocab_size, vocab_size))

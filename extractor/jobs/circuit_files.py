@@ -106,6 +106,7 @@ def result_json(
 ) -> dict:
     """The content of result.json. Losses in nats per prompt on the held-out split, accuracies as fractions.
 
+    holds_for_dense   whether the dense model does the task and the sparse one answers as it does; None without a dense model
     not_measured   {what: why} of the numbers that could not be had; absent where there are none
     tick           called between long computations
     """
@@ -124,7 +125,8 @@ def result_json(
         "loss": report.loss,
         "accuracy": report.accuracy,
         "meets_target": report.loss["circuit"] <= spec.target_loss,
-        "why": report.why,
+        "holds_for_dense": None if run.behaviour is None else run.why_not_dense is None,
+        "why": "; ".join(filter(None, (run.why_not_dense, report.why))) or None,
         "held_out_pairs": report.held_out_pairs,
         "curve": curve(problem, result.curve, run),
         "validation": report.details(),
@@ -157,12 +159,12 @@ def dense_findings(
     if pair is None:
         is_lost = (run.loaded.folder / DENSE_JSON).is_file()  # else there never was a dense model, which needs no words
         return found, {"steering": f"the dense model cannot be opened: {run.loaded.why_no_pair}"} if is_lost else {}
-    from extractor.bridges.faithfulness import circuit_through_bridges, prompt_agreement
+    from extractor.bridges.behaviour import circuit_through_bridges
     from extractor.bridges.steering.edit import steerable
     from extractor.bridges.steering.evaluate import steering_report
 
     through = circuit_through_bridges(pair, splits.held_out, graph, problem.ablation_values, splits.select)
-    found.setdefault("bridge", {}).update(prompts=prompt_agreement(pair, splits.held_out), circuit=through)
+    found.setdefault("bridge", {}).update(prompts=run.behaviour, circuit=through)
     nodes, decode = [node.id for node in circuit.nodes], partial(shown_text, run.loaded.tokenizer)
     steering = steering_report(pair, nodes, splits.select, splits.held_out, seed, decode, tick)
     if steering:

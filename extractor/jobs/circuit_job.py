@@ -4,6 +4,8 @@
 
 The result has model/ (the sparse model, with bridges/ where the given model is dense), circuits/TASK/, and with several tasks tasks.json.
 With one task an error ends the job. With several, tasks.json gives the reason why a task cannot be expressed, and the others continue.
+Before pruning, the dense model's answers are compared with the sparse model's. A strict job finds no circuit of a task that is not the
+dense model's; tasks.json then says why, also with one task.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from extractor.jobs.bridge_stage import make_model
 from extractor.jobs.circuit_files import circuit_folder
 from extractor.jobs.context import CircuitRun, GivenModel, LoadedModel
 from extractor.jobs.cost.bridging import longest_prompt
-from extractor.jobs.find_circuit import find_circuit, load_sparse, make_splits
+from extractor.jobs.find_circuit import circuit_run, find_circuit, load_sparse
 from extractor.models.checks import CONFIG
 from extractor.models.sparse_folder import FAITHFULNESS_JSON, check_sparse_folder
 from extractor.models.tokenizer import load_tokenizer
+from extractor.spec.claims import is_met
 from extractor.spec.unmeasured import is_constant, no_gain
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 TASKS_JSON = "tasks.json"
 NUMBERS = ("nodes", "edges", "loss", "full_loss", "accuracy", "without", "random")
+OF_DENSE = ("dense_loss", "dense_accuracy", "agreement")
 
 
 def run_circuit_job(job: Job) -> None:
@@ -48,11 +52,15 @@ def run_circuit_job(job: Job) -> None:
     name = given.dense.name if given.dense else str(spec.model)
     loaded = LoadedModel(load_sparse(job), given.tokenizer, corpus, name, spec, job.out / "model", given.dense)
     if len(tasks) == 1:
-        (task,) = tasks.values()
-        find_circuit(CircuitRun(job, loaded, make_splits(job, loaded, task)))
+        ((name, task),) = tasks.items()
+        run = circuit_run(job, loaded, task)
+        if (refused := strictly_refused(run)) is None:
+            find_circuit(run)
+            return
+        found = {name: refused}
     else:
         found = make_circuits(job, loaded, tasks)
-        files.write_json(job.out / TASKS_JSON, [{"task": task} | facts for task, facts in found.items()])
+    files.write_json(job.out / TASKS_JSON, [{"task": task} | facts for task, facts in found.items()])
 
 
 def check_tasks_fit(job: Job, given: GivenModel, tasks: Mapping[str, Task]) -> None:
@@ -96,7 +104,7 @@ def note_faithfulness(job: Job) -> None:
         job.progress.note(
             f"warning: the held-out text is nearly the same everywhere: a bigram model has {found['bigram_loss']:.3f} nats per token on it"
         )
-    if "recovered" in found and found["recovered"] is None:
+    if found["loss_recovered"] is None:
         job.progress.note(f"warning: the share of the dense model's gain over bigrams cannot be given: {no_gain(found)}")
 
 
@@ -109,11 +117,15 @@ def circuits_of_trained(job: Job, corpus: Corpus) -> dict[str, dict]:
 
 
 def make_circuits(job: Job, loaded: LoadedModel, tasks: Mapping[str, Task]) -> dict[str, dict]:
-    """Find a circuit for each task; returns {task: {nodes, edges, loss, full_loss, accuracy, without, random, meets_target, why}}.
+    """Find a circuit for each task; returns {task: {nodes, edges, loss, full_loss, accuracy, without, random, meets_target, ...}}.
 
     loss, accuracy   of the circuit, in nats and as a fraction
     full_loss        of the full model;  without: of the model without the circuit;  random: of random circuits of the same size
-    why              the reason for a missed target, or why the task cannot be expressed; then the numbers are None
+    dense_loss, dense_accuracy, agreement   of the dense model, and the fraction of prompts on which the sparse one answers as it does;
+                     None without a dense model
+    holds_for_dense  whether the task is the dense model's; None without one
+    why              the reason for a missed target, why the task is not the dense model's, or why it cannot be expressed; without a circuit
+                     the numbers are None
 
     Circuits that an earlier attempt wrote are kept.
     Raises Stopped.
@@ -126,13 +138,39 @@ def circuit_of(job: Job, loaded: LoadedModel, name: str, task: Task) -> dict[str
     path = circuit_folder(job, task.name) / "result.json"
     if not path.is_file():
         try:
-            splits = make_splits(job, loaded, task)
+            run = circuit_run(job, loaded, task, label=name)
         except TaskNotExpressible as error:
-            return dict.fromkeys(NUMBERS) | {"meets_target": False, "why": str(error)}
-        find_circuit(CircuitRun(job, loaded, splits, label=name))
+            return no_circuit(str(error), None)
+        if (refused := strictly_refused(run)) is not None:
+            return refused
+        find_circuit(run)
     numbers = files.read_json(path)
     loss, full = numbers["loss"]["circuit"], numbers["loss"]["full"]
-    why = None if numbers["meets_target"] else numbers["why"]
+    why = None if is_met(numbers) else numbers["why"]
     facts = {"loss": loss, "full_loss": full, "accuracy": numbers["accuracy"]["circuit"]}
     facts |= {"without": numbers["loss"]["without_circuit"], "random": numbers["loss"]["random"]}
-    return numbers["circuit"] | facts | {"meets_target": numbers["meets_target"], "why": why}
+    verdict = {"meets_target": numbers["meets_target"], "holds_for_dense": numbers["holds_for_dense"], "why": why}
+    return numbers["circuit"] | facts | of_dense((numbers.get("bridge") or {}).get("prompts")) | verdict
+
+
+def strictly_refused(run: CircuitRun) -> dict[str, Any] | None:
+    """The facts of a task for which a strict job finds no circuit, as it is not the dense model's; else None. Notes why."""
+    why = run.why_not_dense
+    if why is None or not run.job.spec.strict:
+        return None
+    run.job.progress.note(f"{run.task}: no circuit is sought: {why}")
+    return no_circuit(f"{why}; --labels model asks for what it does instead, --no-strict for the sparse model's circuit", run.behaviour)
+
+
+def no_circuit(why: str, behaviour: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The facts of a task without a circuit."""
+    holds = None if behaviour is None else False
+    return dict.fromkeys(NUMBERS) | of_dense(behaviour) | {"meets_target": False, "holds_for_dense": holds, "why": why}
+
+
+def of_dense(behaviour: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The dense model's loss and accuracy on the task, and how often the sparse model agrees with it, from `bridges.behaviour`."""
+    if behaviour is None:
+        return dict.fromkeys(OF_DENSE)
+    values = (behaviour["loss"]["dense"], behaviour["accuracy"]["dense"], behaviour["agreement"])
+    return dict(zip(OF_DENSE, values, strict=True))

@@ -80,16 +80,28 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class CircuitRun:
-    """The search for one circuit. `label`: the task's name in the names of stages; '' where the job has one circuit only."""
+    """The search for one circuit.
+
+    label      the task's name in the names of stages; '' where the job has one circuit only
+    behaviour  whose behaviour the task is, see `bridges.behaviour`; None without a dense model beside the pruned one
+    """
 
     job: Job
     loaded: LoadedModel
     splits: TaskSplits
     label: str = ""
+    behaviour: dict | None = None
 
     @property
     def task(self) -> str:
         return self.splits.tokenized.task.name
+
+    @property
+    def why_not_dense(self) -> str | None:
+        """Why the circuit says nothing of the dense model; None where it does, or where there is no dense model."""
+        from extractor.bridges.behaviour import why_not_dense
+
+        return None if self.behaviour is None else why_not_dense(self.behaviour)
 
     @property
     def suffix(self) -> str:

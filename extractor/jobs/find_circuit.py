@@ -30,6 +30,15 @@ TRAIN_POOL = 4096  # pairs of the train split, from which batches are drawn
 MIN_ANSWER_SHARE = 0.1  # least share of prompts on which the model must give each of the two answers, with labels="model"
 
 
+def circuit_run(job: Job, loaded: LoadedModel, task: Task, label: str = "") -> CircuitRun:
+    """The run for a task's circuit: its splits, and whose behaviour the task is. Raises TaskNotExpressible."""
+    from extractor.bridges.behaviour import behaviour
+
+    splits, pair = make_splits(job, loaded, task), loaded.pair
+    found = None if pair is None else behaviour(pair, splits.held_out, splits.select, job.spec.seed)
+    return CircuitRun(job, loaded, splits, label, found)
+
+
 def find_circuit(run: CircuitRun) -> None:
     """Prune, validate, report: write circuits/TASK/. Raises ExtractorError, or Stopped when a stop was requested."""
     with run.stage("prune"):
@@ -79,7 +88,7 @@ def with_model_labels(splits: TaskSplits, loaded: LoadedModel) -> TaskSplits:
 
     Raises TaskNotExpressible where the model gives the same answer on nearly all prompts.
     """
-    from extractor.bridges.faithfulness import dense_logit_diffs
+    from extractor.bridges.behaviour import dense_logit_diffs
 
     def with_labels(batch: TaskBatch) -> TaskBatch:
         pair = loaded.pair

@@ -43,6 +43,7 @@ class CircuitRequest:
     adapter       a folder or hub id of a LoRA on `model`, whatever base its own config names
     subject       what is pruned of a dense model: 'twin', a sparse model that is bridged to it; 'dense', the dense model itself
     labels        which answer is the right one: 'task', the task's; 'model', the given model's own
+    strict        whether to find no circuit of a task that the dense model does not do, or on which its sparse model disagrees with it
     init          where the sparse model of a bridging starts: 'scratch' or 'dense'; None: the preset's choice, 'scratch' where the weights
                   of this model cannot be the start
     changes       dotted field -> text, over the preset; `circuit_settings` lists the fields
@@ -56,6 +57,7 @@ class CircuitRequest:
     adapter: str | None = None
     subject: str = "twin"
     labels: str = "task"
+    strict: bool = False
     init: str | None = None
     changes: Mapping[str, str] | None = None
     preset: str = "tiny"
@@ -103,6 +105,8 @@ class CircuitRequest:
             raise SpecError(f"labels {self.labels!r} is unknown; choose task or model")
         if self.subject not in ("twin", "dense"):
             raise SpecError(f"subject {self.subject!r} is unknown; choose twin or dense")
+        if self.subject == "dense" and self.strict:
+            raise SpecError("a dense model is pruned itself, there is no sparse model to compare with it: leave out --strict or --dense")
         if self.subject == "dense" and (self.init is not None or changes["bridge"]):
             given = "the initial weights" if self.init is not None else f"bridge.{next(iter(changes['bridge']))}"
             raise SpecError(f"a dense model is pruned itself, without a bridging: leave out {given}, or leave out --dense")
@@ -125,6 +129,7 @@ class CircuitRequest:
             task_files=chosen.files,
             subject=cast("Literal['twin', 'dense']", self.subject),
             labels=cast("Literal['task', 'model']", self.labels),
+            strict=self.strict,
             target_loss=_check_target(self.target_loss),
             seed=self.seed,
             preset=_check_preset(self.preset),

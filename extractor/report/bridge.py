@@ -14,6 +14,7 @@ from typing import Any
 from extractor.report.html import nats, percent, plain, section
 from extractor.report.picture import short_name
 from extractor.report.plots import Level, Line, crossing, crossings_plot, known
+from extractor.spec.claims import loss_shares
 from extractor.spec.schema import CHANCE
 from extractor.spec.unmeasured import why_no_share
 
@@ -23,6 +24,7 @@ _TO_SPARSE, _TO_DENSE = "dense, then sparse", "sparse, then dense"
 _BRIDGES = (("encoder", "encoder"), ("decoder", "decoder"), ("by channel", "decoder_by_channel"))
 _MEANINGS = (
     ("KL", "KL: divergence from the dense model, nats per token."),
+    ("explained", "Explained: one minus that divergence over the one of a bigram model."),
     ("recovered", "Recovered: share of the dense model's gain over a bigram model."),
     (
         "encoder",
@@ -39,7 +41,7 @@ def bridge_section(result: dict) -> str:
         return section("bridge", "Faithfulness to the dense model", f"<p>Not measured: {plain(why_no_share(result))}.</p>")
     name = plain(short_name(result["model"]))
     texts = [
-        _carried(name, bridge, why_no_share(result)),
+        _explained(name, bridge) or _carried(name, bridge, why_no_share(result)),
         _text(name, bridge),
         _prompts(name, bridge) + _circuit(name, bridge, result["target_loss"]),
     ]
@@ -49,20 +51,48 @@ def bridge_section(result: dict) -> str:
     return section("bridge", "Faithfulness to the dense model", paragraphs + figures + _table(bridge))
 
 
+def _explained(name: str, bridge: dict) -> str:
+    """The share of KL that the sparse model and the worst hybrid pass explain on the worst source; '' in results of older versions."""
+    found = bridge.get("explained")
+    if not found:
+        return ""
+    worst, at, way = _worst_pass(found)
+    return (
+        f"The circuit is part of a sparse model that was trained together with bridges to {name}. <strong>On {plain(found['source'])}, its "
+        f"worst source of text, the worst hybrid pass explains {_share(worst)} of how {name} differs from a bigram model, the sparse model "
+        f"{_share(found['sparse'])}</strong> ({way}; {crossing(at, len(found['to_sparse']))}; shares of KL divergence). The mean over the "
+        f"sparse model and the hybrid passes is {percent(found['mean'])}.{_other_sources(bridge, found['source'])}"
+    )
+
+
+def _other_sources(bridge: dict, worst: str) -> str:
+    rest = {source: facts for source, facts in (bridge.get("sources") or {}).items() if source != worst and facts.get("explained")}
+    if not rest:
+        return ""
+    return " On " + "; on ".join(f"{plain(source)} it is {percent(facts['explained']['mean'])}" for source, facts in rest.items()) + "."
+
+
+def _worst_pass(shares: dict) -> tuple[float, int, str]:
+    """The least share of a hybrid pass, the site where it crosses, and its direction."""
+    return min((v, i, way) for way, key in ((_TO_SPARSE, "to_sparse"), (_TO_DENSE, "to_dense")) for i, v in enumerate(shares[key]))
+
+
+def _share(value: float) -> str:
+    return percent(value) if value > 0 else "nothing"
+
+
 def _carried(name: str, bridge: dict, why: str | None) -> str:
     """The share of the dense model's gain over bigrams that the sparse model and the weakest hybrid pass recover; `why` there is none."""
     intro = f"The circuit is part of a sparse model that was trained together with bridges to {name}."
-    shares = bridge.get("recovered")
+    shares = loss_shares(bridge)
     if not shares:
         return f"{intro} The share of its gain over a bigram model that is recovered is not known: {plain(why)}."
-    passes = [(v, i, way) for way, key in ((_TO_SPARSE, "to_sparse"), (_TO_DENSE, "to_dense")) for i, v in enumerate(shares[key])]
-    worst, at, way = min(passes)
+    worst, at, way = _worst_pass(dict(shares))
     weakest = percent(worst) if worst > 0 else "recovers nothing"
-    recovered = percent(shares["sparse"]) if shares["sparse"] > 0 else "nothing"
     return (
-        f"{intro} <strong>The sparse model recovers {recovered} of the gain of {name} over a bigram model; the weakest hybrid pass "
-        f"{weakest}</strong> ({way}; {crossing(at, len(shares['to_sparse']))}). The mean over the sparse model and the hybrid passes is "
-        f"{percent(shares['mean'])}."
+        f"{intro} <strong>The sparse model recovers {_share(shares['sparse'])} of the gain of {name} over a bigram model; the weakest "
+        f"hybrid pass {weakest}</strong> ({way}; {crossing(at, len(shares['to_sparse']))}). The mean over the sparse model and the hybrid "
+        f"passes is {percent(shares['mean'])}."
     )
 
 
@@ -85,7 +115,18 @@ def _prompts(name: str, bridge: dict) -> str:
     dense, sparse = ((nats(prompts["loss"][who]), percent(prompts["accuracy"][who])) for who in ("dense", "sparse"))
     return (
         f"On the task's prompts both models prefer the same answer {percent(prompts['agreement'])} of the time: {name} at {dense[0]} nats "
-        f"and {dense[1]} right, the sparse model at {sparse[0]} nats and {sparse[1]} right. "
+        f"and {dense[1]} right, the sparse model at {sparse[0]} nats and {sparse[1]} right. {_answer_kl(name, prompts.get('kl'))}"
+    )
+
+
+def _answer_kl(name: str, kl: dict | None) -> str:
+    """How far the predictions at the end of the prompts are apart; '' in results of older versions."""
+    if not kl:
+        return ""
+    worst = max(kl["to_sparse"] + kl["to_dense"])
+    return (
+        f"At the answer the sparse model's prediction diverges from that of {name} by {nats(kl['sparse'])} nats (KL), that of the worst "
+        f"hybrid pass by {nats(worst)}. "
     )
 
 
@@ -103,22 +144,23 @@ def _circuit(name: str, bridge: dict, target: float) -> str:
 
 
 def _plot_shares(bridge: dict) -> str:
-    shares = bridge.get("recovered")
+    shares = bridge.get("explained") or loss_shares(bridge)
     if not shares:
         return ""
+    of = f"KL on {plain(shares['source'])} that is explained" if "source" in shares else "the dense model's gain that is recovered"
     lines = [Line("to-sparse", _TO_SPARSE, shares["to_sparse"]), Line("to-dense", _TO_DENSE, shares["to_dense"], square=True)]
     values = known([*shares["to_sparse"], *shares["to_dense"], shares["sparse"]])
     low = next((b for b in _BOTTOMS if b <= min(values, default=0.0)), _LOWEST)
     legend = (("to-sparse", _TO_SPARSE), ("to-dense", _TO_DENSE), ("level own", f"the sparse model itself, {percent(shares['sparse'])}"))
     drawn = crossings_plot(
-        f"Share of the dense model's gain that is recovered, by crossing. {_range(_TO_SPARSE, shares['to_sparse'], percent)}; "
+        f"Share of {of}, by crossing. {_range(_TO_SPARSE, shares['to_sparse'], percent)}; "
         f"{_range(_TO_DENSE, shares['to_dense'], percent)}; the sparse model itself {percent(shares['sparse'])}.",
         lines,
         [Level("own", shares["sparse"])],
         (low, max(1.0, *values)),
         lambda v: percent(round(v, 3)),
     )
-    return _figure("Share recovered, by crossing: 0 % is a bigram model, 100 % the dense model", legend, drawn)
+    return _figure(f"Share of {of}, by crossing: 0 % is a bigram model, 100 % the dense model", legend, drawn)
 
 
 def _plot_circuit(bridge: dict, target: float) -> str:
@@ -157,11 +199,12 @@ class _Column:
 
 def _columns(bridge: dict) -> list[_Column]:
     """The columns that have values."""
-    nmse, kl, shares, circuit = (bridge.get(key) or {} for key in ("nmse", "path_kl", "recovered", "circuit"))
+    nmse, kl, circuit = (bridge.get(key) or {} for key in ("nmse", "path_kl", "circuit"))
+    name, shares = ("explained", bridge["explained"]) if bridge.get("explained") else ("recovered", loss_shares(bridge) or {})
     paths = ((_TO_SPARSE, "to_sparse"), (_TO_DENSE, "to_dense"))
     named = [("NMSE of the bridge", name, nmse.get(key), nats) for name, key in _BRIDGES]
     for group, key in paths:
-        named += [(group, "KL", kl.get(key), nats), (group, "recovered", shares.get(key), percent)]
+        named += [(group, "KL", kl.get(key), nats), (group, name, shares.get(key), percent)]
     named += [
         ("circuit, then dense", "nats", circuit.get("loss"), nats),
         ("circuit, then dense", "right", circuit.get("accuracy"), percent),

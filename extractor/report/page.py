@@ -7,7 +7,7 @@ the target was missed. page.html is its template; each function here fills one s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -37,6 +37,7 @@ from extractor.report.picture import short_name
 from extractor.report.plots import distribution
 from extractor.report.steering import steering_section
 from extractor.report.validation import activations_of, controls, effects_of, interval_of, validation_section
+from extractor.spec.claims import is_foreign
 from extractor.spec.schema import CHANCE
 from extractor.spec.thresholds import AT_CHANCE
 
@@ -118,6 +119,10 @@ def headline(circuit: Circuit, result: dict) -> str:
     size = f"{count(len(circuit.nodes), 'node')} and {count(len(circuit.edges), 'edge')}"
     owner = f"{plain(short_name(result['model']))}{'&rsquo;s sparse model' if result.get('bridge') else ''}"
     score = f"{nats(result['loss'].get('circuit'))} nats, {percent(result['accuracy'].get('circuit'))} right"
+    if is_foreign(result):
+        met = "meet the target" if result["meets_target"] else "do not meet the target"
+        what = f"Not the dense model&rsquo;s: {size} of its sparse model, which {met}"
+        return f"{what}, choose between {_answers(circuit)}: {score}. {_without(result)}"
     if result["meets_target"]:
         verb = "chooses" if len(circuit.nodes) == 1 and not circuit.edges else "choose"
         return f"{size} of {owner} {verb} between {_answers(circuit)}: {score}. {_without(result)}"
@@ -177,11 +182,23 @@ def _verdicts(result: dict) -> str:
     else:
         special = ("yes", "Better than random") if random > max(target, alone) else ("no", "Not better than random")
     claims = (
+        *_dense_claim(result),
         (*enough, f"circuit alone: {nats(alone)} nats; target {nats(target)}"),
         (*needed, f"without the circuit: {nats(without)} nats; chance {nats(CHANCE)}"),
         (*special, f"same number of random nodes: {nats(random)} nats"),
     )
     return "".join(f'<li class="card {kind}"><b>{name}</b><span>{numbers}</span></li>' for kind, name, numbers in claims)
+
+
+def _dense_claim(result: dict) -> Iterator[tuple[str, str, str]]:
+    """Whether the task is the dense model's, with its numbers; nothing where that was not measured."""
+    prompts = (result.get("bridge") or {}).get("prompts") or {}
+    if result.get("holds_for_dense") is None or "agreement" not in prompts:
+        return
+    low, high = (percent(end) for end in prompts["interval"]["agreement"])
+    kind, claim = ("no", "Not the dense model&rsquo;s") if is_foreign(result) else ("yes", "The dense model does it, too")
+    numbers = f"same answer as the sparse model on {percent(prompts['agreement'])} of held-out prompts ({low} to {high})"
+    yield kind, claim, f"dense model: {nats(prompts['loss']['dense'])} nats; {numbers}"
 
 
 def _losses_note(result: dict) -> str:

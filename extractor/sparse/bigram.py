@@ -57,6 +57,14 @@ class Counts:
         unigram = np.bincount(self.columns, self.counts, minlength=self.size) + 1
         return PRIOR * unigram / unigram.sum()
 
+    def log_rows(self, tokens: np.ndarray) -> np.ndarray:
+        """Log frequencies (n, V), nats, of the token after each of `tokens` (n,), smoothed; each row is a distribution."""
+        table = np.tile(self.prior(), (len(tokens), 1))
+        starts, stops = np.searchsorted(self.rows, tokens, "left"), np.searchsorted(self.rows, tokens, "right")
+        for row, start, stop in zip(table, starts, stops, strict=True):
+            row[self.columns[start:stop]] += self.counts[start:stop]
+        return np.log(table / table.sum(1, keepdims=True))
+
 
 class NoBigram:
     tensors: tuple[str, ...] = ()

@@ -252,6 +252,7 @@ class JobSpec(Spec):
     labels: Literal["task", "model"] = "task"  # right answers: those of the task, or those that the given model gives
     tasks: tuple[str, ...] = ()
     task_files: tuple[TaskFileSpec, ...] = ()  # files of those `tasks` that are defined by the user
+    strict: bool = False  # find no circuit of a task that the dense model does not do, or where the sparse model disagrees with it
     target_loss: TaskLoss = 0.15  # nats; paper: 0.15
     seed: int = Field(0, ge=0, lt=2**31)
     preset: Literal["tiny", "small", "paper"] = "tiny"

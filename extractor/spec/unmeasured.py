@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from extractor.spec.claims import loss_shares
+
 CONSTANT_TEXT = 0.05  # nats per token; a bigram model with less predicts nearly every token of the held-out text
 _EARLIER = "the version that made this result did not record why"
 
 
 def why_no_share(result: Mapping[str, Any]) -> str | None:
-    """Why the share of the dense model's gain over bigrams is missing; None where it was measured. result: the content of result.json."""
+    """Why it is not known how much of the dense model is explained; None where it is. result: the content of result.json."""
     bridge = result.get("bridge")
     if not bridge:
         return reason(result, "bridge", "there is no dense model beside the one that was pruned")
-    if bridge.get("recovered"):
+    if bridge.get("explained") or loss_shares(bridge):
         return None
-    if "recovered" not in bridge or bridge.get("bigram_loss") is None or bridge.get("dense_loss") is None:
+    if not {"recovered", "loss_recovered"} & bridge.keys() or bridge.get("bigram_loss") is None or bridge.get("dense_loss") is None:
         return _EARLIER
     return no_gain(bridge)
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from extractor.circuits.calibration import calibrate
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
+from extractor.data.bootstrap import intervals
 from extractor.data.corpus import Corpus
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.algorithms import attribution
@@ -34,7 +35,6 @@ from extractor.spec.thresholds import FULL_MODEL_FAILS_RAW
 from extractor.validation.ablations import KINDS, ablated_logit_diffs
 from extractor.validation.activations import activations
 from extractor.validation.binarise import Binarised
-from extractor.validation.bootstrap import intervals
 from extractor.validation.edge_effects import edge_effects
 from extractor.validation.seeds import compare_seeds
 

@@ -18,6 +18,7 @@ from extractor.circuits.calibration import calibrate
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.reference import masked_logit_diff
+from extractor.data.bootstrap import intervals
 from extractor.data.prompts import TaskBatch
 from extractor.progress import Stopped
 from extractor.pruning.problem import PruningProblem
@@ -28,7 +29,6 @@ from extractor.validation import seeds
 from extractor.validation.ablations import ablated_logit_diffs, parts, reference_logit_diffs
 from extractor.validation.activations import activations
 from extractor.validation.binarise import Binarised, Steps, fit_steps, two_means
-from extractor.validation.bootstrap import intervals
 from extractor.validation.edge_effects import edge_effects
 from extractor.validation.seeds import compare_seeds, overlap
 from extractor.validation.validate import validate, why_not

@@ -13,6 +13,7 @@ from string import Template
 from typing import Any
 
 from extractor.errors import html_text
+from extractor.spec.claims import NOT_DENSE, is_foreign, is_met
 
 Facts = dict[str, Any]
 
@@ -29,6 +30,7 @@ def page(summary: Facts) -> str:
         ),
         table=_table(summary),
         troubles=_list("troubles", "Jobs without a result", _troubles(summary)),
+        foreign=_list("foreign", "Tasks that the dense model does not do as its sparse model does", _foreign(summary)),
         left_out=_list("left-out", "Tasks that a model's tokenizer cannot express", _left_out(summary)),
         refused=_list("refused", "Rejected models", [(m["model"], m["reason"]) for m in summary["refused"]]),
     )
@@ -40,7 +42,7 @@ def headline(summary: Facts) -> str:
     models = len(summary["models"])
     if not circuits:
         return f"No circuit found yet in {models} model{'s' * (models != 1)}."
-    met = [cell["edges"] for cell in circuits if cell["meets_target"]]
+    met = [cell["edges"] for cell in circuits if is_met(cell)]
     size = f", with {min(met):,} to {max(met):,} edges" if met else ""
     return f"{len(met)} of {len(circuits)} circuits in {models} model{'s' * (models != 1)} meet their target loss{size}."
 
@@ -71,12 +73,13 @@ def _cell(model: Facts, task: str, most: float) -> str:
         return f'<td class="none" title="{html_text(model["left_out"].get(task, ""))}">not expressible</td>'
     hint = html_text(cell["error"] or cell["why"] or f"job {cell['job']}")
     if cell["edges"] is None:
-        return f'<td class="{html_text(cell["state"].replace(" ", "-"))}" title="{hint}">{html_text(cell["state"])}</td>'
+        text = NOT_DENSE if is_foreign(cell) else cell["state"]
+        return f'<td class="{html_text(cell["state"].replace(" ", "-"))}" title="{hint}">{html_text(text)}</td>'
     loss = "" if cell["loss"] is None else f" / {cell['loss']:.3f}"
     text = f"{cell['edges']:,} / {cell['nodes']:,}{loss}"
     if cell["report"]:
         text = f'<a href="{html_text(Path(cell["report"]).as_uri())}">{text}</a>'
-    if not cell["meets_target"]:
+    if not is_met(cell):
         return f'<td class="number unmet" title="{hint}">{text}</td>'
     return f'<td class="number met" style="--small:{100 - 85 * math.log1p(cell["edges"]) / most:.0f}%" title="{hint}">{text}</td>'
 
@@ -88,6 +91,11 @@ def _troubles(summary: Facts) -> list[tuple[str, str]]:
         for task, cell in model["tasks"].items()
         if cell["state"] in ("failed", "missing", "cancelled", "not expressible")
     ]
+
+
+def _foreign(summary: Facts) -> list[tuple[str, str]]:
+    cells = [(model["model"], task, cell) for model in summary["models"] for task, cell in model["tasks"].items()]
+    return [(f"{model}, {task}", cell["why"]) for model, task, cell in cells if is_foreign(cell)]
 
 
 def _left_out(summary: Facts) -> list[tuple[str, str]]:

@@ -31,6 +31,7 @@ class BatchRequest:
     preset: str = "tiny"
     target_loss: float = 0.15
     seed: int = 0
+    strict: bool = True
     init: str | None = None
     corpus: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
@@ -76,7 +77,7 @@ def check_any(batch: Batch) -> None:
 
 def _circuit(order: BatchRequest) -> CircuitRequest:
     model, tasks = STAND_IN
-    same = {name: getattr(order, name) for name in ("preset", "target_loss", "seed", "init", "corpus")}
+    same = {name: getattr(order, name) for name in ("preset", "target_loss", "seed", "strict", "init", "corpus")}
     return CircuitRequest(model, tasks, changes=parse_changes(order.changes), **same)
 
 

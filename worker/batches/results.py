@@ -16,6 +16,7 @@ from worker.storage import results
 
 SUMMARY, PAGE = "summary.json", "index.html"
 NUMBERS = ("nodes", "edges", "loss", "full_loss", "accuracy")
+VERDICT = ("meets_target", "holds_for_dense", "why")
 
 
 def folder_of(settings: Settings, batch: str) -> Path:
@@ -27,8 +28,8 @@ def gather(service: Service, batch: Batch) -> Facts:
     """The summary.
 
     models    [{model, reference, parameters, left_out {task: why}, tasks {task: {job, state, error, nodes, edges, loss, full_loss,
-              accuracy, meets_target, why, report}}}]: losses in nats; numbers are None without a result, report is None if it is not
-              visible from here
+              accuracy, meets_target, holds_for_dense, why, report}}}]: losses in nats; numbers are None without a result, report is
+              None if it is not visible from here
     refused   [{model, reason}]
     """
     facts = [_with_numbers(service, child) for child in inspect(service, batch)]
@@ -66,7 +67,7 @@ def check_out(out: Path) -> Path:
 
 def _with_numbers(service: Service, child: Facts) -> Facts:
     facts = {key: child[key] for key in ("job", "model", "task", "state", "error")}
-    facts |= dict.fromkeys((*NUMBERS, "meets_target", "why", "report"))
+    facts |= dict.fromkeys((*NUMBERS, *VERDICT, "report"))
     if child["state"] != "succeeded":
         return facts
     try:
@@ -84,11 +85,13 @@ def _numbers(folder: Path) -> Facts:
     """The numbers of a circuit job's result that the summary shows. Raises BrokenArtifact."""
     try:
         result = results.summary(folder)
+        if "tasks" in result:  # a strict job that found no circuit
+            return {key: result["tasks"][0].get(key) for key in VERDICT}
         size, loss, accuracy = (result[name] for name in ("circuit", "loss", "accuracy"))
         numbers = {"nodes": int(size["nodes"]), "edges": int(size["edges"]), "loss": float(loss["circuit"])}
         numbers |= {"full_loss": float(loss["full"]), "accuracy": float(accuracy["circuit"])}
     except (KeyError, TypeError, ValueError) as error:
         raise BrokenArtifact(f"the result in {folder} lacks the numbers of a circuit ({error}); run the job again") from None
     report = result["paths"].get("report")
-    why = {"meets_target": bool(result.get("meets_target")), "why": result.get("why")}
-    return numbers | why | {"report": str(Path(report).absolute()) if report else None}
+    verdict = {"meets_target": bool(result.get("meets_target")), "holds_for_dense": result.get("holds_for_dense"), "why": result.get("why")}
+    return numbers | verdict | {"report": str(Path(report).absolute()) if report else None}

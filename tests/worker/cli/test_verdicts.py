@@ -36,9 +36,34 @@ def test_the_lines_of_a_result_that_has_everything():
     }
 
 
+EXPLAINED = MEASURED["bridge"] | {"loss_recovered": {"mean": 1.2}, "explained": {"source": "stdlib", "mean": 0.731, "worst": 0.6}}
+FOREIGN = {"nodes": None, "meets_target": False, "holds_for_dense": False}
+UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
+
+
 @pytest.mark.parametrize(
     ("changes", "line", "said"),
     [
+        (
+            {"bridge": EXPLAINED},
+            "sparse model",
+            "explains 73% of the dense model's predictions beyond bigrams on stdlib, its worst source, and 60% at the worst crossing",
+        ),
+        (
+            {"bridge": EXPLAINED | NO_GAIN | {"loss_recovered": None}},
+            "sparse model",
+            "0.010 nats); on the held-out text the dense model (0.020",
+        ),
+        (
+            {"holds_for_dense": False, "why": "the dense model does not do this task: 0.9 nats"},
+            "circuit",
+            "meets the target loss 0.15 on 512 held-out pairs, in the sparse model only: the dense model does not do this task: 0.9 nats",
+        ),
+        (
+            {"circuit": None, "tasks": [{"nodes": 1, "meets_target": True}, FOREIGN, FOREIGN | {"nodes": 4, "meets_target": True}, UNFIT]},
+            "circuits",
+            "1 of 4 meet the target loss, 2 tasks are not the dense model's, 1 task is not expressible for this model",
+        ),
         (
             {"meets_target": False, "why": "best loss 0.4"},
             "circuit",

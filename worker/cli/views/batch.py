@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from extractor.spec.claims import NOT_DENSE, is_foreign, is_met
 from worker.batches.batch import NOT_EXPRESSIBLE, Batch, count
 from worker.cli.text import print_line, say
 from worker.cli.views.job import COLOURS, describe_position
@@ -113,6 +114,8 @@ def show_summary(summary: Facts, out: str) -> None:
         for task, cell in model["tasks"].items():
             if cell["error"]:
                 say(f"{model['model']}, {task} ({cell['job']}) {cell['state']}: {cell['error']}")
+            elif is_foreign(cell):
+                say(f"{model['model']}, {task}: {cell['why']}")
     for model in summary["refused"]:
         say(f"rejected: {model['reason']}")
     print_line(f"jobs: {describe_counts(summary['counts'])}; models rejected: {len(summary['refused'])}")
@@ -146,11 +149,15 @@ def _cell(model: Facts, task: str) -> Text:
     if cell is None:
         return styled(NOT_EXPRESSIBLE, style="dim")
     if cell["edges"] is None:
-        return styled(cell["state"], style=_COLOURS.get(cell["state"], ""))
-    return styled(f"{cell['edges']:,}", style="green") if cell["meets_target"] else styled("not met", style="yellow")
+        return styled(cell["state"] if not is_foreign(cell) else NOT_DENSE, style=_COLOURS.get(cell["state"], ""))
+    return (
+        styled(f"{cell['edges']:,}", style="green")
+        if is_met(cell)
+        else styled(NOT_DENSE if is_foreign(cell) else "not met", style="yellow")
+    )
 
 
 def _aggregate(model: Facts) -> list[str]:
     circuits = [cell for cell in model["tasks"].values() if cell["edges"] is not None]
-    met = sorted(cell["edges"] for cell in circuits if cell["meets_target"])
+    met = sorted(cell["edges"] for cell in circuits if is_met(cell))
     return [f"{len(circuits)} of {len(model['tasks'])}", str(len(met)), f"{met[len(met) // 2]:,}" if met else ""]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from extractor.errors import BrokenArtifact, printable
+from extractor.spec.claims import is_foreign, is_met
 from worker.broker.routing import GB
 from worker.cli.text import print_json, print_line
 from worker.cli.views.tables import PlainTable, styled
@@ -213,9 +214,11 @@ def tasks_table(rows: list[dict[str, Any]]) -> PlainTable:
     table.add_column("target")
     for row in rows:
         numbers = (row[name] for name in ("nodes", "edges", "loss", "full_loss", "accuracy", "without", "random"))
-        verdict = styled("met", style="green") if row["meets_target"] else styled("not met", style="yellow")
+        verdict = styled("met", style="green") if is_met(row) else styled("not met", style="yellow")
         if row["nodes"] is None:
             verdict = styled(f"no circuit: {row['why']}", style="red")
+        elif is_foreign(row):
+            verdict = styled(f"of the sparse model only: {row['why']}", style="yellow")
         elif row["nodes"] == 0 and row["meets_target"]:
             verdict = styled("met without any node", style="green")
         table.add_row(row["task"], *(_number(number) for number in numbers), verdict)

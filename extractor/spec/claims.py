@@ -1,0 +1,30 @@
+"""What a result claims, from its numbers: one rule for the engine, the command line and every page. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+NOT_DENSE = "not the dense model's"  # in a table's cell
+
+
+def is_met(facts: Mapping[str, Any]) -> bool:
+    """Whether a circuit meets its target and, where its model is bridged to a dense one, the task is that dense model's.
+
+    facts: the content of result.json, or a row of tasks.json. Results of earlier versions do not say whose the task is.
+    """
+    return bool(facts.get("meets_target")) and not is_foreign(facts)
+
+
+def is_foreign(facts: Mapping[str, Any]) -> bool:
+    """Whether the task is not the dense model's, so that a circuit of the sparse model says nothing of it; `facts` as above."""
+    return facts.get("holds_for_dense") is False
+
+
+def loss_shares(bridge: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The shares of the dense model's gain in loss over bigrams, of faithfulness.json; None where there are none.
+
+    Earlier versions name them `recovered`.
+    """
+    found = bridge.get("loss_recovered", bridge.get("recovered"))
+    return found if isinstance(found, Mapping) else None
