@@ -44,18 +44,15 @@ class Crossing:
         def some(share: float) -> Tensor:
             return torch.randperm(context, generator=generator)[: max(1, round(share * context))].sort().values
 
-        if spec.estimator == "exact":
-            rows, weights = [torch.arange(batch)] * sites, torch.full((sites * batch,), 1 / batch)
-        else:
-            crossing = max(min(sites, batch), round(spec.crossing_share * batch))
-            chosen = torch.randperm(batch, generator=generator)[:crossing]
-            # With fewer sequences than sites, a sample of the sites without replacement stands for all of them.
-            visited = torch.randperm(sites, generator=generator)[:crossing].sort().values
-            rows = [chosen[:0]] * sites
-            for site, part in zip(visited.tolist(), chosen.tensor_split(len(visited)), strict=True):
-                rows[site] = part
-            weights = torch.cat([torch.full((len(part),), sites / len(visited) / max(1, len(part))) for part in rows])
+        rows, weights = _draw_rows(spec, batch, sites, generator)
         return cls(rows, weights, some(spec.kl_share), some(spec.own_share))
+
+    @classmethod
+    def of_prompts(cls, spec: BridgeSpec, prompts: int, sites: int, generator: torch.Generator) -> Crossing:
+        """Draw the crossings of a step's prompts, which all cross and are scored at their last token only."""
+        rows, weights = _draw_rows(spec.model_copy(update={"crossing_share": 1.0}), prompts, sites, generator)
+        nowhere = torch.empty(0, dtype=torch.int64)
+        return cls(rows, weights, nowhere, nowhere)
 
     def part(self, start: int, stop: int, batch: int) -> Crossing:
         """The crossings of sequences [start, stop) of a batch of `batch` sequences, numbered from `start`.
@@ -75,3 +72,17 @@ class Crossing:
     def order(self) -> Tensor:
         """(C,): the sequence of every crossing."""
         return torch.cat(self.rows)
+
+
+def _draw_rows(spec: BridgeSpec, batch: int, sites: int, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
+    """Which of `batch` sequences cross at each site, and the weight of every crossing: the fields `rows` and `weights` of `Crossing`."""
+    if spec.estimator == "exact":
+        return [torch.arange(batch)] * sites, torch.full((sites * batch,), 1 / batch)
+    crossing = max(min(sites, batch), round(spec.crossing_share * batch))
+    chosen = torch.randperm(batch, generator=generator)[:crossing]
+    # With fewer sequences than sites, a sample of the sites without replacement stands for all of them.
+    visited = torch.randperm(sites, generator=generator)[:crossing].sort().values
+    rows = [chosen[:0]] * sites
+    for site, part in zip(visited.tolist(), chosen.tensor_split(len(visited)), strict=True):
+        rows[site] = part
+    return rows, torch.cat([torch.full((len(part),), sites / len(visited) / max(1, len(part))) for part in rows])

@@ -13,6 +13,12 @@
     kl_to_dense_i    KL(yd || dense model entered at site i with g_i(hs_i))
     c                1 / (2L + 1) for `over_sites='mean'`, 1 for 'sum' (the paper)
 
+With prompts of tasks (`BridgeSpec.focus`) there is one more term:
+
+         + focus_coef * (kl_plain_coef * kl_plain' + c * sum_i [kl_to_sparse_coef * kl_to_sparse_i' + kl_to_dense_coef * kl_to_dense_i'])
+
+where ' marks the same KL at the last token of the prompts, a mean over prompts.
+
 ce and KLs are means over tokens in nats. No denominator depends on the micro-batch, so the loss of a batch is the mean over its
 sequences however it is cut. Logged terms are means over sites.
 """
@@ -28,6 +34,7 @@ from torch.nn import functional
 from extractor.bridges.chunked_loss import LOGITS_AT_ONCE, Target, in_chunks
 from extractor.bridges.crossing import Crossing
 from extractor.bridges.pair import BridgedPair
+from extractor.data.focus import Prompts
 from extractor.models.dense.base import residuals
 from extractor.spec.schema import BridgeSpec
 
@@ -73,6 +80,26 @@ def bridge_loss(pair: BridgedPair, ids: Tensor, crossing: Crossing, variance: Te
     loss = own_loss + per_site * (crossed_loss + spec.nmse_coef * (encoder.sum() + decoder.sum()))
     terms = torch.stack([ce, encoder.mean(), decoder.mean(), crossed_kl[0] / sites, crossed_kl[1] / sites, kl_plain])
     return loss, terms.detach(), moments(own)
+
+
+def focus_loss(pair: BridgedPair, prompts: Prompts, crossing: Crossing, spec: BridgeSpec) -> tuple[Tensor, Tensor]:
+    """The loss of prompts at their last token (scalar, with gradient), without focus_coef; and kl_plain' (scalar). See the module."""
+    per_site = 1 / len(pair.sites) if spec.over_sites == "mean" else 1.0
+    ids = prompts.ids
+    with torch.no_grad():
+        dense_h = residuals(pair.dense, ids)
+    own, to_sparse = _sparse_pass(pair, ids, dense_h, crossing)
+    to_dense = _dense_pass(pair, ids, own, crossing)
+    ends = torch.arange(len(ids), device=ids.device), prompts.last
+    with torch.no_grad():
+        logits = pair.dense.unembed(dense_h[-1][ends])
+    plain = Target.of(logits).kl(pair.sparse.unembed(own[-1][ends], ids[ends])).mean()
+    order, count = crossing.order, torch.arange(len(crossing.order), device=ids.device)
+    crossed_ends, target = (count, prompts.last[order]), Target.of(logits[order])
+    kl_sparse = target.kl(pair.sparse.unembed(to_sparse[crossed_ends], ids[order][crossed_ends]))
+    kl_dense = target.kl(pair.dense.unembed(to_dense[crossed_ends]))
+    crossed = (crossing.weights * (spec.kl_to_sparse_coef * kl_sparse + spec.kl_to_dense_coef * kl_dense)).sum()
+    return spec.kl_plain_coef * plain + per_site * crossed, plain.detach()
 
 
 @torch.no_grad()

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from extractor.bridges.crossing import Crossing
 from extractor.bridges.initialisation import ActivationAnnealing, normalise_sites, start_from_dense
-from extractor.bridges.losses import TERMS, bridge_loss, moments, sparse_residuals, variance_of
+from extractor.bridges.losses import TERMS, bridge_loss, focus_loss, moments, sparse_residuals, variance_of
 from extractor.bridges.pair import BridgedPair, new_pair
 from extractor.bridges.tuner import site_parameters
 from extractor.data.corpus import Corpus
+from extractor.data.focus import FocusPrompts, Prompts
 from extractor.spec.schema import BridgeSpec
 from extractor.training.checkpoints import TrainState
 from extractor.training.compute import Compute
@@ -34,8 +35,9 @@ VARIANCE_MEMORY = 0.9  # share of the running variance that a step keeps
 class BridgeTrainer:
     """One bridge training: everything that a step reads and changes."""
 
-    def __init__(self, dense: DenseModel, spec: BridgeSpec, corpus: Corpus, seed: int, compute: Compute):
+    def __init__(self, dense: DenseModel, spec: BridgeSpec, corpus: Corpus, seed: int, compute: Compute, focus: FocusPrompts | None = None):
         self.spec, self.corpus, self.seed, self.compute = spec, corpus, seed, compute
+        self.focus = focus if round(spec.focus * spec.optim.batch / 2) else None
         self.pair = new_pair(dense, spec, seed, compute.device)
         samples = normalise_sites(self.pair, corpus, spec.optim.context, seed)
         self.annealing: ActivationAnnealing | None = None
@@ -73,18 +75,21 @@ class BridgeTrainer:
                                    + kl_to_sparse_coef * KL(yd || logits of the pass that enters the sparse model at i)
                                    + kl_to_dense_coef * KL(yd || logits of the pass that enters the dense model at i) ]
            d. Backpropagate; losses, terms and gradients are averaged over the B sequences.
+           e. With prompts of tasks: add focus_coef times the KLs of a, b and c at their last token (`losses.focus_loss`).
         4. v_i <- 0.9 v_i + 0.1 Var(hs_i).
         5. Sparse model: normalise the gradients, AdamW, projection to the L0 of this step (`SparseOptimizer.step`).
         6. Bridges: Adam with rate bridge_lr * min(1, (index + 1) / warm-up steps) * (1 - index / steps). Skipped, as
            step 5 is, where the gradients of the sparse model are not finite.
 
-        Returns the loss, its TERMS (nats per token or fractions, means over sites), the RMS of the gradients and the learning rate.
+        Returns the loss, its TERMS (nats per token or fractions, means over sites), kl_focus (nats per prompt; only with prompts of tasks),
+        the RMS of the gradients and the learning rate.
         """
         spec, optim = self.spec, self.spec.optim
         if self.annealing is not None:  # 1
             self.annealing.set(index, optim.steps)
         ids = self.corpus.batch(self.seed, index, optim.batch, optim.context).to(self.compute.device)  # 2
         crossing = Crossing.draw(spec, len(self.pair.sites), torch.Generator().manual_seed(self.seed * 1_000_003 + index))
+        prompts = self._draw_prompts(index)
         if index == 0:
             self._start_variance(ids)
 
@@ -92,17 +97,39 @@ class BridgeTrainer:
             start, stop = int(rows[0]), int(rows[-1]) + 1
             part = crossing.part(start, stop, optim.batch).to(self.compute.device)
             loss, *averaged = bridge_loss(self.pair, ids[start:stop], part, self.variance, spec)
-            return loss, averaged
+            if prompts is None:
+                return loss, averaged
+            focus, kl = self._focus_loss(*prompts, start, stop)  # 3 e
+            return loss + spec.focus_coef * focus, [*averaged, kl]
 
         # 3 d
-        loss, (terms, sparse_moments) = self.compute.accumulate(torch.arange(optim.batch), optim.batch, loss_of, self.parameters)
+        loss, (terms, sparse_moments, *kl_focus) = self.compute.accumulate(torch.arange(optim.batch), optim.batch, loss_of, self.parameters)
         self.variance.lerp_(variance_of(sparse_moments), 1 - VARIANCE_MEMORY)  # 4
-        metrics = {"loss": loss} | dict(zip(TERMS, terms.tolist(), strict=True)) | self.sparse_optimizer.step(index)  # 5
+        metrics = {"loss": loss} | dict(zip(TERMS, terms.tolist(), strict=True)) | ({"kl_focus": kl_focus[0].item()} if kl_focus else {})
+        metrics |= self.sparse_optimizer.step(index)  # 5
         for group in self.bridge_optimizer.param_groups:  # 6
             group["lr"] = spec.bridge_lr * min(1.0, (index + 1) / max(1, optim.warmup * optim.steps)) * (1 - index / optim.steps)
         if math.isfinite(metrics["gradient_rms"]):
             self.bridge_optimizer.step()
         return metrics
+
+    def _draw_prompts(self, index: int) -> tuple[Prompts, Crossing] | None:
+        """The prompts of step `index` and their crossings: functions of (seed, index) alone. None without prompts of tasks."""
+        if self.focus is None:
+            return None
+        prompts = self.focus.batch(self.seed, index, round(self.spec.focus * self.spec.optim.batch / 2))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index + 1)
+        return prompts, Crossing.of_prompts(self.spec, len(prompts.ids), len(self.pair.sites), generator)
+
+    def _focus_loss(self, prompts: Prompts, crossing: Crossing, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Loss and kl_focus of the prompts that go with sequences [start, stop); averaged over the batch as its sequences are."""
+        batch, count = self.spec.optim.batch, len(prompts.ids)
+        first, end = start * count // batch, stop * count // batch
+        if first == end:
+            return torch.zeros((), device=self.compute.device), torch.zeros((), device=self.compute.device)
+        device, share = self.compute.device, (end - first) / count * batch / (stop - start)
+        loss, kl = focus_loss(self.pair, prompts.part(first, end).to(device), crossing.part(first, end, count).to(device), self.spec)
+        return loss * share, kl * share
 
     @torch.no_grad()
     def _start_variance(self, ids: Tensor) -> None:
@@ -121,13 +148,17 @@ class BridgeTrainer:
         return self.pair
 
 
-def train_bridges(dense: DenseModel, spec: BridgeSpec, corpus: Corpus, seed: int, env: LoopEnvironment) -> BridgedPair:
+def train_bridges(
+    dense: DenseModel, spec: BridgeSpec, corpus: Corpus, seed: int, env: LoopEnvironment, focus: FocusPrompts | None = None
+) -> BridgedPair:
     """Train sparse model, encoders and decoders together; the dense model does not change.
+
+    focus   prompts of tasks, `spec.focus` of which are part of every step
 
     Raises SpecError where the spec does not fit the dense model, and what `run_loop` raises.
     """
     compute = Compute(spec.optim, env.progress.note)
-    trainer = BridgeTrainer(dense, spec, corpus, seed, compute)
+    trainer = BridgeTrainer(dense, spec, corpus, seed, compute, focus)
     trainer.pair.sparse.train()
     run_loop(Loop("bridge", spec.optim.steps, trainer.step, spec.optim.batch * spec.optim.context), trainer.state, env, compute)
     return trainer.finish()

@@ -7,7 +7,8 @@ corpus.py        shards -> seeded batches and bigram counts
 text_kind.py     whether a model knows code or prose better
 encoding.py      a text as token ids, and tokens as shown texts
 prompts.py       a task as token ids, its batches, logit difference and task loss
+focus.py         the tasks' prompts of a bridging;  bootstrap.py: 95 % intervals over pairs of prompts
 task_choice.py   the tasks that a user names, and which of them a tokenizer can express
 
-Doors: sources, streams, build_corpus, corpus, text_kind, encoding, prompts, task_choice.
+Doors: sources, streams, build_corpus, corpus, text_kind, encoding, prompts, focus, task_choice, bootstrap.
 """

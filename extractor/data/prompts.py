@@ -237,8 +237,11 @@ def task_batch(
     seed: int,
     max_tokens: int,
     on_note: Callable[[str], None] = lambda text: None,
+    shifted: bool = False,
 ) -> TaskBatch:
-    """`pairs` pairs of a split as tensors; pairs that do not fit and prompts longer than `max_tokens` are left out, which a note counts.
+    """`pairs` pairs of a split, plain or shifted ones, as tensors.
+
+    Pairs that do not fit and prompts longer than `max_tokens` are left out, which a note counts.
 
     Raises TaskNotExpressible when the split has fewer than that many fitting pairs.
     """
@@ -246,7 +249,7 @@ def task_batch(
 
     found: list[EncodedPair] = []
     unfit = left_out = 0
-    for pair in expression.task.pairs(split, seed):
+    for pair in expression.task.pairs(split, seed, shifted):
         encoded = encode_pair(pair, expression, tokenizer)
         if encoded is not None and len(encoded.positive) <= max_tokens:
             found.append(encoded)

@@ -13,11 +13,16 @@ import torch
 
 from extractor import files
 from extractor.data.corpus import Corpus
+from extractor.data.focus import FocusPrompts, focus_prompts
+from extractor.data.prompts import get_task
+from extractor.data.task_choice import open_tasks
 from extractor.errors import ExtractorError
 from extractor.jobs import bridged_cache
 from extractor.jobs.context import GivenModel
+from extractor.jobs.cost.bridging import longest_prompt
 from extractor.models.sparse_folder import DENSE_JSON, FAITHFULNESS_JSON, copy_sparse
 from extractor.models.tokenizer import copy_tokenizer
+from tasks.base import task_names
 
 if TYPE_CHECKING:
     from extractor.jobs.job import Job
@@ -77,7 +82,7 @@ def bridge(job: Job, given: GivenModel, dense: DenseModel, corpus: Corpus) -> No
     assert spec is not None
     spec = with_micro_batch(job, dense, spec)
     warn_of_unsuited_corpus(job, dense, corpus)
-    pair = train_bridges(dense, spec, corpus, job.spec.seed, job.loop("bridge"))
+    pair = train_bridges(dense, spec, corpus, job.spec.seed, job.loop("bridge"), focus_of(job, given, spec))
     measured = faithfulness(pair, corpus, spec.optim.context, job.spec.seed, FAITHFULNESS_ROWS)
     with files.new_folder(job.out / "model") as folder:
         pair.save(folder)
@@ -85,6 +90,15 @@ def bridge(job: Job, given: GivenModel, dense: DenseModel, corpus: Corpus) -> No
         files.write_json(folder / DENSE_JSON, dense.facts)
         files.write_json(folder / FAITHFULNESS_JSON, measured)
     pair.adapter.unload()  # later stages open the pair from its files
+
+
+def focus_of(job: Job, given: GivenModel, spec: BridgeSpec) -> FocusPrompts | None:
+    """The prompts that are part of a bridging: of all tasks of tasks/, so that jobs of any of them share it, and of the job's own tasks."""
+    if not spec.focus:
+        return None
+    tasks = {name: get_task(name) for name in task_names()} | open_tasks(job.spec.tasks, job.spec.task_files)
+    longest = longest_prompt(given.dense.model.config.to_dict(), spec) if given.dense else None
+    return focus_prompts(tasks.values(), given.tokenizer, longest or spec.optim.context, job.spec.seed, given.vocab_size, job.progress.note)
 
 
 def write_dense(given: GivenModel, dense: DenseModel, target: Path) -> None:

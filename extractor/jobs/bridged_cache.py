@@ -20,6 +20,7 @@ from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
 from extractor.models.reference import BUNDLED, JOB_MODEL, is_here, open_model
 from extractor.models.tokenizer_files import read_tokenizer_files
 from extractor.spec.schema import JobSpec
+from tasks.base import task_names
 
 METRICS = "metrics.jsonl"
 _VERSION = 1  # of the folder's layout
@@ -41,6 +42,9 @@ def address(spec: JobSpec, threads: int) -> str | None:
     model = [_identity(spec.model, CONFIG, "*.safetensors", "tokenizer*"), *_tokens(spec.model)]
     adapter = _identity(spec.adapter, ADAPTER_CONFIG, ADAPTER_WEIGHTS) if spec.adapter else None
     names = [spec.model, spec.adapter]  # part of dense.json
+    bridge, own = spec.bridge.model_dump(mode="json"), _own_tasks(spec)  # with a focus, their prompts are part of the bridging
+    if not spec.bridge.focus:
+        bridge, own = {name: value for name, value in bridge.items() if not name.startswith("focus")}, []
     facts = [
         _VERSION,
         [version(name) for name in _PACKAGES],
@@ -50,7 +54,8 @@ def address(spec: JobSpec, threads: int) -> str | None:
         spec.seed,
         threads,
         corpus,
-        spec.bridge.model_dump(mode="json"),
+        bridge,
+        *own,
     ]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
 
@@ -61,6 +66,12 @@ def _identity(reference: str, *patterns: str) -> str:
         return reference
     folder = Path(reference) if Path(reference).is_absolute() else BUNDLED / reference
     return files.digest(folder, *patterns)
+
+
+def _own_tasks(spec: JobSpec) -> list:
+    """The tasks of a job that are not those of tasks/: the digests of files, the names of installed ones."""
+    digests = {file.name: file.sha256 for file in spec.task_files}
+    return [[name, digests.get(name)] for name in sorted(set(spec.tasks) - set(task_names()))]
 
 
 def _tokens(reference: str) -> list:

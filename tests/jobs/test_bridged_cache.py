@@ -14,7 +14,7 @@ from extractor.jobs import bridged_cache
 from extractor.models.reference import BUNDLED
 from extractor.models.tokenizer import load_tokenizer
 from extractor.models.tokenizer_files import TOKENIZER_FILES, read_tokenizer_files
-from extractor.spec.schema import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, TrainSpec
+from extractor.spec.schema import BridgeSpec, CorpusSpec, JobSpec, OptimSpec, PruneSpec, TaskFileSpec, TrainSpec
 
 SPEC = JobSpec(kind="circuit", model="python-tiny", tasks=("quote_close",), bridge=BridgeSpec(), prune=PruneSpec())
 TUNED = SPEC.bridge.model_copy(update={"optim": OptimSpec(steps=7)})
@@ -36,6 +36,17 @@ TUNED = SPEC.bridge.model_copy(update={"optim": OptimSpec(steps=7)})
 )
 def test_its_address_is_what_the_bridging_depends_on(changes: dict, is_another: bool):
     assert (bridged_cache.address(SPEC.model_copy(update=changes), 1) != bridged_cache.address(SPEC, 1)) == is_another
+
+
+def test_with_a_focus_it_depends_on_the_jobs_own_tasks_too():
+    """All tasks of tasks/ are part of every bridging with a focus, so that jobs of any of them share it."""
+    focused = SPEC.model_copy(update={"bridge": SPEC.bridge.model_copy(update={"focus": 0.5})})
+    own = TaskFileSpec(name="mine", path="/mine.jsonl", sha256=64 * "a")
+    others = [{"tasks": ("for_while",)}, {"tasks": ("mine",), "task_files": (own,)}, {"tasks": ("mine",)}]
+    addresses = [bridged_cache.address(spec.model_copy(update=c), 1) for spec in (focused, SPEC) for c in ({}, *others)]
+    assert addresses[0] == addresses[1]
+    assert len({*addresses[1:4]}) == 3
+    assert len({*addresses[4:]}) == 1
 
 
 def test_other_threads_round_otherwise():
