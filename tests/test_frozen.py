@@ -32,6 +32,8 @@ SPECS = {path.stem: path.read_text() for path in sorted((FROZEN / "specs").glob(
 TASK = "for_while"
 CIRCUIT = f"circuits/{TASK}/circuit.json"
 TIMED = {"spec.json", f"circuits/{TASK}/result.json", f"circuits/{TASK}/report.html", "manifest.json"}  # they hold durations, or a path
+LATER_KEYS = {"holds_for_dense"}  # of result.json, which the last release did not have
+LATER_TEXT = {"model/faithfulness.json"}  # has further numbers since
 PUBLIC = """Circuit JobSpec build_corpus circuit_job find_circuits import_checkpoint run_job sparsify train_bridges train_job train_sparse
 validate write_report""".split()
 
@@ -248,7 +250,7 @@ def assert_same(out: Path, result: Path) -> None:
     """
     assert files_of(out) == files_of(result)
     if (out / CIRCUIT).read_bytes() == (result / CIRCUIT).read_bytes():
-        for name in files_of(result) - TIMED:
+        for name in files_of(result) - TIMED - LATER_TEXT:
             assert (out / name).read_bytes() == (result / name).read_bytes(), name
     found, wanted = (json.loads((folder / CIRCUIT).read_text()) for folder in (out, result))
     assert [node["id"] for node in found["nodes"]] == [node["id"] for node in wanted["nodes"]]
@@ -258,7 +260,7 @@ def assert_same(out: Path, result: Path) -> None:
         assert numbers(found[part]) == pytest.approx(numbers(wanted[part]), abs=1e-3)
     assert {name: type(value) for name, value in found.items()} == {name: type(value) for name, value in wanted.items()}
     told = [json.loads((folder / f"circuits/{TASK}/result.json").read_text()) for folder in (out, result)]
-    assert told[0].keys() == told[1].keys()
+    assert told[0].keys() - LATER_KEYS == told[1].keys()
     assert told[0]["loss"] == pytest.approx(told[1]["loss"], abs=1e-2)
 
 

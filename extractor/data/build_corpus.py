@@ -31,7 +31,7 @@ from extractor.data.shards import (
     token_dtype,
     write_array,
 )
-from extractor.data.sources import AUTO, NAMED_SOURCES, check_sources, documents
+from extractor.data.sources import AUTO, NAMED_SOURCES, SELF, check_sources, documents
 from extractor.data.streams import first_documents, pin_dataset
 from extractor.data.text_files import LeftOut, content_facts
 from extractor.errors import SpecError, UnsupportedModel
@@ -186,7 +186,12 @@ def _text_folder(spec: CorpusSpec, tokenizer: Tokenizer, root: Path, progress: P
 def text_facts(spec: CorpusSpec) -> list:
     """Everything that the text of `spec.sources` depends on."""
     text = spec.model_dump(exclude={"datasets"})
-    return [text, sys.version, GENERATOR_VERSION, [[] if s in (*NAMED_SOURCES, *AUTO) else content_facts(Path(s)) for s in spec.sources]]
+    return [
+        text,
+        sys.version,
+        GENERATOR_VERSION,
+        [[] if s in (*NAMED_SOURCES, *AUTO, SELF) else content_facts(Path(s)) for s in spec.sources],
+    ]
 
 
 def dataset_facts(datasets: Iterable[DatasetSpec]) -> list:

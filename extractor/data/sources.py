@@ -1,4 +1,8 @@
-"""The documents of a corpus: the standard library, generated programs, prose, and the user's files, each in a fixed order."""
+"""The documents of a corpus: the standard library, generated programs, prose, and the user's files, each in a fixed order.
+
+Generated programs show the behaviours of tasks/. A sparse model that reads them beside a dense model that does not know them may learn what
+its dense model does not do, so that 'auto' has them only for a model that our train job made on them, which its spec.json says.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,14 @@ from typing import Literal
 
 from extractor.data.programs import programs
 from extractor.data.text_files import LeftOut, check_size, documents_of
-from extractor.errors import SpecError
+from extractor.errors import BrokenArtifact, NotFound, SpecError
+from extractor.files import read_json
 from extractor.spec.schema import CorpusSpec
 
 TextKind = Literal["code", "text"]
 AUTO = ("auto",)
+SELF = "self"  # text that the dense model of a circuit job writes: extractor.data.self_text
+NO_DENSE_TO_WRITE = "corpus 'self' is text that a dense model writes, but {} is none; name other text with --corpus"
 NAMED_SOURCES = ("stdlib", "generated", "prose")
 _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "idle_test"}
 
@@ -23,7 +30,7 @@ _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__p
 def check_sources(spec: CorpusSpec) -> None:
     """Raise SpecError unless every source exists, is not too large, and holds text."""
     for source in spec.sources:
-        if source in (*NAMED_SOURCES, *AUTO):
+        if source in (*NAMED_SOURCES, *AUTO, SELF):
             continue
         if not os.path.exists(source):
             raise SpecError(
@@ -58,9 +65,23 @@ def _standard_library(root: Path) -> Iterator[str]:
                 yield from documents_of(path, LeftOut())
 
 
-def default_sources(kind: TextKind) -> tuple[str, ...]:
-    """Corpus sources for a model that knows this kind of text better. Task prompts are code, so code is always included."""
-    return ("stdlib", "generated") if kind == "code" else ("prose", "stdlib", "generated")
+def default_sources(kind: TextKind, trained_on: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Corpus sources for a model that knows this kind of text better. Task prompts are code, so code is always included.
+
+    trained_on   the sources of its own training, where that is known, see `sources_of_training`
+    """
+    known = ("stdlib",) if kind == "code" else ("prose", "stdlib")
+    return (*known, "generated" if "generated" in trained_on else SELF)
+
+
+def sources_of_training(folder: Path) -> tuple[str, ...]:
+    """The corpus sources on which a train job of ours made the model in this folder, by its spec.json; () where that is not known."""
+    for place in (folder / "spec.json", *([folder.parent / "spec.json"] if folder.name == "model" else [])):
+        with suppress(NotFound, BrokenArtifact, KeyError, TypeError, AttributeError):
+            spec = read_json(place)
+            if spec["kind"] == "train":
+                return tuple(str(source) for source in spec["corpus"]["sources"])
+    return ()
 
 
 def prose() -> Iterator[str]:

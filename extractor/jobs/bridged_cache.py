@@ -15,6 +15,7 @@ from pathlib import Path
 
 from extractor import files
 from extractor.data.build_corpus import dataset_facts, text_facts
+from extractor.data.sources import AUTO
 from extractor.errors import BrokenArtifact
 from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
 from extractor.models.reference import BUNDLED, JOB_MODEL, is_here, open_model
@@ -25,6 +26,7 @@ from tasks.base import task_names
 METRICS = "metrics.jsonl"
 _VERSION = 1  # of the folder's layout
 _TOKENS = 2  # version of how tokenizers are read that are more than a plain tokenizer.json, or that nobody has seen yet
+_AUTO = 2  # version of the choice of text for a model
 _PACKAGES = ("extractor", "torch", "transformers", "peft", "tokenizers")
 
 
@@ -38,13 +40,16 @@ def address(spec: JobSpec, threads: int) -> str | None:
         return None
     if is_here(spec.model) and open_model(spec.model).is_sparse:
         return None
-    corpus = [spec.corpus.model_dump(mode="json"), text_facts(spec.corpus), dataset_facts(spec.corpus.datasets)]
+    corpus = [
+        spec.corpus.model_dump(mode="json"),
+        *([_AUTO] if spec.corpus.sources == AUTO else []),
+        text_facts(spec.corpus),
+        dataset_facts(spec.corpus.datasets),
+    ]
     model = [_identity(spec.model, CONFIG, "*.safetensors", "tokenizer*"), *_tokens(spec.model)]
     adapter = _identity(spec.adapter, ADAPTER_CONFIG, ADAPTER_WEIGHTS) if spec.adapter else None
     names = [spec.model, spec.adapter]  # part of dense.json
-    bridge, own = spec.bridge.model_dump(mode="json"), _own_tasks(spec)  # with a focus, their prompts are part of the bridging
-    if not spec.bridge.focus:
-        bridge, own = {name: value for name, value in bridge.items() if not name.startswith("focus")}, []
+    own = _own_tasks(spec) if spec.bridge.focus else []  # their prompts are part of the bridging
     facts = [
         _VERSION,
         [version(name) for name in _PACKAGES],
@@ -54,7 +59,7 @@ def address(spec: JobSpec, threads: int) -> str | None:
         spec.seed,
         threads,
         corpus,
-        bridge,
+        spec.bridge.model_dump(mode="json"),
         *own,
     ]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]

@@ -25,7 +25,7 @@ from extractor.jobs.find_circuit import circuit_run, find_circuit, load_sparse
 from extractor.models.checks import CONFIG
 from extractor.models.sparse_folder import FAITHFULNESS_JSON, check_sparse_folder
 from extractor.models.tokenizer import load_tokenizer
-from extractor.spec.claims import is_met
+from extractor.spec.claims import is_met, loss_shares
 from extractor.spec.unmeasured import is_constant, no_gain
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def note_faithfulness(job: Job) -> None:
         job.progress.note(
             f"warning: the held-out text is nearly the same everywhere: a bigram model has {found['bigram_loss']:.3f} nats per token on it"
         )
-    if found["loss_recovered"] is None:
+    if found.keys() & {"recovered", "loss_recovered"} and loss_shares(found) is None:
         job.progress.note(f"warning: the share of the dense model's gain over bigrams cannot be given: {no_gain(found)}")
 
 

@@ -15,9 +15,10 @@ from extractor.circuits.mean_activations import measure_means
 from extractor.data.build_corpus import build_corpus
 from extractor.data.corpus import Corpus
 from extractor.data.prompts import TaskBatch, TokenizedTask
-from extractor.data.sources import AUTO, default_sources
+from extractor.data.self_text import sampled_corpus
+from extractor.data.sources import AUTO, NO_DENSE_TO_WRITE, SELF, default_sources, sources_of_training
 from extractor.data.text_kind import measure_text_kind
-from extractor.errors import HubUnavailable, NotFound
+from extractor.errors import HubUnavailable, NotFound, SpecError
 from extractor.models.checks import vocab_size_of
 from extractor.models.load import open_dense
 from extractor.models.reference import ModelFolder, open_model
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from extractor.jobs.job import Job
     from extractor.models.load import DenseModel
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
-    from extractor.spec.schema import JobSpec
+    from extractor.spec.schema import CorpusSpec, JobSpec
 
 
 @dataclass(frozen=True)
@@ -131,16 +132,29 @@ class GivenModel:
         self.vocab_size = self.dense.model.config.vocab_size if self.dense else vocab_size_of(self.folder.path)
 
     def corpus(self, job: Job) -> Corpus:
-        """The job's corpus in this model's tokens; without a chosen one, the kind of text that the model knows better."""
+        """The job's corpus in this model's tokens; without a chosen one, text that the model knows. Raises SpecError, Stopped."""
         spec = job.spec.corpus
         if spec.sources == AUTO:
             from extractor.models.load import load_model
 
             text_kind = measure_text_kind(self.dense.model if self.dense else load_model(self.folder), self.tokenizer)
-            spec = spec.model_copy(update={"sources": default_sources(text_kind)})
-            if text_kind == "text":
-                job.progress.note(
-                    f"{job.spec.model} knows prose better than code: bridging on {', '.join(spec.sources)}; "
-                    "choose another corpus with --corpus or --dataset"
-                )
-        return build_corpus(spec, self.tokenizer, progress=job.progress, vocab_size=self.vocab_size)
+            sources = default_sources(text_kind, sources_of_training(self.folder.path))
+            if self.dense is None:
+                sources = tuple(source for source in sources if source != SELF)
+            spec = spec.model_copy(update={"sources": sources})
+            better = "prose better than code" if text_kind == "text" else "code better than prose"
+            job.progress.note(
+                f"{job.spec.model} knows {better}: its text is {', '.join(sources)}; choose another corpus with --corpus or --dataset"
+            )
+        if SELF not in spec.sources:
+            return build_corpus(spec, self.tokenizer, progress=job.progress, vocab_size=self.vocab_size)
+        return self._with_own_text(job, spec)
+
+    def _with_own_text(self, job: Job, spec: CorpusSpec) -> Corpus:
+        """The corpus with the text that the dense model writes in place of the source 'self'."""
+        if self.dense is None:
+            raise SpecError(NO_DENSE_TO_WRITE.format(job.spec.model))
+        rest = spec.model_copy(update={"sources": tuple(source for source in spec.sources if source != SELF)})
+        folders = build_corpus(rest, self.tokenizer, progress=job.progress, vocab_size=self.vocab_size).folders
+        own = sampled_corpus(self.dense.model, self.dense.facts, self.tokenizer, spec.self_tokens, spec.seed, job.progress)
+        return Corpus(*folders, *own.folders)

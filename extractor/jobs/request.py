@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from extractor.data.sources import AUTO, NAMED_SOURCES, check_sources
+from extractor.data.sources import AUTO, NAMED_SOURCES, NO_DENSE_TO_WRITE, SELF, check_sources
 from extractor.data.streams import check_dataset, pin_dataset
 from extractor.data.task_choice import TaskChoice, choose
 from extractor.errors import SpecError
@@ -48,7 +48,7 @@ class CircuitRequest:
                   of this model cannot be the start
     changes       dotted field -> text, over the preset; `circuit_settings` lists the fields
     target_loss   nats per prompt
-    corpus        'stdlib', 'generated', 'prose' or paths; without these and `datasets`, the kind of text that the model knows better
+    corpus        'stdlib', 'generated', 'prose', 'self' or paths; without these and `datasets`, text that the model knows
     datasets      Hugging Face datasets
     """
 
@@ -75,6 +75,8 @@ class CircuitRequest:
         """
         changes, chosen = self._checked()
         given = resolve_given(self.model, self.adapter)
+        if SELF in self.corpus and given.config.get("model_type") == SPARSE_TYPE:
+            raise SpecError(NO_DENSE_TO_WRITE.format(self.model))
         prunes_dense = self.subject == "dense"
         bridge = self.bridge_choice(changes).beside(given.config, prunes_dense, on_note)
         if given.folder is not None:
@@ -198,6 +200,8 @@ class TrainRequest:
 
     def _check(self, changes: dict[str, dict[str, str]]) -> None:
         """Raise SpecError for options that contradict each other."""
+        if SELF in self.corpus:
+            raise SpecError(NO_DENSE_TO_WRITE.format("a model that is still to be trained"))
         if self.architecture not in ("sparse_gpt", "gpt2"):
             raise SpecError(f"architecture {self.architecture!r} is unknown; choose sparse_gpt or gpt2")
         if self.architecture == "gpt2":
@@ -285,7 +289,7 @@ def _corpus(
 ) -> CorpusSpec:
     if "" in sources:  # as a path this is the current folder
         raise SpecError(f"corpus '' is empty; write {', '.join(NAMED_SOURCES)}, or a folder, .txt, .py or .jsonl file")
-    named = tuple(s if s in NAMED_SOURCES else os.path.realpath(os.path.expanduser(s)) for s in sources)
+    named = tuple(s if s in (*NAMED_SOURCES, SELF) else os.path.realpath(os.path.expanduser(s)) for s in sources)
     twice = next((s for s in named if named.count(s) > 1), None)
     if twice is not None:
         raise SpecError(f"corpus {twice!r} is given twice; name every source once")

@@ -11,9 +11,17 @@ import json
 import math
 import stat
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from extractor.errors import NotFound, SpecError
 from extractor.spec import limits
@@ -30,7 +38,16 @@ TaskLoss = Annotated[float, Field(gt=0, lt=CHANCE)]
 
 
 class Spec(BaseModel):
+    """LATER: fields that earlier versions lack; not written at their defaults, since the text of a spec identifies a running job."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    LATER: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields, found = type(self).model_fields, write(self)
+        unchanged = [name for name in self.LATER if getattr(self, name) == fields[name].default]
+        return {name: value for name, value in found.items() if name not in unchanged}
 
 
 class DatasetSpec(Spec):
@@ -47,14 +64,16 @@ class DatasetSpec(Spec):
 class CorpusSpec(Spec):
     """The text that models read; all sources and datasets have equal weight.
 
-    `sources`: 'stdlib', 'generated', 'prose', absolute paths of folders, .txt, .py or .jsonl files; or only 'auto', in a circuit job: the
-    kind of text that its model knows better.
+    `sources`: 'stdlib', 'generated', 'prose', absolute paths of folders, .txt, .py or .jsonl files; in a circuit job also 'self', text that
+    its dense model writes, or only 'auto', text that its model knows: see `extractor.data.sources`.
     """
 
+    LATER = ("self_tokens",)
     sources: tuple[str, ...] = ("stdlib", "generated")
     datasets: tuple[DatasetSpec, ...] = ()
     generated_programs: Count = 12_000  # programs of the seeded generator; about 190 tokens each with a vocabulary of 1,024
-    seed: int = 0  # seed of the program generator
+    seed: int = 0  # seed of the program generator, and of text that a model writes
+    self_tokens: Count = 200_000  # tokens that the dense model writes, for 'self'
 
     @model_validator(mode="after")
     def _has_text(self) -> CorpusSpec:
@@ -161,6 +180,7 @@ class BridgeSpec(Spec):
     sinks, and AbsTopK is annealed together with the weights.
     """
 
+    LATER = ("focus", "focus_coef")
     init: Literal["scratch", "dense"] = "scratch"  # initial weights: random, or those of the dense model; paper: scratch
     over_sites: Literal["mean", "sum"] = "mean"  # reduction of the per-site loss terms; paper: sum
     estimator: Literal["split", "exact"] = "split"  # KL of hybrid passes: a sequence crosses at one site, or at every site (paper)
@@ -246,6 +266,7 @@ class JobSpec(Spec):
     kind 'train'     train a model from scratch, then find a circuit for each of `tasks`
     """
 
+    LATER = ("strict",)
     version: Literal[1] = 1
     kind: Literal["circuit", "train"]
     model: str | None = None  # bundled name, absolute folder, or hub id @ revision

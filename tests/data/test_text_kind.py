@@ -60,6 +60,6 @@ def test_prose_is_a_corpus_by_name(tokenizer, tmp_path):
 def test_a_job_that_names_no_text_takes_what_the_model_knows():
     spec = circuit_job("python-tiny", ("quote_close",))
     assert spec.corpus.sources == AUTO
-    assert default_sources("code") == ("stdlib", "generated")
+    assert default_sources("code") == ("stdlib", "self")
     assert set(default_sources("code")) < set(default_sources("text")), "tasks are asked in code"
     assert circuit_job("python-tiny", ("quote_close",), corpus=("prose",)).corpus.sources == ("prose",)

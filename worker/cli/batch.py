@@ -66,7 +66,11 @@ _OPTIONS = (
         show_default=True,
         help="Find no circuit of a task that a dense model does not do, or on which its sparse model disagrees with it.",
     ),
-    click.option("--corpus", multiple=True, help="Training text: 'stdlib', 'generated', a folder, a .txt, .py or .jsonl file. Repeatable."),
+    click.option(
+        "--corpus",
+        multiple=True,
+        help="Training text: 'stdlib', 'generated', 'prose', 'self', a folder, a .txt, .py or .jsonl file. Repeatable.",
+    ),
     click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Override a field of the preset. Repeatable."),
     click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="low", show_default=True, help="Place in the queue."),
     click.option("--dry-run", is_flag=True, help="List accepted models, and rejected ones with the reason; queue nothing."),

@@ -43,7 +43,11 @@ threads = click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="C
 _REQUEST = (
     click.option("--preset", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True, help="Size of the work."),
     click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Random seed."),
-    click.option("--corpus", multiple=True, help="Training text: 'stdlib', 'generated', a folder, a .txt, .py or .jsonl file. Repeatable."),
+    click.option(
+        "--corpus",
+        multiple=True,
+        help="Training text: 'stdlib', 'generated', 'prose', 'self', a folder, a .txt, .py or .jsonl file. Repeatable.",
+    ),
     click.option(
         "--priority", type=click.Choice(["high", "normal", "low"]), default="normal", show_default=True, help="Place in the queue."
     ),
