@@ -10,6 +10,7 @@ import random
 
 from tasks.base import Pair, Task
 from tasks.lines import earlier
+from tasks.shifted import templates
 from tasks.words import COMMON
 
 
@@ -24,9 +25,67 @@ def write(rng: random.Random) -> Pair:
     return Pair(f"{before}{{{pairs}{last}", f"{before}[{items}{last}")
 
 
+SHIFTED = templates(
+    '''
+import $module1
+
+# the text is cut at «}|]»
+$thing1 = «[$noun1,|{$noun1:» $number1«]|}»
+$thing2 = «{$noun2:|[$noun2,» $number2, $long1§«: 0}|, 0]»
+---
+def $action1($noun1):
+    $noun2 = «[$noun1,|{$noun1:» None«]|}»
+    while not $noun1.endswith("«}|]»"):
+        $noun1 = $action2($noun2)
+    return «{$noun1:|[$noun1,» $number1, $long1§«: 0}|, 0]»
+---
+class $Thing1:
+    $noun1 = «["$noun2",|{"$noun2":» $number1«]|}»
+    # more of it up to «}|]»
+    $noun3 = «{"$noun4":|["$noun4",» 0, $thing2.$noun1[$number2].$noun4§«: 0}|, 0]»
+---
+for $noun1 in «[$noun2,|{$noun2:» $number1«]|}» or $noun4:
+    if "«}|]» " in $noun1:
+        $action1($noun1)
+    $noun3 += «{$noun1:|[$noun1,» $number2, $long1§«: 0}|, 0]»
+---
+def $action1(self, $noun1):
+    """Write the $noun1 up to «}|]» or less."""
+    self.$noun2 = «[0,|{0:» $noun1«]|}»
+    self.$noun3 = «{1:|[1,» $noun2, self.$long1§«: 0}|, 0]»
+---
+$noun1 = json.loads("$noun2«}|]» " + $noun2)
+$noun3 = $noun1 == «[$number1,|{$number1:» $noun4«]|}»
+$thing1 = «{$noun1:|[$noun1,» True, $action1($noun2) + $long1§«: 0}|, 0]»
+---
+with open($noun1) as $noun2:
+    $noun3 = $noun2.read().split("«}|]» ")
+    $noun4 = «[$noun3,|{$noun3:» $number1«]|}»
+    $noun5 = «{$noun1:|[$noun1,» $noun4, len($noun3) + $noun2.$noun1§«: 0}|, 0]»
+---
+def $action1($noun1, $noun2):
+    yield «[$noun1,|{$noun1:» $noun2«]|}»
+    if $noun2 != "«}|]»":
+        yield «{$noun2:|[$noun2,» $number1, $noun1.$long1§«: 0}|, 0]»
+---
+try:
+    $noun1 = «[$noun2,|{$noun2:» $number1«]|}»
+except $Thing1:
+    # no «}|]» at the end
+    $noun1 = «{$noun3:|[$noun3,» 0, $action1($noun2) or $long1§«: 0}|, 0]»
+---
+assert $noun1 not in «[0,|{0:» $number1«]|}»
+$noun2 = $thing1.index("«}|]» ")
+if $noun2:
+    $noun3 = «{$noun1:|[$noun1,» $noun2, $long1§«: 0}|, 0]»
+'''
+)
+
+
 TASK = Task(
     name="bracket_brace",
     description="after a key or item: ':' in a dictionary, ',' in a list",
     answers=((":", ","),),
     write=write,
+    shifted=SHIFTED,
 )

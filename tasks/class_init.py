@@ -9,6 +9,7 @@ Paper: Table 1, class_init.
 import random
 
 from tasks.base import Pair, Task
+from tasks.shifted import templates
 from tasks.words import COMMON
 
 
@@ -26,9 +27,96 @@ def write(rng: random.Random) -> Pair:
     return Pair(f"{start}{one} =", f"{start}{other} =", (f" {one}", f" {other}"))
 
 
+SHIFTED = templates(
+    '''
+class $Thing1:
+    """Keeps the $noun3 of the $thing2."""
+
+    def __init__(self, $noun1, $noun2, $noun3):
+        self.$noun3 = $noun3
+        self.last_«$noun2|$noun1» = None
+        self.«$noun1|$noun2» =§ «$noun1|$noun2»
+---
+class $Thing1:
+    $noun1 = $noun2 = 0
+
+
+class $Thing2($Thing1):
+    def __init__(self, $noun2, $noun1, **options):
+        super().__init__(**options)
+        self.«$noun2|$noun1»_size = $number1
+        self.«$noun1|$noun2» =§ «$noun1|$noun2»
+---
+import $module1
+
+
+class $Thing1:
+    def __init__(self, $noun1: int, $noun2: str = "", $noun3: int = $number1):
+        # no self.«$noun2|$noun1» yet
+        self.$thing2 = [0]
+        self.«$noun1|$noun2» =§ «$noun1|$noun2»
+---
+class $Thing1(Exception):
+    def __init__(self, $noun1, $noun2, $noun3):
+        super().__init__($noun3)
+        self.$thing2 = $noun3.«$noun2|$noun1»
+        self.$noun3 = $noun3
+        self.«$noun1|$noun2» =§ «$noun1|$noun2»
+---
+class $Thing1:
+    def $action1(self):
+        return self.«$noun2|$noun1» + self.$noun3
+
+    def __init__(self, $noun3, $noun1, $noun2):
+        self.$noun3 = $noun3
+        self.«$noun1|$noun2» =§ «$noun1|$noun2»
+---
+class $Thing1(object):
+    def __init__(self, $noun3, $noun2=None, $noun1=None):
+        if not $noun3.«$noun2|$noun1»:
+            raise ValueError($noun3)
+        self.«$noun1|$noun2» =§ «$noun1|$noun2»
+---
+class $Thing1:
+    total = $number1
+
+    def __init__(self, owner, $noun1, $noun2, *args):
+        self.owner = owner
+        self.args = list(args)
+        self.is_«$noun2|$noun1» = False
+        self.«$noun1|$noun2» =§ «$noun1|$noun2»
+---
+class $Thing1(dict):
+    def __init__(self, $noun1, $noun2, $noun3, $noun4):
+        dict.__init__(self, $noun4=$noun4)
+        self.$noun4 = $noun4
+        $action1($thing2.«$noun2|$noun1»)
+        self.$noun3 = $noun3
+        self.«$noun1|$noun2» =§ «$noun1|$noun2»
+---
+@dataclass
+class $Thing1:
+    $noun1: int
+
+class $Thing2:
+    def __init__(self, $noun1, $noun2=$number1):
+        print("new", $action1.«$noun2|$noun1»)
+        self.«$noun1|$noun2» =§ «$noun1|$noun2»
+---
+class $Thing1:
+    def __init__(self, $noun3, $noun2, $noun1):
+        """Takes one $noun3 first, see self.«$noun2|$noun1» below."""
+        self.$noun3 = self.$thing3 = $noun3
+        self.«$noun1|$noun2» =§ «$noun1|$noun2»
+''',
+    own_answers=True,
+)
+
+
 TASK = Task(
     name="class_init",
     description="in a class's __init__, the parameter that an attribute is assigned: the one of the same name",
     answers=(),
     write=write,
+    shifted=SHIFTED,
 )

@@ -39,11 +39,13 @@ class FileTask(Task):
     path: str = ""
     listed: tuple[tuple[int, Pair], ...] = ()
 
-    def pairs(self, split: str, seed: int = 0) -> Iterator[Pair]:
-        """Each pair of a split once, in an order that depends on the seed."""
+    def pairs(self, split: str, seed: int = 0, shifted: bool = False) -> Iterator[Pair]:
+        """Each pair of a split once, in an order that depends on the seed. Raises ValueError for shifted ones: a file has none."""
+        if shifted:
+            return self._shifted_pairs(split, seed)
         found = [pair for _, pair in self.listed if split_of(pair.positive) == split]
         random.Random(f"{self.name}/{split}/{seed}").shuffle(found)
-        yield from found
+        return iter(found)
 
     def available(self, split: str) -> int:
         return sum(split_of(pair.positive) == split for _, pair in self.listed)

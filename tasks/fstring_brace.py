@@ -10,6 +10,7 @@ import random
 
 from tasks.base import Pair, Task
 from tasks.lines import scope
+from tasks.shifted import templates
 from tasks.words import COMMON, NOUNS, VERBS, WORDS
 
 
@@ -21,9 +22,67 @@ def write(rng: random.Random) -> Pair:
     return Pair(f'{before}{indent}{call}(f"{text}', f'{before}{indent}{call}({rng.choice("br")}"{text}')
 
 
+SHIFTED = templates(
+    '''
+import $module1
+
+
+def $action1($noun1):
+    $noun2 = $noun1.$action2(«b|f»"$thing1")
+    print(«f|b»"$text1 number§« {$noun2}|»")
+---
+class $Thing1:
+    kind = «r|f»"$thing2"
+
+    def $action1(self, $noun1):
+        # tell the $noun1
+        self.$action2(«f|r»"$text1 size§« {$noun1}|»")
+---
+$noun1 = [«b|f»"$noun2", $number1]
+for $noun3 in $noun1:
+    if $noun3 is None:
+        raise ValueError(«f|b»"$text1 name§« {$noun3}|»")
+---
+with open(«r|f»"$thing1", "w") as $noun1:
+    $noun1.seek($number1)
+    $noun1.write(«f|r»"$text1 in line§« {$noun2}|»")
+---
+def $action1($noun1, $noun2=«b|f»"$thing1"):
+    """Send the $noun1."""
+    assert $noun1 > $number1
+    return socket.send(«f|b»"$text1 number§« {$noun2}|»")
+---
+try:
+    $noun1 = $thing1.split(«r|f»"$noun2")
+except KeyError:
+    logger.error(«f|r»"$text1 number§« {$noun2}|»")
+---
+$noun1 = {«b|f»"$noun2": $number1}
+while $noun1:
+    # one $noun3 at a time
+    $action1($noun3, «f|b»"$text1 name§« {$noun1}|»")
+---
+if $noun1 == «r|f»"$thing1":
+    $noun2 = $number1
+else:
+    $noun2 = $thing2.$action1(«f|r»"$text1 length§« {$noun1}|»")
+---
+parser.add_argument(«b|f»"$noun1", type=int)
+$noun2 = parser.parse_args()
+print(«f|b»"$text1 in line§« {$noun2}|»")
+---
+def $action1($noun1):
+    if re.match(«r|f»"$noun2", $noun1):
+        return $number1
+    sys.exit(«f|r»"$text1 name§« {$noun1}|»")
+'''
+)
+
+
 TASK = Task(
     name="fstring_brace",
     description="inside a string: ' {' if its prefix is f, the closing quote if it is b or r",
     answers=((" {", '")'), (" {", '"'), ("{", '"')),
     write=write,
+    shifted=SHIFTED,
 )

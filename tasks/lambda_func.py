@@ -10,6 +10,7 @@ import random
 
 from tasks.base import Pair, Task
 from tasks.lines import earlier
+from tasks.shifted import templates
 from tasks.words import COMMON, VERBS
 
 
@@ -22,9 +23,91 @@ def write(rng: random.Random) -> Pair:
     return Pair(f"{before}(lambda {name}", f"{before}\ndef {name}")
 
 
+SHIFTED = templates(
+    '''
+import $module1
+
+def $action1($noun1):
+    $noun2 = $number1«
+    # as in def $noun4| # as in lambda»
+    $noun3 =« lambda| $noun4
+    def» $long1§«: 0|():
+        pass»
+---
+class $Thing1:
+    def $action1(self, $noun1):
+        self.$noun1 = [$number1]«
+        # not def $noun4| # not lambda»
+        $noun2 = self.$noun1,« lambda| $noun4
+        def» $long1§«: 0|():
+            pass»
+---
+if $noun1 > $number1:
+    $action1($noun1)«
+    # see def $noun4| # see lambda»
+    $noun2 = $noun3 if $noun1 else« lambda| $noun4
+    def» $long1§«: 0|():
+        pass»
+---
+def $action1(self, $noun1=None):
+    """Call $action2."""
+    self.$noun1 = 0«
+    # then def $noun4| # then lambda»
+    $noun2 = $noun1,« lambda| $noun4
+    def» $long1§«: 0|():
+        pass»
+---
+for $noun1 in $thing1:
+    $noun2 = $noun1.$action1()«
+    # or by def $noun4| # or by lambda»
+    yield« lambda| $noun4
+    def» $long1§«: 0|():
+        pass»
+---
+def $action1($noun1, $noun2):
+    assert $noun1 != $noun2«
+    # no def $noun4| # no lambda»
+    $noun3 = $noun1 if $noun2 else« lambda| $noun4
+    def» $long1§«: 0|():
+        pass»
+---
+try:
+    $noun1 = $thing1["$noun2"]«
+    # with def $noun4| # with lambda»
+    $noun3 = $noun1($number1),« lambda| $noun4
+    def» $long1§«: 0|():
+        pass»
+except KeyError:
+    pass
+---
+class $Thing1(object):
+    $noun1 = {0: $number1}«
+    # like def $noun4| # like lambda»
+    $noun2 =« lambda| $noun4
+    def» $long1§«: 0|():
+        pass»
+---
+with open($noun1) as $noun2:
+    $noun3 = $noun2.read()«
+    # for def $noun4| # for lambda»
+    $noun5 = $noun3 if $noun2 else« lambda| $noun4
+    def» $long1§«: 0|():
+        pass»
+---
+def $action1(self):
+    yield self.$noun1«
+    # use def $noun4| # use lambda»
+    self.$noun2 =« lambda| $noun4
+    def» $long1§«: 0|():
+        pass»
+'''
+)
+
+
 TASK = Task(
     name="lambda_func",
     description="after a name: ':' if it is a lambda's argument, '(' if it is a function's name",
     answers=((":", "("),),
     write=write,
+    shifted=SHIFTED,
 )

@@ -10,6 +10,7 @@ import random
 
 from tasks.base import Pair, Task
 from tasks.lines import set_and_string
+from tasks.shifted import templates
 from tasks.words import COMMON
 
 NAME = "result"
@@ -21,9 +22,86 @@ def write(rng: random.Random) -> Pair:
     return Pair(*set_and_string(rng, NAME, f"for {item} in {source}:\n    {NAME}"))
 
 
+SHIFTED = templates(
+    '''
+def $action1($noun1):
+    """Collect what the $noun1 needs."""
+    result = «set()|""»
+    $noun3 = «""|set()»
+    for $noun4 in $noun1:
+        result§«.add($noun4)| += $noun4»
+---
+import $module1
+
+$noun1 = «""|set()»
+result = «set()|""»
+for $noun3 in $module1.$noun4:
+    if $noun3 > $number1:
+        result§«.add($noun3)| += $noun3»
+---
+class $Thing1:
+    def $action1(self, $noun1):
+        result, $noun3 = «set(), ""|"", set()»
+        while self.$noun4 < $number1:
+            # one more $noun4
+            result§«.add(0)| += $noun1»
+---
+$noun1 = «""|set()»
+with open($noun2) as $noun3:
+    result = «set()|""»
+    for $noun5 in $noun3:
+        print($noun5)
+        result§«.add($noun5)| += $noun5»
+---
+def $action1(self, $noun1=$number1):
+    result = «set()|""»
+    if $noun1 is None:
+        $noun3 = «""|set()»
+    for $noun4 in self.$noun1:
+        result§«.add($noun4)| += $noun4»
+---
+$noun1, result = «"", set()|set(), ""»
+try:
+    for $noun3 in $thing1.$action1():
+        result§«.add($noun3)| += $noun3»
+except ValueError:
+    pass
+---
+def $action1($noun1):
+    $noun2 = «""|set()»
+    print($noun2, $number1)
+    result = «set()|""»
+    for $noun4, $noun5 in $noun1:
+        result§«.add($noun5)| += $noun5»
+---
+result = «set()|""»
+# not to be mixed up with $noun2
+$noun2 = «""|set()»
+for $noun3 in range($number1):
+    $noun4 = $action1($noun3)
+    result§«.add($noun4)| += $noun4»
+---
+async def $action1($noun1, $noun2):
+    result = «set()|""»
+    $noun4 = «""|set()»
+    $noun5 = await $action2($noun1)
+    if $noun5 != $number1:
+        result§«.add($noun5)| += $noun5»
+---
+def $action1($noun1):
+    $noun2 = «""|set()»
+    for $noun3 in $noun1:
+        result = «set()|""»
+        for $noun5 in $noun3.$noun2:
+            result§«.add($noun5)| += $noun5»
+'''
+)
+
+
 TASK = Task(
     name="set_or_string_fixedvarname",
     description="extend a variable by its initial value: '.' (add) for set(), ' +=' for an empty string; one variable name",
     answers=((".add", " +="), (".", " +=")),
     write=write,
+    shifted=SHIFTED,
 )
