@@ -152,7 +152,7 @@ def curve(problem: PruningProblem, circuits: Sequence[PrunedCircuit], run: Circu
 def dense_findings(
     run: CircuitRun, problem: PruningProblem, circuit: Circuit, graph: CircuitMask, tick: Callable[[], None]
 ) -> tuple[dict, dict[str, str]]:
-    """'bridge' and 'steering' of result.json: faithfulness and steering of the dense model; and why one of them is missing."""
+    """'bridge', 'causal' and 'steering' of result.json, of the dense model; and why one of them is missing."""
     faithful = run.loaded.folder / FAITHFULNESS_JSON
     found: dict = {"bridge": files.read_json(faithful)} if faithful.is_file() else {}
     pair, splits, seed = run.loaded.pair, run.splits, run.job.spec.seed
@@ -160,13 +160,16 @@ def dense_findings(
         is_lost = (run.loaded.folder / DENSE_JSON).is_file()  # else there never was a dense model, which needs no words
         return found, {"steering": f"the dense model cannot be opened: {run.loaded.why_no_pair}"} if is_lost else {}
     from extractor.bridges.behaviour import circuit_through_bridges
+    from extractor.bridges.steering.causal import causal_report
     from extractor.bridges.steering.edit import steerable
     from extractor.bridges.steering.evaluate import steering_report
 
     through = circuit_through_bridges(pair, splits.held_out, graph, problem.ablation_values, splits.select)
     found.setdefault("bridge", {}).update(prompts=run.behaviour, circuit=through)
     nodes, decode = [node.id for node in circuit.nodes], partial(shown_text, run.loaded.tokenizer)
-    steering = steering_report(pair, nodes, splits.select, splits.held_out, seed, decode, tick)
+    causal = causal_report(pair, nodes, splits.held_out, seed, tick)
+    found |= {"causal": causal} if causal else {}
+    steering = steering_report(pair, nodes, splits.select, splits.held_out, seed, decode, tick, splits.shifted)
     if steering:
         return found | {"steering": steering}, {}
     kinds = "queries, keys and position channels have no fixed direction in the dense model"

@@ -35,12 +35,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskSplits:
-    """A task in the model's tokens, and batches of its three splits."""
+    """A task in the model's tokens, and batches of its splits. `shifted`: shifted held-out prompts; None where it has none that fit."""
 
     tokenized: TokenizedTask
     train: TaskBatch
     select: TaskBatch
     held_out: TaskBatch
+    shifted: TaskBatch | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,10 @@ class CircuitRun:
 
     @property
     def why_not_dense(self) -> str | None:
-        """Why the circuit says nothing of the dense model; None where it does, or where there is no dense model."""
+        """Why the circuit says nothing of the dense model; None where it does, or where there is no dense model.
+
+        Judged on held-out prompts; what shifted prompts say is in the result.
+        """
         from extractor.bridges.behaviour import why_not_dense
 
         return None if self.behaviour is None else why_not_dense(self.behaviour)

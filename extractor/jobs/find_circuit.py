@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
     from tasks import Task
 
+SHIFTED_PAIRS = 256
 TRAIN_POOL = 4096  # pairs of the train split, from which batches are drawn
 MIN_ANSWER_SHARE = 0.1  # least share of prompts on which the model must give each of the two answers, with labels="model"
 
@@ -35,7 +36,10 @@ def circuit_run(job: Job, loaded: LoadedModel, task: Task, label: str = "") -> C
     from extractor.bridges.behaviour import behaviour
 
     splits, pair = make_splits(job, loaded, task), loaded.pair
-    found = None if pair is None else behaviour(pair, splits.held_out, splits.select, job.spec.seed)
+    if pair is None:
+        return CircuitRun(job, loaded, splits, label)
+    found = behaviour(pair, splits.held_out, splits.select, job.spec.seed)
+    found["shifted"] = None if splits.shifted is None else behaviour(pair, splits.shifted, splits.select, job.spec.seed)
     return CircuitRun(job, loaded, splits, label, found)
 
 
@@ -80,7 +84,21 @@ def draw_splits(job: Job, tokenized: TokenizedTask, tokenizer: Tokenizer, longes
         count = min(pairs, available or pairs)
         return prompts.task_batch(tokenized, tokenizer, split, count, job.spec.seed, longest, job.progress.note).to(device)
 
-    return TaskSplits(tokenized, batch("train", TRAIN_POOL), batch("select", prune.select_pairs), batch("held_out", prune.held_out_pairs))
+    splits = batch("train", TRAIN_POOL), batch("select", prune.select_pairs), batch("held_out", prune.held_out_pairs)
+    return TaskSplits(tokenized, *splits, shifted_prompts(job, tokenized, tokenizer, longest))
+
+
+def shifted_prompts(job: Job, tokenized: TokenizedTask, tokenizer: Tokenizer, longest: int) -> TaskBatch | None:
+    """Shifted held-out prompts on the device; None, with a note, where the task has none of at most `longest` tokens."""
+    if not tokenized.task.shifted:
+        return None
+    assert job.spec.prune is not None
+    pairs = min(SHIFTED_PAIRS, job.spec.prune.held_out_pairs)
+    try:
+        return prompts.task_batch(tokenized, tokenizer, "held_out", pairs, job.spec.seed, longest, shifted=True).to(pick_device())
+    except TaskNotExpressible as error:
+        job.progress.note(f"nothing is measured on shifted prompts: {error}")
+        return None
 
 
 def with_model_labels(splits: TaskSplits, loaded: LoadedModel) -> TaskSplits:
@@ -90,10 +108,12 @@ def with_model_labels(splits: TaskSplits, loaded: LoadedModel) -> TaskSplits:
     """
     from extractor.bridges.behaviour import dense_logit_diffs
 
-    def with_labels(batch: TaskBatch) -> TaskBatch:
+    def relabelled(batch: TaskBatch) -> TaskBatch:
         pair = loaded.pair
-        diff = masked_logit_diff(loaded.model, batch, {}, {}) if pair is None else dense_logit_diffs(pair, batch)
-        labelled = batch.as_answered(diff)
+        return batch.as_answered(masked_logit_diff(loaded.model, batch, {}, {}) if pair is None else dense_logit_diffs(pair, batch))
+
+    def with_labels(batch: TaskBatch) -> TaskBatch:
+        labelled = relabelled(batch)
         share = (labelled.sign > 0).double().mean().item()
         if not MIN_ANSWER_SHARE <= share <= 1 - MIN_ANSWER_SHARE:
             answers = splits.tokenized.answers or ("the first answer", "the second answer")
@@ -104,7 +124,8 @@ def with_model_labels(splits: TaskSplits, loaded: LoadedModel) -> TaskSplits:
             )
         return labelled
 
-    return TaskSplits(splits.tokenized, with_labels(splits.train), with_labels(splits.select), with_labels(splits.held_out))
+    shifted = None if splits.shifted is None else relabelled(splits.shifted)
+    return TaskSplits(splits.tokenized, with_labels(splits.train), with_labels(splits.select), with_labels(splits.held_out), shifted)
 
 
 def pruning_problem(run: CircuitRun) -> PruningProblem:

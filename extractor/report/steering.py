@@ -19,9 +19,9 @@ _EDITED = {"read": "the input of one sublayer", "stream": "the residual stream f
 
 def steering_section(result: dict) -> str:
     """The section as HTML for result["steering"] (see `extractor.bridges.steering.evaluate`); without it, why there is none."""
-    found = result.get("steering")
+    found, agreement = result.get("steering"), _causal(result)
     if not found:
-        return section("steering", "Steering", f"<p>Not measured: {plain(why_no_steering(result))}.</p>")
+        return section("steering", "Steering", f"{agreement}<p>Not measured: {plain(why_no_steering(result))}.</p>")
     model, together = plain(short_name(result["model"])), found.get("together")
     cards = _card(f"One node: {identifier(found['node'])}", found, found["strengths"])
     if together:
@@ -36,8 +36,55 @@ def steering_section(result: dict) -> str:
         f"Means over the {found['prompts']} of {2 * found['pairs']} held-out prompts that {model} answers correctly without an edit. "
         "Probability: of the other answer against the right one."
     )
-    body = f'<p>{_finding(found, model)}</p>{_note(note)}<div class="examples">{cards}</div>{_nodes(found, result)}'
+    claims = agreement + _few(found, model)
+    body = f'{claims}<p>{_finding(found, model)}</p>{_note(note)}<div class="examples">{cards}</div>{_nodes(found, result)}'
     return section("steering", f"Steering {model}", body)
+
+
+def _causal(result: dict) -> str:
+    """Whether edits do in the dense model what they do in the sparse one; '' where that was not measured."""
+    found = result.get("causal")
+    if not found:
+        return ""
+    nodes, sets, random, model = found["nodes"], found.get("sets"), found.get("random"), plain(short_name(result["model"]))
+    text = (
+        f"<strong>Causal agreement.</strong> Each of {count(nodes['count'], 'node')} takes its value of the pair&rsquo;s other prompt in "
+        f"the sparse model, and the same change is carried into {model}: the effects on the logit difference correlate by "
+        f"{_two(nodes['correlation'])}, with slope {_two(nodes['slope'])}; {percent(nodes['same_sign'])} of the effects that matter have "
+        "the same sign."
+    )
+    text += f" All nodes of a site together: {_two(sets['correlation'])}, slope {_two(sets['slope'])}." if sets else ""
+    text += f" Random nodes of the same sites: {_two(random['correlation'])}." if random else ""
+    return f"<p>{text}</p>"
+
+
+def _few(found: dict, model: str) -> str:
+    """What a set of at most five nodes does; '' in results of older versions."""
+    few = found.get("few")
+    if not few or not few.get("held_out"):
+        return ""
+    names, held_out = ", ".join(identifier(node) for node, _ in few["nodes"]), few["held_out"]
+    text = (
+        f"<strong>{count(len(few['nodes']), 'node')}</strong> ({names}), chosen on other prompts, {_verb(held_out['flipped'])} {model}: "
+        f"{_flips(held_out)} of {held_out['prompts']} right answers change on held-out prompts; with the strongest of random edits, chosen "
+        f"alike, {percent(held_out['random_flipped'])}."
+    )
+    shifted = few.get("shifted")
+    text += f" On shifted prompts {_flips(shifted)} of {shifted['prompts']}." if shifted else ""
+    return f"<p>{text}</p>"
+
+
+def _verb(flipped: float) -> str:
+    return "turn" if flipped > FLIPPED else "move"
+
+
+def _flips(measured: dict) -> str:
+    low, high = measured["interval"]
+    return f"{percent(measured['flipped'])} (95&nbsp;% interval {percent(low)} to {percent(high)})"
+
+
+def _two(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
 
 
 def _finding(found: dict, model: str) -> str:

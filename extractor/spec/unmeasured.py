@@ -46,6 +46,13 @@ def why_no_steering(result: Mapping[str, Any]) -> str | None:
     return reason(result, "steering", _EARLIER if result.get("bridge") else "there is no dense model beside the one that was pruned")
 
 
+def why_no_causal(result: Mapping[str, Any]) -> str | None:
+    """Why effects were not compared with those in the dense model; None where they were. result: the content of result.json."""
+    if result.get("causal"):
+        return None
+    return reason(result, "steering", _EARLIER if result.get("bridge") else "there is no dense model beside the one that was pruned")
+
+
 def reason(result: Mapping[str, Any], what: str, otherwise: str) -> str:
     """What the engine recorded of a missing number, or `otherwise`."""
     return str((result.get("not_measured") or {}).get(what) or otherwise)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,15 +34,17 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from extractor.circuits.reference import masked_residuals
 from extractor.circuits.sites import PLACES
 from extractor.errors import UsageError
-from extractor.models.dense.base import residuals, tail
+from extractor.models.dense.base import residuals
 
 if TYPE_CHECKING:
     from extractor.bridges.pair import BridgedPair
     from extractor.bridges.tuner import BridgeSite
 
 Way = Literal["read", "stream"]
+WAYS: tuple[Way, ...] = ("read", "stream")
 # Place -> the dense site that carries it, counted from the block's first.
 CARRIED = {"attn.act_in": 0, "attn.v": 1, "attn.resid_delta": 1, "mlp.act_in": 1, "mlp.post_act": 2, "mlp.resid_delta": 2}
 _NODE = re.compile(rf"(\d+)\.({'|'.join(map(re.escape, PLACES))})\.(\d+)")
@@ -150,31 +152,61 @@ class CounterfactualRun:
         return seen
 
     @torch.no_grad()
-    def edit(self, nodes: Sequence[SteeredNode], way: Way = "read") -> ResidualEdit:
-        """The edit of the dense model for these nodes, all of one site. For nodes that write, the way is always 'stream'."""
+    def edit(self, nodes: Sequence[SteeredNode], way: Way = "read", changes: Mapping[str, Tensor] | None = None) -> ResidualEdit:
+        """The edit of the dense model for these nodes, all of one site. For nodes that write, the way is always 'stream'.
+
+        changes   of each node by its id, (B, T); None: from the presented to the counterfactual prompt
+        """
         if len({node.source for node in nodes}) != 1:
             raise UsageError(f"nodes are steered together at one site, not at {', '.join(sorted({n.source for n in nodes})) or 'none'}")
         way = way if nodes[0].reads else "stream"
-        parts = [self._read(node, way) if node.reads else self._write(node) for node in nodes]
+        deltas = [self._delta(node) if changes is None else changes[node.id] for node in nodes]
+        parts = [self._read(node, d, way) if node.reads else self._write(node, d) for node, d in zip(nodes, deltas, strict=True)]
         return ResidualEdit(nodes[0].site, way, torch.stack([p[0] for p in parts], -1), torch.stack([p[1] for p in parts]))
+
+    def edits(self, chosen: Sequence[tuple[SteeredNode, Way]]) -> list[ResidualEdit]:
+        """An edit for each node of a set, which may be of several sites.
+
+        The change of a node is what is left of it once the nodes before it have their counterfactual values: else a change that passes
+        through two nodes of the set would be added twice.
+        """
+        changes = self._remaining([node for node, _ in chosen])
+        return [self.edit([node], way, changes) for node, way in chosen]
+
+    @torch.no_grad()
+    def _remaining(self, nodes: Sequence[SteeredNode]) -> dict[str, Tensor]:
+        """For each node its counterfactual value minus its value after the nodes before it have theirs, (B, T)."""
+        found: dict[str, Tensor] = {}
+
+        def patch(site: str, values: Tensor) -> Tensor:
+            values = values.clone()
+            for node in nodes:
+                if node.source == site:
+                    target = self.counterfactual_values[site][..., node.channel]
+                    found[node.id] = target - values[..., node.channel]
+                    values[..., node.channel] = target
+            return values
+
+        masked_residuals(self.pair.sparse, self.presented, {}, {}, rewrite=patch)
+        return found
 
     def _delta(self, node: SteeredNode) -> Tensor:
         return (self.counterfactual_values[node.source] - self.presented_values[node.source])[..., node.channel]
 
-    def _read(self, node: SteeredNode, way: Way) -> tuple[Tensor, Tensor]:
+    def _read(self, node: SteeredNode, delta: Tensor, way: Way) -> tuple[Tensor, Tensor]:
         """Amount (B, T) and direction (D,) for a node that reads."""
         block, site, attends = self.pair.sparse.blocks[node.layer], self.pair.sites[node.site], node.place == "attn.act_in"
         norm, x = block.ln_1 if attends else block.ln_2, self.presented_values[_residual_of(node.layer, attends)]
         gain = norm.weight[node.channel]
         if gain == 0:  # the node is always zero
             return torch.zeros_like(x[..., 0]), torch.zeros_like(self.residuals[node.site][0, 0])
-        amount = self._delta(node) * (x.square().mean(-1) + norm.eps).sqrt() / gain
+        amount = delta * (x.square().mean(-1) + norm.eps).sqrt() / gain
         direction = _decoded(site, _unit(node.channel, x))
         return _normed(site.base_layer, amount, direction, self.residuals[node.site]) if way == "read" else (amount, direction)
 
-    def _write(self, node: SteeredNode) -> tuple[Tensor, Tensor]:
+    def _write(self, node: SteeredNode, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Amount (B, T) and direction (D,) for a node that writes."""
-        delta, block, site = self._delta(node), self.pair.sparse.blocks[node.layer], self.pair.sites[node.site]
+        block, site = self.pair.sparse.blocks[node.layer], self.pair.sites[node.site]
         if node.place == "mlp.post_act":
             return delta, _decoded(site, block.mlp.c_proj.weight[:, node.channel])
         if node.place == "attn.v":
@@ -188,15 +220,20 @@ class CounterfactualRun:
         return self._unembed(self.residuals[-1])
 
     @torch.no_grad()
-    def logits(self, edit: ResidualEdit, strength: float = 1.0) -> Tensor:
-        """The dense model's logits (B, V) after each presented prompt, with the edit. Disabled adapters leave it out."""
-        dense, site, h = self.pair.dense, self.pair.sites[edit.site], self.residuals[edit.site]
-        moved = edit.of(strength)
-        if edit.way == "stream" and not site.disable_adapters:
-            h = h + moved
-        with site.steered(moved) if edit.way == "read" else nullcontext():
-            final = tail(dense, edit.site, h, self.context)
-        return self._unembed(final)
+    def logits(self, edit: ResidualEdit | Sequence[ResidualEdit], strength: float = 1.0) -> Tensor:
+        """The dense model's logits (B, V) after each presented prompt, with the edit, or with several. Disabled adapters leave them out."""
+        edits = [edit] if isinstance(edit, ResidualEdit) else list(edit)
+        at = {way: {one.site: sum(e.of(strength) for e in edits if (e.site, e.way) == (one.site, way)) for one in edits} for way in WAYS}
+        first = min(one.site for one in edits)
+        h = self.residuals[first]
+        for index in range(first, len(self.pair.sites)):
+            site, moved, read = self.pair.sites[index], at["stream"].get(index, 0), at["read"].get(index, 0)
+            if isinstance(moved, Tensor) and not site.disable_adapters:
+                h = h + moved
+            if index < self.pair.dense.n_sublayers:
+                with site.steered(read) if isinstance(read, Tensor) else nullcontext():
+                    h = self.pair.dense.sublayer(index, h, self.context)
+        return self._unembed(h)
 
     def _unembed(self, h: Tensor) -> Tensor:
         return self.pair.dense.unembed(h[torch.arange(len(h), device=h.device), self.last])

@@ -9,15 +9,13 @@ answer, `vocabulary` among all tokens. Shapes: `extractor.bridges`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from extractor.bridges.steering.edit import CounterfactualRun, ResidualEdit, SteeredNode, Way, random_directions, steerable
+from extractor.bridges.steering.edit import SteeredNode, random_directions, steerable
+from extractor.bridges.steering.few_nodes import few_nodes
+from extractor.bridges.steering.prompts import AnswerOdds, SteeringPrompts, SteeringTrial
 from extractor.circuits.sites import widths
 
 if TYPE_CHECKING:
@@ -28,53 +26,7 @@ STRENGTHS = tuple(step / 10 for step in range(11))
 TRIED_PAIRS = 8
 MEASURED_PAIRS = 24
 RANDOM_DRAWS = 20
-WAYS: tuple[Way, ...] = ("read", "stream")
 Decode = Callable[[list[int]], str]
-
-
-@dataclass(frozen=True)
-class AnswerOdds:
-    """Probabilities (B,) of the counterfactual answer after each prompt: against the correct answer, and among all tokens."""
-
-    between: Tensor
-    among_all: Tensor
-
-
-@dataclass(frozen=True)
-class SteeringTrial:
-    """Nodes of one site, the way of their edit, and the mean probability of the counterfactual answer at strength 1."""
-
-    nodes: tuple[SteeredNode, ...]
-    way: Way
-    probability: float
-
-
-class SteeringPrompts:
-    """The first `pairs` pairs, each member with the other as counterfactual. `counted` (B,): answered correctly without an edit."""
-
-    def __init__(self, pair: BridgedPair, batch: TaskBatch, pairs: int):
-        self.batch = batch.pick(torch.arange(min(pairs, batch.pairs)))
-        self.rows = torch.arange(len(self.batch.ids), device=self.batch.ids.device)
-        self.run = CounterfactualRun(pair, self.batch.ids, self.batch.ids[self.rows ^ 1], self.batch.last)
-        self.plain = self._odds(self.run.plain_logits())
-        self.counted = self.plain.between < 0.5
-
-    def odds(self, edit: ResidualEdit, strength: float) -> AnswerOdds:
-        return self.plain if strength == 0 else self._odds(self.run.logits(edit, strength))
-
-    def mean(self, values: Tensor) -> float:
-        """The mean over the counted prompts."""
-        return values[self.counted].double().mean().item()
-
-    def trial(self, nodes: Sequence[SteeredNode]) -> SteeringTrial:
-        """The way in which the edit of the nodes works better."""
-        ways = WAYS if nodes[0].reads else WAYS[1:]
-        found = [SteeringTrial(tuple(nodes), way, self.mean(self.odds(self.run.edit(nodes, way), 1.0).between)) for way in ways]
-        return max(found, key=lambda trial: trial.probability)
-
-    def _odds(self, logits: Tensor) -> AnswerOdds:
-        right, other = logits[self.rows, self.batch.correct], logits[self.rows, self.batch.wrong]
-        return AnswerOdds((other - right).double().sigmoid(), logits.softmax(-1)[self.rows, self.batch.wrong])
 
 
 def steering_report(
@@ -85,6 +37,7 @@ def steering_report(
     seed: int,
     decode: Decode | None = None,
     tick: Callable[[], None] = lambda: None,
+    shifted: TaskBatch | None = None,
 ) -> dict[str, Any]:
     """How edits of the circuit's nodes steer the dense model; {} where no node can be edited or no prompt is answered correctly.
 
@@ -95,6 +48,7 @@ def steering_report(
     example                       {prompt, toward, answer, other, before, after}; needs `decode` (token ids to text)
     pairs, prompts                number of held-out pairs, and of counted prompts
     tried                         [[node, probability at strength 1 on select pairs, way], ...], best first
+    few                           see `few_nodes.few_nodes`
     together                      the circuit's nodes at the best site, edited together: {site, nodes, width (channels of the site),
                                   way, ...} as above; None where no site has two nodes
 
@@ -116,6 +70,7 @@ def steering_report(
     found = {"node": best.id, "site": best.source, "channel": best.channel, "strengths": list(STRENGTHS)}
     found |= {"pairs": many.batch.pairs, "prompts": int(many.counted.sum())} | measured(many, single[0], seed, decode)
     found["tried"] = [[one.nodes[0].id, one.probability, one.way] for one in single]
+    found["few"] = few_nodes(pair, single, select, held_out, shifted, seed, tick)
     found["together"] = None
     if groups:
         source = groups[0].nodes[0].source

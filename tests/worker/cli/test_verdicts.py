@@ -16,8 +16,13 @@ MEASURED: dict[str, Any] = {
     "target_loss": 0.15,
     "held_out_pairs": 512,
     "bridge": {"recovered": {"mean": 0.84}, "dense_loss": 2.0, "bigram_loss": 3.1},
+    "causal": {
+        "nodes": {"count": 61, "correlation": 0.869, "slope": 0.79, "same_sign": 0.843},
+        "random": {"count": 61, "correlation": 0.0957},
+    },
     "steering": {"node": "1.mlp.post_act.4", "probability": [0.002, 0.299], "random_worst": [0.0, 0.007]},
 }
+FEW = {"flipped": 0.574, "interval": [0.504, 0.641], "random_flipped": 0.0}
 NO_DENSE = "model m has no bridges: it was not made from a dense model"
 NO_GAIN = MEASURED["bridge"] | {"recovered": None, "dense_loss": 0.02, "bigram_loss": 0.01}
 
@@ -32,6 +37,8 @@ def test_the_lines_of_a_result_that_has_everything():
     assert lines() == {
         "circuit": "3 nodes, 2 edges; meets the target loss 0.15 on 512 held-out pairs",
         "sparse model": "recovers 84% of the dense model's gain over bigrams, mean over all crossings",
+        "causal agreement": "effects of 61 nodes in the dense model and in the sparse one: correlation 0.87, slope 0.79, same sign 84%; "
+        "random nodes: correlation 0.10",
         "steering": "1.mlp.post_act.4 moves the dense model's other answer from 0.2% to 29.9%; random directions reach 0.7% at most",
     }
 
@@ -82,6 +89,24 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
         ({"steering": None, "bridge": None}, "steering", "not measured: there is no dense model beside the one that was pruned"),
         ({"steering": None, "not_measured": {"steering": "no node"}}, "steering", "not measured: no node"),
         ({"steering": {}, "bridge": {}}, "steering", "not measured"),
+        ({"causal": None}, "causal agreement", "not measured: the version that made this result did not record why"),
+        ({"causal": None, "bridge": None}, "causal agreement", "not measured: there is no dense model beside the one that was pruned"),
+        (
+            {"causal": {"nodes": {"count": 1, "correlation": None, "slope": None, "same_sign": None}, "random": None}},
+            "causal agreement",
+            "correlation unknown, slope unknown, same sign unknown",
+        ),
+        (
+            {"steering": MEASURED["steering"] | {"few": {"nodes": [["a", "read"], ["b", "read"]], "held_out": FEW, "shifted": None}}},
+            "steering",
+            "2 nodes flip 57% (50% to 64%) of the dense model's right answers on held-out prompts, the strongest random edits 0%",
+        ),
+        (
+            {"steering": MEASURED["steering"] | {"few": {"nodes": [["a", "read"]], "held_out": FEW, "shifted": FEW}}},
+            "steering",
+            "1 node flips 57% (50% to 64%) of the dense model's right answers on held-out prompts, the strongest random edits 0%; on "
+            "shifted prompts 57%",
+        ),
         ({"circuit": None, "tasks": [{"nodes": 1, "meets_target": True}]}, "steering", "of each circuit, in its report"),
         (
             {"circuit": None, "tasks": [{"nodes": 1, "meets_target": True}], "bridge": NO_GAIN},
@@ -92,7 +117,7 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
 )
 def test_a_line_without_its_number_says_why_and_no_line_is_left_out(changes: dict[str, Any], line: str, said: str):
     found = lines(**changes)
-    assert list(found) == ["circuits" if "tasks" in changes else "circuit", "sparse model", "steering"]
+    assert list(found) == ["circuits" if "tasks" in changes else "circuit", "sparse model", "causal agreement", "steering"]
     assert said in found[line]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from extractor.spec.claims import NOT_DENSE, is_foreign, is_met, loss_shares
-from extractor.spec.unmeasured import is_constant, no_gain, why_no_share, why_no_steering
+from extractor.spec.unmeasured import is_constant, no_gain, why_no_causal, why_no_share, why_no_steering
 
 
 def verdict_lines(facts: dict[str, Any]) -> Iterator[str]:
@@ -18,6 +18,7 @@ def verdict_lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"circuits: {describe_tasks(facts['tasks'])}"
     if isinstance(circuit, dict) or "tasks" in facts:
         yield f"sparse model: {_share(facts)}"
+        yield f"causal agreement: {_causal(facts) if 'tasks' not in facts else 'of each circuit, in its report'}"
         yield f"steering: {_steering(facts) if 'tasks' not in facts else 'of each circuit, in its report'}"
 
 
@@ -59,11 +60,43 @@ def _share(facts: dict[str, Any]) -> str:
     return "; ".join([line, *remarks])
 
 
+def _causal(facts: dict[str, Any]) -> str:
+    found = facts.get("causal")
+    if not found:
+        return f"not measured: {why_no_causal(facts)}"
+    nodes, random = found["nodes"], found["random"]
+    line = f"effects of {nodes['count']} nodes in the dense model and in the sparse one: correlation {_two(nodes['correlation'])}, "
+    line += f"slope {_two(nodes['slope'])}, same sign {_share_of(nodes['same_sign'])}"
+    return line + (f"; random nodes: correlation {_two(random['correlation'])}" if random else "")
+
+
+def _two(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def _share_of(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.0%}"
+
+
+def _few(few: dict[str, Any]) -> str:
+    """'2 nodes flip 57% (50% to 64%) of the dense model's right answers; the strongest of 100 random edits flips 0%; ...'"""
+    held_out, shifted, count = few["held_out"], few.get("shifted"), len(few["nodes"])
+    low, high = held_out["interval"]
+    line = (
+        f"{count} node{'s flip' if count > 1 else ' flips'} {held_out['flipped']:.0%} ({low:.0%} to {high:.0%}) of the dense model's right "
+    )
+    line += f"answers on held-out prompts, the strongest random edits {held_out['random_flipped']:.0%}"
+    return line + (f"; on shifted prompts {shifted['flipped']:.0%}" if shifted else "")
+
+
 def _steering(facts: dict[str, Any]) -> str:
     why = why_no_steering(facts)
     if why is not None:
         return f"not measured: {why}"
     found = facts["steering"]
+    few = found.get("few")
+    if few and few.get("held_out"):
+        return _few(few)
     moved = "{:.1%} to {:.1%}".format(found["probability"][0], found["probability"][-1])
     worst = f"{found['random_worst'][-1]:.1%}"
     return f"{found['node']} moves the dense model's other answer from {moved}; random directions reach {worst} at most"

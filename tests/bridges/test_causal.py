@@ -1,0 +1,171 @@
+"""Effects in both models, and small sets of nodes: against a pair whose sparse model is the dense one, and by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from worlds import tiny_pair
+
+from extractor.bridges.initialisation import start_from_dense
+from extractor.bridges.pair import BridgedPair, new_pair
+from extractor.bridges.steering import few_nodes as few
+from extractor.bridges.steering.causal import CausalEffects, agreement, causal_report, random_nodes
+from extractor.bridges.steering.edit import CounterfactualRun, find_node, random_directions
+from extractor.bridges.steering.evaluate import steering_report
+from extractor.bridges.steering.prompts import SteeringPrompts
+from extractor.data.bootstrap import share_interval
+from extractor.data.prompts import TaskBatch, task_batch
+from extractor.data.task_choice import check_expressible
+from extractor.models.dense.base import residuals
+from extractor.models.load import load_dense
+from extractor.models.reference import BUNDLED, open_model
+from extractor.models.tokenizer import load_tokenizer
+from extractor.spec.schema import BridgeSpec, SparseModelSpec
+from tasks import find_task
+
+EXACT = BridgeSpec(init="dense", encoder_frac=1.0, model=SparseModelSpec(d_model=144, activation_frac=1.0))
+NODES = ("0.attn.act_in.3", "0.attn.v.17", "0.attn.resid_delta.5", "0.mlp.act_in.9", "0.mlp.post_act.33", "0.mlp.resid_delta.40")
+NODES = (*NODES, "1.attn.act_in.40", "1.attn.act_in.7", "1.mlp.post_act.2", "1.mlp.resid_delta.11", "0.attn.q.4")
+
+
+@pytest.fixture(scope="module")
+def exact() -> BridgedPair:
+    """python-tiny and a sparse model that is the same function, with bridges that are exact."""
+    found = new_pair(load_dense(open_model("python-tiny")), EXACT, 0)
+    ids = torch.randint(1024, (8, 16), generator=torch.Generator().manual_seed(9))
+    start_from_dense(found, [h.flatten(0, 1) for h in residuals(found.dense, ids)])
+    for site in found.sites:
+        site.fold_scaling()
+    found.adapter.eval().requires_grad_(False)
+    found.sparse.eval().requires_grad_(False)
+    return found
+
+
+@pytest.fixture(scope="module")
+def batches() -> dict[str, TaskBatch]:
+    tokenizer = load_tokenizer(BUNDLED / "python-tiny")
+    expression = check_expressible(find_task("quote_close"), tokenizer)
+    return {split: task_batch(expression, tokenizer, split, 24, 0, 48) for split in ("select", "held_out")}
+
+
+def test_where_the_sparse_model_is_the_dense_one_every_effect_is_the_same(exact: BridgedPair, batches: dict[str, TaskBatch]):
+    told = causal_report(exact, NODES, batches["held_out"], 0)
+    for kind in ("nodes", "sets", "random"):
+        assert told[kind]["correlation"] == pytest.approx(1, abs=1e-3), kind
+        assert told[kind]["slope"] == pytest.approx(1, abs=1e-2), kind
+    assert told["nodes"]["same_sign"] == pytest.approx(1, abs=0.02)
+    assert told["nodes"]["count"] == told["random"]["count"] == 10, "a query cannot be edited"
+    assert told["sets"]["count"] == 1, "1.attn.act_in alone has two"
+    assert {row[0] for row in told["effects"]} == {*NODES} - {"0.attn.q.4"}
+    assert told["distance"] > 1
+    assert told["pairs"] == 24
+
+
+def test_where_it_is_another_model_they_are_not():
+    ids, last = torch.randint(600, (24, 12), generator=torch.Generator().manual_seed(1)), torch.full((24,), 11)
+    answers, sign = torch.tensor([5, 9]).repeat(12), torch.tensor([1.0, -1.0]).repeat(12)
+    batch = TaskBatch(ids, last, answers, answers.flip(0), sign)
+    told = causal_report(tiny_pair(), ["0.attn.act_in.1", "0.mlp.post_act.5", "1.attn.v.3"], batch, 0)
+    assert abs(told["nodes"]["correlation"]) < 0.9
+
+
+def test_effects_are_toward_the_other_answer(exact: BridgedPair, batches: dict[str, TaskBatch]):
+    """Exchanging all that the last read of the residual holds gives the counterfactual's own logit difference, nearly."""
+    effects = CausalEffects(exact, batches["held_out"], 8)
+    everything = [find_node(exact, f"1.mlp.resid_delta.{c}") for c in range(144)]
+    assert effects.sparse(everything).shape == (16,)
+    last = [find_node(exact, f"0.attn.act_in.{c}") for c in range(144)]
+    assert effects.sparse(last).mean() > 0.5 * effects.distance
+
+
+def test_agreement_by_hand():
+    sparse, dense = torch.tensor([[1.0, -1.0], [3.0, 0.001]]), torch.tensor([[2.0, 2.0], [6.0, -5.0]])
+    told = agreement(sparse, dense, 1.0)
+    assert told["count"] == 2
+    assert told["same_sign"] == pytest.approx(2 / 3), "the effect of 0.001 is not compared"
+    assert told["slope"] == pytest.approx((2 - 2 + 18 - 0.005) / (1 + 1 + 9), abs=1e-5)
+    assert told["sparse"] == pytest.approx(0.75025)
+    still = agreement(torch.zeros(2, 3), dense[:, :1].expand(2, 3), 1.0)
+    assert (still["correlation"], still["slope"], still["same_sign"]) == (None, None, None)
+
+
+def test_random_nodes_are_others_of_the_same_sites_and_the_same_for_a_seed(exact: BridgedPair):
+    like = [find_node(exact, node) for node in NODES if ".q." not in node]
+    found = random_nodes(exact, like, {node.id for node in like}, 3)
+    assert sorted(node.source for node in found) == sorted(node.source for node in like)
+    assert not {node.id for node in found} & {node.id for node in like}
+    assert found == random_nodes(exact, like, {node.id for node in like}, 3)
+    assert found != random_nodes(exact, like, {node.id for node in like}, 4)
+
+
+def test_a_change_that_passes_through_two_nodes_is_added_once(exact: BridgedPair, batches: dict[str, TaskBatch]):
+    """All writes of the first block, then all reads of the second: after the writes nothing but rounding is left to read."""
+    batch = batches["held_out"].pick(torch.arange(6))
+    run = CounterfactualRun(exact, batch.ids, batch.ids[torch.arange(12) ^ 1], batch.last)
+    first = [find_node(exact, f"0.attn.act_in.{channel}") for channel in range(144)]
+    later = find_node(exact, "1.attn.act_in.40")
+    alone = run.edits([(later, "read")])[0].amount
+    assert torch.allclose(alone, run.edit([later]).amount, atol=1e-5)
+    left = run._remaining([*first, later])
+    embedded = run._remaining([later])[later.id]
+    # What the first block computes is exchanged; what the embedding itself carries to the second read is left.
+    assert left[later.id][:, -1].abs().mean() < embedded[:, -1].abs().mean()
+    both = run.edits([(find_node(exact, "0.mlp.resid_delta.40"), "stream"), (later, "read")])
+    assert not torch.allclose(both[1].amount, alone, atol=1e-3)
+
+
+def test_edits_of_several_sites_are_the_edits_one_after_the_other(exact: BridgedPair, batches: dict[str, TaskBatch]):
+    batch = batches["held_out"].pick(torch.arange(4))
+    run = CounterfactualRun(exact, batch.ids, batch.ids[torch.arange(8) ^ 1], batch.last)
+    edits = [run.edit([find_node(exact, name)], "stream") for name in ("0.mlp.resid_delta.40", "1.attn.act_in.7", "1.mlp.resid_delta.3")]
+    h = run.residuals[0]
+    for index in range(exact.dense.n_sublayers + 1):
+        h = h + sum(edit.of(0.7) for edit in edits if edit.site == index)
+        if index < exact.dense.n_sublayers:
+            h = exact.dense.sublayer(index, h, run.context)
+    rows = torch.arange(len(h))
+    assert torch.allclose(run.logits(edits, 0.7), exact.dense.unembed(h[rows, batch.last]), atol=1e-4)
+    assert torch.allclose(run.logits([edits[1]]), run.logits(edits[1]))
+
+
+def test_few_nodes_are_chosen_on_select_and_measured_elsewhere_beside_the_strongest_of_random_edits(
+    exact: BridgedPair, batches: dict[str, TaskBatch], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(few, "RANDOM_DRAWS", 6)
+    told = steering_report(exact, NODES, batches["select"], batches["held_out"], 0, shifted=batches["held_out"])["few"]
+    chosen = [(find_node(exact, node), way) for node, way in told["nodes"]]
+    assert 1 <= len(chosen) <= few.MOST
+    held_out = told["held_out"]
+    assert told["shifted"] == held_out
+    prompts = SteeringPrompts(exact, batches["held_out"], few.MEASURED_ON)
+    between = prompts.odds(prompts.run.edits(chosen), 1.0).between
+    assert held_out["prompts"] == int(prompts.counted.sum())
+    assert held_out["flipped"] == pytest.approx((between > 0.5)[prompts.counted].double().mean().item())
+    assert held_out["interval"][0] <= held_out["flipped"] <= held_out["interval"][1]
+
+    def of_draw(some: SteeringPrompts, draw: int) -> float:
+        turned = [random_directions(edit, 6, number)[draw] for number, edit in enumerate(some.run.edits(chosen))]
+        return some.mean(some.odds(turned, 1.0).between)
+
+    choosing = SteeringPrompts(exact, batches["select"], few.CHOSEN_ON)
+    strongest = max(range(6), key=lambda draw: of_draw(choosing, draw))
+    assert held_out["random_probability"] == pytest.approx(of_draw(prompts, strongest), abs=1e-6)
+
+
+def test_the_interval_of_a_share_covers_it_and_narrows():
+    generator = torch.Generator().manual_seed(0)
+    widths = []
+    for pairs in (20, 2000):
+        counted = (torch.rand(2 * pairs, generator=generator) < 0.8).double()
+        hits = counted * (torch.rand(2 * pairs, generator=generator) < 0.3)
+        low, high = share_interval(hits, counted, 0)
+        assert low <= float(hits.sum() / counted.sum()) <= high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 5
+    assert share_interval(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]), 0) == [1.0, 1.0]
+
+
+def test_a_circuit_of_queries_alone_has_no_effects(exact: BridgedPair, batches: dict[str, TaskBatch], tmp_path: Path):
+    assert causal_report(exact, ["0.attn.q.4"], batches["held_out"], 0) == {}
