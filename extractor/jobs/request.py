@@ -44,6 +44,7 @@ class CircuitRequest:
     subject       what is pruned of a dense model: 'twin', a sparse model that is bridged to it; 'dense', the dense model itself
     labels        which answer is the right one: 'task', the task's; 'model', the given model's own
     strict        whether to find no circuit of a task that the dense model does not do, or on which its sparse model disagrees with it
+    focus         whether prompts of tasks are part of every step of a bridging, as the preset says
     init          where the sparse model of a bridging starts: 'scratch' or 'dense'; None: the preset's choice, 'scratch' where the weights
                   of this model cannot be the start
     changes       dotted field -> text, over the preset; `circuit_settings` lists the fields
@@ -58,6 +59,7 @@ class CircuitRequest:
     subject: str = "twin"
     labels: str = "task"
     strict: bool = False
+    focus: bool = True
     init: str | None = None
     changes: Mapping[str, str] | None = None
     preset: str = "tiny"
@@ -94,7 +96,7 @@ class CircuitRequest:
     def bridge_choice(self, changes: Mapping[str, Mapping[str, str]] | None = None) -> BridgeChoice:
         """The settings of the bridging, whatever the dense model is. Raises SpecError."""
         parts = split_changes(self.changes or {}, CIRCUIT) if changes is None else changes
-        return BridgeChoice.of(_check_preset(self.preset), self.init, parts["bridge"])
+        return BridgeChoice.of(_check_preset(self.preset), self.init, {**parts["bridge"], **({} if self.focus else {"focus": "0"})})
 
     def _checked(self) -> tuple[dict[str, dict[str, str]], TaskChoice]:
         """The changes by part of the job, and the tasks. Raises SpecError, UnknownTask, NotFound."""
@@ -109,6 +111,9 @@ class CircuitRequest:
             raise SpecError(f"subject {self.subject!r} is unknown; choose twin or dense")
         if self.subject == "dense" and self.strict:
             raise SpecError("a dense model is pruned itself, there is no sparse model to compare with it: leave out --strict or --dense")
+        if not self.focus and (self.subject == "dense" or "focus" in changes["bridge"]):
+            other = "--dense" if self.subject == "dense" else "bridge.focus"
+            raise SpecError(f"--no-focus leaves the prompts of tasks out of a bridging, {other} has another wish: leave out one of the two")
         if self.subject == "dense" and (self.init is not None or changes["bridge"]):
             given = "the initial weights" if self.init is not None else f"bridge.{next(iter(changes['bridge']))}"
             raise SpecError(f"a dense model is pruned itself, without a bridging: leave out {given}, or leave out --dense")

@@ -70,6 +70,8 @@ def dense_baseline(train: TrainSpec) -> TrainSpec:
 def bridge_spec(preset: str, init: str | None = None) -> BridgeSpec:
     """Bridging a dense model. init: 'scratch', 'dense', or None for the preset's choice. Raises SpecError for another init.
 
+    But for 'paper', the sparse model learns from the dense one only, not from the text: `ce_coef` is 0.
+
     The dense model's number of layers and vocabulary replace those of the shape.
     """
     if init not in (None, "scratch", "dense"):
@@ -82,10 +84,13 @@ def bridge_spec(preset: str, init: str | None = None) -> BridgeSpec:
             init=start,
             model=SparseModelSpec(activation_frac=0.5),
             sparsity=SparsitySpec.model_validate({"weight_frac": 0.2, "embedding_frac": 0.4, **anneal}),
-            optim=OptimSpec(steps=1200, batch=24, context=48, lr=0.02 if start == "dense" else 0.05, eps=0.03, warmup=0.03),
+            optim=OptimSpec(steps=1200, batch=18, context=64, lr=0.02 if start == "dense" else 0.05, eps=0.03, warmup=0.03),
             encoder_frac=1.0,
+            ce_coef=0.0,
             kl_plain_coef=2.0,
             crossing_share=0.42,
+            focus=0.5,
+            focus_coef=0.1,
         )
     shape, sparsity, optim = {
         "small": (_SMALL_SHAPE, _SMALL_SPARSITY, _SMALL_OPTIM),
@@ -93,7 +98,18 @@ def bridge_spec(preset: str, init: str | None = None) -> BridgeSpec:
     }[preset]
     if preset == "paper":
         return BridgeSpec(init=start, model=shape, sparsity=sparsity, optim=optim, over_sites="sum")
-    return BridgeSpec(init=start, model=shape, sparsity=sparsity, optim=optim, kl_plain_coef=2.0, kl_share=0.25, own_share=0.5)
+    return BridgeSpec(
+        init=start,
+        model=shape,
+        sparsity=sparsity,
+        optim=optim,
+        ce_coef=0.0,
+        kl_plain_coef=2.0,
+        focus=0.25,
+        focus_coef=0.1,
+        kl_share=0.25,
+        own_share=0.5,
+    )
 
 
 def prune_spec(preset: str) -> PruneSpec:

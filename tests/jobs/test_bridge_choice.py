@@ -32,7 +32,7 @@ REASONS = {
     "scaled": "does not divide scores by the root",
     "crossed": "its blocks have cross-attention",
     "wide": "has 640 neurons a layer, the sparse model 512 (bridge.model.mlp_ratio=5 would do)",
-    "window": "its local attention sees 16 tokens, fewer than the 48",
+    "window": "its local attention sees 16 tokens, fewer than the 64",
 }
 
 

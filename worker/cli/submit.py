@@ -39,6 +39,11 @@ _OPTIONS = (
         help="Find no circuit of a task that the dense model does not do, or on which its sparse model disagrees with it. Default: find "
         "it, and say so.",
     ),
+    click.option(
+        "--focus/--no-focus",
+        default=True,
+        help="Whether prompts of the tasks are part of every step of the bridging, where the preset has them. Default: --focus.",
+    ),
     click.option("--dense", "is_dense", is_flag=True, help="Prune the dense model (a GPT-2) itself, without bridging."),
     prune_options,
     changes_option("bridge.optim.lr=0.01"),
@@ -73,7 +78,7 @@ def command(model: str | None, tasks: tuple[str, ...], fields: bool, datasets: t
         raise click.MissingParameter(param_hint="'--task'" if model else "'--model'", param_type="option")
     from worker.cli.request import request
 
-    same = {name: options.pop(name) for name in ("adapter", "labels", "strict", "init", "preset", "target_loss", "seed", "corpus")}
+    same = {name: options.pop(name) for name in ("adapter", "labels", "strict", "focus", "init", "preset", "target_loss", "seed", "corpus")}
     same["subject"] = "dense" if options.pop("is_dense") else "twin"
     changes, shared = (
         (*options.pop("pruning"), *options.pop("changes")),

@@ -23,6 +23,7 @@ from extractor.jobs.cost.constants import (
     LOGITS_AT_ONCE,
     LOGITS_COPIES,
     PROCESS_BYTES,
+    PROMPT_LENGTH,
     SMALLER,
     TRAFFIC_PER_BYTE,
     USABLE_SHARE,
@@ -112,7 +113,9 @@ class BridgingCost:
         own = dense.layers * sparse_layer + self.sites * (4 * dense.width + shape.d_model) + 2 * shape.d_model + dense.width
         crossed = dense.layers * (sparse_layer + dense_layer) + 4 * (shape.d_model + dense.width)
         work = 2 * max(neurons, dense.neurons) * (rows + crossing)
-        return round(FRAGMENTATION * FLOAT_BYTES * self.spec.optim.context * (rows * own + crossing * crossed + work))
+        prompts = rows * self.spec.focus  # which all cross; they are shorter than a context, but padded to the longest of them
+        text = rows * own + crossing * crossed + work
+        return round(FRAGMENTATION * FLOAT_BYTES * self.spec.optim.context * (text + prompts * (own + 0.5 * crossed)))
 
     def _predictions(self, rows: int) -> int:
         """Bytes of one chunk of logits and of the unembedding's gradients."""
@@ -195,11 +198,13 @@ def _parameters(dense: DenseShape, spec: BridgeSpec) -> dict[str, int]:
 def _flops(dense: DenseShape, spec: BridgeSpec, parameters: Mapping[str, int]) -> dict[str, float]:
     """Floating-point operations of one step. n weights cost 2n per token forward, 2n for the input's gradient, 2n for their own."""
     shape, optim, size = spec.model, spec.optim, dense.vocabulary
-    tokens, sites = optim.batch * optim.context, 2 * dense.layers + 1
+    tokens, sites = float(optim.batch * optim.context), 2 * dense.layers + 1
     crossing = tokens * (sites if spec.estimator == "exact" else max(spec.crossing_share, min(1.0, sites / optim.batch)))
     blocks = dense.layers * (4 + 2 * shape.mlp_ratio) * shape.d_model**2 + dense.layers * optim.context * shape.d_model
     dense_blocks = dense.block_parameters + dense.layers * optim.context * dense.width
     own, paths = tokens * spec.own_share, crossing * spec.kl_share
+    prompts = PROMPT_LENGTH * spec.focus * tokens  # their tokens, which all cross; scored at the last one only
+    tokens, crossing = tokens + prompts, crossing + prompts
     return {
         "dense model": 2.0 * tokens * dense_blocks,
         "sparse model": 6.0 * tokens * blocks,

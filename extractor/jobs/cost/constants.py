@@ -42,3 +42,4 @@ USABLE_SHARE = 0.9
 
 # Factors by which width and context are reduced when a smaller bridging that fits is searched for. Chosen.
 SMALLER = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
+PROMPT_LENGTH = 0.5  # mean tokens of a task's prompt over the training's context
