@@ -37,11 +37,12 @@ def test_one_command_on_an_empty_machine_leaves_a_small_sufficient_and_necessary
     assert result["circuit"]["edges"] <= 200
     assert result["loss"]["without_circuit"] - result["loss"]["full"] >= 0.5
     assert result["loss"]["random"] > 0.9 * CHANCE
-    assert result["bridge"]["recovered"]["mean"] >= 0.65
+    assert result["bridge"]["explained"]["mean"] >= 0.65
     assert result["bridge"]["prompts"]["agreement"] >= 0.95
-    steered, random = result["steering"]["probability"], result["steering"]["random_worst"]
-    assert steered[0] < 0.01
-    assert steered[-1] > max(0.1, 5 * random[-1])
+    assert result["holds_for_dense"] is True
+    assert result["causal"]["nodes"]["correlation"] > max(0.6, result["causal"]["random"]["correlation"])
+    few = result["steering"]["few"]["held_out"]
+    assert few["flipped"] > max(0.1, 5 * few["random_flipped"])
     assert (folder / "circuit.png").read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in (folder / "report.html").read_text(encoding="utf-8")
 

@@ -108,8 +108,7 @@ def test_figures_of_the_readme_are_those_of_the_result_it_links_to():
     assert [float(part) for part in right.split()] == pytest.approx(
         [stored["accuracy"][name] for name in ("full", "circuit", "without_circuit", "random")], abs=1e-3
     )
-    assert f"{stored['bridge']['recovered']['mean']:.0%}".rstrip("%") + "% of the dense model's gain" in text
+    assert f"The {stored['bridge']['explained']['mean']:.0%} and {stored['bridge']['explained']['worst']:.0%}" in text
     assert f"{stored['validation']['uncalibrated']:.3f} nats" in text
-    steered = stored["steering"]
-    assert f"from {steered['probability'][0]:.1%} to {steered['probability'][-1]:.1%}" in text
-    assert f"reach {steered['random_worst'][-1]:.1%} at most" in text
+    resampled = stored["validation"]["ablation"]["resample"]
+    assert f"{resampled:.3f} nats under resample ablation" in text

@@ -36,7 +36,7 @@ def rows(threads: int) -> Iterator[Row]:
     yield Row("circuit's held-out loss, over the target", result["loss"]["circuit"] / result["target_loss"], "<= 1.0")
     yield Row("circuit's edges, over 200", result["circuit"]["edges"] / 200, "<= 1.0")
     bridge, steering = result["bridge"], result["steering"]
-    yield Row("share of the dense loss recovered, mean over paths", bridge["recovered"]["mean"], ">= 0.7")
+    yield Row("share of KL explained on the worst source, mean over passes", bridge["explained"]["mean"], ">= 0.7")
     yield Row("prompts on which dense and sparse agree", bridge["prompts"]["agreement"], ">= 0.95")
     yield Row("dense model's probability of the other answer, one node steered", steering["probability"][-1], ">= 0.5")
     yield Row("the same without steering", steering["probability"][0], "<= 0.05")
