@@ -210,11 +210,13 @@ def test_the_result_has_exactly_the_documented_keys(result: Path):
         "loss",
         "accuracy",
         "meets_target",
+        "holds_for_dense",
         "why",
         "validation",
         "held_out_pairs",
         "seconds",
         "bridge",
+        "causal",
         "steering",
     }
     assert set(numbers["loss"]) == set(numbers["accuracy"]) == {"full", "circuit", "without_circuit", "random"}
@@ -371,7 +373,7 @@ def test_a_corpus_the_dense_model_does_not_know_is_said_to_be_one(dense: Path, t
     from worker.cli.views.verdicts import verdict_lines
 
     lines = [line.partition(": ") for line in verdict_lines(numbers_of(tmp_path / "out"))]
-    assert [name for name, _, _ in lines] == ["circuit", "sparse model", "steering"]
+    assert [name for name, _, _ in lines] == ["circuit", "sparse model", "causal agreement", "steering"]
     assert "is no better than a bigram model" in lines[1][2]
 
 
