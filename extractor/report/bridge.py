@@ -116,6 +116,19 @@ def _prompts(name: str, bridge: dict) -> str:
     return (
         f"On the task's prompts both models prefer the same answer {percent(prompts['agreement'])} of the time: {name} at {dense[0]} nats "
         f"and {dense[1]} right, the sparse model at {sparse[0]} nats and {sparse[1]} right. {_answer_kl(name, prompts.get('kl'))}"
+        f"{_shifted(name, prompts.get('shifted'))}"
+    )
+
+
+def _shifted(name: str, shifted: dict | None) -> str:
+    """The same on shifted prompts: longer code in other templates; '' without them."""
+    if not shifted:
+        return ""
+    low, high = (percent(end) for end in shifted["interval"]["agreement"])
+    dense, sparse = (percent(shifted["accuracy"][who]) for who in ("dense", "sparse"))
+    return (
+        f"On shifted prompts, longer and from other templates, they prefer the same answer {percent(shifted['agreement'])} of the "
+        f"time ({low} to {high}); {name} is right {dense}, the sparse model {sparse} of the time. "
     )
 
 

@@ -52,6 +52,11 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
     ("changes", "line", "said"),
     [
         (
+            {"bridge": EXPLAINED | {"prompts": {"agreement": 0.999, "interval": {"agreement": [1, 1]}, "shifted": {"agreement": 0.68}}}},
+            "sparse model",
+            "(share of KL); same answer as the dense model on 99.9% of held-out prompts, 68.0% of shifted ones",
+        ),
+        (
             {"bridge": EXPLAINED},
             "sparse model",
             "explains 73% of the dense model's predictions beyond bigrams on stdlib, its worst source, and 60% at the worst crossing",

@@ -57,6 +57,11 @@ def _share(facts: dict[str, Any]) -> str:
     else:
         assert shares is not None  # `why_no_share` has found them
         line = f"recovers {shares['mean']:.0%} of the dense model's gain over bigrams, mean over all crossings"
+    prompts = bridge.get("prompts") or {}
+    if prompts.get("interval"):  # not in results of earlier versions
+        shifted = prompts.get("shifted")
+        same = f"same answer as the dense model on {prompts['agreement']:.1%} of held-out prompts"
+        remarks.append(same + (f", {shifted['agreement']:.1%} of shifted ones" if shifted else ""))
     return "; ".join([line, *remarks])
 
 
