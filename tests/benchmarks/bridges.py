@@ -4,7 +4,7 @@ naive     every path of every site by itself, with all its logits: the sums of A
 no paths  the same step where no sequence crosses over: both models' own passes, cross-entropy, NMSE and plain KL
 
 Weights are random but where a loss is compared; memory is the peak of what a fresh process holds beyond its imports. About eight minutes
-on two cores.
+on two cores. Then the rows of fidelity.py, which also run alone: `python -m tests.benchmarks fidelity`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from extractor.training.checkpoints import Checkpoints, MetricsLog
 from extractor.training.compute import Compute
 from extractor.training.loop import LoopEnvironment
 from extractor.training.train_gpt2 import new_gpt2, train_gpt2
+from tests.benchmarks import fidelity
 from tests.benchmarks.measure import Row, in_fresh_process, times_faster
 from tests.benchmarks.training import _peak as peak_resident
 
@@ -67,6 +68,7 @@ def rows(threads: int) -> Iterator[Row]:
     full = in_fresh_process(__name__, "full_size", threads, "fp32", 4, 64, 10)
     told = f"ten steps of 4 x 64 tokens at GPT-2's size, {full['micro_batch']} a pass, {full['seconds']:.1f} s each"
     yield Row(f"{told}: peak memory, over 16 GB", full["bytes"] / FULL_BYTES, "<= 1.0")
+    yield from fidelity.rows(threads)
     if torch.cuda.is_available():
         full = in_fresh_process(__name__, "full_size", threads, "bf16", 64, 256, 10)
         told = f"GPU steps of 64 x 256 tokens at GPT-2's size in bf16, {full['micro_batch']} a pass"
