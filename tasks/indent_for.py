@@ -118,7 +118,7 @@ import $module1
     """One $thing2 of many."""
     $noun3 = [$number1]
 «    for $noun1 in $noun2: $action1($noun1)
-|»«|    »for $noun4 in reversed($thing3, $noun3):§
+|»«|    »for $noun4 in reversed($noun3):§
 «|    »    pass
 '''
 )

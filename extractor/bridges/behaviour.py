@@ -24,7 +24,7 @@ from extractor.data.bootstrap import intervals
 from extractor.data.prompts import TaskBatch, accuracy, logit_diff, task_loss
 from extractor.files import rounded
 from extractor.models.dense.base import residuals, tail
-from extractor.spec.thresholds import DENSE_FAILS_RAW, MOST_DISAGREEMENT
+from extractor.spec.thresholds import DENSE_FAILS_RAW, MOST_DISAGREEMENT, RIGHT_ENOUGH
 
 PATH_PAIRS = 64  # pairs whose prompts cross at every site
 
@@ -58,17 +58,23 @@ def behaviour(pair: BridgedPair, held_out: TaskBatch, select: TaskBatch, seed: i
 
 
 def why_not_dense(found: Mapping[str, Any], prompts: str = "held-out") -> str | None:
-    """Why a circuit of the sparse model says nothing of the dense one, in one line; None where it does. `found`: of `behaviour`."""
+    """Why a circuit of the sparse model says nothing of the dense one, in one line; None where it does. `found`: of `behaviour`.
+
+    A dense model that is right, but unsure of it, does the task. With its own answers as the right ones it always does.
+    """
     loss, right = found["loss"]["dense"], found["accuracy"]["dense"]
-    if loss >= DENSE_FAILS_RAW:
+    if loss >= DENSE_FAILS_RAW and right < RIGHT_ENOUGH:
         scaled = f"{found['calibrated']['dense']:.3g} with the best scale and shift"
-        return f"the dense model does not do this task: {loss:.3g} nats on {prompts} prompts, {right:.1%} right ({scaled})"
+        return (
+            f"the dense model does not do this task: {loss:.3g} nats on {prompts} prompts, {right:.1%} right ({scaled}); "
+            "--labels model asks for what it does instead"
+        )
     apart = round(1 - found["agreement"], 6)
     if apart > MOST_DISAGREEMENT:
         low, high = (1 - end for end in reversed(found["interval"]["agreement"]))
         return (
             f"the sparse model prefers another answer than the dense model on {apart:.1%} of the {prompts} prompts "
-            f"({low:.1%} to {high:.1%}), more than {MOST_DISAGREEMENT:.0%}"
+            f"({low:.1%} to {high:.1%}), more than {MOST_DISAGREEMENT:.0%}; more bridge.optim.steps bring them together"
         )
     return None
 

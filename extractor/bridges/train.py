@@ -37,7 +37,8 @@ class BridgeTrainer:
 
     def __init__(self, dense: DenseModel, spec: BridgeSpec, corpus: Corpus, seed: int, compute: Compute, focus: FocusPrompts | None = None):
         self.spec, self.corpus, self.seed, self.compute = spec, corpus, seed, compute
-        self.focus = focus if round(spec.focus * spec.optim.batch / 2) else None
+        self.focus = focus if spec.focus else None
+        self.focus_pairs = max(1, round(spec.focus * spec.optim.batch / 2))
         self.pair = new_pair(dense, spec, seed, compute.device)
         samples = normalise_sites(self.pair, corpus, spec.optim.context, seed)
         self.annealing: ActivationAnnealing | None = None
@@ -117,7 +118,7 @@ class BridgeTrainer:
         """The prompts of step `index` and their crossings: functions of (seed, index) alone. None without prompts of tasks."""
         if self.focus is None:
             return None
-        prompts = self.focus.batch(self.seed, index, round(self.spec.focus * self.spec.optim.batch / 2))
+        prompts = self.focus.batch(self.seed, index, self.focus_pairs)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index + 1)
         return prompts, Crossing.of_prompts(self.spec, len(prompts.ids), len(self.pair.sites), generator)
 

@@ -18,6 +18,7 @@ from extractor.data.corpus import Corpus
 from extractor.data.encoding import document_marks
 from extractor.data.shards import HELD_OUT_ONE_IN, locked, token_dtype, write_array
 from extractor.data.sources import SELF
+from extractor.errors import SpecError
 from extractor.files import cache_root
 from extractor.progress import Progress, Stopped
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 ROWS = 32  # sequences sampled together
 LONGEST = 256  # tokens of a sequence, at most; fewer where the model reads fewer
-_VERSION = 1  # of the sampling
+_VERSION = 2  # of the sampling
 
 
 def sampled_corpus(
@@ -37,12 +38,14 @@ def sampled_corpus(
     """At least `tokens` tokens sampled from the model at temperature 1, from the cache if they are there.
 
     identity   what the model's predictions depend on, as JSON values; the number of threads, which changes rounding, is added here
-    Raises Stopped; the finished parts stay in the cache.
+    Raises SpecError for a model of one position; Stopped, where the finished parts stay in the cache.
     """
     import torch
     import transformers
 
     length = min(LONGEST, int(model.config.max_position_embeddings))
+    if length < 2:
+        raise SpecError("corpus 'self' is text that the dense model writes, but it reads one token only; name other text with --corpus")
     facts = [
         _VERSION,
         identity,
@@ -70,7 +73,9 @@ def _write_parts(model: PreTrainedModel, tokenizer: Tokenizer, parts: Path, coun
         if progress.should_stop():
             raise Stopped
         if not (parts / f"{number}.npy").is_file():
-            write_array(parts / f"{number}.npy", sample(model, tokenizer, length, seed * 1_000_003 + number).numpy().astype(dtype))
+            unfinished = parts / ".unfinished.npy"
+            write_array(unfinished, sample(model, tokenizer, length, seed * 1_000_003 + number).numpy().astype(dtype))
+            unfinished.replace(parts / f"{number}.npy")
         progress.step(number + 1, count, tokens=ROWS * length)
 
 
@@ -89,19 +94,22 @@ def _join(parts: Path, count: int, folder: Path) -> None:
 
 
 def sample(model: PreTrainedModel, tokenizer: Tokenizer, length: int, seed: int) -> Tensor:
-    """ROWS sequences (ROWS, length) int64, sampled at temperature 1 from the beginning of a text; a function of model and seed."""
+    """ROWS sequences (ROWS, length) int64, sampled at temperature 1 from the beginning of a text; a function of model and seed.
+
+    Ids that the tokenizer has no token for are never drawn. transformers' `generate` is not used: it obeys the model's own settings, such
+    as a temperature.
+    """
     import torch
-    from transformers import GenerationConfig
 
     size = min(int(model.config.vocab_size), tokenizer.get_vocab_size())
-    marks = document_marks(tokenizer, size)
-    config = GenerationConfig(do_sample=True, top_k=0, max_length=length, min_length=length, pad_token_id=0, eos_token_id=None)
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(seed)
-        begin = marks.before or marks.after
-        start = torch.tensor([begin] * ROWS) if begin else torch.randint(size, (ROWS, 1))
-        ids = start.to(model.device)
-        found: Tensor = model.generate(  # type: ignore[operator]
-            ids, attention_mask=torch.ones_like(ids), generation_config=config
-        )
-    return found[:, :length].cpu()
+    marks, generator = document_marks(tokenizer, size), torch.Generator().manual_seed(seed)
+    begin = marks.before or marks.after
+    ids = torch.tensor([begin] * ROWS) if begin else torch.randint(size, (ROWS, 1), generator=generator)
+    read, past = ids, None
+    with torch.no_grad():
+        while ids.shape[1] < length:
+            out = model(input_ids=read.to(model.device), past_key_values=past, use_cache=True)
+            past = out.past_key_values
+            read = torch.multinomial(out.logits[:, -1, :size].float().softmax(-1).cpu(), 1, generator=generator)
+            ids = torch.cat([ids, read], dim=1)
+    return ids[:, :length]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SHARD_TOKENS = 1 << 24  # tokens in one file
+WAIT_NOTE_SECONDS = 600.0  # between two notes that a job waits for another
 HELD_OUT_ONE_IN = 50
 BLOCK_DOCUMENTS = 1024  # shuffled together; enough, since training windows span few documents and are drawn from all shards
 BLOCK_CHARACTERS = 1 << 22
@@ -292,15 +294,15 @@ def locked(path: Path, progress: Progress) -> Iterator[None]:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        waiting = False
+        told = -math.inf
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not waiting:
+                if time.monotonic() - told > WAIT_NOTE_SECONDS:
                     progress.note("another job is preparing the same text; waiting for it")
-                waiting = True
+                    told = time.monotonic()
                 if progress.should_stop():
                     raise Stopped from None
                 time.sleep(0.1)

@@ -34,7 +34,7 @@ def check_sources(spec: CorpusSpec) -> None:
             continue
         if not os.path.exists(source):
             raise SpecError(
-                f"corpus {source!r} not found: name {', '.join(map(repr, NAMED_SOURCES))}, or a folder, .txt, .py or .jsonl file"
+                f"corpus {source!r} not found: name {', '.join(map(repr, (*NAMED_SOURCES, SELF)))}, or a folder, .txt, .py or .jsonl file"
             )
         check_size(Path(source))
         left_out = LeftOut()

@@ -23,7 +23,7 @@ from extractor.jobs.context import CircuitRun, GivenModel, LoadedModel
 from extractor.jobs.cost.bridging import longest_prompt
 from extractor.jobs.find_circuit import circuit_run, find_circuit, load_sparse
 from extractor.models.checks import CONFIG
-from extractor.models.sparse_folder import FAITHFULNESS_JSON, check_sparse_folder
+from extractor.models.sparse_folder import DENSE_JSON, FAITHFULNESS_JSON, check_sparse_folder
 from extractor.models.tokenizer import load_tokenizer
 from extractor.spec.claims import is_met, loss_shares
 from extractor.spec.unmeasured import is_constant, no_gain
@@ -149,17 +149,21 @@ def circuit_of(job: Job, loaded: LoadedModel, name: str, task: Task) -> dict[str
     why = None if is_met(numbers) else numbers["why"]
     facts = {"loss": loss, "full_loss": full, "accuracy": numbers["accuracy"]["circuit"]}
     facts |= {"without": numbers["loss"]["without_circuit"], "random": numbers["loss"]["random"]}
-    verdict = {"meets_target": numbers["meets_target"], "holds_for_dense": numbers["holds_for_dense"], "why": why}
+    verdict = {"meets_target": numbers["meets_target"], "holds_for_dense": numbers.get("holds_for_dense"), "why": why}
     return numbers["circuit"] | facts | of_dense((numbers.get("bridge") or {}).get("prompts")) | verdict
 
 
 def strictly_refused(run: CircuitRun) -> dict[str, Any] | None:
     """The facts of a task for which a strict job finds no circuit, as it is not the dense model's; else None. Notes why."""
-    why = run.why_not_dense
-    if why is None or not run.job.spec.strict:
+    if not run.job.spec.strict:
+        return None
+    why, is_missing = run.why_not_dense, run.behaviour is None and (run.loaded.folder / DENSE_JSON).is_file()
+    if is_missing:
+        why = f"whether the dense model does this task cannot be checked: {run.loaded.why_no_pair}"
+    if why is None:
         return None
     run.job.progress.note(f"{run.task}: no circuit is sought: {why}")
-    return no_circuit(f"{why}; --labels model asks for what it does instead, --no-strict for the sparse model's circuit", run.behaviour)
+    return no_circuit(f"{why}; without --strict the sparse model's circuit is sought", run.behaviour)
 
 
 def no_circuit(why: str, behaviour: Mapping[str, Any] | None) -> dict[str, Any]:

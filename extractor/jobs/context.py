@@ -19,6 +19,7 @@ from extractor.data.self_text import sampled_corpus
 from extractor.data.sources import AUTO, NO_DENSE_TO_WRITE, SELF, default_sources, sources_of_training
 from extractor.data.text_kind import measure_text_kind
 from extractor.errors import HubUnavailable, NotFound, SpecError
+from extractor.files import read_json, write_json
 from extractor.models.checks import vocab_size_of
 from extractor.models.load import open_dense
 from extractor.models.reference import ModelFolder, open_model
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from extractor.models.load import DenseModel
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
     from extractor.spec.schema import CorpusSpec, JobSpec
+
+
+SOURCES = "sources.json"  # in .work: the sources that were chosen for 'auto'
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,9 @@ class GivenModel:
     def corpus(self, job: Job) -> Corpus:
         """The job's corpus in this model's tokens; without a chosen one, text that the model knows. Raises SpecError, Stopped."""
         spec = job.spec.corpus
-        if spec.sources == AUTO:
+        if spec.sources == AUTO and (kept := self._kept_sources(job)):
+            spec = spec.model_copy(update={"sources": kept})
+        elif spec.sources == AUTO:
             from extractor.models.load import load_model
 
             text_kind = measure_text_kind(self.dense.model if self.dense else load_model(self.folder), self.tokenizer)
@@ -146,6 +152,7 @@ class GivenModel:
             if self.dense is None:
                 sources = tuple(source for source in sources if source != SELF)
             spec = spec.model_copy(update={"sources": sources})
+            write_json(job.work / SOURCES, list(sources))
             better = "prose better than code" if text_kind == "text" else "code better than prose"
             job.progress.note(
                 f"{job.spec.model} knows {better}: its text is {', '.join(sources)}; choose another corpus with --corpus or --dataset"
@@ -153,6 +160,21 @@ class GivenModel:
         if SELF not in spec.sources:
             return build_corpus(spec, self.tokenizer, progress=job.progress, vocab_size=self.vocab_size)
         return self._with_own_text(job, spec)
+
+    def _kept_sources(self, job: Job) -> tuple[str, ...]:
+        """The sources that an earlier attempt of this job chose for 'auto'; () where it has chosen none.
+
+        The last release wrote down no choice: it always had generated programs.
+        """
+        path = job.work / SOURCES
+        if path.is_file():
+            return tuple(read_json(path))
+        if not any(job.work.glob("bridge-*.safetensors")) and not (job.out / "model").is_dir():
+            return ()
+        from extractor.models.load import load_model
+
+        kind = measure_text_kind(self.dense.model if self.dense else load_model(self.folder), self.tokenizer)
+        return default_sources(kind, ("generated",))
 
     def _with_own_text(self, job: Job, spec: CorpusSpec) -> Corpus:
         """The corpus with the text that the dense model writes in place of the source 'self'."""

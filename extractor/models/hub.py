@@ -150,7 +150,7 @@ def download(reference: str, patterns: list[str]) -> Path:
     name, _, revision = reference.partition("@")
     try:
         is_away = not _is_listed(name, revision) and _is_away_with_copy(reference)
-        return Path(
+        folder = Path(
             snapshot_download(
                 name,
                 revision=revision or None,
@@ -160,6 +160,10 @@ def download(reference: str, patterns: list[str]) -> Path:
                 local_files_only=is_away,
             )
         )
+        wanted = [pattern for pattern in patterns if pattern.endswith((".safetensors", ".safetensors.index.json"))]
+        if is_away and wanted and not any((folder / name).is_file() for name in wanted):
+            raise HubUnavailable(f"model {name!r} cannot be fetched: the hub does not answer, and {folder} has no weights; try again later")
+        return folder
     except ExtractorError:
         raise
     except Exception as error:  # as above

@@ -73,7 +73,7 @@ class CorpusSpec(Spec):
     datasets: tuple[DatasetSpec, ...] = ()
     generated_programs: Count = 12_000  # programs of the seeded generator; about 190 tokens each with a vocabulary of 1,024
     seed: int = 0  # seed of the program generator, and of text that a model writes
-    self_tokens: Count = 200_000  # tokens that the dense model writes, for 'self'
+    self_tokens: limits.MeasuredTokens = 200_000  # tokens that the dense model writes, for 'self'
 
     @model_validator(mode="after")
     def _has_text(self) -> CorpusSpec:

@@ -9,8 +9,9 @@ from extractor.spec.schema import CHANCE
 
 # Validation, not calibrated: a full model with this loss or more does not do the task, and the result says so.
 FULL_MODEL_FAILS_RAW = 0.80 * CHANCE
-# Before pruning, not calibrated: a dense model with this loss or more does not do the task.
+# Before pruning, not calibrated: a dense model with this loss or more, and right on fewer prompts than this, does not do the task.
 DENSE_FAILS_RAW = FULL_MODEL_FAILS_RAW
+RIGHT_ENOUGH = 0.9
 # Before pruning: a sparse model that prefers another answer than its dense model on a larger share of the prompts speaks for itself only.
 MOST_DISAGREEMENT = 0.05
 # Report, calibrated: a model without its circuit is called "at chance" from here on.

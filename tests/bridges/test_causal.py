@@ -87,6 +87,7 @@ def test_agreement_by_hand():
     assert told["same_sign"] == pytest.approx(2 / 3), "the effect of 0.001 is not compared"
     assert told["slope"] == pytest.approx((2 - 2 + 18 - 0.005) / (1 + 1 + 9), abs=1e-5)
     assert told["sparse"] == pytest.approx(0.75025)
+    assert agreement(torch.zeros(2, 3), torch.zeros(2, 3), 0.0)["same_sign"] is None
     still = agreement(torch.zeros(2, 3), dense[:, :1].expand(2, 3), 1.0)
     assert (still["correlation"], still["slope"], still["same_sign"]) == (None, None, None)
 

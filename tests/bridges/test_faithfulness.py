@@ -278,12 +278,14 @@ def test_divergences_at_the_answer_are_those_of_each_prompt_by_itself(pair: Brid
         (
             0.978,
             1.0,
-            "the dense model does not do this task: 0.978 nats on held-out prompts, 63.5% right (0.378 with the best scale and shift)",
+            "the dense model does not do this task: 0.978 nats on held-out prompts, 63.5% right (0.378 with the best scale and shift); "
+            "--labels model asks for what it does instead",
         ),
         (
             0.2,
             0.9,
-            "the sparse model prefers another answer than the dense model on 10.0% of the held-out prompts (8.0% to 12.0%), more than 5%",
+            "the sparse model prefers another answer than the dense model on 10.0% of the held-out prompts (8.0% to 12.0%), more than 5%; "
+            "more bridge.optim.steps bring them together",
         ),
     ],
 )
@@ -291,6 +293,8 @@ def test_whose_behaviour_it_is_is_judged_by_the_dense_models_loss_and_the_agreem
     found = {"loss": {"dense": dense_loss}, "calibrated": {"dense": 0.378}, "accuracy": {"dense": 0.635}, "agreement": agreement}
     found["interval"] = {"agreement": [agreement - 0.02, agreement + 0.02]}
     assert why_not_dense(found) == said
+    sure = found | {"accuracy": {"dense": 1.0}}  # it is right, and unsure of it
+    assert why_not_dense(sure) == (said if agreement < 0.95 else None)
 
 
 def test_every_source_has_its_own_shares_and_the_worst_stands_first(pair: BridgedPair, tmp_path: Path):

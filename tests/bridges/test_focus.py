@@ -125,6 +125,11 @@ def test_micro_batches_give_the_loss_and_the_gradients_of_the_batch(corpus, micr
     assert torch.allclose(found[0][2], found[1][2], rtol=1e-3, atol=1e-5)
 
 
+def test_a_focus_however_small_has_a_pair_in_every_step(corpus):
+    spec = FOCUSED.model_copy(update={"focus": 0.01})
+    assert "kl_focus" in BridgeTrainer(dense_model(), spec, corpus, 0, Compute(spec.optim, print), FOCUS).step(0)
+
+
 def test_without_prompts_nothing_of_a_step_changes(corpus):
     losses = []
     for spec, focus in ((tiny_bridge(), None), (tiny_bridge(), FOCUS), (FOCUSED, None)):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from extractor.data import self_text
 from extractor.data.self_text import ROWS, sample, sampled_corpus
@@ -78,6 +79,39 @@ def test_interrupted_and_continued_it_is_the_same_text_and_then_the_cache_has_it
     assert sum(len(ids) for ids in arrays(whole).values()) == 3 * ROWS * LENGTH
     monkeypatch.setattr(self_text, "sample", None)
     made(tmp_path / "whole", Progress())
+
+
+def test_the_models_own_settings_of_generation_change_nothing(model, tokenizer):
+    wanted = sample(model, tokenizer, 24, 1)
+    before = model.generation_config
+    try:
+        model.generation_config = GenerationConfig(temperature=0.01, do_sample=True, max_new_tokens=5, num_return_sequences=2, top_k=1)
+        assert torch.equal(sample(model, tokenizer, 24, 1), wanted)
+    finally:
+        model.generation_config = before
+
+
+def test_ids_without_a_token_are_never_drawn(model):
+    small = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))
+    assert set(sample(model, small, 24, 0).unique().tolist()) <= {0, 1, 2}
+
+
+def test_a_part_that_was_cut_off_is_not_taken_for_one(model, tokenizer, tmp_path: Path):
+    """The process is killed while it writes: the unfinished file has another name."""
+    asked: list[int] = []
+    stopping = Progress(should_stop=lambda: asked.append(1) or len(asked) > 2)
+    with pytest.raises(Stopped):
+        sampled_corpus(model, {"model": "m"}, tokenizer, 3 * ROWS * LENGTH, 7, stopping, tmp_path)
+    (parts,) = (tmp_path / "self").glob("*.parts")
+    (parts / ".unfinished.npy").write_bytes(b"cut off")
+    (folder,) = sampled_corpus(model, {"model": "m"}, tokenizer, 3 * ROWS * LENGTH, 7, Progress(), tmp_path).folders
+    assert sum(len(ids) for ids in arrays(folder).values()) == 3 * ROWS * LENGTH
+
+
+def test_a_model_of_one_position_is_refused_in_a_line(tokenizer, tmp_path: Path):
+    one = GPT2LMHeadModel(GPT2Config(vocab_size=1024, n_positions=1, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(SpecError, match="reads one token only"):
+        sampled_corpus(one, {}, tokenizer, 100, 0, Progress(), tmp_path)
 
 
 def test_another_model_seed_or_length_is_another_text(model, tokenizer, tmp_path: Path):

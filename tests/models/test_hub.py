@@ -215,6 +215,11 @@ def test_a_model_in_the_cache_needs_no_hub_and_no_patience(hub: LocalHub, tmp_pa
         shutil.rmtree(listing)
     started = time.monotonic()
     assert ask("http://127.0.0.1:9", tmp_path, f"some/tiny@{SHA}", call="open")[0][0] == "open"
+    for weights in (tmp_path / "hub").glob("*tiny/snapshots/*/model.safetensors"):
+        weights.unlink()
+    ((kind, text),) = ask("http://127.0.0.1:9", tmp_path, f"some/tiny@{SHA}", call="open")
+    assert kind == "HubUnavailable"
+    assert "has no weights; try again later" in text
     ((kind, text),) = ask("http://127.0.0.1:9", tmp_path, f"some/gone@{SHA}", call="open")
     assert kind == "HubUnavailable"
     assert "does not have it either" in text

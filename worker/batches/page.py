@@ -41,7 +41,8 @@ def headline(summary: Facts) -> str:
     circuits = [cell for model in summary["models"] for cell in model["tasks"].values() if cell["edges"] is not None]
     models = len(summary["models"])
     if not circuits:
-        return f"No circuit found yet in {models} model{'s' * (models != 1)}."
+        running = any(cell["state"] != "succeeded" for model in summary["models"] for cell in model["tasks"].values())
+        return f"No circuit found{' yet' * running} in {models} model{'s' * (models != 1)}."
     met = [cell["edges"] for cell in circuits if is_met(cell)]
     size = f", with {min(met):,} to {max(met):,} edges" if met else ""
     return f"{len(met)} of {len(circuits)} circuits in {models} model{'s' * (models != 1)} meet their target loss{size}."

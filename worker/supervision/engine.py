@@ -123,9 +123,6 @@ def _communicate(
     killed, heard = "", time.monotonic()
     while True:
         request = stop_request()
-        if time.monotonic() > heard + settings.silence and not killed:
-            killed = _silent(settings.silence)
-            _kill(process)
         if request == "kill" or (kill_at is not None and time.monotonic() > kill_at):
             killed = killed or ("it was to end at once" if request == "kill" else f"it did not stop within {settings.stop_grace:g} s")
             _kill(process)
@@ -137,6 +134,9 @@ def _communicate(
         except queue.Empty:
             if process.poll() is not None:  # do not wait for end of file: a grandchild may hold the pipe open
                 return error, killed
+            if time.monotonic() > heard + settings.silence and not killed:
+                killed = _silent(settings.silence)
+                _kill(process)
             continue
         if line is None:
             process.wait()

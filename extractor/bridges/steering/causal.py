@@ -133,7 +133,7 @@ def agreement(sparse: Tensor, dense: Tensor, distance: float) -> dict[str, Any]:
     sparse, dense   mean effects, logits
     """
     x, y = sparse.double().flatten(), dense.double().flatten()
-    material = x.abs() >= MATERIAL * distance
+    material = (x.abs() >= MATERIAL * distance) & (x != 0)
     varies = len(x) > 1 and x.std() > 0 and y.std() > 0
     return {
         "count": len(sparse),

@@ -59,6 +59,8 @@ def few_nodes(
             return choosing.mean(_between(choosing, [*chosen, extra]))
 
         best = max(candidates, key=strength)
+        if chosen and strength(best) <= choosing.mean(_between(choosing, chosen)):
+            break  # no node helps
         candidates.remove(best)
         chosen.append(best)
     draw = _strongest_draw(choosing, chosen, seed, tick)

@@ -43,6 +43,11 @@ def test_page_and_table_say_that_it_is_not_the_dense_models(foreign: dict[str, A
     assert f"m, brackets: {WHY}" in shown.out + shown.err
 
 
+def test_a_batch_that_has_ended_without_a_circuit_does_not_say_yet():
+    assert headline(summary_of(brackets=REFUSED)) == "No circuit found in 1 model."
+    assert headline(summary_of(brackets=REFUSED | {"state": "running"})) == "No circuit found yet in 1 model."
+
+
 def test_results_of_earlier_versions_say_nothing_of_it(capsys: pytest.CaptureFixture):
     summary = summary_of(quotes={name: value for name, value in FOUND.items() if name != "holds_for_dense"})
     assert "does not do" not in page(summary)

@@ -112,6 +112,7 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
             "1 node flips 57% (50% to 64%) of the dense model's right answers on held-out prompts, the strongest random edits 0%; on "
             "shifted prompts 57%",
         ),
+        ({"circuit": None, "tasks": [FOREIGN]}, "steering", "not measured: there is no circuit"),
         ({"circuit": None, "tasks": [{"nodes": 1, "meets_target": True}]}, "steering", "of each circuit, in its report"),
         (
             {"circuit": None, "tasks": [{"nodes": 1, "meets_target": True}], "bridge": NO_GAIN},

@@ -240,7 +240,8 @@ def show_paths(facts: dict[str, Any], folder: Path) -> None:
     paths = facts.get("paths", {})
     if "tasks" in facts:  # with many tasks one line per report would hide the table
         paths = {name: path for name, path in paths.items() if name == "model"}
-        print_line(f"reports: {folder / 'circuits' / 'TASK' / 'report.html'}")
+        if any(row["nodes"] is not None for row in facts["tasks"]):
+            print_line(f"reports: {folder / 'circuits' / 'TASK' / 'report.html'}")
     for name, path in paths.items():
         print_line(f"{name}: {path}")
     print_line(f"result: {folder}")

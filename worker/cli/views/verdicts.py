@@ -18,8 +18,12 @@ def verdict_lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"circuits: {describe_tasks(facts['tasks'])}"
     if isinstance(circuit, dict) or "tasks" in facts:
         yield f"sparse model: {_share(facts)}"
-        yield f"causal agreement: {_causal(facts) if 'tasks' not in facts else 'of each circuit, in its report'}"
-        yield f"steering: {_steering(facts) if 'tasks' not in facts else 'of each circuit, in its report'}"
+        elsewhere = ""
+        if "tasks" in facts:
+            is_found = any(row["nodes"] is not None for row in facts["tasks"])
+            elsewhere = "of each circuit, in its report" if is_found else "not measured: there is no circuit"
+        yield f"causal agreement: {elsewhere or _causal(facts)}"
+        yield f"steering: {elsewhere or _steering(facts)}"
 
 
 def describe_tasks(rows: list[dict[str, Any]]) -> str:
