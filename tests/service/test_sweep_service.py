@@ -86,7 +86,9 @@ def test_a_sweep_queues_its_points_draws_what_they_left_and_repeats_only_what_fa
         assert facts["tasks"]["for_while"]["meets_target"] == left["circuits"]["for_while"]["meets_target"]
         report = machine.settings.root / job / "result" / "circuits" / "for_while" / "report.html"
         assert (out / facts["tasks"]["for_while"]["report"]).read_bytes() == report.read_bytes()
-    assert [claim["of"] for claim in told["findings"]] == [0, 0, 1, 1]
+    # Circuits are compared where both meet their target, which differs between kinds of CPU.
+    compared = all(point["tasks"]["for_while"]["meets_target"] for point in told["points"])
+    assert [claim["of"] for claim in told["findings"]] == [0, 0, int(compared), 1]
 
     attempts = [machine.records.need(job)["attempt"] for job in jobs]
     again = machine.extract(*request, "--wait", "--out", str(machine.home / "copy"))

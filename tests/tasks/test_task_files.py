@@ -232,7 +232,7 @@ def test_names_that_clash_and_files_that_are_none_are_refused(file: Path, tmp_pa
         ({"positive": "name = get(word, 12, 13"}, "the positive prompt is "),
         (
             {"positive": "x" * 100, "negative": "y" * 100},
-            "the model reads 48 at most: shorten them, or for a bridging set bridge.optim.context",
+            "the model reads 64 at most: shorten them, or for a bridging set bridge.optim.context",
         ),
     ],
 )
