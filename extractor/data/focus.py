@@ -88,14 +88,10 @@ def _fitting(expression: TokenizedTask, tokenizer: Tokenizer, longest: int, seed
     """Up to FOCUS_PAIRS fitting pairs of the train split; None where there are none."""
     if shifted and not expression.task.shifted:
         return None
-    available = None if shifted else expression.task.available("train")
-    pairs = min(FOCUS_PAIRS, available or FOCUS_PAIRS)
-    while pairs:
-        try:
-            return task_batch(expression, tokenizer, "train", pairs, seed, longest, shifted=shifted)
-        except TaskNotExpressible:  # fewer pairs fit
-            pairs //= 2
-    return None
+    try:
+        return task_batch(expression, tokenizer, "train", FOCUS_PAIRS, seed, longest, shifted=shifted, fewer=True)
+    except TaskNotExpressible:
+        return None
 
 
 def _joined(batches: list[TaskBatch]) -> Prompts:

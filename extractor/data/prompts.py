@@ -238,12 +238,13 @@ def task_batch(
     max_tokens: int,
     on_note: Callable[[str], None] = lambda text: None,
     shifted: bool = False,
+    fewer: bool = False,
 ) -> TaskBatch:
     """`pairs` pairs of a split, plain or shifted ones, as tensors.
 
     Pairs that do not fit and prompts longer than `max_tokens` are left out, which a note counts.
 
-    Raises TaskNotExpressible when the split has fewer than that many fitting pairs.
+    Raises TaskNotExpressible when the split has fewer than that many fitting pairs; with `fewer` only when it has none.
     """
     import torch
 
@@ -259,21 +260,21 @@ def task_batch(
             left_out += 1
         if len(found) == pairs or unfit == UNFIT_IN_A_ROW:
             break
-    if len(found) < pairs:
+    if len(found) < (1 if fewer else pairs):
         raise TaskNotExpressible(
             f"task {expression.task.name!r} has {len(found)} fitting pairs of at most {max_tokens} tokens in split {split!r}, "
             f"{pairs} were asked for"
         )
     if left_out:
         on_note(
-            f"task {expression.task.name}, split {split}: {left_out} of {left_out + pairs} pairs are left out: their prompts differ in "
-            f"length or exceed {max_tokens} tokens, or an answer is not the one token that others have"
+            f"task {expression.task.name}, split {split}: {left_out} of {left_out + len(found)} pairs are left out: their prompts differ "
+            f"in length or exceed {max_tokens} tokens, or an answer is not the one token that others have"
         )
     rows = [ids for pair in found for ids in (pair.positive, pair.negative)]
     width = max(len(row) for row in rows)
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     last = torch.tensor([len(row) - 1 for row in rows])
-    sign = torch.tensor([1.0, -1.0]).repeat(pairs)
+    sign = torch.tensor([1.0, -1.0]).repeat(len(found))
     correct = torch.tensor([answer for pair in found for answer in (pair.first, pair.second)])
     wrong = torch.tensor([answer for pair in found for answer in (pair.second, pair.first)])
     return TaskBatch(ids, last, correct, wrong, sign)
