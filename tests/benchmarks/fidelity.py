@@ -49,7 +49,8 @@ def uncounted(folder: Path, documents: int = 6000) -> Path:
 
 def _whose_behaviour(folder: Path, threads: int) -> Iterator[Row]:
     changes = {"optim.steps": "1200"}
-    train = train_job(architecture="gpt2", corpus=(str(uncounted(folder)),), changes=changes, tokenizer="python-tiny")  # has ']]' as a token
+    # python-tiny's tokenizer has ']]' as a token; one trained on this text has not.
+    train = train_job(architecture="gpt2", corpus=(str(uncounted(folder)),), changes=changes, tokenizer="python-tiny")
     run_job(train, folder / "dense", threads=threads)
     job = circuit_job(str(folder / "dense" / "model"), ("quote_close", "bracket_counting"), strict=True)
     run_job(job, folder / "strict", threads=threads)
