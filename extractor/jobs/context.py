@@ -16,7 +16,7 @@ from extractor.data.build_corpus import build_corpus
 from extractor.data.corpus import Corpus
 from extractor.data.prompts import TaskBatch, TokenizedTask
 from extractor.data.self_text import sampled_corpus
-from extractor.data.sources import AUTO, NO_DENSE_TO_WRITE, SELF, default_sources, sources_of_training
+from extractor.data.sources import AUTO, NO_DENSE_TO_WRITE, SELF, TextKind, default_sources, sources_of_training
 from extractor.data.text_kind import measure_text_kind
 from extractor.errors import HubUnavailable, NotFound, SpecError
 from extractor.files import read_json, write_json
@@ -145,9 +145,7 @@ class GivenModel:
         if spec.sources == AUTO and (kept := self._kept_sources(job)):
             spec = spec.model_copy(update={"sources": kept})
         elif spec.sources == AUTO:
-            from extractor.models.load import load_model
-
-            text_kind = measure_text_kind(self.dense.model if self.dense else load_model(self.folder), self.tokenizer)
+            text_kind = self._text_kind()
             sources = default_sources(text_kind, sources_of_training(self.folder.path))
             if self.dense is None:
                 sources = tuple(source for source in sources if source != SELF)
@@ -171,10 +169,12 @@ class GivenModel:
             return tuple(read_json(path))
         if not any(job.work.glob("bridge-*.safetensors")) and not (job.out / "model").is_dir():
             return ()
+        return default_sources(self._text_kind(), ("generated",))
+
+    def _text_kind(self) -> TextKind:
         from extractor.models.load import load_model
 
-        kind = measure_text_kind(self.dense.model if self.dense else load_model(self.folder), self.tokenizer)
-        return default_sources(kind, ("generated",))
+        return measure_text_kind(self.dense.model if self.dense else load_model(self.folder), self.tokenizer)
 
     def _with_own_text(self, job: Job, spec: CorpusSpec) -> Corpus:
         """The corpus with the text that the dense model writes in place of the source 'self'."""

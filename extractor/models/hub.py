@@ -148,8 +148,8 @@ def download(reference: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     name, _, revision = reference.partition("@")
+    is_away = not _is_listed(name, revision) and _is_away_with_copy(reference)
     try:
-        is_away = not _is_listed(name, revision) and _is_away_with_copy(reference)
         folder = Path(
             snapshot_download(
                 name,
@@ -160,14 +160,12 @@ def download(reference: str, patterns: list[str]) -> Path:
                 local_files_only=is_away,
             )
         )
-        wanted = [pattern for pattern in patterns if pattern.endswith((".safetensors", ".safetensors.index.json"))]
-        if is_away and wanted and not any((folder / name).is_file() for name in wanted):
-            raise HubUnavailable(f"model {name!r} cannot be fetched: the hub does not answer, and {folder} has no weights; try again later")
-        return folder
-    except ExtractorError:
-        raise
     except Exception as error:  # as above
         raise refusal(name, revision, error) from None
+    weights = [pattern for pattern in patterns if pattern.endswith((".safetensors", ".safetensors.index.json"))]
+    if is_away and weights and not any((folder / file).is_file() for file in weights):
+        raise HubUnavailable(f"model {name!r} cannot be fetched: the hub does not answer, and {folder} has no weights; try again later")
+    return folder
 
 
 def _is_away_with_copy(reference: str) -> bool:

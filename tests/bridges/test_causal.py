@@ -14,7 +14,7 @@ from extractor.bridges.steering import few_nodes as few
 from extractor.bridges.steering.causal import CausalEffects, agreement, causal_report, random_nodes
 from extractor.bridges.steering.edit import CounterfactualRun, find_node, random_directions
 from extractor.bridges.steering.evaluate import steering_report
-from extractor.bridges.steering.prompts import SteeringPrompts
+from extractor.bridges.steering.trials import SteeringPrompts
 from extractor.data.bootstrap import share_interval
 from extractor.data.prompts import TaskBatch, task_batch
 from extractor.data.task_choice import check_expressible

@@ -87,25 +87,32 @@ def causal_report(
         return {}
     effects = CausalEffects(pair, held_out)
 
-    def measured(sets: Sequence[Sequence[SteeredNode]]) -> tuple[Tensor, Tensor]:
+    def in_sparse(sets: Sequence[Sequence[SteeredNode]]) -> Tensor:
+        return torch.stack([effects.sparse(some) for some in sets])
+
+    def in_dense(sets: Sequence[Sequence[SteeredNode]]) -> Tensor:
         found = []
         for some in sets:
             tick()
-            found.append((effects.sparse(some), effects.dense(some)))
-        sparse, dense = (torch.stack(values) for values in zip(*found, strict=True))
-        return sparse, dense
+            found.append(effects.dense(some))
+        return torch.stack(found)
 
-    alone = sorted(nodes, key=lambda node: -effects.sparse([node]).abs().mean().item())[:MOST_NODES]
-    of_nodes = measured([[node] for node in alone])
+    def measured(sets: Sequence[Sequence[SteeredNode]]) -> dict[str, Any]:
+        return agreement(in_sparse(sets), in_dense(sets), effects.distance)
+
+    of_all = in_sparse([[node] for node in nodes])
+    order = of_all.abs().mean(1).argsort(descending=True, stable=True)[:MOST_NODES]
+    alone, sparse = [nodes[i] for i in order.tolist()], of_all[order]
+    dense = in_dense([[node] for node in alone])
     by_site = [list(some) for _, some in groupby(sorted(nodes, key=lambda node: node.source), key=lambda node: node.source)]
     sets = [some for some in by_site if len(some) > 1]
     random = random_nodes(pair, alone, {node.id for node in nodes}, seed)
-    means = [[node.id, sparse, dense] for node, sparse, dense in zip(alone, *(e.mean(1).tolist() for e in of_nodes), strict=True)]
+    means = [[node.id, *both] for node, *both in zip(alone, sparse.mean(1).tolist(), dense.mean(1).tolist(), strict=True)]
     return rounded(
         {
-            "nodes": agreement(*of_nodes, effects.distance),
-            "sets": agreement(*measured(sets), effects.distance) if sets else None,
-            "random": agreement(*measured([[node] for node in random]), effects.distance) if random else None,
+            "nodes": agreement(sparse, dense, effects.distance),
+            "sets": measured(sets) if sets else None,
+            "random": measured([[node] for node in random]) if random else None,
             "effects": means,
             "distance": effects.distance,
             "pairs": effects.batch.pairs,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from extractor.bridges.steering.edit import SteeredNode, random_directions, steerable
 from extractor.bridges.steering.few_nodes import few_nodes
-from extractor.bridges.steering.prompts import AnswerOdds, SteeringPrompts, SteeringTrial
+from extractor.bridges.steering.trials import AnswerOdds, SteeringPrompts, SteeringTrial
 from extractor.circuits.sites import widths
 
 if TYPE_CHECKING:

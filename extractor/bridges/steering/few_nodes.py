@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from extractor.bridges.steering.edit import ResidualEdit, SteeredNode, Way, random_directions
-from extractor.bridges.steering.prompts import SteeringPrompts, SteeringTrial
+from extractor.bridges.steering.trials import SteeringPrompts, SteeringTrial
 from extractor.data.bootstrap import share_interval
 from extractor.data.prompts import TaskBatch
 
@@ -52,17 +52,18 @@ def few_nodes(
         return None
     candidates = [(one.nodes[0], one.way) for one in single[:CANDIDATES]]
     chosen: list[tuple[SteeredNode, Way]] = []
-    while candidates and len(chosen) < MOST and _flipped(choosing, chosen) < ENOUGH:
-
-        def strength(extra: tuple[SteeredNode, Way]) -> float:
+    between, reached = choosing.plain.between, -1.0
+    while candidates and len(chosen) < MOST and choosing.mean(between > 0.5) < ENOUGH:
+        trials = []
+        for extra in candidates:
             tick()
-            return choosing.mean(_between(choosing, [*chosen, extra]))
-
-        best = max(candidates, key=strength)
-        if chosen and strength(best) <= choosing.mean(_between(choosing, chosen)):
+            trials.append(_between(choosing, [*chosen, extra]))
+        strengths = [choosing.mean(trial) for trial in trials]
+        best = strengths.index(max(strengths))
+        if strengths[best] <= reached:
             break  # no node helps
-        candidates.remove(best)
-        chosen.append(best)
+        between, reached = trials[best], strengths[best]
+        chosen.append(candidates.pop(best))
     draw = _strongest_draw(choosing, chosen, seed, tick)
 
     def on(batch: TaskBatch | None) -> dict[str, Any] | None:
@@ -85,16 +86,8 @@ def _measured(prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]
     }
 
 
-def _flipped(prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]]) -> float:
-    return prompts.mean(_between(prompts, chosen) > 0.5) if chosen else 0.0
-
-
-def _edits(prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]]) -> list[ResidualEdit]:
-    return prompts.run.edits(chosen)
-
-
 def _between(prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]]) -> Tensor:
-    return _odds(prompts, _edits(prompts, chosen))
+    return _odds(prompts, prompts.run.edits(chosen))
 
 
 def _odds(prompts: SteeringPrompts, edits: Sequence[ResidualEdit]) -> Tensor:
@@ -104,7 +97,7 @@ def _odds(prompts: SteeringPrompts, edits: Sequence[ResidualEdit]) -> Tensor:
 
 def _drawn(prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]], seed: int) -> list[list[ResidualEdit]]:
     """RANDOM_DRAWS times the edits of the set, each rotated at random: the same rotations for every batch of prompts."""
-    turned = [random_directions(edit, RANDOM_DRAWS, seed + number) for number, edit in enumerate(_edits(prompts, chosen))]
+    turned = [random_directions(edit, RANDOM_DRAWS, seed + number) for number, edit in enumerate(prompts.run.edits(chosen))]
     return [list(edits) for edits in zip(*turned, strict=True)]
 
 
