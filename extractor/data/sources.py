@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from extractor.data.programs import programs
+from extractor.data.realistic import generated_programs
 from extractor.data.text_files import LeftOut, check_size, documents_of
 from extractor.errors import BrokenArtifact, NotFound, SpecError
 from extractor.files import read_json
@@ -53,7 +53,7 @@ def documents(spec: CorpusSpec, source: str, left_out: LeftOut | None = None) ->
     elif source == "prose":
         yield from prose()
     elif source == "generated":
-        yield from programs(spec.generated_programs, spec.seed)
+        yield from generated_programs(spec.generated_programs, spec.seed)
     else:
         yield from documents_of(Path(source), left_out or LeftOut())
 

@@ -37,6 +37,8 @@ MIN_BIGRAM_GAIN = 0.3  # nats per token; a smaller gain of the dense model over 
 def make_model(job: Job, given: GivenModel, corpus: Corpus) -> None:
     """Make model/: copy a sparse model with its known files; bridge a dense one, or convert it where the job prunes it itself."""
     target = job.out / "model"
+    if given.dense is not None:
+        files.write_json(job.work / DENSE_JSON, given.dense.facts)  # a later attempt goes on with this model only
     if given.dense is not None and not job.spec.prunes_dense:
         if not target.is_dir() and not load_from_cache(job):
             bridge(job, given, given.dense, corpus)

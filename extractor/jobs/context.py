@@ -18,11 +18,12 @@ from extractor.data.prompts import TaskBatch, TokenizedTask
 from extractor.data.self_text import sampled_corpus
 from extractor.data.sources import AUTO, NO_DENSE_TO_WRITE, SELF, TextKind, default_sources, sources_of_training
 from extractor.data.text_kind import measure_text_kind
-from extractor.errors import HubUnavailable, NotFound, SpecError
+from extractor.errors import BrokenArtifact, HubUnavailable, NotFound, SpecError
 from extractor.files import read_json, write_json
 from extractor.models.checks import vocab_size_of
 from extractor.models.load import open_dense
-from extractor.models.reference import ModelFolder, open_model
+from extractor.models.reference import BUNDLED, ModelFolder, model_digest, open_model
+from extractor.models.sparse_folder import DENSE_JSON
 from extractor.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -125,6 +126,23 @@ class CircuitRun:
         return {**self.job.seconds.get("", {}), **self.job.seconds.get(self.label, {})}
 
 
+def has_begun(job: Job) -> bool:
+    """Whether an earlier attempt has begun the bridging."""
+    return any(job.work.glob("bridge-*.safetensors")) or (job.out / "model").is_dir()
+
+
+def digest_at_begin(job: Job) -> str | None:
+    """The digest of the dense model that an earlier attempt began with; None where none has begun, or where it is not known.
+
+    The last release wrote down only that of a finished bridging. Its bundled models are the first versions.
+    """
+    for path in (job.out / "model" / DENSE_JSON, job.work / DENSE_JSON):
+        if path.is_file():
+            return read_json(path).get("sha256")
+    first = BUNDLED / f"{job.spec.model}-1"
+    return model_digest(first) if has_begun(job) and first.is_dir() else None
+
+
 class GivenModel:
     """The model that the job's spec names; `dense` is None for a sparse model. `vocab_size`: the tokens that it has embeddings for.
 
@@ -134,9 +152,12 @@ class GivenModel:
     def __init__(self, job: Job):
         spec = job.spec
         assert spec.model is not None  # JobSpec's validator checks it
-        self.folder: ModelFolder = open_model(spec.model)
+        begun = digest_at_begin(job)
+        self.folder: ModelFolder = open_model(spec.model, begun)
         self.tokenizer = load_tokenizer(self.folder.path)
-        self.dense = None if self.folder.is_sparse else open_dense(spec.model, spec.adapter)
+        self.dense = None if self.folder.is_sparse else open_dense(spec.model, spec.adapter, begun)
+        if self.dense and begun not in (None, self.dense.facts["sha256"]):
+            raise BrokenArtifact(f"model {spec.model} has changed since this job began; restore it, or submit the job again")
         self.vocab_size = self.dense.model.config.vocab_size if self.dense else vocab_size_of(self.folder.path)
 
     def corpus(self, job: Job) -> Corpus:
@@ -167,7 +188,7 @@ class GivenModel:
         path = job.work / SOURCES
         if path.is_file():
             return tuple(read_json(path))
-        if not any(job.work.glob("bridge-*.safetensors")) and not (job.out / "model").is_dir():
+        if not has_begun(job):
             return ()
         return default_sources(self._text_kind(), ("generated",))
 

@@ -20,7 +20,7 @@ from extractor.errors import BrokenArtifact, UnsupportedModel, first_line, print
 from extractor.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, FolderFiles, weights_of
 from extractor.models.lora import check_patterns, check_ranks
 from extractor.models.quiet import quiet_transformers
-from extractor.models.reference import AdapterFolder, ModelFolder, open_adapter, open_model
+from extractor.models.reference import AdapterFolder, ModelFolder, model_digest, open_adapter, open_model
 from extractor.models.tensors import integers_in, shapes_in
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def load_dense(source: ModelFolder, adapter: AdapterFolder | None = None) -> Den
         raise UnsupportedModel(f"model in {source.path} is a sparse model, where a dense one is needed")
     model = load_model(source)
     name = source.reference or str(source.path)
-    facts: dict[str, Any] = {"model": name, "sha256": files.digest(source.path, CONFIG, "*.safetensors")}
+    facts: dict[str, Any] = {"model": name, "sha256": model_digest(source.path)}
     facts |= {"adapter": None, "adapter_sha256": None, "merged": False}
     if adapter is not None:
         model = merge_adapter(model, adapter)
@@ -251,6 +251,9 @@ def _sums(model: PreTrainedModel) -> dict[str, tuple[float, float]]:
     return {name: sums(tensor) for name, tensor in model.state_dict().items()}
 
 
-def open_dense(reference: str, adapter: str | None) -> DenseModel:
-    """The dense model of a JobSpec's references with the adapter merged. Raises what `open_model` and `load_dense` raise."""
-    return load_dense(open_model(reference), open_adapter(adapter) if adapter else None)
+def open_dense(reference: str, adapter: str | None, digest: str | None = None) -> DenseModel:
+    """The dense model of a JobSpec's references with the adapter merged. Raises what `open_model` and `load_dense` raise.
+
+    digest: of the model that is meant, where an update of this package may have replaced a bundled one
+    """
+    return load_dense(open_model(reference, digest), open_adapter(adapter) if adapter else None)

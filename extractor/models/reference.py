@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from extractor.errors import BrokenArtifact, HubUnavailable, ModelNotFound, SpecError, UnsupportedModel
+from extractor.files import digest as digest_of
 from extractor.models import hub
 from extractor.models.checks import (
     ADAPTER_CONFIG,
@@ -156,17 +157,31 @@ def inspect_folder(path: Path, reference: str = "") -> ModelFolder:
     return ModelFolder(files.path, model_type, reference)
 
 
-def open_model(reference: str) -> ModelFolder:
-    """The checked local folder of a JobSpec's model, downloaded if it is on the hub.
+def open_model(reference: str, digest: str | None = None) -> ModelFolder:
+    """The checked local folder of a JobSpec's model, downloaded if it is on the hub. digest: see `bundled_folder`.
 
     Raises ModelNotFound, UnsupportedModel, BrokenArtifact.
     """
-    return inspect_folder(local_folder(reference), reference)
+    return inspect_folder(local_folder(reference, digest), reference)
 
 
-def local_folder(reference: str) -> Path:
+def local_folder(reference: str, digest: str | None = None) -> Path:
     """The local folder of a JobSpec's model, not checked, downloaded if it is on the hub. Raises ModelNotFound."""
-    return BUNDLED / reference if _is_bundled(reference) else _local(reference, "model", HUB_FILES)
+    return bundled_folder(reference, digest) if _is_bundled(reference) else _local(reference, "model", HUB_FILES)
+
+
+def bundled_folder(name: str, digest: str | None = None) -> Path:
+    """The folder of a bundled model, or of the earlier version of it that has the files of this digest.
+
+    Earlier versions stay beside it as NAME-1, NAME-2, ..., for results and jobs that began with them.
+    """
+    earlier = sorted(BUNDLED.glob(f"{name}-[0-9]*")) if digest else []
+    return next((folder for folder in earlier if model_digest(folder) == digest), BUNDLED / name)
+
+
+def model_digest(folder: Path) -> str:
+    """What `dense.json` knows a model by: the sha256 over its config and weights."""
+    return digest_of(folder, CONFIG, "*.safetensors")
 
 
 def open_adapter(reference: str) -> AdapterFolder:
@@ -203,12 +218,15 @@ def _of_job(reference: str) -> Path:
     return path
 
 
-def find(reference: str, kind: str) -> tuple[str, Files]:
-    """The pinned form of a reference, and the files it names, not checked yet. Raises ModelNotFound, UnsupportedModel."""
+def find(reference: str, kind: str, digest: str | None = None) -> tuple[str, Files]:
+    """The pinned form of a reference, and the files it names, not checked yet. digest: see `bundled_folder`.
+
+    Raises ModelNotFound, UnsupportedModel.
+    """
     if JOB_MODEL.fullmatch(reference):
         return reference, FolderFiles(_of_job(reference))
     if _is_bundled(reference):
-        return reference, FolderFiles(BUNDLED / reference)
+        return reference, FolderFiles(bundled_folder(reference, digest))
     if _is_folder(reference):
         path = _model_in(Path(os.path.expanduser(reference)).resolve())
         return str(path), FolderFiles(path)

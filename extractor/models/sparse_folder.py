@@ -69,10 +69,10 @@ def copy_sparse(source: Path, target: Path) -> list[str]:
     return sorted({entry.name for entry in source.iterdir()} - {entry.name for entry in target.iterdir()})
 
 
-def dense_of(folder: Path) -> tuple[str, str | None]:
-    """The references of the dense model and its adapter in dense.json. Raises BrokenArtifact."""
+def dense_of(folder: Path) -> tuple[str, str | None, str | None]:
+    """The references of the dense model and its adapter in dense.json, and the model's digest, if it is known. Raises BrokenArtifact."""
     known = _facts(folder)
-    return known["model"], known["adapter"]
+    return known["model"], known["adapter"], known["sha256"]
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _facts(folder: Path) -> dict[str, Any]:
         raise BrokenArtifact(
             f"{folder / DENSE_JSON} does not name the dense model of the bridges; copy the model again, or remove {BRIDGES}/"
         )
-    return {"adapter": None} | known
+    return {"adapter": None, "sha256": None} | known
 
 
 def _check_maps(folder: Path) -> None:
@@ -118,7 +118,7 @@ def _check_dense(folder: Path) -> None:
                 f"{folder / DENSE_JSON} names {reference[:80]!r}, neither a folder nor a commit of a hub model (ID@COMMIT)"
             )
         try:
-            _, others = find(reference, kind)
+            _, others = find(reference, kind, known["sha256"])
         except (ModelNotFound, HubUnavailable):
             continue
         if key == "model":

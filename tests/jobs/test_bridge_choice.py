@@ -18,6 +18,7 @@ from extractor.jobs.request import circuit_job
 from extractor.models.dense.base import wrap_dense
 from extractor.models.dense.start import obstacle
 from extractor.spec.presets import bridge_spec
+from extractor.spec.schema import BridgeSpec
 from worker.batches.batch import Batch, Child
 from worker.batches.request import BatchRequest, plan
 from worker.cli import main
@@ -34,6 +35,13 @@ REASONS = {
     "wide": "has 640 neurons a layer, the sparse model 512 (bridge.model.mlp_ratio=5 would do)",
     "window": "its local attention sees 16 tokens, fewer than the 64",
 }
+
+
+def in_context(positions: int) -> BridgeSpec:
+    """The preset's settings beside a model of so many positions."""
+    spec = bridge_spec("tiny")
+    optim = {"context": positions, "batch": spec.optim.batch * spec.optim.context // positions}
+    return spec.model_copy(update={"optim": spec.optim.model_copy(update=optim)})
 
 
 def saved(folder: Path, name: str, tokenizer_of: Path) -> Path:
@@ -176,15 +184,31 @@ def test_a_batch_takes_the_start_that_suits_each_model(tmp_path: Path, gpt2_fold
         saved(folder, name, gpt2_folder)
     found = plan(BatchRequest((str(folder),), ("quote_close",)), lambda _: None)
     taken = {Path(model.asked).name: model for model in found.selection.taken}
-    assert set(taken) == {"llama", "plain"}
+    assert set(taken) == {"llama", "plain", "short"}
     assert REASONS["llama"] in taken["llama"].from_scratch
     assert taken["plain"].from_scratch == ""
-    (refused,) = found.selection.refused
-    assert "has positions for 32; --set bridge.optim.context=32" in refused.reason
     again = Batch.from_json(found.id, found.to_json())
     for batch in (found, again):
         specs = {Path(child.model.asked).name: batch.spec(child).bridge for child in batch.children}
-        assert specs == {"llama": bridge_spec("tiny", "scratch"), "plain": bridge_spec("tiny")}
+        assert specs == {"llama": bridge_spec("tiny", "scratch"), "plain": bridge_spec("tiny"), "short": in_context(32)}
+
+
+def test_a_model_with_few_positions_is_read_in_more_and_shorter_contexts(tmp_path: Path, gpt2_folder: Path):
+    model, spec = str(saved(tmp_path, "short", gpt2_folder)), in_context(32)
+    assert spec.optim.batch * spec.optim.context == bridge_spec("tiny").optim.batch * bridge_spec("tiny").optim.context
+    assert circuit_job(model, ("quote_close",)).bridge == spec
+    few = circuit_job(model, ("quote_close",), changes={"bridge.optim.batch": "4"}).bridge
+    assert few is not None
+    assert (few.optim.batch, few.optim.context) == (4, 32)
+    with pytest.raises(SpecError, match=r"has positions for 32; --set bridge\.optim\.context=32"):
+        circuit_job(model, ("quote_close",), changes={"bridge.optim.context": "64"})
+
+
+def test_a_chosen_context_is_kept_in_a_batch(tmp_path: Path, gpt2_folder: Path):
+    saved(tmp_path / "models", "short", gpt2_folder)
+    request = BatchRequest((str(tmp_path / "models"),), ("quote_close",), changes=("bridge.optim.context=64",))
+    (refused,) = plan(request, lambda _: None).selection.refused
+    assert "has positions for 32; --set bridge.optim.context=32" in refused.reason
 
 
 def test_where_init_was_given_a_batch_refuses_the_models_that_it_does_not_suit(tmp_path: Path, gpt2_folder: Path):

@@ -77,6 +77,9 @@ class Batch:
     def beside(self, model: ModelDecision) -> JobSpec:
         """The template with this model, and the bridging's settings that suit it."""
         bridge = self.otherwise if model.from_scratch and self.otherwise else self.template.bridge
+        if model.batch and bridge is not None:
+            rows, context = model.batch
+            bridge = bridge.model_copy(update={"optim": bridge.optim.model_copy(update={"batch": rows, "context": context})})
         return self.template.model_copy(update={"model": model.reference, "bridge": bridge})
 
     def _job(self, model: ModelDecision, task: str) -> str:
@@ -88,8 +91,9 @@ class Batch:
         plan |= {"otherwise": None if self.otherwise is None else self.otherwise.model_dump(mode="json")}
         selection = dataclasses.asdict(self.selection)
         for decision in (*selection["taken"], *selection["refused"]):
-            if not decision["from_scratch"]:
-                del decision["from_scratch"]  # workers of earlier releases read such plans
+            for later in ("from_scratch", "batch"):  # workers of earlier releases read plans without these
+                if not decision[later]:
+                    del decision[later]
         return json.dumps(plan | {"selection": selection})
 
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -50,6 +50,7 @@ class ModelDecision:
     asked      its reference in the source            reference   its pinned reference; '' for a rejected model, with a `reason`
     digest     of its weights                         left_out    tasks that its tokenizer cannot express -> why; for local models only
     from_scratch    why its bridging starts from scratch where others start from the dense weights; '' where it does not
+    batch           [sequences, tokens of each] of a step of its bridging, where the model has fewer positions than the preset's context
     """
 
     asked: str
@@ -59,6 +60,7 @@ class ModelDecision:
     left_out: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
     from_scratch: str = ""
+    batch: Sequence[int] = ()
 
     @property
     def is_taken(self) -> bool:
@@ -127,7 +129,9 @@ def judge(candidate: ModelCandidate, rules: Rules, tasks: TaskChoice, bridge: Br
         config, notes = files.json(CONFIG), list[str]()
         settings = bridge.beside(config, False, notes.append)
         left_out = {} if files.folder is None else _left_out(files.folder, tasks, longest_prompt(config, settings))
-        return ModelDecision(candidate.asked, reference, parameters, _digest(files) or reference, left_out, from_scratch="".join(notes))
+        batch = bridge.batch_of(settings)
+        digest = _digest(files) or reference
+        return ModelDecision(candidate.asked, reference, parameters, digest, left_out, from_scratch="".join(notes), batch=batch)
     except ExtractorError as error:
         return ModelDecision(candidate.asked, reason=_one_line(str(error)))
     except Exception as error:  # uploaded models may be broken in any way, and one of them must not end the batch
