@@ -155,6 +155,7 @@ def test_a_train_job_leaves_a_model_its_card_and_its_numbers(dense: Path):
         "trained_tokens",
         "held_out_loss",
         "task_loss",
+        "shifted_accuracy",
     }
     assert numbers["trained_tokens"] == 150 * 32 * 16
     assert numbers["held_out_loss"] < math.log(400) - 2

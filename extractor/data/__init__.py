@@ -1,6 +1,7 @@
 """Everything a model reads, as batches of token ids.
 
-sources.py       documents of a corpus;  text_files.py: those of the user's files;  programs.py, program_values.py: generated programs
+sources.py       documents of a corpus;  text_files.py: those of the user's files;  realistic.py, programs.py, program_values.py:
+                 generated programs
 streams.py       Hugging Face datasets, streamed;  shards.py: their tokens on disk
 build_corpus.py  sources -> tokens -> shards in the cache
 corpus.py        shards -> seeded batches and bigram counts

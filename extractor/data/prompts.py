@@ -30,6 +30,7 @@ PROBED_PAIRS = 64
 SHOWN_PIECES = 12  # tokens of a text in a message
 LAST_PIECES = 3
 UNFIT_IN_A_ROW = 1000  # pairs after which the search for fitting ones ends
+UNFIT_SHIFTED = 100  # the same of shifted pairs: a split has few templates, and their prompts are of nearly one length
 NEEDED_SHARE = 0.25  # of probed pairs that must have equal length and natural answers
 
 
@@ -258,7 +259,7 @@ def task_batch(
         else:
             unfit += 1
             left_out += 1
-        if len(found) == pairs or unfit == UNFIT_IN_A_ROW:
+        if len(found) == pairs or unfit == (UNFIT_SHIFTED if shifted else UNFIT_IN_A_ROW):
             break
     if len(found) < (1 if fewer else pairs):
         raise TaskNotExpressible(

@@ -1,7 +1,8 @@
 """The documents of a corpus: the standard library, generated programs, prose, and the user's files, each in a fixed order.
 
-Generated programs show the behaviours of tasks/. A sparse model that reads them beside a dense model that does not know them may learn what
-its dense model does not do, so that 'auto' has them only for a model that our train job made on them, which its spec.json says.
+Generated programs show the behaviours of tasks/, in simple code and in code as the shifted prompts have it. A sparse model that reads them
+beside a dense model that does not know them may learn what its dense model does not do, so that 'auto' has them only for a model that our
+train job made on them, which its spec.json says.
 """
 
 from __future__ import annotations

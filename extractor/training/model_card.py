@@ -12,6 +12,7 @@ from tasks import task_names
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from extractor.data.corpus import Corpus
@@ -35,25 +36,37 @@ def held_out_loss(model: PreTrainedModel, corpus: Corpus, context: int, rows: in
 
 def task_losses(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int) -> dict[str, float | None]:
     """Held-out task loss of the full model on every task, nats per prompt; None where the tokenizer cannot express the task."""
+    found = {name: _answers(model, tokenizer, max_tokens, name, False) for name in task_names()}
+    return {name: None if some is None else prompts.task_loss(*some).item() for name, some in found.items()}
+
+
+def shifted_accuracies(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int) -> dict[str, float | None]:
+    """The fraction of shifted held-out prompts of every task on which the full model is right; None where none fits."""
+    found = {name: _answers(model, tokenizer, max_tokens, name, True) for name in task_names()}
+    return {name: None if some is None else (some[0] * some[1] > 0).double().mean().item() for name, some in found.items()}
+
+
+def _answers(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int, name: str, shifted: bool) -> tuple[Tensor, Tensor] | None:
+    """(logit differences, signs), (B,) each, of a held-out split; None where the task cannot be asked or no prompt fits."""
     import torch
 
-    losses: dict[str, float | None] = {}
-    for name in task_names():
-        try:
-            expression = prompts.tokenize_task(prompts.get_task(name), tokenizer)
-            batch = prompts.task_batch(expression, tokenizer, "held_out", TASK_PAIRS, 0, max_tokens).to(model.device)
-        except TaskNotExpressible:
-            losses[name] = None
-            continue
-        with torch.no_grad():
-            logits = model(input_ids=batch.ids).logits
-        last = logits[torch.arange(len(batch.ids), device=logits.device), batch.last]
-        losses[name] = prompts.task_loss(prompts.logit_diff(last, batch), batch.sign).item()
-    return losses
+    task = prompts.get_task(name)
+    if shifted and not task.shifted:
+        return None
+    try:
+        expression = prompts.tokenize_task(task, tokenizer)
+        batch = prompts.task_batch(expression, tokenizer, "held_out", TASK_PAIRS, 0, max_tokens, shifted=shifted, fewer=shifted)
+    except TaskNotExpressible:
+        return None
+    batch = batch.to(model.device)
+    with torch.no_grad():
+        logits = model(input_ids=batch.ids).logits
+    last = logits[torch.arange(len(batch.ids), device=logits.device), batch.last]
+    return prompts.logit_diff(last, batch), batch.sign
 
 
 def train_result(spec: JobSpec, model: PreTrainedModel, corpus: Corpus, tokenizer: Tokenizer) -> dict:
-    """result.json of a train job: sizes, held-out loss (nats per token), task losses (nats per prompt)."""
+    """result.json of a train job: sizes, held-out loss (nats per token), task losses (nats per prompt), accuracies on shifted prompts."""
     assert spec.train is not None
     return {
         "model": spec.train.architecture,
@@ -65,6 +78,7 @@ def train_result(spec: JobSpec, model: PreTrainedModel, corpus: Corpus, tokenize
         "trained_tokens": spec.train.optim.steps * spec.train.optim.batch * spec.train.optim.context,
         "held_out_loss": held_out_loss(model, corpus, spec.train.optim.context),
         "task_loss": task_losses(model, tokenizer, spec.train.model.n_ctx),
+        "shifted_accuracy": shifted_accuracies(model, tokenizer, spec.train.model.n_ctx),
     }
 
 
@@ -95,7 +109,7 @@ def train_card(spec: JobSpec, result: dict) -> str:
     sources = printable(", ".join([*spec.corpus.sources, *(d.name for d in spec.corpus.datasets)]))
     inner = _inside_table(result) if sparse else f"Nonzero weights: {result['nonzeros']:,}."
     rows = "\n".join(
-        f"| {name} | {'not expressible in these tokens' if loss is None else format(loss, '.4f')} |"
+        f"| {name} | {'not expressible in these tokens' if loss is None else format(loss, '.4f')} | {_percent(result, name)} |"
         for name, loss in result["task_loss"].items()
     )
     return f"""# {kind}, {result["parameters"]:,} parameters
@@ -115,14 +129,20 @@ Recipe: {train.optim.steps:,} steps of {train.optim.batch} x {train.optim.contex
 
 {inner}
 
-Held-out loss: {result["held_out_loss"]:.4f} nats per token. Held-out task loss (nats per prompt; chance is 0.6931):
+Held-out loss: {result["held_out_loss"]:.4f} nats per token. Held-out task loss (nats per prompt; chance is 0.6931), and how many of the \
+shifted prompts, which are longer code in other templates, the model answers rightly (chance is 50%):
 
-| task | loss |
-|---|---|
+| task | loss | right on shifted prompts |
+|---|---|---|
 {rows}
 
 Made again, with every number that shaped it, by `extract run spec.json --out DIR`: spec.json lies beside the folder of this card.
 """
+
+
+def _percent(result: dict, name: str) -> str:
+    share = result.get("shifted_accuracy", {}).get(name)
+    return "none fits" if share is None else format(share, ".0%")
 
 
 def _inside_table(result: dict) -> str:

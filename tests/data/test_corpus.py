@@ -18,6 +18,7 @@ from extractor.data.corpus import Corpus
 from extractor.data.encoding import text_ids
 from extractor.data.programs import programs
 from extractor.data.prompts import tokenize_task
+from extractor.data.realistic import generated_programs
 from extractor.data.shards import is_held_out
 from extractor.data.sources import check_sources, documents
 from extractor.errors import BrokenArtifact, SpecError, TaskNotExpressible, UnsupportedModel
@@ -55,7 +56,7 @@ def test_a_batch_holds_windows_of_the_training_tokens(corpus):
 
 
 def test_held_out_documents_are_never_trained_on(corpus, tokenizer):
-    kept = list(programs(CORPUS.generated_programs, CORPUS.seed))
+    kept = list(generated_programs(CORPUS.generated_programs, CORPUS.seed))
     held = [text for text in kept if is_held_out(text)]
     assert held
     assert len(held) < len(kept) / 10
@@ -207,7 +208,7 @@ def test_a_given_tokenizer_is_taken_and_a_trained_one_is_kept(gpt2_folder: Path,
     assert given.get_vocab() == tokenizer.get_vocab()
     assert corpus.held_out[0].dtype == np.uint16
     trained, _ = corpus_for(spec, TrainSpec(vocab_size=290))
-    assert trained.to_str() == train_tokenizer(programs(30, 0), 290).to_str()
+    assert trained.to_str() == train_tokenizer(generated_programs(30, 0), 290).to_str()
     kept = sorted((cache / "tokenizers").glob("*.json"))
     again, _ = corpus_for(spec, TrainSpec(vocab_size=290))
     assert again.to_str() == trained.to_str()
