@@ -12,6 +12,7 @@ import io
 import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -51,7 +52,7 @@ def settings(parts: Mapping[str, BaseModel]) -> list[Setting]:
 
 def _settings(spec: BaseModel, prefix: str) -> Iterator[Setting]:
     meanings, about = _comments(type(spec)), inspect.getdoc(type(spec)) or ""
-    properties = type(spec).model_json_schema()["properties"]
+    properties = _properties(type(spec))
     for name in type(spec).model_fields:
         value = getattr(spec, name)
         if isinstance(value, BaseModel):
@@ -60,6 +61,14 @@ def _settings(spec: BaseModel, prefix: str) -> Iterator[Setting]:
             yield Setting(f"{prefix}{name}", value, _kind(properties[name]), meanings.get(name, ""), about.splitlines()[0])
 
 
+@cache
+def _properties(cls: type[BaseModel]) -> dict[str, Any]:
+    """Field -> its JSON schema."""
+    found: dict[str, Any] = cls.model_json_schema()["properties"]
+    return found
+
+
+@cache
 def _comments(cls: type) -> dict[str, str]:
     """Field -> the comment on its line, from the class's source."""
     source = inspect.getsource(cls)
@@ -115,7 +124,7 @@ def checked_spec(cls: type[S], content: Mapping[str, Any], given: Mapping[str, A
 
 def _read(cls: type[BaseModel], name: str, text: str) -> Any:
     """Text as a value that pydantic can validate for a field; invalid text is passed on, so that pydantic rejects it."""
-    kinds = cls.model_json_schema()["properties"][name]
+    kinds = _properties(cls)[name]
     options = [kinds, *kinds.get("anyOf", [])]
     if text.lower() in ("none", "null") and any(option.get("type") == "null" for option in options):
         return None
@@ -129,7 +138,7 @@ def _read(cls: type[BaseModel], name: str, text: str) -> Any:
 
 def split_changes(changes: Mapping[str, str], parts: Mapping[str, BaseModel] = TRAIN) -> dict[str, dict[str, str]]:
     """Part of a job -> its changes; checks the names. Raises SpecError with close matches for an unknown name."""
-    known = [setting.name for setting in settings(parts)]
+    known = [setting.name for setting in settings(parts)] if changes else []
     found: dict[str, dict[str, str]] = {part: {} for part in parts}
     command = "train" if "" in parts else "submit"
     for name, text in changes.items():

@@ -60,12 +60,13 @@ def test_the_circuit_of_a_tuned_model_does_what_the_tuning_taught(tmp_path: Path
     make_lora(tmp_path / "lora")
     # Half of all weights and an eighth of the steps: a sparse model that is close enough soon, with a larger circuit than the preset's. It
     # does the task less well than the preset's, too, and so the target is a wider one.
-    quick = {"bridge.optim.steps": "140", "bridge.sparsity.weight_frac": "0.5", "prune.steps": "60", "prune.held_out_pairs": "256"}
+    quick = {"bridge.optim.steps": "110", "bridge.sparsity.weight_frac": "0.5", "prune.steps": "60", "prune.held_out_pairs": "128"}
     # So few pairs say little of others: a wide margin.
-    quick |= {"prune.select_pairs": "256", "prune.margin": "0.1", "prune.trial_pairs": "48", "prune.pairs": "32"}
+    quick |= {"prune.select_pairs": "128", "prune.margin": "0.1", "prune.trial_pairs": "48", "prune.pairs": "32"}
     quick |= {"prune.mean_tokens": "8192", "prune.granularity": "node", "prune.trials": "2", "prune.population": "2"}
-    quick |= {"bridge.optim.batch": "12", "corpus.generated_programs": "1000"}
-    spec = circuit_job("python-tiny", (TASK,), adapter=str(tmp_path / "lora"), labels="model", changes=quick, target_loss=0.3)
+    quick |= {"bridge.optim.batch": "12", "bridge.optim.context": "32", "corpus.generated_programs": "300"}
+    adapter, corpus = str(tmp_path / "lora"), ("generated",)
+    spec = circuit_job("python-tiny", (TASK,), adapter=adapter, labels="model", changes=quick, target_loss=0.3, corpus=corpus)
     run_job(spec, tmp_path / "out", threads=1)
     torch.set_num_threads(threads)
 

@@ -217,26 +217,35 @@ class CounterfactualRun:
     @torch.no_grad()
     def plain_logits(self) -> Tensor:
         """The dense model's logits (B, V) after each presented prompt, without an edit."""
-        return self._unembed(self.residuals[-1])
+        return self.pair.dense.unembed(self._at_ends(self.residuals[-1])[:, 0])
 
     @torch.no_grad()
     def logits(self, edit: ResidualEdit | Sequence[ResidualEdit], strength: float = 1.0) -> Tensor:
-        """The dense model's logits (B, V) after each presented prompt, with the edit, or with several. Disabled adapters leave them out."""
-        edits = [edit] if isinstance(edit, ResidualEdit) else list(edit)
-        at = {way: {one.site: sum(e.of(strength) for e in edits if (e.site, e.way) == (one.site, way)) for one in edits} for way in WAYS}
-        first = min(one.site for one in edits)
-        h = self.residuals[first]
-        for index in range(first, len(self.pair.sites)):
-            site, moved, read = self.pair.sites[index], at["stream"].get(index, 0), at["read"].get(index, 0)
-            if isinstance(moved, Tensor) and not site.disable_adapters:
-                h = h + moved
-            if index < self.pair.dense.n_sublayers:
-                with site.steered(read) if isinstance(read, Tensor) else nullcontext():
-                    h = self.pair.dense.sublayer(index, h, self.context)
-        return self._unembed(h)
+        """The dense model's logits (B, V) after each presented prompt, with the edit, or with several. Disabled adapters leave them out.
 
-    def _unembed(self, h: Tensor) -> Tensor:
-        return self.pair.dense.unembed(h[torch.arange(len(h), device=h.device), self.last])
+        The last sublayer is an MLP, which reads each token alone: only the last tokens are needed there.
+        """
+        edits = [edit] if isinstance(edit, ResidualEdit) else list(edit)
+        at: dict[tuple[int, Way], Tensor] = {}
+        for one in edits:
+            key, change = (one.site, one.way), one.of(strength)
+            at[key] = at[key] + change if key in at else change
+        first, final = min(one.site for one in edits), self.pair.dense.n_sublayers
+        h = self.residuals[first]
+        for index in range(first, final + 1):
+            site, moved, read = self.pair.sites[index], at.get((index, "stream")), at.get((index, "read"))
+            if moved is not None and not site.disable_adapters:
+                h = h + moved if h.shape[1] == moved.shape[1] else h + self._at_ends(moved)
+            if index == final - 1:
+                h, read = self._at_ends(h), None if read is None else self._at_ends(read)
+            if index < final:
+                with nullcontext() if read is None else site.steered(read):
+                    h = self.pair.dense.sublayer(index, h, self.context)
+        return self.pair.dense.unembed((h if first < final else self._at_ends(h))[:, 0])
+
+    def _at_ends(self, values: Tensor) -> Tensor:
+        """Values (B, T, D) at each prompt's last token, (B, 1, D)."""
+        return values[torch.arange(len(values), device=values.device), self.last][:, None]
 
 
 def random_directions(edit: ResidualEdit, draws: int, seed: int) -> list[ResidualEdit]:
