@@ -169,7 +169,7 @@ def measured(result: Path) -> dict[str, Tensor]:
     ids, last, rows = held_out["ids"][:4], held_out["last"][:4], torch.arange(4)
     circuit = CompiledCircuit.load(result / "circuits" / TASK)
     sparse = AutoModelForCausalLM.from_pretrained(result / "model").eval()
-    dense = AutoModelForCausalLM.from_pretrained(bundled("python-tiny")).eval()
+    dense = AutoModelForCausalLM.from_pretrained(bundled("python-tiny-1")).eval()
     found = {"ids": ids, "last": last, "margins": circuit(ids, last), "all_margins": circuit(held_out["ids"], held_out["last"])}
     points = [f"blocks.{layer}.hook_resid_{place}" for layer in range(2) for place in ("pre", "mid")] + ["blocks.1.hook_resid_post"]
     with sparse.record(points) as seen:

@@ -87,12 +87,12 @@ def bridge_spec(preset: str, init: str | None = None) -> BridgeSpec:
             # From dense weights, AbsTopK of half the channels costs a tenth of the KL explained and makes circuits no smaller (RESULTS.md).
             model=SparseModelSpec(activation_frac=1.0 if start == "dense" else 0.5),
             sparsity=SparsitySpec.model_validate({"weight_frac": 0.2, "embedding_frac": 0.4, **anneal}),
-            optim=OptimSpec.model_validate({"batch": 18, "context": 64, "eps": 0.03, "warmup": 0.03, **rate}),
+            optim=OptimSpec.model_validate({"batch": 9, "context": 128, "eps": 0.03, "warmup": 0.03, **rate}),
             encoder_frac=1.0,
             ce_coef=0.0,
             kl_plain_coef=2.0,
             crossing_share=0.42,
-            focus=0.5,
+            focus=1.0,
             focus_coef=0.1,
         )
     shape, sparsity, optim = {

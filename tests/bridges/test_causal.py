@@ -32,8 +32,8 @@ NODES = (*NODES, "1.attn.act_in.40", "1.attn.act_in.7", "1.mlp.post_act.2", "1.m
 
 @pytest.fixture(scope="module")
 def exact() -> BridgedPair:
-    """python-tiny and a sparse model that is the same function, with bridges that are exact."""
-    found = new_pair(load_dense(open_model("python-tiny")), EXACT, 0)
+    """python-tiny-1, of which NODES are chosen, and a sparse model that is the same function, with bridges that are exact."""
+    found = new_pair(load_dense(open_model("python-tiny-1")), EXACT, 0)
     ids = torch.randint(1024, (8, 16), generator=torch.Generator().manual_seed(9))
     start_from_dense(found, [h.flatten(0, 1) for h in residuals(found.dense, ids)])
     for site in found.sites:
@@ -45,7 +45,7 @@ def exact() -> BridgedPair:
 
 @pytest.fixture(scope="module")
 def batches() -> dict[str, TaskBatch]:
-    tokenizer = load_tokenizer(BUNDLED / "python-tiny")
+    tokenizer = load_tokenizer(BUNDLED / "python-tiny-1")
     expression = check_expressible(find_task("quote_close"), tokenizer)
     return {split: task_batch(expression, tokenizer, split, 24, 0, 48) for split in ("select", "held_out")}
 

@@ -33,7 +33,7 @@ REASONS = {
     "scaled": "does not divide scores by the root",
     "crossed": "its blocks have cross-attention",
     "wide": "has 640 neurons a layer, the sparse model 512 (bridge.model.mlp_ratio=5 would do)",
-    "window": "its local attention sees 16 tokens, fewer than the 64",
+    "window": "its local attention sees 16 tokens, fewer than the 128",
 }
 
 
@@ -121,7 +121,7 @@ def test_what_the_changes_make_impossible_is_refused_too(changes: dict[str, str]
 
 def test_a_sparse_model_has_whole_heads_of_the_dense_models_width():
     """96 channels in 4 heads of 24: the preset's 128 channels would not be whole heads."""
-    config = {"model_type": "gpt2", "n_embd": 96, "n_head": 4, "n_layer": 1, "n_positions": 64, "vocab_size": 50}
+    config = {"model_type": "gpt2", "n_embd": 96, "n_head": 4, "n_layer": 1, "n_positions": 128, "vocab_size": 50}
     shape = bridging_cost(config, bridge_spec("tiny")).spec.model
     assert (shape.d_head, shape.d_model) == (24, 144)
 
