@@ -21,6 +21,7 @@ _PATHS = (  # variables that name a file or folder
     *("EXTRACT_STATE_DIR", "EXTRACT_ROOT", "EXTRACT_CACHE_DIR", "EXTRACT_REDIS_URL_FILE", "XDG_STATE_HOME", "XDG_CACHE_HOME"),
     *("XDG_RUNTIME_DIR", "HF_HOME", "HF_HUB_CACHE", "HOME", "TMPDIR"),
 )
+MAX_SECRET_BYTES = 1 << 16  # of a file that holds an address
 NO_HOME = Path("/dev/null/no-home")  # stands for the home of a user who has none; nothing can be created below it
 
 
@@ -100,6 +101,7 @@ def child_env() -> dict[str, str]:
     if PROJECT.name not in ("site-packages", "dist-packages") or any(map(_hides, paths)):
         env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(PROJECT), *paths]))
     env["PYTHONUNBUFFERED"] = "1"
+    env.pop("PYTHONOPTIMIZE", None)  # 2 removes docstrings, without which transformers does not load
     return env
 
 
@@ -135,7 +137,10 @@ def _root(env: Mapping[str, str], state_dir: Path) -> tuple[Path, str | None]:
     """The folder in which jobs run, and the URL of the storage, None without storage."""
     text = env.get("EXTRACT_ROOT") or ""
     if "://" not in text:
-        return _path(env, "EXTRACT_ROOT") if text else state_dir / "jobs", None
+        root = _path(env, "EXTRACT_ROOT") if text else state_dir / "jobs"
+        if text and os.path.exists(root) and not os.path.isdir(root):
+            raise UsageError(f"EXTRACT_ROOT={text!r} is a file; write a folder, or a URL such as s3://bucket/prefix")
+        return root, None
     try:
         parts = urlsplit(text)
         has_secret, has_place = parts.password is not None, bool(parts.netloc or parts.path.strip("/"))
@@ -147,7 +152,18 @@ def _root(env: Mapping[str, str], state_dir: Path) -> tuple[Path, str | None]:
         raise UsageError(f"EXTRACT_ROOT={text!r} is not a place for jobs; write a folder, or a URL such as s3://bucket/prefix")
     if parts.scheme == "memory":
         raise UsageError("EXTRACT_ROOT=memory:// would be lost with each process; write a folder, or a URL such as s3://bucket/prefix")
+    if parts.scheme in ("http", "https") or not _is_known(parts.scheme):
+        raise UsageError(f"EXTRACT_ROOT={text!r} is no storage that can be written; write a folder, or a URL such as s3://bucket/prefix")
     return state_dir / "scratch", text.rstrip("/")
+
+
+def _is_known(scheme: str) -> bool:
+    """Whether fsspec has a file system of this name. It is asked of uncommon ones only: the import takes time."""
+    if scheme in ("file", "s3", "gs", "abfs", "az"):
+        return True
+    from fsspec.registry import known_implementations, registry
+
+    return scheme in known_implementations or scheme in registry
 
 
 def _secret(env: Mapping[str, str], name: str) -> str | None:
@@ -156,9 +172,13 @@ def _secret(env: Mapping[str, str], name: str) -> str | None:
     if env.get(name) or not path:
         return env.get(name) or None
     try:
-        text = Path(path).read_text(encoding="utf-8").strip()
+        with open(path, "rb") as file:  # which may be a pipe
+            content = file.read(MAX_SECRET_BYTES + 1)
+        text = content.decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{name}_FILE={path!r} cannot be read ({getattr(error, 'strerror', 'not text')}); correct or unset it") from None
+    if len(content) > MAX_SECRET_BYTES:
+        raise UsageError(f"{name}_FILE={path!r} has more than {MAX_SECRET_BYTES:,} bytes, it is no address; correct or unset it")
     if not text:
         raise UsageError(f"{name}_FILE={path!r} is empty; write the address into it, or unset it")
     return text

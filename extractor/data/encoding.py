@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from extractor.errors import UnsupportedModel, first_line
-from extractor.models.tokenizer import END_OF_TEXT
+from extractor.models.tokenizer import END_OF_TEXT, SIMPLER
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -55,10 +55,11 @@ def encoded_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding]:
 def _one_error(text: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise UnsupportedModel(
-            f"the tokenizer cannot write {text}: {first_line(error)}; give it a token for what it does not know, or choose other text"
-        ) from None
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:  # tokenizers raises nothing more specific, and for a panic in its Rust code a BaseException
+        remedy = "give it a token for what it does not know, or choose other text" if isinstance(error, Exception) else SIMPLER
+        raise UnsupportedModel(f"the tokenizer cannot write {text}: {first_line(error)}; {remedy}") from None
 
 
 def document_marks(tokenizer: Tokenizer, vocab_size: int | None = None) -> TextMarks:

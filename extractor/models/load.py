@@ -80,7 +80,7 @@ def load_model(source: ModelFolder) -> PreTrainedModel:
                 ignore_mismatched_sizes=True,  # refused below, by name
             )
     except Exception as error:  # transformers raises many kinds; each means that these files are not a usable model
-        raise BrokenArtifact(f"model in {source.path} cannot be loaded: {first_line(error)}") from None
+        raise BrokenArtifact(f"model in {source.path} cannot be loaded: {_in_a_line(error)}; correct its files") from None
     model, info = loaded
     if info["mismatched_keys"]:
         name, found, needed = min((str(name), tuple(found), tuple(needed)) for name, found, needed in info["mismatched_keys"])
@@ -94,7 +94,23 @@ def load_model(source: ModelFolder) -> PreTrainedModel:
     _refuse_left_out(source.path, map(str, info["unexpected_keys"]), model.config.num_hidden_layers)
     _refuse_integers(source.path)
     check_finite(model, f"model in {source.path}")
+    _check_predictions(model, f"model in {source.path}")
     return model
+
+
+def _in_a_line(error: Exception) -> str:
+    """All lines of a message in one, without repeated spaces, at most 300 characters: the first may name a field only."""
+    text = printable(" ".join(str(error).split()))[:300]
+    return f"{type(error).__name__}: {text}" if " " not in text else text
+
+
+@torch.no_grad()
+def _check_predictions(model: PreTrainedModel, label: str) -> None:
+    """Raise BrokenArtifact where finite weights predict no numbers: they are too large, or the config has a number that spoils them."""
+    size, positions = model.config.vocab_size, getattr(model.config, "max_position_embeddings", None) or PROBED_TOKENS
+    logits = model.eval()(input_ids=torch.arange(min(size, positions, PROBED_TOKENS))[None]).logits
+    if not logits.isfinite().all():
+        raise BrokenArtifact(f"{label} predicts no numbers, though its weights are finite: correct them, or the numbers in its {CONFIG}")
 
 
 def _refuse_integers(folder: Path) -> None:

@@ -16,6 +16,13 @@ MAX_VOCABULARY = 1 << 22
 MAX_POSITIONS = 1 << 24
 MAX_LABELS = 1 << 20  # transformers makes a name for each, also where the model has no use for them
 MAX_BIGRAM = 1 << 16  # entries per row, or rank
+REALS = {
+    "layer_norm_epsilon": (0.0, 1.0),
+    "layer_norm_eps": (0.0, 1.0),
+    "rms_norm_eps": (0.0, 1.0),
+    "rope_theta": (1e-6, 1e12),
+    "factor": (1e-6, 1e6),
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class DenseShape:
         sizes = _Sizes(config, model)
         sizes.read("num_labels", most=MAX_LABELS, least=0, default=0)
         sizes.read_repeats("attention_types", most=MAX_LAYERS)
+        sizes.check_reals()
         width = sizes.read("n_embd", "hidden_size", "d_model", most=MAX_WIDTH)
         heads = sizes.read("n_head", "num_heads", "num_attention_heads", most=MAX_WIDTH)
         layers = sizes.read("n_layer", "num_layers", "num_hidden_layers", most=MAX_LAYERS)
@@ -111,6 +119,21 @@ class _Sizes:
         if default is None:
             raise UnsupportedModel(f"{self.model} has no {names[-1]} in its config.json; save the model again with transformers")
         return default
+
+    def check_reals(self) -> None:
+        """Raise UnsupportedModel for an epsilon or a rotary setting with which predictions are no numbers."""
+        places = {"": self.config} | {f"{name}.": self.config.get(name) for name in ("rope_parameters", "rope_scaling")}
+        for prefix, place in places.items():
+            if not isinstance(place, Mapping):
+                continue
+            for name, (least, most) in REALS.items():
+                value = place.get(name)
+                if value is None or (type(value) in (int, float) and least <= value <= most):
+                    continue
+                raise UnsupportedModel(
+                    f"{self.model} has {prefix}{name} {repr(value)[:40]} in its config.json, no number from {least:g} to {most:g}; "
+                    "correct the config"
+                )
 
     def read_repeats(self, name: str, most: int) -> None:
         """Raise UnsupportedModel where GPT-Neo's [[kinds, times], ...] repeats kinds of attention more often than there can be layers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
+LONG_TEXTS = ("a" * 60 + "_ 1", "ab_ " * 20 + "1\n" + " " * 60 + "x", "=" * 60 + "7" * 60 + ".")
+SIMPLER = "write the patterns in its tokenizer.json more simply"
+_STDERR = threading.Lock()  # descriptor 2 is one for all threads
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -68,8 +72,38 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     found = read_tokenizer_files(folder)
     with _one_error(folder):
         if found.is_complete:
-            return _for_tokens(Tokenizer.from_file(str(folder / WHOLE)))
-        return _for_tokens(_made_by_transformers(found).backend_tokenizer)
+            tokenizer = _for_tokens(Tokenizer.from_file(str(folder / WHOLE)))
+        else:
+            tokenizer = _for_tokens(_made_by_transformers(found).backend_tokenizer)
+        _check_patterns(tokenizer)
+        return tokenizer
+
+
+def _check_patterns(tokenizer: Tokenizer) -> None:
+    """Raise UnsupportedModel where a regular expression of the tokenizer ends in a panic of its Rust code, on long words and lines."""
+    for text in LONG_TEXTS:
+        try:
+            with _without_stderr():
+                tokenizer.encode(text)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except Exception:  # a text that it has no tokens for
+            continue
+        except BaseException as panic:
+            raise UnsupportedModel(f"the tokenizer cannot write {text[:20]!r}...: {first_line(panic)}; {SIMPLER}") from None
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Discard what is written to stderr meanwhile: a panic of Rust code writes its own story there."""
+    with _STDERR, open(os.devnull, "wb") as nowhere:
+        kept = os.dup(2)
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _for_tokens(tokenizer: Tokenizer) -> Tokenizer:

@@ -23,7 +23,7 @@ _PAPER_OPTIM = OptimSpec(steps=100_000, batch=512, context=256, decay_order="aft
 
 
 def train_spec(preset: str, architecture: str) -> TrainSpec:
-    """Training from scratch: a sparse model, or a GPT-2 with architecture 'gpt2' (in `tiny`, the recipe of the bundled python-tiny)."""
+    """Training from scratch: a sparse model, or a GPT-2 with architecture 'gpt2' (in `tiny`, the recipe of the bundled python-tiny-1)."""
     if architecture == "gpt2":
         return TrainSpec(
             architecture="gpt2",

@@ -15,7 +15,7 @@ from extractor.training.model_card import shifted_accuracies, task_losses
 
 FOLDER = open_model("python-tiny").path
 KNOWN = 18  # tasks of the twenty; all of them when it was made
-SHIFTED = 12  # tasks of the twenty with 95 % of the shifted held-out prompts right
+SHIFTED = 13  # tasks of the twenty with 95 % of the shifted held-out prompts right
 CARD = (FOLDER / "README.md").read_text()
 
 

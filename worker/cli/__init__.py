@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # a locale that has no letter for a bar or a name must not end a command
     try:
         _check_text(arguments)
+        _check_place()
         code = group.main(arguments, prog_name="extract", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -111,6 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, ValueError):
         _discard(sys.stdout)  # else Python tries again at its end, and exits with 120
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _check_place() -> None:
+    """Refuse a current folder that no longer exists: libraries fail there in their own words. Raises UsageError."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(f"the current folder cannot be used ({error.strerror}); change to another one") from None
 
 
 def _check_text(arguments: Sequence[str]) -> None:
