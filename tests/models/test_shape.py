@@ -263,3 +263,39 @@ def test_attention_that_this_machine_may_lack_is_computed_by_torch(copy: Path, f
 def test_eager_attention_stays_eager(copy: Path):
     change(copy, attn_implementation="eager")
     assert load(copy).config._attn_implementation == "eager"
+
+
+NO_NUMBERS = [
+    (GPT2, {"layer_norm_epsilon": float("nan")}),
+    (GPT2, {"layer_norm_epsilon": -1.0}),
+    (GPT2, {"layer_norm_epsilon": "x"}),
+    (LLAMA, {"rms_norm_eps": float("nan")}),
+    (LLAMA, {"rms_norm_eps": -1}),
+    (LLAMA, {"rope_theta": 0}),
+    (LLAMA, {"rope_parameters": {"rope_theta": -5.0, "rope_type": "default"}}),
+    (LLAMA, {"rope_parameters": {"rope_theta": float("nan")}}),
+    (LLAMA, {"rope_scaling": {"type": "linear", "factor": 0}}),
+]
+
+
+@pytest.mark.parametrize(("config", "changes"), NO_NUMBERS, ids=lambda facts: str(facts)[:40])
+def test_a_config_whose_predictions_are_no_numbers_is_refused_with_the_field(config: dict, changes: dict):
+    with pytest.raises(UnsupportedModel, match=r"in its config\.json, no number from .* to .*; correct the config"):
+        DenseShape.of(config | {"intermediate_size": 16} | changes)
+    DenseShape.of(config | {"intermediate_size": 16, "rope_scaling": None, "layer_norm_epsilon": 1e-5})
+
+
+@pytest.mark.parametrize("name", ["transformer.wte.weight", "transformer.h.0.mlp.c_fc.weight"])
+def test_finite_weights_that_predict_no_numbers_are_refused(copy: Path, name: str):
+    weights = load_file(copy / "model.safetensors")
+    weights[name].fill_(3e38)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert "predicts no numbers, though its weights are finite" in refused(copy, BrokenArtifact)
+
+
+def test_what_transformers_says_of_a_config_names_the_field_and_the_value(copy: Path):
+    change(copy, tie_word_embeddings="yes")
+    text = refused(copy, BrokenArtifact)
+    assert "tie_word_embeddings" in text
+    assert "'yes'" in text
+    assert "correct its files" in text

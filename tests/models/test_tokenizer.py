@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tokenizer_zoo as zoo
 from tokenizer_zoo import ZOO
 
-from extractor.data.encoding import marks_of, text_ids
+from extractor.data.encoding import encoded, marks_of, text_ids
 from extractor.errors import BrokenArtifact, ExtractorError, UnsupportedModel
 from extractor.models.tokenizer import copy_tokenizer, load_tokenizer, save_tokenizer
 from extractor.models.tokenizer_files import TOKENIZER_FILES
@@ -207,3 +209,34 @@ def test_what_is_downloaded_is_what_a_tokenizer_is_made_from():
         assert any(fnmatch(name, pattern) for pattern in HUB_FILES)
     for name in ("tokenizer.model", "tokenizer_padding.bin", "spiece.model", "tokenizer.py"):
         assert not any(fnmatch(name, pattern) for pattern in HUB_FILES)
+
+
+SLOW = [r"(([a-z_ ]+)+)+#$", r"(([a-z]+)+)+#$"]
+
+
+@pytest.mark.parametrize("pattern", SLOW)
+def test_a_pattern_that_ends_in_a_panic_is_refused_in_one_line(pattern: str, gpt2_folder: Path, tmp_path: Path, capfd):
+    folder = Path(shutil.copytree(gpt2_folder, tmp_path / "model"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, content["pre_tokenizer"]]}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    capfd.readouterr()
+    with pytest.raises(
+        UnsupportedModel, match=r"^the tokenizer cannot write .*retry-limit.*; write the patterns in its tokenizer\.json"
+    ) as caught:
+        load_tokenizer(folder)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == "", "the panic's own story"
+
+
+def test_a_text_that_ends_in_a_panic_is_one_line_too(tokenizer):
+    class Panics:
+        def encode(self, _text: str) -> None:
+            raise Panic("Onig: retry-limit-in-match over")
+
+    class Panic(BaseException):
+        """pyo3's is no Exception either."""
+
+    with pytest.raises(UnsupportedModel, match=r"cannot write the text 'x': Onig: retry-limit.*; write the patterns"):
+        encoded(Panics(), "x")  # type: ignore[arg-type]

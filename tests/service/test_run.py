@@ -165,6 +165,21 @@ def test_the_engine_is_not_told_the_password_of_redis(machine, monkeypatch):
     assert not any("hunter2-b7e1" in value for value in engine._engine_env().values())
 
 
+def test_the_engine_keeps_its_docstrings(monkeypatch):
+    """transformers reads docstrings while it is loaded, and PYTHONOPTIMIZE=2 removes them."""
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    assert "PYTHONOPTIMIZE" not in engine._engine_env()
+
+
+def test_a_current_folder_that_is_gone_is_one_line(machine, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    answer = machine.extract("submit", "--model", "python-tiny", "--task", "quote_close", "--dry-run")
+    assert (answer.code, answer.err) == (2, "error: the current folder cannot be used (No such file or directory); change to another one\n")
+
+
 def test_events_arrive_in_order_and_none_is_missing(machine):
     machine.plan(steps=3, seconds=0, chatter=2000)
     spec = machine.home / "train.json"

@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from extractor.errors import BrokenArtifact, NotFound, SpecError
 from extractor.files import read_json
 from extractor.models.checks import FolderFiles
-from extractor.spec.schema import read_job
+from extractor.spec.schema import OptimSpec, read_job
 
 
 def refused(path: Path) -> str:
@@ -55,3 +56,11 @@ def test_a_config_that_is_a_pipe_is_not_opened(tmp_path: Path, name: str):
     os.mkfifo(tmp_path / name)
     with pytest.raises(BrokenArtifact, match="a pipe, a socket or a device"):
         FolderFiles(tmp_path).json(name)
+
+
+@pytest.mark.parametrize(("place", "value"), [("steps", True), ("batch", False), ("lr", True)])
+def test_truth_is_no_number(place: str, value: bool):
+    """pydantic alone takes true as 1."""
+    with pytest.raises(ValidationError, match=f"{place} is {str(value).lower()}, neither true nor false may stand there"):
+        OptimSpec.model_validate({place: value})
+    assert OptimSpec.model_validate({"sharkfin": False}).sharkfin is False
