@@ -153,7 +153,8 @@ def _root(env: Mapping[str, str], state_dir: Path) -> tuple[Path, str | None]:
     if parts.scheme == "memory":
         raise UsageError("EXTRACT_ROOT=memory:// would be lost with each process; write a folder, or a URL such as s3://bucket/prefix")
     if parts.scheme in ("http", "https") or not _is_known(parts.scheme):
-        raise UsageError(f"EXTRACT_ROOT={text!r} is no storage that can be written; write a folder, or a URL such as s3://bucket/prefix")
+        problem = "cannot be written" if parts.scheme in ("http", "https") else f"has an unknown scheme, {parts.scheme!r}"
+        raise UsageError(f"EXTRACT_ROOT={text!r} {problem}; write a folder, or a URL such as s3://bucket/prefix")
     return state_dir / "scratch", text.rstrip("/")
 
 

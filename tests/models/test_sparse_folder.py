@@ -139,7 +139,7 @@ def test_so_is_its_form(text: str, model: Path):
 
 
 def test_the_folder_that_dense_json_names_must_hold_that_model(model: Path, tmp_path: Path):
-    dense = Path(shutil.copytree(BUNDLED / "python-tiny", tmp_path / "dense"))
+    dense = Path(shutil.copytree(BUNDLED / "python-tiny-1", tmp_path / "dense"))
     change(model / "dense.json", model=str(dense))
     check_sparse_folder(model)
     change(dense / "config.json", n_positions=64)
@@ -176,7 +176,7 @@ def test_damaged_bridges_too(model: Path):
 def test_bridges_stay_where_their_dense_model_cannot_be_had_now(kind: type[ExtractorError], model: Path, monkeypatch: pytest.MonkeyPatch):
     change(model / "dense.json", model=f"org/gone@{'a' * 40}", sha256=None)
 
-    def away(reference: str, _kind: str) -> None:
+    def away(reference: str, _kind: str, _digest: str | None) -> None:
         raise kind(f"{reference} is away")
 
     monkeypatch.setattr(sparse_folder, "find", away)

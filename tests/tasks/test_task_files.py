@@ -231,8 +231,8 @@ def test_names_that_clash_and_files_that_are_none_are_refused(file: Path, tmp_pa
         ({"answers": ["this one", ":"]}, "the answer 'this one' is "),
         ({"positive": "name = get(word, 12, 13"}, "the positive prompt is "),
         (
-            {"positive": "x" * 100, "negative": "y" * 100},
-            "the model reads 64 at most: shorten them, or for a bridging set bridge.optim.context",
+            {"positive": "x" * 200, "negative": "y" * 200},
+            "the model reads 128 at most: shorten them, or for a bridging set bridge.optim.context",
         ),
     ],
 )
