@@ -152,19 +152,20 @@ def _root(env: Mapping[str, str], state_dir: Path) -> tuple[Path, str | None]:
         raise UsageError(f"EXTRACT_ROOT={text!r} is not a place for jobs; write a folder, or a URL such as s3://bucket/prefix")
     if parts.scheme == "memory":
         raise UsageError("EXTRACT_ROOT=memory:// would be lost with each process; write a folder, or a URL such as s3://bucket/prefix")
-    if parts.scheme in ("http", "https") or not _is_known(parts.scheme):
-        problem = "cannot be written" if parts.scheme in ("http", "https") else f"has an unknown scheme, {parts.scheme!r}"
+    if problem := _obstacle(parts.scheme):
         raise UsageError(f"EXTRACT_ROOT={text!r} {problem}; write a folder, or a URL such as s3://bucket/prefix")
     return state_dir / "scratch", text.rstrip("/")
 
 
-def _is_known(scheme: str) -> bool:
-    """Whether fsspec has a file system of this name. It is asked of uncommon ones only: the import takes time."""
+def _obstacle(scheme: str) -> str:
+    """Why URLs of this scheme are no storage; '' where they are. fsspec is asked of uncommon ones only: its import takes time."""
     if scheme in ("file", "s3", "gs", "abfs", "az"):
-        return True
+        return ""
+    if scheme in ("http", "https"):
+        return "cannot be written"
     from fsspec.registry import known_implementations, registry
 
-    return scheme in known_implementations or scheme in registry
+    return "" if scheme in known_implementations or scheme in registry else f"has an unknown scheme, {scheme!r}"
 
 
 def _secret(env: Mapping[str, str], name: str) -> str | None:

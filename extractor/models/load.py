@@ -108,7 +108,7 @@ def _in_a_line(error: Exception) -> str:
 def _check_predictions(model: PreTrainedModel, label: str) -> None:
     """Raise BrokenArtifact where finite weights predict no numbers: they are too large, or the config has a number that spoils them."""
     size, positions = model.config.vocab_size, getattr(model.config, "max_position_embeddings", None) or PROBED_TOKENS
-    logits = model.eval()(input_ids=torch.arange(min(size, positions, PROBED_TOKENS))[None]).logits
+    logits = model(input_ids=torch.arange(min(size, positions, PROBED_TOKENS))[None]).logits
     if not logits.isfinite().all():
         raise BrokenArtifact(f"{label} predicts no numbers, though its weights are finite: correct them, or the numbers in its {CONFIG}")
 

@@ -43,7 +43,7 @@ def task_losses(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int) -
 def shifted_accuracies(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int) -> dict[str, float | None]:
     """The fraction of shifted held-out prompts of every task on which the full model is right; None where none fits."""
     found = {name: _answers(model, tokenizer, max_tokens, name, True) for name in task_names()}
-    return {name: None if some is None else (some[0] * some[1] > 0).double().mean().item() for name, some in found.items()}
+    return {name: None if some is None else prompts.accuracy(*some) for name, some in found.items()}
 
 
 def _answers(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int, name: str, shifted: bool) -> tuple[Tensor, Tensor] | None:

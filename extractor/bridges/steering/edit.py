@@ -223,25 +223,27 @@ class CounterfactualRun:
     def logits(self, edit: ResidualEdit | Sequence[ResidualEdit], strength: float = 1.0) -> Tensor:
         """The dense model's logits (B, V) after each presented prompt, with the edit, or with several. Disabled adapters leave them out.
 
-        The last sublayer is an MLP, which reads each token alone: only the last tokens are needed there.
+        The last sublayer is an MLP, which reads each token alone: from there on, only the last tokens are needed.
         """
         edits = [edit] if isinstance(edit, ResidualEdit) else list(edit)
+        first, final = min(one.site for one in edits), self.pair.dense.n_sublayers
+        cut = max(first, final - 1)
         at: dict[tuple[int, Way], Tensor] = {}
         for one in edits:
             key, change = (one.site, one.way), one.of(strength)
+            change = change if one.site < cut else self._at_ends(change)
             at[key] = at[key] + change if key in at else change
-        first, final = min(one.site for one in edits), self.pair.dense.n_sublayers
         h = self.residuals[first]
         for index in range(first, final + 1):
             site, moved, read = self.pair.sites[index], at.get((index, "stream")), at.get((index, "read"))
+            if index == cut:
+                h = self._at_ends(h)
             if moved is not None and not site.disable_adapters:
-                h = h + moved if h.shape[1] == moved.shape[1] else h + self._at_ends(moved)
-            if index == final - 1:
-                h, read = self._at_ends(h), None if read is None else self._at_ends(read)
+                h = h + moved
             if index < final:
                 with nullcontext() if read is None else site.steered(read):
                     h = self.pair.dense.sublayer(index, h, self.context)
-        return self.pair.dense.unembed((h if first < final else self._at_ends(h))[:, 0])
+        return self.pair.dense.unembed(h[:, 0])
 
     def _at_ends(self, values: Tensor) -> Tensor:
         """Values (B, T, D) at each prompt's last token, (B, 1, D)."""
