@@ -31,7 +31,7 @@ from extractor.data.shards import (
     token_dtype,
     write_array,
 )
-from extractor.data.sources import AUTO, NAMED_SOURCES, SELF, check_sources, documents
+from extractor.data.sources import AUTO, EARLIER_GENERATED, NAMED_SOURCES, SELF, check_sources, documents
 from extractor.data.streams import first_documents, pin_dataset
 from extractor.data.text_files import LeftOut, content_facts
 from extractor.errors import SpecError, UnsupportedModel
@@ -190,7 +190,7 @@ def text_facts(spec: CorpusSpec) -> list:
         text,
         sys.version,
         GENERATOR_VERSION,
-        [[] if s in (*NAMED_SOURCES, *AUTO, SELF) else content_facts(Path(s)) for s in spec.sources],
+        [[] if s in (*NAMED_SOURCES, *AUTO, SELF, EARLIER_GENERATED) else content_facts(Path(s)) for s in spec.sources],
     ]
 
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from extractor.data.programs import programs
 from extractor.data.realistic import generated_programs
 from extractor.data.text_files import LeftOut, check_size, documents_of
 from extractor.errors import BrokenArtifact, NotFound, SpecError
@@ -25,13 +26,14 @@ AUTO = ("auto",)
 SELF = "self"  # text that the dense model of a circuit job writes: extractor.data.self_text
 NO_DENSE_TO_WRITE = "corpus 'self' is text that a dense model writes, but {} is none; name other text with --corpus"
 NAMED_SOURCES = ("stdlib", "generated", "prose")
+EARLIER_GENERATED = "generated-3"  # the generated programs of the last release, for the jobs that it began
 _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "idle_test"}
 
 
 def check_sources(spec: CorpusSpec) -> None:
     """Raise SpecError unless every source exists, is not too large, and holds text."""
     for source in spec.sources:
-        if source in (*NAMED_SOURCES, *AUTO, SELF):
+        if source in (*NAMED_SOURCES, *AUTO, SELF, EARLIER_GENERATED):
             continue
         if not os.path.exists(source):
             raise SpecError(
@@ -55,6 +57,8 @@ def documents(spec: CorpusSpec, source: str, left_out: LeftOut | None = None) ->
         yield from prose()
     elif source == "generated":
         yield from generated_programs(spec.generated_programs, spec.seed)
+    elif source == EARLIER_GENERATED:
+        yield from programs(spec.generated_programs, spec.seed)
     else:
         yield from documents_of(Path(source), left_out or LeftOut())
 

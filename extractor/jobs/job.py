@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from extractor import files
+from extractor.data.programs import GENERATOR_VERSION
+from extractor.data.sources import EARLIER_GENERATED
 from extractor.progress import Progress, Stopped
-from extractor.spec.schema import JobSpec
+from extractor.spec.schema import CorpusSpec, JobSpec
 from extractor.training.checkpoints import Checkpoints, MetricsLog
 from extractor.training.loop import LoopEnvironment
 
@@ -34,6 +36,21 @@ class Job:
     @property
     def work(self) -> Path:
         return self.out / files.WORK
+
+    @property
+    def generator_version(self) -> int:
+        """The version of the program generator with which the job began. The last release, of version 3, wrote down none."""
+        path = self.work / "generator.json"
+        if not path.is_file():
+            has_begun = any(self.work.rglob("*.safetensors")) or (self.out / "model").is_dir()
+            files.write_json(path, 3 if has_begun else GENERATOR_VERSION)
+        return int(files.read_json(path))
+
+    def text(self, corpus: CorpusSpec) -> CorpusSpec:
+        """The corpus with the generated programs with which the job began, so that its text does not change while it runs."""
+        if self.generator_version == GENERATOR_VERSION:
+            return corpus
+        return corpus.model_copy(update={"sources": tuple(EARLIER_GENERATED if s == "generated" else s for s in corpus.sources)})
 
     @contextmanager
     def stage(self, name: str, task: str = "", shown: str | None = None) -> Iterator[None]:

@@ -32,7 +32,7 @@ def run_train_job(job: Job) -> None:
     assert spec is not None  # JobSpec's validator checks it
     check_tasks(job.spec)
     with job.stage("corpus"):
-        tokenizer, corpus = corpus_for(job.spec.corpus, spec, job.progress)
+        tokenizer, corpus = corpus_for(job.text(job.spec.corpus), spec, job.progress)
         longest = max(spec.optim.context, spec.model.n_ctx if job.spec.tasks else 0)  # circuits read texts as long as the model's context
         for line in corpus.check_context(longest, spec.optim.context):
             job.progress.note(line)

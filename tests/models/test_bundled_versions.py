@@ -11,6 +11,9 @@ import pytest
 from worlds import ROOT
 
 from extractor.bridges.pair import open_pair
+from extractor.data.programs import GENERATOR_VERSION, programs
+from extractor.data.realistic import generated_programs
+from extractor.data.sources import documents
 from extractor.errors import BrokenArtifact
 from extractor.files import write_json
 from extractor.jobs.bridge_stage import make_model
@@ -19,7 +22,7 @@ from extractor.jobs.job import Job
 from extractor.models.reference import BUNDLED, model_digest, open_model
 from extractor.models.sparse_folder import DENSE_JSON
 from extractor.progress import Progress
-from extractor.spec.schema import BridgeSpec, JobSpec, PruneSpec
+from extractor.spec.schema import BridgeSpec, CorpusSpec, JobSpec, PruneSpec
 
 NAME, FIRST = "python-tiny", BUNDLED / "python-tiny-1"
 SPEC = JobSpec(kind="circuit", model=NAME, tasks=("for_while",), bridge=BridgeSpec(), prune=PruneSpec())
@@ -82,3 +85,32 @@ def test_a_model_that_changed_while_its_job_waited_is_refused(tmp_path: Path):
     shutil.copyfile(BUNDLED / NAME / "model.safetensors", folder / "model.safetensors")
     with pytest.raises(BrokenArtifact, match=r"has changed since this job began; restore it, or submit the job again"):
         GivenModel(job)
+
+
+@pytest.mark.parametrize("begun_by", ["nobody", "the last release", "this version"])
+def test_the_generated_programs_of_a_job_are_those_that_it_began_with(tmp_path: Path, begun_by: str):
+    """Also at the second attempt of this version. A bridged model of other text or another model is not cached as one of this version."""
+    job = job_in(tmp_path / "out")
+    job.bridged = tmp_path / "kept"
+    if begun_by == "this version":
+        assert job.generator_version == GENERATOR_VERSION
+        write_json(job.work / DENSE_JSON, {"sha256": model_digest(BUNDLED / NAME)})
+    if begun_by != "nobody":
+        begin_bridging(job)
+    corpus = CorpusSpec(sources=("stdlib", "generated"), generated_programs=20)
+    is_earlier = begun_by == "the last release"
+    for _ in range(2):
+        text = list(documents(job.text(corpus), job.text(corpus).sources[1]))
+        assert text == list((programs if is_earlier else generated_programs)(20, 0))
+        GivenModel(job)
+        write_json(job.work / DENSE_JSON, {"sha256": model_digest(FIRST if is_earlier else BUNDLED / NAME)})
+        begin_bridging(job)
+    assert job.bridged == (None if is_earlier else tmp_path / "kept")
+
+
+def test_a_folder_beside_one_of_nearly_its_name_is_no_version_of_it(tmp_path: Path):
+    for name in ("mine", "mine-1"):
+        shutil.copytree(FIRST if name == "mine" else BUNDLED / NAME, tmp_path / name)
+    job = job_in(tmp_path / "out", model=str(tmp_path / "mine"))
+    begin_bridging(job)
+    assert GivenModel(job).folder.path == tmp_path / "mine"
