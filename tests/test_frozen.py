@@ -211,6 +211,10 @@ def test_circuit_and_models_compute_what_they_computed(result: Path):
 def test_a_kept_bridged_model_is_taken_and_not_made_again(tmp_path: Path):
     kept = frozen_bridged(tmp_path / "kept")
     (tmp_path / "spec.json").write_text(here(SPECS["circuit_twin"]))
+    work = tmp_path / "out" / ".work"  # of a job of that python-tiny, the first version
+    work.mkdir(parents=True)
+    shutil.copyfile(tmp_path / "spec.json", tmp_path / "out" / "spec.json")
+    shutil.copyfile(kept / "model" / "dense.json", work / "dense.json")
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
     code, events = engine(tmp_path / "spec.json", tmp_path / "out", "--bridged", str(kept), stop_at="prune")
     assert code == 75

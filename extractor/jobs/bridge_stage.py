@@ -37,10 +37,11 @@ MIN_BIGRAM_GAIN = 0.3  # nats per token; a smaller gain of the dense model over 
 def make_model(job: Job, given: GivenModel, corpus: Corpus) -> None:
     """Make model/: copy a sparse model with its known files; bridge a dense one, or convert it where the job prunes it itself."""
     target = job.out / "model"
+    job.keep_generator_version()
     if given.dense is not None:
         files.write_json(job.work / DENSE_JSON, given.dense.facts)  # a later attempt goes on with this model only
     if given.dense is not None and not job.spec.prunes_dense:
-        if not target.is_dir() and not load_from_cache(job):
+        if not target.is_dir() and not load_from_cache(job, given.dense):
             bridge(job, given, given.dense, corpus)
         store_in_cache(job)
     elif target.is_dir():
@@ -54,8 +55,15 @@ def make_model(job: Job, given: GivenModel, corpus: Corpus) -> None:
             job.progress.note(f"not copied with the model from {given.folder.path}: {', '.join(left[:5])} ({len(left)} in total)")
 
 
-def load_from_cache(job: Job) -> bool:
-    """Copy the bridged model from the cache into model/. Returns False where the cache does not have it."""
+def load_from_cache(job: Job, dense: DenseModel) -> bool:
+    """Copy the bridged model from the cache into model/. Returns False where the cache does not have it.
+
+    The cache has one of another version of a bundled model where a job that the last release began has stored its own: it is left alone.
+    """
+    known = job.bridged / "model" / DENSE_JSON if job.bridged else None
+    if known and known.is_file() and files.read_json(known).get("sha256") != dense.facts["sha256"]:
+        job.progress.note(f"the cached bridged model is that of another version of {job.spec.model}; this job trains its own")
+        job.bridged = None
     was_there = job.bridged is not None and job.bridged.is_dir()
     is_cached = job.bridged is not None and bridged_cache.load(job.bridged, job.out)
     if was_there and not is_cached:

@@ -14,7 +14,6 @@ from extractor.bridges.pair import BridgedPair, open_pair
 from extractor.circuits.mean_activations import measure_means
 from extractor.data.build_corpus import build_corpus
 from extractor.data.corpus import Corpus
-from extractor.data.programs import GENERATOR_VERSION
 from extractor.data.prompts import TaskBatch, TokenizedTask
 from extractor.data.self_text import sampled_corpus
 from extractor.data.sources import AUTO, NO_DENSE_TO_WRITE, SELF, TextKind, default_sources, sources_of_training
@@ -160,9 +159,6 @@ class GivenModel:
         self.dense = None if self.folder.is_sparse else open_dense(spec.model, spec.adapter, begun)
         if self.dense and begun not in (None, self.dense.facts["sha256"]):
             raise BrokenArtifact(f"model {spec.model} has changed since this job began; restore it, or submit the job again")
-        is_earlier = self.folder.path.parent == BUNDLED and self.folder.path.name != spec.model
-        if is_earlier or job.generator_version != GENERATOR_VERSION:
-            job.bridged = None  # the address in the cache is that of the model and the text of this version
         self.vocab_size = self.dense.model.config.vocab_size if self.dense else vocab_size_of(self.folder.path)
 
     def corpus(self, job: Job) -> Corpus:
@@ -181,7 +177,8 @@ class GivenModel:
             job.progress.note(
                 f"{job.spec.model} knows {better}: its text is {', '.join(sources)}; choose another corpus with --corpus or --dataset"
             )
-        spec = job.text(spec)
+        if (text := job.text(spec)) != spec:
+            spec, job.bridged = text, None  # the address in the cache is that of the text of this version
         if SELF not in spec.sources:
             return build_corpus(spec, self.tokenizer, progress=job.progress, vocab_size=self.vocab_size)
         return self._with_own_text(job, spec)

@@ -41,10 +41,14 @@ class Job:
     def generator_version(self) -> int:
         """The version of the program generator with which the job began. The last release, of version 3, wrote down none."""
         path = self.work / "generator.json"
-        if not path.is_file():
-            has_begun = any(self.work.rglob("*.safetensors")) or (self.out / "model").is_dir()
-            files.write_json(path, 3 if has_begun else GENERATOR_VERSION)
-        return int(files.read_json(path))
+        if path.is_file():
+            return int(files.read_json(path))
+        has_begun = any(self.work.rglob("*.safetensors")) or (self.out / "model").is_dir()
+        return 3 if has_begun else GENERATOR_VERSION
+
+    def keep_generator_version(self) -> None:
+        """Write it down for later attempts, before the first checkpoint."""
+        files.write_json(self.work / "generator.json", self.generator_version)
 
     def text(self, corpus: CorpusSpec) -> CorpusSpec:
         """The corpus with the generated programs with which the job began, so that its text does not change while it runs."""

@@ -36,6 +36,7 @@ def run_train_job(job: Job) -> None:
         longest = max(spec.optim.context, spec.model.n_ctx if job.spec.tasks else 0)  # circuits read texts as long as the model's context
         for line in corpus.check_context(longest, spec.optim.context):
             job.progress.note(line)
+    job.keep_generator_version()
     if not (job.out / "model").is_dir():
         if spec.match_loss is None:
             with job.stage("train"):

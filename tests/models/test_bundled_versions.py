@@ -13,10 +13,10 @@ from worlds import ROOT
 from extractor.bridges.pair import open_pair
 from extractor.data.programs import GENERATOR_VERSION, programs
 from extractor.data.realistic import generated_programs
-from extractor.data.sources import documents
+from extractor.data.sources import EARLIER_GENERATED, documents
 from extractor.errors import BrokenArtifact
 from extractor.files import write_json
-from extractor.jobs.bridge_stage import make_model
+from extractor.jobs.bridge_stage import load_from_cache, make_model
 from extractor.jobs.context import GivenModel
 from extractor.jobs.job import Job
 from extractor.models.reference import BUNDLED, model_digest, open_model
@@ -89,11 +89,11 @@ def test_a_model_that_changed_while_its_job_waited_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("begun_by", ["nobody", "the last release", "this version"])
 def test_the_generated_programs_of_a_job_are_those_that_it_began_with(tmp_path: Path, begun_by: str):
-    """Also at the second attempt of this version. A bridged model of other text or another model is not cached as one of this version."""
+    """Also at the second attempt of this version."""
     job = job_in(tmp_path / "out")
-    job.bridged = tmp_path / "kept"
     if begun_by == "this version":
         assert job.generator_version == GENERATOR_VERSION
+        job.keep_generator_version()
         write_json(job.work / DENSE_JSON, {"sha256": model_digest(BUNDLED / NAME)})
     if begun_by != "nobody":
         begin_bridging(job)
@@ -102,10 +102,33 @@ def test_the_generated_programs_of_a_job_are_those_that_it_began_with(tmp_path: 
     for _ in range(2):
         text = list(documents(job.text(corpus), job.text(corpus).sources[1]))
         assert text == list((programs if is_earlier else generated_programs)(20, 0))
-        GivenModel(job)
+        job.keep_generator_version()
         write_json(job.work / DENSE_JSON, {"sha256": model_digest(FIRST if is_earlier else BUNDLED / NAME)})
         begin_bridging(job)
-    assert job.bridged == (None if is_earlier else tmp_path / "kept")
+
+
+@pytest.mark.parametrize("sources", [("generated",), ("prose",)])
+def test_a_model_that_is_bridged_on_earlier_text_is_not_cached_under_the_address_of_todays(
+    tmp_path: Path, sources: tuple[str, ...], monkeypatch
+):
+    monkeypatch.setenv("EXTRACT_CACHE_DIR", str(tmp_path / "cache"))
+    job = job_in(tmp_path / "out", corpus=CorpusSpec(sources=sources, generated_programs=20))
+    job.bridged = tmp_path / "kept"
+    begin_bridging(job)
+    given = GivenModel(job)
+    assert given.corpus(job).sources == [EARLIER_GENERATED if source == "generated" else source for source in sources]
+    assert job.bridged == (None if "generated" in sources else tmp_path / "kept")
+
+
+def test_a_cached_model_of_another_version_is_left_alone(tmp_path: Path):
+    job = job_in(tmp_path / "out")
+    job.bridged = kept = tmp_path / "kept"
+    (kept / "model").mkdir(parents=True)
+    write_json(kept / "model" / DENSE_JSON, {"sha256": model_digest(FIRST)})
+    dense: Any = SimpleNamespace(facts={"sha256": model_digest(BUNDLED / NAME)})
+    assert not load_from_cache(job, dense)
+    assert job.bridged is None
+    assert (kept / "model" / DENSE_JSON).is_file()
 
 
 def test_a_folder_beside_one_of_nearly_its_name_is_no_version_of_it(tmp_path: Path):
