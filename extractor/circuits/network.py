@@ -78,6 +78,22 @@ def run(layers: Sequence[tuple[PrunedAttention, PrunedMLP]], prompts: PreparedPr
     return scale * ((h[:, :, 0] * prompts.readout).sum(-1) + prompts.rest_readout) + prompts.direct
 
 
+def readout_of(model: SparseGPTForCausalLM, part: TaskBatch) -> Tensor:
+    """The weights of the residual channels in the logit difference, before the last norm's scale, (B, S). R8."""
+    weight = model.lm_head.weight
+    return (weight[part.first] - weight[part.second]) * model.transformer.ln_f.weight
+
+
+def direct_logit_diff(model: SparseGPTForCausalLM, part: TaskBatch) -> Tensor:
+    """What bigrams and biases add to the logit difference, (B,)."""
+    rows = torch.arange(len(part.ids), device=part.ids.device)
+    current = part.ids[rows, part.last]
+    logits = model.bigram.add(model, model.lm_head.weight.new_zeros(len(rows), model.config.vocab_size), current)
+    if model.logits_bias is not None:
+        logits = logits + model.logits_bias
+    return logits[rows, part.first] - logits[rows, part.second]
+
+
 def _at(rest: Tensor, last: Tensor) -> Tensor:
     """(B, 1) of (B, T): the position `last`."""
     return rest.gather(1, last[:, None])
@@ -127,8 +143,7 @@ class FastMaskedModel:
         others = torch.ones(h.shape[-1], dtype=torch.bool, device=h.device)
         others[self.tracked] = False
         squares = torch.stack([(h[..., others] + constant[others]).square().sum(-1) for constant in self.constants])
-        weight = model.lm_head.weight
-        readout = (weight[part.first] - weight[part.second]) * model.transformer.ln_f.weight
+        readout = readout_of(model, part)
         at_last = h[torch.arange(len(h), device=h.device), part.last] + self.constants[-1]
         return PreparedPrompts(
             rows=rows,
@@ -136,17 +151,9 @@ class FastMaskedModel:
             rest=squares,
             last=part.last,
             readout=readout[:, self.tracked],
-            direct=self._direct(part),
+            direct=direct_logit_diff(model, part),
             rest_readout=(at_last * readout)[:, others].sum(-1),
         )
-
-    def _direct(self, part: TaskBatch) -> Tensor:
-        model, rows = self.model, torch.arange(len(part.ids), device=part.ids.device)
-        current = part.ids[rows, part.last]
-        logits = model.bigram.add(model, self.constants.new_zeros(len(rows), model.config.vocab_size), current)
-        if model.logits_bias is not None:
-            logits = logits + model.logits_bias
-        return logits[rows, part.first] - logits[rows, part.second]
 
     # cutting: steps 1 and 2
 

@@ -90,6 +90,11 @@ class TaskBatch:
         ids, last, correct, wrong, sign = (t[rows] for t in (self.ids, self.last, self.correct, self.wrong, self.sign))
         return TaskBatch(ids[:, :width], last, correct, wrong, sign)
 
+    def repeat(self, times: int) -> TaskBatch:
+        """The batch, `times` times below each other."""
+        ids, *others = (self.ids, self.last, self.correct, self.wrong, self.sign)
+        return TaskBatch(ids.repeat(times, 1), *(t.repeat(times) for t in others))
+
     def losses(self, diff: Tensor) -> Tensor:
         """Task loss of every prompt, nats, of logit differences (..., 2P)."""
         from torch.nn.functional import softplus

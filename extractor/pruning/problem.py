@@ -14,7 +14,8 @@ from torch import Tensor
 from extractor.circuits.graph import CircuitMask, NodeIndex
 from extractor.circuits.masks import MaskedModel
 from extractor.circuits.network import FastMaskedModel
-from extractor.circuits.reference import ReferenceMaskedModel
+from extractor.circuits.prompt_network import PromptMaskedModel, PromptValues
+from extractor.circuits.reference import resampled
 from extractor.circuits.scorer import CircuitScorer
 from extractor.data.prompts import TaskBatch
 from extractor.training.loop import LoopEnvironment
@@ -64,8 +65,18 @@ class PruningProblem:
     def network(self, kept_nodes: Tensor) -> MaskedModel:
         """The masked model of the nodes in kept_nodes (N,) bool; all others are ablated."""
         if self.spec.ablation == "resample":
-            return ReferenceMaskedModel(self.model, kept_nodes, None)
+            return PromptMaskedModel(self.model, self._resample, kept_nodes)
         return FastMaskedModel(self.model, self.ablation_values, kept_nodes)
+
+    def _resample(self, batch: TaskBatch) -> tuple[TaskBatch, PromptValues]:
+        """A batch, and every node's values in another prompt of it; those of the select split, which is scored often, are kept."""
+        if batch is not self.select:
+            return batch, PromptValues(self.model, resampled(self.model, batch))
+        return batch, self._select_values
+
+    @cached_property
+    def _select_values(self) -> PromptValues:
+        return PromptValues(self.model, resampled(self.model, self.select))
 
     def select_target(self, target: float) -> float:
         """The loss on the select split, nats, at which held-out pairs are expected to meet the target; at least half of it."""

@@ -12,6 +12,12 @@ from extractor.report.html import Bar, bars_table, count, identifier, nats, perc
 from extractor.report.plots import curve_plot, effects_plot
 
 _ABLATIONS = {"mean": "All other nodes at their means", "zero": "All other nodes at zero", "resample": "Everything else resampled"}
+_OWN_SCALE = {
+    "zero": "all other nodes at zero",
+    "same": "all else from a prompt with the same answer",
+    "other": "all else from a prompt with the other answer",
+    "subset": "a random share of the rest at its own values",
+}
 _SWITCH_COST = 0.01  # nats; a node whose binarisation costs no more counts as a switch
 _SHOWN_NODES = 6
 
@@ -74,6 +80,9 @@ def _conditions(result: dict, found: dict) -> str:
         bars.append(Bar("Every node binarised", "circuit", binarised["loss"], None, intervals.get("binarised")))
     if found.get("uncalibrated") is not None:
         bars.append(Bar("Without calibration", "circuit", found["uncalibrated"], None, intervals.get("uncalibrated")))
+    for kind, one in (found.get("conditions") or {}).items():
+        if kind in _OWN_SCALE:  # the others are like rows above
+            bars.append(Bar(f"Without calibration, {_OWN_SCALE[kind]}", "circuit", one["loss"], None, one["interval"]))
     note = "The same nodes and edges; the replacement values of ablated nodes or the allowed values of kept nodes change."
     below = _switches(result, binarised)
     drawn = bars_table("Condition", bars, result["target_loss"], has_right=False)

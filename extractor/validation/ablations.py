@@ -12,7 +12,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from extractor.circuits.conditions import CONDITIONS, Conditions
 from extractor.circuits.graph import CircuitMask
+from extractor.circuits.masks import Masks
+from extractor.circuits.prompt_network import PromptMaskedModel
 from extractor.circuits.reference import masked_logit_diff, resampled
 from extractor.circuits.scorer import VALUES_AT_ONCE
 from extractor.data.prompts import TaskBatch
@@ -27,6 +30,18 @@ def ablated_logit_diffs(problem: PruningProblem, graph: CircuitMask, kind: Kind,
     """Logit differences (2P,) of the circuit under this kind of ablation."""
     other = replace(problem, spec=problem.spec.model_copy(update={"ablation": kind}))
     return reference_logit_diffs(other, graph, batch) if kind == "resample" else other.scorer(batch).logit_diffs([graph])[0]
+
+
+@torch.no_grad()
+def condition_logit_diffs(problem: PruningProblem, graph: CircuitMask, batch: TaskBatch) -> Tensor:
+    """Logit differences (conditions, 2P) of the circuit under each of `CONDITIONS`, at the model's own scale."""
+    network = PromptMaskedModel(problem.model, Conditions(problem.model, problem.means, problem.seed), graph.nodes)
+    edges = None if graph.edges is None else {link: mask[None].float() for link, mask in network.cut(graph.edges).items()}
+    found = torch.empty(len(CONDITIONS), len(batch.ids), device=batch.ids.device)
+    for rows in parts(problem, batch):
+        diffs = network.logit_diffs(network.prepare(batch.rows(rows), groups=1), Masks(edges=edges))
+        found[:, rows] = diffs[0].unflatten(0, (len(CONDITIONS), -1)).to(found.dtype)
+    return found
 
 
 @torch.no_grad()

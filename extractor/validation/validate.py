@@ -7,6 +7,7 @@ random            random nodes, the same number per site as the circuit has, mea
 attribution       the nodes that integrated gradients rank first, the same number: is it better than a cheap guess?
 uncalibrated      the circuit with scale 1 and shift 0
 mean, zero, resample   the circuit under each ablation: ablated nodes have their mean, zero, or their value in another prompt
+conditions        the circuit at the model's own scale, without calibration, under each of `circuits.conditions`
 binarised         the circuit, each node limited to two values
 
 Every network without its own calibration gets the one that is best for it on the select split, so that it cannot fail by scale alone.
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from extractor.circuits.calibration import calibrate
 from extractor.circuits.circuit import Calibration
+from extractor.circuits.conditions import CONDITIONS
 from extractor.circuits.graph import CircuitMask
 from extractor.data.bootstrap import intervals
 from extractor.data.corpus import Corpus
@@ -32,7 +34,7 @@ from extractor.pruning.algorithms import attribution
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import PrunedCircuit
 from extractor.spec.thresholds import FULL_MODEL_FAILS_RAW
-from extractor.validation.ablations import KINDS, ablated_logit_diffs
+from extractor.validation.ablations import KINDS, ablated_logit_diffs, condition_logit_diffs
 from extractor.validation.activations import activations
 from extractor.validation.binarise import Binarised
 from extractor.validation.edge_effects import edge_effects
@@ -52,6 +54,7 @@ class ValidationReport:
     attribution      {loss, accuracy, nodes, edges} of the control
     uncalibrated     loss of the circuit
     ablation         {mean, zero, resample: loss of the circuit}
+    conditions       {mean, zero, same, other, subset: {loss, accuracy, interval}} of the circuit, without calibration
     binarised        {loss, accuracy, nodes: {id: loss with it alone binarised}, or None where that was not measured}
     interval         {network: [low, high]}, 95 %, of all of these
     edge_effects     see `validation.edge_effects`
@@ -66,6 +69,7 @@ class ValidationReport:
     attribution: dict[str, Any]
     uncalibrated: float
     ablation: dict[str, float]
+    conditions: dict[str, dict[str, Any]]
     binarised: dict[str, Any]
     interval: dict[str, list[float]]
     edge_effects: dict[str, Any]
@@ -80,7 +84,7 @@ class ValidationReport:
 
     def details(self) -> dict[str, Any]:
         """'validation' of result.json: all measurements but loss and accuracy."""
-        names = ("attribution", "uncalibrated", "ablation", "binarised", "interval", "edge_effects", "activations", "seeds")
+        names = ("attribution", "uncalibrated", "ablation", "conditions", "binarised", "interval", "edge_effects", "activations", "seeds")
         return {"necessity": self.necessity} | {name: getattr(self, name) for name in names}
 
 
@@ -105,6 +109,7 @@ def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch
         attribution={"loss": loss["attribution"], "accuracy": right["attribution"]} | sizes,
         uncalibrated=loss["uncalibrated"],
         ablation={kind: loss[kind] for kind in KINDS},
+        conditions=_under_conditions(problem, graph, held_out),
         binarised={"loss": loss["binarised"], "accuracy": right["binarised"], "nodes": binarised.alone(held_out)},
         interval=intervals(by_prompt, problem.seed),
         edge_effects=edge_effects(problem, graph, held_out),
@@ -112,6 +117,15 @@ def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch
         seeds=compare_seeds(pruned, problem, held_out) if problem.spec.seeds > 1 else None,
         why=why_not(loss["circuit"], loss["full"], problem.target, graph.node_count()),
     )
+
+
+def _under_conditions(problem: PruningProblem, graph: CircuitMask, held_out: TaskBatch) -> dict[str, dict[str, Any]]:
+    """Loss and accuracy of the circuit under each condition, at the model's own scale."""
+    diffs = dict(zip(CONDITIONS, condition_logit_diffs(problem, graph, held_out), strict=True))
+    by_prompt = {name: held_out.losses(one).double() for name, one in diffs.items()}
+    known = intervals(by_prompt, problem.seed)
+    right = {name: (held_out.sign * one > 0).double().mean().item() for name, one in diffs.items()}
+    return {name: {"loss": by_prompt[name].mean().item(), "accuracy": right[name], "interval": known[name]} for name in diffs}
 
 
 def why_not(circuit: float, full: float, target: float, nodes: int) -> str | None:

@@ -15,6 +15,7 @@ from problems import everything, graded_problem, in_folder, interrupted, micro_p
 from extractor.circuits.calibration import calibrated_loss
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.network import FastMaskedModel
+from extractor.circuits.prompt_network import PromptMaskedModel
 from extractor.circuits.reference import ReferenceMaskedModel, masked_logit_diff
 from extractor.errors import SpecError
 from extractor.progress import Progress, Stopped
@@ -90,13 +91,21 @@ def test_a_sufficient_set_that_the_model_does_not_miss_is_not_necessary():
 
 def test_what_is_off_has_its_mean_or_zero_or_another_prompts_values():
     kept = nodes_of(micro.micro_model(), *micro.CIRCUIT).nodes
-    for ablation, kind in (("mean", FastMaskedModel), ("zero", FastMaskedModel), ("resample", ReferenceMaskedModel)):
+    for ablation, kind in (("mean", FastMaskedModel), ("zero", FastMaskedModel), ("resample", PromptMaskedModel)):
         problem = micro_problem(ablation=ablation)
         network = problem.network(kept)
         assert type(network) is kind
-        assert network.ablation_values == (None if ablation == "resample" else problem.ablation_values)
+        assert getattr(network, "ablation_values", None) == (None if ablation == "resample" else problem.ablation_values)
         assert all(torch.equal(x, 0 * x if ablation == "zero" else problem.means[site]) for site, x in problem.ablation_values.items())
         assert problem.scorer(problem.select).loss(CircuitMask(problem.model, kept)) < 0.01
+
+
+def test_resampled_values_are_those_of_the_definition_for_any_batch():
+    problem = graded_problem(ablation="resample")
+    for batch in (problem.select, problem.draw(3, 8)):
+        kept = torch.rand(len(problem.index), generator=torch.Generator().manual_seed(0)) < 0.6
+        fast, plain = problem.network(kept), ReferenceMaskedModel(problem.model, kept, None)
+        assert torch.allclose(fast.logit_diffs(fast.prepare(batch)), plain.logit_diffs(plain.prepare(batch)), atol=1e-5)
 
 
 def test_an_algorithm_that_there_is_not_is_refused(tmp_path: Path):

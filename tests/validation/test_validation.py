@@ -305,6 +305,10 @@ def test_the_report_of_the_micro_circuit(problem, pruned):
     assert report.interval.keys() == measured.keys()
     for name, (low, high) in report.interval.items():
         assert low - 1e-9 <= measured[name] <= high + 1e-9, name
+    assert list(report.conditions) == ["mean", "zero", "same", "other", "subset"]
+    assert report.conditions["mean"]["loss"] == pytest.approx(report.uncalibrated, abs=1e-6)
+    for one in report.conditions.values():
+        assert one["interval"][0] - 1e-9 <= one["loss"] <= one["interval"][1] + 1e-9
     assert json.loads(json.dumps(report.details())).keys() >= {"necessity", "edge_effects", "activations", "interval"}
 
 

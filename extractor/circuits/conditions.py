@@ -1,0 +1,125 @@
+"""What ablated nodes may be: conditions under which a circuit should still do its task. A batch runs once under each of them.
+
+mean     every ablated node has its mean over the pretraining text
+zero     it is zero
+same     it has its value in another prompt of the same length with the same answer, at the same token
+other    the same of a prompt with the other answer
+subset   a random share of the ablated nodes have their own value in this prompt, all others their mean; one draw for a batch
+
+Circuits found under the mean alone are often at chance under the others: what is ablated then still carries, or hides, the answer. One
+subset for the batch cannot be fitted, unlike noise for each prompt. Draws are functions of the seed and of the batch's prompts. App. A.5
+of the paper has the mean; the others are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from extractor.circuits.graph import Link, NodeIndex
+from extractor.circuits.prompt_network import PromptValues
+from extractor.data.prompts import TaskBatch
+
+if TYPE_CHECKING:
+    from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+
+Condition = Literal["mean", "zero", "same", "other", "subset"]
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+
+
+class ConditionValues:
+    """`PromptValues` of a batch of n prompts that is repeated for each condition.
+
+    own, subset   values of the n prompts: those of the full model, and those where only the nodes of the subset keep them
+    mean          of one prompt: the mean of every node at each of the T tokens
+    names         the condition of each repetition
+    partner       {same, other: (n,) the prompt whose values are taken}
+    """
+
+    def __init__(
+        self,
+        own: PromptValues,
+        subset: PromptValues,
+        mean: PromptValues,
+        names: tuple[Condition, ...],
+        partner: Mapping[str, Tensor],
+    ):
+        self.own, self.subset, self.mean, self.names, self.partner = own, subset, mean, names, partner
+
+    def of(self, site: str, rows: Tensor, length: int, channels: Tensor) -> Tensor:
+        return self._joined(rows, lambda part, some: part.of(site, some, length, channels))
+
+    def sent(self, link: Link, rows: Tensor, length: int, targets: Tensor) -> Tensor:
+        return self._joined(rows, lambda part, some: part.sent(link, some, length, targets))
+
+    def mixed(self, layer: int, rows: Tensor, length: int, channels: Tensor) -> Tensor:
+        return self._joined(rows, lambda part, some: part.mixed(layer, some, length, channels))
+
+    def _joined(self, rows: Tensor, take: Callable[[PromptValues, Tensor], Tensor]) -> Tensor:
+        """The values (rows, length, channels) of rows of the repeated batch; `take` gives those of prompts."""
+        count = self.own.prompts
+        one = take(self.mean, rows[:0].new_zeros(1))
+        found = one.repeat(len(rows), 1, 1)
+        for number, name in enumerate(self.names):
+            here = (rows // count == number).nonzero().flatten()
+            prompts = rows[here] % count
+            if name == "zero":
+                found[here] = 0.0
+            elif name == "subset":
+                found[here] = take(self.subset, prompts)
+            elif name != "mean":
+                found[here] = take(self.own, self.partner[name][prompts])
+        return found
+
+
+class Conditions:
+    """Makes the replacement values of each condition for a batch: `ablate` of a `PromptMaskedModel`.
+
+    means   {site: (width,)} of every node over the pretraining text
+    names   the conditions, in the order in which the batch is repeated
+    """
+
+    def __init__(self, model: SparseGPTForCausalLM, means: Mapping[str, Tensor], seed: int, names: Sequence[Condition] = CONDITIONS):
+        self.model, self.means, self.seed, self.names = model, means, seed, tuple(names)
+        self.index = NodeIndex.of(model)
+
+    @torch.no_grad()
+    def __call__(self, batch: TaskBatch) -> tuple[TaskBatch, ConditionValues]:
+        """(the batch once for each condition, their replacement values)."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + _number_of(batch))
+        with self.model.record() as own:
+            self.model(input_ids=batch.ids, logits_to_keep=1)
+        partner = {name: partners(batch, name == "same", generator) for name in ("same", "other")}
+        share = torch.rand((), generator=generator)
+        chosen = self.index.split((torch.rand(len(self.index), generator=generator) < share).to(batch.ids.device))
+        subset = {site: torch.where(chosen[site], x, self.means[site]) for site, x in own.items()}
+        mean = {site: x.expand(1, batch.ids.shape[1], -1) for site, x in self.means.items()}
+        values = [PromptValues(self.model, some) for some in (own, subset, mean)]
+        return batch.repeat(len(self.names)), ConditionValues(values[0], values[1], values[2], self.names, partner)
+
+
+def partners(batch: TaskBatch, same: bool, generator: torch.Generator) -> Tensor:
+    """(n,): for each prompt a random other one of its length with the same answer, or with the other one.
+
+    Where there is none, a prompt is its own partner.
+    """
+    found = torch.arange(len(batch.ids))
+    last, sign = batch.last.cpu(), batch.sign.cpu() > 0
+    for length in last.unique():
+        groups = [((last == length) & (sign == side)).nonzero().flatten() for side in (True, False)]
+        for rows, others in zip(groups, groups if same else groups[::-1], strict=True):
+            if same:
+                shuffled = rows[torch.randperm(len(rows), generator=generator)]
+                found[shuffled] = shuffled.roll(1)
+            elif len(others):
+                found[rows] = others[torch.randint(len(others), (len(rows),), generator=generator)]
+    return found.to(batch.ids.device)
+
+
+def _number_of(batch: TaskBatch) -> int:
+    """A number that depends on the prompts of a batch."""
+    places = torch.arange(1, batch.ids.numel() + 1, device=batch.ids.device)
+    return int((batch.ids.flatten() * places).sum() % (1 << 31))

@@ -1,0 +1,380 @@
+"""The fast masked model where replacement values differ from prompt to prompt and token to token: another prompt's values, random subsets.
+
+Read reference.py first. `network.FastMaskedModel` folds constants into biases; here there are none. What is computed is by how much values
+deviate from their replacement values r, and a node or an edge that is ablated deviates by nothing:
+
+  site    d = m * (AbsTopK(x among nodes that are on) - r)                           R3
+  link    x = base + (W * M) d,          base = W r + bias, over all sources         R4
+  heads   pattern from q = r + d and k = r + d, over all channels                    R5
+          out = base + (W * M) pattern @ d,   base = pattern @ (W r) + bias          R6, R4
+  h       = h_r + sum of d,              h_r = embedding + the r of all writes       R7
+
+r, base and h_r are functions of the prompts alone, computed once per batch (`prepare`); only kept nodes have a d. Residual channels that no
+kept node reads or writes enter by the sum of their squares alone, as in network.py. Paper: App. A.5.
+
+Shapes: P mask sets, B prompts, T tokens (T' = T, or 1 where only the scored position is computed), R tracked residual channels, L layers,
+H heads with a kept q, k or v, C channels of a head, n kept nodes of a site.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from extractor.circuits.graph import Link, NodeIndex, links
+from extractor.circuits.layers import pick
+from extractor.circuits.masks import Masks, compete, cut_edges
+from extractor.circuits.network import LENGTH_GROUPS, direct_logit_diff, readout_of
+from extractor.circuits.sites import sites
+from extractor.data.prompts import TaskBatch
+from extractor.sparse.modeling_sparse_gpt import attention_pattern
+from extractor.sparse.sink_attention import causal_mask
+
+if TYPE_CHECKING:
+    from extractor.sparse.modeling_sparse_gpt import Block, SparseGPTForCausalLM
+
+Values = Mapping[str, Tensor]  # site -> (B, T, width)
+
+
+class Replacements(Protocol):
+    """The replacement values r of a batch's prompts, and what follows from them alone; rows (B,) of the batch, cut to `length` tokens."""
+
+    def of(self, site: str, rows: Tensor, length: int, channels: Tensor) -> Tensor:
+        """r of a site's channels, (B, T, channels)."""
+
+    def sent(self, link: Link, rows: Tensor, length: int, targets: Tensor) -> Tensor:
+        """W r at these targets, (B, T, targets)."""
+
+    def mixed(self, layer: int, rows: Tensor, length: int, channels: Tensor) -> Tensor:
+        """pattern @ r of a layer's values at these channels, (B, T, channels); the pattern is that of the r of q and k."""
+
+
+class PromptValues:
+    """`Replacements` given as {site: (B, T, width)}; what follows from them is computed once."""
+
+    def __init__(self, model: SparseGPTForCausalLM, values: Values):
+        self.model, self.values = model, values
+        self.prompts = len(next(iter(values.values())))
+        self._sent: dict[Link, Tensor] = {}
+        self._mixed: dict[int, Tensor] = {}
+
+    def of(self, site: str, rows: Tensor, length: int, channels: Tensor) -> Tensor:
+        return self.values[site][..., channels][rows, :length]
+
+    def sent(self, link: Link, rows: Tensor, length: int, targets: Tensor) -> Tensor:
+        if not self._sent:
+            self._sent = {(s, t): functional.linear(self.values[s], w) for s, t, w in links(self.model) if not s.endswith("attn.v")}
+        return self._sent[link][..., targets][rows, :length]
+
+    def mixed(self, layer: int, rows: Tensor, length: int, channels: Tensor) -> Tensor:
+        if layer not in self._mixed:
+            attn = self.model.blocks[layer].attn
+            q, k, v = (self.values[f"{layer}.attn.{name}"].unflatten(-1, (-1, attn.d_head)).transpose(1, 2) for name in "qkv")
+            pattern = attention_pattern(q, k, causal_mask(q.shape[-2], q.dtype, q.device), attn.sink_logit)
+            self._mixed[layer] = (pattern @ v).transpose(1, 2).flatten(2)
+        return self._mixed[layer][..., channels][rows, :length]
+
+
+@dataclass(frozen=True)
+class AttentionBases:
+    """Of one attention sublayer: r of the kept nodes, and what its links and heads give without any deviation.
+
+    r            {place: (B, T, n)} of act_in, q, k, v, resid_delta
+    q, k, v      (B, T, n) base of the links into kept nodes
+    all_q, all_k (B, T, H * C) r of every channel of the H heads
+    writes       (B, H * T, n writes): W r of each head's values, at the token that they stand at
+    out          (B, T, n writes): bias, and what all other heads write: their pattern is that of r
+    """
+
+    r: Values
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    all_q: Tensor
+    all_k: Tensor
+    writes: Tensor
+    out: Tensor
+
+
+@dataclass(frozen=True)
+class MLPBases:
+    """The same of an MLP: r of act_in, post_act, resid_delta; base of the links into kept neurons and kept writes."""
+
+    r: Values
+    fc: Tensor
+    proj: Tensor
+
+
+@dataclass(frozen=True)
+class PromptGroup:
+    """Some prompts of a batch.
+
+    rows         (B,) their places in the batch
+    last         (B,) the scored position
+    residual     (2L + 1, B, T, R) h_r of the tracked channels before each norm
+    rest         (2L + 1, B, T) the sum of squares of the other channels of h_r
+    layers       the bases of each layer
+    readout      (B, R) weights of the tracked channels, normed, in the logit difference
+    rest_readout (B,) the other channels' part of it, before the norm's scale
+    direct       (B,) the part that depends on no sublayer and no norm
+    """
+
+    rows: Tensor
+    last: Tensor
+    residual: Tensor
+    rest: Tensor
+    layers: list[tuple[AttentionBases, MLPBases]]
+    readout: Tensor
+    rest_readout: Tensor
+    direct: Tensor
+
+
+class PromptMaskedModel:
+    """A `MaskedModel` whose ablated nodes have the values that `ablate` gives for a batch.
+
+    ablate       batch -> (the batch to run, which may hold prompts several times; the replacement values of its rows)
+    kept_nodes   (N,) bool: the nodes that are computed; all others are ablated
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: SparseGPTForCausalLM, ablate: Callable[[TaskBatch], tuple[TaskBatch, Replacements]], kept_nodes: Tensor):
+        self.model, self.ablate, self.kept_nodes = model, ablate, kept_nodes
+        self.index = NodeIndex.of(model)
+        self._starts, self._k = self.index.starts(), {name: site.k for name, site in sites(model).items()}
+        self._channels = {site: part.nonzero().flatten() for site, part in self.index.split(kept_nodes).items()}
+        self._weights: dict[Link, Tensor] = {(source, target): weight for source, target, weight in links(model)}
+        self._cut = {link: w[self._channels[link[1]]][:, self._channels[link[0]]] for link, w in self._weights.items()}
+        self.tracked = self._tracked()
+        self._place = torch.full((model.config.d_model,), -1, device=kept_nodes.device)
+        self._place[self.tracked] = torch.arange(len(self.tracked), device=kept_nodes.device)
+        self._heads = [self._computed_heads(layer) for layer in range(len(model.blocks))]
+
+    def __len__(self) -> int:
+        return int(self.kept_nodes.sum())
+
+    def cut(self, edges: Mapping[Link, Tensor]) -> dict[Link, Tensor]:
+        return cut_edges(edges, self._channels)
+
+    def logit_diffs(self, prompts: Sequence[PromptGroup], masks: Masks = Masks()) -> Tensor:  # noqa: B008 - frozen
+        """Logit differences (P, rows of the batch that `ablate` returns) of every mask set. Differentiable in the masks."""
+        order = torch.cat([group.rows for group in prompts]).argsort()
+        return torch.cat([_Pass(self, group, masks).logit_diffs() for group in prompts], dim=1)[:, order]
+
+    @torch.no_grad()
+    def prepare(self, batch: TaskBatch, groups: int = LENGTH_GROUPS) -> list[PromptGroup]:
+        """Everything that does not depend on masks, in groups of prompts of similar length."""
+        batch, values = self.ablate(batch)
+        return [self._group(batch, values, rows) for rows in batch.last.argsort(stable=True).chunk(groups)]
+
+    # what depends on the kept nodes alone
+
+    def _tracked(self) -> Tensor:
+        width = self.model.config.d_model
+        seen = torch.zeros(width, dtype=torch.bool, device=self.kept_nodes.device)
+        for site, channels in self._channels.items():
+            if site.endswith(("act_in", "resid_delta")):
+                seen[channels[channels < width]] = True
+        return seen.nonzero().flatten()
+
+    def _computed_heads(self, layer: int) -> Tensor:
+        """The heads of a layer with a kept q, k or v."""
+        width = self.model.config.d_head
+        return torch.cat([self._channels[f"{layer}.attn.{name}"] for name in "qkv"]).div(width, rounding_mode="floor").unique()
+
+    # what depends on the prompts
+
+    def _group(self, batch: TaskBatch, values: Replacements, rows: Tensor) -> PromptGroup:
+        part, model = batch.rows(rows), self.model
+        length, every = part.ids.shape[1], torch.arange(model.config.d_model, device=rows.device)
+        h = model.embed(part.ids, model.context(length))
+        others = torch.ones(h.shape[-1], dtype=torch.bool, device=h.device)
+        others[self.tracked] = False
+        residual, rest = [h[..., self.tracked]], [h[..., others].square().sum(-1)]
+        for layer in range(len(model.blocks)):
+            for kind in ("attn", "mlp"):
+                h = h + values.of(f"{layer}.{kind}.resid_delta", rows, length, every)
+                residual.append(h[..., self.tracked])
+                rest.append(h[..., others].square().sum(-1))
+        readout, at_last = readout_of(model, part), h[torch.arange(len(h), device=h.device), part.last]
+        r = _Cut(self, values, rows, length)
+        layers = [(self._attention(layer, block, r), self._mlp(layer, block, r)) for layer, block in enumerate(model.blocks)]
+        return PromptGroup(
+            rows=rows,
+            last=part.last,
+            residual=torch.stack(residual),
+            rest=torch.stack(rest),
+            layers=layers,
+            readout=readout[:, self.tracked],
+            rest_readout=(at_last * readout)[:, others].sum(-1),
+            direct=direct_logit_diff(model, part),
+        )
+
+    def _attention(self, layer: int, block: Block, r: _Cut) -> AttentionBases:
+        prefix, attn, width = f"{layer}.attn.", block.attn, self.model.config.d_head
+        written = self._channels[prefix + "resid_delta"]
+        biases = dict(zip("qkv", attn.c_attn.bias.chunk(3), strict=True))
+        bases = {name: r.base((prefix + "act_in", prefix + name), biases[name]) for name in "qkv"}
+        of_heads = torch.arange(self.index.widths[prefix + "v"], device=written.device).view(-1, width)
+        computed = torch.zeros(len(of_heads), dtype=torch.bool, device=written.device)
+        computed[self._heads[layer]] = True
+        inside, outside = of_heads[computed].flatten(), of_heads[~computed].flatten()
+        weight = self._weights[prefix + "v", prefix + "resid_delta"][written]  # (n, heads * C)
+        values, by_head = r.of(prefix + "v", inside).unflatten(-1, (-1, width)), weight[:, inside].unflatten(-1, (-1, width))
+        writes = torch.einsum("bshc,nhc->bhsn", values, by_head).flatten(1, 2)
+        out = functional.linear(r.mixed(layer, outside), weight[:, outside], attn.c_proj.bias[written])
+        kept = {place: r.kept(prefix + place) for place in ("act_in", "q", "k", "v", "resid_delta")}
+        every = {name: r.of(prefix + name, inside) for name in "qk"}
+        return AttentionBases(kept, bases["q"], bases["k"], bases["v"], every["q"], every["k"], writes, out)
+
+    def _mlp(self, layer: int, block: Block, r: _Cut) -> MLPBases:
+        prefix, mlp = f"{layer}.mlp.", block.mlp
+        fc = r.base((prefix + "act_in", prefix + "post_act"), mlp.c_fc.bias)
+        proj = r.base((prefix + "post_act", prefix + "resid_delta"), mlp.c_proj.bias)
+        return MLPBases({place: r.kept(prefix + place) for place in ("act_in", "post_act", "resid_delta")}, fc, proj)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Replacements of some rows, at the kept nodes of a network."""
+
+    network: PromptMaskedModel
+    values: Replacements
+    rows: Tensor
+    length: int
+
+    def of(self, site: str, channels: Tensor) -> Tensor:
+        return self.values.of(site, self.rows, self.length, channels)
+
+    def kept(self, site: str) -> Tensor:
+        return self.of(site, self.network._channels[site])
+
+    def base(self, link: Link, bias: Tensor) -> Tensor:
+        """W r + bias at the kept targets, (B, T, n)."""
+        kept = self.network._channels[link[1]]
+        return self.values.sent(link, self.rows, self.length, kept) + bias[kept]
+
+    def mixed(self, layer: int, channels: Tensor) -> Tensor:
+        return self.values.mixed(layer, self.rows, self.length, channels)
+
+
+class _Pass:
+    """One pass of some prompts under all mask sets. d: deviations (P, B, T', n)."""
+
+    def __init__(self, network: PromptMaskedModel, group: PromptGroup, masks: Masks):
+        self.network, self.group, self.masks, self.model = network, group, masks, network.model
+
+    def logit_diffs(self) -> Tensor:
+        """(P or 1, B)."""
+        group, blocks = self.group, self.model.blocks
+        d: Tensor = torch.zeros((), device=group.residual.device)
+        for layer, (block, (attention, mlp)) in enumerate(zip(blocks, group.layers, strict=True)):
+            last = group.last if layer == len(blocks) - 1 else None
+            read = self._read(2 * layer, f"{layer}.attn.act_in", block.ln_1, block.ln_p1, attention.r["act_in"], d, None)
+            d = self._at(d, last) + self._written(f"{layer}.attn.resid_delta", self._attention(layer, block, attention, read, last))
+            read = self._read(2 * layer + 1, f"{layer}.mlp.act_in", block.ln_2, block.ln_p2, mlp.r["act_in"], d, last)
+            d = d + self._written(f"{layer}.mlp.resid_delta", self._mlp(layer, block, mlp, read, last))
+        h, scale = self._residual(2 * len(blocks), self.model.transformer.ln_f, d, group.last)
+        return scale[..., 0, 0] * ((h[..., 0, :] * group.readout).sum(-1) + group.rest_readout) + group.direct
+
+    def _at(self, d: Tensor, last: Tensor | None) -> Tensor:
+        """Deviations (P, B, T, n) at the scored position, (P, B, 1, n)."""
+        return d if last is None or d.dim() == 0 else pick(d, last)
+
+    def _base(self, x: Tensor, last: Tensor | None) -> Tensor:
+        """A base (B, T, n) at the scored position, (B, 1, n)."""
+        return x if last is None else pick(x[None], last)[0]
+
+    def _residual(self, norm: int, module, d: Tensor, last: Tensor | None) -> tuple[Tensor, Tensor]:
+        """h = h_r + d of the tracked channels (P, B, T', R), and the norm's scale (..., 1). R2."""
+        h, rest = self._base(self.group.residual[norm], last) + d, self._base(self.group.rest[norm][..., None], last)
+        h = h if h.dim() == 4 else h[None]
+        return h, torch.rsqrt((h.square().sum(-1, keepdim=True) + rest) / self.model.config.d_model + module.eps)
+
+    def _read(self, norm: int, site: str, module, position_norm, r: Tensor, d: Tensor, last: Tensor | None) -> Tensor:
+        """Deviations of a read. R2, R3."""
+        channels, width = self.network._channels[site], self.model.config.d_model
+        inside = channels[channels < width]
+        h, scale = self._residual(norm, module, d, last)
+        x = h[..., self.network._place[inside]] * scale * module.weight[inside]
+        if len(inside) < len(channels):
+            table = position_norm(self.model.transformer.wpe.weight)[:, channels[len(inside) :] - width]
+            there = table[: h.shape[-2]] if last is None else table[last][:, None]
+            x = torch.cat([x, there.expand(*x.shape[:-1], -1)], dim=-1)
+        return self._site(site, x, self._base(r, last))
+
+    def _site(self, site: str, x: Tensor, r: Tensor) -> Tensor:
+        """R3: deviations from values before AbsTopK."""
+        start, k = self.network._starts[site], self.network._k[site]
+        if self.masks.nodes is None:
+            return compete(x, torch.ones_like(x, dtype=torch.bool), k) - r if x.shape[-1] else x
+        mask = self.masks.nodes[:, self.network._channels[site] + start][:, None, None]
+        return mask * (compete(x, mask > 0, k) - r) if x.shape[-1] else x.expand(len(mask), *x.shape[1:])
+
+    def _link(self, source: str, target: str, d: Tensor) -> Tensor:
+        """R4: (W * M) d."""
+        weight = self.network._cut[source, target]
+        if self.masks.edges is None:
+            return functional.linear(d, weight)
+        mask = self.masks.edges[source, target]
+        return (d.expand(len(mask), *d.shape[1:]).flatten(1, -2) @ (weight * mask).mT).unflatten(1, d.shape[1:-1])
+
+    def _written(self, site: str, d: Tensor) -> Tensor:
+        """Deviations of a write (P, B, T', n) at the tracked channels (P, B, T', R). R7."""
+        places = self.network._place[self.network._channels[site]]
+        return d.new_zeros(*d.shape[:-1], len(self.network.tracked)).index_copy(-1, places, d)
+
+    def _mlp(self, layer: int, block: Block, bases: MLPBases, read: Tensor, last: Tensor | None) -> Tensor:
+        prefix = f"{layer}.mlp."
+        before = self._base(bases.fc, last) + self._link(prefix + "act_in", prefix + "post_act", read)
+        post = self._site(prefix + "post_act", block.mlp.activation(before), self._base(bases.r["post_act"], last))
+        out = self._base(bases.proj, last) + self._link(prefix + "post_act", prefix + "resid_delta", post)
+        return self._site(prefix + "resid_delta", out, self._base(bases.r["resid_delta"], last))
+
+    def _attention(self, layer: int, block: Block, bases: AttentionBases, read: Tensor, last: Tensor | None) -> Tensor:
+        prefix = f"{layer}.attn."
+        d = {}
+        for name, base in (("q", bases.q), ("k", bases.k), ("v", bases.v)):
+            at = last if name == "q" else None
+            x = self._base(base, at) + self._link(prefix + "act_in", prefix + name, self._at(read, at))
+            d[name] = self._heads(layer, name, self._site(prefix + name, x, self._base(bases.r[name], at)))
+        out = self._base(bases.out, last)
+        if len(self.network._heads[layer]):
+            q = self._by_head(self._base(bases.all_q, last)) + d["q"]
+            pattern = self._pattern(block.attn, q, self._by_head(bases.all_k) + d["k"], layer, last)
+            out = out + pattern.transpose(-2, -3).flatten(-2) @ bases.writes
+            mixed = (pattern @ d["v"]).transpose(-2, -3).flatten(-2)[..., self._columns(layer, "v")]
+        else:
+            mixed = read.new_zeros(*read.shape[:-1], 0) if last is None else read.new_zeros(*read.shape[:2], 1, 0)
+        out = out + self._link(prefix + "v", prefix + "resid_delta", mixed)
+        return self._site(prefix + "resid_delta", out, self._base(bases.r["resid_delta"], last))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(..., T, H * C) -> (..., H, T, C)."""
+        return x.unflatten(-1, (-1, self.model.config.d_head)).transpose(-2, -3)
+
+    def _columns(self, layer: int, name: str) -> Tensor:
+        """The places of a site's kept channels among the channels of the computed heads."""
+        width, channels = self.model.config.d_head, self.network._channels[f"{layer}.attn.{name}"]
+        return torch.searchsorted(self.network._heads[layer], channels // width) * width + channels % width
+
+    def _heads(self, layer: int, name: str, d: Tensor) -> Tensor:
+        """Deviations (P, B, T', n) at all channels of the computed heads, (P, B, H, T', C)."""
+        full = d.new_zeros(*d.shape[:-1], len(self.network._heads[layer]) * self.model.config.d_head)
+        return self._by_head(full.index_copy(-1, self._columns(layer, name), d))
+
+    def _pattern(self, attn, q: Tensor, k: Tensor, layer: int, last: Tensor | None) -> Tensor:
+        """R5: (P, B, H, T', T)."""
+        scores = (q / math.sqrt(q.shape[-1])) @ k.mT
+        places = torch.arange(k.shape[-2], device=k.device)
+        future = places > places[:, None] if last is None else places > last[:, None, None, None]
+        scores = scores.masked_fill(future, -torch.inf)
+        if attn.sink_logit is not None:
+            sink = attn.sink_logit[self.network._heads[layer]][:, None, None].expand(*scores.shape[:-1], 1)
+            scores = torch.cat([scores, sink], dim=-1)
+        return scores.softmax(-1)[..., : k.shape[-2]]
