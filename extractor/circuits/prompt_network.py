@@ -303,7 +303,9 @@ class _Pass:
         h, scale = self._residual(norm, module, d, last)
         x = h[..., self.network._place[inside]] * scale * module.weight[inside]
         if len(inside) < len(channels):
-            table = position_norm(self.model.transformer.wpe.weight)[:, channels[len(inside) :] - width]
+            positions = self.model.transformer.wpe
+            assert positions is not None  # a model with position channels has a table of them
+            table = position_norm(positions.weight)[:, channels[len(inside) :] - width]
             there = table[: h.shape[-2]] if last is None else table[last][:, None]
             x = torch.cat([x, there.expand(*x.shape[:-1], -1)], dim=-1)
         return self._site(site, x, self._base(r, last))

@@ -37,7 +37,7 @@ from extractor.report.picture import short_name
 from extractor.report.plots import distribution
 from extractor.report.steering import steering_section
 from extractor.report.validation import activations_of, controls, effects_of, interval_of, validation_section
-from extractor.spec.claims import is_foreign
+from extractor.spec.claims import CONDITION_WORDS, is_foreign, worst_condition
 from extractor.spec.schema import CHANCE
 from extractor.spec.thresholds import AT_CHANCE
 
@@ -48,6 +48,8 @@ _NETWORKS = (
     ("without_circuit", "Without the circuit", "without"),
     ("random", "Same number of random nodes", "random"),
 )
+
+_ABLATED = {"mean": "other nodes at their means", "zero": "other nodes at zero", "resample": "other nodes resampled"}
 
 
 @dataclass(frozen=True)
@@ -183,11 +185,24 @@ def _verdicts(result: dict) -> str:
         special = ("yes", "Better than random") if random > max(target, alone) else ("no", "Not better than random")
     claims = (
         *_dense_claim(result),
-        (*enough, f"circuit alone: {nats(alone)} nats; target {nats(target)}"),
+        (*enough, f"circuit alone, {_ABLATED[result.get('ablation', 'mean')]}, calibrated: {nats(alone)} nats; target {nats(target)}"),
+        *_condition_claim(result),
         (*needed, f"without the circuit: {nats(without)} nats; chance {nats(CHANCE)}"),
         (*special, f"same number of random nodes: {nats(random)} nats"),
     )
     return "".join(f'<li class="card {kind}"><b>{name}</b><span>{numbers}</span></li>' for kind, name, numbers in claims)
+
+
+def _condition_claim(result: dict) -> Iterator[tuple[str, str, str]]:
+    """Whether the circuit meets the target under each condition, at the model's own scale; nothing where that was not measured."""
+    worst = worst_condition(result)
+    if worst is None:
+        return
+    name, numbers = worst
+    holds = numbers["loss"] <= result["target_loss"]
+    kind, claim = ("yes", "Holds under every condition") if holds else ("no", "Not under every condition")
+    text = f"without calibration, where other nodes {CONDITION_WORDS[name]} (worst of {len(CONDITION_WORDS)}): {nats(numbers['loss'])} nats"
+    yield kind, claim, f"{text}, {percent(numbers['accuracy'])} right"
 
 
 def _dense_claim(result: dict) -> Iterator[tuple[str, str, str]]:

@@ -6,6 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 NOT_DENSE = "not the dense model's"  # in a table's cell
+# What nodes outside of the circuit have under each of `circuits.conditions`.
+CONDITION_WORDS = {
+    "mean": "have their means",
+    "zero": "are zero",
+    "same": "have the values of a prompt with the same answer",
+    "other": "have the values of a prompt with the other answer",
+    "subset": "have their means but for a random share, which keeps its own values",
+}
 
 
 def is_met(facts: Mapping[str, Any]) -> bool:
@@ -19,6 +27,15 @@ def is_met(facts: Mapping[str, Any]) -> bool:
 def is_foreign(facts: Mapping[str, Any]) -> bool:
     """Whether the task is not the dense model's, so that a circuit of the sparse model says nothing of it; `facts` as above."""
     return facts.get("holds_for_dense") is False
+
+
+def worst_condition(facts: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """(name, {loss, accuracy, interval}) of the condition under which the circuit, without calibration, has the largest loss.
+
+    None in results of earlier versions. facts: the content of result.json.
+    """
+    found = (facts.get("validation") or {}).get("conditions")
+    return max(found.items(), key=lambda item: item[1]["loss"]) if found else None
 
 
 def loss_shares(bridge: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -95,8 +95,8 @@ def test_a_network_of_everything_is_the_model_whatever_the_replacement_values():
     for kind, changes in KINDS.items():
         model = random_model(6, torch.float64, **changes)
         batch = random_batch(4, 6, torch.float64)
-        values = random_values(model, batch, 1)
-        network = PromptMaskedModel(model, lambda part, values=PromptValues(model, values): (part, values), everything(model).nodes)
+        values = PromptValues(model, random_values(model, batch, 1))
+        network = PromptMaskedModel(model, lambda part, values=values: (part, values), everything(model).nodes)
         with torch.no_grad():
             logits = model(input_ids=batch.ids).logits[torch.arange(8), batch.last]
         plain = logits.gather(1, batch.first[:, None]) - logits.gather(1, batch.second[:, None])

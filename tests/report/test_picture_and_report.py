@@ -18,6 +18,7 @@ from extractor.circuits.sites import PLACES
 from extractor.report.page import Example, headline, write_report
 from extractor.report.picture import NEGATIVE, POSITIVE, drawing, layout, part, to_svg, visible, write_png
 from extractor.report.plots import effects_plot
+from extractor.spec.claims import CONDITION_WORDS
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = ("</title><script>alert(1)</script>", "\x00", "&", '" onload="x', "\ud800", "\u202e", "]]>", "\ufffe", "é漢")
@@ -632,6 +633,19 @@ def test_a_circuit_of_a_model_that_fails_is_not_called_necessary(tmp_path):
     html = written(tmp_path, tiny(), loss=losses, meets_target=False)
     assert "<b>Not necessary: the full model fails, too</b>" in html
     assert "<b>Necessary</b>" not in html
+
+
+@pytest.mark.parametrize(("loss", "claim"), [(0.12, "Holds under every condition"), (0.98, "Not under every condition")])
+def test_the_worst_condition_stands_on_a_card_and_all_of_them_in_the_table(tmp_path, loss, claim):
+    found = {name: {"loss": 0.1, "accuracy": 0.99, "interval": [0.09, 0.11]} for name in CONDITION_WORDS}
+    found["other"] = {"loss": loss, "accuracy": 0.034, "interval": [loss - 0.01, loss + 0.01]}
+    circuit = tiny()
+    html = written(tmp_path, circuit, validation=validation_of(circuit, conditions=found))
+    cards = html.split('class="verdicts"')[1].split("</ul>")[0]
+    assert re.findall(r"<b>(.*?)</b>", cards)[:2] == ["Sufficient", claim]
+    assert f"have the values of a prompt with the other answer (worst of 5): {loss:.3f} nats, 3.4&nbsp;% right" in cards
+    assert html.count("Without calibration, ") == 4
+    assert claim not in written(tmp_path, circuit, validation=validation_of(circuit))
 
 
 def test_steering_is_reported_where_it_was_measured(tmp_path, monkeypatch):

@@ -23,6 +23,10 @@ MEASURED: dict[str, Any] = {
     "steering": {"node": "1.mlp.post_act.4", "probability": [0.002, 0.299], "random_worst": [0.0, 0.007]},
 }
 FEW = {"flipped": 0.574, "interval": [0.504, 0.641], "random_flipped": 0.0}
+CONDITIONS = {
+    "mean": {"loss": 0.5171, "accuracy": 0.81, "interval": [0.5, 0.53]},
+    "other": {"loss": 0.9814, "accuracy": 0.031, "interval": [0.9, 1.0]},
+}
 NO_DENSE = "model m has no bridges: it was not made from a dense model"
 NO_GAIN = MEASURED["bridge"] | {"recovered": None, "dense_loss": 0.02, "bigram_loss": 0.01}
 
@@ -36,6 +40,7 @@ def lines(**changes: Any) -> dict[str, str]:
 def test_the_lines_of_a_result_that_has_everything():
     assert lines() == {
         "circuit": "3 nodes, 2 edges; meets the target loss 0.15 on 512 held-out pairs",
+        "without calibration": "not measured: the version that made this result did not do it",
         "sparse model": "recovers 84% of the dense model's gain over bigrams, mean over all crossings",
         "causal agreement": "effects of 61 nodes in the dense model and in the sparse one: correlation 0.87, slope 0.79, same sign 84%; "
         "random nodes: correlation 0.10",
@@ -112,6 +117,18 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
             "1 node flips 57% (50% to 64%) of the dense model's right answers on held-out prompts, the strongest random edits 0%; on "
             "shifted prompts 57%",
         ),
+        (
+            {"validation": {"conditions": CONDITIONS}},
+            "without calibration",
+            "at worst 0.981 nats and 3.1% right, where other nodes have the values of a prompt with the other answer; "
+            "0.517 nats where they have their means",
+        ),
+        (
+            {"validation": {"conditions": {"mean": CONDITIONS["mean"]}}},
+            "without calibration",
+            "at worst 0.517 nats and 81.0% right, where other nodes have their means",
+        ),
+        ({"circuit": None, "tasks": [{"nodes": 1, "meets_target": True}]}, "without calibration", "of each circuit, in its report"),
         ({"circuit": None, "tasks": [FOREIGN]}, "steering", "not measured: there is no circuit"),
         ({"circuit": None, "tasks": [{"nodes": 1, "meets_target": True}]}, "steering", "of each circuit, in its report"),
         (
@@ -123,7 +140,8 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
 )
 def test_a_line_without_its_number_says_why_and_no_line_is_left_out(changes: dict[str, Any], line: str, said: str):
     found = lines(**changes)
-    assert list(found) == ["circuits" if "tasks" in changes else "circuit", "sparse model", "causal agreement", "steering"]
+    first = "circuits" if "tasks" in changes else "circuit"
+    assert list(found) == [first, "without calibration", "sparse model", "causal agreement", "steering"]
     assert said in found[line]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from extractor.spec.claims import NOT_DENSE, is_foreign, is_met, loss_shares
+from extractor.spec.claims import CONDITION_WORDS, NOT_DENSE, is_foreign, is_met, loss_shares, worst_condition
 from extractor.spec.unmeasured import is_constant, no_gain, why_no_causal, why_no_share, why_no_steering
 
 
@@ -17,11 +17,12 @@ def verdict_lines(facts: dict[str, Any]) -> Iterator[str]:
     if "tasks" in facts:
         yield f"circuits: {describe_tasks(facts['tasks'])}"
     if isinstance(circuit, dict) or "tasks" in facts:
-        yield f"sparse model: {_share(facts)}"
         elsewhere = ""
         if "tasks" in facts:
             is_found = any(row["nodes"] is not None for row in facts["tasks"])
             elsewhere = "of each circuit, in its report" if is_found else "not measured: there is no circuit"
+        yield f"without calibration: {elsewhere or _conditions(facts)}"
+        yield f"sparse model: {_share(facts)}"
         yield f"causal agreement: {elsewhere or _causal(facts)}"
         yield f"steering: {elsewhere or _steering(facts)}"
 
@@ -43,6 +44,17 @@ def _circuit(facts: dict[str, Any], circuit: dict[str, Any]) -> str:
     line = f"{size}; {verdict} the target loss {facts.get('target_loss')} on {facts.get('held_out_pairs')} held-out pairs"
     line += ", in the sparse model only" if is_foreign(facts) else ""
     return line + (f": {facts['why']}" if facts.get("why") else "")
+
+
+def _conditions(facts: dict[str, Any]) -> str:
+    """'at worst 0.981 nats and 3.1% right, where other nodes have ...; 0.517 nats where they have their means'."""
+    worst = worst_condition(facts)
+    if worst is None:
+        return "not measured: the version that made this result did not do it"
+    name, numbers = worst
+    line = f"at worst {numbers['loss']:.3f} nats and {numbers['accuracy']:.1%} right, where other nodes {CONDITION_WORDS[name]}"
+    mean = facts["validation"]["conditions"]["mean"]
+    return line if name == "mean" else f"{line}; {mean['loss']:.3f} nats where they have their means"
 
 
 def _share(facts: dict[str, Any]) -> str:
