@@ -87,6 +87,11 @@ class CircuitMask:
         """All nodes but these, and every edge between them."""
         return CircuitMask(self.model, ~self.nodes)
 
+    def without_edges(self) -> CircuitMask:
+        """All nodes of the model, and all its edges but this circuit's."""
+        full, own = CircuitMask.full(self.model), self.present_edges()
+        return replace(full, edges={link: on & ~own[link] for link, on in full.present_edges().items()})
+
     def channels(self) -> dict[str, Tensor]:
         """{site: channels that are on, sorted}."""
         return {site: part.nonzero().flatten() for site, part in self.index.split(self.nodes).items()}

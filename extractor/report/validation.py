@@ -18,6 +18,11 @@ _OWN_SCALE = {
     "other": "all else from a prompt with the other answer",
     "subset": "a random share of the rest at its own values",
 }
+_REMOVED = {
+    "nothing": "Full model, calibrated",
+    "edges": "Without the circuit&rsquo;s edges, all nodes kept",
+    "random_nodes": "Without as many random nodes",
+}
 _SWITCH_COST = 0.01  # nats; a node whose binarisation costs no more counts as a switch
 _SHOWN_NODES = 6
 
@@ -159,13 +164,16 @@ def _seeds(found: dict | None) -> str:
 
 
 def controls(result: dict) -> list[Bar]:
-    """The attribution baseline as a bar; empty where not measured."""
+    """What the networks above are compared with, as bars; without those that were not measured."""
     found = result.get("validation") or {}
-    control = found.get("attribution")
-    if not control:
-        return []
-    name = f"Top {count(control['nodes'], 'node')} by attribution"
-    return [Bar(name, "random", control["loss"], control["accuracy"], (found.get("interval") or {}).get("attribution"))]
+    intervals, control = found.get("interval") or {}, found.get("attribution")
+    bars = [
+        Bar(_REMOVED[name], "without", loss, None, intervals.get(f"without {name}")) for name, loss in (found.get("removed") or {}).items()
+    ]
+    if control:
+        name = f"Top {count(control['nodes'], 'node')} by attribution"
+        bars.append(Bar(name, "random", control["loss"], control["accuracy"], intervals.get("attribution")))
+    return bars
 
 
 def interval_of(result: dict, network: str) -> Sequence[float] | None:

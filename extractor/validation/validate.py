@@ -3,6 +3,8 @@
 full              the full model
 circuit           the circuit alone, all else ablated, with the circuit's own calibration: is it sufficient?
 without_circuit   the full model with only the circuit's nodes ablated: is it necessary?
+removed           the full model without nothing, without the circuit's edges alone (all nodes stay), and without as many random nodes as the
+                  circuit has: what necessity is compared with
 random            random nodes, the same number per site as the circuit has, mean of several draws: is it better than chance?
 attribution       the nodes that integrated gradients rank first, the same number: is it better than a cheap guess?
 uncalibrated      the circuit with scale 1 and shift 0
@@ -43,6 +45,7 @@ from extractor.validation.seeds import compare_seeds
 RANDOM_DRAWS = 5
 RANKED_PAIRS = 128  # train pairs for integrated gradients
 NETWORKS = ("full", "circuit", "without_circuit", "random")
+REMOVED = ("nothing", "edges", "random_nodes")
 _PLAIN = Calibration(1.0, 0.0)
 
 
@@ -56,6 +59,7 @@ class ValidationReport:
     ablation         {mean, zero, resample: loss of the circuit}
     conditions       {mean, zero, same, other, subset: {loss, accuracy, interval}} of the circuit, without calibration
     binarised        {loss, accuracy, nodes: {id: loss with it alone binarised}, or None where that was not measured}
+    removed          {nothing, edges, random_nodes: loss of the full model without them}
     interval         {network: [low, high]}, 95 %, of all of these
     edge_effects     see `validation.edge_effects`
     activations      see `validation.activations`; None without a corpus
@@ -71,6 +75,7 @@ class ValidationReport:
     ablation: dict[str, float]
     conditions: dict[str, dict[str, Any]]
     binarised: dict[str, Any]
+    removed: dict[str, float]
     interval: dict[str, list[float]]
     edge_effects: dict[str, Any]
     activations: dict[str, Any] | None
@@ -84,7 +89,18 @@ class ValidationReport:
 
     def details(self) -> dict[str, Any]:
         """'validation' of result.json: all measurements but loss and accuracy."""
-        names = ("attribution", "uncalibrated", "ablation", "conditions", "binarised", "interval", "edge_effects", "activations", "seeds")
+        names = (
+            "attribution",
+            "uncalibrated",
+            "ablation",
+            "conditions",
+            "binarised",
+            "removed",
+            "interval",
+            "edge_effects",
+            "activations",
+            "seeds",
+        )
         return {"necessity": self.necessity} | {name: getattr(self, name) for name in names}
 
 
@@ -111,6 +127,7 @@ def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch
         ablation={kind: loss[kind] for kind in KINDS},
         conditions=_under_conditions(problem, graph, held_out),
         binarised={"loss": loss["binarised"], "accuracy": right["binarised"], "nodes": binarised.alone(held_out)},
+        removed={name: loss[f"without {name}"] for name in REMOVED},
         interval=intervals(by_prompt, problem.seed),
         edge_effects=edge_effects(problem, graph, held_out),
         activations=None if corpus is None else activations(problem, graph, corpus),
@@ -151,11 +168,15 @@ def _logit_diffs(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskB
     def best(some: CircuitMask) -> Tensor:
         return _calibrated(problem, chosen.logit_diffs([some])[0], scorer.logit_diffs([some])[0])
 
+    randoms = [_random_like(problem, graph, problem.seed + draw) for draw in range(RANDOM_DRAWS)]
     diffs = {
         "full": own(problem.full_mask(), _PLAIN),
         "circuit": own(graph, pruned.calibration),
         "without_circuit": best(graph.complement()),
-        "random": torch.cat([best(_random_like(problem, graph, problem.seed + draw)) for draw in range(RANDOM_DRAWS)]),
+        "without nothing": best(problem.full_mask()),
+        "without edges": best(graph.without_edges()),
+        "without random_nodes": torch.cat([best(some.complement()) for some in randoms]),
+        "random": torch.cat([best(some) for some in randoms]),
         "attribution": best(guess),
         "uncalibrated": own(graph, _PLAIN),
     }

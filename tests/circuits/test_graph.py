@@ -196,3 +196,15 @@ def test_q_and_k_of_a_channel_are_tied_where_both_are_there():
     assert elements.ties[place[k + 2]] == place[k + 2]
     assert elements.ties[place[k + 3]] == place[q + 3]
     assert torch.equal(Edges(CircuitMask(model, whole)).ties, torch.arange(CircuitMask(model, whole).edge_count()))
+
+
+def test_the_model_without_a_circuits_edges_has_all_nodes_and_all_other_edges():
+    model = random_model(3)
+    circuit = nodes_of(
+        model, "0.mlp.act_in.1", "0.mlp.act_in.2", "0.mlp.post_act.3", "0.mlp.resid_delta.4", "1.attn.act_in.4", "1.attn.q.0"
+    )
+    for one in (circuit, circuit.with_edges()):
+        rest = one.without_edges()
+        assert bool(rest.nodes.all())
+        assert rest.edge_count() == everything(model).edge_count() - one.edge_count() < everything(model).edge_count()
+        assert not any(bool((on & rest.edges[link]).any()) for link, on in one.present_edges().items())

@@ -301,10 +301,13 @@ def test_the_report_of_the_micro_circuit(problem, pruned):
     assert (report.attribution["edges"], report.attribution["accuracy"]) == (2, 1.0)  # gradients see the micro circuit, too
     assert report.seeds is None
     measured = {**report.loss, **report.ablation, "attribution": report.attribution["loss"], "uncalibrated": report.uncalibrated}
+    measured |= {f"without {name}": loss for name, loss in report.removed.items()}
     measured["binarised"] = report.binarised["loss"]
     assert report.interval.keys() == measured.keys()
     for name, (low, high) in report.interval.items():
         assert low - 1e-9 <= measured[name] <= high + 1e-9, name
+    assert report.removed["nothing"] < 0.01  # the full model, calibrated
+    assert report.removed["random_nodes"] < report.removed["edges"] == pytest.approx(report.loss["without_circuit"], abs=0.05)
     assert list(report.conditions) == ["mean", "zero", "same", "other", "subset"]
     assert report.conditions["mean"]["loss"] == pytest.approx(report.uncalibrated, abs=1e-6)
     for one in report.conditions.values():
