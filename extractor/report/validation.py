@@ -33,7 +33,7 @@ def validation_section(result: dict) -> str:
     body = [_conditions(result, found), _figures(result, found, curve), _seeds(found.get("seeds"))]
     if not any(body):
         return ""
-    text = " ".join(text for text in (_interval(result, found), _edges(found.get("edge_effects"))) if text)
+    text = " ".join(text for text in (_interval(result, found), _edges(found.get("edge_effects")), _roles(found.get("roles"))) if text)
     return section("validation", "Validation", (f"<p>{text}</p>" if text else "") + "".join(body))
 
 
@@ -70,6 +70,23 @@ def _edges(effects: dict | None) -> str:
             else f"Removing any of {edges} raises the loss."
         )
     return f"Removing a single edge raises the loss for {raising:,} of {edges}."
+
+
+def _roles(found: dict | None) -> str:
+    """Which nodes and heads do something else in the circuit than in the full model."""
+    nodes = {name: one[0] for name, one in ((found or {}).get("nodes") or {}).items() if one[0] is not None}
+    if not found or not nodes:
+        return ""
+    middle = sorted(nodes.values())[len(nodes) // 2]
+    changed = found["changed"]
+    text = f"Against the full model, the median unexplained variance of a node&rsquo;s value is {middle:.2f}; "
+    text += f"{len(changed)} of {count(len(nodes), 'node')} {'has' if len(changed) == 1 else 'have'} another role (above 0.5)"
+    if changed:
+        shown = " ".join(identifier(name) for name in changed[:_SHOWN_NODES])
+        text += f": {shown}{' ...' if len(changed) > _SHOWN_NODES else ''}"
+    heads = found["heads"] or {}
+    far = max(heads, key=heads.__getitem__) if heads else None
+    return text + (f". Attention of head {identifier(far)} differs most: distance {heads[far]:.2f} of 1." if far else ".")
 
 
 def _conditions(result: dict, found: dict) -> str:

@@ -3,6 +3,7 @@
 validate.py      all checks in order, and the report of their numbers. Read this first
 ablations.py     mean, zero and resample ablation;  binarise.py: every node replaced by two values
 edge_effects.py  each edge removed alone;  activations.py: percentiles of every node over text
+roles.py         each node's value and each head's pattern in the circuit and in the full model
 seeds.py         overlap of circuits from several seeds
 
 Doors: validate.

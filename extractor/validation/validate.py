@@ -3,8 +3,8 @@
 full              the full model
 circuit           the circuit alone, all else ablated, with the circuit's own calibration: is it sufficient?
 without_circuit   the full model with only the circuit's nodes ablated: is it necessary?
-removed           the full model without nothing, without the circuit's edges alone (all nodes stay), and without as many random nodes as the
-                  circuit has: what necessity is compared with
+removed           the calibrated full model with nothing removed, without the circuit's edges alone (all nodes stay), and without as many
+                  random nodes as the circuit has: what necessity is compared with
 random            random nodes, the same number per site as the circuit has, mean of several draws: is it better than chance?
 attribution       the nodes that integrated gradients rank first, the same number: is it better than a cheap guess?
 uncalibrated      the circuit with scale 1 and shift 0
@@ -40,6 +40,7 @@ from extractor.validation.ablations import KINDS, ablated_logit_diffs, condition
 from extractor.validation.activations import activations
 from extractor.validation.binarise import Binarised
 from extractor.validation.edge_effects import edge_effects
+from extractor.validation.roles import roles
 from extractor.validation.seeds import compare_seeds
 
 RANDOM_DRAWS = 5
@@ -60,6 +61,7 @@ class ValidationReport:
     conditions       {mean, zero, same, other, subset: {loss, accuracy, interval}} of the circuit, without calibration
     binarised        {loss, accuracy, nodes: {id: loss with it alone binarised}, or None where that was not measured}
     removed          {nothing, edges, random_nodes: loss of the full model without them}
+    roles            see `validation.roles`
     interval         {network: [low, high]}, 95 %, of all of these
     edge_effects     see `validation.edge_effects`
     activations      see `validation.activations`; None without a corpus
@@ -76,6 +78,7 @@ class ValidationReport:
     conditions: dict[str, dict[str, Any]]
     binarised: dict[str, Any]
     removed: dict[str, float]
+    roles: dict[str, Any]
     interval: dict[str, list[float]]
     edge_effects: dict[str, Any]
     activations: dict[str, Any] | None
@@ -128,6 +131,7 @@ def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch
         conditions=_under_conditions(problem, graph, held_out),
         binarised={"loss": loss["binarised"], "accuracy": right["binarised"], "nodes": binarised.alone(held_out)},
         removed={name: loss[f"without {name}"] for name in REMOVED},
+        roles=roles(problem, graph, held_out),
         interval=intervals(by_prompt, problem.seed),
         edge_effects=edge_effects(problem, graph, held_out),
         activations=None if corpus is None else activations(problem, graph, corpus),

@@ -648,6 +648,17 @@ def test_the_worst_condition_stands_on_a_card_and_all_of_them_in_the_table(tmp_p
     assert claim not in written(tmp_path, circuit, validation=validation_of(circuit))
 
 
+def test_nodes_that_have_another_role_are_named(tmp_path):
+    nodes = {"0.mlp.act_in.1": [0.02, 0.99], "0.mlp.post_act.2": [0.9, 0.2], "1.attn.q.3": [None, None]}
+    found = {"pairs": 9, "nodes": nodes, "changed": ["0.mlp.post_act.2"]}
+    circuit = tiny()
+    html = written(tmp_path, circuit, validation=validation_of(circuit, roles=found | {"heads": {"0.attn.1": 0.25, "1.attn.0": 0.5}}))
+    assert "median unexplained variance of a node&rsquo;s value is 0.90; 1 of 2 nodes has another role (above 0.5): " in html
+    assert "differs most: distance 0.50 of 1." in html
+    for nothing in ({"heads": None, "nodes": None, "pairs": 9, "changed": []}, None):
+        assert "another role" not in written(tmp_path, circuit, validation=validation_of(circuit, roles=nothing))
+
+
 def test_steering_is_reported_where_it_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("extractor.report.page.steering_section", lambda result: f"<p>steered {result['steering']}</p>")
     assert "<p>steered 7</p>" in written(tmp_path, tiny(), steering=7)

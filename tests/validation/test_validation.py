@@ -11,6 +11,7 @@ from pathlib import Path
 import micro
 import pytest
 import torch
+from problems import random_batch, random_model
 from torch.nn import functional
 from worlds import environment
 
@@ -30,6 +31,7 @@ from extractor.validation.ablations import ablated_logit_diffs, parts, reference
 from extractor.validation.activations import activations
 from extractor.validation.binarise import Binarised, Steps, fit_steps, two_means
 from extractor.validation.edge_effects import edge_effects
+from extractor.validation.roles import roles
 from extractor.validation.seeds import compare_seeds, overlap
 from extractor.validation.validate import validate, why_not
 
@@ -416,3 +418,44 @@ def test_validation_asks_for_seeds_where_the_spec_does(tmp_path, monkeypatch):
     found = validate(circuit_of(problem), problem, BATCH).seeds
     assert found is not None
     assert (found["node_overlap"], found["shared"]) == (1.0, list(micro.CIRCUIT))
+
+
+# roles
+
+
+def test_a_circuit_of_all_nodes_has_every_role_of_the_model(problem):
+    found = roles(problem, CircuitMask.full(problem.model), BATCH)
+    assert found["pairs"] == BATCH.pairs
+    assert all(one in ((0.0, 1.0), (None, None)) for one in found["nodes"].values())
+    assert any(one == (0.0, 1.0) for one in found["nodes"].values())
+    assert set(found["heads"].values()) == {0.0}
+    assert found["changed"] == []
+
+
+def test_roles_are_those_of_values_by_hand(tmp_path):
+    problem = pose(tmp_path, model=random_model(1, activation_frac=1.0), batch=random_batch(12, 3))
+    mask = CircuitMask(problem.model, torch.rand(len(problem.index), generator=torch.Generator().manual_seed(0)) < 0.5)
+    batch = problem.select
+    found = roles(problem, mask, batch)
+    with problem.model.record() as full:
+        problem.model(input_ids=batch.ids)
+    seen: dict[str, torch.Tensor] = {}
+    site_masks = problem.index.split(mask.nodes.float())
+    masked_logit_diff(problem.model, batch, site_masks, problem.ablation_values, rewrite=lambda site, x: seen.setdefault(site, x))
+    real = torch.arange(batch.ids.shape[1]) <= batch.last[:, None]
+    changed = []
+    for name, (unexplained, correlation) in found["nodes"].items():
+        site, channel = name.rsplit(".", 1)
+        here, there = (x[site][real][:, int(channel)].double() for x in (seen, full))
+        if unexplained is None:
+            assert there.var() < 1e-12
+            continue
+        assert unexplained == pytest.approx(float((here - there).square().mean() / there.var(correction=0)), rel=1e-3, abs=1e-3)
+        if correlation is not None:
+            assert correlation == pytest.approx(float(torch.corrcoef(torch.stack([here, there]))[0, 1]), abs=1e-3)
+        changed += [name] if unexplained > 0.5 else []
+    assert found["changed"] == changed != []
+    assert 0 < max(found["heads"].values()) <= 1
+    width = problem.model.config.d_head
+    kept = {f"{layer}.attn.{c // width}" for layer in range(2) for c in mask.channels()[f"{layer}.attn.v"].tolist()}
+    assert set(found["heads"]) == kept
