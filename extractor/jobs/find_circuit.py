@@ -49,7 +49,7 @@ def find_circuit(run: CircuitRun) -> None:
         problem = pruning_problem(run)
         result = find_circuits(problem)
     with run.stage("validate"):
-        report = validate(result.best, problem, run.splits.held_out, run.loaded.corpus)
+        report = validate(result.best, problem, run.splits.held_out, run.loaded.corpus, run.splits.shifted)
     with run.stage("report"):
         write_files(run, problem, result, report)
 

@@ -33,7 +33,8 @@ def validation_section(result: dict) -> str:
     body = [_conditions(result, found), _figures(result, found, curve), _seeds(found.get("seeds"))]
     if not any(body):
         return ""
-    text = " ".join(text for text in (_interval(result, found), _edges(found.get("edge_effects")), _roles(found.get("roles"))) if text)
+    said = (_interval(result, found), _shifted(found.get("shifted")), _edges(found.get("edge_effects")), _roles(found.get("roles")))
+    text = " ".join(filter(None, said))
     return section("validation", "Validation", (f"<p>{text}</p>" if text else "") + "".join(body))
 
 
@@ -87,6 +88,19 @@ def _roles(found: dict | None) -> str:
     heads = found["heads"] or {}
     far = max(heads, key=heads.__getitem__) if heads else None
     return text + (f". Attention of head {identifier(far)} differs most: distance {heads[far]:.2f} of 1." if far else ".")
+
+
+def _shifted(found: dict | None) -> str:
+    """Whether the circuit answers as the full model does in longer code of other templates."""
+    if not found:
+        return ""
+    low, high = (percent(end) for end in found["interval"])
+    right = found["accuracy"]
+    return (
+        f"On {found['prompts']} shifted prompts, longer and from other templates, circuit and full model prefer the same answer on "
+        f"{percent(found['same_answer'])} ({low} to {high}); the circuit is right on {percent(right['circuit'])}, the full model on "
+        f"{percent(right['full'])}."
+    )
 
 
 def _conditions(result: dict, found: dict) -> str:

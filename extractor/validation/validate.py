@@ -10,6 +10,7 @@ attribution       the nodes that integrated gradients rank first, the same numbe
 uncalibrated      the circuit with scale 1 and shift 0
 mean, zero, resample   the circuit under each ablation: ablated nodes have their mean, zero, or their value in another prompt
 conditions        the circuit at the model's own scale, without calibration, under each of `circuits.conditions`
+shifted           circuit and full model on shifted held-out prompts: longer code in other templates
 binarised         the circuit, each node limited to two values
 
 Every network without its own calibration gets the one that is best for it on the select split, so that it cannot fail by scale alone.
@@ -19,7 +20,7 @@ from other seeds; see `extractor.validation`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from extractor.pruning.algorithms import attribution
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import PrunedCircuit
 from extractor.spec.thresholds import FULL_MODEL_FAILS_RAW
-from extractor.validation.ablations import KINDS, ablated_logit_diffs, condition_logit_diffs
+from extractor.validation.ablations import KINDS, ablated_logit_diffs, condition_logit_diffs, reference_logit_diffs
 from extractor.validation.activations import activations
 from extractor.validation.binarise import Binarised
 from extractor.validation.edge_effects import edge_effects
@@ -44,6 +45,7 @@ from extractor.validation.roles import roles
 from extractor.validation.seeds import compare_seeds
 
 RANDOM_DRAWS = 5
+SHIFTED_PAIRS = 128
 RANKED_PAIRS = 128  # train pairs for integrated gradients
 NETWORKS = ("full", "circuit", "without_circuit", "random")
 REMOVED = ("nothing", "edges", "random_nodes")
@@ -61,6 +63,7 @@ class ValidationReport:
     conditions       {mean, zero, same, other, subset: {loss, accuracy, interval}} of the circuit, without calibration
     binarised        {loss, accuracy, nodes: {id: loss with it alone binarised}, or None where that was not measured}
     removed          {nothing, edges, random_nodes: loss of the full model without them}
+    shifted          {prompts, loss, accuracy: {full, circuit}, same_answer, interval: its}; None where the task has no such prompts
     roles            see `validation.roles`
     interval         {network: [low, high]}, 95 %, of all of these
     edge_effects     see `validation.edge_effects`
@@ -78,6 +81,7 @@ class ValidationReport:
     conditions: dict[str, dict[str, Any]]
     binarised: dict[str, Any]
     removed: dict[str, float]
+    shifted: dict[str, Any] | None
     roles: dict[str, Any]
     interval: dict[str, list[float]]
     edge_effects: dict[str, Any]
@@ -91,26 +95,18 @@ class ValidationReport:
         return self.loss["without_circuit"] - self.loss["full"]
 
     def details(self) -> dict[str, Any]:
-        """'validation' of result.json: all measurements but loss and accuracy."""
-        names = (
-            "attribution",
-            "uncalibrated",
-            "ablation",
-            "conditions",
-            "binarised",
-            "removed",
-            "interval",
-            "edge_effects",
-            "activations",
-            "seeds",
-        )
+        """'validation' of result.json: all measurements but loss, accuracy, and what stands beside them."""
+        names = [field.name for field in fields(self) if field.name not in ("loss", "accuracy", "held_out_pairs", "why")]
         return {"necessity": self.necessity} | {name: getattr(self, name) for name in names}
 
 
-def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch, corpus: Corpus | None = None) -> ValidationReport:
+def validate(
+    pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch, corpus: Corpus | None = None, shifted: TaskBatch | None = None
+) -> ValidationReport:
     """Measure everything on held-out pairs. Calibrations use the select split; steps and rankings are fitted on the train split.
 
-    corpus   ordinary text, for the nodes' activations; None: these are not measured
+    corpus    ordinary text, for the nodes' activations; None: these are not measured
+    shifted   shifted held-out prompts; None: nothing is measured on them
     Raises Stopped.
     """
     graph = pruned.graph
@@ -131,6 +127,7 @@ def validate(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch
         conditions=_under_conditions(problem, graph, held_out),
         binarised={"loss": loss["binarised"], "accuracy": right["binarised"], "nodes": binarised.alone(held_out)},
         removed={name: loss[f"without {name}"] for name in REMOVED},
+        shifted=None if shifted is None else _on_shifted(pruned, problem, shifted),
         roles=roles(problem, graph, held_out),
         interval=intervals(by_prompt, problem.seed),
         edge_effects=edge_effects(problem, graph, held_out),
@@ -147,6 +144,21 @@ def _under_conditions(problem: PruningProblem, graph: CircuitMask, held_out: Tas
     known = intervals(by_prompt, problem.seed)
     right = {name: (held_out.sign * one > 0).double().mean().item() for name, one in diffs.items()}
     return {name: {"loss": by_prompt[name].mean().item(), "accuracy": right[name], "interval": known[name]} for name in diffs}
+
+
+def _on_shifted(pruned: PrunedCircuit, problem: PruningProblem, shifted: TaskBatch) -> dict[str, Any]:
+    """What circuit (with its own calibration) and full model answer on shifted prompts, and how often both prefer the same answer."""
+    batch = shifted.pick(torch.arange(min(SHIFTED_PAIRS, shifted.pairs)))
+    full = reference_logit_diffs(problem, problem.full_mask(), batch)
+    diffs = {"full": full, "circuit": pruned.calibration.apply(reference_logit_diffs(problem, pruned.graph, batch))}
+    same = ((diffs["full"] > 0) == (diffs["circuit"] > 0)).double()
+    return {
+        "prompts": len(batch.ids),
+        "loss": {name: batch.losses(one).double().mean().item() for name, one in diffs.items()},
+        "accuracy": {name: (batch.sign * one > 0).double().mean().item() for name, one in diffs.items()},
+        "same_answer": same.mean().item(),
+        "interval": intervals({"same": same}, problem.seed)["same"],
+    }
 
 
 def why_not(circuit: float, full: float, target: float, nodes: int) -> str | None:

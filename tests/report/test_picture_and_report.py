@@ -648,6 +648,12 @@ def test_the_worst_condition_stands_on_a_card_and_all_of_them_in_the_table(tmp_p
     assert claim not in written(tmp_path, circuit, validation=validation_of(circuit))
 
 
+def test_what_circuit_and_model_answer_on_shifted_prompts_is_said(tmp_path):
+    found = {"prompts": 256, "same_answer": 0.742, "interval": [0.7, 0.78], "accuracy": {"full": 0.98, "circuit": 0.758}}
+    html = written(tmp_path, tiny(), validation=validation_of(tiny(), shifted=found))
+    assert "prefer the same answer on 74.2&nbsp;% (70&nbsp;% to 78&nbsp;%); the circuit is right on 75.8&nbsp;%, the full model on" in html
+
+
 def test_nodes_that_have_another_role_are_named(tmp_path):
     nodes = {"0.mlp.act_in.1": [0.02, 0.99], "0.mlp.post_act.2": [0.9, 0.2], "1.attn.q.3": [None, None]}
     found = {"pairs": 9, "nodes": nodes, "changed": ["0.mlp.post_act.2"]}

@@ -310,11 +310,13 @@ def test_the_report_of_the_micro_circuit(problem, pruned):
         assert low - 1e-9 <= measured[name] <= high + 1e-9, name
     assert report.removed["nothing"] < 0.01  # the full model, calibrated
     assert report.removed["random_nodes"] < report.removed["edges"] == pytest.approx(report.loss["without_circuit"], abs=0.05)
+    assert report.shifted is None
     assert list(report.conditions) == ["mean", "zero", "same", "other", "subset"]
     assert report.conditions["mean"]["loss"] == pytest.approx(report.uncalibrated, abs=1e-6)
     for one in report.conditions.values():
         assert one["interval"][0] - 1e-9 <= one["loss"] <= one["interval"][1] + 1e-9
-    assert json.loads(json.dumps(report.details())).keys() >= {"necessity", "edge_effects", "activations", "interval"}
+    known = set("necessity attribution uncalibrated ablation conditions binarised removed shifted roles interval edge_effects".split())
+    assert json.loads(json.dumps(report.details())).keys() == known | {"activations", "seeds"}
 
 
 def test_without_text_there_are_no_activations(problem, pruned):
@@ -418,6 +420,17 @@ def test_validation_asks_for_seeds_where_the_spec_does(tmp_path, monkeypatch):
     found = validate(circuit_of(problem), problem, BATCH).seeds
     assert found is not None
     assert (found["node_overlap"], found["shared"]) == (1.0, list(micro.CIRCUIT))
+
+
+def test_circuit_and_model_are_compared_on_shifted_prompts(problem, pruned):
+    found = validate(pruned, problem, BATCH, shifted=BATCH).shifted
+    assert (found["prompts"], found["same_answer"]) == (len(BATCH.ids), 1.0)
+    assert found["accuracy"] == {"full": 1.0, "circuit": 1.0}
+    nothing = replace(pruned, graph=CircuitMask(problem.model, torch.zeros_like(pruned.graph.nodes)), calibration=Calibration(1.0, 0.0))
+    found = validate(nothing, problem, BATCH, shifted=BATCH).shifted
+    assert found["accuracy"] == {"full": 1.0, "circuit": 0.5}
+    assert found["same_answer"] == 0.5
+    assert found["loss"]["circuit"] > found["loss"]["full"]
 
 
 # roles

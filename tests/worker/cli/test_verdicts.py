@@ -27,6 +27,7 @@ CONDITIONS = {
     "mean": {"loss": 0.5171, "accuracy": 0.81, "interval": [0.5, 0.53]},
     "other": {"loss": 0.9814, "accuracy": 0.031, "interval": [0.9, 1.0]},
 }
+SHIFTED = {"prompts": 256, "same_answer": 0.742, "interval": [0.7, 0.78], "accuracy": {"full": 0.98, "circuit": 0.758}}
 NO_DENSE = "model m has no bridges: it was not made from a dense model"
 NO_GAIN = MEASURED["bridge"] | {"recovered": None, "dense_loss": 0.02, "bigram_loss": 0.01}
 
@@ -41,6 +42,7 @@ def test_the_lines_of_a_result_that_has_everything():
     assert lines() == {
         "circuit": "3 nodes, 2 edges; meets the target loss 0.15 on 512 held-out pairs",
         "without calibration": "not measured: the version that made this result did not do it",
+        "shifted prompts": "not measured: the version that made this result did not do it",
         "sparse model": "recovers 84% of the dense model's gain over bigrams, mean over all crossings",
         "causal agreement": "effects of 61 nodes in the dense model and in the sparse one: correlation 0.87, slope 0.79, same sign 84%; "
         "random nodes: correlation 0.10",
@@ -128,6 +130,12 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
             "without calibration",
             "at worst 0.517 nats and 81.0% right, where other nodes have their means",
         ),
+        (
+            {"validation": {"shifted": SHIFTED}},
+            "shifted prompts",
+            "circuit and full model prefer the same answer on 74.2% (70% to 78%); right on 75.8% and 98.0%",
+        ),
+        ({"validation": {"shifted": None}}, "shifted prompts", "not measured: the task has none that fit this model"),
         ({"circuit": None, "tasks": [{"nodes": 1, "meets_target": True}]}, "without calibration", "of each circuit, in its report"),
         ({"circuit": None, "tasks": [FOREIGN]}, "steering", "not measured: there is no circuit"),
         ({"circuit": None, "tasks": [{"nodes": 1, "meets_target": True}]}, "steering", "of each circuit, in its report"),
@@ -141,7 +149,7 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
 def test_a_line_without_its_number_says_why_and_no_line_is_left_out(changes: dict[str, Any], line: str, said: str):
     found = lines(**changes)
     first = "circuits" if "tasks" in changes else "circuit"
-    assert list(found) == [first, "without calibration", "sparse model", "causal agreement", "steering"]
+    assert list(found) == [first, "without calibration", "shifted prompts", "sparse model", "causal agreement", "steering"]
     assert said in found[line]
 
 

@@ -22,6 +22,7 @@ def verdict_lines(facts: dict[str, Any]) -> Iterator[str]:
             is_found = any(row["nodes"] is not None for row in facts["tasks"])
             elsewhere = "of each circuit, in its report" if is_found else "not measured: there is no circuit"
         yield f"without calibration: {elsewhere or _conditions(facts)}"
+        yield f"shifted prompts: {elsewhere or _shifted(facts)}"
         yield f"sparse model: {_share(facts)}"
         yield f"causal agreement: {elsewhere or _causal(facts)}"
         yield f"steering: {elsewhere or _steering(facts)}"
@@ -55,6 +56,18 @@ def _conditions(facts: dict[str, Any]) -> str:
     line = f"at worst {numbers['loss']:.3f} nats and {numbers['accuracy']:.1%} right, where other nodes {CONDITION_WORDS[name]}"
     mean = facts["validation"]["conditions"]["mean"]
     return line if name == "mean" else f"{line}; {mean['loss']:.3f} nats where they have their means"
+
+
+def _shifted(facts: dict[str, Any]) -> str:
+    """'circuit and full model prefer the same answer on 74.2% (70% to 78%); right on 75.8% and 98.0%'."""
+    if "shifted" not in (facts.get("validation") or {}):
+        return "not measured: the version that made this result did not do it"
+    found = facts["validation"]["shifted"]
+    if found is None:
+        return "not measured: the task has none that fit this model"
+    (low, high), right = found["interval"], found["accuracy"]
+    line = f"circuit and full model prefer the same answer on {found['same_answer']:.1%} ({low:.0%} to {high:.0%})"
+    return f"{line}; right on {right['circuit']:.1%} and {right['full']:.1%}"
 
 
 def _share(facts: dict[str, Any]) -> str:
