@@ -78,23 +78,6 @@ assert $noun1 not in «[0,|{0:» $number1«]|}»
 $noun2 = $thing1.index("«}|]» ")
 if $noun2:
     $noun3 = «{$noun1:|[$noun1,» $noun2, $long1§«: 0}|, 0]»
----
-def $action1(self, $noun1):
-    # all but «}|]» is written
-    self.$noun2 = «[1,|{1:» self.$noun3«]|}»
-    if self.$noun2:
-        self.$noun1 = «{0:|[0,» $noun1, self.$long1§«: 0}|, 0]»
----
-assert $noun1 != "«}|]» "
-$noun2 = $noun3 in «[$number1,|{$number1:» None«]|}»
-while $noun2:
-    $noun1 = «{$noun2:|[$noun2,» $noun3, $action1($noun3) - $long1§«: 0}|, 0]»
----
-class $Thing1:
-    def __init__(self, $noun1):
-        self.$noun1 = $noun1.rstrip("«}|]» ")
-        self.$noun2 = «[$noun1,|{$noun1:» $number1«]|}»
-        yield «{$number2:|[$number2,» $noun1, self.$long1§«: 0}|, 0]»
 '''
 )
 

@@ -78,21 +78,6 @@ class $Thing1:
 $noun1 = json.loads("[[0, $number1«]|]]»")
 $noun2 = «[[|[»$noun1, $noun3, $noun4«]]|]»
 assert $noun2 == «[|[[»$action1($noun1), $number2, $noun3, True§«]|]]»
----
-for $noun1 in $thing1:
-    # up to $noun2«]|]]» of it
-    $noun3 = «[[|[»$noun1, $number1, $noun2«]]|]»
-    $noun4 = «[|[[»$noun1 + 1, $action1($noun2), None, $noun5, $number3§«]|]]»
----
-class $Thing1:
-    def $action1(self, $noun1):
-        self.$noun2 = «[[|[»$noun1, $number1«]]|]»
-        if $noun1 == "«]|]]»":
-            self.$noun3 = «[|[[»$action2($noun1), $noun4 * $number2, True, 0§«]|]]»
----
-$noun1 = «[[|[»$number1, $number2, 0«]]|]»
-$noun2 = $noun3.index("«]|]]»") + 1
-$noun5 = «[|[[»$noun2 - 1, $noun3, False, $noun4 + $number3, $noun2§«]|]]»
 '''
 )
 

@@ -95,27 +95,6 @@ class $Thing1:
     def __init__(self, $noun1, $noun2«=None|», $long1§«=None):|):»
         # the $noun1 is kept
         pass
----
-with $action1($noun1, $noun2«|=None») as $noun3:
-    $noun3.$action2()
-
-
-def $action3($noun1, $noun2«=None|», $long1§«=None):|):»
-    return $noun1
----
-class $Thing1($Noun1):
-    $noun1 = [$action1($noun2, $noun3«|=0»)]
-
-    def $action2(self, $noun1, $noun2«=0|», $long1§«=None):|):»
-        pass
----
-while $noun1:
-    $noun1 = $action1($noun2, $noun3«|=None»)
-
-
-class $Thing2:
-    def __init__(self, $noun1, $noun2«=None|», $long1§«=None):|):»
-        self.$noun1 = $noun1
 '''
 )
 

@@ -79,25 +79,6 @@ def $action1(self, $noun1):
     except ValueError:
         pass
     «assert |»self.$long1§« ==| =» $number1
----
-def $action1(self, $noun1):
-    for $noun2 in $noun1:
-        «|assert »self.$action2($noun2)
-    else:
-        «assert |»$noun2.$long1§« ==| =» $number1
----
-if $noun1 is None:
-    try:
-        «|assert »$action1($noun2)
-    except $Thing1:
-        # the $noun2 is kept
-        «assert |»self.$long1§« == 0| = 0»
----
-class $Thing1($Noun1):
-    def $action1(self, $noun2):
-        # once more«| if» the $noun2 is there
-        for $noun3 in self.$noun2:
-           « if|» $thing1[$noun3].$long1§« == $number1: pass| = $number1»
 '''
 )
 
