@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.graph import Link, NodeIndex
-from extractor.circuits.prompt_network import PromptValues
+from extractor.circuits.prompt_values import PromptValues
 from extractor.data.prompts import TaskBatch
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ class Masks:
 class MaskedModel(Protocol):
     """A model that computes the nodes in `kept_nodes` (N,) bool under mask sets, and ablates all other nodes.
 
-    Implemented by `network.FastMaskedModel` and `reference.ReferenceMaskedModel`.
+    Implemented by `network.FastMaskedModel`, `prompt_network.PromptMaskedModel` and `reference.ReferenceMaskedModel`.
     """
 
     kept_nodes: Tensor

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -31,54 +31,12 @@ from extractor.circuits.graph import Link, NodeIndex, links
 from extractor.circuits.layers import pick
 from extractor.circuits.masks import Masks, compete, cut_edges
 from extractor.circuits.network import LENGTH_GROUPS, direct_logit_diff, readout_of
+from extractor.circuits.prompt_values import Replacements, Values
 from extractor.circuits.sites import sites
 from extractor.data.prompts import TaskBatch
-from extractor.sparse.modeling_sparse_gpt import attention_pattern
-from extractor.sparse.sink_attention import causal_mask
 
 if TYPE_CHECKING:
     from extractor.sparse.modeling_sparse_gpt import Block, SparseGPTForCausalLM
-
-Values = Mapping[str, Tensor]  # site -> (B, T, width)
-
-
-class Replacements(Protocol):
-    """The replacement values r of a batch's prompts, and what follows from them alone; rows (B,) of the batch, cut to `length` tokens."""
-
-    def of(self, site: str, rows: Tensor, length: int, channels: Tensor) -> Tensor:
-        """r of a site's channels, (B, T, channels)."""
-
-    def sent(self, link: Link, rows: Tensor, length: int, targets: Tensor) -> Tensor:
-        """W r at these targets, (B, T, targets)."""
-
-    def mixed(self, layer: int, rows: Tensor, length: int, channels: Tensor) -> Tensor:
-        """pattern @ r of a layer's values at these channels, (B, T, channels); the pattern is that of the r of q and k."""
-
-
-class PromptValues:
-    """`Replacements` given as {site: (B, T, width)}; what follows from them is computed once."""
-
-    def __init__(self, model: SparseGPTForCausalLM, values: Values):
-        self.model, self.values = model, values
-        self.prompts = len(next(iter(values.values())))
-        self._sent: dict[Link, Tensor] = {}
-        self._mixed: dict[int, Tensor] = {}
-
-    def of(self, site: str, rows: Tensor, length: int, channels: Tensor) -> Tensor:
-        return self.values[site][..., channels][rows, :length]
-
-    def sent(self, link: Link, rows: Tensor, length: int, targets: Tensor) -> Tensor:
-        if not self._sent:
-            self._sent = {(s, t): functional.linear(self.values[s], w) for s, t, w in links(self.model) if not s.endswith("attn.v")}
-        return self._sent[link][..., targets][rows, :length]
-
-    def mixed(self, layer: int, rows: Tensor, length: int, channels: Tensor) -> Tensor:
-        if layer not in self._mixed:
-            attn = self.model.blocks[layer].attn
-            q, k, v = (self.values[f"{layer}.attn.{name}"].unflatten(-1, (-1, attn.d_head)).transpose(1, 2) for name in "qkv")
-            pattern = attention_pattern(q, k, causal_mask(q.shape[-2], q.dtype, q.device), attn.sink_logit)
-            self._mixed[layer] = (pattern @ v).transpose(1, 2).flatten(2)
-        return self._mixed[layer][..., channels][rows, :length]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 from extractor.circuits.graph import CircuitMask, NodeIndex
 from extractor.circuits.masks import MaskedModel
 from extractor.circuits.network import FastMaskedModel
-from extractor.circuits.prompt_network import PromptMaskedModel, PromptValues
+from extractor.circuits.prompt_network import PromptMaskedModel
+from extractor.circuits.prompt_values import PromptValues
 from extractor.circuits.reference import resampled
 from extractor.circuits.scorer import CircuitScorer
 from extractor.data.prompts import TaskBatch

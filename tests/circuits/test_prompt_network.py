@@ -11,7 +11,8 @@ from problems import KINDS, everything, models, random_base, random_batch, rando
 from extractor.circuits.graph import NodeIndex
 from extractor.circuits.masks import Masks
 from extractor.circuits.network import FastMaskedModel
-from extractor.circuits.prompt_network import PromptMaskedModel, PromptValues
+from extractor.circuits.prompt_network import PromptMaskedModel
+from extractor.circuits.prompt_values import PromptValues
 from extractor.circuits.reference import resampled
 from extractor.data.prompts import TaskBatch
 from tests.circuits.test_network import KEPT, SETS, close, kept_nodes, mask_sets, reference
