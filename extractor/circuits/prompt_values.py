@@ -53,8 +53,14 @@ class PromptValues:
 
     def mixed(self, layer: int, rows: Tensor, length: int, channels: Tensor) -> Tensor:
         if layer not in self._mixed:
-            attn = self.model.blocks[layer].attn
-            q, k, v = (self.values[f"{layer}.attn.{name}"].unflatten(-1, (-1, attn.d_head)).transpose(1, 2) for name in "qkv")
-            pattern = attention_pattern(q, k, causal_mask(q.shape[-2], q.dtype, q.device), attn.sink_logit)
-            self._mixed[layer] = (pattern @ v).transpose(1, 2).flatten(2)
+            q, k, v = (self.values[f"{layer}.attn.{name}"] for name in "qkv")
+            by_head = v.unflatten(-1, (-1, self.model.config.d_head)).transpose(1, 2)
+            self._mixed[layer] = (head_patterns(self.model, layer, q, k) @ by_head).transpose(1, 2).flatten(2)
         return self._mixed[layer][..., channels][rows, :length]
+
+
+def head_patterns(model: SparseGPTForCausalLM, layer: int, q: Tensor, k: Tensor) -> Tensor:
+    """The attention (B, heads, T, T) of a layer's heads, of the values of its q and k (B, T, width). R5 of reference.py."""
+    attn = model.blocks[layer].attn
+    queries, keys = (x.unflatten(-1, (-1, attn.d_head)).transpose(1, 2) for x in (q, k))
+    return attention_pattern(queries, keys, causal_mask(q.shape[1], q.dtype, q.device), attn.sink_logit)

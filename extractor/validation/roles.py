@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.graph import CircuitMask
+from extractor.circuits.prompt_values import head_patterns
 from extractor.circuits.sites import node_id
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.problem import PruningProblem
-from extractor.sparse.modeling_sparse_gpt import attention_pattern
-from extractor.sparse.sink_attention import causal_mask
 from extractor.validation.ablations import Rewrite, reference_logit_diffs
 
 PAIRS = 128
@@ -79,10 +78,7 @@ class _Watch:
 
     def _pattern(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
         """(B, watched heads, T, T)."""
-        attn, heads = self.model.blocks[layer].attn, self.watched[layer]
-        q, k = (x.unflatten(-1, (-1, attn.d_head))[:, :, heads].transpose(1, 2) for x in (q, k))
-        sink = None if attn.sink_logit is None else attn.sink_logit[heads]
-        return attention_pattern(q, k, causal_mask(q.shape[2], q.dtype, q.device), sink)
+        return head_patterns(self.model, layer, q, k)[:, self.watched[layer]]
 
     def nodes(self) -> dict[str, tuple[float | None, float | None]]:
         found: dict[str, tuple[float | None, float | None]] = {}
