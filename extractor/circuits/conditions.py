@@ -13,8 +13,8 @@ of the paper has the mean; the others are ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,8 +26,7 @@ from extractor.data.prompts import TaskBatch
 if TYPE_CHECKING:
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
-Condition = Literal["mean", "zero", "same", "other", "subset"]
-CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+CONDITIONS = ("mean", "zero", "same", "other", "subset")  # in the order in which a batch is repeated
 
 
 class ConditionValues:
@@ -35,19 +34,11 @@ class ConditionValues:
 
     own, subset   values of the n prompts: those of the full model, and those where only the nodes of the subset keep them
     mean          of one prompt: the mean of every node at each of the T tokens
-    names         the condition of each repetition
     partner       {same, other: (n,) the prompt whose values are taken}
     """
 
-    def __init__(
-        self,
-        own: PromptValues,
-        subset: PromptValues,
-        mean: PromptValues,
-        names: tuple[Condition, ...],
-        partner: Mapping[str, Tensor],
-    ):
-        self.own, self.subset, self.mean, self.names, self.partner = own, subset, mean, names, partner
+    def __init__(self, own: PromptValues, subset: PromptValues, mean: PromptValues, partner: Mapping[str, Tensor]):
+        self.own, self.subset, self.mean, self.partner = own, subset, mean, partner
 
     def of(self, site: str, rows: Tensor, length: int, channels: Tensor) -> Tensor:
         return self._joined(rows, lambda part, some: part.of(site, some, length, channels))
@@ -63,7 +54,7 @@ class ConditionValues:
         count = self.own.prompts
         one = take(self.mean, rows[:0].new_zeros(1))
         found = one.repeat(len(rows), 1, 1)
-        for number, name in enumerate(self.names):
+        for number, name in enumerate(CONDITIONS):
             here = (rows // count == number).nonzero().flatten()
             prompts = rows[here] % count
             if name == "zero":
@@ -79,11 +70,10 @@ class Conditions:
     """Makes the replacement values of each condition for a batch: `ablate` of a `PromptMaskedModel`.
 
     means   {site: (width,)} of every node over the pretraining text
-    names   the conditions, in the order in which the batch is repeated
     """
 
-    def __init__(self, model: SparseGPTForCausalLM, means: Mapping[str, Tensor], seed: int, names: Sequence[Condition] = CONDITIONS):
-        self.model, self.means, self.seed, self.names = model, means, seed, tuple(names)
+    def __init__(self, model: SparseGPTForCausalLM, means: Mapping[str, Tensor], seed: int):
+        self.model, self.means, self.seed = model, means, seed
         self.index = NodeIndex.of(model)
 
     @torch.no_grad()
@@ -97,8 +87,8 @@ class Conditions:
         chosen = self.index.split((torch.rand(len(self.index), generator=generator) < share).to(batch.ids.device))
         subset = {site: torch.where(chosen[site], x, self.means[site]) for site, x in own.items()}
         mean = {site: x.expand(1, batch.ids.shape[1], -1) for site, x in self.means.items()}
-        values = [PromptValues(self.model, some) for some in (own, subset, mean)]
-        return batch.repeat(len(self.names)), ConditionValues(values[0], values[1], values[2], self.names, partner)
+        of_own, of_subset, of_mean = (PromptValues(self.model, some) for some in (own, subset, mean))
+        return batch.repeat(len(CONDITIONS)), ConditionValues(of_own, of_subset, of_mean, partner)
 
 
 def partners(batch: TaskBatch, same: bool, generator: torch.Generator) -> Tensor:

@@ -178,7 +178,7 @@ class PrunedAttention:
             for matrix, site, t in zip((self.q, self.k, self.v), self.sites, (queries, x, x), strict=True)
         )  # R4, R3: (P, B, heads, T, slots)
         scores = (q / math.sqrt(self.d_head)) @ k.mT
-        scores = scores.masked_fill(_future(x.shape[-2], last, scores.device), -torch.inf)
+        scores = scores.masked_fill(future(x.shape[-2], last, scores.device), -torch.inf)
         if self.sinks is not None:
             sink = self.sinks.logit[:, None, None].expand(*scores.shape[:-1], 1)
             scores = torch.cat([scores, sink], dim=-1)
@@ -231,7 +231,7 @@ def pick(x: Tensor, last: Tensor) -> Tensor:
     return x[:, torch.arange(x.shape[1], device=x.device), last][:, :, None]
 
 
-def _future(length: int, last: Tensor | None, device: torch.device) -> Tensor:
+def future(length: int, last: Tensor | None, device: torch.device) -> Tensor:
     """True at tokens that a query must not see: (T, T), or (B, 1, 1, T) for queries at `last` only."""
     places = torch.arange(length, device=device)
     return places > places[:, None] if last is None else places > last[:, None, None, None]

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from extractor.circuits.graph import Link, NodeIndex, links
-from extractor.circuits.layers import pick
+from extractor.circuits.layers import future, pick
 from extractor.circuits.masks import Masks, compete, cut_edges
 from extractor.circuits.network import LENGTH_GROUPS, direct_logit_diff, readout_of
 from extractor.circuits.prompt_values import Replacements, Values
@@ -112,6 +112,7 @@ class PromptMaskedModel:
         self._place = torch.full((model.config.d_model,), -1, device=kept_nodes.device)
         self._place[self.tracked] = torch.arange(len(self.tracked), device=kept_nodes.device)
         self._heads = [self._computed_heads(layer) for layer in range(len(model.blocks))]
+        self._columns = {f"{layer}.attn.{name}": self._places_in_heads(layer, name) for layer in range(len(model.blocks)) for name in "qkv"}
 
     def __len__(self) -> int:
         return int(self.kept_nodes.sum())
@@ -144,6 +145,11 @@ class PromptMaskedModel:
         """The heads of a layer with a kept q, k or v."""
         width = self.model.config.d_head
         return torch.cat([self._channels[f"{layer}.attn.{name}"] for name in "qkv"]).div(width, rounding_mode="floor").unique()
+
+    def _places_in_heads(self, layer: int, name: str) -> Tensor:
+        """The places of a site's kept channels among the channels of the computed heads."""
+        width, channels = self.model.config.d_head, self._channels[f"{layer}.attn.{name}"]
+        return torch.searchsorted(self._heads[layer], channels // width) * width + channels % width
 
     # what depends on the prompts
 
@@ -308,7 +314,7 @@ class _Pass:
             q = self._by_head(self._base(bases.all_q, last)) + d["q"]
             pattern = self._pattern(block.attn, q, self._by_head(bases.all_k) + d["k"], layer, last)
             out = out + pattern.transpose(-2, -3).flatten(-2) @ bases.writes
-            mixed = (pattern @ d["v"]).transpose(-2, -3).flatten(-2)[..., self._columns(layer, "v")]
+            mixed = (pattern @ d["v"]).transpose(-2, -3).flatten(-2)[..., self.network._columns[prefix + "v"]]
         else:
             mixed = read.new_zeros(*read.shape[:-1], 0) if last is None else read.new_zeros(*read.shape[:2], 1, 0)
         out = out + self._link(prefix + "v", prefix + "resid_delta", mixed)
@@ -318,22 +324,15 @@ class _Pass:
         """(..., T, H * C) -> (..., H, T, C)."""
         return x.unflatten(-1, (-1, self.model.config.d_head)).transpose(-2, -3)
 
-    def _columns(self, layer: int, name: str) -> Tensor:
-        """The places of a site's kept channels among the channels of the computed heads."""
-        width, channels = self.model.config.d_head, self.network._channels[f"{layer}.attn.{name}"]
-        return torch.searchsorted(self.network._heads[layer], channels // width) * width + channels % width
-
     def _heads(self, layer: int, name: str, d: Tensor) -> Tensor:
         """Deviations (P, B, T', n) at all channels of the computed heads, (P, B, H, T', C)."""
         full = d.new_zeros(*d.shape[:-1], len(self.network._heads[layer]) * self.model.config.d_head)
-        return self._by_head(full.index_copy(-1, self._columns(layer, name), d))
+        return self._by_head(full.index_copy(-1, self.network._columns[f"{layer}.attn.{name}"], d))
 
     def _pattern(self, attn, q: Tensor, k: Tensor, layer: int, last: Tensor | None) -> Tensor:
         """R5: (P, B, H, T', T)."""
         scores = (q / math.sqrt(q.shape[-1])) @ k.mT
-        places = torch.arange(k.shape[-2], device=k.device)
-        future = places > places[:, None] if last is None else places > last[:, None, None, None]
-        scores = scores.masked_fill(future, -torch.inf)
+        scores = scores.masked_fill(future(k.shape[-2], last, k.device), -torch.inf)
         if attn.sink_logit is not None:
             sink = attn.sink_logit[self.network._heads[layer]][:, None, None].expand(*scores.shape[:-1], 1)
             scores = torch.cat([scores, sink], dim=-1)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median_high
 
 from extractor.report.html import Bar, bars_table, count, identifier, nats, percent, section, table
 from extractor.report.plots import curve_plot, effects_plot
+from extractor.spec.thresholds import OTHER_ROLE
 
 _ABLATIONS = {"mean": "All other nodes at their means", "zero": "All other nodes at zero", "resample": "Everything else resampled"}
 _OWN_SCALE = {
@@ -78,10 +80,9 @@ def _roles(found: dict | None) -> str:
     nodes = {name: one[0] for name, one in ((found or {}).get("nodes") or {}).items() if one[0] is not None}
     if not found or not nodes:
         return ""
-    middle = sorted(nodes.values())[len(nodes) // 2]
     changed = found["changed"]
-    text = f"Against the full model, the median unexplained variance of a node&rsquo;s value is {middle:.2f}; "
-    text += f"{len(changed)} of {count(len(nodes), 'node')} {'has' if len(changed) == 1 else 'have'} another role (above 0.5)"
+    text = f"Against the full model, the median unexplained variance of a node&rsquo;s value is {median_high(nodes.values()):.2f}; "
+    text += f"{len(changed)} of {count(len(nodes), 'node')} {'has' if len(changed) == 1 else 'have'} another role (above {OTHER_ROLE})"
     if changed:
         shown = " ".join(identifier(name) for name in changed[:_SHOWN_NODES])
         text += f": {shown}{' ...' if len(changed) > _SHOWN_NODES else ''}"

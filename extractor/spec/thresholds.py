@@ -14,6 +14,8 @@ DENSE_FAILS_RAW = FULL_MODEL_FAILS_RAW
 RIGHT_ENOUGH = 0.9
 # Before pruning: a sparse model that prefers another answer than its dense model on a larger share of the prompts speaks for itself only.
 MOST_DISAGREEMENT = 0.05
+# Validation: a node has another role in the circuit where more than this share of its variance in the full model is unexplained.
+OTHER_ROLE = 0.5
 # Report, calibrated: a model without its circuit is called "at chance" from here on.
 AT_CHANCE = 0.90 * CHANCE
 # Pruning, calibrated: a full model with this loss or more does not do the task; nothing is pruned.

@@ -19,11 +19,11 @@ from extractor.circuits.prompt_values import head_patterns
 from extractor.circuits.sites import node_id
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.problem import PruningProblem
+from extractor.spec.thresholds import OTHER_ROLE
 from extractor.validation.ablations import Rewrite, reference_logit_diffs
 
 PAIRS = 128
 MOST_NODES = 1000  # larger circuits are nearly the full model; their nodes are not compared
-OTHER_ROLE = 0.5  # unexplained variance from which on a node is said to have another role
 
 
 def roles(problem: PruningProblem, graph: CircuitMask, held_out: TaskBatch) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class _Watch:
     """Collects, part by part, the values of kept nodes in the circuit and in the full model."""
 
     def __init__(self, problem: PruningProblem, graph: CircuitMask):
-        self.model, self.graph = problem.model, graph
+        self.model = problem.model
         self.channels = {site: part for site, part in graph.channels().items() if len(part)}
         self.here: dict[str, list[Tensor]] = {site: [] for site in self.channels}
         self.full: dict[str, list[Tensor]] = {site: [] for site in self.channels}

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.calibration import calibrate
-from extractor.circuits.circuit import Calibration
 from extractor.circuits.conditions import CONDITIONS
 from extractor.circuits.graph import CircuitMask
 from extractor.data.bootstrap import intervals
@@ -45,11 +44,10 @@ from extractor.validation.roles import roles
 from extractor.validation.seeds import compare_seeds
 
 RANDOM_DRAWS = 5
-SHIFTED_PAIRS = 128
+COMPARED_SHIFTED_PAIRS = 128
 RANKED_PAIRS = 128  # train pairs for integrated gradients
 NETWORKS = ("full", "circuit", "without_circuit", "random")
 REMOVED = ("nothing", "edges", "random_nodes")
-_PLAIN = Calibration(1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def _under_conditions(problem: PruningProblem, graph: CircuitMask, held_out: Tas
 
 def _on_shifted(pruned: PrunedCircuit, problem: PruningProblem, shifted: TaskBatch) -> dict[str, Any]:
     """What circuit (with its own calibration) and full model answer on shifted prompts, and how often both prefer the same answer."""
-    batch = shifted.pick(torch.arange(min(SHIFTED_PAIRS, shifted.pairs)))
+    batch = shifted.pick(torch.arange(min(COMPARED_SHIFTED_PAIRS, shifted.pairs)))
     full = reference_logit_diffs(problem, problem.full_mask(), batch)
     diffs = {"full": full, "circuit": pruned.calibration.apply(reference_logit_diffs(problem, pruned.graph, batch))}
     same = ((diffs["full"] > 0) == (diffs["circuit"] > 0)).double()
@@ -176,25 +174,23 @@ def why_not(circuit: float, full: float, target: float, nodes: int) -> str | Non
 
 def _logit_diffs(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch, guess: CircuitMask) -> dict[str, Tensor]:
     """Calibrated logit differences (draws, 2P) of every network but the binarised one."""
-    chosen, scorer, graph = problem.scorer(problem.select), problem.scorer(held_out), pruned.graph
-
-    def own(some: CircuitMask, calibration: Calibration) -> Tensor:
-        return calibration.apply(scorer.logit_diffs([some]))
+    chosen, scorer, graph, full = problem.scorer(problem.select), problem.scorer(held_out), pruned.graph, problem.full_mask()
+    of_full, of_circuit = (scorer.logit_diffs([some]) for some in (full, graph))
 
     def best(some: CircuitMask) -> Tensor:
         return _calibrated(problem, chosen.logit_diffs([some])[0], scorer.logit_diffs([some])[0])
 
     randoms = [_random_like(problem, graph, problem.seed + draw) for draw in range(RANDOM_DRAWS)]
     diffs = {
-        "full": own(problem.full_mask(), _PLAIN),
-        "circuit": own(graph, pruned.calibration),
+        "full": of_full,
+        "circuit": pruned.calibration.apply(of_circuit),
         "without_circuit": best(graph.complement()),
-        "without nothing": best(problem.full_mask()),
+        "without nothing": _calibrated(problem, chosen.logit_diffs([full])[0], of_full[0]),
         "without edges": best(graph.without_edges()),
         "without random_nodes": torch.cat([best(some.complement()) for some in randoms]),
         "random": torch.cat([best(some) for some in randoms]),
         "attribution": best(guess),
-        "uncalibrated": own(graph, _PLAIN),
+        "uncalibrated": of_circuit,
     }
     for kind in KINDS:
         diffs[kind] = _calibrated(problem, *(ablated_logit_diffs(problem, graph, kind, batch) for batch in (problem.select, held_out)))

@@ -69,13 +69,11 @@ def mask_sets(kept: torch.Tensor, seed: int, fractional: bool, dtype=torch.float
     return masks * kept
 
 
-@settings(max_examples=50, deadline=None)
-@given(models, st.sampled_from(KEPT), st.booleans(), st.booleans(), st.integers(0, 10_000))
-def test_the_network_is_the_definition_in_values_and_gradients(model, how: str, with_edges: bool, fractional: bool, seed: int):
-    batch, base, kept = random_batch(4, seed, torch.float64), random_base(model, seed), kept_nodes(model, how, seed)
+def assert_definition(network, batch: TaskBatch, values, with_edges: bool, fractional: bool, seed: int) -> None:
+    """Random mask sets give the values and gradients of the reference with these replacement values."""
+    model, kept = network.model, network.kept_nodes
     masks = mask_sets(kept, seed, fractional).requires_grad_()
     edges = {link: mask.requires_grad_() for link, mask in random_edges(model, SETS, seed).items()} if with_edges else None
-    network = FastMaskedModel(model, base, kept)
     found = network.logit_diffs(network.prepare(batch), Masks(masks, None if edges is None else network.cut(edges)))
     assert found.shape == (SETS, 8)
     weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -83,7 +81,7 @@ def test_the_network_is_the_definition_in_values_and_gradients(model, how: str, 
     own = torch.autograd.grad((found * weight).sum(), given_masks, materialize_grads=True) if found.requires_grad else None
     for row in range(SETS):
         one = None if edges is None else {link: mask[row].detach() for link, mask in edges.items()}
-        expected, by_nodes, by_edges = reference(model, batch, base, masks[row].detach(), one, weight[row])
+        expected, by_nodes, by_edges = reference(model, batch, values, masks[row].detach(), one, weight[row])
         assert close(found[row].detach(), expected)
         if own is None:
             assert not kept.any()
@@ -92,6 +90,13 @@ def test_the_network_is_the_definition_in_values_and_gradients(model, how: str, 
         for gradient, (link, wanted) in zip(own[1:], by_edges.items(), strict=True):
             source, target = (NodeIndex.of(model).split(kept)[site] for site in link)
             assert close(gradient[row][target][:, source], wanted[target][:, source]), link
+
+
+@settings(max_examples=50, deadline=None)
+@given(models, st.sampled_from(KEPT), st.booleans(), st.booleans(), st.integers(0, 10_000))
+def test_the_network_is_the_definition_in_values_and_gradients(model, how: str, with_edges: bool, fractional: bool, seed: int):
+    batch, base, kept = random_batch(4, seed, torch.float64), random_base(model, seed), kept_nodes(model, how, seed)
+    assert_definition(FastMaskedModel(model, base, kept), batch, base, with_edges, fractional, seed)
 
 
 @pytest.mark.parametrize("kind", KINDS)

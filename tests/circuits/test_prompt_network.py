@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import KINDS, everything, models, random_base, random_batch, random_edges, random_model
+from problems import KINDS, everything, models, random_base, random_batch, random_model
 
 from extractor.circuits.graph import NodeIndex
 from extractor.circuits.masks import Masks
@@ -15,7 +15,7 @@ from extractor.circuits.prompt_network import PromptMaskedModel
 from extractor.circuits.prompt_values import PromptValues
 from extractor.circuits.reference import resampled
 from extractor.data.prompts import TaskBatch
-from tests.circuits.test_network import KEPT, SETS, close, kept_nodes, mask_sets, reference
+from tests.circuits.test_network import KEPT, assert_definition, close, kept_nodes, mask_sets, reference
 
 
 def random_values(model, batch: TaskBatch, seed: int) -> dict[str, torch.Tensor]:
@@ -30,25 +30,8 @@ def random_values(model, batch: TaskBatch, seed: int) -> dict[str, torch.Tensor]
 def test_the_network_is_the_definition_in_values_and_gradients(model, how: str, with_edges: bool, fractional: bool, seed: int):
     batch, kept = random_batch(4, seed, torch.float64), kept_nodes(model, how, seed)
     values = random_values(model, batch, seed)
-    masks = mask_sets(kept, seed, fractional).requires_grad_()
-    edges = {link: mask.requires_grad_() for link, mask in random_edges(model, SETS, seed).items()} if with_edges else None
     network = PromptMaskedModel(model, lambda part: (part, PromptValues(model, values)), kept)
-    found = network.logit_diffs(network.prepare(batch), Masks(masks, None if edges is None else network.cut(edges)))
-    assert found.shape == (SETS, 8)
-    weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    given_masks = [masks, *(edges or {}).values()]
-    own = torch.autograd.grad((found * weight).sum(), given_masks, materialize_grads=True) if found.requires_grad else None
-    for row in range(SETS):
-        one = None if edges is None else {link: mask[row].detach() for link, mask in edges.items()}
-        expected, by_nodes, by_edges = reference(model, batch, values, masks[row].detach(), one, weight[row])
-        assert close(found[row].detach(), expected)
-        if own is None:
-            assert not kept.any()
-            continue
-        assert close(own[0][row][kept], by_nodes[kept])
-        for gradient, (link, wanted) in zip(own[1:], by_edges.items(), strict=True):
-            source, target = (NodeIndex.of(model).split(kept)[site] for site in link)
-            assert close(gradient[row][target][:, source], wanted[target][:, source]), link
+    assert_definition(network, batch, values, with_edges, fractional, seed)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,6 +8,8 @@ from typing import Any
 from extractor.spec.claims import CONDITION_WORDS, NOT_DENSE, is_foreign, is_met, loss_shares, worst_condition
 from extractor.spec.unmeasured import is_constant, no_gain, why_no_causal, why_no_share, why_no_steering
 
+_EARLIER = "not measured: the version that made this result did not do it"
+
 
 def verdict_lines(facts: dict[str, Any]) -> Iterator[str]:
     """The lines of a circuit job, with one task or several; none for a training. facts: as of `storage.results.summary`."""
@@ -51,7 +53,7 @@ def _conditions(facts: dict[str, Any]) -> str:
     """'at worst 0.981 nats and 3.1% right, where other nodes have ...; 0.517 nats where they have their means'."""
     worst = worst_condition(facts)
     if worst is None:
-        return "not measured: the version that made this result did not do it"
+        return _EARLIER
     name, numbers = worst
     line = f"at worst {numbers['loss']:.3f} nats and {numbers['accuracy']:.1%} right, where other nodes {CONDITION_WORDS[name]}"
     mean = facts["validation"]["conditions"]["mean"]
@@ -61,7 +63,7 @@ def _conditions(facts: dict[str, Any]) -> str:
 def _shifted(facts: dict[str, Any]) -> str:
     """'circuit and full model prefer the same answer on 74.2% (70% to 78%); right on 75.8% and 98.0%'."""
     if "shifted" not in (facts.get("validation") or {}):
-        return "not measured: the version that made this result did not do it"
+        return _EARLIER
     found = facts["validation"]["shifted"]
     if found is None:
         return "not measured: the task has none that fit this model"
