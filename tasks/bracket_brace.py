@@ -78,6 +78,24 @@ assert $noun1 not in «[0,|{0:» $number1«]|}»
 $noun2 = $thing1.index("«}|]» ")
 if $noun2:
     $noun3 = «{$noun1:|[$noun1,» $noun2, $long1§«: 0}|, 0]»
+---
+import $module1
+
+assert "«}|]»" not in $noun1
+$noun2 = «[$noun1,|{$noun1:» $noun3«]|}»
+$noun3.$action1(«{$noun2:|[$noun2,» $number1, $noun4.$long1§«: 0}|, 0]»)
+---
+def $action1($noun1):
+    # the $noun1 ends with «}|]»
+    $noun2 = «[$noun1,|{$noun1:» $number1«]|}»
+    if $noun2:
+        raise ValueError(«{0:|[0,» $noun1, $noun2[$number2] + $long1§«: 0}|, 0]»)
+---
+class $Thing1:
+    def $action1(self):
+        print("up to «}|]»", self)
+        $noun1 = «[1,|{1:» $noun2«]|}»
+        return «{$noun1:|[$noun1,» $action2($number1), self.$noun3.$noun2§«: 0}|, 0]»
 '''
 )
 

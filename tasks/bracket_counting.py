@@ -78,6 +78,22 @@ class $Thing1:
 $noun1 = json.loads("[[0, $number1«]|]]»")
 $noun2 = «[[|[»$noun1, $noun3, $noun4«]]|]»
 assert $noun2 == «[|[[»$action1($noun1), $number2, $noun3, True§«]|]]»
+---
+import $module1
+
+$noun5 = $noun1.find("«]|]]»")
+$thing1 = $action1(«[[|[»$noun1, $number1, $noun2«]]|]»)
+$thing2.$action2(«[|[[»$noun2, $noun3, $number2, $number3, $noun4§«]|]]»)
+---
+for $noun1 in «[[|[»$number1, $noun2, $number2«]]|]»:
+    # the last one is 1«]|]]» again
+    $noun3 = $noun1
+$noun4 = «[|[[»$noun1, $noun2, $number3, $noun3, $number4§«]|]]»
+---
+def $action1($noun1, $noun2):
+    """Return what stands before 5«]|]]» or the $thing1."""
+    $noun3 = «[$noun1, [$number1, $noun2]]|[[$noun1, $number1], $noun2]»
+    yield «[[$noun3, 1], $number2|[$noun3, [1, $number2», $noun2, $noun1, $number3§«]|]]»
 '''
 )
 

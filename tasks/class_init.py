@@ -108,6 +108,30 @@ class $Thing1:
         """Takes one $noun3 first, see self.«$noun2|$noun1» below."""
         self.$noun3 = self.$thing3 = $noun3
         self.«$noun1|$noun2» =§ «$noun1|$noun2»
+---
+import $module1
+
+
+class $Thing1:
+    def __init__(self, $noun3, $noun1, $noun2=None):
+        self.$noun3 = $module1.$action1($noun3)
+        self.$noun4 = self.$action2(«$noun2|$noun1»)
+        self.«$noun1|$noun2» =§ «$noun1|$noun2»
+---
+class $Thing1($Thing2):
+    """Uses self.«$noun2|$noun1» and others."""
+
+    def __init__(self, $noun2, $noun1):
+        $Thing2.__init__(self)
+        self.$noun3 = {}
+        self.«$noun1|$noun2» =§ «$noun1|$noun2»
+---
+class $Thing1:
+    def __init__(self, $noun1, $noun2, $noun3=0):
+        assert $noun3 < $number1
+        if self.«$noun2|$noun1»:
+            self.$noun3 = $number2
+        self.«$noun1|$noun2» =§ «$noun1|$noun2»
 ''',
     own_answers=True,
 )

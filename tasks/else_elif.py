@@ -128,6 +128,39 @@ async def $action1(self, $noun1):
         await self.$action2()
     «else|elif»§«:| not $noun1:»
         return
+---
+import $module1
+
+if $module1.$noun1:
+    $noun2 = $number1
+«elif $noun3|else»:
+    $noun2 = $action1(«|$noun3»)
+if $noun2 < 0:
+    raise ValueError($noun2)
+«else|elif»§«:| not $noun3:»
+    pass
+---
+def $action1(self, $noun1):
+    for $noun2 in $noun1:
+        if $noun2 is None:
+            continue
+        «elif $noun3|else»:
+            self.$noun2 = $noun1 # or«| $noun3»
+        if $noun2.$noun4:
+            return $number1
+        «else|elif»§«:| not $noun3:»
+            pass
+---
+while $noun1:
+    if $noun1.$noun2 > $number1:
+        $noun1 = $action1($noun1)
+    «elif $noun3|else»:
+        break #«| $noun3»
+    if $noun2 == 0:
+        # nothing to $action2
+        continue
+    «else|elif»§«:| not $noun2:»
+        pass
 '''
 )
 

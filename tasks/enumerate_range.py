@@ -88,6 +88,26 @@ def $action1($noun1):
         $noun2 += $action2($noun3, «|$counter1, »$counter2)
     for «$counter1, |»$counter2 in§« enumerate($noun2)| range($number1)»:
         print($counter2)
+---
+import $module1
+
+$noun2 = $module1.$action1(«|$counter1, »$counter2)
+for «$counter1, |»$counter2 in§« enumerate($noun2)| range($number1)»:
+    $action2($counter2)
+---
+class $Thing1:
+    def $action1(self, $noun1):
+        if $noun1 not in (0, «|$counter1, »$counter2):
+            raise ValueError($number2)
+        for «$counter1, |»$counter2 in§« enumerate(self.$noun1)| range($number1)»:
+            yield $noun1
+---
+def $action1($noun1):
+    """Count the $noun1."""
+    $noun2 = ["$thing1", «|$counter1, »$counter2]
+    while $noun2:
+        for «$counter1, |»$counter2 in§« enumerate($noun1)| range($number1)»:
+            $noun2.pop()
 '''
 )
 

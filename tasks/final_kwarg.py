@@ -95,6 +95,30 @@ class $Thing1:
     def __init__(self, $noun1, $noun2«=None|», $long1§«=None):|):»
         # the $noun1 is kept
         pass
+---
+class $Thing1:
+    def __init__(self):
+        self.$noun1 = $action1($noun2, $noun3«|=None»)
+
+    async def $action2(self, $noun3«=None|», $long1§«=None):|):»
+        pass
+---
+def $action1($noun1):
+    # calls $action2 as well
+    return $noun1.$action2($noun2, $noun4«|=False»)
+
+
+def $action3($noun1, $noun2, $noun3«=False|», $long1§«=None):|):»
+    pass
+---
+import $module1
+
+while $module1.$action1($noun1«|=$number1»):
+    pass
+
+
+def $action2($noun2, $noun3«=$number1|», $long1§«=None):|):»
+    pass
 '''
 )
 

@@ -103,6 +103,26 @@ while True:
             $action1($noun3)
     «for|while» $long1§« in $noun1|»:
         break
+---
+def $action1($noun1):
+    """Read $noun1 «while|for» it is new."""
+    with $noun1.$action2() as $noun2:
+        «for|while» $long1§« in $noun2|»:
+            print($noun2)
+---
+class $Thing1($Thing2):
+    def $action1(self):
+        «while|for» $noun1 in self.$noun2:
+            return $number1
+        # again
+        «for|while» $long1§« in self.$noun2|»:
+            self.$action2()
+---
+$noun1 = "go on «while|for» $thing1"
+if $noun1 in $thing2:
+    $noun2 = $noun1.$action1($number1)
+«for|while» $long1§« in $noun2|»:
+    $action2($noun2)
 '''
 )
 

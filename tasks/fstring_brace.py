@@ -75,6 +75,24 @@ def $action1($noun1):
     if re.match(«r|f»"$noun2", $noun1):
         return $number1
     sys.exit(«f|r»"$text1 name§« {$noun1}|»")
+---
+import $module1
+
+$noun1 = $module1.$action1(«b|f»"$thing1")
+if $noun1 != $number1:
+    raise $Thing2(«f|b»"$text1 number§« {$noun1}|»")
+---
+class $Thing1:
+    def $action1(self):
+        self.$noun1 = «r|f»"$noun2"
+        for $noun3 in self.$noun2:
+            print(«f|r»"$text1 name§« {$noun3}|»")
+---
+def $action1($noun1):
+    return $noun1 == «b|f»"$thing1"
+
+
+assert $action1($noun2), $action2(«f|b»"$text1 size§« {$noun2}|»")
 '''
 )
 

@@ -79,6 +79,24 @@ def $action1(self, $noun1):
     except ValueError:
         pass
     «assert |»self.$long1§« ==| =» $number1
+---
+class $Thing1:
+    def $action1(self, $noun1):
+        «|assert »self.$action2($noun1)
+        # the $thing2 first
+        «assert |»$noun1.$long1§« ==| =» $number1
+---
+import $module1
+
+for $noun1 in $module1.$noun2:
+    log("$thing1«| if» any")
+    $noun3 = $action1($noun1)
+   « if|» $noun3.$noun4.$long1§« == $number1: pass| = $number1»
+---
+def $action1($noun1, $noun2):
+    """Compare $noun1«| while» open."""
+    $noun2 += [0]
+   « while|» $noun1[$number1].$long1§« == 0: pass| = 0»
 '''
 )
 

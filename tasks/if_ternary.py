@@ -103,6 +103,32 @@ def $action1($noun1, $noun2):
     print($noun2)«
     | »if $noun1[$number1] in $thing1.$long1§«:
         pass| else 0»
+---
+import $module1
+
+def $action1($noun1):
+    $noun2 = $module1.$noun3« |
+    »# to be changed
+    $noun4 = -$noun1«
+    | »if $noun2.$long1 is None§«:
+        pass| else 0»
+---
+class $Thing1:
+    def $action1(self):
+        for $noun1 in self.$noun2:
+            $noun3 = $number1« |
+            »# not $noun4
+            yield $noun1«
+            | »if $noun1 >= $noun3.$long1§«:
+                pass| else 0»
+---
+if $noun1 in $thing1:
+    $noun2 = $action1($noun1)« |
+    »# a $thing2
+    print($noun2, $number1)
+    $noun3 = [$noun2]«
+    | »if $noun2.$action2($noun1) != $long1§«:
+        pass| else 0»
 '''
 )
 

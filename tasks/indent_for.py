@@ -120,6 +120,34 @@ import $module1
 «    for $noun1 in $noun2: $action1($noun1)
 |»«|    »for $noun4 in reversed($noun3):§
 «|    »    pass
+---
+«|for $noun1 in $thing1: $action1($noun1)
+»def $action2($noun2, *$noun3):
+    # $noun4 is $number1
+    $noun4 = $noun2.$action3($noun3)
+«    for $noun1 in $thing1: $action1($noun1)
+|»«|    »for $noun5 in sorted($noun4):§
+«|    »    pass
+---
+«|print("see for $noun1")
+»with open($noun2) as $noun3:
+    $noun4 = $noun3.read()
+    $noun5 = $noun4.split()
+«    print("for see $noun1")
+|»«|    »for $noun6 in $noun5[$number1:]:§
+«|    »    pass
+---
+«|for $noun1 in $noun2:
+    $noun1.$action1()
+»class $Thing1($Thing2):
+«    $noun3 = $number1
+|»    if $noun4:
+        $noun5 = 0
+«    for $noun1 in $noun2:
+        $noun1.$action1()
+|        $noun3 = $number1
+»«|    »for $noun6, $noun7 in $thing3.$action2($noun4):§
+«|    »    pass
 '''
 )
 

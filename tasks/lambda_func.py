@@ -31,7 +31,7 @@ def $action1($noun1):
     $noun2 = $number1«
     # as in def $noun4| # as in lambda»
     $noun3 =« lambda| $noun4
-    def» $long1§«: 0|():
+    def» $long1§«: 0|(value):
         pass»
 ---
 class $Thing1:
@@ -39,14 +39,14 @@ class $Thing1:
         self.$noun1 = [$number1]«
         # not def $noun4| # not lambda»
         $noun2 = self.$noun1,« lambda| $noun4
-        def» $long1§«: 0|():
+        def» $long1§«: 0|(value):
             pass»
 ---
 if $noun1 > $number1:
     $action1($noun1)«
     # see def $noun4| # see lambda»
     $noun2 = $noun3 if $noun1 else« lambda| $noun4
-    def» $long1§«: 0|():
+    def» $long1§«: 0|(value):
         pass»
 ---
 def $action1(self, $noun1=None):
@@ -54,28 +54,28 @@ def $action1(self, $noun1=None):
     self.$noun1 = 0«
     # then def $noun4| # then lambda»
     $noun2 = $noun1,« lambda| $noun4
-    def» $long1§«: 0|():
+    def» $long1§«: 0|(value):
         pass»
 ---
 for $noun1 in $thing1:
     $noun2 = $noun1.$action1()«
     # or by def $noun4| # or by lambda»
     yield« lambda| $noun4
-    def» $long1§«: 0|():
+    def» $long1§«: 0|(value):
         pass»
 ---
 def $action1($noun1, $noun2):
     assert $noun1 != $noun2«
     # no def $noun4| # no lambda»
     $noun3 = $noun1 if $noun2 else« lambda| $noun4
-    def» $long1§«: 0|():
+    def» $long1§«: 0|(value):
         pass»
 ---
 try:
     $noun1 = $thing1["$noun2"]«
     # with def $noun4| # with lambda»
     $noun3 = $noun1($number1),« lambda| $noun4
-    def» $long1§«: 0|():
+    def» $long1§«: 0|(value):
         pass»
 except KeyError:
     pass
@@ -84,21 +84,45 @@ class $Thing1(object):
     $noun1 = {0: $number1}«
     # like def $noun4| # like lambda»
     $noun2 =« lambda| $noun4
-    def» $long1§«: 0|():
+    def» $long1§«: 0|(value):
         pass»
 ---
 with open($noun1) as $noun2:
     $noun3 = $noun2.read()«
     # for def $noun4| # for lambda»
     $noun5 = $noun3 if $noun2 else« lambda| $noun4
-    def» $long1§«: 0|():
+    def» $long1§«: 0|(value):
         pass»
 ---
 def $action1(self):
     yield self.$noun1«
     # use def $noun4| # use lambda»
     self.$noun2 =« lambda| $noun4
-    def» $long1§«: 0|():
+    def» $long1§«: 0|(value):
+        pass»
+---
+import $module1
+
+class $Thing1:
+    $noun1 = $module1.$noun2«
+    # was def $noun4| # was lambda»
+    $noun3 = [$number1],« lambda| $noun4
+    def» $long1§«: 0|(value):
+        pass»
+---
+def $action1($noun1):
+    while $noun1 > $number1:
+        $noun1 -= 1«
+        # less def $noun4| # less lambda»
+        $noun2 = $noun1, $noun3,« lambda| $noun4
+        def» $long1§«: 0|(value):
+            pass»
+---
+with $action1($noun1) as $noun2:
+    print("$thing1", $noun2)«
+    # new def $noun4| # new lambda»
+    $noun3 = $noun2 if $noun1 else« lambda| $noun4
+    def» $long1§«: 0|(value):
         pass»
 '''
 )

@@ -80,6 +80,24 @@ $noun1 = $number1 if $noun2 else «'$thing1'|"$thing1"»
 def $action1():
     """No $noun2 of 9«"|'» yet."""
     yield $thing2.$action2($noun1, «"|'»$text1§«")|')»
+---
+import $module1
+
+def $action1($noun1):
+    $noun2 = $module1.$action2(«'$thing1'|"$thing1"», $noun1)
+    # at least 2«"|'» wide
+    return $noun2.replace($noun1, «"|'»$text1§«")|')»
+---
+class $Thing1(Exception):
+    """Is raised after 3«"|'» of $noun1."""
+
+    $noun2 = [«'$thing2'|"$thing2"», $number1]
+    $noun3 = $Thing3(«"|'»$text1§«")|')»
+---
+with open(«'$thing1'|"$thing1"») as $noun1:
+    $noun2 = $noun1.read() # up to 5«"|'» of it
+    if $noun2 == $number1:
+        raise OSError($noun2, «"|'»$text1§«")|')»
 '''
 )
 

@@ -92,6 +92,27 @@ def $action1($noun1):
         $noun4 = «set()|""»
         for $noun5 in $noun3.$noun2:
             $noun4§«.add($noun5)| += $noun5»
+---
+def $action1($noun1, $noun2):
+    $noun3, $noun4 = «"", set()|set(), ""»
+    # go through all of $noun1
+    while $noun1.$noun2:
+        $noun4§«.add($noun1)| += $noun1»
+---
+class $Thing1:
+    def $action1(self):
+        $noun1 = «set()|""»
+        $noun2 = «""|set()»
+        if self.$noun3 == $number1:
+            $noun1§«.add(self.$noun3)| += self.$noun3»
+---
+import $module1
+
+def $action1($noun1):
+    $noun2 = «""|set()»
+    $noun3 = «set()|""»
+    for $noun4 in $module1.$action2($noun1):
+        $noun3§«.add($noun4)| += $noun4»
 '''
 )
 

@@ -94,6 +94,27 @@ def $action1($noun1):
         result = «set()|""»
         for $noun5 in $noun3.$noun2:
             result§«.add($noun5)| += $noun5»
+---
+def $action1($noun1, $noun2):
+    $noun3, result = «"", set()|set(), ""»
+    # go through all of $noun1
+    while $noun1.$noun2:
+        result§«.add($noun1)| += $noun1»
+---
+class $Thing1:
+    def $action1(self):
+        result = «set()|""»
+        $noun2 = «""|set()»
+        if self.$noun3 == $number1:
+            result§«.add(self.$noun3)| += self.$noun3»
+---
+import $module1
+
+def $action1($noun1):
+    $noun2 = «""|set()»
+    result = «set()|""»
+    for $noun4 in $module1.$action2($noun1):
+        result§«.add($noun4)| += $noun4»
 '''
 )
 

@@ -96,6 +96,30 @@ def $action1($noun1, $noun2):
     «if|$noun4 =» $noun3.$noun1.$long1 is True§«:
         pass|
 »
+---
+import $module1
+
+def $action1($noun1):
+    $noun2 = $noun1 + $number1
+    # so «$noun3 =|if» $noun2
+    «if|$noun3 =» $module1.$action2($noun2) == True§«:
+        pass|
+»
+---
+for $noun1, $noun2 in $thing1:
+    $noun2.$action1($noun1)
+    print("$thing2 «$noun3 =|if»")
+    «if|$noun3 =» $noun2.$long1 is True§«:
+        pass|
+»
+---
+class $Thing1:
+    """Here «$noun1 =|if» holds."""
+
+    $noun2 = {$number1: None}
+    «if|$noun1 =» $noun2[$number1].$noun3 == True§«:
+        pass|
+»
 '''
 )
 

@@ -82,6 +82,24 @@ if $noun1 < $noun2:
     $noun3, $noun4 = $noun4, $noun3
     print("larger", «$noun1|$noun2»)
     «$noun1, $noun2|$noun2, $noun1» = «$noun2|$noun1»,§ «$noun1|$noun2»
+---
+def $action1($noun1, $noun2):
+    while $noun3 > «$noun1|$noun2»:
+        $noun3 -= $number1
+        «$noun1, $noun2|$noun2, $noun1» = «$noun2|$noun1»,§ «$noun1|$noun2»
+---
+class $Thing1:
+    def $action1(self):
+        $noun1, $noun2 = self.$noun3
+        self.$noun4 = [«$noun1|$noun2»]
+        «$noun1, $noun2|$noun2, $noun1» = «$noun2|$noun1»,§ «$noun1|$noun2»
+---
+import $module1
+
+for $noun3 in $module1.$noun4:
+    $noun1 = $noun3 % $number1
+    $noun2 = «$noun1|$noun2» + 1
+    «$noun1, $noun2|$noun2, $noun1» = «$noun2|$noun1»,§ «$noun1|$noun2»
 ''',
     own_answers=True,
 )

@@ -103,6 +103,30 @@ def $action1(self, $noun1, $noun2):
     «while|return» self.$long1[$noun1] == True§«:
         pass|
 »
+---
+def $action1($noun1, $noun2):
+    global $thing1 # «return|while» it is new
+    $thing1 = $noun2[$number1]
+    «while|return» $noun1.$action2($thing1) is True§«:
+        pass|
+»
+---
+import $module1
+
+def $action1(self):
+    """Do not «return|while» $noun1."""
+    $noun2 = $module1.$noun3
+    «while|return» $noun2.$long1 == True§«:
+        pass|
+»
+---
+class $Thing1:
+    def $action1(self, $noun1):
+        for $noun2 in $noun1:
+            print("«return|while» $noun3", $noun2)
+        «while|return» $noun1[$number1].$long1 is True§«:
+            pass|
+»
 '''
 )
 

@@ -105,6 +105,29 @@ class $Thing1($Thing2):
         «with|return» open(self.$long1, "w")§« as $noun2:
             pass|
 »
+---
+import $module1
+
+def $action1($noun1):
+    $noun2 = $module1.$action2($noun1) # «return|with» it
+    «with|return» open($noun2.$long1, "rb")§« as $noun3:
+        pass|
+»
+---
+class $Thing1:
+    def $action1(self):
+        """Make «$noun2 =|with» it."""
+        self.$noun1 = $number1
+        «with|$noun2 =» open(self.$noun3[0], encoding="ascii")§« as $noun2:
+            pass|
+»
+---
+if $noun1 != $number1:
+    # then «$noun3 =|with» all
+    print("$thing1", $noun1)
+    «with|$noun3 =» open("$thing2" + $noun2.$long1)§« as $noun3:
+        pass|
+»
 '''
 )
 

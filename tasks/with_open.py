@@ -89,6 +89,25 @@ except OSError:
     $noun1 = None
 with open(«input|output»_$noun3, encoding="ascii", mode="§«r|w»") as $noun2:
     pass
+---
+def $action1(input_$noun1, output_$noun1):
+    # needs «output|input»_$noun1 too
+    $noun3 = open("$thing1", errors="ignore", mode="r")
+    return open(«input|output»_$noun1, errors="ignore", mode="§«r|w»")
+---
+import $module1
+
+class $Thing1:
+    def $action1(self, $noun1):
+        $noun2 = open($noun1, "r")
+        if $module1.$action2(self.«output|input»_$noun3) == $number1:
+            $noun4 = open(self.«input|output»_$noun3, "§«r|w»")
+---
+while $noun1:
+    input_$noun2, output_$noun2 = $noun1.pop()
+    assert «output|input»_$noun2 != $number1
+    $noun3 = open("$thing1", encoding="ascii", mode="r")
+    $noun4 = open(«input|output»_$noun2, encoding="ascii", mode="§«r|w»")
 '''
 )
 

@@ -43,7 +43,7 @@ def test_one_of_four_is_a_plain_program(made: list[str]):
 
 
 def test_the_templates_are_those_of_the_train_split_of_every_task():
-    assert len(train_templates()) == 6 * len(task_names())
+    assert len(train_templates()) == 9 * len(task_names())
     assert {template.split for template in train_templates()} == {"train"}
 
 

@@ -122,6 +122,22 @@ def test_a_prompt_its_answer_and_the_rest_are_a_program(name: str):
 
 
 @every_task
+def test_programs_go_on_with_the_token_of_the_answer(name: str, bundled):
+    """What a model reads of a template trains it for the prompts: there the rest of the program does not merge with the answer."""
+    for writer in find_task(name).shifted:
+        pair, programs = writer(random.Random(0)), writer.programs(random.Random(0))
+        wanted = [both for both in find_task(name).answers or (pair.answers,) if all(map(str.startswith, (r for _, r in programs), both))]
+
+        def next_tokens(rests, programs=programs):
+            return [
+                bundled.encode(prompt + rest).ids[len(bundled.encode(prompt).ids)]
+                for (prompt, _), rest in zip(programs, rests, strict=True)
+            ]
+
+        assert next_tokens([rest for _, rest in programs]) in [next_tokens(both) for both in wanted], writer.text
+
+
+@every_task
 def test_most_pairs_fit_the_bundled_tokenizer(name: str, bundled):
     expression = tokenize_task(find_task(name), bundled)
     for split in SPLITS:
