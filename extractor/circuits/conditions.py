@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.graph import Link, NodeIndex
-from extractor.circuits.prompt_values import PromptValues
+from extractor.circuits.prompt_values import PromptValues, Stream
 from extractor.data.prompts import TaskBatch
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ CONDITIONS = ("mean", "zero", "same", "other", "subset")  # in the order in whic
 class ConditionValues:
     """`PromptValues` of a batch of n prompts that is repeated for each condition.
 
+    Rows of the repeated batch are asked for as the same prompts of every condition, in the order of `CONDITIONS`.
+
     own, subset   values of the n prompts: those of the full model, and those where only the nodes of the subset keep them
     mean          of one prompt: the mean of every node at each of the T tokens
     partner       {same, other: (n,) the prompt whose values are taken}
@@ -39,6 +41,7 @@ class ConditionValues:
 
     def __init__(self, own: PromptValues, subset: PromptValues, mean: PromptValues, partner: Mapping[str, Tensor]):
         self.own, self.subset, self.mean, self.partner = own, subset, mean, partner
+        self.streams: dict[tuple[int, int], Stream] = {}
 
     def of(self, site: str, rows: Tensor, length: int, channels: Tensor) -> Tensor:
         return self._joined(rows, lambda part, some: part.of(site, some, length, channels))
@@ -51,19 +54,11 @@ class ConditionValues:
 
     def _joined(self, rows: Tensor, take: Callable[[PromptValues, Tensor], Tensor]) -> Tensor:
         """The values (rows, length, channels) of rows of the repeated batch; `take` gives those of prompts."""
-        count = self.own.prompts
-        one = take(self.mean, rows[:0].new_zeros(1))
-        found = one.repeat(len(rows), 1, 1)
-        for number, name in enumerate(CONDITIONS):
-            here = (rows // count == number).nonzero().flatten()
-            prompts = rows[here] % count
-            if name == "zero":
-                found[here] = 0.0
-            elif name == "subset":
-                found[here] = take(self.subset, prompts)
-            elif name != "mean":
-                found[here] = take(self.own, self.partner[name][prompts])
-        return found
+        prompts = rows[: len(rows) // len(CONDITIONS)]
+        mean = take(self.mean, rows[:1].new_zeros(1)).expand(len(prompts), -1, -1)
+        found = {name: take(self.own, self.partner[name][prompts]) for name in ("same", "other")}
+        found |= {"mean": mean, "zero": torch.zeros_like(mean), "subset": take(self.subset, prompts)}
+        return torch.cat([found[name] for name in CONDITIONS])
 
 
 class Conditions:

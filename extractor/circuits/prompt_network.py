@@ -31,7 +31,7 @@ from extractor.circuits.graph import Link, NodeIndex, links
 from extractor.circuits.layers import future, pick
 from extractor.circuits.masks import Masks, compete, cut_edges
 from extractor.circuits.network import LENGTH_GROUPS, direct_logit_diff, readout_of
-from extractor.circuits.prompt_values import Replacements, Values
+from extractor.circuits.prompt_values import Replacements, Stream, Values
 from extractor.circuits.sites import sites
 from extractor.data.prompts import TaskBatch
 
@@ -96,7 +96,7 @@ class PromptGroup:
 class PromptMaskedModel:
     """A `MaskedModel` whose ablated nodes have the values that `ablate` gives for a batch.
 
-    ablate       batch -> (the batch to run, which may hold prompts several times; the replacement values of its rows)
+    ablate       batch -> (the batch once or several times below itself; the replacement values of its rows)
     kept_nodes   (N,) bool: the nodes that are computed; all others are ablated
     """
 
@@ -127,9 +127,11 @@ class PromptMaskedModel:
 
     @torch.no_grad()
     def prepare(self, batch: TaskBatch, groups: int = LENGTH_GROUPS) -> list[PromptGroup]:
-        """Everything that does not depend on masks, in groups of prompts of similar length."""
-        batch, values = self.ablate(batch)
-        return [self._group(batch, values, rows) for rows in batch.last.argsort(stable=True).chunk(groups)]
+        """Everything that does not depend on masks, in groups of prompts of similar length, each with all its copies."""
+        repeated, values = self.ablate(batch)
+        copies = torch.arange(0, len(repeated.ids), len(batch.ids), device=batch.ids.device)[:, None]
+        rows = [(copies + some).flatten() for some in batch.last.argsort(stable=True).chunk(groups)]
+        return [self._group(repeated, values, some, (groups, place)) for place, some in enumerate(rows)]
 
     # what depends on the kept nodes alone
 
@@ -153,31 +155,43 @@ class PromptMaskedModel:
 
     # what depends on the prompts
 
-    def _group(self, batch: TaskBatch, values: Replacements, rows: Tensor) -> PromptGroup:
+    def _group(self, batch: TaskBatch, values: Replacements, rows: Tensor, key: tuple[int, int]) -> PromptGroup:
         part, model = batch.rows(rows), self.model
-        length, every = part.ids.shape[1], torch.arange(model.config.d_model, device=rows.device)
-        h = model.embed(part.ids, model.context(length))
-        others = torch.ones(h.shape[-1], dtype=torch.bool, device=h.device)
-        others[self.tracked] = False
-        residual, rest = [h[..., self.tracked]], [h[..., others].square().sum(-1)]
-        for layer in range(len(model.blocks)):
-            for kind in ("attn", "mlp"):
-                h = h + values.of(f"{layer}.{kind}.resid_delta", rows, length, every)
-                residual.append(h[..., self.tracked])
-                rest.append(h[..., others].square().sum(-1))
-        readout, at_last = readout_of(model, part), h[torch.arange(len(h), device=h.device), part.last]
+        length = part.ids.shape[1]
+        if key not in values.streams:
+            values.streams[key] = self._stream(part, values, rows)
+        whole = values.streams[key]
+        h = model.embed(part.ids, model.context(length))[..., self.tracked]
+        residual = [h]
+        for site in _writes(model):
+            residual.append(residual[-1] + values.of(site, rows, length, self.tracked))
+        rest = [whole.squares[place] - h.square().sum(-1) for place, h in enumerate(residual)]
+        readout = readout_of(model, part)[:, self.tracked]
+        at_last = residual[-1][torch.arange(len(h), device=h.device), part.last]
         r = _Cut(self, values, rows, length)
         layers = [(self._attention(layer, block, r), self._mlp(layer, block, r)) for layer, block in enumerate(model.blocks)]
         return PromptGroup(
             rows=rows,
             last=part.last,
             residual=torch.stack(residual),
-            rest=torch.stack(rest),
+            rest=torch.stack(rest).clamp_min(0.0),
             layers=layers,
-            readout=readout[:, self.tracked],
-            rest_readout=(at_last * readout)[:, others].sum(-1),
+            readout=readout,
+            rest_readout=whole.readout - (at_last * readout).sum(-1),
             direct=direct_logit_diff(model, part),
         )
+
+    def _stream(self, part: TaskBatch, values: Replacements, rows: Tensor) -> Stream:
+        """h_r of some rows, all channels: what does not depend on the kept nodes."""
+        model, length = self.model, part.ids.shape[1]
+        every = torch.arange(model.config.d_model, device=rows.device)
+        h = model.embed(part.ids, model.context(length))
+        squares = [h.square().sum(-1)]
+        for site in _writes(model):
+            h = h + values.of(site, rows, length, every)
+            squares.append(h.square().sum(-1))
+        at_last = h[torch.arange(len(h), device=h.device), part.last]
+        return Stream(torch.stack(squares), (at_last * readout_of(model, part)).sum(-1))
 
     def _attention(self, layer: int, block: Block, r: _Cut) -> AttentionBases:
         prefix, attn, width = f"{layer}.attn.", block.attn, self.model.config.d_head
@@ -201,6 +215,11 @@ class PromptMaskedModel:
         fc = r.base((prefix + "act_in", prefix + "post_act"), mlp.c_fc.bias)
         proj = r.base((prefix + "post_act", prefix + "resid_delta"), mlp.c_proj.bias)
         return MLPBases({place: r.kept(prefix + place) for place in ("act_in", "post_act", "resid_delta")}, fc, proj)
+
+
+def _writes(model: SparseGPTForCausalLM) -> list[str]:
+    """The sites that write to the residual stream, in order."""
+    return [f"{layer}.{kind}.resid_delta" for layer in range(len(model.blocks)) for kind in ("attn", "mlp")]
 
 
 @dataclass(frozen=True)

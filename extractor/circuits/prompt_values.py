@@ -6,8 +6,10 @@ Shapes: B prompts, T tokens, C channels of a head.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,8 +23,21 @@ if TYPE_CHECKING:
 Values = Mapping[str, Tensor]  # site -> (B, T, width)
 
 
+@dataclass(frozen=True)
+class Stream:
+    """h_r of B prompts: its squares before each norm, summed over channels, (2L + 1, B, T); its part of the logit difference, (B,)."""
+
+    squares: Tensor
+    readout: Tensor
+
+
 class Replacements(Protocol):
-    """The replacement values r of a batch's prompts, and what follows from them alone; rows (B,) of the batch, cut to `length` tokens."""
+    """The replacement values r of a batch's prompts, and what follows from them alone; rows (B,) of the batch, cut to `length` tokens.
+
+    streams   h_r of parts of the batch that a network has computed; whatever nodes it keeps, they are the same
+    """
+
+    streams: dict[tuple[int, int], Stream]
 
     def of(self, site: str, rows: Tensor, length: int, channels: Tensor) -> Tensor:
         """r of a site's channels, (B, T, channels)."""
@@ -42,21 +57,30 @@ class PromptValues:
         self.prompts = len(next(iter(values.values())))
         self._sent: dict[Link, Tensor] = {}
         self._mixed: dict[int, Tensor] = {}
+        self.streams: dict[tuple[int, int], Stream] = {}
 
     def of(self, site: str, rows: Tensor, length: int, channels: Tensor) -> Tensor:
-        return self.values[site][..., channels][rows, :length]
+        return _picked(self.values[site], rows, length, channels)
 
     def sent(self, link: Link, rows: Tensor, length: int, targets: Tensor) -> Tensor:
         if not self._sent:
             self._sent = {(s, t): functional.linear(self.values[s], w) for s, t, w in links(self.model) if not s.endswith("attn.v")}
-        return self._sent[link][..., targets][rows, :length]
+        return _picked(self._sent[link], rows, length, targets)
 
     def mixed(self, layer: int, rows: Tensor, length: int, channels: Tensor) -> Tensor:
         if layer not in self._mixed:
             q, k, v = (self.values[f"{layer}.attn.{name}"] for name in "qkv")
             by_head = v.unflatten(-1, (-1, self.model.config.d_head)).transpose(1, 2)
             self._mixed[layer] = (head_patterns(self.model, layer, q, k) @ by_head).transpose(1, 2).flatten(2)
-        return self._mixed[layer][..., channels][rows, :length]
+        return _picked(self._mixed[layer], rows, length, channels)
+
+
+def _picked(values: Tensor, rows: Tensor, length: int, channels: Tensor) -> Tensor:
+    """values (B, T, width) at these rows and channels, cut to `length` tokens."""
+    if len(channels) == values.shape[-1]:  # all of them, in order
+        return values[rows, :length]
+    places = torch.arange(length, device=rows.device)
+    return values[rows[:, None, None], places[:, None], channels]
 
 
 def head_patterns(model: SparseGPTForCausalLM, layer: int, q: Tensor, k: Tensor) -> Tensor:

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from extractor.circuits.calibration import calibrate_all
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.masks import Masks
 from extractor.data.prompts import TaskBatch
 
 if TYPE_CHECKING:
     from extractor.circuits.masks import MaskedModel
+    from extractor.circuits.standard import Standard
 
 CIRCUITS_AT_ONCE = 16  # masks of a large model fill memory
 VALUES_AT_ONCE = 1 << 25  # most node values of one pass: mask sets * prompts * tokens * nodes
 
 
 class CircuitScorer:
-    """Losses of circuits on one batch, each with its own best calibration.
+    """Losses of circuits on one batch, by a standard (`standard.py`)."""
 
-    network   kept nodes (N,) bool -> their masked model
-    """
-
-    def __init__(self, network: Callable[[Tensor], MaskedModel], batch: TaskBatch):
-        self.network, self.batch = network, batch
+    def __init__(self, standard: Standard, batch: TaskBatch):
+        self.standard, self.batch = standard, batch
 
     @torch.no_grad()
     def logit_diffs(self, graphs: Sequence[CircuitMask]) -> Tensor:
@@ -35,19 +32,19 @@ class CircuitScorer:
         parts, at = [], 0
         while at < len(graphs):
             some = list(graphs[at : at + CIRCUITS_AT_ONCE])
-            network = self.network(torch.stack([graph.nodes for graph in some]).any(0))
-            size = max(1, VALUES_AT_ONCE // max(1, len(network) * self.batch.ids.numel()))
+            network = self.standard.network(torch.stack([graph.nodes for graph in some]).any(0))
+            size = max(1, VALUES_AT_ONCE // max(1, len(network) * self.batch.ids.numel() * self.standard.copies))
             prompts = network.prepare(self.batch)
             parts += [network.logit_diffs(prompts, _masks(network, some[i : i + size])) for i in range(0, len(some), size)]
             at += len(some)
         return torch.cat(parts)
 
     def losses(self, graphs: Sequence[CircuitMask]) -> Tensor:
-        """Calibrated task losses (P,) in nats."""
-        return calibrate_all(self.logit_diffs(graphs), self.batch.sign)[0]
+        """Task losses (P,) in nats."""
+        return self.standard.losses(self.logit_diffs(graphs), self.batch.sign)
 
     def loss(self, graph: CircuitMask) -> float:
-        """Calibrated task loss, nats."""
+        """Task loss, nats."""
         return self.losses([graph])[0].item()
 
 

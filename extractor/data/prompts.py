@@ -84,6 +84,15 @@ class TaskBatch:
 
         return self.rows(torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten().to(self.ids.device))
 
+    def joined(self, other: TaskBatch) -> TaskBatch:
+        """The pairs of both batches, those of this one first."""
+        import torch
+        from torch.nn.functional import pad
+
+        width = max(self.ids.shape[1], other.ids.shape[1])
+        ids = torch.cat([pad(one.ids, (0, width - one.ids.shape[1])) for one in (self, other)])
+        return TaskBatch(ids, *(torch.cat([getattr(self, name), getattr(other, name)]) for name in ("last", "correct", "wrong", "sign")))
+
     def rows(self, rows: Tensor) -> TaskBatch:
         """The prompts at these rows, cut to the longest; members of a pair may part."""
         width = int(self.last[rows].max()) + 1

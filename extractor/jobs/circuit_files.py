@@ -11,25 +11,26 @@ import torch
 from torch import Tensor
 
 from extractor import files
-from extractor.circuits.calibration import calibrated_loss
 from extractor.circuits.circuit import Calibration, Circuit, Node
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.node_labels import describe_nodes
 from extractor.circuits.sites import node_id
 from extractor.data.encoding import prompt_text, shown_text, token_text
-from extractor.data.prompts import accuracy
 from extractor.files import rounded
 from extractor.models.sparse_folder import DENSE_JSON, FAITHFULNESS_JSON
 from extractor.progress import Progress, Stopped
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import PrunedCircuit, PruneResult
+from extractor.pruning.standards import FoundCircuits
 from extractor.report.page import Example, write_report
-from extractor.validation.validate import ValidationReport
+from extractor.validation.ablations import standard_logit_diffs
+from extractor.validation.validate import ValidationReport, under_conditions
 
 if TYPE_CHECKING:
     from extractor.jobs.context import CircuitRun
     from extractor.jobs.job import Job
 
+PAPER_CIRCUIT = "paper.json"  # beside a robust circuit.json: the circuit of the paper's standard
 DESCRIBED_PAIRS = 512  # pairs of the train split on which the tokens that nodes read are measured
 SHOWN_PAIRS = 4  # held-out pairs in the report
 PARTS = 4  # of the stage that writes the files: names of the nodes, numbers, compiled circuit, report
@@ -40,27 +41,30 @@ def circuit_folder(job: Job, task: str) -> Path:
     return job.out / "circuits" / task
 
 
-def write_files(run: CircuitRun, problem: PruningProblem, result: PruneResult, report: ValidationReport) -> None:
-    """Write circuits/TASK/ atomically. Raises DiskFull, Stopped."""
+def write_files(run: CircuitRun, problem: PruningProblem, found: FoundCircuits, report: ValidationReport) -> None:
+    """Write circuits/TASK/ atomically. problem: by the paper's standard. Raises DiskFull, Stopped."""
     progress = _Parts(run.job.progress)
     progress.begin()
-    splits, circuit = run.splits, name_circuit(run, problem, result.best)
+    splits, shown = run.splits, found.shown.best
+    circuit = name_circuit(run, problem, shown)
     answers = torch.cat([splits.held_out.correct, splits.held_out.wrong]).unique()
     with files.new_folder(circuit_folder(run.job, circuit.task)) as folder:
         files.write_json(folder / "circuit.json", circuit.to_json())
+        if shown.standard != "paper":
+            files.write_json(folder / PAPER_CIRCUIT, name_circuit(run, problem, found.by_standard["paper"].best).to_json())
         files.write_tensors(folder / "means.safetensors", problem.ablation_values)
         pairs = {name: getattr(splits.held_out, name) for name in ("ids", "last", "correct", "wrong", "sign")}
         files.write_tensors(folder / "held_out.safetensors", pairs)
         progress.begin()
-        numbers = result_json(run, problem, circuit, result, report, progress.check)
+        numbers = result_json(run, problem, circuit, found, report, progress.check)
         files.write_json(folder / "result.json", numbers)
         progress.begin()
         if problem.spec.ablation != "resample":  # a resampled node has no constant replacement value
             from extractor.circuits.compiled import compile_circuit
 
-            compile_circuit(problem.model, problem.ablation_values, result.best.graph, answers).save(folder / "compiled.safetensors")
+            compile_circuit(problem.model, problem.ablation_values, shown.graph, answers).save(folder / "compiled.safetensors")
         progress.begin()
-        write_report(folder, circuit, numbers, examples(run, problem, circuit, result.best), progress.check)
+        write_report(folder, circuit, numbers, examples(run, problem, circuit, shown), progress.check)
 
 
 class _Parts:
@@ -102,15 +106,18 @@ def name_circuit(run: CircuitRun, problem: PruningProblem, pruned: PrunedCircuit
 
 
 def result_json(
-    run: CircuitRun, problem: PruningProblem, circuit: Circuit, result: PruneResult, report: ValidationReport, tick: Callable[[], None]
+    run: CircuitRun, problem: PruningProblem, circuit: Circuit, found: FoundCircuits, report: ValidationReport, tick: Callable[[], None]
 ) -> dict:
     """The content of result.json. Losses in nats per prompt on the held-out split, accuracies as fractions.
 
+    standard          by which the circuit was found: the robust one where a circuit holds under it, else the paper's
+    standards         {standard: `by_standard`} of all searches
     holds_for_dense   whether the dense model does the task and the sparse one answers as it does; None without a dense model
     not_measured   {what: why} of the numbers that could not be had; absent where there are none
     tick           called between long computations
     """
     spec = run.job.spec
+    standards = {name: by_standard(problem.under(name), one, run) for name, one in found.by_standard.items()}
     numbers = {
         "model": circuit.model,
         "task": circuit.task,
@@ -121,6 +128,7 @@ def result_json(
         "algorithm": problem.spec.algorithm,
         "granularity": problem.spec.granularity,
         "ablation": problem.spec.ablation,
+        "standard": found.shown.best.standard,
         "circuit": {"nodes": len(circuit.nodes), "edges": len(circuit.edges)},
         "loss": report.loss,
         "accuracy": report.accuracy,
@@ -128,24 +136,39 @@ def result_json(
         "holds_for_dense": None if run.behaviour is None else run.why_not_dense is None,
         "why": "; ".join(filter(None, (run.why_not_dense, report.why))) or None,
         "held_out_pairs": report.held_out_pairs,
-        "curve": curve(problem, result.curve, run),
+        "curve": standards[found.shown.best.standard]["curve"],
+        "standards": standards,
         "validation": report.details(),
         "seconds": run.seconds(),
     }
-    found, missing = dense_findings(run, problem, circuit, result.best.graph, tick)
-    return rounded(numbers) | found | ({"not_measured": missing} if missing else {})
+    of_dense, missing = dense_findings(run, problem, circuit, found.shown.best.graph, tick)
+    return rounded(numbers) | of_dense | ({"not_measured": missing} if missing else {})
+
+
+def by_standard(problem: PruningProblem, result: PruneResult, run: CircuitRun) -> dict:
+    """What the search by one standard found, measured by that standard on held-out pairs.
+
+    nodes, edges, loss, accuracy, met   of its circuit;  edges_of_model   of the full model without its dead nodes
+    conditions   {condition: {loss, accuracy, interval}} of its circuit, at the model's own scale
+    curve        [{target, nodes, edges, loss, accuracy, met}, ...], a circuit for every target
+    """
+    best, held_out = result.best, run.splits.held_out
+    own, *_ = curve(problem, [best], run)
+    return {
+        **{name: own[name] for name in ("nodes", "edges", "loss", "accuracy", "met")},
+        "edges_of_model": problem.full_mask().without_dead().edge_count(),
+        "conditions": under_conditions(problem, best.graph, held_out),
+        "curve": curve(problem, result.curve, run),
+    }
 
 
 def curve(problem: PruningProblem, circuits: Sequence[PrunedCircuit], run: CircuitRun) -> list[dict]:
-    """Size and held-out loss of the circuit for every target."""
-    held_out = run.splits.held_out
-    scorer, rows = problem.scorer(held_out), []
+    """Size and held-out loss, by the problem's standard, of the circuit for every target."""
+    held_out, rows = run.splits.held_out, []
     for one in circuits:
-        diff = scorer.logit_diffs([one.graph])[0]
-        loss = calibrated_loss(diff, held_out.sign, one.calibration)
-        right = accuracy(one.calibration.apply(diff), held_out.sign)
+        found = problem.standard.measured(standard_logit_diffs(problem, one.graph, held_out), held_out.sign, one.calibration)
         sizes = {"target": one.target, "nodes": one.graph.node_count(), "edges": one.edges}
-        rows.append(sizes | {"loss": loss, "accuracy": right, "met": loss <= one.target})
+        rows.append(sizes | {"loss": found.loss, "accuracy": found.accuracy, "met": found.loss <= one.target})
     return rows
 
 

@@ -40,13 +40,17 @@ SOURCES = "sources.json"  # in .work: the sources that were chosen for 'auto'
 
 @dataclass(frozen=True)
 class TaskSplits:
-    """A task in the model's tokens, and batches of its splits. `shifted`: shifted held-out prompts; None where it has none that fit."""
+    """A task in the model's tokens, and batches of its splits.
+
+    shifted   shifted held-out prompts;  shifted_search: shifted pairs of the train and the select split. None where there are none that fit
+    """
 
     tokenized: TokenizedTask
     train: TaskBatch
     select: TaskBatch
     held_out: TaskBatch
     shifted: TaskBatch | None = None
+    shifted_search: tuple[TaskBatch, TaskBatch] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from extractor.models.reference import inspect_folder
 from extractor.models.sparse_folder import DENSE_JSON
 from extractor.progress import Stopped
 from extractor.pruning.problem import PruningProblem
-from extractor.pruning.prune import find_circuits
+from extractor.pruning.standards import find_by_standards
 from extractor.training.compute import pick_device
 from extractor.validation.validate import validate
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SHIFTED_PAIRS = 256
 TRAIN_POOL = 4096  # pairs of the train split, from which batches are drawn
+SHIFTED_TRAIN_POOL = 1024  # the same of shifted pairs
 MIN_ANSWER_SHARE = 0.1  # least share of prompts on which the model must give each of the two answers, with labels="model"
 
 
@@ -47,11 +48,16 @@ def find_circuit(run: CircuitRun) -> None:
     """Prune, validate, report: write circuits/TASK/. Raises ExtractorError, or Stopped when a stop was requested."""
     with run.stage("prune"):
         problem = pruning_problem(run)
-        result = find_circuits(problem)
+        found = find_by_standards(problem, asks_for_robust(run.job))
     with run.stage("validate"):
-        report = validate(result.best, problem, run.splits.held_out, run.loaded.corpus, run.splits.shifted)
+        report = validate(found.shown.best, problem, run.splits.held_out, run.loaded.corpus, run.splits.shifted)
     with run.stage("report"):
-        write_files(run, problem, result, report)
+        write_files(run, problem, found, report)
+
+
+def asks_for_robust(job: Job) -> bool:
+    """Whether the job asks for circuits of the robust standard beside the paper's."""
+    return job.spec.prune is not None and job.spec.prune.standard == "robust"
 
 
 def load_sparse(job: Job) -> SparseGPTForCausalLM:
@@ -85,7 +91,9 @@ def draw_splits(job: Job, tokenized: TokenizedTask, tokenizer: Tokenizer, longes
         return prompts.task_batch(tokenized, tokenizer, split, count, job.spec.seed, longest, job.progress.note).to(device)
 
     splits = batch("train", TRAIN_POOL), batch("select", prune.select_pairs), batch("held_out", prune.held_out_pairs)
-    return TaskSplits(tokenized, *splits, shifted_prompts(job, tokenized, tokenizer, longest))
+    shifted = shifted_prompts(job, tokenized, tokenizer, longest)
+    search = shifted_for_search(job, tokenized, tokenizer, longest) if shifted is not None and asks_for_robust(job) else None
+    return TaskSplits(tokenized, *splits, shifted, search)
 
 
 def shifted_prompts(job: Job, tokenized: TokenizedTask, tokenizer: Tokenizer, longest: int) -> TaskBatch | None:
@@ -99,6 +107,20 @@ def shifted_prompts(job: Job, tokenized: TokenizedTask, tokenizer: Tokenizer, lo
     except TaskNotExpressible as error:
         job.progress.note(f"nothing is measured on shifted prompts: {error}")
         return None
+
+
+def shifted_for_search(job: Job, tokenized: TokenizedTask, tokenizer: Tokenizer, longest: int) -> tuple[TaskBatch, TaskBatch] | None:
+    """Shifted pairs of the train and the select split on the device; None where one of them has none of at most `longest` tokens."""
+    assert job.spec.prune is not None
+    counts = {"train": SHIFTED_TRAIN_POOL, "select": max(1, job.spec.prune.select_pairs // 2)}
+    try:
+        train, select = (
+            prompts.task_batch(tokenized, tokenizer, split, pairs, job.spec.seed, longest, shifted=True, fewer=True).to(pick_device())
+            for split, pairs in counts.items()
+        )
+    except TaskNotExpressible:
+        return None
+    return train, select
 
 
 def with_model_labels(splits: TaskSplits, loaded: LoadedModel) -> TaskSplits:
@@ -124,12 +146,18 @@ def with_model_labels(splits: TaskSplits, loaded: LoadedModel) -> TaskSplits:
             )
         return labelled
 
-    shifted = None if splits.shifted is None else relabelled(splits.shifted)
-    return TaskSplits(splits.tokenized, with_labels(splits.train), with_labels(splits.select), with_labels(splits.held_out), shifted)
+    return TaskSplits(
+        splits.tokenized,
+        with_labels(splits.train),
+        with_labels(splits.select),
+        with_labels(splits.held_out),
+        None if splits.shifted is None else relabelled(splits.shifted),
+        None if splits.shifted_search is None else (relabelled(splits.shifted_search[0]), relabelled(splits.shifted_search[1])),
+    )
 
 
 def pruning_problem(run: CircuitRun) -> PruningProblem:
-    """The pruning problem of a circuit run."""
+    """The pruning problem of a circuit run, by the paper's standard."""
     job, loaded, splits = run.job, run.loaded, run.splits
     spec = job.spec
     assert spec.prune is not None
@@ -144,10 +172,24 @@ def pruning_problem(run: CircuitRun) -> PruningProblem:
         loaded.means,
         splits.train,
         splits.select,
-        spec.prune,
+        spec.prune.model_copy(update={"standard": "paper"}),
         spec.target_loss,
         spec.seed,
         lambda stage: job.loop(f"prune-{stage}{run.suffix}"),
         on_progress,
         job.work / f"prune{run.suffix}",
+        shifted_that_model_does(run),
     )
+
+
+def shifted_that_model_does(run: CircuitRun) -> tuple[TaskBatch, TaskBatch] | None:
+    """The shifted pairs of the search; None, with a note, where the full model itself misses the target on them."""
+    found = run.splits.shifted_search
+    if found is None:
+        return None
+    select = found[1]
+    loss = prompts.task_loss(masked_logit_diff(run.loaded.model, select, {}, {}), select.sign).item()
+    if loss <= run.job.spec.target_loss:
+        return found
+    run.job.progress.note(f"{run.task}: the search sees plain prompts only, since the full model has {loss:.3f} nats on shifted ones")
+    return None

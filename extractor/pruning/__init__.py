@@ -1,10 +1,11 @@
 """Finding the smallest circuit that does a task. Paper: Sec. 2.2, App. A.5.
 
 prune.py       find_circuits: rank, cut, eliminate, choose the candidate with fewest edges. Read this first
+standards.py   the circuits of a task by the paper's standard and by the robust one
 problem.py     the model, the pairs, the target;  elements.py: nodes or edges, one by one
 algorithms/    rankings, one file each;  mask_sets.py: populations of learned masks
 bisection.py   the smallest prefix of a ranking that meets the target
 eliminate.py   removes nodes or edges step by step; every step is a candidate
 
-Doors: prune, problem, algorithms.
+Doors: prune, standards, problem, algorithms.
 """

@@ -27,10 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extractor.circuits.calibration import calibrate_all
-from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.masks import MaskedModel
+from extractor.circuits.standard import Standard
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.elements import ELEMENTS, Edges, Nodes
 from extractor.pruning.problem import PruningProblem
@@ -77,6 +76,7 @@ class EliminationRound:
     """One round: the elements that are on, and losses without some of them on this round's pairs."""
 
     elements: Nodes | Edges
+    standard: Standard
     network: MaskedModel
     prompts: Any
     batch: TaskBatch
@@ -86,16 +86,14 @@ class EliminationRound:
         """Calibrated losses (P,), nats, without the elements in removed (P, E) bool."""
         with torch.no_grad():
             diffs = self.network.logit_diffs(self.prompts, self.elements.masks((~removed).float()))
-        return calibrate_all(diffs, self.batch.sign)[0]
+        return self.standard.losses(diffs, self.batch.sign)
 
     def predicted(self) -> tuple[float, Tensor]:
         """(L(C), -dL/dm (E,)), nats: step 1 without the correction."""
         on = torch.ones(1, len(self.elements), device=self.batch.ids.device, requires_grad=True)
         diffs = self.network.logit_diffs(self.prompts, self.elements.masks(on))
-        loss, scale, shift = calibrate_all(diffs, self.batch.sign)
-        calibrated = Calibration(scale.item(), shift.item()).apply(diffs[0])
-        rise = -torch.autograd.grad(self.batch.losses(calibrated).mean(), on)[0][0]
-        return loss.item(), rise
+        loss, held = self.standard.held(diffs, self.batch.sign)
+        return loss, -torch.autograd.grad(held, on)[0][0]
 
 
 def eliminate(
@@ -111,7 +109,7 @@ def eliminate(
     first, path, number = ELEMENTS[kind](graph), EliminationPath(), 0
     path.append(first, graph, graph.edge_count())
     stays = torch.zeros(len(first), dtype=torch.bool, device=graph.nodes.device)
-    corrections, largest, refused = torch.zeros(len(first), device=graph.nodes.device), len(first), 0
+    corrections, largest, refused, exceeded = torch.zeros(len(first), device=graph.nodes.device), len(first), 0, 0
     while refused < PATIENCE:
         elements, number = ELEMENTS[kind](graph), number + 1
         problem.tick(len(first) - len(elements), len(first))
@@ -122,8 +120,11 @@ def eliminate(
         here = _round(problem, elements, graph, number, corrections[places])
         options, loss = _options(here, free, most, largest)
         corrections[places] = here.correction
-        if loss > most:
+        exceeded = exceeded + 1 if loss > most else 0
+        if exceeded == problem.standard.draws:
             return path
+        if exceeded:
+            continue
         for removed in options:  # step 4
             smaller = elements.graph(~removed).without_dead()
             if not bool(smaller.nodes.any()):
@@ -143,7 +144,7 @@ def eliminate(
 def _round(problem: PruningProblem, elements: Nodes | Edges, graph: CircuitMask, number: int, correction: Tensor) -> EliminationRound:
     batch = problem.draw(_FIRST_DRAW + number, problem.spec.trial_pairs)
     network = problem.network(graph.nodes)
-    return EliminationRound(elements, network, network.prepare(batch), batch, correction)
+    return EliminationRound(elements, problem.standard, network, network.prepare(batch), batch, correction)
 
 
 def _options(here: EliminationRound, free: Tensor, most: float, largest: int) -> tuple[Tensor, float]:

@@ -102,7 +102,7 @@ class MaskPopulation:
         different, which = torch.unique(on.detach(), dim=0, return_inverse=True)
         different.requires_grad_()
         diffs = network.logit_diffs(network.prepare(batch), self.elements.masks(different))
-        losses = batch.losses(diffs).mean(-1)
+        losses = self.problem.standard.objective(diffs, batch.sign)
         (effects,) = torch.autograd.grad(losses.sum(), different)
         return losses.detach()[which], effects[which]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,17 +13,18 @@ from torch import Tensor
 
 from extractor.circuits.graph import CircuitMask, NodeIndex
 from extractor.circuits.masks import MaskedModel
-from extractor.circuits.network import FastMaskedModel
-from extractor.circuits.prompt_network import PromptMaskedModel
-from extractor.circuits.prompt_values import PromptValues
-from extractor.circuits.reference import resampled
 from extractor.circuits.scorer import CircuitScorer
+from extractor.circuits.standard import Name, PaperStandard, RobustStandard, Standard
 from extractor.data.prompts import TaskBatch
 from extractor.training.loop import LoopEnvironment
 
 if TYPE_CHECKING:
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
     from extractor.spec.schema import PruneSpec
+
+ROBUST_SELECT_PAIRS = 256  # of the select split, at most, by which robust circuits are chosen
+FEWEST_PAIRS = 16  # of a batch, where every pair counts several times
+MOST_VALUES = 1 << 27  # of nodes at all tokens of a batch, where replacement values differ from prompt to prompt
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class PruningProblem:
     env      a stage's name -> where its loop saves, logs and reports
     tick     called with (done, of) during elimination; raises Stopped when a stop was requested
     work     a folder for the state of the search, from which an interrupted one resumes; None: no state is kept
+    shifted  shifted pairs of the train and the select split, which a robust circuit must do too; None where there are none
     """
 
     model: SparseGPTForCausalLM
@@ -49,15 +51,45 @@ class PruningProblem:
     env: Callable[[str], LoopEnvironment]
     tick: Callable[[int, int], None] = lambda done, of: None
     work: Path | None = None
+    shifted: tuple[TaskBatch, TaskBatch] | None = None
+
+    def under(self, standard: Name) -> PruningProblem:
+        """The same problem under another standard, with a search state of its own.
+
+        Under the robust standard half of the pairs are shifted ones, and batches are smaller, since each runs in several conditions.
+        """
+        if standard == self.spec.standard:
+            return self
+        if standard == "paper":
+            return replace(self, spec=self.spec.model_copy(update={"standard": standard}))
+        train, select = self.train, self.select
+        if self.shifted is not None:
+            train, select = (_halves(*both) for both in zip((train, select), self.shifted, strict=True))
+        most = max(FEWEST_PAIRS, MOST_VALUES // (2 * train.ids.shape[1] * len(self.index)))
+        pairs = {name: getattr(self.spec, name) // RobustStandard.copies for name in ("pairs", "trial_pairs")}
+        fewer = {name: min(most, max(FEWEST_PAIRS, count)) for name, count in pairs.items()}
+        spec, select = self.spec.model_copy(update={"standard": standard, **fewer}), _spread(select, min(most, ROBUST_SELECT_PAIRS))
+        work = None if self.work is None else self.work / standard
+        return replace(self, spec=spec, train=train, select=select, work=work, env=lambda stage: self.env(f"{standard}-{stage}"))
 
     @cached_property
     def index(self) -> NodeIndex:
         return NodeIndex.of(self.model)
 
-    @cached_property
+    @property
     def ablation_values(self) -> dict[str, Tensor]:
-        """{site: (width,)} the replacement values of ablated nodes; not used with resample ablation."""
-        return {site: torch.zeros_like(mean) if self.spec.ablation == "zero" else mean for site, mean in self.means.items()}
+        """{site: (width,)} the paper's replacement values of ablated nodes; not used with resample ablation."""
+        return self.paper.values
+
+    @cached_property
+    def paper(self) -> PaperStandard:
+        """The paper's standard: by it, whatever the circuit must hold under, the model without it is judged."""
+        return PaperStandard(self.model, self.means, self.spec.ablation)
+
+    @cached_property
+    def standard(self) -> Standard:
+        """What a circuit must hold under."""
+        return RobustStandard(self.model, self.means, self.seed) if self.spec.standard == "robust" else self.paper
 
     def full_mask(self) -> CircuitMask:
         """All nodes and edges of the model."""
@@ -65,19 +97,7 @@ class PruningProblem:
 
     def network(self, kept_nodes: Tensor) -> MaskedModel:
         """The masked model of the nodes in kept_nodes (N,) bool; all others are ablated."""
-        if self.spec.ablation == "resample":
-            return PromptMaskedModel(self.model, self._resample, kept_nodes)
-        return FastMaskedModel(self.model, self.ablation_values, kept_nodes)
-
-    def _resample(self, batch: TaskBatch) -> tuple[TaskBatch, PromptValues]:
-        """A batch, and every node's values in another prompt of it; those of the select split, which is scored often, are kept."""
-        if batch is not self.select:
-            return batch, PromptValues(self.model, resampled(self.model, batch))
-        return batch, self._select_values
-
-    @cached_property
-    def _select_values(self) -> PromptValues:
-        return PromptValues(self.model, resampled(self.model, self.select))
+        return self.standard.network(kept_nodes)
 
     def select_target(self, target: float) -> float:
         """The loss on the select split, nats, at which held-out pairs are expected to meet the target; at least half of it."""
@@ -85,9 +105,20 @@ class PruningProblem:
 
     def scorer(self, batch: TaskBatch) -> CircuitScorer:
         """Losses of circuits on this batch."""
-        return CircuitScorer(self.network, batch)
+        return CircuitScorer(self.standard, batch)
 
     def draw(self, number: int, pairs: int) -> TaskBatch:
         """Train pairs, drawn anew for each number."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         return self.train.pick(torch.randperm(self.train.pairs, generator=generator)[:pairs])
+
+
+def _halves(one: TaskBatch, other: TaskBatch) -> TaskBatch:
+    """As many pairs of each as the smaller has, at most half of the larger's."""
+    count = min(one.pairs // 2, other.pairs)
+    return one.pick(torch.arange(count)).joined(other.pick(torch.arange(count)))
+
+
+def _spread(batch: TaskBatch, most: int) -> TaskBatch:
+    """At most `most` pairs, evenly from the whole batch."""
+    return batch if batch.pairs <= most else batch.pick(torch.linspace(0, batch.pairs - 1, most).long())

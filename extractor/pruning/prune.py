@@ -1,15 +1,16 @@
 """The smallest circuits of one task: rank, cut, eliminate, choose.
 
-1. Rank the nodes (`algorithms`).
+1. Rank the nodes (`algorithms`). By the robust standard first by attribution, and by learned masks where that leaves many edges.
 2. Cut: keep a prefix of the ranking that is sufficient and necessary, with loss to spare for step 3; drop dead nodes (`_start`).
 3. Eliminate nodes one by one; with granularity 'edge' then edges, both from the result and from the prefix (`eliminate`). Every circuit on
    the way is a candidate. With `edge_k_coefs` elimination also starts from edges that learned masks keep.
-4. Choose, for every target, the candidate with fewest edges that meets it on the select split by a margin and is necessary (`_chosen`).
-   The loss to report is measured on a third split.
+4. Choose, for every target, the candidate with fewest edges that meets it on the select split, also at the upper end of its interval, and
+   is necessary (`_chosen`). The loss to report is measured on a third split.
+5. From the circuit for the problem's own target, remove every edge whose removal costs nothing on fresh pairs (`_minimal`).
 
-Sufficient: the circuit alone, calibrated, has a task loss of at most the target. Necessary: the model with the circuit's nodes ablated,
-calibrated, has a loss of at least `least_loss_without`. The paper asks only for the first (Sec. 2.2); but models are redundant, and the
-smallest sufficient circuit is often one of several ways to do the task (ours).
+Sufficient: the circuit alone has a task loss of at most the target, by the problem's standard (`circuits.standard`). Necessary: the model
+with the circuit's nodes ablated, calibrated, has a loss of at least `least_loss_without`. The paper asks only for the first (Sec. 2.2); but
+models are redundant, and the smallest sufficient circuit is often one of several ways to do the task (ours).
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from extractor.circuits.calibration import calibrate, calibrated_loss
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
+from extractor.circuits.scorer import CircuitScorer
+from extractor.circuits.standard import Measured, Name
+from extractor.data.prompts import TaskBatch
 from extractor.pruning import algorithms
 from extractor.pruning.bisection import smallest, smallest_count
 from extractor.pruning.elements import Edges, Nodes
@@ -36,11 +39,15 @@ MAX_NODE_FACTOR = 3  # the prefix that elimination starts from has at most this 
 NECESSITY_PAIRS = 128  # pairs for the necessity check of each elimination step
 NECESSITY_DOUBT = 0.05  # nats; closer than this to the demanded loss, all pairs are used
 FULL_MODEL_MARGIN = 1e-3  # nats above the full model's loss: the fallback where no prefix reaches the target
+FEW_EDGES = 500  # a start with at most so many needs no other ranking
+FRESH_PAIRS = 256  # train pairs on which single edges are removed at the end
+MOST_SINGLE_EDGES = 1000  # a larger circuit's edges are not removed one by one at the end
+_LAST_DRAW = 1 << 24  # draws of train pairs at the end are numbered from here; elimination uses smaller numbers
 
 
 @dataclass(frozen=True)
 class PrunedCircuit:
-    """A circuit. loss: calibrated, select split, nats; target: the loss it was chosen for, nats; met: sufficient and necessary."""
+    """A circuit. loss: select split, nats; target: the loss it was chosen for, nats; met: sufficient and necessary by its standard."""
 
     graph: CircuitMask
     edges: int
@@ -48,6 +55,7 @@ class PrunedCircuit:
     calibration: Calibration
     target: float
     met: bool
+    standard: Name = "paper"
 
 
 @dataclass(frozen=True)
@@ -62,30 +70,47 @@ class PruneResult:
 class CircuitCriteria:
     """When a circuit counts: the loss that it may have alone, and the loss that the model without it must have.
 
-    full_loss            calibrated loss of the full model, select split, nats
+    full_loss            loss of the full model, select split, nats
     least_loss_without   calibrated loss that the model without the circuit must reach, nats; 0 where necessity is not asked for
     """
 
     def __init__(self, problem: PruningProblem):
+        def few(pairs: int) -> TaskBatch:
+            return problem.select.pick(torch.arange(min(pairs, problem.select.pairs)))
+
         self.scorer = problem.scorer(problem.select)
-        self.few_pairs = problem.scorer(problem.select.pick(torch.arange(min(NECESSITY_PAIRS, problem.select.pairs))))
+        copies = problem.standard.copies
+        self.prefixes = self.scorer if copies == 1 else problem.scorer(few(max(1, problem.select.pairs // copies)))
+        self.without, self.without_few = (CircuitScorer(problem.paper, some) for some in (problem.select, few(NECESSITY_PAIRS)))
         self.full_loss = self.scorer.loss(problem.full_mask())
         necessity = problem.spec.necessity
-        self.least_loss_without = 0.0 if necessity == 0 else min(self.full_loss + necessity, MOST_DEMANDED_LOSS)
+        full = self.full_loss if problem.standard is problem.paper else self.without.loss(problem.full_mask())
+        self.least_loss_without = 0.0 if necessity == 0 else min(full + necessity, MOST_DEMANDED_LOSS)
+
+    def measured(self, mask: CircuitMask) -> tuple[Measured, Calibration]:
+        """The circuit on all select pairs, and its calibration."""
+        standard, sign = self.scorer.standard, self.scorer.batch.sign
+        diff = self.scorer.logit_diffs([mask])[0]
+        calibration = standard.calibration(diff, sign)
+        return standard.measured(diff, sign, calibration), calibration
+
+    def holds(self, mask: CircuitMask, target: float) -> bool:
+        """Whether it meets the target at the upper end of its interval, and is necessary."""
+        return self.measured(mask)[0].upper <= target and self.is_necessary(mask)
 
     def is_sufficient(self, mask: CircuitMask, loss: float) -> bool:
-        return self.scorer.loss(mask) <= loss
+        return self.prefixes.loss(mask) <= loss
 
     def is_necessary(self, mask: CircuitMask, extra: float = 0.0) -> bool:
         """extra: fraction of the way from the demanded loss to that of a model that fails, demanded in addition."""
         demanded = self.least_loss_without + extra * max(0.0, FULL_MODEL_FAILS - self.least_loss_without)
-        return self.least_loss_without == 0 or self.scorer.loss(mask.complement()) >= demanded
+        return self.least_loss_without == 0 or self.without.loss(mask.complement()) >= demanded
 
     def is_roughly_necessary(self, mask: CircuitMask) -> bool:
         """`is_necessary` on few pairs; on all pairs where these are within `NECESSITY_DOUBT` of the demanded loss."""
         if self.least_loss_without == 0:
             return True
-        loss = self.few_pairs.loss(mask.complement())
+        loss = self.without_few.loss(mask.complement())
         return self.is_necessary(mask) if abs(loss - self.least_loss_without) < NECESSITY_DOUBT else loss > self.least_loss_without
 
 
@@ -93,11 +118,23 @@ def find_circuits(problem: PruningProblem) -> PruneResult:
     """The circuits of a problem, one per target; not `met` where no candidate is sufficient and necessary. Raises Stopped."""
     targets = sorted({problem.target, *problem.spec.targets})
     criteria = CircuitCriteria(problem)
-    start = _start(problem, algorithms.rank(problem), criteria, targets)
+    start = _smallest_start(problem, criteria, targets)
     path = _path(problem, start, criteria, targets[-1])
-    losses = criteria.scorer.losses(path).tolist()
-    curve = tuple(_chosen(problem, path, losses, criteria, target) for target in targets)
-    return PruneResult(next(one for one in curve if one.target == problem.target), curve, path)
+    losses = criteria.prefixes.losses(path).tolist()
+    chosen = {target: _chosen(problem, path, losses, criteria, target) for target in targets}
+    chosen[problem.target] = _minimal(problem, chosen[problem.target], criteria)
+    return PruneResult(chosen[problem.target], tuple(chosen.values()), path)
+
+
+def _smallest_start(problem: PruningProblem, criteria: CircuitCriteria, targets: Sequence[float]) -> CircuitMask:
+    """Steps 1 and 2: the start of the first ranking that leaves few edges, else the smallest of all."""
+    rankings = dict.fromkeys([*problem.standard.first_rankings, problem.spec.algorithm])
+    starts: list[CircuitMask] = []
+    for name in rankings:
+        starts.append(_start(problem, algorithms.rank(problem, name), criteria, targets))
+        if starts[-1].edge_count() <= FEW_EDGES:
+            break
+    return min(starts, key=lambda start: start.edge_count())
 
 
 class _Prefixes:
@@ -163,6 +200,10 @@ def _path(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria
         path = EliminationPath()
         path.append(Nodes(start), start, start.edge_count())
         return path
+    if start.edge_count() > problem.standard.most_edges:
+        path = EliminationPath()
+        path.append(Nodes(start), start, start.edge_count())
+        return path
     if problem.spec.granularity == "node":
         return eliminated("node", start, largest)
     least = START_SHARE * problem.target
@@ -200,11 +241,31 @@ def _edge_starts(problem: PruningProblem, mask: CircuitMask, criteria: CircuitCr
 def _chosen(
     problem: PruningProblem, path: EliminationPath, losses: Sequence[float], criteria: CircuitCriteria, target: float
 ) -> PrunedCircuit:
-    """The smallest candidate that is sufficient and necessary; `path` has the largest first. Else the one with the lowest loss."""
-    sufficient = [i for i, loss in enumerate(losses) if loss <= problem.select_target(target)]
-    which = next((i for i in reversed(sufficient) if criteria.is_necessary(path[i])), None)
+    """The smallest candidate that holds; `path` has the largest first. Else the one with the lowest loss.
+
+    losses   of the candidates, on all select pairs or a part of them; only those of at most the target are tried
+    """
+    tried = (i for i in reversed(range(len(path))) if losses[i] <= target)
+    which = next((i for i in tried if criteria.holds(path[i], target)), None)
     mask = path[which] if which is not None else path[min(range(len(path)), key=losses.__getitem__)]
-    diff = criteria.scorer.logit_diffs([mask])[0]
-    calibration = calibrate(diff, problem.select.sign)
-    loss = calibrated_loss(diff, problem.select.sign, calibration)
-    return PrunedCircuit(mask, mask.edge_count(), loss, calibration, target, met=which is not None)
+    return _measured(problem, mask, criteria, target, met=which is not None)
+
+
+def _measured(problem: PruningProblem, mask: CircuitMask, criteria: CircuitCriteria, target: float, met: bool) -> PrunedCircuit:
+    found, calibration = criteria.measured(mask)
+    return PrunedCircuit(mask, mask.edge_count(), found.loss, calibration, target, met, problem.standard.name)
+
+
+def _minimal(problem: PruningProblem, found: PrunedCircuit, criteria: CircuitCriteria) -> PrunedCircuit:
+    """A circuit that holds, without the edges whose removal does not raise the loss on fresh pairs: one by one, while it holds."""
+    mask, number = found.graph, 0
+    while found.met and mask.edges is not None and 1 < mask.edge_count() <= MOST_SINGLE_EDGES:
+        elements, scorer = Edges(mask), CircuitScorer(problem.standard, problem.draw(_LAST_DRAW + number, FRESH_PAIRS))
+        without = [elements.graph(~one).without_dead() for one in torch.eye(len(elements), dtype=torch.bool, device=mask.nodes.device)]
+        losses = scorer.losses([mask, *without])
+        free = [i for i in losses[1:].argsort(stable=True).tolist() if losses[1 + i] <= losses[0]]
+        kept = next((without[i] for i in free if criteria.holds(without[i], found.target)), None)
+        if kept is None:
+            break
+        mask, number = kept, number + 1
+    return found if mask is found.graph else _measured(problem, mask, criteria, found.target, met=True)

@@ -232,6 +232,8 @@ class BridgeSpec(Spec):
 class PruneSpec(Spec):
     """Learned masks in populations, then elimination (Sec. 2.2, App. A.5)."""
 
+    LATER = ("standard",)
+    standard: Literal["paper", "robust"] = "paper"  # what circuits must hold under: one ablation, calibrated; or also the worst of several
     algorithm: str = "masks"  # ranking of nodes: masks (the paper's), attribution, random
     granularity: Literal["node", "edge"] = "edge"  # elements that are eliminated; paper: nodes
     ablation: Literal["mean", "zero", "resample"] = "mean"  # replacement values of ablated nodes; paper: mean

@@ -32,6 +32,13 @@ def ablated_logit_diffs(problem: PruningProblem, graph: CircuitMask, kind: Kind,
     return reference_logit_diffs(other, graph, batch) if kind == "resample" else other.scorer(batch).logit_diffs([graph])[0]
 
 
+def standard_logit_diffs(problem: PruningProblem, graph: CircuitMask, batch: TaskBatch) -> Tensor:
+    """Logit differences (R,) of the circuit by the problem's standard, in parts that fit in memory."""
+    if problem.standard.name == "robust":
+        return condition_logit_diffs(problem, graph, batch).flatten()
+    return problem.scorer(batch).logit_diffs([graph])[0]
+
+
 @torch.no_grad()
 def condition_logit_diffs(problem: PruningProblem, graph: CircuitMask, batch: TaskBatch) -> Tensor:
     """Logit differences (conditions, 2P) of the circuit under each of `CONDITIONS`, at the model's own scale."""

@@ -15,12 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from extractor import files
-from extractor.circuits.calibration import calibrated_loss
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import PrunedCircuit, find_circuits
+from extractor.validation.ablations import standard_logit_diffs
 
 _FACTS, _MASKS, _NODES = "circuit.json", "circuit.safetensors", "nodes"
 
@@ -34,12 +34,13 @@ def compare_seeds(pruned: PrunedCircuit, problem: PruningProblem, held_out: Task
     shared        ids of the nodes that are in all of them, in forward order
     Raises Stopped.
     """
+    problem = problem.under(pruned.standard)
     seeds = [problem.seed + number for number in range(problem.spec.seeds)]
     found = [pruned, *(circuit_of_seed(problem, seed) for seed in seeds[1:])]
     nodes, edges = [dict.fromkeys(one.graph.node_ids()) for one in found], [_edges(one.graph) for one in found]
-    scorer, rows = problem.scorer(held_out), []
+    rows = []
     for seed, one in zip(seeds, found, strict=True):
-        loss = calibrated_loss(scorer.logit_diffs([one.graph])[0], held_out.sign, one.calibration)
+        loss = problem.standard.measured(standard_logit_diffs(problem, one.graph, held_out), held_out.sign, one.calibration).loss
         rows.append({"seed": seed, "nodes": one.graph.node_count(), "edges": one.edges, "loss": loss, "met": one.met})
     return {
         "circuits": rows,
@@ -85,7 +86,7 @@ def _read(folder: Path, problem: PruningProblem) -> PrunedCircuit:
         source, target = name.split()
         edges[source, target] = mask.to(problem.model.device)
     found, calibration = CircuitMask(problem.model, nodes, edges or None), Calibration(**facts["calibration"])
-    return PrunedCircuit(found, facts["edges"], facts["loss"], calibration, facts["target"], facts["met"])
+    return PrunedCircuit(found, facts["edges"], facts["loss"], calibration, facts["target"], facts["met"], problem.standard.name)
 
 
 def _edges(mask: CircuitMask) -> dict[tuple[str, str], None]:

@@ -17,10 +17,18 @@ from extractor.circuits.graph import CircuitMask, NodeIndex
 from extractor.circuits.network import FastMaskedModel
 from extractor.circuits.reference import ReferenceMaskedModel, masked_logit_diff
 from extractor.circuits.scorer import CircuitScorer
+from extractor.circuits.standard import PaperStandard
 from extractor.data.prompts import task_loss
 from extractor.pruning.bisection import smallest
 
 CHANCE = math.log(2)
+
+
+class Given(PaperStandard):
+    """The paper's standard with a network of the test's."""
+
+    def __init__(self, make):
+        self.network = make
 
 
 def random_graphs(model, count: int, with_edges: bool) -> list[CircuitMask]:
@@ -36,7 +44,9 @@ def random_graphs(model, count: int, with_edges: bool) -> list[CircuitMask]:
 def test_margins_of_graphs_are_the_definitions_one_by_one(with_edges: bool, plain: bool):
     model, batch = random_model(1), random_batch(6, 1)
     base, index = random_base(model), NodeIndex.of(model)
-    made = CircuitScorer(lambda kept: ReferenceMaskedModel(model, kept, base) if plain else FastMaskedModel(model, base, kept), batch)
+    made = CircuitScorer(
+        Given(lambda kept: ReferenceMaskedModel(model, kept, base) if plain else FastMaskedModel(model, base, kept)), batch
+    )
     graphs = random_graphs(model, 4, with_edges)
     diffs = made.logit_diffs(graphs)
     assert diffs.shape == (4, 12)
@@ -55,7 +65,7 @@ def test_a_judge_that_holds_little_at_once_says_the_same(with_edges: bool, monke
             asked.append(len(masks.nodes))
             return super().logit_diffs(prompts, masks)
 
-    made, graphs = CircuitScorer(lambda kept: Watched(model, base, kept), batch), random_graphs(model, 5, with_edges)
+    made, graphs = CircuitScorer(Given(lambda kept: Watched(model, base, kept)), batch), random_graphs(model, 5, with_edges)
     whole = made.logit_diffs(graphs)
     monkeypatch.setattr(scorer, "VALUES_AT_ONCE", 2 * int(torch.stack([g.nodes for g in graphs]).any(0).sum()) * batch.ids.numel())
     assert torch.allclose(made.logit_diffs(graphs), whole, atol=1e-5)
@@ -88,7 +98,7 @@ def test_the_micro_circuit_alone_will_do_and_nothing_alone_is_chance():
 
 def test_graphs_with_and_without_edge_masks_are_not_judged_together():
     model = random_model(0)
-    made = CircuitScorer(lambda kept: FastMaskedModel(model, random_base(model), kept), random_batch(2))
+    made = CircuitScorer(Given(lambda kept: FastMaskedModel(model, random_base(model), kept)), random_batch(2))
     with pytest.raises(AssertionError, match="together"):
         made.logit_diffs([random_graphs(model, 1, True)[0], random_graphs(model, 1, False)[0]])
 

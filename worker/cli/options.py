@@ -111,6 +111,12 @@ _PRUNING = {
         type=click.Choice(["mean", "zero", "resample"]),
         help="How ablated nodes are filled: their mean, zero, or their value on another prompt.  [default: mean]",
     ),
+    "standard": click.option(
+        "--standard",
+        type=click.Choice(["robust", "paper"]),
+        help="What a circuit must hold under: 'paper', ablated nodes at their mean, calibrated; 'robust', also the worst of five ablations "
+        "without calibration, beside the paper's.  [default: robust, with preset paper: paper]",
+    ),
     "trials": click.option("--trials", type=click.IntRange(1), help="Number of mask sets to train. Default: set by the preset."),
     "minutes": click.option(
         "--minutes", type=click.FloatRange(0, min_open=True), help="Start no new round of trials after this many minutes."

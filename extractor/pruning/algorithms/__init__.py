@@ -28,8 +28,8 @@ def check(name: str) -> None:
         raise SpecError(f"pruning algorithm {name[:80]!r} is unknown; choose {', '.join(names())}")
 
 
-def rank(problem: PruningProblem) -> Tensor:
-    """Scores (N,) by the algorithm that the problem's spec names. Raises SpecError for an unknown one."""
-    name = problem.spec.algorithm
+def rank(problem: PruningProblem, name: str | None = None) -> Tensor:
+    """Scores (N,) by an algorithm, else by the one that the problem's spec names. Raises SpecError for an unknown one."""
+    name = name or problem.spec.algorithm
     check(name)
     return importlib.import_module(f"{__name__}.{name}").rank(problem)

@@ -18,13 +18,13 @@ PAIRS = 256
 
 def rank(problem: PruningProblem) -> Tensor:
     """Scores (N,), nats; a channel's q and k share the sum of both."""
-    full, batch = problem.full_mask(), problem.draw(0, PAIRS)
+    full, batch = problem.full_mask(), problem.draw(0, max(1, PAIRS // problem.standard.copies))
     nodes, network = Nodes(full), problem.network(full.nodes)
     prompts = network.prepare(batch)
     total = torch.zeros(len(nodes), device=problem.model.device)
     for point in range(POINTS):
         problem.tick(point, POINTS)
         on = torch.full((1, len(nodes)), (point + 0.5) / POINTS, device=problem.model.device, requires_grad=True)
-        loss = batch.losses(network.logit_diffs(prompts, nodes.masks(on))).mean()
+        loss = problem.standard.objective(network.logit_diffs(prompts, nodes.masks(on)), batch.sign).mean()
         total -= torch.autograd.grad(loss, on)[0][0] / POINTS
     return torch.zeros_like(total).index_add(0, nodes.ties, total)[nodes.ties]

@@ -43,7 +43,8 @@ class Search:
         self.nodes = Nodes(self.graph)
         self.trials: list[dict[str, Any]] = []
         self.best = torch.zeros(len(self.nodes))
-        self._scorer = problem.scorer(problem.select.pick(torch.arange(min(TRIAL_PAIRS, problem.select.pairs))))
+        pairs = max(1, min(TRIAL_PAIRS, problem.select.pairs) // problem.standard.copies)
+        self._scorer = problem.scorer(problem.select.pick(torch.arange(pairs)))
 
     def run(self) -> Tensor:
         """Scores (N,); nodes that are dead in the full model come last."""
