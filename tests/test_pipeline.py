@@ -374,7 +374,15 @@ def test_a_corpus_the_dense_model_does_not_know_is_said_to_be_one(dense: Path, t
     from worker.cli.views.verdicts import verdict_lines
 
     lines = dict(line.split(": ", 1) for line in verdict_lines(numbers_of(tmp_path / "out")))
-    assert list(lines) == ["circuit", "without calibration", "shifted prompts", "sparse model", "causal agreement", "steering"]
+    assert list(lines) == [
+        "circuit",
+        "robust standard",
+        "without calibration",
+        "shifted prompts",
+        "sparse model",
+        "causal agreement",
+        "steering",
+    ]
     assert "is no better than a bigram model" in lines["sparse model"]
 
 

@@ -25,7 +25,7 @@ from extractor.jobs.find_circuit import circuit_run, find_circuit, load_sparse
 from extractor.models.checks import CONFIG
 from extractor.models.sparse_folder import DENSE_JSON, FAITHFULNESS_JSON, check_sparse_folder
 from extractor.models.tokenizer import load_tokenizer
-from extractor.spec.claims import is_met, loss_shares
+from extractor.spec.claims import is_met, loss_shares, sizes_by_standard
 from extractor.spec.unmeasured import is_constant, no_gain
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def make_circuits(job: Job, loaded: LoadedModel, tasks: Mapping[str, Task]) -> d
     """Find a circuit for each task; returns {task: {nodes, edges, loss, full_loss, accuracy, without, random, meets_target, ...}}.
 
     loss, accuracy   of the circuit, in nats and as a fraction
+    standard         which it meets;  paper_edges: of the circuit of the paper's standard
     full_loss        of the full model;  without: of the model without the circuit;  random: of random circuits of the same size
     dense_loss, dense_accuracy, agreement   of the dense model, and the fraction of prompts on which the sparse one answers as it does;
                      None without a dense model
@@ -150,7 +151,8 @@ def circuit_of(job: Job, loaded: LoadedModel, name: str, task: Task) -> dict[str
     facts = {"loss": loss, "full_loss": full, "accuracy": numbers["accuracy"]["circuit"]}
     facts |= {"without": numbers["loss"]["without_circuit"], "random": numbers["loss"]["random"]}
     verdict = {"meets_target": numbers["meets_target"], "holds_for_dense": numbers.get("holds_for_dense"), "why": why}
-    return numbers["circuit"] | facts | of_dense((numbers.get("bridge") or {}).get("prompts")) | verdict
+    of_pair = of_dense((numbers.get("bridge") or {}).get("prompts"))
+    return numbers["circuit"] | facts | sizes_by_standard(numbers) | of_pair | verdict
 
 
 def strictly_refused(run: CircuitRun) -> dict[str, Any] | None:
@@ -169,7 +171,9 @@ def strictly_refused(run: CircuitRun) -> dict[str, Any] | None:
 def no_circuit(why: str, behaviour: Mapping[str, Any] | None) -> dict[str, Any]:
     """The facts of a task without a circuit."""
     holds = None if behaviour is None else False
-    return dict.fromkeys(NUMBERS) | of_dense(behaviour) | {"meets_target": False, "holds_for_dense": holds, "why": why}
+    return (
+        dict.fromkeys(NUMBERS) | sizes_by_standard({}) | of_dense(behaviour) | {"meets_target": False, "holds_for_dense": holds, "why": why}
+    )
 
 
 def of_dense(behaviour: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class PruningProblem:
     tick     called with (done, of) during elimination; raises Stopped when a stop was requested
     work     a folder for the state of the search, from which an interrupted one resumes; None: no state is kept
     shifted  shifted pairs of the train and the select split, which a robust circuit must do too; None where there are none
+    guarded  nothing is eliminated where the full model fails; else also there, but not from the full model
     """
 
     model: SparseGPTForCausalLM
@@ -52,11 +53,13 @@ class PruningProblem:
     tick: Callable[[int, int], None] = lambda done, of: None
     work: Path | None = None
     shifted: tuple[TaskBatch, TaskBatch] | None = None
+    guarded: bool = True
 
     def under(self, standard: Name) -> PruningProblem:
         """The same problem under another standard, with a search state of its own.
 
-        Under the robust standard half of the pairs are shifted ones, and batches are smaller, since each runs in several conditions.
+        Under the robust standard half of the pairs are shifted ones; batches and populations of masks are smaller, since each pair runs in
+        several conditions.
         """
         if standard == self.spec.standard:
             return self
@@ -68,7 +71,9 @@ class PruningProblem:
         most = max(FEWEST_PAIRS, MOST_VALUES // (2 * train.ids.shape[1] * len(self.index)))
         pairs = {name: getattr(self.spec, name) // RobustStandard.copies for name in ("pairs", "trial_pairs")}
         fewer = {name: min(most, max(FEWEST_PAIRS, count)) for name, count in pairs.items()}
-        spec, select = self.spec.model_copy(update={"standard": standard, **fewer}), _spread(select, min(most, ROBUST_SELECT_PAIRS))
+        masks = {name: max(1, getattr(self.spec, name) // 2) for name in ("trials", "population")}
+        spec = self.spec.model_copy(update={"standard": standard, **fewer, **masks})
+        select = _spread(select, min(most, ROBUST_SELECT_PAIRS))
         work = None if self.work is None else self.work / standard
         return replace(self, spec=spec, train=train, select=select, work=work, env=lambda stage: self.env(f"{standard}-{stage}"))
 

@@ -41,6 +41,7 @@ NECESSITY_DOUBT = 0.05  # nats; closer than this to the demanded loss, all pairs
 FULL_MODEL_MARGIN = 1e-3  # nats above the full model's loss: the fallback where no prefix reaches the target
 FEW_EDGES = 500  # a start with at most so many needs no other ranking
 FRESH_PAIRS = 256  # train pairs on which single edges are removed at the end
+MOST_ROUNDS = 4  # of that, each on other pairs
 MOST_SINGLE_EDGES = 1000  # a larger circuit's edges are not removed one by one at the end
 _LAST_DRAW = 1 << 24  # draws of train pairs at the end are numbered from here; elimination uses smaller numbers
 
@@ -196,11 +197,8 @@ def _path(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria
         most = max(problem.select_target(target), criteria.scorer.loss(mask)) + problem.spec.margin
         return eliminate(problem, kind, mask, most, criteria.is_roughly_necessary)
 
-    if criteria.full_loss >= FULL_MODEL_FAILS:  # the model does not do the task: there is nothing to prune
-        path = EliminationPath()
-        path.append(Nodes(start), start, start.edge_count())
-        return path
-    if start.edge_count() > problem.standard.most_edges:
+    is_hopeless = criteria.full_loss >= FULL_MODEL_FAILS and (problem.guarded or start.node_count() == len(problem.index))
+    if is_hopeless or start.edge_count() > problem.standard.most_edges:
         path = EliminationPath()
         path.append(Nodes(start), start, start.edge_count())
         return path
@@ -257,15 +255,21 @@ def _measured(problem: PruningProblem, mask: CircuitMask, criteria: CircuitCrite
 
 
 def _minimal(problem: PruningProblem, found: PrunedCircuit, criteria: CircuitCriteria) -> PrunedCircuit:
-    """A circuit that holds, without the edges whose removal does not raise the loss on fresh pairs: one by one, while it holds."""
-    mask, number = found.graph, 0
-    while found.met and mask.edges is not None and 1 < mask.edge_count() <= MOST_SINGLE_EDGES:
-        elements, scorer = Edges(mask), CircuitScorer(problem.standard, problem.draw(_LAST_DRAW + number, FRESH_PAIRS))
-        without = [elements.graph(~one).without_dead() for one in torch.eye(len(elements), dtype=torch.bool, device=mask.nodes.device)]
-        losses = scorer.losses([mask, *without])
-        free = [i for i in losses[1:].argsort(stable=True).tolist() if losses[1 + i] <= losses[0]]
-        kept = next((without[i] for i in free if criteria.holds(without[i], found.target)), None)
-        if kept is None:
+    """A circuit that holds, without the edges whose removal alone does not raise the loss on fresh pairs, while it holds."""
+    mask, standard = found.graph, problem.standard
+    for number in range(MOST_ROUNDS):
+        if not found.met or mask.edges is None or not 1 < mask.edge_count() <= MOST_SINGLE_EDGES:
             break
-        mask, number = kept, number + 1
+        elements, fresh = Edges(mask), problem.draw(_LAST_DRAW + number, max(1, FRESH_PAIRS // standard.copies))
+        without = [elements.graph(~one) for one in torch.eye(len(elements), dtype=torch.bool, device=mask.nodes.device)]
+        losses = CircuitScorer(standard, fresh).losses([mask, *without])
+        on = torch.ones(len(elements), dtype=torch.bool, device=mask.nodes.device)
+        for edge in losses[1:].argsort(stable=True).tolist():
+            if losses[1 + edge] > losses[0]:
+                break
+            on[edge] = False
+            on[edge] = not criteria.holds(elements.graph(on).without_dead(), found.target)
+        if bool(on.all()):
+            break
+        mask = elements.graph(on).without_dead()
     return found if mask is found.graph else _measured(problem, mask, criteria, found.target, met=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from extractor.circuits.standard import Name
+from extractor.circuits.standard import Name, RobustStandard
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import PruneResult, find_circuits
 
@@ -17,9 +17,10 @@ class FoundCircuits:
 
     @property
     def shown(self) -> PruneResult:
-        """The robust circuit where there is one that holds, else the paper's."""
+        """The robust circuit where a small one holds, else the paper's."""
         robust = self.by_standard.get("robust")
-        return robust if robust is not None and robust.best.met else self.by_standard["paper"]
+        is_small = robust is not None and robust.best.met and robust.best.edges <= RobustStandard.most_edges
+        return robust if robust is not None and is_small else self.by_standard["paper"]
 
 
 def find_by_standards(problem: PruningProblem, robust: bool) -> FoundCircuits:

@@ -185,12 +185,19 @@ def _verdicts(result: dict) -> str:
         special = ("yes", "Better than random") if random > max(target, alone) else ("no", "Not better than random")
     claims = (
         *_dense_claim(result),
-        (*enough, f"circuit alone, {_ABLATED[result.get('ablation', 'mean')]}, calibrated: {nats(alone)} nats; target {nats(target)}"),
+        (*enough, f"circuit alone, {_condition_of(result)}: {nats(alone)} nats; target {nats(target)}"),
         *_condition_claim(result),
         (*needed, f"without the circuit: {nats(without)} nats; chance {nats(CHANCE)}"),
         (*special, f"same number of random nodes: {nats(random)} nats"),
     )
     return "".join(f'<li class="card {kind}"><b>{name}</b><span>{numbers}</span></li>' for kind, name, numbers in claims)
+
+
+def _condition_of(result: dict) -> str:
+    """The condition under which the circuit's own loss is measured."""
+    if result.get("standard") == "robust":
+        return f"worst of {len(CONDITION_WORDS)} ablations, without calibration"
+    return f"{_ABLATED[result.get('ablation', 'mean')]}, calibrated"
 
 
 def _condition_claim(result: dict) -> Iterator[tuple[str, str, str]]:

@@ -32,7 +32,7 @@ _SHOWN_NODES = 6
 def validation_section(result: dict) -> str:
     """The section as HTML; empty where nothing was measured."""
     found, curve = result.get("validation") or {}, result.get("curve") or []
-    body = [_conditions(result, found), _figures(result, found, curve), _seeds(found.get("seeds"))]
+    body = [_standards(result), _conditions(result, found), _figures(result, found, curve), _seeds(found.get("seeds"))]
     if not any(body):
         return ""
     said = (_interval(result, found), _shifted(found.get("shifted")), _edges(found.get("edge_effects")), _roles(found.get("roles")))
@@ -124,6 +124,25 @@ def _conditions(result: dict, found: dict) -> str:
     below = _switches(result, binarised)
     drawn = bars_table("Condition", bars, result["target_loss"], has_right=False)
     return f'<p class="note">{note}</p><div class="card losses">{drawn}{below}</div>'
+
+
+def _standards(result: dict) -> str:
+    """The circuits by each standard beside each other; empty where there was one search only."""
+    standards: dict = result.get("standards") or {}
+    if len(standards) < 2:
+        return ""
+    rows = []
+    for name, one in standards.items():
+        worst, numbers = max(one["conditions"].items(), key=lambda item: item[1]["loss"])
+        shown = f"<strong>{name}</strong> (shown here)" if name == result["standard"] else name
+        sizes = (f"{one['nodes']:,}", f"{one['edges']:,}", nats(one["loss"]), _met(one["met"]))
+        rows.append((shown, *sizes, f"{nats(numbers['loss'])} ({worst})", percent(numbers["accuracy"])))
+    head = ("standard", "nodes", "edges", "nats by it", "met", "worst ablation, not calibrated", "right there")
+    note = (
+        "Paper: other nodes at one replacement value, scale and shift of the answer fitted. Robust: the worst of five ablations, nothing "
+        f"fitted. The model has {next(iter(standards.values()))['edges_of_model']:,} edges."
+    )
+    return f'<p class="note">{note}</p><div class="card scroll">{table(head, rows, numbers={1, 2, 3, 4, 5, 6})}</div>'
 
 
 def _bar(name: str, kind: str, ablation: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> Bar:

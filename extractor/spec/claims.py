@@ -38,6 +38,30 @@ def worst_condition(facts: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] |
     return max(found.items(), key=lambda item: item[1]["loss"]) if found else None
 
 
+def sizes_by_standard(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """{standard: that of the shown circuit; paper_edges: edges of the circuit of the paper's standard}, as tables show them.
+
+    None in results of earlier versions. facts: the content of result.json.
+    """
+    paper = (facts.get("standards") or {}).get("paper") or {}
+    return {"standard": facts.get("standard"), "paper_edges": paper.get("edges")}
+
+
+def about_standards(facts: Mapping[str, Any]) -> str:
+    """Which standard the shown circuit meets, and what the other search found, in plain words. facts: the content of result.json."""
+    found = facts.get("standards")
+    if not found:
+        return "not measured: the version that made this result did not do it"
+    paper, robust = found["paper"], found.get("robust")
+    if robust is None:
+        return "not asked for; --standard robust asks for it"
+    least = f"{paper['nodes']} nodes and {paper['edges']} edges"
+    if facts.get("standard") == "robust":
+        return f"this circuit holds under {len(CONDITION_WORDS)} ablations, without calibration; the paper's standard alone needs {least}"
+    ended = f"{robust['nodes']:,} nodes and {robust['edges']:,} of the model's {robust['edges_of_model']:,} edges"
+    return f"no small circuit holds; the search ended with {ended}, at {robust['loss']:.3f} nats"
+
+
 def loss_shares(bridge: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The shares of the dense model's gain in loss over bigrams, of faithfulness.json; None where there are none.
 

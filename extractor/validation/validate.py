@@ -30,6 +30,7 @@ from torch import Tensor
 from extractor.circuits.calibration import calibrate
 from extractor.circuits.conditions import CONDITIONS
 from extractor.circuits.graph import CircuitMask
+from extractor.circuits.standard import Name
 from extractor.data.bootstrap import intervals
 from extractor.data.corpus import Corpus
 from extractor.data.prompts import TaskBatch
@@ -39,8 +40,12 @@ from extractor.pruning.prune import PrunedCircuit
 from extractor.spec.thresholds import FULL_MODEL_FAILS_RAW
 from extractor.validation.ablations import KINDS, ablated_logit_diffs, condition_logit_diffs, reference_logit_diffs
 from extractor.validation.activations import activations
+from extractor.validation.adversarial import adversarial, interchange
 from extractor.validation.binarise import Binarised
 from extractor.validation.edge_effects import edge_effects
+from extractor.validation.faithfulness_curve import faithfulness_curve
+from extractor.validation.null_search import null_searches
+from extractor.validation.random_circuits import random_circuits
 from extractor.validation.roles import roles
 from extractor.validation.seeds import compare_seeds
 
@@ -68,6 +73,10 @@ class ValidationReport:
     edge_effects     see `validation.edge_effects`
     activations      see `validation.activations`; None without a corpus
     seeds            see `seeds.compare_seeds`; None where the spec asks for one seed only
+    null_searches    see `null_search.null_searches`
+    random_circuits  see `random_circuits.random_circuits`; None for a circuit without edges
+    adversarial, interchange   see `validation.adversarial`
+    faithfulness     {standard: see `faithfulness_curve.faithfulness_curve`}
     why              where the circuit misses the target or is empty, or the full model misses the target: a line that says so
     """
 
@@ -86,6 +95,11 @@ class ValidationReport:
     edge_effects: dict[str, Any]
     activations: dict[str, Any] | None
     seeds: dict[str, Any] | None
+    null_searches: dict[str, Any]
+    random_circuits: dict[str, Any] | None
+    adversarial: dict[str, Any]
+    interchange: list[list[float]]
+    faithfulness: dict[str, Any]
     why: str | None
 
     @property
@@ -118,6 +132,7 @@ def validate(
     loss = {name: one.mean().item() for name, one in by_prompt.items()}
     sizes = {"nodes": guess.node_count(), "edges": guess.edge_count()}
     known, conditions = intervals(by_prompt, problem.seed), under_conditions(problem, graph, held_out)
+    standards: tuple[Name, ...] = ("paper",) if pruned.standard == "paper" else ("paper", "robust")
     if pruned.standard == "robust":
         worst = max(conditions.values(), key=lambda one: one["loss"])
         loss["circuit"], right["circuit"], known["circuit"] = worst["loss"], worst["accuracy"], worst["interval"]
@@ -137,6 +152,11 @@ def validate(
         edge_effects=edge_effects(problem, graph, held_out),
         activations=None if corpus is None else activations(problem, graph, corpus),
         seeds=compare_seeds(pruned, problem, held_out) if problem.spec.seeds > 1 else None,
+        null_searches=null_searches(problem, standards, held_out, corpus),
+        random_circuits=random_circuits(problem, graph, held_out),
+        adversarial=adversarial(problem, graph, pruned.calibration, held_out),
+        interchange=interchange(problem, graph, pruned.calibration, held_out),
+        faithfulness={name: faithfulness_curve(problem.under(name), held_out) for name in standards},
         why=why_not(loss["circuit"], loss["full"], problem.target, graph.node_count()),
     )
 

@@ -77,7 +77,8 @@ def _cell(model: Facts, task: str, most: float) -> str:
         text = NOT_DENSE if is_foreign(cell) else cell["state"]
         return f'<td class="{html_text(cell["state"].replace(" ", "-"))}" title="{hint}">{html_text(text)}</td>'
     loss = "" if cell["loss"] is None else f" / {cell['loss']:.3f}"
-    text = f"{cell['edges']:,} / {cell['nodes']:,}{loss}"
+    paper = f" ({cell['paper_edges']:,})" if cell.get("standard") == "robust" else ""
+    text = f"{cell['edges']:,}{paper} / {cell['nodes']:,}{loss}"
     if cell["report"]:
         text = f'<a href="{html_text(Path(cell["report"]).as_uri())}">{text}</a>'
     if not is_met(cell):

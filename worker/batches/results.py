@@ -6,6 +6,7 @@ from pathlib import Path
 
 from extractor import files
 from extractor.errors import BrokenArtifact, ExtractorError, NotFound, OutputError
+from extractor.spec.claims import sizes_by_standard
 from worker.batches.batch import Batch, Facts, count, inspect, state_of
 from worker.batches.page import page
 from worker.client import damaged
@@ -67,7 +68,7 @@ def check_out(out: Path) -> Path:
 
 def _with_numbers(service: Service, child: Facts) -> Facts:
     facts = {key: child[key] for key in ("job", "model", "task", "state", "error")}
-    facts |= dict.fromkeys((*NUMBERS, *VERDICT, "report"))
+    facts |= dict.fromkeys((*NUMBERS, *VERDICT, "report")) | sizes_by_standard({})
     if child["state"] != "succeeded":
         return facts
     try:
@@ -94,4 +95,4 @@ def _numbers(folder: Path) -> Facts:
         raise BrokenArtifact(f"the result in {folder} lacks the numbers of a circuit ({error}); run the job again") from None
     report = result["paths"].get("report")
     verdict = {"meets_target": bool(result.get("meets_target")), "holds_for_dense": result.get("holds_for_dense"), "why": result.get("why")}
-    return numbers | verdict | {"report": str(Path(report).absolute()) if report else None}
+    return numbers | sizes_by_standard(result) | verdict | {"report": str(Path(report).absolute()) if report else None}

@@ -1,7 +1,7 @@
 """Integrated gradients (Sec. 3.1's control).
 
-Score: -d(task loss)/d(mask) with all masks at alpha, averaged over alpha from 0 to 1: to first order, by how many nats turning the node on
-lowers the loss. Signed: nodes that harm the task come last.
+Score: -d(task loss)/d(mask) with all masks at alpha, averaged over alpha from 0 to 1: to first order, by how many nats turning the element
+on lowers the loss. Signed: elements that harm the task come last.
 """
 
 from __future__ import annotations
@@ -9,22 +9,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from extractor.pruning.elements import Nodes
+from extractor.pruning.elements import Edges, Nodes
 from extractor.pruning.problem import PruningProblem
 
-POINTS = 16
-PAIRS = 256
+POINTS = 5
+PAIRS = 128
 
 
 def rank(problem: PruningProblem) -> Tensor:
     """Scores (N,), nats; a channel's q and k share the sum of both."""
-    full, batch = problem.full_mask(), problem.draw(0, max(1, PAIRS // problem.standard.copies))
-    nodes, network = Nodes(full), problem.network(full.nodes)
+    return scores(problem, Nodes(problem.full_mask()))
+
+
+def scores(problem: PruningProblem, elements: Nodes | Edges) -> Tensor:
+    """Scores (E,), nats, of nodes or edges; those that share a mask share the sum of their scores."""
+    batch = problem.draw(0, max(1, PAIRS // problem.standard.copies))
+    network = problem.network(elements.circuit.nodes)
     prompts = network.prepare(batch)
-    total = torch.zeros(len(nodes), device=problem.model.device)
+    total = torch.zeros(len(elements), device=problem.model.device)
     for point in range(POINTS):
         problem.tick(point, POINTS)
-        on = torch.full((1, len(nodes)), (point + 0.5) / POINTS, device=problem.model.device, requires_grad=True)
-        loss = problem.standard.objective(network.logit_diffs(prompts, nodes.masks(on)), batch.sign).mean()
+        on = torch.full((1, len(elements)), (point + 0.5) / POINTS, device=problem.model.device, requires_grad=True)
+        loss = problem.standard.objective(network.logit_diffs(prompts, elements.masks(on)), batch.sign).mean()
         total -= torch.autograd.grad(loss, on)[0][0] / POINTS
-    return torch.zeros_like(total).index_add(0, nodes.ties, total)[nodes.ties]
+    return torch.zeros_like(total).index_add(0, elements.ties, total)[elements.ties]

@@ -27,6 +27,8 @@ CONDITIONS = {
     "mean": {"loss": 0.5171, "accuracy": 0.81, "interval": [0.5, 0.53]},
     "other": {"loss": 0.9814, "accuracy": 0.031, "interval": [0.9, 1.0]},
 }
+PAPER = {"nodes": 14, "edges": 10, "loss": 0.061, "edges_of_model": 23592}
+ROBUST = {"nodes": 45, "edges": 52, "loss": 0.144, "edges_of_model": 23592}
 SHIFTED = {"prompts": 256, "same_answer": 0.742, "interval": [0.7, 0.78], "accuracy": {"full": 0.98, "circuit": 0.758}}
 NO_DENSE = "model m has no bridges: it was not made from a dense model"
 NO_GAIN = MEASURED["bridge"] | {"recovered": None, "dense_loss": 0.02, "bigram_loss": 0.01}
@@ -41,6 +43,7 @@ def lines(**changes: Any) -> dict[str, str]:
 def test_the_lines_of_a_result_that_has_everything():
     assert lines() == {
         "circuit": "3 nodes, 2 edges; meets the target loss 0.15 on 512 held-out pairs",
+        "robust standard": "not measured: the version that made this result did not do it",
         "without calibration": "not measured: the version that made this result did not do it",
         "shifted prompts": "not measured: the version that made this result did not do it",
         "sparse model": "recovers 84% of the dense model's gain over bigrams, mean over all crossings",
@@ -119,6 +122,17 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
             "1 node flips 57% (50% to 64%) of the dense model's right answers on held-out prompts, the strongest random edits 0%; on "
             "shifted prompts 57%",
         ),
+        ({"standards": {"paper": PAPER}, "standard": "paper"}, "robust standard", "not asked for; --standard robust asks for it"),
+        (
+            {"standards": {"paper": PAPER, "robust": ROBUST}, "standard": "robust"},
+            "robust standard",
+            "this circuit holds under 5 ablations, without calibration; the paper's standard alone needs 14 nodes and 10 edges",
+        ),
+        (
+            {"standards": {"paper": PAPER, "robust": ROBUST | {"edges": 12000}}, "standard": "paper"},
+            "robust standard",
+            "no small circuit holds; the search ended with 45 nodes and 12,000 of the model's 23,592 edges, at 0.144 nats",
+        ),
         (
             {"validation": {"conditions": CONDITIONS}},
             "without calibration",
@@ -149,7 +163,8 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
 def test_a_line_without_its_number_says_why_and_no_line_is_left_out(changes: dict[str, Any], line: str, said: str):
     found = lines(**changes)
     first = "circuits" if "tasks" in changes else "circuit"
-    assert list(found) == [first, "without calibration", "shifted prompts", "sparse model", "causal agreement", "steering"]
+    names = ["robust standard", "without calibration", "shifted prompts", "sparse model", "causal agreement", "steering"]
+    assert list(found) == [first, *names]
     assert said in found[line]
 
 

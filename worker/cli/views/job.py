@@ -206,14 +206,19 @@ def summary_table(facts: dict[str, Any]) -> PlainTable:
 
 
 def tasks_table(rows: list[dict[str, Any]]) -> PlainTable:
-    """The circuits of a job with several tasks. Losses (nats) of the circuit, the full model, its complement and random circuits."""
+    """The circuits of a job with several tasks. Losses (nats) of the circuit, the full model, its complement and random circuits.
+
+    paper: edges of the circuit by the paper's standard, where the circuit shown is a robust one
+    """
     table = PlainTable()
     table.add_column("task", no_wrap=True)
-    for name in ("nodes", "edges", "loss", "full", "accuracy", "without", "random"):
+    for name in ("nodes", "edges", "paper", "loss", "full", "accuracy", "without", "random"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("target")
     for row in rows:
-        numbers = (row[name] for name in ("nodes", "edges", "loss", "full_loss", "accuracy", "without", "random"))
+        paper = row.get("paper_edges") if row.get("standard") == "robust" else None
+        losses = (row[name] for name in ("loss", "full_loss", "accuracy", "without", "random"))
+        numbers = (row["nodes"], row["edges"], paper, *losses)
         verdict = styled("met", style="green") if is_met(row) else styled("not met", style="yellow")
         if row["nodes"] is None:
             verdict = styled(f"no circuit: {row['why']}", style="red")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from extractor.spec.claims import CONDITION_WORDS, NOT_DENSE, is_foreign, is_met, loss_shares, worst_condition
+from extractor.spec.claims import CONDITION_WORDS, NOT_DENSE, about_standards, is_foreign, is_met, loss_shares, worst_condition
 from extractor.spec.unmeasured import is_constant, no_gain, why_no_causal, why_no_share, why_no_steering
 
 _EARLIER = "not measured: the version that made this result did not do it"
@@ -23,6 +23,7 @@ def verdict_lines(facts: dict[str, Any]) -> Iterator[str]:
         if "tasks" in facts:
             is_found = any(row["nodes"] is not None for row in facts["tasks"])
             elsewhere = "of each circuit, in its report" if is_found else "not measured: there is no circuit"
+        yield f"robust standard: {elsewhere or about_standards(facts)}"
         yield f"without calibration: {elsewhere or _conditions(facts)}"
         yield f"shifted prompts: {elsewhere or _shifted(facts)}"
         yield f"sparse model: {_share(facts)}"
