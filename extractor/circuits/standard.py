@@ -9,7 +9,7 @@ Shapes: P circuits; R logit differences, of n prompts in each of K conditions (p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -118,21 +118,26 @@ class PaperStandard:
 
 
 class RobustStandard:
-    """The worst of several conditions, at the model's own scale. `means`: as above."""
+    """The worst of several conditions, at the model's own scale.
+
+    means      as above
+    demanded   the conditions that count; all run
+    """
 
     name: Name = "robust"
     first_rankings: tuple[str, ...] = ("attribution",)
     copies, draws, most_edges = len(CONDITIONS), 4, 6e3
 
-    def __init__(self, model: SparseGPTForCausalLM, means: Mapping[str, Tensor], seed: int):
+    def __init__(self, model: SparseGPTForCausalLM, means: Mapping[str, Tensor], seed: int, demanded: Sequence[str] = CONDITIONS):
         self.model, self._conditions = model, _kept(Conditions(model, means, seed))
+        self.demanded = [CONDITIONS.index(name) for name in demanded]
 
     def network(self, kept_nodes: Tensor) -> MaskedModel:
         return PromptMaskedModel(self.model, self._conditions, kept_nodes)
 
     def by_condition(self, diffs: Tensor, sign: Tensor) -> Tensor:
-        """Task losses (P, K), nats."""
-        return softplus(-sign * diffs.unflatten(-1, (self.copies, -1))).mean(-1)
+        """Task losses (P, demanded), nats."""
+        return softplus(-sign * diffs.unflatten(-1, (self.copies, -1))[..., self.demanded, :]).mean(-1)
 
     def losses(self, diffs: Tensor, sign: Tensor) -> Tensor:
         return self.by_condition(diffs.double(), sign.double()).amax(-1).cpu()
@@ -149,7 +154,7 @@ class RobustStandard:
         return OWN_SCALE
 
     def measured(self, diffs: Tensor, sign: Tensor, calibration: Calibration) -> Measured:
-        every = [_measured(one, sign) for one in calibration.apply(diffs).unflatten(-1, (self.copies, -1))]
+        every = [_measured(one, sign) for one in calibration.apply(diffs).unflatten(-1, (self.copies, -1))[self.demanded]]
         return Measured(max(one.loss for one in every), max(one.upper for one in every), min(one.accuracy for one in every))
 
 

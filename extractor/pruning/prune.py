@@ -163,7 +163,8 @@ def _start(problem: PruningProblem, scores: Tensor, criteria: CircuitCriteria, t
     shortest = _shortest(problem, prefixes, criteria)
     if not shortest:
         return problem.full_mask()
-    return prefixes.mask(_with_loss_to_spend(problem, prefixes, criteria, shortest, targets[0]))
+    longer = prefixes.mask(_with_loss_to_spend(problem, prefixes, criteria, shortest, targets[0]))
+    return longer if longer.edge_count() <= problem.standard.most_edges else prefixes.mask(shortest)
 
 
 def _shortest(problem: PruningProblem, prefixes: _Prefixes, criteria: CircuitCriteria) -> int:

@@ -73,7 +73,7 @@ def write_report(folder: Path, circuit: Circuit, result: dict, examples: list[Ex
     Raises DiskFull.
     """
     check()
-    scene = picture.layout(circuit)
+    scene = picture.layout(circuit, ((result.get("validation") or {}).get("roles") or {}).get("changed", ()))
     write_text(folder / "circuit.svg", picture.to_svg(scene))
     check()
     picture.write_png(scene, folder / "circuit.png", check=check)

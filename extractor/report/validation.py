@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median_high
 
+from extractor.report.controls import controls_part
 from extractor.report.html import Bar, bars_table, count, identifier, nats, percent, section, table
 from extractor.report.plots import curve_plot, effects_plot
 from extractor.spec.thresholds import OTHER_ROLE
@@ -32,7 +33,13 @@ _SHOWN_NODES = 6
 def validation_section(result: dict) -> str:
     """The section as HTML; empty where nothing was measured."""
     found, curve = result.get("validation") or {}, result.get("curve") or []
-    body = [_standards(result), _conditions(result, found), _figures(result, found, curve), _seeds(found.get("seeds"))]
+    body = [
+        _standards(result),
+        _conditions(result, found),
+        controls_part(result),
+        _figures(result, found, curve),
+        _seeds(found.get("seeds")),
+    ]
     if not any(body):
         return ""
     said = (_interval(result, found), _shifted(found.get("shifted")), _edges(found.get("edge_effects")), _roles(found.get("roles")))

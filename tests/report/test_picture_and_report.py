@@ -770,3 +770,63 @@ def test_numbers_that_are_missing_do_not_stop_the_report(tmp_path):
     html = written(tmp_path, tiny(), loss={"circuit": math.nan}, accuracy={}, meets_target=False, seconds={})
     assert "&ndash;" in html
     assert "nan" not in re.sub(r"<script>.*?</script>", "", html, flags=re.S)
+
+
+def test_nodes_with_another_role_are_outlined_and_say_so(tmp_path):
+    circuit = grid(2, 4, 20)
+    changed = [circuit.nodes[0].id, circuit.nodes[3].id]
+    page = written(tmp_path, circuit, validation={"roles": {"pairs": 2, "nodes": {}, "heads": {}, "changed": changed}})
+    assert page.count("another role than in the full model</title>") == 2
+    assert "outlined: another role than in the full model" in page
+    assert "another role" not in to_svg(layout(circuit))
+
+
+def test_the_controls_are_shown_with_their_numbers(tmp_path):
+    found = {
+        "null_searches": {"paper": {"task": SEARCH, "inverted": SEARCH | {"met": False, "loss": 0.693}}},
+        "random_circuits": {
+            "draws": 200,
+            "sufficiency": {"p": 0.005, "loss": 0.1, "best": 0.6},
+            "necessity": {"p": 0.01, "loss": 0.69, "best": 0.2},
+            "minimality": {"p": 0.005, "edges": 3, "needed": 2},
+        },
+        "adversarial": {"steps": 20, "before": 0.1, "loss": 3.01, "accuracy": 0.5},
+        "interchange": [[0.0, 0.1], [1.0, 0.02]],
+        "faithfulness": {"paper": {"edge": {"cpr": {"linear": 1.9, "log": 1.52}, "cmd": {"linear": 0.9, "log": 0.64}}}},
+    }
+    page = text_of(written(tmp_path, grid(2, 4, 20), validation=found))
+    assert "The right answers exchanged paper 3 2 0.693 no circuit" in page
+    assert "p = 0.005 that one alone is as good" in page
+    assert "2 of 3 edges cost more when removed than a random edge does" in page
+    assert "the circuit has 3.01 nats after 20 steps and is right on 50.0%" in page
+    assert "edges CPR 1.52, CMD 0.64" in page
+
+
+SEARCH = {"nodes": 3, "edges": 2, "loss": 0.05, "met": True}
+STANDARDS = {
+    name: {
+        "nodes": nodes,
+        "edges": edges,
+        "loss": 0.1,
+        "met": True,
+        "edges_of_model": 23592,
+        "conditions": {"other": {"loss": worst, "accuracy": 0.5}},
+    }
+    for name, nodes, edges, worst in (("paper", 14, 10, 3.2), ("robust", 45, 52, 0.14))
+}
+
+
+def test_both_standards_stand_beside_each_other(tmp_path):
+    page = text_of(written(tmp_path, grid(2, 4, 20), standard="robust", standards=STANDARDS))
+    assert "paper 14 10 0.100 yes 3.20 (other) 50.0%" in page
+    assert "robust (shown here) 45 52 0.100 yes 0.140 (other) 50.0%" in page
+    assert "The model has 23,592 edges" in page
+    assert "circuit alone, worst of 5 ablations, without calibration" in page
+
+
+def text_of(page: str) -> str:
+    """The text of a page, white space collapsed."""
+    import re
+    from html import unescape
+
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", page)).split())

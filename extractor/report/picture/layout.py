@@ -6,7 +6,7 @@ Grey wires are the residual stream, not edges: a channel written by one node and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import pairwise
 
 from extractor.circuits.circuit import Circuit, Edge
@@ -26,6 +26,7 @@ from extractor.report.picture.rows import (
     tokens_width,
 )
 from extractor.report.picture.scene import (
+    CHANGED,
     FAINT,
     INK,
     NEGATIVE,
@@ -48,15 +49,18 @@ from extractor.report.picture.scene import (
 )
 
 
-def layout(circuit: Circuit) -> Scene:
-    """The scene of a circuit, of a very large one that of its `shown_part`. Edges to nodes that the circuit does not have are left out."""
+def layout(circuit: Circuit, changed: Collection[str] = ()) -> Scene:
+    """The scene of a circuit, of a very large one that of its `shown_part`. Edges to nodes that the circuit does not have are left out.
+
+    changed   ids of nodes that have another role in the circuit than in the full model: they are marked
+    """
     shown = shown_part(circuit)
     names = {node.id for node in shown.nodes}
     edges = [e for e in shown.edges if e.source in names and e.target in names]
-    return _compose(circuit, arrange(shown.nodes, edges), edges, part_note(circuit, shown))
+    return _compose(circuit, arrange(shown.nodes, edges), edges, part_note(circuit, shown), changed)
 
 
-def _compose(circuit: Circuit, plan: Arrangement, edges: list[Edge], note: str) -> Scene:
+def _compose(circuit: Circuit, plan: Arrangement, edges: list[Edge], note: str, changed: Collection[str]) -> Scene:
     rows, width, floor = plan.rows, plan.width, plan.floor
     row_of = {s.node.id: row for row in rows for s in row.spots}
     spots = {s.node.id: s for row in rows for s in row.spots}
@@ -67,10 +71,12 @@ def _compose(circuit: Circuit, plan: Arrangement, edges: list[Edge], note: str) 
     largest = max([abs(e.weight) for e in edges if math.isfinite(e.weight)], default=0.0)
     wires = [_stream_wire(spots, row_of, stream, ceiling + BAR, floor) for stream in plan.streams]
     wires += sorted((_edge_wire(spots, e, largest) for e in edges), key=lambda w: (w.width, w.source, w.target))
-    chips = [_chip(spot, row) for row in rows for spot in row.spots]
+    chips = [_chip(spot, row, spot.node.id in changed) for row in rows for spot in row.spots]
     labels = [Label(MARGIN, MARGIN + 18, clip(title, total - 2 * MARGIN, 21), 21, INK, "start")]
     sizes = f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges" + (f"; {note}" if note else "")
     labels.append(Label(MARGIN, MARGIN + 40, sizes, 13, SOFT, "start"))
+    if any(spot.node.id in changed for row in rows for spot in row.spots):
+        labels.append(Label(MARGIN, MARGIN + 57, "outlined: another role than in the full model", 12, CHANGED, "start"))
     labels += [label for row in rows for label in _row_labels(row)] + _bar_labels(circuit, ceiling, floor, width)
     groups = [_group(row, int(number)) for row in rows for number in sorted({s.group for s in row.spots}) if number]
     samples, legend = _legend(largest)
@@ -128,7 +134,7 @@ def _stream_wire(spots: dict[str, Spot], row_of: dict[str, Row], stream: Stream,
     return Wire(tuple(points), STREAM, 1.0, 1.0, "stream", *names)
 
 
-def _chip(spot: Spot, row: Row) -> Chip:
+def _chip(spot: Spot, row: Row, is_changed: bool) -> Chip:
     """The channel number in the middle, tokens that the node writes above it, tokens that it reads below."""
     detail = row.detail
     reads, writes = shown_tokens(spot.node.reads, detail), shown_tokens(spot.node.writes, detail)
@@ -138,8 +144,9 @@ def _chip(spot: Spot, row: Row) -> Chip:
         *_token_labels(spot.x, spot.y + 12.5, writes, WRITES),
         *_token_labels(spot.x, baseline + 14, reads, READS),
     ]
-    box = Box(spot.x - spot.width / 2, spot.y, spot.width, spot.height, "#ffffff", "#aab4bf", 6 if detail.font > 10 else 4)
-    return Chip(spot.node, box, tuple(labels), describe(spot.node))
+    outline = CHANGED if is_changed else "#aab4bf"
+    box = Box(spot.x - spot.width / 2, spot.y, spot.width, spot.height, "#ffffff", outline, 6 if detail.font > 10 else 4)
+    return Chip(spot.node, box, tuple(labels), describe(spot.node) + ("\nanother role than in the full model" if is_changed else ""))
 
 
 def _token_labels(x: float, y: float, tokens: list[str], color: str) -> Iterator[Label]:

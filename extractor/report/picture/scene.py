@@ -12,6 +12,7 @@ from extractor.circuits.sites import PLACES
 
 POSITIVE, NEGATIVE = "#0072b2", "#d55e00"  # from the palette of Okabe and Ito, safe under common colour blindness
 INK, SOFT, FAINT, STREAM = "#1b1f24", "#57606a", "#c8d0d9", "#b4bcc6"
+CHANGED = "#b2447e"  # the outline of a node that has another role than in the full model
 READS, WRITES = "#57606a", "#6a3d9a"
 PLACE_NAMES = dict(
     zip(

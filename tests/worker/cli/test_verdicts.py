@@ -29,6 +29,7 @@ CONDITIONS = {
 }
 PAPER = {"nodes": 14, "edges": 10, "loss": 0.061, "edges_of_model": 23592}
 ROBUST = {"nodes": 45, "edges": 52, "loss": 0.144, "edges_of_model": 23592}
+NULLS = {"paper": {"task": {"edges": 9, "met": True}, "inverted": {"edges": 9, "met": False}, "random_weights": {"edges": 9, "met": False}}}
 SHIFTED = {"prompts": 256, "same_answer": 0.742, "interval": [0.7, 0.78], "accuracy": {"full": 0.98, "circuit": 0.758}}
 NO_DENSE = "model m has no bridges: it was not made from a dense model"
 NO_GAIN = MEASURED["bridge"] | {"recovered": None, "dense_loss": 0.02, "bigram_loss": 0.01}
@@ -45,6 +46,7 @@ def test_the_lines_of_a_result_that_has_everything():
         "circuit": "3 nodes, 2 edges; meets the target loss 0.15 on 512 held-out pairs",
         "robust standard": "not measured: the version that made this result did not do it",
         "without calibration": "not measured: the version that made this result did not do it",
+        "null searches": "not measured: the version that made this result did not do it",
         "shifted prompts": "not measured: the version that made this result did not do it",
         "sparse model": "recovers 84% of the dense model's gain over bigrams, mean over all crossings",
         "causal agreement": "effects of 61 nodes in the dense model and in the sparse one: correlation 0.87, slope 0.79, same sign 84%; "
@@ -144,6 +146,12 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
             "without calibration",
             "at worst 0.517 nats and 81.0% right, where other nodes have their means",
         ),
+        ({"validation": {"null_searches": NULLS}}, "null searches", "no circuit of exchanged answers, random weights"),
+        (
+            {"validation": {"null_searches": NULLS | {"robust": {"coin": {"edges": 7, "met": True}}}}},
+            "null searches",
+            "circuits where there is nothing to find: random answers: 7 edges by the robust standard",
+        ),
         (
             {"validation": {"shifted": SHIFTED}},
             "shifted prompts",
@@ -163,7 +171,7 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
 def test_a_line_without_its_number_says_why_and_no_line_is_left_out(changes: dict[str, Any], line: str, said: str):
     found = lines(**changes)
     first = "circuits" if "tasks" in changes else "circuit"
-    names = ["robust standard", "without calibration", "shifted prompts", "sparse model", "causal agreement", "steering"]
+    names = ["robust standard", "without calibration", "null searches", "shifted prompts", "sparse model", "causal agreement", "steering"]
     assert list(found) == [first, *names]
     assert said in found[line]
 

@@ -8,6 +8,7 @@ from typing import Any
 from extractor.spec.claims import CONDITION_WORDS, NOT_DENSE, about_standards, is_foreign, is_met, loss_shares, worst_condition
 from extractor.spec.unmeasured import is_constant, no_gain, why_no_causal, why_no_share, why_no_steering
 
+_NULLS = {"inverted": "exchanged answers", "coin": "random answers", "random_weights": "random weights"}
 _EARLIER = "not measured: the version that made this result did not do it"
 
 
@@ -25,6 +26,7 @@ def verdict_lines(facts: dict[str, Any]) -> Iterator[str]:
             elsewhere = "of each circuit, in its report" if is_found else "not measured: there is no circuit"
         yield f"robust standard: {elsewhere or about_standards(facts)}"
         yield f"without calibration: {elsewhere or _conditions(facts)}"
+        yield f"null searches: {elsewhere or _null_searches(facts)}"
         yield f"shifted prompts: {elsewhere or _shifted(facts)}"
         yield f"sparse model: {_share(facts)}"
         yield f"causal agreement: {elsewhere or _causal(facts)}"
@@ -59,6 +61,21 @@ def _conditions(facts: dict[str, Any]) -> str:
     line = f"at worst {numbers['loss']:.3f} nats and {numbers['accuracy']:.1%} right, where other nodes {CONDITION_WORDS[name]}"
     mean = facts["validation"]["conditions"]["mean"]
     return line if name == "mean" else f"{line}; {mean['loss']:.3f} nats where they have their means"
+
+
+def _null_searches(facts: dict[str, Any]) -> str:
+    """'no circuit of inverted answers, random answers or random weights', or which of them has one, and of how many edges."""
+    found = (facts.get("validation") or {}).get("null_searches")
+    if found is None:
+        return _EARLIER
+    made = [
+        f"{name}: {one['edges']} edges by the {standard} standard"
+        for standard, searches in found.items()
+        for kind, name in _NULLS.items()
+        if (one := searches.get(kind)) and one["met"]
+    ]
+    names = [name for kind, name in _NULLS.items() if kind in found["paper"]]
+    return f"circuits where there is nothing to find: {'; '.join(made)}" if made else f"no circuit of {', '.join(names)}"
 
 
 def _shifted(facts: dict[str, Any]) -> str:
