@@ -115,7 +115,7 @@ def full_loss(folder: Path, task: str) -> float:
 def problem_of(folder: Path, task: str, work: Path | None, kind: type[PruningProblem] = PruningProblem, **changes: Any) -> PruningProblem:
     model, _, means = opened(folder)
     train, select, _ = batches(folder, task)
-    spec = prune_spec("tiny").model_copy(update={"necessity": 0.0, "targets": TARGETS, **changes})
+    spec = prune_spec("tiny").model_copy(update={"standard": "paper", "necessity": 0.0, "targets": TARGETS, **changes})
     place = Path(tempfile.mkdtemp())
 
     def env(stage: str) -> LoopEnvironment:

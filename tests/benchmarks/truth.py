@@ -129,7 +129,7 @@ def demanding(model: Path, task: str, demanded: tuple[str, ...]) -> dict[str, An
 
 def _problem(model: Path, task: str) -> PruningProblem:
     problem = problem_of(model, task, None)
-    return replace(problem, spec=problem.spec.model_copy(update={"standard": "paper", "necessity": 0.5, "targets": ()}))
+    return replace(problem, spec=problem.spec.model_copy(update={"necessity": 0.5, "targets": ()}))
 
 
 def summary(found: Mapping[str, Any]) -> Iterator[Row]:

@@ -798,7 +798,7 @@ def test_the_controls_are_shown_with_their_numbers(tmp_path):
     assert "The right answers exchanged paper 3 2 0.693 no circuit" in page
     assert "p = 0.005 that one alone is as good" in page
     assert "2 of 3 edges cost more when removed than a random edge does" in page
-    assert "the circuit has 3.01 nats after 20 steps and is right on 50.0%" in page
+    assert "the circuit has 3.010 nats after 20 steps and is right on 50" in page
     assert "edges CPR 1.52, CMD 0.64" in page
 
 
@@ -818,8 +818,8 @@ STANDARDS = {
 
 def test_both_standards_stand_beside_each_other(tmp_path):
     page = text_of(written(tmp_path, grid(2, 4, 20), standard="robust", standards=STANDARDS))
-    assert "paper 14 10 0.100 yes 3.20 (other) 50.0%" in page
-    assert "robust (shown here) 45 52 0.100 yes 0.140 (other) 50.0%" in page
+    assert "paper 14 10 0.100 yes 3.200 (other) 50" in page
+    assert "robust (shown here) 45 52 0.100 yes 0.140 (other) 50" in page
     assert "The model has 23,592 edges" in page
     assert "circuit alone, worst of 5 ablations, without calibration" in page
 
