@@ -1,7 +1,8 @@
-"""Recompute a circuit's held-out loss from a result folder with nothing but torch: python tests/rerun_circuit.py FOLDER [TASK]
+"""Recompute a circuit's held-out loss from a result folder with nothing but torch: python tests/rerun_circuit.py FOLDER [TASK [zero]]
 
 A node of the circuit is computed, and competes in its site's AbsTopK with the circuit's other nodes; every other node has its mean.
-A listed edge carries what its source is; every other weight carries its source's mean.
+A listed edge carries what its source is; every other weight carries its source's mean. With 'zero' the means are zero. The loss is
+`loss.circuit` of result.json for the paper's standard, `validation.conditions.mean.loss` or `.zero.loss` for the robust one.
 """
 
 import json
@@ -18,6 +19,8 @@ c, circuit = json.loads((root / "model/config.json").read_text()), json.loads((f
 w, means, pairs = (
     load_file(path) for path in (root / "model/model.safetensors", folder / "means.safetensors", folder / "held_out.safetensors")
 )
+if sys.argv[3:] == ["zero"]:
+    means = {site: torch.zeros_like(mean) for site, mean in means.items()}
 node = {n["id"]: (n["site"], n["channel"]) for n in circuit["nodes"]}
 on = {site: torch.zeros(len(mean), dtype=torch.bool) for site, mean in means.items()}
 for site, channel in node.values():

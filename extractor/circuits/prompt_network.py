@@ -19,7 +19,7 @@ H heads with a kept q, k or v, C channels of a head, n kept nodes of a site.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -125,13 +125,18 @@ class PromptMaskedModel:
         order = torch.cat([group.rows for group in prompts]).argsort()
         return torch.cat([_Pass(self, group, masks).logit_diffs() for group in prompts], dim=1)[:, order]
 
-    @torch.no_grad()
     def prepare(self, batch: TaskBatch, groups: int = LENGTH_GROUPS) -> list[PromptGroup]:
         """Everything that does not depend on masks, in groups of prompts of similar length, each with all its copies."""
+        return list(self.prepared(batch, groups))
+
+    @torch.no_grad()
+    def prepared(self, batch: TaskBatch, groups: int = LENGTH_GROUPS) -> Iterator[PromptGroup]:
+        """The groups of `prepare`, one after the other: all of a large network fill memory."""
         repeated, values = self.ablate(batch)
         copies = torch.arange(0, len(repeated.ids), len(batch.ids), device=batch.ids.device)[:, None]
         rows = [(copies + some).flatten() for some in batch.last.argsort(stable=True).chunk(groups)]
-        return [self._group(repeated, values, some, (groups, place)) for place, some in enumerate(rows)]
+        for place, some in enumerate(rows):
+            yield self._group(repeated, values, some, (groups, place))
 
     # what depends on the kept nodes alone
 

@@ -20,6 +20,7 @@ from extractor.sparse.sink_attention import causal_mask
 if TYPE_CHECKING:
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
+FEW = 8  # what is sent to less than one of so many targets of a link is computed for them alone, and not kept
 Values = Mapping[str, Tensor]  # site -> (B, T, width)
 
 
@@ -50,11 +51,12 @@ class Replacements(Protocol):
 
 
 class PromptValues:
-    """`Replacements` given as {site: (B, T, width)}; what follows from them is computed once."""
+    """`Replacements` given as {site: (B, T, width)}; what follows from them for many channels is computed once."""
 
     def __init__(self, model: SparseGPTForCausalLM, values: Values):
         self.model, self.values = model, values
         self.prompts = len(next(iter(values.values())))
+        self._weights: dict[Link, Tensor] = {(source, target): weight for source, target, weight in links(model)}
         self._sent: dict[Link, Tensor] = {}
         self._mixed: dict[int, Tensor] = {}
         self.streams: dict[tuple[int, int], Stream] = {}
@@ -63,8 +65,11 @@ class PromptValues:
         return _picked(self.values[site], rows, length, channels)
 
     def sent(self, link: Link, rows: Tensor, length: int, targets: Tensor) -> Tensor:
-        if not self._sent:
-            self._sent = {(s, t): functional.linear(self.values[s], w) for s, t, w in links(self.model) if not s.endswith("attn.v")}
+        weight = self._weights[link]
+        if link not in self._sent and FEW * len(targets) <= len(weight):
+            return functional.linear(self.values[link[0]][rows, :length], weight[targets])
+        if link not in self._sent:
+            self._sent[link] = functional.linear(self.values[link[0]], weight)
         return _picked(self._sent[link], rows, length, targets)
 
     def mixed(self, layer: int, rows: Tensor, length: int, channels: Tensor) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.masks import Masks
+from extractor.circuits.network import LENGTH_GROUPS
+from extractor.circuits.prompt_network import PromptMaskedModel
 from extractor.data.prompts import TaskBatch
 
 if TYPE_CHECKING:
@@ -33,11 +35,21 @@ class CircuitScorer:
         while at < len(graphs):
             some = list(graphs[at : at + CIRCUITS_AT_ONCE])
             network = self.standard.network(torch.stack([graph.nodes for graph in some]).any(0))
-            size = max(1, VALUES_AT_ONCE // max(1, len(network) * self.batch.ids.numel() * self.standard.copies))
-            prompts = network.prepare(self.batch)
-            parts += [network.logit_diffs(prompts, _masks(network, some[i : i + size])) for i in range(0, len(some), size)]
+            parts.append(self._of(network, some))
             at += len(some)
         return torch.cat(parts)
+
+    def _of(self, network: MaskedModel, graphs: list[CircuitMask]) -> Tensor:
+        """Logit differences of circuits of one network. One of prompts is computed group by group, as much as fits in memory."""
+        values = max(1, len(network) * self.batch.ids.numel() * self.standard.copies)
+        if not isinstance(network, PromptMaskedModel):
+            return _all(network, network.prepare(self.batch), graphs, max(1, VALUES_AT_ONCE // values))
+        groups = min(len(self.batch.ids), max(LENGTH_GROUPS, -(-values // VALUES_AT_ONCE)))
+        found, rows = [], []
+        for group in network.prepared(self.batch, groups):
+            found.append(_all(network, [group], graphs, max(1, groups * VALUES_AT_ONCE // values)))
+            rows.append(group.rows.sort().values)
+        return torch.cat(found, dim=1)[:, torch.cat(rows).argsort()]
 
     def losses(self, graphs: Sequence[CircuitMask]) -> Tensor:
         """Task losses (P,) in nats."""
@@ -46,6 +58,11 @@ class CircuitScorer:
     def loss(self, graph: CircuitMask) -> float:
         """Task loss, nats."""
         return self.losses([graph])[0].item()
+
+
+def _all(network: MaskedModel, prompts: Any, graphs: list[CircuitMask], size: int) -> Tensor:
+    """Logit differences (P, prompts) of circuits, `size` of them at once."""
+    return torch.cat([network.logit_diffs(prompts, _masks(network, graphs[i : i + size])) for i in range(0, len(graphs), size)])
 
 
 def _masks(network: MaskedModel, graphs: Sequence[CircuitMask]) -> Masks:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROBUST_SELECT_PAIRS = 256  # of the select split, at most, by which robust circuits are chosen
 FEWEST_PAIRS = 16  # of a batch, where every pair counts several times
-MOST_VALUES = 1 << 27  # of nodes at all tokens of a batch, where replacement values differ from prompt to prompt
+MOST_VALUES = 1 << 26  # of nodes at all tokens of a batch, where replacement values differ from prompt to prompt
 
 
 @dataclass(frozen=True)
