@@ -71,7 +71,7 @@ class PruningProblem:
         most = max(FEWEST_PAIRS, MOST_VALUES // (2 * train.ids.shape[1] * len(self.index)))
         pairs = {name: getattr(self.spec, name) // RobustStandard.copies for name in ("pairs", "trial_pairs")}
         fewer = {name: min(most, max(FEWEST_PAIRS, count)) for name, count in pairs.items()}
-        masks = {name: max(1, getattr(self.spec, name) // 2) for name in ("trials", "population")}
+        masks = {name: max(1, getattr(self.spec, name) // 2) for name in ("trials", "population", "steps")}
         spec = self.spec.model_copy(update={"standard": standard, **fewer, **masks})
         select = _spread(select, min(most, ROBUST_SELECT_PAIRS))
         work = None if self.work is None else self.work / standard
