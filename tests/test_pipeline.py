@@ -64,7 +64,9 @@ PRUNE = PruneSpec(
     held_out_pairs=64,
     necessity=0.0,
     mean_tokens=2048,
+    controls=0,
 )
+SCEPTICAL = PRUNE.model_copy(update={"standard": "robust", "controls": 5})
 QUICK = PRUNE.model_copy(update={"granularity": "node", "steps": 8})  # where what is found is not the question
 
 
@@ -206,6 +208,8 @@ def test_the_result_has_exactly_the_documented_keys(result: Path):
         "algorithm",
         "granularity",
         "ablation",
+        "standard",
+        "standards",
         "circuit",
         "curve",
         "loss",
@@ -378,6 +382,7 @@ def test_a_corpus_the_dense_model_does_not_know_is_said_to_be_one(dense: Path, t
         "circuit",
         "robust standard",
         "without calibration",
+        "null searches",
         "shifted prompts",
         "sparse model",
         "causal agreement",
@@ -450,6 +455,29 @@ def test_a_job_stopped_in_every_long_stage_ends_in_the_same_bytes(spec: JobSpec,
     run_job(spec, out, threads=1)
     same_results(result, out)
     assert not (out / ".work").exists()
+
+
+def test_a_job_of_both_standards_stopped_in_the_robust_search_ends_in_the_same_bytes(
+    result: Path, loops: CorpusSpec, tmp_path: Path, no_pictures: None
+):
+    told: list[dict] = []
+    spec = circuit_spec(result / "model", loops, prune=SCEPTICAL)
+    run_job(spec, tmp_path / "whole", Progress(told.append), threads=1)
+    steps = [e for e in told if e["event"] == "step" and e["stage"] == "prune"]
+    with pytest.raises(Stopped):
+        run_job(spec, tmp_path / "out", stop_in("prune", len(steps) * 4 // 5), threads=1)
+    run_job(spec, tmp_path / "out", threads=1)
+    same_results(tmp_path / "whole", tmp_path / "out")
+    numbers = numbers_of(tmp_path / "out")
+    assert numbers["standards"].keys() == {"paper", "robust"}
+    shown = numbers["standards"][numbers["standard"]]
+    assert numbers["circuit"] == {name: shown[name] for name in ("nodes", "edges")}
+    assert numbers["loss"]["circuit"] == pytest.approx(shown["loss"], abs=1e-5)
+    assert (tmp_path / "out" / "circuits" / TASK / "paper.json").is_file() == (numbers["standard"] == "robust")
+    found = numbers["validation"]
+    assert found["null_searches"]["paper"].keys() == {"task", "inverted", "coin", "random_weights"}
+    assert found["random_circuits"]["draws"] == 5
+    assert found["faithfulness"]["paper"].keys() == {"node", "edge"}
 
 
 @pytest.mark.parametrize("reference", ["the folder", "the result"])
@@ -537,6 +565,7 @@ def test_a_circuit_job_of_several_tasks_bridges_once_and_tells_of_each_task(seve
     assert [row["task"] for row in rows] == ["bracket_counting", TASK, "my_loops"]
     numbers_of_dense = ["dense_loss", "dense_accuracy", "agreement", "holds_for_dense"]
     fields = ["task", "nodes", "edges", "loss", "full_loss", "accuracy", "without", "random", "meets_target", "why", *numbers_of_dense]
+    fields += ["standard", "paper_edges"]
     assert all(sorted(row) == sorted(fields) for row in rows)
     refused, *made = rows
     assert {refused[name] for name in fields[1:8]} == {None}

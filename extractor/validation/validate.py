@@ -76,7 +76,7 @@ class ValidationReport:
     null_searches    see `null_search.null_searches`
     random_circuits  see `random_circuits.random_circuits`; None for a circuit without edges
     adversarial, interchange   see `validation.adversarial`
-    faithfulness     {standard: see `faithfulness_curve.faithfulness_curve`}
+    faithfulness     {standard: see `faithfulness_curve.faithfulness_curve`}. These five are None where the spec asks for no controls
     why              where the circuit misses the target or is empty, or the full model misses the target: a line that says so
     """
 
@@ -95,12 +95,12 @@ class ValidationReport:
     edge_effects: dict[str, Any]
     activations: dict[str, Any] | None
     seeds: dict[str, Any] | None
-    null_searches: dict[str, Any]
-    random_circuits: dict[str, Any] | None
-    adversarial: dict[str, Any]
-    interchange: list[list[float]]
-    faithfulness: dict[str, Any]
     why: str | None
+    null_searches: dict[str, Any] | None = None
+    random_circuits: dict[str, Any] | None = None
+    adversarial: dict[str, Any] | None = None
+    interchange: list[list[float]] | None = None
+    faithfulness: dict[str, Any] | None = None
 
     @property
     def necessity(self) -> float:
@@ -132,7 +132,6 @@ def validate(
     loss = {name: one.mean().item() for name, one in by_prompt.items()}
     sizes = {"nodes": guess.node_count(), "edges": guess.edge_count()}
     known, conditions = intervals(by_prompt, problem.seed), under_conditions(problem, graph, held_out)
-    standards: tuple[Name, ...] = ("paper",) if pruned.standard == "paper" else ("paper", "robust")
     if pruned.standard == "robust":
         worst = max(conditions.values(), key=lambda one: one["loss"])
         loss["circuit"], right["circuit"], known["circuit"] = worst["loss"], worst["accuracy"], worst["interval"]
@@ -152,13 +151,22 @@ def validate(
         edge_effects=edge_effects(problem, graph, held_out),
         activations=None if corpus is None else activations(problem, graph, corpus),
         seeds=compare_seeds(pruned, problem, held_out) if problem.spec.seeds > 1 else None,
-        null_searches=null_searches(problem, standards, held_out, corpus),
-        random_circuits=random_circuits(problem, graph, held_out),
-        adversarial=adversarial(problem, graph, pruned.calibration, held_out),
-        interchange=interchange(problem, graph, pruned.calibration, held_out),
-        faithfulness={name: faithfulness_curve(problem.under(name), held_out) for name in standards},
         why=why_not(loss["circuit"], loss["full"], problem.target, graph.node_count()),
+        **(_controls(pruned, problem, held_out, corpus) if problem.spec.controls else {}),
     )
+
+
+def _controls(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch, corpus: Corpus | None) -> dict[str, Any]:
+    """The controls that search, draw or attack, by their names in the report; by both standards where the circuit is a robust one."""
+    standards: tuple[Name, ...] = ("paper",) if pruned.standard == "paper" else ("paper", "robust")
+    graph, calibration = pruned.graph, pruned.calibration
+    return {
+        "null_searches": null_searches(problem, standards, held_out, corpus),
+        "random_circuits": random_circuits(problem, graph, held_out, problem.spec.controls),
+        "adversarial": adversarial(problem, graph, calibration, held_out),
+        "interchange": interchange(problem, graph, calibration, held_out),
+        "faithfulness": {name: faithfulness_curve(problem.under(name), held_out) for name in standards},
+    }
 
 
 def under_conditions(problem: PruningProblem, graph: CircuitMask, held_out: TaskBatch) -> dict[str, dict[str, Any]]:

@@ -64,6 +64,7 @@ def test_the_circuit_of_a_tuned_model_does_what_the_tuning_taught(tmp_path: Path
     # So few pairs say little of others: a wide margin.
     quick |= {"prune.select_pairs": "128", "prune.margin": "0.1", "prune.trial_pairs": "48", "prune.pairs": "32"}
     quick |= {"prune.mean_tokens": "8192", "prune.granularity": "node", "prune.trials": "2", "prune.population": "2"}
+    quick |= {"prune.standard": "paper", "prune.controls": "0"}
     quick |= {"bridge.optim.batch": "12", "bridge.optim.context": "32", "corpus.generated_programs": "300"}
     adapter, corpus = str(tmp_path / "lora"), ("generated",)
     spec = circuit_job("python-tiny", (TASK,), adapter=adapter, labels="model", changes=quick, target_loss=0.3, corpus=corpus)

@@ -39,6 +39,7 @@ SMALL = JobSpec(
         held_out_pairs=16,
         mean_tokens=2048,
         necessity=0,
+        controls=0,
     ),
 )
 

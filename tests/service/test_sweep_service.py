@@ -35,6 +35,8 @@ SMALL = {
     "prune.trial_pairs": 16,
     "prune.held_out_pairs": 64,
     "prune.necessity": 0,
+    "prune.standard": "paper",
+    "prune.controls": 0,
     "prune.mean_tokens": 2048,
 }
 

@@ -36,7 +36,7 @@ from extractor.validation.seeds import compare_seeds, overlap
 from extractor.validation.validate import validate, why_not
 
 BATCH = micro.micro_batch()
-QUICK = PruneSpec(trials=2, population=2, steps=40, edge_steps=20, targets=(), necessity=0.0)
+QUICK = PruneSpec(trials=2, population=2, steps=40, edge_steps=20, targets=(), necessity=0.0, controls=0)
 ZERO = QUICK.model_copy(update={"ablation": "zero"})
 CHANCE = math.log(2)
 

@@ -65,9 +65,12 @@ def _conditions(facts: dict[str, Any]) -> str:
 
 def _null_searches(facts: dict[str, Any]) -> str:
     """'no circuit of inverted answers, random answers or random weights', or which of them has one, and of how many edges."""
-    found = (facts.get("validation") or {}).get("null_searches")
-    if found is None:
+    validation = facts.get("validation") or {}
+    if "null_searches" not in validation:
         return _EARLIER
+    found = validation["null_searches"]
+    if found is None:
+        return "not made: the job asks for no controls (prune.controls)"
     made = [
         f"{name}: {one['edges']} edges by the {standard} standard"
         for standard, searches in found.items()
