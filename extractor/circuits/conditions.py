@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.graph import Link, NodeIndex
-from extractor.circuits.prompt_values import PromptValues, Stream
+from extractor.circuits.prompt_values import PromptValues, ReplacedStream
 from extractor.data.prompts import TaskBatch
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ConditionValues:
 
     def __init__(self, own: PromptValues, subset: PromptValues, mean: PromptValues, partner: Mapping[str, Tensor]):
         self.own, self.subset, self.mean, self.partner = own, subset, mean, partner
-        self.streams: dict[tuple[int, int], Stream] = {}
+        self.streams: dict[tuple[int, int], ReplacedStream] = {}
 
     def of(self, site: str, rows: Tensor, length: int, channels: Tensor) -> Tensor:
         return self._joined(rows, lambda part, some: part.of(site, some, length, channels))

@@ -31,7 +31,7 @@ from extractor.circuits.graph import Link, NodeIndex, links
 from extractor.circuits.layers import future, pick
 from extractor.circuits.masks import Masks, compete, cut_edges
 from extractor.circuits.network import LENGTH_GROUPS, direct_logit_diff, readout_of
-from extractor.circuits.prompt_values import Replacements, Stream, Values
+from extractor.circuits.prompt_values import ReplacedStream, Replacements, Values
 from extractor.circuits.sites import sites
 from extractor.data.prompts import TaskBatch
 
@@ -186,7 +186,7 @@ class PromptMaskedModel:
             direct=direct_logit_diff(model, part),
         )
 
-    def _stream(self, part: TaskBatch, values: Replacements, rows: Tensor) -> Stream:
+    def _stream(self, part: TaskBatch, values: Replacements, rows: Tensor) -> ReplacedStream:
         """h_r of some rows, all channels: what does not depend on the kept nodes."""
         model, length = self.model, part.ids.shape[1]
         every = torch.arange(model.config.d_model, device=rows.device)
@@ -196,7 +196,7 @@ class PromptMaskedModel:
             h = h + values.of(site, rows, length, every)
             squares.append(h.square().sum(-1))
         at_last = h[torch.arange(len(h), device=h.device), part.last]
-        return Stream(torch.stack(squares), (at_last * readout_of(model, part)).sum(-1))
+        return ReplacedStream(torch.stack(squares), (at_last * readout_of(model, part)).sum(-1))
 
     def _attention(self, layer: int, block: Block, r: _Cut) -> AttentionBases:
         prefix, attn, width = f"{layer}.attn.", block.attn, self.model.config.d_head

@@ -25,7 +25,7 @@ Values = Mapping[str, Tensor]  # site -> (B, T, width)
 
 
 @dataclass(frozen=True)
-class Stream:
+class ReplacedStream:
     """h_r of B prompts: its squares before each norm, summed over channels, (2L + 1, B, T); its part of the logit difference, (B,)."""
 
     squares: Tensor
@@ -38,7 +38,7 @@ class Replacements(Protocol):
     streams   h_r of parts of the batch that a network has computed; whatever nodes it keeps, they are the same
     """
 
-    streams: dict[tuple[int, int], Stream]
+    streams: dict[tuple[int, int], ReplacedStream]
 
     def of(self, site: str, rows: Tensor, length: int, channels: Tensor) -> Tensor:
         """r of a site's channels, (B, T, channels)."""
@@ -59,7 +59,7 @@ class PromptValues:
         self._weights: dict[Link, Tensor] = {(source, target): weight for source, target, weight in links(model)}
         self._sent: dict[Link, Tensor] = {}
         self._mixed: dict[int, Tensor] = {}
-        self.streams: dict[tuple[int, int], Stream] = {}
+        self.streams: dict[tuple[int, int], ReplacedStream] = {}
 
     def of(self, site: str, rows: Tensor, length: int, channels: Tensor) -> Tensor:
         return _picked(self.values[site], rows, length, channels)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,9 +24,7 @@ from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import find_circuits
 from extractor.validation.ablations import standard_logit_diffs
 
-if TYPE_CHECKING:
-    from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
-
+Model = TypeVar("Model", bound=torch.nn.Module)
 QUICK = {"algorithm": "attribution", "necessity": 0.0, "targets": (), "edge_k_coefs": (), "seeds": 1}
 PAIRS = 64  # of the select split; elimination sees as many
 COIN, INVERTED = "coin", "inverted"
@@ -79,7 +77,7 @@ def exchanged(batch: TaskBatch, kind: str, seed: int) -> TaskBatch:
 
 
 @torch.no_grad()
-def with_random_weights(model: SparseGPTForCausalLM, seed: int) -> SparseGPTForCausalLM:
+def with_random_weights(model: Model, seed: int) -> Model:
     """A copy whose nonzero weights are permuted within each matrix of two dimensions, those of the embeddings too."""
     changed, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     for parameter in changed.parameters():

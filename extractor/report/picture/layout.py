@@ -76,7 +76,8 @@ def _compose(circuit: Circuit, plan: Arrangement, edges: list[Edge], note: str, 
     sizes = f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges" + (f"; {note}" if note else "")
     labels.append(Label(MARGIN, MARGIN + 40, sizes, 13, SOFT, "start"))
     if any(spot.node.id in changed for row in rows for spot in row.spots):
-        labels.append(Label(MARGIN, MARGIN + 57, "outlined: another role than in the full model", 12, CHANGED, "start"))
+        beside = MARGIN + text_width(sizes, 13) + 18
+        labels.append(Label(beside, MARGIN + 40, "outlined: another role than in the full model", 13, CHANGED, "start"))
     labels += [label for row in rows for label in _row_labels(row)] + _bar_labels(circuit, ceiling, floor, width)
     groups = [_group(row, int(number)) for row in rows for number in sorted({s.group for s in row.spots}) if number]
     samples, legend = _legend(largest)
