@@ -148,13 +148,15 @@ def result_json(
 def by_standard(problem: PruningProblem, result: PruneResult, run: CircuitRun) -> dict:
     """What the search by one standard found, measured by that standard on held-out pairs.
 
-    nodes, edges, loss, accuracy, met   of its circuit;  edges_of_model   of the full model without its dead nodes
+    found        whether a circuit meets the target on the select split, with confidence, and is necessary; else the best one is given
+    nodes, edges, loss, accuracy, met   of its circuit, met: on held-out pairs;  edges_of_model   of the full model without its dead nodes
     conditions   {condition: {loss, accuracy, interval}} of its circuit, at the model's own scale
     curve        [{target, nodes, edges, loss, accuracy, met}, ...], a circuit for every target
     """
     best, held_out = result.best, run.splits.held_out
     own, *_ = curve(problem, [best], run)
     return {
+        "found": best.met,
         **{name: own[name] for name in ("nodes", "edges", "loss", "accuracy", "met")},
         "edges_of_model": problem.full_mask().without_dead().edge_count(),
         "conditions": under_conditions(problem, best.graph, held_out),

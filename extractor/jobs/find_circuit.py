@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SHIFTED_PAIRS = 256
 TRAIN_POOL = 4096  # pairs of the train split, from which batches are drawn
 SHIFTED_TRAIN_POOL = 1024  # the same of shifted pairs
+FEWEST_SHIFTED = {"train": 128, "select": 32}  # with fewer pairs the search sees none of them
 MIN_ANSWER_SHARE = 0.1  # least share of prompts on which the model must give each of the two answers, with labels="model"
 
 
@@ -119,6 +120,9 @@ def shifted_for_search(job: Job, tokenized: TokenizedTask, tokenizer: Tokenizer,
             for split, pairs in counts.items()
         )
     except TaskNotExpressible:
+        return None
+    if train.pairs < FEWEST_SHIFTED["train"] or select.pairs < FEWEST_SHIFTED["select"]:
+        job.progress.note(f"{tokenized.task.name}: the search sees plain prompts only, since few shifted ones fit the model")
         return None
     return train, select
 

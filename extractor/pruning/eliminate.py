@@ -86,7 +86,7 @@ class EliminationRound:
         """Calibrated losses (P,), nats, without the elements in removed (P, E) bool."""
         with torch.no_grad():
             diffs = self.network.logit_diffs(self.prompts, self.elements.masks((~removed).float()))
-        return self.standard.losses(diffs, self.batch.sign)
+        return self.standard.losses(diffs, self.batch.sign).to(removed.device)
 
     def predicted(self) -> tuple[float, Tensor]:
         """(L(C), -dL/dm (E,)), nats: step 1 without the correction."""

@@ -119,9 +119,10 @@ class PruningProblem:
 
 
 def _halves(one: TaskBatch, other: TaskBatch) -> TaskBatch:
-    """As many pairs of each as the smaller has, at most half of the larger's."""
-    count = min(one.pairs // 2, other.pairs)
-    return one.pick(torch.arange(count)).joined(other.pick(torch.arange(count)))
+    """Pairs of both in turn, so that every part has both: as many of each as `other` has, at most half of the number of `one`."""
+    count = max(1, min(one.pairs // 2, other.pairs))
+    both = one.pick(torch.arange(count)).joined(other.pick(torch.arange(count)))
+    return both.pick(torch.arange(2 * count).view(2, count).T.flatten())
 
 
 def _spread(batch: TaskBatch, most: int) -> TaskBatch:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
-from extractor.circuits.scorer import CircuitScorer
+from extractor.circuits.scorer import CIRCUITS_AT_ONCE, CircuitScorer
 from extractor.circuits.standard import Measured, Name
 from extractor.data.prompts import TaskBatch
 from extractor.pruning import algorithms
@@ -129,7 +129,8 @@ def find_circuits(problem: PruningProblem) -> PruneResult:
 
 def _smallest_start(problem: PruningProblem, criteria: CircuitCriteria, targets: Sequence[float]) -> CircuitMask:
     """Steps 1 and 2: the start of the first ranking that leaves few edges, else the smallest of all."""
-    rankings = dict.fromkeys([*problem.standard.first_rankings, problem.spec.algorithm])
+    first = problem.standard.first_rankings if problem.spec.algorithm == "masks" else ()
+    rankings = dict.fromkeys([*first, problem.spec.algorithm])
     starts: list[CircuitMask] = []
     for name in rankings:
         starts.append(_start(problem, algorithms.rank(problem, name), criteria, targets))
@@ -255,6 +256,13 @@ def _measured(problem: PruningProblem, mask: CircuitMask, criteria: CircuitCrite
     return PrunedCircuit(mask, mask.edge_count(), found.loss, calibration, target, met, problem.standard.name)
 
 
+def without_each(scorer: CircuitScorer, elements: Edges) -> Tensor:
+    """Losses (E,) of the circuit without each of its edges, few circuits in memory at once."""
+    places = torch.arange(len(elements), device=elements.circuit.nodes.device)
+    parts = [[elements.graph(places != one) for one in some] for some in places.split(CIRCUITS_AT_ONCE)]
+    return torch.cat([scorer.losses(part) for part in parts])
+
+
 def _minimal(problem: PruningProblem, found: PrunedCircuit, criteria: CircuitCriteria) -> PrunedCircuit:
     """A circuit that holds, without the edges whose removal alone does not raise the loss on fresh pairs, while it holds."""
     mask, standard = found.graph, problem.standard
@@ -262,11 +270,10 @@ def _minimal(problem: PruningProblem, found: PrunedCircuit, criteria: CircuitCri
         if not found.met or mask.edges is None or not 1 < mask.edge_count() <= MOST_SINGLE_EDGES:
             break
         elements, fresh = Edges(mask), problem.draw(_LAST_DRAW + number, max(1, FRESH_PAIRS // standard.copies))
-        without = [elements.graph(~one) for one in torch.eye(len(elements), dtype=torch.bool, device=mask.nodes.device)]
-        losses = CircuitScorer(standard, fresh).losses([mask, *without])
-        on = torch.ones(len(elements), dtype=torch.bool, device=mask.nodes.device)
-        for edge in losses[1:].argsort(stable=True).tolist():
-            if losses[1 + edge] > losses[0]:
+        scorer, on = CircuitScorer(standard, fresh), torch.ones(len(elements), dtype=torch.bool, device=mask.nodes.device)
+        now, losses = scorer.loss(mask), without_each(scorer, elements)
+        for edge in losses.argsort(stable=True).tolist():
+            if losses[edge] > now:
                 break
             on[edge] = False
             on[edge] = not criteria.holds(elements.graph(on).without_dead(), found.target)

@@ -51,8 +51,9 @@ def _random(found: dict | None) -> str:
         return ""
     enough, needed, least = found["sufficiency"], found["necessity"], found["minimality"]
     text = (
-        f"Against {found['draws']} random live circuits with as many edges: p = {enough['p']:.3f} that one alone is as good (best "
-        f"{nats(enough['best'])} nats), p = {needed['p']:.3f} that the model misses one as much (most {nats(needed['best'])} nats)"
+        f"Against {found['draws']} random live circuits with as many edges, at the means and calibrated: p = {enough['p']:.3f} that one "
+        f"alone is as good (best {nats(enough['best'])} nats), p = {needed['p']:.3f} that the model misses one as much (most "
+        f"{nats(needed['best'])} nats)"
     )
     if least:
         text += f"; {least['needed']} of {count(least['edges'], 'edge')} cost more when removed than a random edge does (p at most 0.05)"
@@ -67,7 +68,10 @@ def _adversary(found: dict) -> str:
         f"Where an adversary sets each ablated node between its mean and its own value, the same share for all prompts, the circuit has "
         f"{nats(worst['loss'])} nats after {worst['steps']} steps and is right on {percent(worst['accuracy'])}."
     )
-    return f"{text} With all of its nodes set to their values in the full model it has {nats(rows[-1][1])} nats."
+    share, loss = max(rows, key=lambda row: row[1])
+    return (
+        f"{text} With {percent(share)} of its nodes set to their values in the full model it has {nats(loss)} nats, the most of all shares."
+    )
 
 
 def _curve(found: dict | None) -> str:
@@ -77,5 +81,6 @@ def _curve(found: dict | None) -> str:
         f"{standard}: {kind}s CPR {one['cpr']['log']:.2f}, CMD {one['cmd']['log']:.2f}"
         for standard, kinds in found.items()
         for kind, one in kinds.items()
+        if one["cpr"]
     ]
     return f"Attribution alone, over ten sizes (log scale): {'; '.join(parts)}."

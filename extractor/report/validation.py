@@ -142,9 +142,9 @@ def _standards(result: dict) -> str:
     for name, one in standards.items():
         worst, numbers = max(one["conditions"].items(), key=lambda item: item[1]["loss"])
         shown = f"<strong>{name}</strong> (shown here)" if name == result["standard"] else name
-        sizes = (f"{one['nodes']:,}", f"{one['edges']:,}", nats(one["loss"]), _met(one["met"]))
+        sizes = (f"{one['nodes']:,}", f"{one['edges']:,}", nats(one["loss"]), _met(one["met"] and one["found"]))
         rows.append((shown, *sizes, f"{nats(numbers['loss'])} ({worst})", percent(numbers["accuracy"])))
-    head = ("standard", "nodes", "edges", "nats by it", "met", "worst ablation, not calibrated", "right there")
+    head = ("standard", "nodes", "edges", "nats by it", "found and met", "worst ablation, not calibrated", "right there")
     note = (
         "Paper: other nodes at one replacement value, scale and shift of the answer fitted. Robust: the worst of five ablations, nothing "
         f"fitted. The model has {next(iter(standards.values()))['edges_of_model']:,} edges."

@@ -58,8 +58,8 @@ def about_standards(facts: Mapping[str, Any]) -> str:
     least = f"{paper['nodes']} nodes and {paper['edges']} edges"
     if facts.get("standard") == "robust":
         return f"this circuit holds under {len(CONDITION_WORDS)} ablations, without calibration; the paper's standard alone needs {least}"
-    ended = f"{robust['nodes']:,} nodes and {robust['edges']:,} of the model's {robust['edges_of_model']:,} edges"
-    return f"no small circuit holds; the search ended with {ended}, at {robust['loss']:.3f} nats"
+    size = f"{robust['nodes']:,} nodes and {robust['edges']:,} of the model's {robust['edges_of_model']:,} edges"
+    return f"the search found no small circuit that holds and is necessary; it ended with {size}, at {robust['loss']:.3f} nats"
 
 
 def loss_shares(bridge: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -27,7 +27,7 @@ PAIRS = 64
 
 
 def faithfulness_curve(problem: PruningProblem, held_out: TaskBatch) -> dict[str, Any]:
-    """{node, edge: {sizes, faithfulness, cpr: {linear, log}, cmd: {linear, log}}} by the problem's standard.
+    """{node, edge: {sizes, faithfulness, cpr: {linear, log}, cmd: {linear, log}}} by the problem's standard; None where all is as nothing.
 
     By the robust standard ablated nodes have the values of a prompt with the other answer. Raises Stopped.
     """
@@ -41,6 +41,8 @@ def _of(problem: PruningProblem, kind: str, held_out: TaskBatch) -> dict[str, An
     sets = [elements.graph(place < max(1, round(size * len(elements)))) for size in SIZES]
     values = _metric(problem, sets, held_out)
     nothing, everything = _metric(problem, [elements.graph(place < 0), full if kind == "node" else full.with_edges()], held_out)
+    if everything == nothing:
+        return {"sizes": list(SIZES), "faithfulness": None, "cpr": None, "cmd": None}
     faithfulness = ((values - nothing) / (everything - nothing)).tolist()
     return {"sizes": list(SIZES), "faithfulness": faithfulness} | areas(SIZES, faithfulness)
 

@@ -8,7 +8,7 @@ sufficiency   p = share of random circuits, the circuit itself counted with them
 necessity     the same with the loss of the model without them, at least that without the circuit
 minimality    of every edge: the share of random additions whose removal costs at least what that of the edge costs. An addition is an
               edge of a random path that is added to the circuit
-All losses are calibrated on the held-out pairs used. A p-value is at least 1 / (draws + 1).
+All losses are by the paper's standard, calibrated on the held-out pairs used. A p-value is at least 1 / (draws + 1).
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.graph import CircuitMask, Link, NodeIndex, links
+from extractor.circuits.scorer import CIRCUITS_AT_ONCE, CircuitScorer
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.elements import Edges
 from extractor.pruning.problem import PruningProblem
+from extractor.pruning.prune import without_each
 
 DRAWS = 200
 PAIRS = 64
-MOST_EDGES = 1000  # of a larger circuit the removal of single edges is not tested
+MOST_EDGES = 1000  # a larger circuit is not compared: random ones of its size are most of the model
 _MOST_PATHS = 20_000  # tries to reach a number of edges
 SIGNIFICANT = 0.05
 
 
 def random_circuits(problem: PruningProblem, graph: CircuitMask, held_out: TaskBatch, draws: int = DRAWS) -> dict[str, Any] | None:
-    """{draws, pairs, sufficiency: {p, loss, best}, necessity: {p, loss, best}, minimality: {p, edges, needed} or None}; None without edges.
+    """{draws, pairs, sufficiency: {p, loss, best}, necessity: {p, loss, best}, minimality: {p, edges, needed}}; None without edges or
+    with more than MOST_EDGES.
 
     problem      by the paper's standard
     loss, best   nats: the circuit's, and the best of the random ones
@@ -41,23 +44,23 @@ def random_circuits(problem: PruningProblem, graph: CircuitMask, held_out: TaskB
     """
     graph = graph if graph.edges is not None else graph.with_edges()
     size = graph.edge_count()
-    if not size:
+    if not 0 < size <= MOST_EDGES:
         return None
     generator = torch.Generator().manual_seed(problem.seed)
     paths = RandomPaths(graph, generator)
     scorer = problem.scorer(held_out.pick(torch.arange(min(PAIRS, held_out.pairs))))
-    others = [paths.circuit(size) for _ in range(draws)]
-    problem.tick(0, 3)
-    alone, own = scorer.losses(others), scorer.loss(graph)
-    problem.tick(1, 3)
-    left, without = scorer.losses([one.complement() for one in others]), scorer.loss(graph.complement())
-    problem.tick(2, 3)
+    own, without, found = scorer.loss(graph), scorer.loss(graph.complement()), []
+    for done in range(0, draws, CIRCUITS_AT_ONCE):  # few circuits in memory at once
+        problem.tick(done, draws)
+        others = [paths.circuit(size) for _ in range(min(CIRCUITS_AT_ONCE, draws - done))]
+        found.append(torch.stack([scorer.losses(others), scorer.losses([one.complement() for one in others])]))
+    alone, left = torch.cat(found, dim=1)
     return {
         "draws": draws,
         "pairs": scorer.batch.pairs,
         "sufficiency": {"p": _p(alone <= own), "loss": own, "best": alone.min().item()},
         "necessity": {"p": _p(left >= without), "loss": without, "best": left.max().item()},
-        "minimality": _minimality(graph, paths, scorer, own, draws) if size <= MOST_EDGES else None,
+        "minimality": _minimality(graph, paths, scorer, own, draws),
     }
 
 
@@ -65,11 +68,12 @@ def _p(at_least_as_good: Tensor) -> float:
     return (1 + int(at_least_as_good.sum())) / (1 + len(at_least_as_good))
 
 
-def _minimality(graph: CircuitMask, paths: RandomPaths, scorer, own: float, draws: int) -> dict[str, Any]:
-    elements = Edges(graph)
-    without = scorer.losses([elements.graph(~one) for one in torch.eye(len(elements), dtype=torch.bool, device=graph.nodes.device)])
-    inflated, reduced = zip(*(paths.added() for _ in range(draws)), strict=True)
-    null = scorer.losses(reduced) - scorer.losses(inflated)
+def _minimality(graph: CircuitMask, paths: RandomPaths, scorer: CircuitScorer, own: float, draws: int) -> dict[str, Any]:
+    without, differences = without_each(scorer, Edges(graph)), []
+    for done in range(0, draws, CIRCUITS_AT_ONCE):
+        inflated, reduced = zip(*(paths.added() for _ in range(min(CIRCUITS_AT_ONCE, draws - done))), strict=True)
+        differences.append(scorer.losses(reduced) - scorer.losses(inflated))
+    null = torch.cat(differences)
     p = torch.tensor([_p(null >= rise) for rise in (without - own).tolist()])
     return {"p": p.median().item(), "edges": len(p), "needed": int((p <= SIGNIFICANT).sum())}
 
@@ -84,7 +88,6 @@ class RandomPaths:
         self.into: dict[str, list[Link]] = {}
         for source, target, _ in links(graph.model):
             self.into.setdefault(target, []).append((source, target))
-        self.writes = torch.cat([on.nonzero() for (_, target), on in self.full.items() if target.endswith("resid_delta")])
         self.last = [link for link in self.full if link[1].endswith("resid_delta")]
 
     def circuit(self, size: int) -> CircuitMask:

@@ -78,6 +78,8 @@ def _null_searches(facts: dict[str, Any]) -> str:
         if (one := searches.get(kind)) and one["met"]
     ]
     names = [name for kind, name in _NULLS.items() if kind in found["paper"]]
+    if not made and not found["paper"]["task"]["met"]:
+        return "they say nothing here: the quick search finds no circuit of the task itself either"
     return f"circuits where there is nothing to find: {'; '.join(made)}" if made else f"no circuit of {', '.join(names)}"
 
 
