@@ -32,7 +32,7 @@ SPECS = {path.stem: path.read_text() for path in sorted((FROZEN / "specs").glob(
 TASK = "for_while"
 CIRCUIT = f"circuits/{TASK}/circuit.json"
 TIMED = {"spec.json", f"circuits/{TASK}/result.json", f"circuits/{TASK}/report.html", "manifest.json"}  # they hold durations, or a path
-LATER_KEYS = {"holds_for_dense", "causal"}  # of result.json, which the last release did not have
+LATER_KEYS = {"holds_for_dense", "causal", "standard", "standards"}  # of result.json, which the last release did not have
 LATER_TEXT = {"model/faithfulness.json"}  # has further numbers since
 PUBLIC = """Circuit JobSpec build_corpus circuit_job find_circuits import_checkpoint run_job sparsify train_bridges train_job train_sparse
 validate write_report""".split()

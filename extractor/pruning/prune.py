@@ -4,8 +4,8 @@
 2. Cut: keep a prefix of the ranking that is sufficient and necessary, with loss to spare for step 3; drop dead nodes (`_start`).
 3. Eliminate nodes one by one; with granularity 'edge' then edges, both from the result and from the prefix (`eliminate`). Every circuit on
    the way is a candidate. With `edge_k_coefs` elimination also starts from edges that learned masks keep.
-4. Choose, for every target, the candidate with fewest edges that meets it on the select split, also at the upper end of its interval, and
-   is necessary (`_chosen`). The loss to report is measured on a third split.
+4. Choose, for every target, the candidate with fewest edges that meets it on the select split, also at the upper end of its interval
+   (`confident`; else by a margin), and is necessary (`_chosen`). The loss to report is measured on a third split.
 5. From the circuit for the problem's own target, remove every edge whose removal costs nothing on fresh pairs (`_minimal`).
 
 Sufficient: the circuit alone has a task loss of at most the target, by the problem's standard (`circuits.standard`). Necessary: the model
@@ -80,6 +80,7 @@ class CircuitCriteria:
             return problem.select.pick(torch.arange(min(pairs, problem.select.pairs)))
 
         self.scorer = problem.scorer(problem.select)
+        self.is_confident = problem.spec.confident
         copies = problem.standard.copies
         self.prefixes = self.scorer if copies == 1 else problem.scorer(few(max(1, problem.select.pairs // copies)))
         self.without, self.without_few = (CircuitScorer(problem.paper, some) for some in (problem.select, few(NECESSITY_PAIRS)))
@@ -96,8 +97,8 @@ class CircuitCriteria:
         return standard.measured(diff, sign, calibration), calibration
 
     def holds(self, mask: CircuitMask, target: float) -> bool:
-        """Whether it meets the target at the upper end of its interval, and is necessary."""
-        return self.measured(mask)[0].upper <= target and self.is_necessary(mask)
+        """Whether it meets the target at the upper end of its interval (unless the spec is not confident), and is necessary."""
+        return (not self.is_confident or self.measured(mask)[0].upper <= target) and self.is_necessary(mask)
 
     def is_sufficient(self, mask: CircuitMask, loss: float) -> bool:
         return self.prefixes.loss(mask) <= loss
@@ -123,7 +124,8 @@ def find_circuits(problem: PruningProblem) -> PruneResult:
     path = _path(problem, start, criteria, targets[-1])
     losses = criteria.prefixes.losses(path).tolist()
     chosen = {target: _chosen(problem, path, losses, criteria, target) for target in targets}
-    chosen[problem.target] = _minimal(problem, chosen[problem.target], criteria)
+    if problem.spec.confident:
+        chosen[problem.target] = _minimal(problem, chosen[problem.target], criteria)
     return PruneResult(chosen[problem.target], tuple(chosen.values()), path)
 
 
@@ -245,7 +247,8 @@ def _chosen(
 
     losses   of the candidates, on all select pairs or a part of them; only those of at most the target are tried
     """
-    tried = (i for i in reversed(range(len(path))) if losses[i] <= target)
+    limit = target if problem.spec.confident else problem.select_target(target)
+    tried = (i for i in reversed(range(len(path))) if losses[i] <= limit)
     which = next((i for i in tried if criteria.holds(path[i], target)), None)
     mask = path[which] if which is not None else path[min(range(len(path)), key=losses.__getitem__)]
     return _measured(problem, mask, criteria, target, met=which is not None)

@@ -232,7 +232,7 @@ class BridgeSpec(Spec):
 class PruneSpec(Spec):
     """Learned masks in populations, then elimination (Sec. 2.2, App. A.5)."""
 
-    LATER = ("standard", "controls")
+    LATER = ("standard", "controls", "confident")
     standard: Literal["paper", "robust"] = "paper"  # what circuits must hold under: one ablation, calibrated; or also the worst of several
     algorithm: str = "masks"  # ranking of nodes: masks (the paper's), attribution, random
     granularity: Literal["node", "edge"] = "edge"  # elements that are eliminated; paper: nodes
@@ -259,6 +259,7 @@ class PruneSpec(Spec):
     trial_pairs: limits.Rows = 256  # pairs redrawn for each round of the elimination
     held_out_pairs: limits.Rows = 512  # pairs on which the result is measured
     margin: float = Field(0.02, ge=0)  # nats; sizes are chosen for this much less than the target, to meet it on the held-out split
+    confident: bool = False  # choose by two standard errors instead of the margin, and remove edges that cost nothing; earlier versions: no
     necessity: float = Field(0.5, ge=0)  # nats by which removing the circuit must raise the full model's loss; 0: sufficiency only (paper)
     controls: int = Field(200, ge=0, le=10_000)  # random live circuits in validation; 0: neither these nor null searches, adversary, CPR
     mean_tokens: limits.MeasuredTokens = 32_768  # tokens of the corpus on which mean activations are measured

@@ -42,7 +42,7 @@ def same(one: PruneResult, other: PruneResult) -> bool:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[PruningProblem, PruneResult]]:
     """By granularity, the graded problem and its circuits."""
-    problems = {kind: graded_problem(tmp_path_factory.mktemp(kind), granularity=kind) for kind in ("node", "edge")}
+    problems = {kind: graded_problem(tmp_path_factory.mktemp(kind), granularity=kind, confident=True) for kind in ("node", "edge")}
     return {kind: (problem, find_circuits(problem)) for kind, problem in problems.items()}
 
 

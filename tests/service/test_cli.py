@@ -102,7 +102,7 @@ def test_several_tasks_go_into_one_job_whose_result_is_a_table(machine):
     answer = machine.shell(*asked)
     assert answer.code == 0, answer.err
     lines = {line.split()[0]: line.split() for line in answer.out.splitlines() if line}
-    assert lines["task"] == "task nodes edges loss full accuracy without random target".split()
+    assert lines["task"] == "task nodes edges paper loss full accuracy without random target".split()
     assert lines["for_while"] == "for_while 12 34 0.14 0.01 0.96 4.5 2.1 met".split()
     assert lines["quote_close"][-1] == "met"
     assert "circuits: 2 of 2 meet the target loss" in answer.out

@@ -126,17 +126,23 @@ THEN = {"ce_coef": 1, "focus": 0, "focus_coef": 1, "optim.batch": 24, "optim.con
 THEN |= {"optim.lr": 0.02, "optim.weight_decay": 0.1, "model.activation_frac": 0.5, "sparsity.anneal_end": 0.7}
 
 
+THEN_PRUNED = {"standard": "paper", "confident": "false"}
+PRUNED_AS_THEN = [f"--set=prune.{name}={value}" for name, value in THEN_PRUNED.items()]
+
+
 def as_then(words: list[str], *further: str) -> list[str]:
     """A command line of that release with preset `tiny` of then, but for the fields that it sets itself."""
     if "--preset" in words:
-        return words
+        return [*words, *PRUNED_AS_THEN]
     missing = {f"bridge.{name}": value for name, value in THEN.items() if f"bridge.{name}=" not in " ".join(words)}
-    return [*words, *(f"--set={name}={value}" for name, value in missing.items()), *further]
+    return [*words, *(f"--set={name}={value}" for name, value in missing.items()), *PRUNED_AS_THEN, *further]
 
 
 def with_presets_of(text: str, wanted: str) -> str:
-    """A spec with the fields of its bridging that the presets have set otherwise since, as `wanted` has them."""
+    """A spec with the fields of its bridging and its search that the presets have set otherwise since, as `wanted` has them."""
     found, old = json.loads(text), json.loads(wanted)
+    for name in THEN_PRUNED if found["prune"] else ():
+        found["prune"].pop(name, None)
     for name in THEN if found["bridge"] else ():
         *path, last = name.split(".")
         ours, theirs = found["bridge"], old["bridge"]
@@ -177,7 +183,7 @@ def test_everything_that_was_left_is_listed_and_asked_for_again_it_is_the_same(l
     assert batch.json["counts"] == {"succeeded": 1, "not expressible": 1, "failed": 1, "running": 1, "queued": 8}
     again = left.extract(*as_then([here(word) for word in DUMP["commands"]["batch"]], "--no-strict"), "--json").json
     assert again == json.loads(here(json.dumps(BATCH))) | {"queued": [BATCH["queued"][2]]}, "only what failed is queued again"
-    again = left.extract(*DUMP["commands"]["sweep"], "--json").json
+    again = left.extract(*DUMP["commands"]["sweep"], *PRUNED_AS_THEN, "--json").json
     assert again == {"sweep": SWEEP["sweep"], "jobs": [point | {"queued_now": False} for point in SWEEP["jobs"]]}
     same = left.extract(*as_then(COMMANDS["circuit_tasks"]), "--job-id", "queued-tasks", "--json")
     assert same.json == {"job": "queued-tasks", "state": "queued"}
