@@ -117,7 +117,8 @@ def result_json(
     tick           called between long computations
     """
     spec = run.job.spec
-    standards = {name: by_standard(problem.under(name), one, run) for name, one in found.by_standard.items()}
+    known = {found.shown.best.standard: report.conditions}
+    standards = {name: by_standard(problem.under(name), one, run, known.get(name)) for name, one in found.by_standard.items()}
     numbers = {
         "model": circuit.model,
         "task": circuit.task,
@@ -145,22 +146,22 @@ def result_json(
     return rounded(numbers) | of_dense | ({"not_measured": missing} if missing else {})
 
 
-def by_standard(problem: PruningProblem, result: PruneResult, run: CircuitRun) -> dict:
+def by_standard(problem: PruningProblem, result: PruneResult, run: CircuitRun, conditions: dict | None) -> dict:
     """What the search by one standard found, measured by that standard on held-out pairs.
 
     found        whether a circuit meets the target on the select split, with confidence, and is necessary; else the best one is given
     nodes, edges, loss, accuracy, met   of its circuit, met: on held-out pairs;  edges_of_model   of the full model without its dead nodes
-    conditions   {condition: {loss, accuracy, interval}} of its circuit, at the model's own scale
+    conditions   {condition: {loss, accuracy, interval}} of its circuit, at the model's own scale; measured where they are not given
     curve        [{target, nodes, edges, loss, accuracy, met}, ...], a circuit for every target
     """
-    best, held_out = result.best, run.splits.held_out
-    own, *_ = curve(problem, [best], run)
+    best, rows = result.best, curve(problem, result.curve, run)
+    own = next(row for row in rows if row["target"] == best.target)
     return {
         "found": best.met,
         **{name: own[name] for name in ("nodes", "edges", "loss", "accuracy", "met")},
         "edges_of_model": problem.full_mask().without_dead().edge_count(),
-        "conditions": under_conditions(problem, best.graph, held_out),
-        "curve": curve(problem, result.curve, run),
+        "conditions": conditions or under_conditions(problem, best.graph, run.splits.held_out),
+        "curve": rows,
     }
 
 

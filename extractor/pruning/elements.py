@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from extractor.circuits.graph import CircuitMask, Link, NodeIndex
 from extractor.circuits.masks import Masks
-
-if TYPE_CHECKING:
-    pass
 
 
 class Elements(Protocol):

@@ -122,7 +122,7 @@ def find_circuits(problem: PruningProblem) -> PruneResult:
     criteria = CircuitCriteria(problem)
     start = _smallest_start(problem, criteria, targets)
     path = _path(problem, start, criteria, targets[-1])
-    losses = criteria.prefixes.losses(path).tolist()
+    losses = (criteria.prefixes if problem.spec.confident else criteria.scorer).losses(path).tolist()
     chosen = {target: _chosen(problem, path, losses, criteria, target) for target in targets}
     if problem.spec.confident:
         chosen[problem.target] = _minimal(problem, chosen[problem.target], criteria)
@@ -245,7 +245,7 @@ def _chosen(
 ) -> PrunedCircuit:
     """The smallest candidate that holds; `path` has the largest first. Else the one with the lowest loss.
 
-    losses   of the candidates, on all select pairs or a part of them; only those of at most the target are tried
+    losses   of the candidates, on all select pairs, or on a part of them where `holds` measures all; only low ones are tried
     """
     limit = target if problem.spec.confident else problem.select_target(target)
     tried = (i for i in reversed(range(len(path))) if losses[i] <= limit)
