@@ -27,11 +27,13 @@ class Pair:
     """Two prompts that differ in what decides the answer: the first answer continues `positive`, the second `negative`.
 
     answers   (first, second) of this pair, in tasks whose answers vary; None where all pairs have the task's answers
+    rests     how the two programs go on after their prompts, the answers included; empty where that is not known
     """
 
     positive: str
     negative: str
     answers: tuple[str, str] | None = None
+    rests: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,8 @@ class Template:
 
     def __call__(self, rng: random.Random) -> Pair:
         (positive, first), (negative, second) = self.programs(rng)
-        return Pair(positive, negative, (_first_word(first), _first_word(second)) if self.own_answers else None)
+        answers = (_first_word(first), _first_word(second)) if self.own_answers else None
+        return Pair(positive, negative, answers, (first, second))
 
     def programs(self, rng: random.Random) -> tuple[tuple[str, str], tuple[str, str]]:
         """(prompt, what follows it) of the positive and of the negative program."""

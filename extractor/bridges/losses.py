@@ -17,7 +17,8 @@ With prompts of tasks (`BridgeSpec.focus`) there is one more term:
 
          + focus_coef * (kl_plain_coef * kl_plain' + c * sum_i [kl_to_sparse_coef * kl_to_sparse_i' + kl_to_dense_coef * kl_to_dense_i'])
 
-where ' marks the same KL at the last token of the prompts, a mean over prompts.
+where ' marks the same KL at the last token of a prompt, plus its mean over the tokens after it where the prompts are given with the rest
+of their programs (`BridgeSpec.focus_tokens`); a mean over prompts.
 
 ce and KLs are means over tokens in nats. No denominator depends on the micro-batch, so the loss of a batch is the mean over its
 sequences however it is cut. Logged terms are means over sites.
@@ -61,6 +62,16 @@ class CrossedTokens(NamedTuple):
     weight: Tensor  # (N,): the sum over tokens of weight * KL estimates the sum over sites of the mean KL
 
 
+class PlainTokens(NamedTuple):
+    """What the sparse model's own predictions on prompts are scored from, token by token: N tokens of prompts and of what follows them."""
+
+    sparse: Tensor  # final residual of the sparse model, (N, S)
+    dense: Tensor  # final residual of the dense model, (N, D)
+    token: Tensor  # (N,)
+    weight: Tensor  # (N,): of the KL in the loss
+    share: Tensor  # (N,): of the KL in the reported mean
+
+
 def bridge_loss(pair: BridgedPair, ids: Tensor, crossing: Crossing, variance: Tensor, spec: BridgeSpec) -> tuple[Tensor, Tensor, Tensor]:
     """The loss (scalar, with gradient) of ids (B, T), its TERMS (6,), and the `moments` of the sparse residuals.
 
@@ -83,23 +94,24 @@ def bridge_loss(pair: BridgedPair, ids: Tensor, crossing: Crossing, variance: Te
 
 
 def focus_loss(pair: BridgedPair, prompts: Prompts, crossing: Crossing, spec: BridgeSpec) -> tuple[Tensor, Tensor]:
-    """The loss of prompts at their last token (scalar, with gradient), without focus_coef; and kl_plain' (scalar). See the module."""
+    """The loss of prompts (scalar, with gradient), without focus_coef; and the KL of the sparse model at their last token (scalar).
+
+    See the module.
+    """
     per_site = 1 / len(pair.sites) if spec.over_sites == "mean" else 1.0
     ids = prompts.ids
     with torch.no_grad():
         dense_h = residuals(pair.dense, ids)
     own, to_sparse = _sparse_pass(pair, ids, dense_h, crossing)
     to_dense = _dense_pass(pair, ids, own, crossing)
-    ends = torch.arange(len(ids), device=ids.device), prompts.last
-    with torch.no_grad():
-        logits = pair.dense.unembed(dense_h[-1][ends])
-    plain = Target.of(logits).kl(pair.sparse.unembed(own[-1][ends], ids[ends])).mean()
-    order, count = crossing.order, torch.arange(len(crossing.order), device=ids.device)
-    crossed_ends, target = (count, prompts.last[order]), Target.of(logits[order])
-    kl_sparse = target.kl(pair.sparse.unembed(to_sparse[crossed_ends], ids[order][crossed_ends]))
-    kl_dense = target.kl(pair.dense.unembed(to_dense[crossed_ends]))
-    crossed = (crossing.weights * (spec.kl_to_sparse_coef * kl_sparse + spec.kl_to_dense_coef * kl_dense)).sum()
-    return spec.kl_plain_coef * plain + per_site * crossed, plain.detach()
+    weights, order = prompts.weights, crossing.order
+    at, crossed_at = weights.nonzero(as_tuple=True), weights[order].nonzero(as_tuple=True)
+    at_answer = (at[1] == prompts.last[at[0]]).float()
+    plain, kl_answer = _plain_kl(pair, PlainTokens(own[-1][at], dense_h[-1][at], ids[at], weights[at] / len(ids), at_answer / len(ids)))
+    crossed_weights = (crossing.weights[:, None] * weights[order])[crossed_at]
+    dense, token = dense_h[-1][order][crossed_at], ids[order][crossed_at]
+    crossed, _ = _crossed_kl(pair, CrossedTokens(to_sparse[crossed_at], to_dense[crossed_at], dense, token, crossed_weights), spec)
+    return spec.kl_plain_coef * plain + per_site * crossed, kl_answer[0]
 
 
 @torch.no_grad()
@@ -193,17 +205,34 @@ def _crossed_loss(
     if not len(order):
         return torch.zeros((), device=ids.device), torch.zeros(2, device=ids.device)
     weights = (crossing.weights / len(at)).repeat_interleave(len(at))
+    sparse, dense, target_h, token = (t[:, at].flatten(0, 1) for t in (to_sparse, to_dense, dense_h[order], ids[order]))
+    return _crossed_kl(pair, CrossedTokens(sparse, dense, target_h, token, weights), spec)
 
-    def body(tokens: CrossedTokens) -> tuple[Tensor, Tensor]:
+
+def _crossed_kl(pair: BridgedPair, tokens: CrossedTokens, spec: BridgeSpec) -> tuple[Tensor, Tensor]:
+    """kl_to_sparse_coef * s + kl_to_dense_coef * d, and (s, d), (2,): the sums over tokens of weight * KL in both directions."""
+
+    def body(some: CrossedTokens) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            target = Target.of(pair.dense.unembed(tokens.dense))
-        kl_sparse = target.kl(pair.sparse.unembed(tokens.to_sparse, tokens.token))
-        kl_dense = target.kl(pair.dense.unembed(tokens.to_dense))
-        sums = torch.stack([(kl_sparse * tokens.weight).sum(), (kl_dense * tokens.weight).sum()])
+            target = Target.of(pair.dense.unembed(some.dense))
+        kl_sparse = target.kl(pair.sparse.unembed(some.to_sparse, some.token))
+        kl_dense = target.kl(pair.dense.unembed(some.to_dense))
+        sums = torch.stack([(kl_sparse * some.weight).sum(), (kl_dense * some.weight).sum()])
         return spec.kl_to_sparse_coef * sums[0] + spec.kl_to_dense_coef * sums[1], sums
 
-    sparse, dense, target_h, token = (t[:, at].flatten(0, 1) for t in (to_sparse, to_dense, dense_h[order], ids[order]))
-    return in_chunks(body, CrossedTokens(sparse, dense, target_h, token, weights), _unembedding(pair), _tokens_per_chunk(pair))
+    return in_chunks(body, tokens, _unembedding(pair), _tokens_per_chunk(pair))
+
+
+def _plain_kl(pair: BridgedPair, tokens: PlainTokens) -> tuple[Tensor, Tensor]:
+    """The sum over tokens of weight * KL(dense || sparse), and of share * KL without gradient, (1,)."""
+
+    def body(some: PlainTokens) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            target = Target.of(pair.dense.unembed(some.dense))
+        kl = target.kl(pair.sparse.unembed(some.sparse, some.token))
+        return (some.weight * kl).sum(), (some.share * kl).sum()[None]
+
+    return in_chunks(body, tokens, _unembedding(pair), _tokens_per_chunk(pair))
 
 
 def sparse_residuals(pair: BridgedPair, ids: Tensor) -> list[Tensor]:

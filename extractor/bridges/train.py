@@ -76,13 +76,13 @@ class BridgeTrainer:
                                    + kl_to_sparse_coef * KL(yd || logits of the pass that enters the sparse model at i)
                                    + kl_to_dense_coef * KL(yd || logits of the pass that enters the dense model at i) ]
            d. Backpropagate; losses, terms and gradients are averaged over the B sequences.
-           e. With prompts of tasks: add focus_coef times the KLs of a, b and c at their last token (`losses.focus_loss`).
+           e. With prompts of tasks: add focus_coef times the KLs of a, b and c at their last token, and after it (`losses.focus_loss`).
         4. v_i <- 0.9 v_i + 0.1 Var(hs_i).
         5. Sparse model: normalise the gradients, AdamW, projection to the L0 of this step (`SparseOptimizer.step`).
         6. Bridges: Adam with rate bridge_lr * min(1, (index + 1) / warm-up steps) * (1 - index / steps). Skipped, as
            step 5 is, where the gradients of the sparse model are not finite.
 
-        Returns the loss, its TERMS (nats per token or fractions, means over sites), kl_focus (nats per prompt; only with prompts of tasks),
+        Returns the loss, its TERMS (nats per token or fractions, means over sites), kl_focus (KL at the answer, nats; only with prompts of tasks),
         the RMS of the gradients and the learning rate.
         """
         spec, optim = self.spec, self.spec.optim

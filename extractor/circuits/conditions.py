@@ -4,11 +4,11 @@ mean     every ablated node has its mean over the pretraining text
 zero     it is zero
 same     it has its value in another prompt of the same length with the same answer, at the same token
 other    the same of a prompt with the other answer
-subset   a random share of the ablated nodes have their own value in this prompt, all others their mean; one draw for a batch
+subset   a random share of the ablated nodes have their own value in this prompt, all others their mean; one draw for 32 pairs
 
 Circuits found under the mean alone are often at chance under the others: what is ablated then still carries, or hides, the answer. One
-subset for the batch cannot be fitted, unlike noise for each prompt. Draws are functions of the seed and of the batch's prompts. App. A.5
-of the paper has the mean; the others are ours.
+subset for many pairs cannot be fitted, unlike noise for each prompt; several in a large batch make its loss that of subsets, not of one.
+Draws are functions of the seed and of the batch's prompts. App. A.5 of the paper has the mean; the others are ours.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
 CONDITIONS = ("mean", "zero", "same", "other", "subset")  # in the order in which a batch is repeated
+SUBSET_PROMPTS = 64  # prompts in a row that share one random subset
 
 
 class ConditionValues:
@@ -34,9 +35,10 @@ class ConditionValues:
 
     Rows of the repeated batch are asked for as the same prompts of every condition, in the order of `CONDITIONS`.
 
-    own, subset   values of the n prompts: those of the full model, and those where only the nodes of the subset keep them
-    mean          of one prompt: the mean of every node at each of the T tokens
-    partner       {same, other: (n,) the prompt whose values are taken}
+    own       the full model's values of prompts of the batch
+    subset    values of the n prompts where only the nodes of a subset keep their own
+    mean      of one prompt: the mean of every node at each of the T tokens
+    partner   {same, other: (n,) the prompt in `own` whose values are taken}
     """
 
     def __init__(self, own: PromptValues, subset: PromptValues, mean: PromptValues, partner: Mapping[str, Tensor]):
@@ -71,19 +73,31 @@ class Conditions:
         self.model, self.means, self.seed = model, means, seed
         self.index = NodeIndex.of(model)
 
-    @torch.no_grad()
     def __call__(self, batch: TaskBatch) -> tuple[TaskBatch, ConditionValues]:
         """(the batch once for each condition, their replacement values)."""
+        return self.of_rows(batch, torch.arange(len(batch.ids), device=batch.ids.device))
+
+    @torch.no_grad()
+    def of_rows(self, batch: TaskBatch, rows: Tensor) -> tuple[TaskBatch, ConditionValues]:
+        """The same of a part of a batch, prompts at rows (n,) of it: they have the replacement values that they have in the batch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + _number_of(batch))
+        partner = {name: partners(batch, name == "same", generator)[rows] for name in ("same", "other")}
+        chosen = self._subsets(len(batch.ids), generator)[rows.cpu() // SUBSET_PROMPTS].to(rows.device)
+        needed = torch.cat([rows, *partner.values()]).unique()
+        part, ids = batch.rows(rows), batch.ids[needed, : int(batch.last[needed].max()) + 1]
         with self.model.record() as own:
-            self.model(input_ids=batch.ids, logits_to_keep=1)
-        partner = {name: partners(batch, name == "same", generator) for name in ("same", "other")}
-        share = torch.rand((), generator=generator)
-        chosen = self.index.split((torch.rand(len(self.index), generator=generator) < share).to(batch.ids.device))
-        subset = {site: torch.where(chosen[site], x, self.means[site]) for site, x in own.items()}
-        mean = {site: x.expand(1, batch.ids.shape[1], -1) for site, x in self.means.items()}
+            self.model(input_ids=ids, logits_to_keep=1)
+        here, kept = torch.searchsorted(needed, rows), self.index.split(chosen)
+        subset = {site: torch.where(kept[site][:, None], x[here], self.means[site]) for site, x in own.items()}
+        mean = {site: x.expand(1, ids.shape[1], -1) for site, x in self.means.items()}
         of_own, of_subset, of_mean = (PromptValues(self.model, some) for some in (own, subset, mean))
-        return batch.repeat(len(CONDITIONS)), ConditionValues(of_own, of_subset, of_mean, partner)
+        places = {name: torch.searchsorted(needed, some) for name, some in partner.items()}
+        return part.repeat(len(CONDITIONS)), ConditionValues(of_own, of_subset, of_mean, places)
+
+    def _subsets(self, prompts: int, generator: torch.Generator) -> Tensor:
+        """(subsets, N) bool: the nodes that keep their values, each subset a random share of its own."""
+        count = -(-prompts // SUBSET_PROMPTS)
+        return torch.rand(count, len(self.index), generator=generator) < torch.rand(count, 1, generator=generator)
 
 
 def partners(batch: TaskBatch, same: bool, generator: torch.Generator) -> Tensor:

@@ -47,6 +47,14 @@ class TokenizedTask:
     vocab_size: int | None = None
 
 
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Token ids of rows of different lengths, (N, T) int64, padded with 0 on the right."""
+    import torch
+
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+
+
 @dataclass(frozen=True)
 class TaskBatch:
     """Pairs as tensors. Row 2i is a positive prompt, row 2i + 1 its negative; right padded.
@@ -59,6 +67,18 @@ class TaskBatch:
     correct: Tensor
     wrong: Tensor
     sign: Tensor
+
+    @classmethod
+    def of(cls, pairs: Sequence[EncodedPair]) -> TaskBatch:
+        """At least one pair."""
+        import torch
+
+        rows = [ids for pair in pairs for ids in (pair.positive, pair.negative)]
+        last = torch.tensor([len(row) - 1 for row in rows])
+        sign = torch.tensor([1.0, -1.0]).repeat(len(pairs))
+        correct = torch.tensor([answer for pair in pairs for answer in (pair.first, pair.second)])
+        wrong = torch.tensor([answer for pair in pairs for answer in (pair.second, pair.first)])
+        return cls(padded(rows), last, correct, wrong, sign)
 
     @property
     def pairs(self) -> int:
@@ -261,14 +281,28 @@ def task_batch(
 
     Raises TaskNotExpressible when the split has fewer than that many fitting pairs; with `fewer` only when it has none.
     """
-    import torch
+    found = [encoded for _, encoded in fitting_pairs(expression, tokenizer, split, pairs, seed, max_tokens, on_note, shifted, fewer)]
+    return TaskBatch.of(found)
 
-    found: list[EncodedPair] = []
+
+def fitting_pairs(
+    expression: TokenizedTask,
+    tokenizer: Tokenizer,
+    split: str,
+    pairs: int,
+    seed: int,
+    max_tokens: int,
+    on_note: Callable[[str], None] = lambda text: None,
+    shifted: bool = False,
+    fewer: bool = False,
+) -> list[tuple[Pair, EncodedPair]]:
+    """The pairs of `task_batch`, as text and as token ids."""
+    found: list[tuple[Pair, EncodedPair]] = []
     unfit = left_out = 0
     for pair in expression.task.pairs(split, seed, shifted):
         encoded = encode_pair(pair, expression, tokenizer)
         if encoded is not None and len(encoded.positive) <= max_tokens:
-            found.append(encoded)
+            found.append((pair, encoded))
             unfit = 0
         else:
             unfit += 1
@@ -285,14 +319,7 @@ def task_batch(
             f"task {expression.task.name}, split {split}: {left_out} of {left_out + len(found)} pairs are left out: their prompts differ "
             f"in length or exceed {max_tokens} tokens, or an answer is not the one token that others have"
         )
-    rows = [ids for pair in found for ids in (pair.positive, pair.negative)]
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    last = torch.tensor([len(row) - 1 for row in rows])
-    sign = torch.tensor([1.0, -1.0]).repeat(len(found))
-    correct = torch.tensor([answer for pair in found for answer in (pair.first, pair.second)])
-    wrong = torch.tensor([answer for pair in found for answer in (pair.second, pair.first)])
-    return TaskBatch(ids, last, correct, wrong, sign)
+    return found
 
 
 def logit_diff(last_logits: Tensor, batch: TaskBatch) -> Tensor:

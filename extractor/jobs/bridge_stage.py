@@ -108,7 +108,9 @@ def focus_of(job: Job, given: GivenModel, spec: BridgeSpec) -> FocusPrompts | No
         return None
     tasks = {name: get_task(name) for name in task_names()} | open_tasks(job.spec.tasks, job.spec.task_files)
     longest = longest_prompt(given.dense.model.config.to_dict(), spec) if given.dense else None
-    return focus_prompts(tasks.values(), given.tokenizer, longest or spec.optim.context, job.spec.seed, given.vocab_size, job.progress.note)
+    longest = longest or spec.optim.context
+    note, following = job.progress.note, spec.focus_tokens
+    return focus_prompts(tasks.values(), given.tokenizer, longest, job.spec.seed, given.vocab_size, note, following)
 
 
 def write_dense(given: GivenModel, dense: DenseModel, target: Path) -> None:

@@ -190,7 +190,7 @@ class BridgeSpec(Spec):
     sinks, and AbsTopK is annealed together with the weights.
     """
 
-    LATER = ("focus", "focus_coef")
+    LATER = ("focus", "focus_coef", "focus_tokens")
     init: Literal["scratch", "dense"] = "scratch"  # initial weights: random, or those of the dense model; paper: scratch
     over_sites: Literal["mean", "sum"] = "mean"  # reduction of the per-site loss terms; paper: sum
     estimator: Literal["split", "exact"] = "split"  # KL of hybrid passes: a sequence crosses at one site, or at every site (paper)
@@ -209,6 +209,7 @@ class BridgeSpec(Spec):
     kl_plain_coef: float = Field(1.0, ge=0)  # weight of KL(dense || sparse) without a crossing, an additional term (ours)
     focus: float = Field(0.0, ge=0, le=8)  # prompts of tasks in each step, as a share of the batch's sequences (ours); paper: none
     focus_coef: float = Field(1.0, ge=0)  # weight of the KLs at the ends of these prompts, each weighted as the same KL on text
+    focus_tokens: int = Field(0, ge=0)  # tokens of the rest of a program after its prompt whose mean KL counts as the answer's does (ours)
 
     @model_validator(mode="after")
     def _heads_fit(self) -> BridgeSpec:

@@ -42,10 +42,11 @@ def standard_logit_diffs(problem: PruningProblem, graph: CircuitMask, batch: Tas
 @torch.no_grad()
 def condition_logit_diffs(problem: PruningProblem, graph: CircuitMask, batch: TaskBatch) -> Tensor:
     """Logit differences (conditions, 2P) of the circuit under each of `CONDITIONS`, at the model's own scale."""
-    network = PromptMaskedModel(problem.model, Conditions(problem.model, problem.means, problem.seed), graph.nodes)
-    edges = None if graph.edges is None else {link: mask[None].float() for link, mask in network.cut(graph.edges).items()}
+    conditions = Conditions(problem.model, problem.means, problem.seed)
     found = torch.empty(len(CONDITIONS), len(batch.ids), device=batch.ids.device)
     for rows in parts(problem, batch):
+        network = PromptMaskedModel(problem.model, lambda part, rows=rows: conditions.of_rows(batch, rows), graph.nodes)
+        edges = None if graph.edges is None else {link: mask[None].float() for link, mask in network.cut(graph.edges).items()}
         diffs = network.logit_diffs(network.prepare(batch.rows(rows), groups=1), Masks(edges=edges))
         found[:, rows] = diffs[0].unflatten(0, (len(CONDITIONS), -1)).to(found.dtype)
     return found

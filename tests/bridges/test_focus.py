@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -35,13 +36,15 @@ def pair() -> BridgedPair:
     return tiny_pair()
 
 
-def random_prompts(count: int, seed: int = 0) -> Prompts:
+def random_prompts(count: int, seed: int = 0, following: int = 0) -> Prompts:
+    """Prompts, each with up to `following` tokens after it; the first with none."""
     generator = torch.Generator().manual_seed(seed)
-    ids, last = torch.randint(VOCABULARY, (count, 12), generator=generator), torch.randint(3, 12, (count,), generator=generator)
-    return Prompts(ids, last)
+    ids = torch.randint(VOCABULARY, (count, 12 + following), generator=generator)
+    last = torch.randint(3, 12, (count,), generator=generator)
+    return Prompts(ids, last, last + torch.arange(count) % (following + 1))
 
 
-FOCUS = FocusPrompts({"one": random_prompts(8), "other": random_prompts(20, 1)})
+FOCUS = FocusPrompts({"one": random_prompts(8), "other": random_prompts(20, 1, 4)})
 
 
 def dense_model() -> DenseModel:
@@ -52,16 +55,21 @@ def crossing_of(spec: BridgeSpec, prompts: Prompts, seed: int = 0) -> Crossing:
     return Crossing.of_prompts(spec, len(prompts.ids), SITES, torch.Generator().manual_seed(seed))
 
 
-def plain_terms(pair: BridgedPair, prompts: Prompts) -> tuple[list[float], list[list[float]], list[list[float]]]:
-    """Of each prompt by itself: KL of the sparse model, of dense then sparse at every site, of sparse then dense at every site."""
-    own, to_sparse, to_dense = [], [], []
-    for row, last in zip(prompts.ids, prompts.last.tolist(), strict=True):
-        ids = row[None, : last + 1]
-        with torch.no_grad():
-            log_p = pair.adapter(input_ids=ids).logits[0, -1].log_softmax(-1)
+def plain_terms(pair: BridgedPair, prompts: Prompts, answer_only: bool = False) -> tuple[list[float], list[list[float]], list[list[float]]]:
+    """Of each prompt by itself: KL of the sparse model, of dense then sparse at every site, of sparse then dense at every site.
 
-            def kl(logits: torch.Tensor, log_p: torch.Tensor = log_p) -> float:
-                return functional.kl_div(logits[0, -1].log_softmax(-1), log_p, reduction="sum", log_target=True).item()
+    At the last token of the prompt, plus the mean over the tokens after it.
+    """
+    own, to_sparse, to_dense = [], [], []
+    for row, last, end in zip(prompts.ids, prompts.last.tolist(), prompts.end.tolist(), strict=True):
+        ids = row[None, : end + 1]
+        with torch.no_grad():
+            log_p = pair.adapter(input_ids=ids).logits[0].log_softmax(-1)
+
+            def kl(logits: torch.Tensor, log_p: torch.Tensor = log_p, last: int = last) -> float:
+                each = functional.kl_div(logits[0].log_softmax(-1), log_p, reduction="none", log_target=True).sum(-1)
+                after = each[last + 1 :].mean().item() if len(each) > last + 1 and not answer_only else 0.0
+                return each[last].item() + after
 
             own.append(kl(pair.sparse(input_ids=ids).logits))
             crossed = paths(pair, ids)
@@ -70,18 +78,20 @@ def plain_terms(pair: BridgedPair, prompts: Prompts) -> tuple[list[float], list[
     return own, to_sparse, to_dense
 
 
+@pytest.mark.parametrize("following", [0, 3])
 @pytest.mark.parametrize("over_sites", ["mean", "sum"])
-def test_the_exact_loss_of_prompts_is_its_definition(pair: BridgedPair, over_sites: str):
-    spec, prompts = tiny_bridge(estimator="exact", over_sites=over_sites, kl_plain_coef=2.0, kl_to_dense_coef=0.5), random_prompts(4)
+def test_the_exact_loss_of_prompts_is_its_definition(pair: BridgedPair, over_sites: str, following: int):
+    spec = tiny_bridge(estimator="exact", over_sites=over_sites, kl_plain_coef=2.0, kl_to_dense_coef=0.5)
+    prompts = random_prompts(4, following=following)
     own, to_sparse, to_dense = (torch.tensor(values).mean(0) for values in plain_terms(pair, prompts))
     c = 1 / SITES if over_sites == "mean" else 1.0
     loss, kl = focus_loss(pair, prompts, crossing_of(spec, prompts), spec)
-    assert kl.item() == pytest.approx(own.item(), rel=1e-4)
+    assert kl.item() == pytest.approx(torch.tensor(plain_terms(pair, prompts, answer_only=True)[0]).mean().item(), rel=1e-4)
     assert loss.item() == pytest.approx((2 * own + c * (to_sparse.sum() + 0.5 * to_dense.sum())).item(), rel=1e-4)
 
 
 def test_the_split_estimate_weighs_every_crossing_as_drawn(pair: BridgedPair):
-    spec, prompts = tiny_bridge(kl_plain_coef=0.0), random_prompts(6)
+    spec, prompts = tiny_bridge(kl_plain_coef=0.0), random_prompts(6, following=2)
     _, to_sparse, to_dense = plain_terms(pair, prompts)
     crossing = crossing_of(spec, prompts)
     assert sorted(crossing.order.tolist()) == list(range(6)), "every prompt crosses once"
@@ -95,8 +105,8 @@ def test_the_split_estimate_weighs_every_crossing_as_drawn(pair: BridgedPair):
 
 
 def test_padding_does_not_affect_the_loss(pair: BridgedPair):
-    prompts = random_prompts(5)
-    beyond = torch.arange(prompts.ids.shape[1]) > prompts.last[:, None]
+    prompts = random_prompts(5, following=2)
+    beyond = torch.arange(prompts.ids.shape[1]) > prompts.end[:, None]
     changed = prompts._replace(ids=torch.where(beyond, (prompts.ids + 7) % VOCABULARY, prompts.ids))
     crossing = crossing_of(FOCUSED, prompts)
     losses = [focus_loss(pair, some, crossing, FOCUSED)[0].item() for some in (prompts, changed)]
@@ -107,9 +117,9 @@ def test_a_batch_is_a_function_of_seed_and_step_and_holds_whole_pairs():
     one, again, other = FOCUS.batch(3, 5, 4), FOCUS.batch(3, 5, 4), FOCUS.batch(3, 6, 4)
     assert torch.equal(one.ids, again.ids)
     assert one.ids.shape != other.ids.shape or not torch.equal(one.ids, other.ids)
-    rows = {tuple(row[: last + 1].tolist()) for task in FOCUS.by_task.values() for row, last in zip(task.ids, task.last, strict=True)}
-    assert all(tuple(row[: last + 1].tolist()) in rows for row, last in zip(one.ids, one.last, strict=True))
-    assert one.ids.shape[1] == int(one.last.max()) + 1
+    rows = {(last.item(), *row[: end + 1].tolist()) for task in FOCUS.by_task.values() for row, last, end in zip(*task, strict=True)}
+    assert all((last.item(), *row[: end + 1].tolist()) in rows for row, last, end in zip(*one, strict=True))
+    assert one.ids.shape[1] == int(one.end.max()) + 1
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3])
@@ -171,6 +181,22 @@ def test_the_prompts_are_plain_and_shifted_ones_of_the_train_split_and_others_ar
         train, held_out = (task_batch(expression, tokenizer, split, 20, 0, 100, shifted=shifted).ids for split in ("train", "held_out"))
         assert padded(train, ids.shape[1]) <= known
         assert not padded(held_out, ids.shape[1]) & known
+
+
+def test_shifted_prompts_go_on_with_their_programs_as_far_as_asked():
+    tokenizer = load_tokenizer(BUNDLED / "python-tiny")
+    found, short = (focus_prompts([find_task("for_while")], tokenizer, 100, 0, None, print, following) for following in (12, 0))
+    assert found is not None and short is not None
+    assert torch.equal(short.by_task["for_while"].end, short.by_task["for_while"].last)
+    prompts = found.by_task["for_while"]
+    assert torch.equal(prompts.last, short.by_task["for_while"].last)
+    follow = prompts.end - prompts.last
+    assert follow.max() == 12
+    assert 0.3 < (follow > 0).float().mean() < 0.6, "shifted ones"
+    row = int(follow.argmax())
+    prompt, rest = (tokenizer.decode(ids.tolist()) for ids in prompts.ids[row, : prompts.end[row] + 1].tensor_split([int(prompts.last[row]) + 1]))
+    programs = (write.programs(Random(seed)) for seed in range(30) for write in find_task("for_while").shifted)
+    assert any(rest.startswith(after[:4]) for both in programs for _, after in both), (prompt, rest)
 
 
 def padded(ids: torch.Tensor, width: int) -> set[tuple[int, ...]]:

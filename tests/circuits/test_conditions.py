@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from problems import random_base, random_batch, random_model
 
-from extractor.circuits.conditions import CONDITIONS, Conditions, partners
+from extractor.circuits.conditions import CONDITIONS, SUBSET_PROMPTS, Conditions, partners
 from extractor.circuits.graph import NodeIndex
 from extractor.circuits.prompt_network import PromptMaskedModel
 from tests.circuits.test_network import close, kept_nodes, reference
@@ -51,6 +51,31 @@ def test_the_only_prompt_of_its_kind_is_its_own_partner():
     pair = random_batch(1)
     assert partners(pair, True, torch.Generator()).tolist() == [0, 1]
     assert partners(pair, False, torch.Generator()).tolist() == [1, 0]
+
+
+def test_a_part_of_a_batch_has_the_values_that_it_has_in_the_batch():
+    model, batch = random_model(1, torch.float64), random_batch(PAIRS, 2, torch.float64)
+    means, kept, rows = random_base(model, 3), kept_nodes(model, "half", 4), torch.tensor([3, 17, 40])
+    conditions = Conditions(model, means, 0)
+
+    def diffs(ablate, prompts) -> torch.Tensor:
+        network = PromptMaskedModel(model, ablate, kept)
+        return network.logit_diffs(network.prepare(prompts))[0].unflatten(0, (len(CONDITIONS), -1))
+
+    whole, part = diffs(conditions, batch), diffs(lambda _: conditions.of_rows(batch, rows), batch.rows(rows))
+    assert close(part, whole[:, rows])
+
+
+def test_a_large_batch_has_several_subsets_of_different_shares():
+    pairs = 2 * SUBSET_PROMPTS
+    model, batch = random_model(1), random_batch(pairs)
+    means, index = random_base(model), NodeIndex.of(model)
+    values = Conditions(model, means, 0)(batch)[1].subset.values
+    kept = index.join({site: (values[site] != means[site]).any(1) for site in index.widths})  # (prompts, nodes)
+    groups = [some.any(0) for some in kept.split(SUBSET_PROMPTS)]
+    assert len(groups) == 4
+    assert all(torch.equal(a, b) == (a is b) for a in groups for b in groups)
+    assert len({int(some.sum()) for some in groups}) > 1
 
 
 def test_the_subset_is_one_for_a_batch_drawn_by_its_prompts_and_the_seed():

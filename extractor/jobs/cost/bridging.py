@@ -203,8 +203,11 @@ def _flops(dense: DenseShape, spec: BridgeSpec, parameters: Mapping[str, int]) -
     blocks = dense.layers * (4 + 2 * shape.mlp_ratio) * shape.d_model**2 + dense.layers * optim.context * shape.d_model
     dense_blocks = dense.block_parameters + dense.layers * optim.context * dense.width
     own, paths = tokens * spec.own_share, crossing * spec.kl_share
-    prompts = PROMPT_LENGTH * spec.focus * tokens  # their tokens, which all cross; scored at the last one only
+    # Prompts all cross. They are scored at their last token, and after it; half of them, the shifted ones, have tokens after it.
+    after = optim.batch * spec.focus * spec.focus_tokens / 2
+    prompts, scored = PROMPT_LENGTH * spec.focus * tokens + after, optim.batch * spec.focus + after
     tokens, crossing = tokens + prompts, crossing + prompts
+    own, paths = own + scored, paths + scored
     return {
         "dense model": 2.0 * tokens * dense_blocks,
         "sparse model": 6.0 * tokens * blocks,
