@@ -82,8 +82,8 @@ class BridgeTrainer:
         6. Bridges: Adam with rate bridge_lr * min(1, (index + 1) / warm-up steps) * (1 - index / steps). Skipped, as
            step 5 is, where the gradients of the sparse model are not finite.
 
-        Returns the loss, its TERMS (nats per token or fractions, means over sites), kl_focus (KL at the answer, nats; only with prompts of tasks),
-        the RMS of the gradients and the learning rate.
+        Returns the loss, its TERMS (nats per token or fractions, means over sites), with prompts kl_focus (KL at the answer, nats), the
+        RMS of the gradients and the learning rate.
         """
         spec, optim = self.spec, self.spec.optim
         if self.annealing is not None:  # 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,14 +40,26 @@ class CircuitScorer:
         return torch.cat(parts)
 
     def _of(self, network: MaskedModel, graphs: list[CircuitMask]) -> Tensor:
-        """Logit differences of circuits of one network. One of prompts is computed group by group, as much as fits in memory."""
+        return self.of_masks(network, len(graphs), lambda i, j: _masks(network, graphs[i:j]))
+
+    @torch.no_grad()
+    def of_masks(self, network: MaskedModel, count: int, masks: Callable[[int, int], Masks]) -> Tensor:
+        """Logit differences (count, 2 x pairs) of mask sets of one network; masks(i, j) makes those from i to j - 1.
+
+        A network of prompts is computed group by group, as much as fits in memory.
+        """
         values = max(1, len(network) * self.batch.ids.numel() * self.standard.copies)
+
+        def every(prompts: Any, size: int) -> Tensor:
+            parts = [network.logit_diffs(prompts, masks(i, min(i + size, count))) for i in range(0, count, size)]
+            return torch.cat(parts)
+
         if not isinstance(network, PromptMaskedModel):
-            return _all(network, network.prepare(self.batch), graphs, max(1, VALUES_AT_ONCE // values))
+            return every(network.prepare(self.batch), max(1, VALUES_AT_ONCE // values))
         groups = min(len(self.batch.ids), max(LENGTH_GROUPS, -(-values // VALUES_AT_ONCE)))
         found, rows = [], []
         for group in network.prepared(self.batch, groups):
-            found.append(_all(network, [group], graphs, max(1, groups * VALUES_AT_ONCE // values)))
+            found.append(every([group], max(1, groups * VALUES_AT_ONCE // values)))
             rows.append(group.rows.sort().values)
         return torch.cat(found, dim=1)[:, torch.cat(rows).argsort()]
 
@@ -58,11 +70,6 @@ class CircuitScorer:
     def loss(self, graph: CircuitMask) -> float:
         """Task loss, nats."""
         return self.losses([graph])[0].item()
-
-
-def _all(network: MaskedModel, prompts: Any, graphs: list[CircuitMask], size: int) -> Tensor:
-    """Logit differences (P, prompts) of circuits, `size` of them at once."""
-    return torch.cat([network.logit_diffs(prompts, _masks(network, graphs[i : i + size])) for i in range(0, len(graphs), size)])
 
 
 def _masks(network: MaskedModel, graphs: Sequence[CircuitMask]) -> Masks:

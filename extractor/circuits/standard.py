@@ -49,17 +49,11 @@ class Measured:
 class Standard(Protocol):
     """What a circuit must hold under.
 
-    copies       K
-    draws        batches in a row on which a loss must be exceeded to count: the worst of several conditions varies more
-    most_edges   elimination starts from no larger circuit: K times as many prompts of a large network take hours
-    first_rankings   quick rankings that are tried before the one that is asked for
+    copies   K
     """
 
     name: Name
-    first_rankings: tuple[str, ...]
     copies: int
-    draws: int
-    most_edges: float
 
     def network(self, kept_nodes: Tensor) -> MaskedModel:
         """The masked model of the nodes in kept_nodes (N,) bool; all others are ablated."""
@@ -87,8 +81,7 @@ class PaperStandard:
     """
 
     name: Name = "paper"
-    first_rankings: tuple[str, ...] = ()
-    copies, draws, most_edges = 1, 1, float("inf")
+    copies = 1
 
     def __init__(self, model: SparseGPTForCausalLM, means: Mapping[str, Tensor], ablation: str):
         self.model, self.ablation = model, ablation
@@ -125,8 +118,7 @@ class RobustStandard:
     """
 
     name: Name = "robust"
-    first_rankings: tuple[str, ...] = ("attribution",)
-    copies, draws, most_edges = len(CONDITIONS), 4, 6e3
+    copies = len(CONDITIONS)
 
     def __init__(self, model: SparseGPTForCausalLM, means: Mapping[str, Tensor], seed: int, demanded: Sequence[str] = CONDITIONS):
         self.model, self._conditions = model, _kept(Conditions(model, means, seed))

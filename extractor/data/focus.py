@@ -105,9 +105,7 @@ def focus_prompts(
     return FocusPrompts(found) if found else None
 
 
-def _fitting(
-    expression: TokenizedTask, tokenizer: Tokenizer, longest: int, seed: int, shifted: bool
-) -> list[tuple[Pair, EncodedPair]]:
+def _fitting(expression: TokenizedTask, tokenizer: Tokenizer, longest: int, seed: int, shifted: bool) -> list[tuple[Pair, EncodedPair]]:
     """Up to FOCUS_PAIRS fitting pairs of the train split; none where there are none."""
     if shifted and not expression.task.shifted:
         return []
@@ -117,9 +115,7 @@ def _fitting(
         return []
 
 
-def _prompts(
-    pairs: list[tuple[Pair, EncodedPair]], tokenizer: Tokenizer, longest: int, vocab_size: int | None, following: int
-) -> Prompts:
+def _prompts(pairs: list[tuple[Pair, EncodedPair]], tokenizer: Tokenizer, longest: int, vocab_size: int | None, following: int) -> Prompts:
     import torch
 
     prompts, rows = [], []

@@ -19,8 +19,9 @@ from extractor.data.encoding import prompt_text, shown_text, token_text
 from extractor.files import rounded
 from extractor.models.sparse_folder import DENSE_JSON, FAITHFULNESS_JSON
 from extractor.progress import Progress, Stopped
+from extractor.pruning.criteria import PrunedCircuit
 from extractor.pruning.problem import PruningProblem
-from extractor.pruning.prune import PrunedCircuit, PruneResult
+from extractor.pruning.prune import PruneResult
 from extractor.pruning.standards import FoundCircuits
 from extractor.report.page import Example, write_report
 from extractor.validation.ablations import standard_logit_diffs

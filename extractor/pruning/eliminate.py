@@ -121,7 +121,7 @@ def eliminate(
         options, loss = _options(here, free, most, largest)
         corrections[places] = here.correction
         exceeded = exceeded + 1 if loss > most else 0
-        if exceeded == problem.standard.draws:
+        if exceeded == problem.policy.draws:
             return path
         if exceeded:
             continue

@@ -28,6 +28,23 @@ MOST_VALUES = 1 << 26  # of nodes at all tokens of a batch, where replacement va
 
 
 @dataclass(frozen=True)
+class SearchPolicy:
+    """How a search differs from one standard to the other.
+
+    first_rankings   quick rankings that are tried before the one that is asked for
+    most_edges       elimination starts from no larger circuit: several times as many prompts of a large network take hours
+    draws            batches in a row on which a loss must be exceeded to count: the worst of several conditions varies more
+    """
+
+    first_rankings: tuple[str, ...] = ()
+    most_edges: float = float("inf")
+    draws: int = 1
+
+
+POLICY: Mapping[Name, SearchPolicy] = {"paper": SearchPolicy(), "robust": SearchPolicy(("attribution",), 6e3, 4)}
+
+
+@dataclass(frozen=True)
 class PruningProblem:
     """What is pruned, and how.
 
@@ -95,6 +112,10 @@ class PruningProblem:
     def standard(self) -> Standard:
         """What a circuit must hold under."""
         return RobustStandard(self.model, self.means, self.seed) if self.spec.standard == "robust" else self.paper
+
+    @property
+    def policy(self) -> SearchPolicy:
+        return POLICY[self.standard.name]
 
     def full_mask(self) -> CircuitMask:
         """All nodes and edges of the model."""

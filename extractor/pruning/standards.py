@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from extractor.circuits.standard import Name, RobustStandard
-from extractor.pruning.problem import PruningProblem
+from extractor.circuits.standard import Name
+from extractor.pruning.problem import POLICY, PruningProblem
 from extractor.pruning.prune import PruneResult, find_circuits
 
 
@@ -19,7 +19,7 @@ class FoundCircuits:
     def shown(self) -> PruneResult:
         """The robust circuit where a small one holds, else the paper's."""
         robust = self.by_standard.get("robust")
-        is_small = robust is not None and robust.best.met and robust.best.edges <= RobustStandard.most_edges
+        is_small = robust is not None and robust.best.met and robust.best.edges <= POLICY["robust"].most_edges
         return robust if robust is not None and is_small else self.by_standard["paper"]
 
 

@@ -202,7 +202,7 @@ def _condition_of(result: dict) -> str:
 
 def _condition_claim(result: dict) -> Iterator[tuple[str, str, str]]:
     """Whether the circuit meets the target under each condition, at the model's own scale; nothing where that was not measured."""
-    worst = worst_condition(result)
+    worst = worst_condition(result.get("validation"))
     if worst is None:
         return
     name, numbers = worst

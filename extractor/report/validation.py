@@ -12,6 +12,7 @@ from statistics import median_high
 from extractor.report.controls import controls_part
 from extractor.report.html import Bar, bars_table, count, identifier, nats, percent, section, table
 from extractor.report.plots import curve_plot, effects_plot
+from extractor.spec.claims import CONDITION_WORDS, worst_condition
 from extractor.spec.thresholds import OTHER_ROLE
 
 _ABLATIONS = {"mean": "All other nodes at their means", "zero": "All other nodes at zero", "resample": "Everything else resampled"}
@@ -103,11 +104,12 @@ def _shifted(found: dict | None) -> str:
     if not found:
         return ""
     low, high = (percent(end) for end in found["interval"])
-    right = found["accuracy"]
+    right, worst = found["accuracy"], worst_condition(found)
+    beyond = f" Without calibration, where other nodes {CONDITION_WORDS[worst[0]]}: {nats(worst[1]['loss'])} nats there." if worst else ""
     return (
         f"On {found['prompts']} shifted prompts, longer and from other templates, circuit and full model prefer the same answer on "
         f"{percent(found['same_answer'])} ({low} to {high}); the circuit is right on {percent(right['circuit'])}, the full model on "
-        f"{percent(right['full'])}."
+        f"{percent(right['full'])}.{beyond}"
     )
 
 

@@ -29,12 +29,12 @@ def is_foreign(facts: Mapping[str, Any]) -> bool:
     return facts.get("holds_for_dense") is False
 
 
-def worst_condition(facts: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+def worst_condition(measured: Mapping[str, Any] | None) -> tuple[str, Mapping[str, Any]] | None:
     """(name, {loss, accuracy, interval}) of the condition under which the circuit, without calibration, has the largest loss.
 
-    None in results of earlier versions. facts: the content of result.json.
+    measured   'validation' of result.json, or its part on shifted prompts. None where this was not measured: in earlier versions
     """
-    found = (facts.get("validation") or {}).get("conditions")
+    found = (measured or {}).get("conditions")
     return max(found.items(), key=lambda item: item[1]["loss"]) if found else None
 
 

@@ -45,11 +45,15 @@ def condition_logit_diffs(problem: PruningProblem, graph: CircuitMask, batch: Ta
     conditions = Conditions(problem.model, problem.means, problem.seed)
     found = torch.empty(len(CONDITIONS), len(batch.ids), device=batch.ids.device)
     for rows in parts(problem, batch):
-        network = PromptMaskedModel(problem.model, lambda part, rows=rows: conditions.of_rows(batch, rows), graph.nodes)
-        edges = None if graph.edges is None else {link: mask[None].float() for link, mask in network.cut(graph.edges).items()}
-        diffs = network.logit_diffs(network.prepare(batch.rows(rows), groups=1), Masks(edges=edges))
-        found[:, rows] = diffs[0].unflatten(0, (len(CONDITIONS), -1)).to(found.dtype)
+        found[:, rows] = _of_rows(conditions, graph, batch, rows).to(found.dtype)
     return found
+
+
+def _of_rows(conditions: Conditions, graph: CircuitMask, batch: TaskBatch, rows: Tensor) -> Tensor:
+    """Logit differences (conditions, rows) of some prompts of the batch."""
+    network = PromptMaskedModel(graph.model, lambda part: conditions.of_rows(batch, rows), graph.nodes)
+    edges = None if graph.edges is None else {link: mask[None].float() for link, mask in network.cut(graph.edges).items()}
+    return network.logit_diffs(network.prepare(batch.rows(rows), groups=1), Masks(edges=edges))[0].unflatten(0, (len(CONDITIONS), -1))
 
 
 @torch.no_grad()

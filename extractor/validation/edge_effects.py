@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extractor.circuits.calibration import calibrate_all
 from extractor.circuits.graph import CircuitMask, links
-from extractor.circuits.scorer import VALUES_AT_ONCE
 from extractor.circuits.sites import node_id
 from extractor.data.prompts import TaskBatch
+from extractor.pruning.choose import without_each
 from extractor.pruning.elements import Edges
 from extractor.pruning.problem import PruningProblem
 
@@ -36,7 +35,8 @@ def edge_effects(problem: PruningProblem, graph: CircuitMask, held_out: TaskBatc
     names, weights = _listed(problem, elements)
     chosen = weights.abs().argsort(descending=True, stable=True)[:MOST_EDGES]
     batch = held_out.pick(torch.arange(_pairs(problem, graph, len(chosen), held_out)))
-    rise = _rises(problem, elements, chosen, batch).tolist()
+    scorer = problem.scorer(batch)
+    rise = (without_each(scorer, elements, chosen, problem.tick) - scorer.loss(graph)).tolist() if len(chosen) else []
     return {
         "edges": [[*names[edge], value] for edge, value in zip(chosen.tolist(), rise, strict=True)],
         "of": len(elements),
@@ -64,23 +64,3 @@ def _pairs(problem: PruningProblem, graph: CircuitMask, edges: int, held_out: Ta
 def _width(problem: PruningProblem, graph: CircuitMask) -> int:
     """Nodes that one pass computes."""
     return max(1, len(problem.index) if problem.spec.ablation == "resample" else graph.node_count())
-
-
-@torch.no_grad()
-def _rises(problem: PruningProblem, elements: Edges, chosen: Tensor, batch: TaskBatch) -> Tensor:
-    """By how much the loss rises without each of the chosen edges, alone."""
-    if not len(chosen):
-        return torch.zeros(0)
-    network = problem.network(elements.circuit.nodes)
-    prompts = network.prepare(batch)
-    size = max(1, VALUES_AT_ONCE // (_width(problem, elements.circuit) * batch.ids.numel()))
-
-    def losses(on: Tensor) -> Tensor:
-        return calibrate_all(network.logit_diffs(prompts, elements.masks(on)), batch.sign)[0]
-
-    all_on = torch.ones(1, len(elements), device=batch.ids.device)
-    found = []
-    for done, some in enumerate(chosen.split(size)):
-        problem.tick(done * size, len(chosen))
-        found.append(losses(all_on.repeat(len(some), 1).scatter(1, some[:, None], 0.0)))
-    return torch.cat(found) - losses(all_on)[0]

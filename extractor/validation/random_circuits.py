@@ -22,9 +22,9 @@ from torch import Tensor
 from extractor.circuits.graph import CircuitMask, Link, NodeIndex, links
 from extractor.circuits.scorer import CIRCUITS_AT_ONCE, CircuitScorer
 from extractor.data.prompts import TaskBatch
+from extractor.pruning.choose import without_each
 from extractor.pruning.elements import Edges
 from extractor.pruning.problem import PruningProblem
-from extractor.pruning.prune import without_each
 
 DRAWS = 200
 PAIRS = 64

@@ -18,8 +18,9 @@ from extractor import files
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
 from extractor.data.prompts import TaskBatch
+from extractor.pruning.criteria import PrunedCircuit
 from extractor.pruning.problem import PruningProblem
-from extractor.pruning.prune import PrunedCircuit, find_circuits
+from extractor.pruning.prune import find_circuits
 from extractor.validation.ablations import standard_logit_diffs
 
 _FACTS, _MASKS, _NODES = "circuit.json", "circuit.safetensors", "nodes"

@@ -35,8 +35,8 @@ from extractor.data.bootstrap import intervals
 from extractor.data.corpus import Corpus
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.algorithms import attribution
+from extractor.pruning.criteria import PrunedCircuit
 from extractor.pruning.problem import PruningProblem
-from extractor.pruning.prune import PrunedCircuit
 from extractor.spec.thresholds import FULL_MODEL_FAILS_RAW
 from extractor.validation.ablations import KINDS, ablated_logit_diffs, condition_logit_diffs, reference_logit_diffs
 from extractor.validation.activations import activations
@@ -67,7 +67,8 @@ class ValidationReport:
     conditions       {mean, zero, same, other, subset: {loss, accuracy, interval}} of the circuit, without calibration
     binarised        {loss, accuracy, nodes: {id: loss with it alone binarised}, or None where that was not measured}
     removed          {nothing, edges, random_nodes: loss of the full model without them}
-    shifted          {prompts, loss, accuracy: {full, circuit}, same_answer, interval: its}; None where the task has no such prompts
+    shifted          {prompts, loss, accuracy: {full, circuit}, same_answer, interval: its, conditions: as above}; None where the task
+                     has no such prompts
     roles            see `validation.roles`
     interval         {network: [low, high]}, 95 %, of all of these
     edge_effects     see `validation.edge_effects`
@@ -190,6 +191,7 @@ def _on_shifted(pruned: PrunedCircuit, problem: PruningProblem, shifted: TaskBat
         "accuracy": {name: (batch.sign * one > 0).double().mean().item() for name, one in diffs.items()},
         "same_answer": same.mean().item(),
         "interval": intervals({"same": same}, problem.seed)["same"],
+        "conditions": under_conditions(problem, pruned.graph, batch),
     }
 
 

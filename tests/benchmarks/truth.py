@@ -28,8 +28,9 @@ from extractor.errors import TaskNotExpressible
 from extractor.jobs.request import train_job
 from extractor.jobs.run import run_job
 from extractor.progress import Progress
-from extractor.pruning.problem import PruningProblem
-from extractor.pruning.prune import PrunedCircuit, find_circuits
+from extractor.pruning.criteria import PrunedCircuit
+from extractor.pruning.problem import POLICY, PruningProblem
+from extractor.pruning.prune import find_circuits
 from extractor.spec.schema import CorpusSpec
 from extractor.validation.adversarial import adversarial
 from extractor.validation.null_search import null_searches
@@ -102,7 +103,7 @@ def measured(model: Path, task: str) -> dict[str, Any]:
         best = find_circuits(problem.under(name)).best
         found[name] = numbers(problem, best, held_out) | {"seconds": time.process_time() - began}
     found["nulls"] = null_searches(problem, STANDARDS, held_out, build_corpus(CorpusSpec(), opened(model)[1]))
-    found["random"] = random_circuits(problem, best.graph, held_out) if best.edges <= RobustStandard.most_edges else None
+    found["random"] = random_circuits(problem, best.graph, held_out) if best.edges <= POLICY["robust"].most_edges else None
     return found
 
 
@@ -134,7 +135,7 @@ def _problem(model: Path, task: str) -> PruningProblem:
 
 def summary(found: Mapping[str, Any]) -> Iterator[Row]:
     robust, paper = [one["robust"] for one in found.values()], [one["paper"] for one in found.values()]
-    small = [one for one in robust if one["edges"] <= RobustStandard.most_edges]
+    small = [one for one in robust if one["edges"] <= POLICY["robust"].most_edges]
     yield Row("tasks with a robust circuit, of those", len(small) / len(robust), ">= 1.0")
     held = [_worst(one) <= TARGET for one in small]
     yield Row("robust circuits that meet 0.15 nats under every condition on held-out pairs", sum(held) / max(1, len(held)), ">= 0.95")

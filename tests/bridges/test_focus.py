@@ -186,7 +186,8 @@ def test_the_prompts_are_plain_and_shifted_ones_of_the_train_split_and_others_ar
 def test_shifted_prompts_go_on_with_their_programs_as_far_as_asked():
     tokenizer = load_tokenizer(BUNDLED / "python-tiny")
     found, short = (focus_prompts([find_task("for_while")], tokenizer, 100, 0, None, print, following) for following in (12, 0))
-    assert found is not None and short is not None
+    assert found is not None
+    assert short is not None
     assert torch.equal(short.by_task["for_while"].end, short.by_task["for_while"].last)
     prompts = found.by_task["for_while"]
     assert torch.equal(prompts.last, short.by_task["for_while"].last)
@@ -194,7 +195,9 @@ def test_shifted_prompts_go_on_with_their_programs_as_far_as_asked():
     assert follow.max() == 12
     assert 0.3 < (follow > 0).float().mean() < 0.6, "shifted ones"
     row = int(follow.argmax())
-    prompt, rest = (tokenizer.decode(ids.tolist()) for ids in prompts.ids[row, : prompts.end[row] + 1].tensor_split([int(prompts.last[row]) + 1]))
+    prompt, rest = (
+        tokenizer.decode(ids.tolist()) for ids in prompts.ids[row, : prompts.end[row] + 1].tensor_split([int(prompts.last[row]) + 1])
+    )
     programs = (write.programs(Random(seed)) for seed in range(30) for write in find_task("for_while").shifted)
     assert any(rest.startswith(after[:4]) for both in programs for _, after in both), (prompt, rest)
 

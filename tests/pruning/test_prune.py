@@ -20,8 +20,9 @@ from extractor.circuits.reference import ReferenceMaskedModel, masked_logit_diff
 from extractor.errors import SpecError
 from extractor.progress import Progress, Stopped
 from extractor.pruning import algorithms, prune
+from extractor.pruning.criteria import CircuitCriteria
 from extractor.pruning.problem import PruningProblem
-from extractor.pruning.prune import CircuitCriteria, PruneResult, find_circuits
+from extractor.pruning.prune import PruneResult, find_circuits
 from extractor.spec.schema import CHANCE
 
 REDUNDANT = {"0.mlp.act_in.1", "0.mlp.post_act.1", "0.mlp.resid_delta.2"}

@@ -652,6 +652,10 @@ def test_what_circuit_and_model_answer_on_shifted_prompts_is_said(tmp_path):
     found = {"prompts": 256, "same_answer": 0.742, "interval": [0.7, 0.78], "accuracy": {"full": 0.98, "circuit": 0.758}}
     html = written(tmp_path, tiny(), validation=validation_of(tiny(), shifted=found))
     assert "prefer the same answer on 74.2&nbsp;% (70&nbsp;% to 78&nbsp;%); the circuit is right on 75.8&nbsp;%, the full model on" in html
+    assert "nats there" not in html, "as in results of earlier versions"
+    found["conditions"] = {name: {"loss": number / 10} for number, name in enumerate(CONDITION_WORDS)}
+    html = written(tmp_path, tiny(), validation=validation_of(tiny(), shifted=found))
+    assert f"Without calibration, where other nodes {[*CONDITION_WORDS.values()][-1]}: 0.400 nats there." in html
 
 
 def test_nodes_that_have_another_role_are_named(tmp_path):

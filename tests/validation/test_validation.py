@@ -22,8 +22,9 @@ from extractor.circuits.reference import masked_logit_diff
 from extractor.data.bootstrap import intervals
 from extractor.data.prompts import TaskBatch
 from extractor.progress import Stopped
+from extractor.pruning.criteria import PrunedCircuit
 from extractor.pruning.problem import PruningProblem
-from extractor.pruning.prune import PrunedCircuit, PruneResult
+from extractor.pruning.prune import PruneResult
 from extractor.spec.schema import PruneSpec, SparseModelSpec
 from extractor.training.train_sparse import new_sparse_gpt
 from extractor.validation import seeds
@@ -33,7 +34,7 @@ from extractor.validation.binarise import Binarised, Steps, fit_steps, two_means
 from extractor.validation.edge_effects import edge_effects
 from extractor.validation.roles import roles
 from extractor.validation.seeds import compare_seeds, overlap
-from extractor.validation.validate import validate, why_not
+from extractor.validation.validate import under_conditions, validate, why_not
 
 BATCH = micro.micro_batch()
 QUICK = PruneSpec(trials=2, population=2, steps=40, edge_steps=20, targets=(), necessity=0.0, controls=0)
@@ -163,7 +164,7 @@ def test_without_either_of_its_edges_the_micro_circuit_knows_nothing(problem, pr
 def test_an_edge_effect_is_the_loss_of_the_graph_without_it(tmp_path, monkeypatch):
     problem, graph = noisy(tmp_path)
     monkeypatch.setattr("extractor.validation.edge_effects.MOST_EDGES", 7)
-    monkeypatch.setattr("extractor.validation.edge_effects.VALUES_AT_ONCE", int(graph.nodes.sum()) * problem.select.ids.numel() * 3)
+    monkeypatch.setattr("extractor.circuits.scorer.VALUES_AT_ONCE", int(graph.nodes.sum()) * problem.select.ids.numel() * 3)
     found = edge_effects(problem, graph, problem.select)
     there, scorer = graph.present_edges(), problem.scorer(problem.select)
     assert found["of"] == sum(int(mask.sum()) for mask in there.values()) > len(found["edges"]) == 7
@@ -428,6 +429,7 @@ def test_circuit_and_model_are_compared_on_shifted_prompts(problem, pruned):
     found = validate(pruned, problem, BATCH, shifted=BATCH).shifted
     assert (found["prompts"], found["same_answer"]) == (len(BATCH.ids), 1.0)
     assert found["accuracy"] == {"full": 1.0, "circuit": 1.0}
+    assert found["conditions"] == under_conditions(problem, pruned.graph, BATCH)
     nothing = replace(pruned, graph=CircuitMask(problem.model, torch.zeros_like(pruned.graph.nodes)), calibration=Calibration(1.0, 0.0))
     found = validate(nothing, problem, BATCH, shifted=BATCH).shifted
     assert found["accuracy"] == {"full": 1.0, "circuit": 0.5}

@@ -35,6 +35,9 @@ NO_DENSE = "model m has no bridges: it was not made from a dense model"
 NO_GAIN = MEASURED["bridge"] | {"recovered": None, "dense_loss": 0.02, "bigram_loss": 0.01}
 
 
+SHIFTED_CONDITIONS = SHIFTED | {"conditions": CONDITIONS}
+
+
 def lines(**changes: Any) -> dict[str, str]:
     """{beginning of a line: the rest}; a change to None removes a field."""
     facts = {name: value for name, value in (MEASURED | changes).items() if value is not None}
@@ -156,6 +159,11 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
             {"validation": {"shifted": SHIFTED}},
             "shifted prompts",
             "circuit and full model prefer the same answer on 74.2% (70% to 78%); right on 75.8% and 98.0%",
+        ),
+        (
+            {"validation": {"shifted": SHIFTED_CONDITIONS}},
+            "shifted prompts",
+            "right on 75.8% and 98.0%; without calibration at worst 0.981 nats and 3.1% right, where other nodes have the values of a prompt",
         ),
         ({"validation": {"shifted": None}}, "shifted prompts", "not measured: the task has none that fit this model"),
         ({"circuit": None, "tasks": [{"nodes": 1, "meets_target": True}]}, "without calibration", "of each circuit, in its report"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from extractor.spec.claims import CONDITION_WORDS, NOT_DENSE, about_standards, is_foreign, is_met, loss_shares, worst_condition
@@ -54,11 +54,10 @@ def _circuit(facts: dict[str, Any], circuit: dict[str, Any]) -> str:
 
 def _conditions(facts: dict[str, Any]) -> str:
     """'at worst 0.981 nats and 3.1% right, where other nodes have ...; 0.517 nats where they have their means'."""
-    worst = worst_condition(facts)
+    worst = worst_condition(facts.get("validation"))
     if worst is None:
         return _EARLIER
-    name, numbers = worst
-    line = f"at worst {numbers['loss']:.3f} nats and {numbers['accuracy']:.1%} right, where other nodes {CONDITION_WORDS[name]}"
+    name, line = worst[0], _worst(worst)
     mean = facts["validation"]["conditions"]["mean"]
     return line if name == "mean" else f"{line}; {mean['loss']:.3f} nats where they have their means"
 
@@ -92,7 +91,15 @@ def _shifted(facts: dict[str, Any]) -> str:
         return "not measured: the task has none that fit this model"
     (low, high), right = found["interval"], found["accuracy"]
     line = f"circuit and full model prefer the same answer on {found['same_answer']:.1%} ({low:.0%} to {high:.0%})"
-    return f"{line}; right on {right['circuit']:.1%} and {right['full']:.1%}"
+    line += f"; right on {right['circuit']:.1%} and {right['full']:.1%}"
+    worst = worst_condition(found)
+    return f"{line}; without calibration {_worst(worst)}" if worst else line
+
+
+def _worst(condition: tuple[str, Mapping[str, Any]]) -> str:
+    """'at worst 0.981 nats and 3.1% right, where other nodes have ...'."""
+    name, numbers = condition
+    return f"at worst {numbers['loss']:.3f} nats and {numbers['accuracy']:.1%} right, where other nodes {CONDITION_WORDS[name]}"
 
 
 def _share(facts: dict[str, Any]) -> str:
