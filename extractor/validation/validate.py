@@ -146,7 +146,7 @@ def validate(
         conditions=conditions,
         binarised={"loss": loss["binarised"], "accuracy": right["binarised"], "nodes": binarised.alone(held_out)},
         removed={name: loss[f"without {name}"] for name in REMOVED},
-        shifted=None if shifted is None else _on_shifted(pruned, problem, shifted),
+        shifted=None if shifted is None else shifted_numbers(pruned, problem, shifted),
         roles=roles(problem, graph, held_out),
         interval=known,
         edge_effects=edge_effects(problem, graph, held_out),
@@ -179,7 +179,7 @@ def under_conditions(problem: PruningProblem, graph: CircuitMask, held_out: Task
     return {name: {"loss": by_prompt[name].mean().item(), "accuracy": right[name], "interval": known[name]} for name in diffs}
 
 
-def _on_shifted(pruned: PrunedCircuit, problem: PruningProblem, shifted: TaskBatch) -> dict[str, Any]:
+def shifted_numbers(pruned: PrunedCircuit, problem: PruningProblem, shifted: TaskBatch) -> dict[str, Any]:
     """What circuit (with its own calibration) and full model answer on shifted prompts, and how often both prefer the same answer."""
     batch = shifted.pick(torch.arange(min(COMPARED_SHIFTED_PAIRS, shifted.pairs)))
     full = reference_logit_diffs(problem, problem.full_mask(), batch)

@@ -97,11 +97,12 @@ def opened(folder: Path) -> tuple[Any, Any, dict[str, torch.Tensor]]:
 
 
 @cache
-def batches(folder: Path, task: str) -> tuple[TaskBatch, ...]:
+def batches(folder: Path, task: str, shifted: bool = False) -> tuple[TaskBatch, ...]:
+    """The train, select and held-out pairs; of shifted ones as many as there are."""
     model, tokenizer, _ = opened(folder)
     expression = tokenize_task(get_task(task), tokenizer)
-    splits = zip(("train", "select", "held_out"), PAIRS, strict=True)
-    return tuple(task_batch(expression, tokenizer, split, pairs, 0, model.config.n_ctx) for split, pairs in splits)
+    splits, longest = zip(("train", "select", "held_out"), PAIRS, strict=True), model.config.n_ctx
+    return tuple(task_batch(expression, tokenizer, split, pairs, 0, longest, shifted=shifted, fewer=shifted) for split, pairs in splits)
 
 
 def full_loss(folder: Path, task: str) -> float:

@@ -1,9 +1,10 @@
 """Do circuits survive a sceptic's controls? The paper's standard and the robust one on one sparse model from scratch.
 
-For every task that the model does, both searches run on the same prompts at 0.15 nats. Figures are on held-out pairs; `worst`: of the five
-ablations of `circuits.conditions`, without calibration. Of three tasks the search also runs with fewer conditions demanded.
+For every task that the model does, both searches run on the same prompts at 0.15 nats; the robust one also on shifted prompts, where the
+model does these. Figures are on held-out pairs; `worst`: of the five ablations of `circuits.conditions`, without calibration. Of three
+tasks the search also runs with fewer conditions demanded.
 
-About an hour on one core. EXTRACT_BENCHMARK_FOLDER keeps the model (of benchmark `pruning`) and finished tasks.
+About two hours on one core. EXTRACT_BENCHMARK_FOLDER keeps the model (of benchmark `pruning`) and finished tasks.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from extractor.validation.adversarial import adversarial
 from extractor.validation.null_search import null_searches
 from extractor.validation.random_circuits import random_circuits
 from extractor.validation.roles import roles
-from extractor.validation.validate import under_conditions
+from extractor.validation.validate import shifted_numbers, under_conditions
 from tasks import task_names
 from tests.benchmarks.measure import Row
 from tests.benchmarks.pruning import ABLE, batches, full_loss, opened, problem_of
@@ -101,7 +102,9 @@ def measured(model: Path, task: str) -> dict[str, Any]:
     for name in STANDARDS:
         began = time.process_time()
         best = find_circuits(problem.under(name)).best
-        found[name] = numbers(problem, best, held_out) | {"seconds": time.process_time() - began}
+        seconds = time.process_time() - began
+        found[name] = numbers(problem, best, held_out) | {"seconds": seconds} | on_shifted(problem, best, model, task)
+    found["does shifted"] = problem.shifted is not None
     found["nulls"] = null_searches(problem, STANDARDS, held_out, build_corpus(CorpusSpec(), opened(model)[1]))
     found["random"] = random_circuits(problem, best.graph, held_out) if best.edges <= POLICY["robust"].most_edges else None
     return found
@@ -121,6 +124,14 @@ def numbers(problem: PruningProblem, best: PrunedCircuit, held_out: Any) -> dict
     }
 
 
+def on_shifted(problem: PruningProblem, best: PrunedCircuit, model: Path, task: str) -> dict[str, Any]:
+    """The circuit on shifted prompts under every condition, and how often it prefers the model's answer; nothing where there are none."""
+    if problem.shifted is None:
+        return {}
+    found = shifted_numbers(best, problem, batches(model, task, shifted=True)[2])
+    return {"shifted": found["conditions"], "same answer": found["same_answer"]}
+
+
 def demanding(model: Path, task: str, demanded: tuple[str, ...]) -> dict[str, Any]:
     robust = _problem(model, task).under("robust")
     own = {name: getattr(robust, name) for name in robust.__dataclass_fields__}
@@ -130,7 +141,14 @@ def demanding(model: Path, task: str, demanded: tuple[str, ...]) -> dict[str, An
 
 def _problem(model: Path, task: str) -> PruningProblem:
     problem = problem_of(model, task, None)
-    return replace(problem, spec=problem.spec.model_copy(update={"necessity": 0.5, "targets": ()}))
+    try:
+        train, select, held_out = batches(model, task, shifted=True)
+    except TaskNotExpressible:
+        shifted = None
+    else:
+        full = held_out.losses(problem.scorer(held_out).logit_diffs([problem.full_mask()])[0]).mean().item()
+        shifted = (train, select) if full <= TARGET else None
+    return replace(problem, spec=problem.spec.model_copy(update={"necessity": 0.5, "targets": ()}), shifted=shifted)
 
 
 def summary(found: Mapping[str, Any]) -> Iterator[Row]:
@@ -140,6 +158,11 @@ def summary(found: Mapping[str, Any]) -> Iterator[Row]:
     held = [_worst(one) <= TARGET for one in small]
     yield Row("robust circuits that meet 0.15 nats under every condition on held-out pairs", sum(held) / max(1, len(held)), ">= 0.95")
     yield Row("the paper's circuits that do", sum(_worst(one) <= TARGET for one in paper) / len(paper), ">= 0.0")
+    of_shifted = [one for one in small if "shifted" in one]
+    held = [_worst(one, "shifted") <= TARGET for one in of_shifted]
+    yield Row("... and on shifted prompts", sum(held) / max(1, len(held)), ">= 0.95")
+    same = min((one["same answer"] for one in of_shifted), default=math.nan)
+    yield Row("... share of shifted prompts on which circuit and model prefer the same answer, least of tasks", same, ">= 0.95")
     pairs = [(one["robust"], one["paper"]) for one in found.values() if one["robust"] in small]
     yield Row(
         "edges of robust circuits over those of the paper's, geometric mean",
@@ -164,8 +187,8 @@ def summary(found: Mapping[str, Any]) -> Iterator[Row]:
     yield Row("p-value of sufficiency against 200 random live circuits, worst robust circuit", max(p), "<= 0.05")
 
 
-def _worst(one: Mapping[str, Any]) -> float:
-    return max(numbers["loss"] for numbers in one["conditions"].values())
+def _worst(one: Mapping[str, Any], where: str = "conditions") -> float:
+    return max(numbers["loss"] for numbers in one[where].values())
 
 
 def _geometric(values: list[float]) -> float:

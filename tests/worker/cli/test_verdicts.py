@@ -163,7 +163,7 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
         (
             {"validation": {"shifted": SHIFTED_CONDITIONS}},
             "shifted prompts",
-            "right on 75.8% and 98.0%; without calibration at worst 0.981 nats and 3.1% right, where other nodes have the values of a prompt",
+            "right on 75.8% and 98.0%; without calibration at worst 0.981 nats and 3.1% right, where other nodes have the values",
         ),
         ({"validation": {"shifted": None}}, "shifted prompts", "not measured: the task has none that fit this model"),
         ({"circuit": None, "tasks": [{"nodes": 1, "meets_target": True}]}, "without calibration", "of each circuit, in its report"),
