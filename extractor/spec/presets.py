@@ -94,6 +94,7 @@ def bridge_spec(preset: str, init: str | None = None) -> BridgeSpec:
             crossing_share=0.42,
             focus=1.0,
             focus_coef=0.1,
+            focus_tokens=16,
         )
     shape, sparsity, optim = {
         "small": (_SMALL_SHAPE, _SMALL_SPARSITY, _SMALL_OPTIM),
@@ -110,6 +111,7 @@ def bridge_spec(preset: str, init: str | None = None) -> BridgeSpec:
         kl_plain_coef=2.0,
         focus=0.25,
         focus_coef=0.1,
+        focus_tokens=16,
         kl_share=0.25,
         own_share=0.5,
     )

@@ -122,7 +122,7 @@ def address_here() -> str:
 
 
 # What the presets had in that release, as options: named, they still mean what they meant.
-THEN = {"ce_coef": 1, "focus": 0, "focus_coef": 1, "optim.batch": 24, "optim.context": 48, "optim.steps": 1200}
+THEN = {"ce_coef": 1, "focus": 0, "focus_coef": 1, "focus_tokens": 0, "optim.batch": 24, "optim.context": 48, "optim.steps": 1200}
 THEN |= {"optim.lr": 0.02, "optim.weight_decay": 0.1, "model.activation_frac": 0.5, "sparsity.anneal_end": 0.7}
 
 
