@@ -14,14 +14,16 @@ circuit C, m_e the mask of element e:
 4. Remove the first option after which the circuit is still necessary; dead nodes go with it. If not even the single element can go, it is
    kept for good. A refusal halves the size of the largest prefix, a removal doubles its limit.
 
-Elimination ends when the cheapest of the single removals leaves more than `most` nats, when `PATIENCE` rounds in a row remove nothing, or
-when nothing more can go. E elements, P trials.
+Elimination ends when the cheapest of the single removals leaves more than `most` nats (by the robust standard as a mean over the last
+rounds, `problem.SearchPolicy`), when `PATIENCE` rounds in a row remove nothing, or when nothing more can go. E elements, P trials.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import torch
@@ -109,7 +111,8 @@ def eliminate(
     first, path, number = ELEMENTS[kind](graph), EliminationPath(), 0
     path.append(first, graph, graph.edge_count())
     stays = torch.zeros(len(first), dtype=torch.bool, device=graph.nodes.device)
-    corrections, largest, refused, exceeded = torch.zeros(len(first), device=graph.nodes.device), len(first), 0, 0
+    corrections, largest, refused = torch.zeros(len(first), device=graph.nodes.device), len(first), 0
+    recent: deque[float] = deque(maxlen=problem.policy.draws)
     while refused < PATIENCE:
         elements, number = ELEMENTS[kind](graph), number + 1
         problem.tick(len(first) - len(elements), len(first))
@@ -120,11 +123,9 @@ def eliminate(
         here = _round(problem, elements, graph, number, corrections[places])
         options, loss = _options(here, free, most, largest)
         corrections[places] = here.correction
-        exceeded = exceeded + 1 if loss > most else 0
-        if exceeded == problem.policy.draws:
+        recent.append(loss)
+        if len(recent) == recent.maxlen and mean(recent) > most:
             return path
-        if exceeded:
-            continue
         for removed in options:  # step 4
             smaller = elements.graph(~removed).without_dead()
             if not bool(smaller.nodes.any()):

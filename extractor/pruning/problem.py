@@ -33,7 +33,7 @@ class SearchPolicy:
 
     first_rankings   quick rankings that are tried before the one that is asked for
     most_edges       elimination starts from no larger circuit: several times as many prompts of a large network take hours
-    draws            batches in a row on which a loss must be exceeded to count: the worst of several conditions varies more
+    draws            batches over which a loss is averaged before elimination ends: the worst of several conditions varies more
     """
 
     first_rankings: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class SearchPolicy:
     draws: int = 1
 
 
-POLICY: Mapping[Name, SearchPolicy] = {"paper": SearchPolicy(), "robust": SearchPolicy(("attribution",), 6e3, 4)}
+POLICY: Mapping[Name, SearchPolicy] = {"paper": SearchPolicy(), "robust": SearchPolicy(("attribution",), 6e3, 8)}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 1. Rank the nodes (`algorithms`). By the robust standard first by attribution, and by learned masks where that leaves many edges.
 2. Cut: keep a prefix of the ranking that is sufficient and necessary, with loss to spare for step 3; drop dead nodes (`_start`).
 3. Eliminate nodes one by one; with granularity 'edge' then edges, both from the result and from the prefix (`eliminate`). Every circuit on
-   the way is a candidate. With `edge_k_coefs` elimination also starts from edges that learned masks keep.
+   the way is a candidate. With `edge_k_coefs` elimination also starts from edges that learned masks keep. Where so many edges are left
+   that this would take hours (`problem.SearchPolicy`), it starts from the first of these edges by attribution instead (`_first_edges`).
 4. Choose, for every target, the candidate with fewest edges that meets it on the select split, also at the upper end of its interval
    (`confident`; else by a margin), and is necessary (`choose.chosen`). The loss to report is measured on a third split.
 5. From the circuit for the problem's own target, remove every edge whose removal costs nothing on fresh pairs (`choose.minimal`).
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from extractor.circuits.graph import CircuitMask
 from extractor.pruning import algorithms
+from extractor.pruning.algorithms import attribution
 from extractor.pruning.bisection import smallest, smallest_count
 from extractor.pruning.choose import chosen, minimal
 from extractor.pruning.criteria import CircuitCriteria, PrunedCircuit
@@ -135,16 +137,39 @@ def _path(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria
         return eliminate(problem, kind, mask, most, criteria.is_roughly_necessary)
 
     is_hopeless = criteria.full_loss >= FULL_MODEL_FAILS and (problem.guarded or start.node_count() == len(problem.index))
+    by_edges = problem.spec.granularity == "edge"
+    if start.edge_count() > problem.policy.most_edges and by_edges and not is_hopeless:
+        start = _first_edges(problem, start, criteria)
     if is_hopeless or start.edge_count() > problem.policy.most_edges:
         path = EliminationPath()
         path.append(Nodes(start), start, start.edge_count())
         return path
-    if problem.spec.granularity == "node":
+    if not by_edges:
         return eliminated("node", start, largest)
+    if start.edges is not None:
+        return eliminated("edge", start, largest)
     least = START_SHARE * problem.target
     fewer_nodes = _last_below(criteria, eliminated("node", start, least), least)
     starts = [*_edge_starts(problem, start, criteria), fewer_nodes]
     return EliminationPath.joined([eliminated("edge", mask.with_edges(), largest) for mask in starts])
+
+
+def _first_edges(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria) -> CircuitMask:
+    """The fewest first edges of a circuit, ranked by attribution, that are sufficient and necessary; the circuit where there are none.
+
+    By the size of their scores: an edge that cancels what another brings has a negative one, and is needed.
+    """
+    elements = Edges(start)
+    place = attribution.scores(problem, elements).abs().argsort(descending=True, stable=True).argsort()
+    loss, count = max(START_SHARE * problem.target, criteria.prefixes.loss(start)), len(elements)
+
+    def mask(k: int) -> CircuitMask:
+        return elements.graph(place < k).without_dead()
+
+    k = smallest_count(lambda k: criteria.is_sufficient(mask(k), loss), count)
+    if k and not criteria.is_necessary(mask(k)):
+        k = max(k, smallest_count(lambda k: criteria.is_necessary(mask(k)), count)) if criteria.is_necessary(start) else 0
+    return mask(k) if k else start
 
 
 def _last_below(criteria: CircuitCriteria, path: EliminationPath, loss: float) -> CircuitMask:

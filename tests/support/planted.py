@@ -8,6 +8,9 @@ Two layers, a few hundred nodes for every planted one, all of them alive. Nodes 
     informed    noise that reads everything, the planted nodes too, so that it knows the answer. It cannot tell: it is read by informed
                 noise only, and both answers weigh it alike
 
+With `shortcut`, quote_close's prompts begin with a line that hints at the answer, and a second mechanism of two edges reads it; in shifted
+prompts the hint is wrong. It is weaker than the circuit, so that the model is right on both.
+
 All embeddings have one length, so that the norm of the first reads tells nothing either. Every edge of the plant is needed: where one path
 would do, noise that is planted with it makes sure that it does not.
 
@@ -28,8 +31,10 @@ bracket_counting: 10 nodes, 8 edges. `depth` is the number of brackets a token o
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from tokenizers import Tokenizer
@@ -39,6 +44,7 @@ from extractor.circuits.graph import CircuitMask, Link, NodeIndex, links
 from extractor.circuits.sites import widths
 from extractor.data.prompts import TaskBatch, TokenizedTask, get_task, task_batch, tokenize_task
 from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
+from tasks import Pair, Task
 
 CONTEXT = 64
 FAN_IN = 10  # noise weights into every noise node
@@ -52,34 +58,38 @@ _LOUDNESS = {"attn.q": 1.2, "attn.k": 1.2, "attn.v": 1.0, "attn.resid_delta": 0.
 
 @dataclass(frozen=True)
 class Planted:
-    """nodes: ids such as '0.mlp.post_act.12'; edges: (source id, target id); means: {site: (width,)} over a stream of text."""
+    """nodes: ids such as '0.mlp.post_act.12'; edges, shortcut: (source id, target id); means: {site: (width,)} over a stream of text."""
 
     model: SparseGPTForCausalLM
     nodes: set[str]
     edges: set[tuple[str, str]]
+    shortcut: set[tuple[str, str]]
     means: dict[str, Tensor]
     expression: TokenizedTask
     tokenizer: Tokenizer
 
-    def batch(self, split: str, pairs: int, seed: int = 0) -> TaskBatch:
+    def batch(self, split: str, pairs: int, seed: int = 0, shifted: bool = False) -> TaskBatch:
         """Pairs of the planted task."""
-        return task_batch(self.expression, self.tokenizer, split, pairs, seed, CONTEXT)
+        return task_batch(self.expression, self.tokenizer, split, pairs, seed, CONTEXT, shifted=shifted)
 
 
-def planted(task: str, tokenizer: Tokenizer, seed: int = 0, **variant) -> Planted:
+def planted(task: str, tokenizer: Tokenizer, seed: int = 0, shortcut: bool = False, **variant) -> Planted:
     """A model that does `task` by a planted circuit. seed: of the noise, and of where the circuit lies; variant: of SparseGPTConfig."""
     shape = {"n_layer": 2, "d_model": 64, "d_head": 16, "d_mlp": 256, "n_ctx": CONTEXT, "activation_frac": 1.0}
     torch.manual_seed(0)  # of weights that are all overwritten
     config = SparseGPTConfig(vocab_size=tokenizer.get_vocab_size(), **{**shape, **variant})
-    expression = tokenize_task(get_task(task), tokenizer)
+    expression = tokenize_task(_hinting(get_task(task)) if shortcut else get_task(task), tokenizer)
     plant = _Planter(SparseGPTForCausalLM(config), torch.Generator().manual_seed(seed))
     texts = [tokenizer.decode([token], skip_special_tokens=False) for token in range(config.vocab_size)]
     with torch.no_grad():
         CIRCUITS[task](plant, texts)
+        nodes, edges = set(plant.nodes), set(plant.edges)
+        if shortcut:
+            _shortcut(plant, texts)
         plant.add_noise(expression)
     model = plant.model.eval().requires_grad_(False)
     means = _means(model, _stream(tokenizer, plant.generator))
-    return Planted(model, plant.nodes, plant.edges, means, expression, tokenizer)
+    return Planted(model, nodes, edges, plant.edges - edges, means, expression, tokenizer)
 
 
 def graph_of(plant: Planted) -> CircuitMask:
@@ -171,6 +181,25 @@ def _bracket_counting(plant: _Planter, texts: list[str]) -> None:
     plant.stray("0.attn.act_in.depth", "0.attn.v.noise", 0.005)
     plant.bias("1.mlp.resid_delta.answer", -1.8)
     plant.answer("answer", -3.0)  # positive prompts are the flat ones
+
+
+def _shortcut(plant: _Planter, texts: list[str]) -> None:
+    hint = torch.tensor([(text == " 1") - (text == " 2") for text in texts]).float()
+    plant.telling = plant.telling | (hint != 0)
+    plant.embed("hint", 4.0 * hint)
+    plant.edge("0.attn.act_in.hint", "0.attn.v.hint", 2.0)
+    plant.edge("0.attn.v.hint", "0.attn.resid_delta.hinted", 3.5)
+    plant.answer("hinted", 0.5)
+
+
+def _hinting(task: Task) -> Task:
+    """The task with a first line in each prompt that tells the answer; in shifted prompts it tells the other one."""
+
+    def write(rng: random.Random, told: str = "12") -> Pair:
+        pair = next(pair for pair in iter(lambda: task.write(rng), None) if not any(map(str.isdigit, pair.positive)))
+        return Pair(f"x = {told[0]}\n{pair.positive}", f"x = {told[1]}\n{pair.negative}")
+
+    return replace(task, write=write, shifted=(partial(write, told="21"),) * 5)
 
 
 CIRCUITS: dict[str, Callable[[_Planter, list[str]], None]] = {"quote_close": _quote_close, "bracket_counting": _bracket_counting}
@@ -309,7 +338,9 @@ class _Planter:
 
     def _place(self, group: str, name: str) -> int:
         places = self._places.setdefault(group, {})
-        return places.setdefault(name, self._orders[group][len(places)])
+        if name not in places:
+            places[name] = self._orders[group][len(places)]
+        return places[name]
 
     def _kinds(self, site: str) -> Tensor:
         """The kind (width,) of every node of a site."""
