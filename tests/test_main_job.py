@@ -50,4 +50,7 @@ def test_one_command_on_an_empty_machine_leaves_a_small_sufficient_and_necessary
     again = subprocess.run(
         [sys.executable, script, tmp_path / "out", "quote_close"], capture_output=True, text=True, check=True, timeout=120
     )
-    assert float(again.stdout.split()[-1]) == pytest.approx(result["loss"]["circuit"], abs=1e-4)
+    figures = [line.split() for line in again.stdout.splitlines()]
+    assert len(figures) == 13
+    for name, found, stored in figures:
+        assert float(found) == pytest.approx(float(stored), abs=2e-4), name

@@ -183,8 +183,9 @@ def test_a_circuit_job_leaves_exactly_the_documented_files(result: Path):
     model += "dense.json faithfulness.json tokenizer.json tokenizer_config.json".split()
     bridges = "README.md adapter_config.json adapter_model.safetensors".split()
     circuit = (
-        "circuit.json circuit.svg circuit.png report.html result.json means.safetensors held_out.safetensors compiled.safetensors".split()
-    )
+        "circuit.json circuit.svg circuit.png report.html result.json means.safetensors held_out.safetensors conditions.safetensors "
+        "compiled.safetensors"
+    ).split()
     assert files_of(result) == {
         "spec.json",
         "metrics.jsonl",
@@ -281,11 +282,14 @@ def test_the_held_out_pairs_share_no_prompt_with_the_others(result: Path, dense:
         assert not mine & prompts(batch.ids, batch.last)
 
 
-def test_the_circuits_loss_can_be_recomputed_from_its_files_alone(result: Path):
+def test_the_circuits_figures_can_be_recomputed_from_its_files_alone(result: Path):
     script = ROOT / "tests" / "rerun_circuit.py"
     done = subprocess.run([sys.executable, script, result, TASK], capture_output=True, text=True, cwd="/", check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == pytest.approx(numbers_of(result)["loss"]["circuit"], abs=1e-4)
+    figures = [line.split() for line in done.stdout.splitlines()]
+    assert len(figures) == 13
+    for name, found, stored in figures:
+        assert float(found) == pytest.approx(float(stored), abs=1e-4), name
 
 
 def test_the_recomputation_knows_nothing_of_us():

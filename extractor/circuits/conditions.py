@@ -14,7 +14,7 @@ Draws are functions of the seed and of the batch's prompts. App. A.5 of the pape
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,18 @@ class ConditionValues:
         return torch.cat([found[name] for name in CONDITIONS])
 
 
+class Draws(NamedTuple):
+    """What is random of the conditions of n prompts.
+
+    same, other   (n,) the prompt whose values an ablated node has under the condition of this name
+    subset        (subsets, N) bool: the nodes that keep their own values; prompts i * SUBSET_PROMPTS and on have the i-th
+    """
+
+    same: Tensor
+    other: Tensor
+    subset: Tensor
+
+
 class Conditions:
     """Makes the replacement values of each condition for a batch: `ablate` of a `PromptMaskedModel`.
 
@@ -80,9 +92,9 @@ class Conditions:
     @torch.no_grad()
     def of_rows(self, batch: TaskBatch, rows: Tensor) -> tuple[TaskBatch, ConditionValues]:
         """The same of a part of a batch, prompts at rows (n,) of it: they have the replacement values that they have in the batch."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + _number_of(batch))
-        partner = {name: partners(batch, name == "same", generator)[rows] for name in ("same", "other")}
-        chosen = self._subsets(len(batch.ids), generator)[rows.cpu() // SUBSET_PROMPTS].to(rows.device)
+        draws = self.draws(batch)
+        partner = {"same": draws.same[rows], "other": draws.other[rows]}
+        chosen = draws.subset[rows.cpu() // SUBSET_PROMPTS].to(rows.device)
         needed = torch.cat([rows, *partner.values()]).unique()
         part, ids = batch.rows(rows), batch.ids[needed, : int(batch.last[needed].max()) + 1]
         with self.model.record() as own:
@@ -94,10 +106,13 @@ class Conditions:
         places = {name: torch.searchsorted(needed, some) for name, some in partner.items()}
         return part.repeat(len(CONDITIONS)), ConditionValues(of_own, of_subset, of_mean, places)
 
-    def _subsets(self, prompts: int, generator: torch.Generator) -> Tensor:
-        """(subsets, N) bool: the nodes that keep their values, each subset a random share of its own."""
-        count = -(-prompts // SUBSET_PROMPTS)
-        return torch.rand(count, len(self.index), generator=generator) < torch.rand(count, 1, generator=generator)
+    def draws(self, batch: TaskBatch) -> Draws:
+        """A function of the seed and of the batch's prompts."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + _number_of(batch))
+        same, other = (partners(batch, is_same, generator) for is_same in (True, False))
+        count = -(-len(batch.ids) // SUBSET_PROMPTS)
+        subset = torch.rand(count, len(self.index), generator=generator) < torch.rand(count, 1, generator=generator)
+        return Draws(same, other, subset)
 
 
 def partners(batch: TaskBatch, same: bool, generator: torch.Generator) -> Tensor:

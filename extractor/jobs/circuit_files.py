@@ -12,10 +12,12 @@ from torch import Tensor
 
 from extractor import files
 from extractor.circuits.circuit import Calibration, Circuit, Node
+from extractor.circuits.conditions import SUBSET_PROMPTS, Conditions
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.node_labels import describe_nodes
 from extractor.circuits.sites import node_id
 from extractor.data.encoding import prompt_text, shown_text, token_text
+from extractor.data.prompts import TaskBatch
 from extractor.files import rounded
 from extractor.models.sparse_folder import DENSE_JSON, FAITHFULNESS_JSON
 from extractor.progress import Progress, Stopped
@@ -56,6 +58,7 @@ def write_files(run: CircuitRun, problem: PruningProblem, found: FoundCircuits, 
         files.write_tensors(folder / "means.safetensors", problem.ablation_values)
         pairs = {name: getattr(splits.held_out, name) for name in ("ids", "last", "correct", "wrong", "sign")}
         files.write_tensors(folder / "held_out.safetensors", pairs)
+        files.write_tensors(folder / "conditions.safetensors", drawn_conditions(problem, splits.held_out))
         progress.begin()
         numbers = result_json(run, problem, circuit, found, report, progress.check)
         files.write_json(folder / "result.json", numbers)
@@ -66,6 +69,13 @@ def write_files(run: CircuitRun, problem: PruningProblem, found: FoundCircuits, 
             compile_circuit(problem.model, problem.ablation_values, shown.graph, answers).save(folder / "compiled.safetensors")
         progress.begin()
         write_report(folder, circuit, numbers, examples(run, problem, circuit, shown), progress.check)
+
+
+def drawn_conditions(problem: PruningProblem, held_out: TaskBatch) -> dict[str, Tensor]:
+    """What is random of validation.conditions: same, other (2P,); prompts of a subset, (); subset.SITE (subsets, width)."""
+    draws = Conditions(problem.model, problem.means, problem.seed).draws(held_out)
+    subsets = {f"subset.{site}": part.contiguous() for site, part in problem.index.split(draws.subset).items()}
+    return {"same": draws.same, "other": draws.other, "prompts": torch.tensor(SUBSET_PROMPTS)} | subsets
 
 
 class _Parts:

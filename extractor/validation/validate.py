@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.calibration import calibrate
+from extractor.circuits.circuit import Calibration
 from extractor.circuits.conditions import CONDITIONS
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.standard import Name
@@ -71,6 +72,7 @@ class ValidationReport:
                      has no such prompts
     roles            see `validation.roles`
     interval         {network: [low, high]}, 95 %, of all of these
+    calibrations     {network: [scale, shift]} of the model without circuit, nothing or edges, and of the circuit under each ablation
     edge_effects     see `validation.edge_effects`
     activations      see `validation.activations`; None without a corpus
     seeds            see `seeds.compare_seeds`; None where the spec asks for one seed only
@@ -93,6 +95,7 @@ class ValidationReport:
     shifted: dict[str, Any] | None
     roles: dict[str, Any]
     interval: dict[str, list[float]]
+    calibrations: dict[str, list[float]]
     edge_effects: dict[str, Any]
     activations: dict[str, Any] | None
     seeds: dict[str, Any] | None
@@ -126,7 +129,7 @@ def validate(
     """
     graph = pruned.graph
     guess, binarised = _attributed(problem, graph), Binarised(problem, graph)
-    diffs = _logit_diffs(pruned, problem, held_out, guess)
+    diffs, fitted = _logit_diffs(pruned, problem, held_out, guess)
     diffs["binarised"] = _calibrated(problem, binarised.logit_diffs(problem.select), binarised.logit_diffs(held_out))
     right = {name: (held_out.sign * m > 0).double().mean().item() for name, m in diffs.items()}
     by_prompt = {name: held_out.losses(m).double().mean(0) for name, m in diffs.items()}
@@ -149,6 +152,7 @@ def validate(
         shifted=None if shifted is None else shifted_numbers(pruned, problem, shifted),
         roles=roles(problem, graph, held_out),
         interval=known,
+        calibrations={name: [one.scale, one.shift] for name, one in fitted.items()},
         edge_effects=edge_effects(problem, graph, held_out),
         activations=None if corpus is None else activations(problem, graph, corpus),
         seeds=compare_seeds(pruned, problem, held_out) if problem.spec.seeds > 1 else None,
@@ -208,29 +212,37 @@ def why_not(circuit: float, full: float, target: float, nodes: int) -> str | Non
     return None
 
 
-def _logit_diffs(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch, guess: CircuitMask) -> dict[str, Tensor]:
-    """Calibrated logit differences (draws, 2P) of every network but the binarised one."""
+def _logit_diffs(
+    pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatch, guess: CircuitMask
+) -> tuple[dict[str, Tensor], dict[str, Calibration]]:
+    """Calibrated logit differences (draws, 2P) of every network but the binarised one; and the calibrations fitted to networks by name."""
     chosen, scorer, graph, full = problem.scorer(problem.select), problem.scorer(held_out), pruned.graph, problem.full_mask()
     of_full, of_circuit = (scorer.logit_diffs([some]) for some in (full, graph))
+    fitted: dict[str, Calibration] = {}
 
-    def best(some: CircuitMask) -> Tensor:
-        return _calibrated(problem, chosen.logit_diffs([some])[0], scorer.logit_diffs([some])[0])
+    def calibrated(name: str, on_select: Tensor, diffs: Tensor) -> Tensor:
+        fitted[name] = calibrate(on_select, problem.select.sign)
+        return fitted[name].apply(diffs)[None]
+
+    def best(some: CircuitMask, name: str = "control") -> Tensor:
+        return calibrated(name, chosen.logit_diffs([some])[0], scorer.logit_diffs([some])[0])
 
     randoms = [_random_like(problem, graph, problem.seed + draw) for draw in range(RANDOM_DRAWS)]
     diffs = {
         "full": of_full,
         "circuit": pruned.calibration.apply(of_circuit),
-        "without_circuit": best(graph.complement()),
-        "without nothing": _calibrated(problem, chosen.logit_diffs([full])[0], of_full[0]),
-        "without edges": best(graph.without_edges()),
+        "without_circuit": best(graph.complement(), "without_circuit"),
+        "without nothing": best(full, "without nothing"),
+        "without edges": best(graph.without_edges(), "without edges"),
         "without random_nodes": torch.cat([best(some.complement()) for some in randoms]),
         "random": torch.cat([best(some) for some in randoms]),
         "attribution": best(guess),
         "uncalibrated": of_circuit,
     }
     for kind in KINDS:
-        diffs[kind] = _calibrated(problem, *(ablated_logit_diffs(problem, graph, kind, batch) for batch in (problem.select, held_out)))
-    return diffs
+        diffs[kind] = calibrated(kind, *(ablated_logit_diffs(problem, graph, kind, batch) for batch in (problem.select, held_out)))
+    del fitted["control"]  # those of random nodes and of attribution, which are not in the result
+    return diffs, fitted
 
 
 def _calibrated(problem: PruningProblem, chosen: Tensor, diff: Tensor) -> Tensor:

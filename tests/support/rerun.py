@@ -19,4 +19,4 @@ def rerun(folder: Path) -> float:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setattr(sys, "argv", [str(SCRIPT), str(folder)])
         runpy.run_path(str(SCRIPT))
-    return float(printed.getvalue())
+    return float(printed.getvalue().split()[1])
