@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from extractor.models.openai_import import import_checkpoint
     from extractor.pruning.prune import find_circuits
     from extractor.report.page import write_report
+    from extractor.results.result import extract, load
     from extractor.sparse.kernels import sparsify
     from extractor.spec.schema import JobSpec
     from extractor.training.train_sparse import train_sparse
@@ -27,8 +28,10 @@ _HOME = {
     "JobSpec": "extractor.spec.schema",
     "build_corpus": "extractor.data.build_corpus",
     "circuit_job": "extractor.jobs.request",
+    "extract": "extractor.results.result",
     "find_circuits": "extractor.pruning.prune",
     "import_checkpoint": "extractor.models.openai_import",
+    "load": "extractor.results.result",
     "run_job": "extractor.jobs.run",
     "sparsify": "extractor.sparse.kernels",
     "train_bridges": "extractor.bridges.train",
@@ -43,8 +46,10 @@ __all__ = [
     "JobSpec",
     "build_corpus",
     "circuit_job",
+    "extract",
     "find_circuits",
     "import_checkpoint",
+    "load",
     "run_job",
     "sparsify",
     "train_bridges",

@@ -38,6 +38,7 @@ ENGINE = {  # room -> the rooms it may import, besides `errors` and itself
     "report": "files spec circuits",
     "validation": "files spec data circuits pruning",
     "jobs": "files progress spec sparse models data training circuits bridges pruning report validation",
+    "results": "files progress sparse models data circuits bridges jobs",
     "compiled": "circuits",
     "__main__": "progress spec jobs",
 }

@@ -35,6 +35,7 @@ TIMED = {"spec.json", f"circuits/{TASK}/result.json", f"circuits/{TASK}/report.h
 LATER_KEYS = {"holds_for_dense", "causal", "standard", "standards"}  # of result.json, which the last release did not have
 LATER_FILES = {f"circuits/{TASK}/conditions.safetensors"}
 LATER_TEXT = {"model/faithfulness.json"}  # has further numbers since
+LATER_TEXT |= {f"circuits/{TASK}/compiled.safetensors"}  # has its answers in the circuit's order since; before, by token id
 PUBLIC = """Circuit JobSpec build_corpus circuit_job find_circuits import_checkpoint run_job sparsify train_bridges train_job train_sparse
 validate write_report""".split()
 

@@ -292,6 +292,17 @@ def test_the_circuits_figures_can_be_recomputed_from_its_files_alone(result: Pat
         assert float(found) == pytest.approx(float(stored), abs=1e-4), name
 
 
+def test_the_compiled_circuit_gives_first_answer_minus_second_unasked(result: Path):
+    from extractor.circuits.compiled import CompiledCircuit
+
+    folder = result / "circuits" / TASK
+    compiled, circuit = CompiledCircuit.load(folder), json.loads((folder / "circuit.json").read_text())
+    held_out = load_file(folder / "held_out.safetensors")
+    assert compiled.answers.tolist() == circuit["answer_ids"]
+    first, second = (torch.full_like(held_out["last"], answer) for answer in circuit["answer_ids"])
+    assert torch.equal(compiled(held_out["ids"], held_out["last"]), compiled(held_out["ids"], held_out["last"], first, second))
+
+
 def test_the_recomputation_knows_nothing_of_us():
     from test_arrows import imports_of
 

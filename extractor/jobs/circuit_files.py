@@ -50,7 +50,7 @@ def write_files(run: CircuitRun, problem: PruningProblem, found: FoundCircuits, 
     progress.begin()
     splits, shown = run.splits, found.shown.best
     circuit = name_circuit(run, problem, shown)
-    answers = torch.cat([splits.held_out.correct, splits.held_out.wrong]).unique()
+    answers = torch.stack([splits.held_out.first, splits.held_out.second], dim=1).flatten()  # in the circuit's order: first, second
     with files.new_folder(circuit_folder(run.job, circuit.task)) as folder:
         files.write_json(folder / "circuit.json", circuit.to_json())
         if shown.standard != "paper":

@@ -1,0 +1,7 @@
+"""A finished result as Python objects, for notebooks and scripts.
+
+result.py      load: a result folder -> Result: circuit, numbers, model, prompts; extract: make one
+prompt_run.py  the circuit on one prompt, with nodes switched off, patched or scaled
+
+Doors: result.
+"""

@@ -1,0 +1,184 @@
+"""`extractor.load`: a stored result as Python objects, and what the circuit does on a prompt, against the compiled circuit."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from worlds import ROOT
+
+import extractor
+from extractor import files
+from extractor.circuits.circuit import Circuit
+from extractor.errors import NotFound, UsageError
+from extractor.results.bar import StageBars
+from extractor.results.result import Result
+
+FOLDER = ROOT / "tests" / "frozen" / "result"  # of the last release
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    return extractor.load(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def pair(result: Result) -> tuple[str, str]:
+    return result.held_out[0].prompt, result.held_out[1].prompt
+
+
+def test_a_result_is_what_its_files_say(result: Result):
+    stored = json.loads((FOLDER / "circuits" / "for_while" / "result.json").read_text())
+    assert result.tasks == ("for_while",)
+    assert result.numbers == stored
+    assert (result.loss, result.accuracy) == (stored["loss"], stored["accuracy"])
+    assert (
+        repr(result.circuit)
+        == f"Circuit(for_while in {result.circuit.model}: {len(result.circuit.nodes)} nodes, {len(result.circuit.edges)} edges)"
+    )
+    assert f"{len(result.circuit.nodes)} nodes" in repr(result)
+    assert result.report.is_file()
+    assert result.paper_circuit == result["for_while"].circuit == result.circuit
+    assert "<svg" in result._repr_html_()
+    assert {prompt.right for prompt in result.held_out} == {prompt.wrong for prompt in result.held_out} == set(result.circuit.answers)
+
+
+def test_on_a_prompt_it_answers_as_the_compiled_circuit_does(result: Result):
+    kept = files.read_tensors(result.place / "held_out.safetensors")
+    first, second = (torch.full((8,), answer) for answer in result.circuit.answer_ids)
+    wanted = result.circuit.calibration.apply(result.compiled(kept["ids"][:8], kept["last"][:8], first, second))
+    found = [result.run(each.prompt) for each in result.held_out[:8]]
+    assert [run.margin for run in found] == pytest.approx(wanted.tolist(), abs=1e-3)
+    for run in found:
+        assert run.answer == result.circuit.answers[0 if run.margin > 0 else 1]
+        assert sum(run.probability.values()) == pytest.approx(1.0)
+        assert run.probability[run.answer] == pytest.approx(1 / (1 + torch.tensor(-abs(run.margin)).exp().item()))
+
+
+def test_every_node_has_its_value_at_every_token_and_heads_their_patterns(result: Result, pair: tuple[str, str]):
+    run = result.run(pair[0])
+    assert list(run.activations) == [node.id for node in result.circuit.nodes]
+    assert all(values.shape == (len(run.tokens),) for values in run.activations.values())
+    assert "".join(run.tokens) == pair[0]
+    heads = {
+        (int(node.id[0]), node.channel // result.model.config.d_head)
+        for node in result.circuit.nodes
+        if node.site[-2:] in (".q", ".k", ".v")
+    }
+    assert set(run.attention) == heads
+    for pattern in run.attention.values():
+        assert torch.equal(pattern, pattern.tril())
+        assert (pattern.sum(-1) <= 1 + 1e-5).all()
+    table = run._repr_html_()
+    assert table.count("<tr>") == len(run.activations) + 1
+    assert all(html.escape(node) in table for node in run.activations)
+
+
+def test_nodes_can_be_switched_off_patched_and_scaled(result: Result, pair: tuple[str, str]):
+    here, there = (result.run(prompt) for prompt in pair)
+    every = [node.id for node in result.circuit.nodes]
+    off = result.run(pair[0], off=every)
+    assert all(torch.allclose(off.activations[node], torch.tensor(here.means[node])) for node in every)
+    assert off.margin == pytest.approx(result.run(pair[1], off=every).margin, abs=1e-4), "what is left knows nothing of the answer"
+    assert result.run(pair[0], patch=dict.fromkeys(every, pair[0])).margin == pytest.approx(here.margin, abs=1e-4)
+    assert result.run(pair[0], patch=dict.fromkeys(every, pair[1])).margin == pytest.approx(there.margin, abs=1e-3)
+    one = every[0]
+    assert result.run(pair[0], patch={one: 2.5}).activations[one].tolist() == pytest.approx([2.5] * len(here.tokens))
+    assert torch.equal(result.run(pair[0], patch={one: there.activations[one]}).activations[one], there.activations[one])
+    assert torch.allclose(result.run(pair[0], scale={one: 0.5}).activations[one], 0.5 * here.activations[one])
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"off": ["0.mlp.nothing.1"]}, "node '0.mlp.nothing.1' is not in the circuit of 'for_while'"),
+        ({"patch": {"": 1.0}}, "node '' is not in the circuit"),
+        ({"answers": (" in", ":;")}, "after this prompt the answer ':;' is not one token"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_a_line(result: Result, pair: tuple[str, str], asked: dict, said: str):
+    with pytest.raises(UsageError) as refused:
+        result.run(pair[0], **asked)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_prompts_of_other_lengths_and_of_no_tokens_are_refused(result: Result, pair: tuple[str, str]):
+    node = result.circuit.nodes[0].id
+    with pytest.raises(UsageError, match="a node is patched token by token"):
+        result.run(pair[0], patch={node: pair[0] + pair[0]})
+    with pytest.raises(UsageError, match="give a number, or one for each of"):
+        result.run(pair[0], patch={node: torch.zeros(99)})
+    with pytest.raises(UsageError, match="the prompt has 0 tokens"):
+        result.run("")
+
+
+def test_folders_without_a_finished_result_are_refused(tmp_path: Path):
+    with pytest.raises(NotFound, match="is not a folder; `extract result JOB --out FOLDER` copies"):
+        extractor.load("quote_close-1f2e")
+    with pytest.raises(NotFound, match="holds no finished result"):
+        extractor.load(tmp_path)
+    files.write_manifest(tmp_path)
+    with pytest.raises(NotFound, match="has no circuit"):
+        extractor.load(tmp_path)
+    with pytest.raises(UsageError, match="no circuit of 'quote_close'; it has for_while"):
+        extractor.load(FOLDER, "quote_close")
+
+
+def test_a_circuit_is_asked_for_nodes_and_edges(result: Result):
+    circuit = result.circuit
+    node = circuit.edges[0].target
+    assert circuit[node].id == node
+    assert {edge.target for edge in circuit.into(node)} == {node}
+    assert len(circuit.into(node)) == sum(edge.target == node for edge in circuit.edges)
+    weights = [abs(edge.weight) for edge in circuit.out_of(circuit.edges[0].source)]
+    assert weights == sorted(weights, reverse=True)
+    with pytest.raises(KeyError, match="in this circuit of"):
+        circuit["0.mlp"]
+    assert circuit._repr_html_().count("<tr>") == len(circuit.nodes) + 1
+
+
+def test_a_circuit_becomes_a_graph_and_a_frame(result: Result):
+    circuit: Circuit = result.circuit
+    graph = circuit.to_networkx()
+    assert set(graph) == {node.id for node in circuit.nodes}
+    assert {(a, b): facts["weight"] for a, b, facts in graph.edges(data=True)} == {(e.source, e.target): e.weight for e in circuit.edges}
+    pandas = pytest.importorskip("pandas")
+    frame = circuit.to_frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame.to_dict("records") == [{"source": e.source, "target": e.target, "weight": e.weight} for e in circuit.edges]
+
+
+def test_effects_are_those_of_the_report_the_largest_first(result: Result):
+    found = result.effects()
+    assert len(found) == len(result.numbers["validation"]["edge_effects"]["edges"])
+    assert [one["rise"] for one in found] == sorted((one["rise"] for one in found), reverse=True)
+    assert all(one["weight"] in [edge.weight for edge in result.circuit.into(one["target"])] for one in found)
+
+
+def test_extract_runs_a_job_with_a_bar_and_loads_its_result(tmp_path: Path, monkeypatch, capsys):
+    def run_job(spec, out: Path, progress, threads):
+        assert (spec.model, spec.tasks, spec.seed, threads) == ("python-tiny", ("for_while",), 3, 1)
+        progress.stage("prune", 1, 1)
+        progress.note("a note")
+        progress.step(5, 5, loss=0.25)
+        shutil.copytree(FOLDER, out)
+
+    monkeypatch.setattr("extractor.jobs.run.run_job", run_job)
+    found = extractor.extract("python-tiny", "for_while", tmp_path / "out", threads=1, seed=3)
+    assert found.folder == tmp_path / "out"
+    told = capsys.readouterr()
+    assert "a note" in told.out + told.err
+    assert "prune (1 of 1)" in told.err
+    assert "5/5" in told.err
+
+
+def test_a_stage_without_steps_leaves_its_name_alone(capsys):
+    with StageBars() as progress:
+        progress.stage("corpus", 1, 2)
+        progress.stage("bridge", 2, 2)
+    assert "bridge (2 of 2)" in capsys.readouterr().err
