@@ -124,22 +124,30 @@ def under(condition: str) -> float:
 
 
 zeros = {site: torch.zeros_like(mean) for site, mean in means.items()}
-own_scale = circuit["calibration"]
+own_scale, ablation = circuit["calibration"], stored.get("ablation", "mean")
+usual = zeros if ablation == "zero" else means  # what the paper's standard ablates to
 figures = {
-    "loss.circuit": lambda: loss(margins(kept, "listed", means), own_scale["scale"], own_scale["shift"]),
-    "loss.full": lambda: loss(margins(every, "all", means)),
-    "loss.without_circuit": lambda: calibrated("without_circuit", margins(without, "all", means)),
-    "validation.removed.nothing": lambda: calibrated("without nothing", margins(every, "all", means)),
-    "validation.removed.edges": lambda: calibrated("without edges", margins(every, "cut", means)),
-    "validation.uncalibrated": lambda: loss(margins(kept, "listed", means)),
+    "loss.circuit": lambda: loss(margins(kept, "listed", usual), own_scale["scale"], own_scale["shift"]),
+    "loss.full": lambda: loss(margins(every, "all", usual)),
+    "loss.without_circuit": lambda: calibrated("without_circuit", margins(without, "all", usual)),
+    "validation.removed.nothing": lambda: calibrated("without nothing", margins(every, "all", usual)),
+    "validation.removed.edges": lambda: calibrated("without edges", margins(every, "cut", usual)),
+    "validation.uncalibrated": lambda: loss(margins(kept, "listed", usual)),
     "validation.ablation.mean": lambda: calibrated("mean", margins(kept, "listed", means)),
     "validation.ablation.zero": lambda: calibrated("zero", margins(kept, "listed", zeros)),
     **{f"validation.conditions.{name}": lambda name=name: under(name) for name in ("mean", "zero", "same", "other", "subset")},
 }
+if ablation == "resample":  # another prompt's values, drawn in parts of the split: not in the files
+    for figure in ("loss.circuit", "loss.without_circuit", "validation.removed.edges", "validation.uncalibrated"):
+        del figures[figure]
 if stored.get("standard") == "robust":  # its loss is that of the worst condition
     figures["loss.circuit"] = lambda: max(under(name) for name in ("mean", "zero", "same", "other", "subset"))
-known = figures if "calibrations" in stored.get("validation", {}) and draws else ["loss.circuit"]
-for figure in sys.argv[3:] or known:
+if "calibrations" not in stored.get("validation", {}) or not draws:  # an earlier version wrote the result
+    some = ("mean", "zero") if stored.get("standard") == "robust" else ()
+    figures = {name: figures[name] for name in [f"validation.conditions.{one}" for one in some] or ["loss.circuit"] if name in figures}
+if unknown := [name for name in sys.argv[3:] if name not in figures]:
+    sys.exit(f"cannot recompute {', '.join(unknown)} from {folder}; these can be: {', '.join(figures)}")
+for figure in sys.argv[3:] or figures:
     found: dict | float = stored
     for part in figure.split("."):
         found = found.get(part, {}) if isinstance(found, dict) else found

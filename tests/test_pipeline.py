@@ -282,12 +282,19 @@ def test_the_held_out_pairs_share_no_prompt_with_the_others(result: Path, dense:
         assert not mine & prompts(batch.ids, batch.last)
 
 
-def test_the_circuits_figures_can_be_recomputed_from_its_files_alone(result: Path):
+@pytest.mark.parametrize(("ablation", "count"), [("mean", 13), ("zero", 13), ("resample", 9)])
+def test_the_circuits_figures_can_be_recomputed_from_its_files_alone(
+    result: Path, loops: CorpusSpec, tmp_path: Path, no_pictures: None, ablation: str, count: int
+):
+    if ablation != "mean":
+        spec = circuit_spec(result / "model", loops, prune=QUICK.model_copy(update={"ablation": ablation}))
+        result = tmp_path / "out"
+        run_job(spec, result, threads=1)
     script = ROOT / "tests" / "rerun_circuit.py"
     done = subprocess.run([sys.executable, script, result, TASK], capture_output=True, text=True, cwd="/", check=False)
     assert done.returncode == 0, done.stderr
     figures = [line.split() for line in done.stdout.splitlines()]
-    assert len(figures) == 13
+    assert len(figures) == count
     for name, found, stored in figures:
         assert float(found) == pytest.approx(float(stored), abs=1e-4), name
 

@@ -87,12 +87,14 @@ class Conditions:
 
     def __call__(self, batch: TaskBatch) -> tuple[TaskBatch, ConditionValues]:
         """(the batch once for each condition, their replacement values)."""
-        return self.of_rows(batch, torch.arange(len(batch.ids), device=batch.ids.device))
+        return self.of_rows(batch, torch.arange(len(batch.ids), device=batch.ids.device), self.draws(batch))
 
     @torch.no_grad()
-    def of_rows(self, batch: TaskBatch, rows: Tensor) -> tuple[TaskBatch, ConditionValues]:
-        """The same of a part of a batch, prompts at rows (n,) of it: they have the replacement values that they have in the batch."""
-        draws = self.draws(batch)
+    def of_rows(self, batch: TaskBatch, rows: Tensor, draws: Draws) -> tuple[TaskBatch, ConditionValues]:
+        """The same of a part of a batch, prompts at rows (n,) of it: they have the replacement values that they have in the batch.
+
+        draws   `self.draws(batch)`
+        """
         partner = {"same": draws.same[rows], "other": draws.other[rows]}
         chosen = draws.subset[rows.cpu() // SUBSET_PROMPTS].to(rows.device)
         needed = torch.cat([rows, *partner.values()]).unique()

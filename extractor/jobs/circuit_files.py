@@ -55,7 +55,7 @@ def write_files(run: CircuitRun, problem: PruningProblem, found: FoundCircuits, 
         files.write_json(folder / "circuit.json", circuit.to_json())
         if shown.standard != "paper":
             files.write_json(folder / PAPER_CIRCUIT, name_circuit(run, problem, found.by_standard["paper"].best).to_json())
-        files.write_tensors(folder / "means.safetensors", problem.ablation_values)
+        files.write_tensors(folder / "means.safetensors", dict(problem.means))
         pairs = {name: getattr(splits.held_out, name) for name in ("ids", "last", "correct", "wrong", "sign")}
         files.write_tensors(folder / "held_out.safetensors", pairs)
         files.write_tensors(folder / "conditions.safetensors", drawn_conditions(problem, splits.held_out))

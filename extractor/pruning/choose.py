@@ -45,9 +45,11 @@ def without_each(
 ) -> Tensor:
     """Losses (E',) of the circuit without each of its edges, or of those at `which` (E',); few circuits are in memory at once."""
     which = torch.arange(len(elements), device=elements.circuit.nodes.device) if which is None else which
+    ticks: list[int] = []
 
     def masks(start: int, stop: int) -> Masks:
-        tick(start, len(which))
+        ticks.append(stop - start)  # a network of prompts asks for the same masks again, group by group
+        tick(min(sum(ticks), len(which)), len(which))
         every = torch.ones(stop - start, len(elements), device=which.device)
         return elements.masks(every.scatter(1, which[start:stop, None], 0.0))
 
@@ -63,7 +65,7 @@ def minimal(problem: PruningProblem, found: PrunedCircuit, criteria: CircuitCrit
             break
         elements, fresh = Edges(mask), problem.draw(_LAST_DRAW + number, max(1, FRESH_PAIRS // standard.copies))
         scorer, on = CircuitScorer(standard, fresh), torch.ones(len(elements), dtype=torch.bool, device=mask.nodes.device)
-        now, losses = scorer.loss(mask), without_each(scorer, elements)
+        now, losses = scorer.loss(mask), without_each(scorer, elements, tick=problem.tick)
         for edge in losses.argsort(stable=True).tolist():
             if losses[edge] > now:
                 break

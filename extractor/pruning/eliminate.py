@@ -101,7 +101,7 @@ class EliminationRound:
 def eliminate(
     problem: PruningProblem, kind: str, graph: CircuitMask, most: float, is_necessary: Callable[[CircuitMask], bool]
 ) -> EliminationPath:
-    """Nested circuits, starting with `graph`, until the loss on train pairs exceeds `most` nats or nothing more can go.
+    """Nested circuits, starting with `graph`, until the loss on train pairs exceeds `most` nats (see above) or nothing more can go.
 
     kind           'node', or 'edge' for a circuit that lists its edges
     is_necessary   whether the model fails without this circuit; checked whenever nodes go
@@ -112,7 +112,7 @@ def eliminate(
     path.append(first, graph, graph.edge_count())
     stays = torch.zeros(len(first), dtype=torch.bool, device=graph.nodes.device)
     corrections, largest, refused = torch.zeros(len(first), device=graph.nodes.device), len(first), 0
-    recent: deque[float] = deque(maxlen=problem.policy.draws)
+    recent: deque[float] = deque(maxlen=problem.policy.averaged)
     while refused < PATIENCE:
         elements, number = ELEMENTS[kind](graph), number + 1
         problem.tick(len(first) - len(elements), len(first))

@@ -33,12 +33,12 @@ class SearchPolicy:
 
     first_rankings   quick rankings that are tried before the one that is asked for
     most_edges       elimination starts from no larger circuit: several times as many prompts of a large network take hours
-    draws            batches over which a loss is averaged before elimination ends: the worst of several conditions varies more
+    averaged         batches over which a loss is averaged before elimination ends: the worst of several conditions varies more
     """
 
     first_rankings: tuple[str, ...] = ()
     most_edges: float = float("inf")
-    draws: int = 1
+    averaged: int = 1
 
 
 POLICY: Mapping[Name, SearchPolicy] = {"paper": SearchPolicy(), "robust": SearchPolicy(("attribution",), 6e3, 8)}

@@ -4,7 +4,8 @@
 2. Cut: keep a prefix of the ranking that is sufficient and necessary, with loss to spare for step 3; drop dead nodes (`_start`).
 3. Eliminate nodes one by one; with granularity 'edge' then edges, both from the result and from the prefix (`eliminate`). Every circuit on
    the way is a candidate. With `edge_k_coefs` elimination also starts from edges that learned masks keep. Where so many edges are left
-   that this would take hours (`problem.SearchPolicy`), it starts from the first of these edges by attribution instead (`_first_edges`).
+   that this would take hours (`problem.SearchPolicy`), it starts from the first of these edges by attribution (`_first_edges`), and where
+   these are too many as well, nothing is eliminated.
 4. Choose, for every target, the candidate with fewest edges that meets it on the select split, also at the upper end of its interval
    (`confident`; else by a margin), and is necessary (`choose.chosen`). The loss to report is measured on a third split.
 5. From the circuit for the problem's own target, remove every edge whose removal costs nothing on fresh pairs (`choose.minimal`).
@@ -142,7 +143,7 @@ def _path(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria
         start = _first_edges(problem, start, criteria)
     if is_hopeless or start.edge_count() > problem.policy.most_edges:
         path = EliminationPath()
-        path.append(Nodes(start), start, start.edge_count())
+        path.append(Nodes(start) if start.edges is None else Edges(start), start, start.edge_count())
         return path
     if not by_edges:
         return eliminated("node", start, largest)
@@ -150,7 +151,9 @@ def _path(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria
         return eliminated("edge", start, largest)
     least = START_SHARE * problem.target
     fewer_nodes = _last_below(criteria, eliminated("node", start, least), least)
-    starts = [*_edge_starts(problem, start, criteria), fewer_nodes]
+    starts = _edge_starts(problem, start, criteria)
+    if fewer_nodes.node_count() < start.node_count():
+        starts.append(fewer_nodes)
     return EliminationPath.joined([eliminated("edge", mask.with_edges(), largest) for mask in starts])
 
 
@@ -164,6 +167,7 @@ def _first_edges(problem: PruningProblem, start: CircuitMask, criteria: CircuitC
     loss, count = max(START_SHARE * problem.target, criteria.prefixes.loss(start)), len(elements)
 
     def mask(k: int) -> CircuitMask:
+        problem.tick(0, 1)
         return elements.graph(place < k).without_dead()
 
     k = smallest_count(lambda k: criteria.is_sufficient(mask(k), loss), count)

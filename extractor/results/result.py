@@ -193,7 +193,9 @@ class Result:
 
     @cached_property
     def _means(self) -> dict[str, Tensor]:
-        return files.read_tensors(self.place / "means.safetensors")
+        """{site: (width,)} what an ablated node is: by the paper's standard."""
+        means = files.read_tensors(self.place / "means.safetensors")
+        return {site: 0 * mean for site, mean in means.items()} if self.numbers["ablation"] == "zero" else means
 
     def _check(self, node: str) -> None:
         known = [one.id for one in self.circuit.nodes]

@@ -208,8 +208,8 @@ class BridgeSpec(Spec):
     own_share: Fraction = 1.0  # fraction of positions at which the sparse model's own loss and KL are computed, redrawn each step
     kl_plain_coef: float = Field(1.0, ge=0)  # weight of KL(dense || sparse) without a crossing, an additional term (ours)
     focus: float = Field(0.0, ge=0, le=8)  # prompts of tasks in each step, as a share of the batch's sequences (ours); paper: none
-    focus_coef: float = Field(1.0, ge=0)  # weight of the KLs at the ends of these prompts, each weighted as the same KL on text
-    focus_tokens: int = Field(0, ge=0)  # tokens of the rest of a program after its prompt whose mean KL counts as the answer's does (ours)
+    focus_coef: float = Field(1.0, ge=0)  # weight of the KLs at and after the ends of these prompts, each weighted as on text
+    focus_tokens: int = Field(0, ge=0)  # most tokens of a program after its prompt, whose mean KL counts as the answer's does (ours)
 
     @model_validator(mode="after")
     def _heads_fit(self) -> BridgeSpec:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from extractor.circuits.conditions import CONDITIONS, Conditions
+from extractor.circuits.conditions import CONDITIONS, Conditions, ConditionValues
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.masks import Masks
 from extractor.circuits.prompt_network import PromptMaskedModel
@@ -43,17 +44,18 @@ def standard_logit_diffs(problem: PruningProblem, graph: CircuitMask, batch: Tas
 def condition_logit_diffs(problem: PruningProblem, graph: CircuitMask, batch: TaskBatch) -> Tensor:
     """Logit differences (conditions, 2P) of the circuit under each of `CONDITIONS`, at the model's own scale."""
     conditions = Conditions(problem.model, problem.means, problem.seed)
+    draws = conditions.draws(batch)
     found = torch.empty(len(CONDITIONS), len(batch.ids), device=batch.ids.device)
     for rows in parts(problem, batch):
-        found[:, rows] = _of_rows(conditions, graph, batch, rows).to(found.dtype)
+        found[:, rows] = _of_rows(partial(conditions.of_rows, batch, rows, draws), graph, batch.rows(rows)).to(found.dtype)
     return found
 
 
-def _of_rows(conditions: Conditions, graph: CircuitMask, batch: TaskBatch, rows: Tensor) -> Tensor:
-    """Logit differences (conditions, rows) of some prompts of the batch."""
-    network = PromptMaskedModel(graph.model, lambda part: conditions.of_rows(batch, rows), graph.nodes)
+def _of_rows(of_rows: Callable[[], tuple[TaskBatch, ConditionValues]], graph: CircuitMask, part: TaskBatch) -> Tensor:
+    """Logit differences (conditions, rows) of a part of a batch, whose replacement values `of_rows` gives."""
+    network = PromptMaskedModel(graph.model, lambda _: of_rows(), graph.nodes)
     edges = None if graph.edges is None else {link: mask[None].float() for link, mask in network.cut(graph.edges).items()}
-    return network.logit_diffs(network.prepare(batch.rows(rows), groups=1), Masks(edges=edges))[0].unflatten(0, (len(CONDITIONS), -1))
+    return network.logit_diffs(network.prepare(part, groups=1), Masks(edges=edges))[0].unflatten(0, (len(CONDITIONS), -1))
 
 
 @torch.no_grad()

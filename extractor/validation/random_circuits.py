@@ -60,7 +60,7 @@ def random_circuits(problem: PruningProblem, graph: CircuitMask, held_out: TaskB
         "pairs": scorer.batch.pairs,
         "sufficiency": {"p": _p(alone <= own), "loss": own, "best": alone.min().item()},
         "necessity": {"p": _p(left >= without), "loss": without, "best": left.max().item()},
-        "minimality": _minimality(graph, paths, scorer, own, draws),
+        "minimality": _minimality(problem, graph, paths, scorer, own, draws),
     }
 
 
@@ -68,8 +68,10 @@ def _p(at_least_as_good: Tensor) -> float:
     return (1 + int(at_least_as_good.sum())) / (1 + len(at_least_as_good))
 
 
-def _minimality(graph: CircuitMask, paths: RandomPaths, scorer: CircuitScorer, own: float, draws: int) -> dict[str, Any]:
-    without, differences = without_each(scorer, Edges(graph)), []
+def _minimality(
+    problem: PruningProblem, graph: CircuitMask, paths: RandomPaths, scorer: CircuitScorer, own: float, draws: int
+) -> dict[str, Any]:
+    without, differences = without_each(scorer, Edges(graph), tick=problem.tick), []
     for done in range(0, draws, CIRCUITS_AT_ONCE):
         inflated, reduced = zip(*(paths.added() for _ in range(min(CIRCUITS_AT_ONCE, draws - done))), strict=True)
         differences.append(scorer.losses(reduced) - scorer.losses(inflated))

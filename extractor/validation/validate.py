@@ -224,16 +224,19 @@ def _logit_diffs(
         fitted[name] = calibrate(on_select, problem.select.sign)
         return fitted[name].apply(diffs)[None]
 
-    def best(some: CircuitMask, name: str = "control") -> Tensor:
+    def best(some: CircuitMask) -> Tensor:
+        return _calibrated(problem, chosen.logit_diffs([some])[0], scorer.logit_diffs([some])[0])
+
+    def stored(name: str, some: CircuitMask) -> Tensor:
         return calibrated(name, chosen.logit_diffs([some])[0], scorer.logit_diffs([some])[0])
 
     randoms = [_random_like(problem, graph, problem.seed + draw) for draw in range(RANDOM_DRAWS)]
     diffs = {
         "full": of_full,
         "circuit": pruned.calibration.apply(of_circuit),
-        "without_circuit": best(graph.complement(), "without_circuit"),
-        "without nothing": best(full, "without nothing"),
-        "without edges": best(graph.without_edges(), "without edges"),
+        "without_circuit": stored("without_circuit", graph.complement()),
+        "without nothing": calibrated("without nothing", chosen.logit_diffs([full])[0], of_full[0]),
+        "without edges": stored("without edges", graph.without_edges()),
         "without random_nodes": torch.cat([best(some.complement()) for some in randoms]),
         "random": torch.cat([best(some) for some in randoms]),
         "attribution": best(guess),
@@ -241,7 +244,6 @@ def _logit_diffs(
     }
     for kind in KINDS:
         diffs[kind] = calibrated(kind, *(ablated_logit_diffs(problem, graph, kind, batch) for batch in (problem.select, held_out)))
-    del fitted["control"]  # those of random nodes and of attribution, which are not in the result
     return diffs, fitted
 
 

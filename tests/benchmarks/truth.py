@@ -104,7 +104,6 @@ def measured(model: Path, task: str) -> dict[str, Any]:
         best = find_circuits(problem.under(name)).best
         seconds = time.process_time() - began
         found[name] = numbers(problem, best, held_out) | {"seconds": seconds} | on_shifted(problem, best, model, task)
-    found["does shifted"] = problem.shifted is not None
     found["nulls"] = null_searches(problem, STANDARDS, held_out, build_corpus(CorpusSpec(), opened(model)[1]))
     found["random"] = random_circuits(problem, best.graph, held_out) if best.edges <= POLICY["robust"].most_edges else None
     return found
@@ -142,11 +141,11 @@ def demanding(model: Path, task: str, demanded: tuple[str, ...]) -> dict[str, An
 def _problem(model: Path, task: str) -> PruningProblem:
     problem = problem_of(model, task, None)
     try:
-        train, select, held_out = batches(model, task, shifted=True)
+        train, select, _ = batches(model, task, shifted=True)
     except TaskNotExpressible:
         shifted = None
     else:
-        full = held_out.losses(problem.scorer(held_out).logit_diffs([problem.full_mask()])[0]).mean().item()
+        full = select.losses(problem.scorer(select).logit_diffs([problem.full_mask()])[0]).mean().item()
         shifted = (train, select) if full <= TARGET else None
     return replace(problem, spec=problem.spec.model_copy(update={"necessity": 0.5, "targets": ()}), shifted=shifted)
 
@@ -160,9 +159,10 @@ def summary(found: Mapping[str, Any]) -> Iterator[Row]:
     yield Row("the paper's circuits that do", sum(_worst(one) <= TARGET for one in paper) / len(paper), ">= 0.0")
     of_shifted = [one for one in small if "shifted" in one]
     held = [_worst(one, "shifted") <= TARGET for one in of_shifted]
-    yield Row("... and on shifted prompts", sum(held) / max(1, len(held)), ">= 0.95")
-    same = min((one["same answer"] for one in of_shifted), default=math.nan)
-    yield Row("... share of shifted prompts on which circuit and model prefer the same answer, least of tasks", same, ">= 0.95")
+    if held:
+        yield Row("... and on shifted prompts, of the tasks that the model does there", sum(held) / len(held), ">= 0.95")
+        same = min(one["same answer"] for one in of_shifted)
+        yield Row("... share of shifted prompts on which circuit and model prefer the same answer, least of tasks", same, ">= 0.95")
     pairs = [(one["robust"], one["paper"]) for one in found.values() if one["robust"] in small]
     yield Row(
         "edges of robust circuits over those of the paper's, geometric mean",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 import pytest
 import torch
@@ -16,8 +15,9 @@ from extractor.bridges.losses import focus_loss
 from extractor.bridges.pair import BridgedPair
 from extractor.bridges.train import BridgeTrainer, train_bridges
 from extractor.bridges.tuner import site_parameters
-from extractor.data.focus import FocusPrompts, Prompts, focus_prompts
-from extractor.data.prompts import task_batch
+from extractor.data.encoding import text_ids
+from extractor.data.focus import FOCUS_PAIRS, FocusPrompts, Prompts, focus_prompts
+from extractor.data.prompts import fitting_pairs, task_batch
 from extractor.data.task_choice import check_expressible
 from extractor.models.load import DenseModel
 from extractor.models.reference import BUNDLED
@@ -194,12 +194,18 @@ def test_shifted_prompts_go_on_with_their_programs_as_far_as_asked():
     follow = prompts.end - prompts.last
     assert follow.max() == 12
     assert 0.3 < (follow > 0).float().mean() < 0.6, "shifted ones"
-    row = int(follow.argmax())
-    prompt, rest = (
-        tokenizer.decode(ids.tolist()) for ids in prompts.ids[row, : prompts.end[row] + 1].tensor_split([int(prompts.last[row]) + 1])
-    )
-    programs = (write.programs(Random(seed)) for seed in range(30) for write in find_task("for_while").shifted)
-    assert any(rest.startswith(after[:4]) for both in programs for _, after in both), (prompt, rest)
+    expression = check_expressible(find_task("for_while"), tokenizer)
+    texts = [
+        (prompt, rest)
+        for shifted in (False, True)
+        for pair, _ in fitting_pairs(expression, tokenizer, "train", FOCUS_PAIRS, 0, 100, shifted=shifted, fewer=True)
+        for prompt, rest in zip((pair.positive, pair.negative), pair.rests, strict=True)
+    ]
+    for (prompt, rest), ids, last, end in zip(texts, *prompts, strict=True):
+        whole = text_ids(tokenizer, prompt + rest)
+        assert ids[: last + 1].tolist() == text_ids(tokenizer, prompt)
+        assert ids[: end + 1].tolist() == whole[: end + 1]
+        assert end + 1 == min(len(whole), last + 1 + 12, 100)
 
 
 def padded(ids: torch.Tensor, width: int) -> set[tuple[int, ...]]:

@@ -54,15 +54,16 @@ def test_the_only_prompt_of_its_kind_is_its_own_partner():
 
 
 def test_a_part_of_a_batch_has_the_values_that_it_has_in_the_batch():
-    model, batch = random_model(1, torch.float64), random_batch(PAIRS, 2, torch.float64)
-    means, kept, rows = random_base(model, 3), kept_nodes(model, "half", 4), torch.tensor([3, 17, 40])
+    model, batch = random_model(1, torch.float64), random_batch(80, 2, torch.float64)
+    means, kept, rows = random_base(model, 3), kept_nodes(model, "half", 4), torch.tensor([3, 70, 130])  # each of another subset
     conditions = Conditions(model, means, 0)
+    draws = conditions.draws(batch)
 
     def diffs(ablate, prompts) -> torch.Tensor:
         network = PromptMaskedModel(model, ablate, kept)
         return network.logit_diffs(network.prepare(prompts))[0].unflatten(0, (len(CONDITIONS), -1))
 
-    whole, part = diffs(conditions, batch), diffs(lambda _: conditions.of_rows(batch, rows), batch.rows(rows))
+    whole, part = diffs(conditions, batch), diffs(lambda _: conditions.of_rows(batch, rows, draws), batch.rows(rows))
     assert close(part, whole[:, rows])
 
 

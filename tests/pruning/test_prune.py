@@ -21,7 +21,7 @@ from extractor.errors import SpecError
 from extractor.progress import Progress, Stopped
 from extractor.pruning import algorithms, prune
 from extractor.pruning.criteria import CircuitCriteria
-from extractor.pruning.problem import PruningProblem
+from extractor.pruning.problem import POLICY, PruningProblem
 from extractor.pruning.prune import PruneResult, find_circuits
 from extractor.spec.schema import CHANCE
 
@@ -325,3 +325,14 @@ def test_interrupted_at_ten_moments_it_finds_the_same_circuit_bit_for_bit(make, 
     assert same(find_circuits(in_folder(problem, tmp_path / "broken")), calm)
     assert (tmp_path / "broken" / "metrics.jsonl").read_bytes() == (tmp_path / "calm" / "metrics.jsonl").read_bytes()
     assert calm.best.met
+
+
+def test_where_the_first_edges_are_still_too_many_they_are_the_candidate(monkeypatch):
+    robust = graded_problem().under("robust")
+    problem = replace(robust, spec=robust.spec.model_copy(update={"algorithm": "attribution", "edge_k_coefs": ()}))
+    monkeypatch.setitem(POLICY, "robust", replace(POLICY["robust"], most_edges=5))
+    found = find_circuits(problem)
+    assert len(found.path) == 1
+    assert found.best.graph.edges is not None
+    assert found.path.edges == [found.best.edges] == [found.path[0].edge_count()]
+    assert found.best.edges > 5

@@ -18,11 +18,13 @@ from extractor.jobs.cost.constants import (
     CROSSING_SPREAD,
     DEFAULT_ACTIVATIONS_PER_NEURON,
     FLOAT_BYTES,
+    FOLLOWING_TOKENS,
     FRAGMENTATION,
     HEAD_GRADIENTS,
     LOGITS_AT_ONCE,
     LOGITS_COPIES,
     PROCESS_BYTES,
+    PROMPT_GRADIENTS,
     PROMPT_LENGTH,
     SMALLER,
     TRAFFIC_PER_BYTE,
@@ -126,6 +128,7 @@ class BridgingCost:
         head = size * spec.model.d_model + self.parameters["bigram"]
         # With several micro-batches the gradient of the earlier ones is in memory as well.
         copies = HEAD_GRADIENTS if rows < spec.optim.batch else HEAD_GRADIENTS - 1
+        copies += PROMPT_GRADIENTS if spec.focus else 0
         return FLOAT_BYTES * (LOGITS_COPIES * chunk + copies * head)
 
     def _optimizer(self) -> int:
@@ -204,7 +207,7 @@ def _flops(dense: DenseShape, spec: BridgeSpec, parameters: Mapping[str, int]) -
     dense_blocks = dense.block_parameters + dense.layers * optim.context * dense.width
     own, paths = tokens * spec.own_share, crossing * spec.kl_share
     # Prompts all cross. They are scored at their last token, and after it; half of them, the shifted ones, have tokens after it.
-    after = optim.batch * spec.focus * spec.focus_tokens / 2
+    after = optim.batch * spec.focus * min(spec.focus_tokens, FOLLOWING_TOKENS) / 2
     prompts, scored = PROMPT_LENGTH * spec.focus * tokens + after, optim.batch * spec.focus + after
     tokens, crossing = tokens + prompts, crossing + prompts
     own, paths = own + scored, paths + scored

@@ -21,6 +21,9 @@ LOGITS_COPIES = 6
 # Copies of the unembedding's gradient: of the model's own predictions, of the hybrid passes, of a chunk; the last stays. Counted.
 HEAD_GRADIENTS = 3
 
+# The same of prompts of tasks, of both kinds of predictions. Counted.
+PROMPT_GRADIENTS = 2
+
 # Numbers per neuron of the dense model's MLP that autograd keeps, by activation function. Counted.
 ACTIVATIONS_PER_NEURON = {"gelu_new": 4, "gelu_pytorch_tanh": 4, "gelu_fast": 4, "silu": 3}
 DEFAULT_ACTIVATIONS_PER_NEURON = 4
@@ -43,3 +46,4 @@ USABLE_SHARE = 0.9
 # Factors by which width and context are reduced when a smaller bridging that fits is searched for. Chosen.
 SMALLER = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
 PROMPT_LENGTH = 0.5  # mean tokens of a task's prompt over the training's context
+FOLLOWING_TOKENS = 4  # mean tokens of a program after a shifted prompt, of the built-in tasks
