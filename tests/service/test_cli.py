@@ -372,10 +372,18 @@ def test_a_result_is_copied_and_the_copy_verifies(machine):
 
 def test_open_shows_the_report_of_a_circuit_and_says_when_there_is_none(machine, monkeypatch):
     opened = []
-    monkeypatch.setattr("click.launch", opened.append)
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) is None)
+    monkeypatch.setenv("DISPLAY", ":0")
     folder = machine.finish("mine", circuit_spec())
-    assert machine.extract("result", "mine", "--open").code == 0
-    assert opened == [str(folder / "circuits" / "quote_close" / "report.html")]
+    report = folder / "circuits" / "quote_close" / "report.html"
+    answer = machine.extract("result", "mine", "--open")
+    assert (answer.code, answer.err) == (0, f"opened in the browser: {report}\n")
+    assert opened == [report.as_uri()]
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    answer = machine.extract("result", "mine", "--open")
+    assert answer.code == 1
+    assert f"there is no browser here; the report is one file, copy it to where one is: {report}" in answer.err
     machine.finish("model")
     assert "has no report" in machine.extract("result", "model", "--open").err
 

@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 job failed, 2 usage, 3 not found, 4 service unreachable, 5 c
 
 from __future__ import annotations
 
+import difflib
 import errno
 import importlib
 import io
@@ -19,30 +20,18 @@ import click
 
 from extractor.errors import DiskFull, ExtractorError, ServiceUnavailable, UsageError, printable
 
+MAX_ERROR_CHARACTERS = 900  # longest error line that is printed in full
+GROUPS = {  # as `extract --help` shows the commands
+    "Find a circuit": ("submit", "train", "tasks", "models", "import"),
+    "Look": ("list", "status", "watch", "logs", "result", "steer"),
+    "Many models, many settings": ("batch", "sweep"),
+    "Run the service": ("worker", "cancel", "gc", "run", "server", "metrics", "caretaker"),
+}
 # Command -> module of this folder. `list` is not called list.py: as an attribute of this package it would hide the builtin.
 # `import` cannot be a module at all.
-_SAME_NAME = (
-    "submit",
-    "batch",
-    "train",
-    "sweep",
-    "status",
-    "watch",
-    "logs",
-    "cancel",
-    "result",
-    "steer",
-    "run",
-    "worker",
-    "metrics",
-    "caretaker",
-    "server",
-    "gc",
-    "tasks",
-    "models",
-)
-MAX_ERROR_CHARACTERS = 900  # longest error line that is printed in full
-COMMANDS = {name: name for name in _SAME_NAME} | {"list": "jobs", "import": "import_checkpoint"}
+_OTHER_MODULES = {"list": "jobs", "import": "import_checkpoint"}
+COMMANDS = {name: _OTHER_MODULES.get(name, name) for names in GROUPS.values() for name in names}
+ALIASES = {"ls": "list", "ps": "list", "show": "result", "log": "logs", "rm": "cancel", "stop": "cancel", "extract": "submit"}
 
 
 class LazyGroup(click.Group):
@@ -52,10 +41,24 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"worker.cli.{COMMANDS[cmd_name]}").command
+        command: click.Command = importlib.import_module(f"worker.cli.{COMMANDS[name]}").command
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None:
+            close = difflib.get_close_matches(args[0], [*COMMANDS, *ALIASES], 1)
+            hint = f"did you mean `extract {ALIASES.get(close[0], close[0])}`?" if close else "see `extract --help`"
+            raise click.UsageError(f"there is no command {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                found = [(name, self.get_command(ctx, name)) for name in names]
+                formatter.write_dl([(name, command.get_short_help_str(100)) for name, command in found if command is not None])
 
 
 def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -82,6 +85,8 @@ def group() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code; an error is one line on stderr, and an object on stdout with --json."""
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if arguments[0] == "help":
+        arguments = [*arguments[1:], "--help"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale that has no letter for a bar or a name must not end a command

@@ -64,6 +64,7 @@ def request(build: Build, options: dict[str, Any]) -> int:
         print_json({"job": job, "state": state})
     else:
         print_line(job)
+        say(f"follow it: extract watch {job}    its result, once it is done: extract result {job}")
     return 0
 
 

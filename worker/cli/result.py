@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import webbrowser
 from pathlib import Path
 
 import click
 
 from worker.cli.options import as_json as json_option
-from worker.cli.text import print_json
+from worker.cli.text import print_json, say
 
 
 @click.command("result", short_help="Show or copy the result of a job.")
@@ -46,14 +49,23 @@ def command(job: str, out: Path | None, open_report: bool, as_json: bool) -> int
         from worker.cli.views.job import PlainView
 
         PlainView(job).show_summary(facts, folder)
-    if open_report:
-        _open(facts, job)
-    return 0
+    return _open(facts, job) if open_report else 0
 
 
-def _open(facts: dict, job: str) -> None:
+def _has_screen() -> bool:
+    """Whether a browser can have a window: without one, `webbrowser` would start a browser of text in this terminal."""
+    return sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+
+
+def _open(facts: dict, job: str) -> int:
+    """Open the report, and say so. Returns the exit code: 1 where there is no browser."""
     from extractor.errors import NotFound
 
     if "report" not in facts["paths"]:
         raise NotFound(f"job {job} has no report; only the circuits of `extract submit` have one")
-    click.launch(facts["paths"]["report"])
+    report = Path(facts["paths"]["report"])
+    if _has_screen() and webbrowser.open(report.as_uri()):
+        say(f"opened in the browser: {report}")
+        return 0
+    say(f"there is no browser here; the report is one file, copy it to where one is: {report}")
+    return 1

@@ -60,12 +60,16 @@ def _submit_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("submit", short_help="Queue the extraction of circuits from a model.")
+@click.argument("given", nargs=-1, metavar="[MODEL [TASK]...]")
 @_submit_options
-def command(model: str | None, tasks: tuple[str, ...], fields: bool, datasets: tuple[str, ...], **options: Any) -> int:
-    """Queue the extraction of a model's circuits for one or several tasks, and print the job id.
+def command(
+    given: tuple[str, ...], model: str | None, tasks: tuple[str, ...], fields: bool, datasets: tuple[str, ...], **options: Any
+) -> int:
+    """Queue the extraction of a model's circuits for one or several tasks, and print the job id. MODEL and TASK are required, here or
+    as options.
 
     \b
-    Example: extract submit --model python-tiny --task quote_close --wait
+    Example: extract submit python-tiny quote_close --wait
              extract submit --model python-tiny --task for_while --task my_pairs.jsonl
              extract submit --model gpt2 --task quote_close --dataset HuggingFaceFW/fineweb-edu:sample-10BT --dry-run
     """
@@ -74,6 +78,12 @@ def command(model: str | None, tasks: tuple[str, ...], fields: bool, datasets: t
 
         show_fields(circuit_settings(options["preset"], options["init"]), options["as_json"])
         return 0
+    if given and model is None:
+        model, given = given[0], given[1:]
+    tasks = (*given, *tasks)
+    for name, value in (("--model", model or ""), *(("--task", task) for task in tasks)):
+        if value.startswith("--"):
+            raise click.BadOptionUsage(name, f"option {name!r} needs a value before {value!r}")
     if not model or not tasks:
         raise click.MissingParameter(param_hint="'--task'" if model else "'--model'", param_type="option")
     from worker.cli.request import request
