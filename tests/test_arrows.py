@@ -199,7 +199,7 @@ def test_the_roots_hold_rooms_and_little_else():
 
     rooms, files = inside("extractor")
     assert rooms == ENGINE.keys() - {"errors", "progress", "files", "compiled", "__main__"}
-    assert len(rooms) == 11
+    assert len(rooms) == 12
     assert files == {"__init__.py", "__main__.py", "compiled.py", "errors.py", "files.py", "progress.py"}
     rooms, files = inside("worker")
     assert rooms == set(SERVICE) - {"settings", "ids", "processes", "garbage"}

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import difflib
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from extractor.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,20 +70,26 @@ class Circuit:
     def __repr__(self) -> str:
         return f"Circuit({self.task} in {self.model}: {len(self.nodes)} nodes, {len(self.edges)} edges)"
 
-    def __getitem__(self, node: str) -> Node:
-        """The node with this id. Raises KeyError, with similar ids."""
-        by_id = {one.id: one for one in self.nodes}
-        if node not in by_id:
-            close = ", ".join(difflib.get_close_matches(node, [*by_id], 3, 0.4))
-            raise KeyError(f"no node {node!r} in this circuit of {len(by_id)} nodes" + (f"; close: {close}" if close else ""))
-        return by_id[node]
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
 
-    def into(self, node: str) -> tuple[Edge, ...]:
+    def __contains__(self, node: str | Node) -> bool:
+        return node_id_of(node) in {one.id for one in self.nodes}
+
+    def __getitem__(self, node: str | Node) -> Node:
+        """The node with this id. Raises UsageError, with similar ids."""
+        by_id, wanted = {one.id: one for one in self.nodes}, node_id_of(node)
+        if wanted not in by_id:
+            close = ", ".join(difflib.get_close_matches(wanted, [*by_id], 3, 0.4) or [*by_id][:3])
+            raise UsageError(f"node {wanted!r} is not in the circuit of {self.task!r} ({len(by_id)} nodes); close: {close}")
+        return by_id[wanted]
+
+    def into(self, node: str | Node) -> tuple[Edge, ...]:
         """The edges that end at a node, the largest weight first."""
         target = self[node].id
         return self._sorted(edge for edge in self.edges if edge.target == target)
 
-    def out_of(self, node: str) -> tuple[Edge, ...]:
+    def out_of(self, node: str | Node) -> tuple[Edge, ...]:
         """The edges that begin at a node, the largest weight first."""
         source = self[node].id
         return self._sorted(edge for edge in self.edges if edge.source == source)
@@ -102,7 +110,8 @@ class Circuit:
 
         graph = networkx.DiGraph(model=self.model, task=self.task)
         for node in self.nodes:
-            graph.add_node(node.id, **{name: value for name, value in asdict(node).items() if name != "id"})
+            texts = {"reads": " ".join(node.reads), "writes": " ".join(node.writes)}  # formats of files have no lists
+            graph.add_node(node.id, site=node.site, channel=node.channel, mean=node.mean, position=node.position, **texts)
         graph.add_edges_from((edge.source, edge.target, {"weight": edge.weight}) for edge in self.edges)
         return graph
 
@@ -126,6 +135,23 @@ class Circuit:
         edges = tuple(Edge(**e) for e in data["edges"])
         answers, answer_ids = tuple(data["answers"]), tuple(data["answer_ids"])
         return cls(data["model"], data["task"], answers, answer_ids, nodes, edges, Calibration(**data["calibration"]))
+
+
+def node_id_of(node: object) -> str:
+    """The id of a node that is given by its id or as a Node. Raises UsageError for anything else."""
+    found = node.id if isinstance(node, Node) else node
+    if not isinstance(found, str):
+        raise UsageError(f"a node is an id such as '0.mlp.post_act.12' or a Node, not {type(node).__name__}")
+    return found
+
+
+def node_ids_of(nodes: str | Node | Iterable[str | Node]) -> list[str]:
+    """The ids of one node or of several. Raises UsageError for what is none."""
+    if isinstance(nodes, str | Node):
+        return [node_id_of(nodes)]
+    if not isinstance(nodes, Iterable):
+        raise UsageError(f"nodes are given as ids or Nodes, not as {type(nodes).__name__}")
+    return [node_id_of(node) for node in nodes]
 
 
 def sites_of(nodes: Iterable[Node]) -> dict[str, list[Node]]:

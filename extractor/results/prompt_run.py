@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 _SHOWN_NODES = 100  # rows of the table in a notebook
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PromptRun:
     """What the circuit does on a prompt.
 
     tokens        the prompt's T tokens as text
     answers       first and second answer
-    margin        logit of the first answer minus that of the second, calibrated as the circuit is
+    margin        logit of the first answer minus that of the second; calibrated as the circuit is, where they are its answers
     activations   {node id: (T,)} the value of every node of the circuit at every token
     means         {node id: value that it has where it is ablated}
     attention     {(layer, head): (T, T)} rows attend to columns; heads with a node of the circuit
@@ -62,7 +62,8 @@ class PromptRun:
 
     def _repr_html_(self) -> str:
         """Nodes by tokens: red above the node's mean, blue below."""
-        head = "".join(f"<th style='font-family:monospace;white-space:pre'>{html.escape(token)}</th>" for token in self.tokens)
+        shown = (html.escape(token).replace("\n", "&#92;n") for token in self.tokens)
+        head = "".join(f"<th style='font-family:monospace;white-space:pre'>{token}</th>" for token in shown)
         rows = [_row(node, values - self.means[node]) for node, values in [*self.activations.items()][:_SHOWN_NODES]]
         more = f"<p>{len(self.activations) - _SHOWN_NODES} further nodes</p>" if len(self.activations) > _SHOWN_NODES else ""
         shares = ", ".join(f"<code>{html.escape(answer)}</code> {share:.3f}" for answer, share in self.probability.items())
@@ -83,8 +84,8 @@ class NodeEdits:
     """What is done to nodes. off: they have their means; patch: {node: (T,) values that it has}; scale: {node: factor of its value}."""
 
     off: Collection[str] = ()
-    patch: Mapping[str, Tensor] | None = None
-    scale: Mapping[str, float] | None = None
+    patch: Mapping[str, Tensor] = field(default_factory=dict)
+    scale: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_prompt(
@@ -124,14 +125,14 @@ def _rewritten(
     means: Mapping[str, Tensor], by_site: Mapping[str, list[Node]], edits: NodeEdits, seen: dict[str, Tensor], site: str, x: Tensor
 ) -> Tensor:
     """The values (1, T, width) of a site that the model goes on with; `seen` keeps them."""
-    patch, scale, x = edits.patch or {}, edits.scale or {}, x.clone()
+    x = x.clone()
     for node in by_site.get(site, ()):
         if node.id in edits.off:
             x[..., node.channel] = means[site][node.channel]
-        if node.id in patch:
-            x[0, :, node.channel] = patch[node.id].to(x)
-        if node.id in scale:
-            x[..., node.channel] *= scale[node.id]
+        if node.id in edits.patch:
+            x[0, :, node.channel] = edits.patch[node.id].to(x)
+        if node.id in edits.scale:
+            x[..., node.channel] *= edits.scale[node.id]
     seen[site] = x[0]
     return x
 

@@ -8,18 +8,18 @@ result.run("print('hello", patch={"1.attn.v.3": 'print("hello'}) with a node's v
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Mapping
+import base64
+import html
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extractor import files
-from extractor.bridges.steering.prompt import open_result, steer_result
-from extractor.circuits.circuit import Circuit
-from extractor.data.encoding import prompt_text, text_ids, token_texts
-from extractor.errors import NotFound, UsageError
+from extractor.circuits.circuit import Circuit, Node, node_ids_of
+from extractor.data.encoding import prompt_text, token_texts
+from extractor.errors import BrokenArtifact, ExtractorError, NotFound, UsageError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from extractor.results.prompt_run import PromptRun
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
-Patch = Mapping[str, "str | float | Tensor"]
+NUMBERS = ("model", "target_loss", "meets_target", "loss", "accuracy", "ablation", "validation")  # of result.json, in all versions
 
 
 @dataclass(frozen=True)
 class HeldOutPrompt:
-    """A prompt on which the circuit was measured, with its right and its wrong answer."""
+    """A prompt on which the circuit was measured. answers: first and second, in the order of the circuit; right: one of them."""
 
     prompt: str
+    answers: tuple[str, str]
     right: str
-    wrong: str
 
 
 class Result:
@@ -52,19 +52,30 @@ class Result:
         self.folder, self.task = folder, task
 
     def __repr__(self) -> str:
-        numbers, circuit = self.numbers, self.circuit
-        verdict = "meets" if numbers["meets_target"] else "does not meet"
-        size = f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges, {self.loss['circuit']:.3f} nats"
-        return f"Result({self.task} in {numbers['model']}: {size}; {verdict} {numbers['target_loss']:g}; {self.folder})"
+        try:
+            numbers, circuit = self.numbers, self.circuit
+            verdict = "meets" if numbers["meets_target"] else "does not meet"
+            size = f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges, {self.loss['circuit']:.3f} nats"
+            what = f"in {numbers['model']}: {size}; {verdict} {numbers['target_loss']:g}"
+        except ExtractorError as error:
+            what = f"damaged: {error}"
+        return f"Result({self.task} {what}; {self.folder})"
 
     def _repr_html_(self) -> str:
+        """The line above, and the picture: as an image, so that nothing in it can run."""
         picture = self.place / "circuit.svg"
-        return f"<p>{repr(self)[7:-1]}</p>" + (picture.read_text(encoding="utf-8") if picture.is_file() else "")
+        drawn = base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else ""
+        image = f'<img alt="the circuit" src="data:image/svg+xml;base64,{drawn}">' if drawn else ""
+        return f"<p>{html.escape(repr(self)[7:-1])}</p>{image}"
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks of the result that have a circuit."""
         return _tasks(self.folder)
+
+    def __iter__(self) -> Iterator[Result]:
+        """The results of all tasks."""
+        return (Result(self.folder, task) for task in self.tasks)
 
     def __getitem__(self, task: str) -> Result:
         """The result of another task. Raises UsageError for a task without a circuit."""
@@ -80,11 +91,18 @@ class Result:
         """The page, an HTML file."""
         return self.place / "report.html"
 
+    def verify(self) -> None:
+        """Compare every file with the manifest. Raises BrokenArtifact."""
+        files.verify_manifest(self.folder)
+
     @cached_property
     def numbers(self) -> dict[str, Any]:
-        """The content of result.json; see extractor/README.md, Result files."""
-        found: dict[str, Any] = files.read_json(self.place / "result.json")
-        return found
+        """The content of result.json; see extractor/README.md. Raises BrokenArtifact."""
+        path = self.place / "result.json"
+        found = files.read_json(path)
+        if missing := [name for name in NUMBERS if not isinstance(found, dict) or name not in found]:
+            raise BrokenArtifact(f"{path} is not the content of a result: it has no {', '.join(missing)}")
+        return dict(found)
 
     @property
     def loss(self) -> dict[str, float]:
@@ -100,13 +118,13 @@ class Result:
 
     @cached_property
     def circuit(self) -> Circuit:
-        return Circuit.from_json(files.read_json(self.place / "circuit.json"))
+        return _circuit(self.place / "circuit.json")
 
     @cached_property
     def paper_circuit(self) -> Circuit:
         """The circuit of the paper's standard: beside a robust one, else the circuit itself."""
         beside = self.place / "paper.json"
-        return Circuit.from_json(files.read_json(beside)) if beside.is_file() else self.circuit
+        return _circuit(beside) if beside.is_file() else self.circuit
 
     @cached_property
     def model(self) -> SparseGPTForCausalLM:
@@ -114,14 +132,20 @@ class Result:
         from extractor.models.load import load_model
         from extractor.models.reference import inspect_folder
 
-        found: Any = load_model(inspect_folder(self.folder / "model"))
+        found: Any = load_model(inspect_folder(self._model_folder))
         return found.eval().requires_grad_(False)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         from extractor.models.tokenizer import load_tokenizer
 
-        return load_tokenizer(self.folder / "model")
+        return load_tokenizer(self._model_folder)
+
+    @property
+    def _model_folder(self) -> Path:
+        if not (self.folder / "model").is_dir():
+            raise NotFound(f"the result in {self.folder} lacks its folder model/; copy the complete result")
+        return self.folder / "model"
 
     @cached_property
     def compiled(self) -> CompiledCircuit:
@@ -138,16 +162,18 @@ class Result:
         """The held-out prompts; those of a pair follow each other."""
         kept = files.read_tensors(self.place / "held_out.safetensors")
         rows = zip(*(kept[name].tolist() for name in ("ids", "last", "correct", "wrong")), strict=True)
-        shown = [
-            (prompt_text(self.tokenizer, ids[: last + 1]), *token_texts(self.tokenizer, [right, wrong])) for ids, last, right, wrong in rows
-        ]
-        return tuple(HeldOutPrompt(*each) for each in shown)
+        found = []
+        for row, (ids, last, right, wrong) in enumerate(rows):
+            texts = token_texts(self.tokenizer, [right, wrong])
+            answers = (texts[0], texts[1]) if row % 2 == 0 else (texts[1], texts[0])  # a pair's first prompt has the first answer
+            found.append(HeldOutPrompt(prompt_text(self.tokenizer, ids[: last + 1]), answers, texts[0]))
+        return tuple(found)
 
     def run(
         self,
         prompt: str,
-        off: Collection[str] = (),
-        patch: Patch | None = None,
+        off: str | Node | Iterable[str | Node] = (),
+        patch: Mapping[str, str | float | Tensor] | None = None,
         scale: Mapping[str, float] | None = None,
         answers: tuple[str, str] | None = None,
     ) -> PromptRun:
@@ -156,98 +182,49 @@ class Result:
         off       nodes that have their means
         patch     {node: another prompt of the same length, whose value of it is taken; a number; or values (T,)}
         scale     {node: factor of its value}
-        answers   the two answers, where those of the task vary from pair to pair
+        answers   first and second answer, where those of the task vary from pair to pair: in the order of the pair, for which the circuit
+                  is calibrated. Answers that are not those of the task are compared without calibration.
 
-        Raises UsageError for unknown nodes, prompts of different lengths, and answers that are not one token.
+        Raises UsageError for unknown nodes, a node that is edited twice, prompts of different lengths, numbers that are not finite, and
+        answers that are not two different tokens.
         """
-        from extractor.results.prompt_run import NodeEdits
+        from extractor.results.asked import Asked
 
-        changes = patch or {}
-        for node in (*off, *changes, *(scale or {})):
-            self._check(node)
-        ids = text_ids(self.tokenizer, prompt)
-        values = {node: self._values(node, given, ids, answers) for node, given in changes.items()}
-        return self._run(ids, answers, NodeEdits(tuple(off), values, scale))
+        return Asked(self.circuit, self.tokenizer, self.graph, self.means).run(prompt, off, patch, scale, answers)
 
     def effects(self) -> list[dict[str, Any]]:
         """{source, target, weight, rise of the loss without it in nats} of every edge that was measured, the largest rise first."""
         weights = {(edge.source, edge.target): edge.weight for edge in self.circuit.edges}
-        found = [
-            {"source": source, "target": target, "weight": weights[source, target], "rise": rise}
-            for source, target, rise in self.numbers["validation"]["edge_effects"]["edges"]
-        ]
+        try:
+            measured = self.numbers["validation"]["edge_effects"]["edges"]
+            found = [{"source": a, "target": b, "weight": weights[a, b], "rise": rise} for a, b, rise in measured]
+        except (KeyError, TypeError, ValueError):
+            raise BrokenArtifact(f"{self.place / 'result.json'} and circuit.json do not have the same edges") from None
         return sorted(found, key=lambda one: -one["rise"])
 
-    def steer(self, prompt: str, toward: str, nodes: Collection[str] = (), strength: float = 1.0) -> dict[str, Any]:
+    def steer(self, prompt: str, toward: str, nodes: str | Node | Iterable[str | Node] = (), strength: float = 1.0) -> dict[str, Any]:
         """The dense model's answers after `prompt` while nodes have their values after `toward`; see `extract steer`.
 
-        Raises UsageError where the result has no dense model, and what `run` raises.
+        nodes   none: the best one of the circuit. Raises UsageError where the result has no dense model, and what `run` raises.
         """
-        return steer_result(open_result(self.folder, self.task), toward, prompt, list(nodes), None, [strength])
+        from extractor.bridges.steering.prompt import open_result, steer_result
+
+        if not isinstance(strength, int | float):
+            raise UsageError(f"strength is a number, not {type(strength).__name__}; nodes are the third argument")
+        return steer_result(open_result(self.folder, self.task), toward, prompt, node_ids_of(nodes), None, [float(strength)])
 
     @cached_property
-    def _graph(self) -> CircuitMask:
+    def graph(self) -> CircuitMask:
+        """The circuit as masks of the model."""
         from extractor.circuits.compiled import mask_of
 
         return mask_of(self.circuit, self.model)
 
     @cached_property
-    def _means(self) -> dict[str, Tensor]:
-        """{site: (width,)} what an ablated node is: by the paper's standard."""
+    def means(self) -> dict[str, Tensor]:
+        """{site: (width,)} what an ablated node is, by the paper's standard."""
         means = files.read_tensors(self.place / "means.safetensors")
         return {site: 0 * mean for site, mean in means.items()} if self.numbers["ablation"] == "zero" else means
-
-    def _check(self, node: str) -> None:
-        known = [one.id for one in self.circuit.nodes]
-        if node not in known:
-            close = ", ".join(difflib.get_close_matches(node, known, 3, 0.4)) or ", ".join(known[:3])
-            raise UsageError(f"node {node!r} is not in the circuit of {self.task!r} ({len(known)} nodes); close: {close}")
-
-    def _run(self, ids: list[int], answers: tuple[str, str] | None, edits: Any) -> PromptRun:
-        import torch
-
-        from extractor.data.prompts import TaskBatch
-        from extractor.results.prompt_run import run_prompt
-
-        if not 0 < len(ids) <= self.model.config.n_ctx:
-            raise UsageError(f"the prompt has {len(ids)} tokens, the model takes 1 to {self.model.config.n_ctx}")
-        first, second = self._answer_ids(ids, answers)
-        last = torch.tensor([len(ids) - 1])
-        batch = TaskBatch(torch.tensor([ids]), last, torch.tensor([first]), torch.tensor([second]), torch.ones(1))
-        shown = token_texts(self.tokenizer, ids), token_texts(self.tokenizer, [first, second])
-        circuit = self.circuit
-        return run_prompt(
-            self._graph, self._means, circuit.nodes, circuit.calibration, batch, tuple(shown[0]), (shown[1][0], shown[1][1]), edits
-        )
-
-    def _answer_ids(self, ids: list[int], answers: tuple[str, str] | None) -> tuple[int, int]:
-        if answers is None:
-            if self.circuit.answer_ids:
-                return self.circuit.answer_ids
-            raise UsageError(f"the answers of {self.task!r} vary from pair to pair: name two, as in run(prompt, answers=(' a', ' b'))")
-        found = []
-        for answer in answers:
-            together = text_ids(self.tokenizer, prompt_text(self.tokenizer, ids) + answer)
-            if together[:-1] != ids:
-                raise UsageError(f"after this prompt the answer {answer!r} is not one token")
-            found.append(together[-1])
-        return found[0], found[1]
-
-    def _values(self, node: str, given: str | float | Tensor, ids: list[int], answers: tuple[str, str] | None) -> Tensor:
-        """The values (T,) that a node is given."""
-        import torch
-
-        from extractor.results.prompt_run import NodeEdits
-
-        if isinstance(given, str):
-            other = text_ids(self.tokenizer, given)
-            if len(other) != len(ids):
-                raise UsageError(f"the prompt has {len(ids)} tokens, {given!r} has {len(other)}: a node is patched token by token")
-            return self._run(other, answers, NodeEdits()).activations[node]
-        values = torch.as_tensor(given, dtype=torch.float32)
-        if values.dim() and values.shape != (len(ids),):
-            raise UsageError(f"values of {node} have the shape {tuple(values.shape)}; give a number, or one for each of {len(ids)} tokens")
-        return values.expand(len(ids))
 
 
 def load(folder: str | Path, task: str | None = None) -> Result:
@@ -256,8 +233,10 @@ def load(folder: str | Path, task: str | None = None) -> Result:
     Raises NotFound where there is no finished result of a circuit job, UsageError for a task without a circuit.
     """
     place = Path(folder).expanduser()
-    if not place.is_dir():
+    if not str(folder) or not place.is_dir():
         raise NotFound(f"{str(folder)!r} is not a folder; `extract result JOB --out FOLDER` copies the result of a job into one")
+    if place.parent.name == "circuits" and (place / "circuit.json").is_file():
+        raise UsageError(f"{place} is a part of a result; load {place.parent.parent}, task {place.name!r}")
     if not (place / files.MANIFEST).is_file():
         raise NotFound(f"{place} holds no finished result (no {files.MANIFEST}); wait for its job, or run its spec again")
     found = _tasks(place)
@@ -269,7 +248,7 @@ def load(folder: str | Path, task: str | None = None) -> Result:
 
 
 def extract(model: str, task: str | tuple[str, ...], out: str | Path, threads: int | None = None, **options: Any) -> Result:
-    """Run a circuit job in this process with a progress bar, and load its result. A job that was interrupted goes on.
+    """Run a circuit job in this process with a bar for each stage, and load its result. A job that was interrupted goes on.
 
     options   of `extractor.circuit_job`, such as preset, seed, target_loss, changes
     Raises ExtractorError for everything that can be said in one line.
@@ -286,3 +265,11 @@ def extract(model: str, task: str | tuple[str, ...], out: str | Path, threads: i
 
 def _tasks(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(place.parent.name for place in folder.glob("circuits/*/circuit.json")))
+
+
+def _circuit(path: Path) -> Circuit:
+    found = files.read_json(path)
+    try:
+        return Circuit.from_json(found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BrokenArtifact(f"{path} is not a circuit: {first_line(error) or type(error).__name__}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from worlds import ROOT
 import extractor
 from extractor import files
 from extractor.circuits.circuit import Circuit
-from extractor.errors import NotFound, UsageError
+from extractor.errors import BrokenArtifact, NotFound, UsageError
 from extractor.results.bar import StageBars
 from extractor.results.result import Result
 
@@ -43,8 +44,10 @@ def test_a_result_is_what_its_files_say(result: Result):
     assert f"{len(result.circuit.nodes)} nodes" in repr(result)
     assert result.report.is_file()
     assert result.paper_circuit == result["for_while"].circuit == result.circuit
-    assert "<svg" in result._repr_html_()
-    assert {prompt.right for prompt in result.held_out} == {prompt.wrong for prompt in result.held_out} == set(result.circuit.answers)
+    assert "data:image/svg+xml;base64," in result._repr_html_()
+    assert [one.task for one in result] == ["for_while"]
+    assert {prompt.answers for prompt in result.held_out} == {result.circuit.answers}
+    assert [prompt.right for prompt in result.held_out[:4]] == [*result.circuit.answers] * 2
 
 
 def test_on_a_prompt_it_answers_as_the_compiled_circuit_does(result: Result):
@@ -98,6 +101,12 @@ def test_nodes_can_be_switched_off_patched_and_scaled(result: Result, pair: tupl
         ({"off": ["0.mlp.nothing.1"]}, "node '0.mlp.nothing.1' is not in the circuit of 'for_while'"),
         ({"patch": {"": 1.0}}, "node '' is not in the circuit"),
         ({"answers": (" in", ":;")}, "after this prompt the answer ':;' is not one token"),
+        ({"answers": (" in", " in")}, "are the same token"),
+        ({"answers": " in"}, "answers are two texts"),
+        ({"answers": (" in",)}, "answers are two texts"),
+        ({"off": 3}, "nodes are given as ids or Nodes, not as int"),
+        ({"off": [3]}, "a node is an id such as '0.mlp.post_act.12' or a Node, not int"),
+        ({"patch": ["0.mlp.post_act.1"]}, "patch and scale are given as {node: value}, not as list"),
     ],
 )
 def test_what_cannot_be_run_is_said_in_a_line(result: Result, pair: tuple[str, str], asked: dict, said: str):
@@ -105,6 +114,74 @@ def test_what_cannot_be_run_is_said_in_a_line(result: Result, pair: tuple[str, s
         result.run(pair[0], **asked)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_nodes_are_given_in_every_form_that_one_would_guess(result: Result, pair: tuple[str, str]):
+    nodes = result.circuit.nodes[:2]
+    wanted = result.run(pair[0], off=[node.id for node in nodes]).margin
+    assert result.run(pair[0], off=nodes).margin == wanted
+    assert result.run(pair[0], off=(node.id for node in nodes)).margin == wanted
+    assert (
+        result.run(pair[0], off=nodes[0]).margin
+        == result.run(pair[0], off=nodes[0].id).margin
+        == result.run(pair[0], off=[nodes[0]]).margin
+    )
+    assert result.run(pair[0], patch={nodes[0]: 1.0}).margin == result.run(pair[0], patch={nodes[0].id: 1.0}).margin
+
+
+def test_a_node_is_edited_once_and_with_numbers(result: Result, pair: tuple[str, str]):
+    node = result.circuit.nodes[0].id
+    for twice in ({"off": node, "scale": {node: 2.0}}, {"off": node, "patch": {node: 1.0}}, {"patch": {node: 1.0}, "scale": {node: 2.0}}):
+        with pytest.raises(UsageError, match=f"node {node} is edited twice"):
+            result.run(pair[0], **twice)
+    for value in (math.nan, math.inf):
+        with pytest.raises(UsageError, match="is not finite"):
+            result.run(pair[0], patch={node: value})
+        with pytest.raises(UsageError, match="is not finite"):
+            result.run(pair[0], scale={node: value})
+    with pytest.raises(UsageError, match="is a number, values for each token, or a prompt; not NoneType"):
+        result.run(pair[0], patch={node: None})
+
+
+def test_answers_in_the_other_order_turn_the_margin_round_and_foreign_ones_are_not_calibrated(result: Result, pair: tuple[str, str]):
+    run, answers = result.run(pair[0]), result.circuit.answers
+    assert result.run(pair[0], answers=answers).margin == run.margin
+    turned = result.run(pair[0], answers=answers[::-1])
+    assert turned.margin == pytest.approx(-run.margin, abs=1e-5)
+    assert (turned.answer, turned.probability[run.answer]) == (run.answer, pytest.approx(run.probability[run.answer]))
+    raw = (run.margin - result.circuit.calibration.shift) / result.circuit.calibration.scale
+    other = result.run(pair[0], answers=(answers[0], "("))
+    assert other.margin != run.margin
+    assert abs(raw) < abs(run.margin)
+
+
+def test_a_damaged_result_is_said_to_be_one(tmp_path: Path):
+    shutil.copytree(FOLDER, tmp_path / "out")
+    found, place = extractor.load(tmp_path / "out"), tmp_path / "out" / "circuits" / "for_while"
+    found.verify()
+    (place / "circuit.json").write_text("{}")
+    assert "damaged: " in repr(found)
+    with pytest.raises(BrokenArtifact, match="is not a circuit"):
+        _ = found.circuit
+    (place / "result.json").write_text("{}")
+    with pytest.raises(BrokenArtifact, match="is not the content of a result: it has no model"):
+        _ = found.loss
+    with pytest.raises(BrokenArtifact):
+        found.verify()
+    shutil.rmtree(tmp_path / "out" / "model")
+    with pytest.raises(NotFound, match="lacks its folder model/"):
+        _ = found.tokenizer
+
+
+def test_what_a_result_says_of_itself_cannot_run_in_a_notebook(tmp_path: Path):
+    shutil.copytree(FOLDER, tmp_path / "out")
+    place = tmp_path / "out" / "circuits" / "for_while"
+    numbers = json.loads((place / "result.json").read_text())
+    (place / "result.json").write_text(json.dumps(numbers | {"model": "<script>alert(1)</script>"}))
+    (place / "circuit.svg").write_text("<svg onload='alert(2)'></svg>")
+    shown = extractor.load(tmp_path / "out")._repr_html_()
+    assert "<script" not in shown
+    assert "<svg" not in shown
 
 
 def test_prompts_of_other_lengths_and_of_no_tokens_are_refused(result: Result, pair: tuple[str, str]):
@@ -127,6 +204,8 @@ def test_folders_without_a_finished_result_are_refused(tmp_path: Path):
         extractor.load(tmp_path)
     with pytest.raises(UsageError, match="no circuit of 'quote_close'; it has for_while"):
         extractor.load(FOLDER, "quote_close")
+    with pytest.raises(UsageError, match="is a part of a result; load"):
+        extractor.load(FOLDER / "circuits" / "for_while")
 
 
 def test_a_circuit_is_asked_for_nodes_and_edges(result: Result):
@@ -137,8 +216,12 @@ def test_a_circuit_is_asked_for_nodes_and_edges(result: Result):
     assert len(circuit.into(node)) == sum(edge.target == node for edge in circuit.edges)
     weights = [abs(edge.weight) for edge in circuit.out_of(circuit.edges[0].source)]
     assert weights == sorted(weights, reverse=True)
-    with pytest.raises(KeyError, match="in this circuit of"):
+    with pytest.raises(UsageError, match="is not in the circuit of 'for_while'"):
         circuit["0.mlp"]
+    assert circuit[circuit.nodes[0]] is circuit.nodes[0]
+    assert [*circuit] == [*circuit.nodes]
+    assert node in circuit
+    assert "0.mlp" not in circuit
     assert circuit._repr_html_().count("<tr>") == len(circuit.nodes) + 1
 
 

@@ -1,0 +1,128 @@
+"""What a user asks of a circuit on a prompt, checked: nodes, edits, answers; then run (`prompt_run`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from extractor.circuits.circuit import Calibration, Circuit, Node, node_id_of, node_ids_of
+from extractor.data.encoding import prompt_text, text_ids, token_texts, without_embedding
+from extractor.data.prompts import TaskBatch
+from extractor.errors import UsageError
+from extractor.results.prompt_run import NodeEdits, PromptRun, run_prompt
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from extractor.circuits.graph import CircuitMask
+
+_UNCALIBRATED = Calibration(1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Runs of one circuit. means: {site: (width,)} what an ablated node is."""
+
+    circuit: Circuit
+    tokenizer: Tokenizer
+    graph: CircuitMask
+    means: Mapping[str, Tensor]
+
+    def run(
+        self,
+        prompt: str,
+        off: str | Node | Iterable[str | Node],
+        patch: Mapping[str, str | float | Tensor] | None,
+        scale: Mapping[str, float] | None,
+        answers: tuple[str, str] | None,
+    ) -> PromptRun:
+        """See `Result.run`."""
+        ids, circuit = self._ids(prompt), self.circuit
+        without = [circuit[node].id for node in node_ids_of(off)]
+        changed, factors = ({circuit[node_id_of(node)].id: value for node, value in _pairs(some).items()} for some in (patch, scale))
+        edited = [*without, *changed, *factors]
+        if twice := next((node for node in edited if edited.count(node) > 1), None):
+            raise UsageError(f"node {twice} is edited twice: a node can be off, patched or scaled")
+        values = {node: self._values(node, value, ids, answers) for node, value in changed.items()}
+        scales = {node: float(_finite(node, factor)) for node, factor in factors.items()}
+        return self._run(ids, answers, NodeEdits(frozenset(without), values, scales))
+
+    def _ids(self, prompt: str) -> list[int]:
+        if not isinstance(prompt, str):
+            raise UsageError(f"a prompt is one text, not {type(prompt).__name__}; run several one by one")
+        ids, longest = text_ids(self.tokenizer, prompt), self.graph.model.config.n_ctx
+        if not 0 < len(ids) <= longest:
+            raise UsageError(f"the prompt has {len(ids)} tokens, the model takes 1 to {longest}")
+        if missing := without_embedding(max(ids), self.tokenizer, self.graph.model.config.vocab_size):
+            raise UsageError(f"the prompt cannot be run: {missing}")
+        return ids
+
+    def _run(self, ids: list[int], answers: tuple[str, str] | None, edits: NodeEdits) -> PromptRun:
+        (first, second), calibration = self._answers(ids, answers)
+        last = torch.tensor([len(ids) - 1])
+        batch = TaskBatch(torch.tensor([ids]), last, torch.tensor([first]), torch.tensor([second]), torch.ones(1))
+        one, other = token_texts(self.tokenizer, [first, second])
+        tokens = tuple(token_texts(self.tokenizer, ids))
+        return run_prompt(self.graph, self.means, self.circuit.nodes, calibration, batch, tokens, (one, other), edits)
+
+    def _answers(self, ids: list[int], answers: tuple[str, str] | None) -> tuple[tuple[int, int], Calibration]:
+        """The tokens of first and second answer, and the calibration that belongs to them in this order."""
+        circuit = self.circuit
+        if answers is None:
+            if not circuit.answer_ids:
+                raise UsageError(
+                    f"the answers of {circuit.task!r} vary from pair to pair: name two, as in run(prompt, answers=(' a', ' b'))"
+                )
+            return circuit.answer_ids, circuit.calibration
+        asked = self._answer_ids(ids, answers)
+        if asked == circuit.answer_ids or not circuit.answer_ids:
+            return asked, circuit.calibration
+        if asked[::-1] == circuit.answer_ids:
+            return asked, Calibration(circuit.calibration.scale, -circuit.calibration.shift)
+        return asked, _UNCALIBRATED
+
+    def _answer_ids(self, ids: list[int], answers: tuple[str, str]) -> tuple[int, int]:
+        if isinstance(answers, str) or len(answers) != 2 or not all(isinstance(answer, str) for answer in answers):
+            raise UsageError("answers are two texts, as in answers=(' a', ' b')")
+        found = []
+        for answer in answers:
+            together = text_ids(self.tokenizer, prompt_text(self.tokenizer, ids) + answer)
+            if together[:-1] != ids:
+                raise UsageError(f"after this prompt the answer {answer!r} is not one token")
+            found.append(together[-1])
+        if found[0] == found[1]:
+            raise UsageError(f"the answers {answers[0]!r} and {answers[1]!r} are the same token")
+        return found[0], found[1]
+
+    def _values(self, node: str, given: str | float | Tensor, ids: list[int], answers: tuple[str, str] | None) -> Tensor:
+        """The values (T,) that a node is given."""
+        if isinstance(given, str):
+            other = self._ids(given)
+            if len(other) != len(ids):
+                raise UsageError(f"the prompt has {len(ids)} tokens, {given!r} has {len(other)}: a node is patched token by token")
+            return self._run(other, answers if self.circuit.answer_ids == () else None, NodeEdits()).activations[node]
+        values = _finite(node, given)
+        if values.dim() and values.shape != (len(ids),):
+            raise UsageError(f"values of {node} have the shape {tuple(values.shape)}; give a number, or one for each of {len(ids)} tokens")
+        return values.expand(len(ids))
+
+
+def _pairs(edits: Mapping | None) -> Mapping:
+    if edits is not None and not isinstance(edits, Mapping):
+        raise UsageError(f"patch and scale are given as {{node: value}}, not as {type(edits).__name__}")
+    return edits or {}
+
+
+def _finite(node: str, value: object) -> Tensor:
+    """A number or numbers as a tensor. Raises UsageError for anything else, and for values that are not finite."""
+    try:
+        found = torch.as_tensor(value, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(f"the value of {node} is a number, values for each token, or a prompt; not {type(value).__name__}") from None
+    if not bool(found.isfinite().all()):
+        raise UsageError(f"the value of {node} is not finite")
+    return found
