@@ -121,11 +121,8 @@ def test_nodes_are_given_in_every_form_that_one_would_guess(result: Result, pair
     wanted = result.run(pair[0], off=[node.id for node in nodes]).margin
     assert result.run(pair[0], off=nodes).margin == wanted
     assert result.run(pair[0], off=(node.id for node in nodes)).margin == wanted
-    assert (
-        result.run(pair[0], off=nodes[0]).margin
-        == result.run(pair[0], off=nodes[0].id).margin
-        == result.run(pair[0], off=[nodes[0]]).margin
-    )
+    one = {result.run(pair[0], off=given).margin for given in (nodes[0], nodes[0].id, [nodes[0]])}
+    assert len(one) == 1
     assert result.run(pair[0], patch={nodes[0]: 1.0}).margin == result.run(pair[0], patch={nodes[0].id: 1.0}).margin
 
 
@@ -157,6 +154,7 @@ def test_answers_in_the_other_order_turn_the_margin_round_and_foreign_ones_are_n
 
 def test_a_damaged_result_is_said_to_be_one(tmp_path: Path):
     shutil.copytree(FOLDER, tmp_path / "out")
+    files.write_manifest(tmp_path / "out")  # of the files that are kept here
     found, place = extractor.load(tmp_path / "out"), tmp_path / "out" / "circuits" / "for_while"
     found.verify()
     (place / "circuit.json").write_text("{}")
