@@ -217,7 +217,7 @@ def test_a_template_is_the_text_of_two_programs():
     one, two = name.lower(), first.split()[1]
     assert one != two
     assert positive == f"{one.capitalize()} = f({one}, {two}, {positive.split()[-1]}"
-    assert template(random.Random(0)) == Pair(positive, negative)
+    assert template(random.Random(0)) == Pair(positive, negative, None, (first, second))
 
 
 def test_words_of_two_splits_differ():
