@@ -147,7 +147,9 @@ def _without(result: dict) -> str:
     if loss is None or not math.isfinite(loss):
         return f"The {who} without them was not measured."
     if loss >= AT_CHANCE:
-        return f"Without them the {who} is at chance."
+        cut = _without_edges(result)
+        only = "" if cut is None or cut >= AT_CHANCE else f"; without these edges alone, all nodes kept, it has {nats(cut)} nats"
+        return f"Without these nodes the {who} is at chance{only}." if cut is not None else f"Without them the {who} is at chance."
     if loss > result["target_loss"]:
         return f"Without them the {who} is still {right} right, above chance."
     return f"The {who} does not need them: without them it is still {right} right."
@@ -167,18 +169,8 @@ def _meta(circuit: Circuit, result: dict) -> str:
 def _verdicts(result: dict) -> str:
     """Sufficient, necessary, better than random: three claims, each with its number; a claim without a number is not made."""
     loss, target = result["loss"], result["target_loss"]
-    full, alone, without, random = (_known(loss.get(k)) for k in ("full", "circuit", "without_circuit", "random"))
+    alone, random = (_known(loss.get(k)) for k in ("circuit", "random"))
     enough = ("yes", "Sufficient") if result["meets_target"] else ("no", "Not sufficient")
-    if without is None:
-        needed = ("part", "Necessity not measured")
-    elif full is not None and full >= AT_CHANCE:
-        needed = ("no", "Not necessary: the full model fails, too")
-    elif without >= AT_CHANCE:
-        needed = ("yes", "Necessary")
-    elif without > target:
-        needed = ("part", "Partly necessary")
-    else:
-        needed = ("no", "Not necessary")
     if random is None or alone is None:
         special = ("part", "Not compared with random")
     else:
@@ -187,10 +179,37 @@ def _verdicts(result: dict) -> str:
         *_dense_claim(result),
         (*enough, f"circuit alone, {_condition_of(result)}: {nats(alone)} nats; target {nats(target)}"),
         *_condition_claim(result),
-        (*needed, f"without the circuit: {nats(without)} nats; chance {nats(CHANCE)}"),
+        _necessity_claim(result),
         (*special, f"same number of random nodes: {nats(random)} nats"),
     )
     return "".join(f'<li class="card {kind}"><b>{name}</b><span>{numbers}</span></li>' for kind, name, numbers in claims)
+
+
+def _without_edges(result: dict) -> float | None:
+    """Loss of the full model, calibrated, without the circuit's edges alone; None where it was not measured."""
+    return _known(((result.get("validation") or {}).get("removed") or {}).get("edges"))
+
+
+def _necessity_claim(result: dict) -> tuple[str, str, str]:
+    """What the full model has without the circuit's nodes, and without its edges alone, which asks for more."""
+    target, cut = result["target_loss"], _without_edges(result)
+    full, without = (_known(result["loss"].get(name)) for name in ("full", "without_circuit"))
+    if without is None:
+        needed = ("part", "Necessity not measured")
+    elif full is not None and full >= AT_CHANCE:
+        needed = ("no", "Not necessary: the full model fails, too")
+    elif without >= AT_CHANCE:
+        needed = ("yes", "Necessary")
+        if cut is not None and cut < AT_CHANCE:
+            needed = ("part", "Nodes necessary, edges only partly" if cut > target else "Only its nodes are necessary")
+    elif without > target:
+        needed = ("part", "Partly necessary")
+    else:
+        needed = ("no", "Not necessary")
+    if cut is None:
+        return (*needed, f"without the circuit: {nats(without)} nats; chance {nats(CHANCE)}")
+    beside = f"full model, calibrated {nats(result['validation']['removed'].get('nothing'))}; chance {nats(CHANCE)}"
+    return (*needed, f"all nodes kept, its edges cut: {nats(cut)} nats; its nodes ablated: {nats(without)} nats; {beside}")
 
 
 def _condition_of(result: dict) -> str:

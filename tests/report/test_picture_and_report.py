@@ -835,3 +835,19 @@ def text_of(page: str) -> str:
     from html import unescape
 
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+@pytest.mark.parametrize(
+    ("cut", "claim"),
+    [(0.69, "Necessary"), (0.4, "Nodes necessary, edges only partly"), (0.02, "Only its nodes are necessary")],
+)
+def test_necessity_by_edges_stands_beside_that_by_nodes_and_the_lower_one_decides(tmp_path, cut: float, claim: str):
+    removed = {"nothing": 0.001, "edges": cut, "random_nodes": 0.01}
+    html = written(tmp_path, tiny(), validation=validation_of(tiny(), removed=removed))
+    cards = html.split('class="verdicts"')[1].split("</ul>")[0]
+    assert f"<b>{claim}</b>" in cards
+    assert f"all nodes kept, its edges cut: {cut:.3f} nats; its nodes ablated: " in cards
+    assert "full model, calibrated 0.001 nats" in cards or "full model, calibrated 0.001" in cards
+    sentence = headline(tiny(), result_of(tiny()) | {"validation": {"removed": removed}})
+    assert "Without these nodes the" in sentence
+    assert ("without these edges alone, all nodes kept, it has" in sentence) == (cut < 0.6)
