@@ -110,7 +110,7 @@ def _fitting(expression: TokenizedTask, tokenizer: Tokenizer, longest: int, seed
     if shifted and not expression.task.shifted:
         return []
     try:
-        return fitting_pairs(expression, tokenizer, "train", FOCUS_PAIRS, seed, longest, shifted=shifted, fewer=True)
+        return fitting_pairs(expression, tokenizer, "train", FOCUS_PAIRS, seed, longest, shifted)[0]
     except TaskNotExpressible:
         return []
 

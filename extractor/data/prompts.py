@@ -194,28 +194,31 @@ class AnswerMismatch(Exception):
     """Two answers are not single, different tokens after their prompts. The message gives the reason."""
 
 
-def answer_ids(pair: Pair, answers: tuple[str, str], tokenizer: Tokenizer) -> EncodedPair:
-    """The ids of two prompts, and the one id that follows each of them when its answer is written after it.
+def with_answer(prompt: str, answer: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
+    """The ids of a prompt, and the one id that follows them when the answer is written after it.
 
     An answer is never encoded alone: many tokenizers mark the beginning of a text. Raises AnswerMismatch.
     """
-    prompts, ends = [], []
-    for prompt, answer in zip((pair.positive, pair.negative), answers, strict=True):
-        try:
-            ids, together = text_ids(tokenizer, prompt), text_ids(tokenizer, prompt + answer)
-        except UnsupportedModel as error:
-            raise AnswerMismatch(str(error)) from None
-        end = together[len(ids) :]
-        if together[: len(ids)] != ids or not end:
-            last = token_texts(tokenizer, together[-LAST_PIECES:])
-            raise AnswerMismatch(f"after its prompt the answer {answer!r} is not a token of its own: together they end in {last}")
-        if len(end) > 1:
-            raise AnswerMismatch(f"the answer {answer!r} is {len(end)} tokens {token_texts(tokenizer, end[:SHOWN_PIECES])}, not one")
-        prompts.append(ids)
-        ends.append(end[0])
-    if ends[0] == ends[1]:
+    try:
+        ids, together = text_ids(tokenizer, prompt), text_ids(tokenizer, prompt + answer)
+    except UnsupportedModel as error:
+        raise AnswerMismatch(str(error)) from None
+    end = together[len(ids) :]
+    if together[: len(ids)] != ids or not end:
+        last = token_texts(tokenizer, together[-LAST_PIECES:])
+        raise AnswerMismatch(f"after its prompt the answer {answer!r} is not a token of its own: together they end in {last}")
+    if len(end) > 1:
+        raise AnswerMismatch(f"the answer {answer!r} is {len(end)} tokens {token_texts(tokenizer, end[:SHOWN_PIECES])}, not one")
+    return ids, end[0]
+
+
+def answer_ids(pair: Pair, answers: tuple[str, str], tokenizer: Tokenizer) -> EncodedPair:
+    """The ids of two prompts and of their answers. Raises AnswerMismatch."""
+    positive, first = with_answer(pair.positive, answers[0], tokenizer)
+    negative, second = with_answer(pair.negative, answers[1], tokenizer)
+    if first == second:
         raise AnswerMismatch(f"the answers {answers[0]!r} and {answers[1]!r} are the same token")
-    return EncodedPair(prompts[0], prompts[1], ends[0], ends[1])
+    return EncodedPair(positive, negative, first, second)
 
 
 def usual_answer_ids(pairs: Iterable[Pair], answers: tuple[str, str], tokenizer: Tokenizer) -> tuple[int, int] | None:
@@ -281,34 +284,7 @@ def task_batch(
 
     Raises TaskNotExpressible when the split has fewer than that many fitting pairs; with `fewer` only when it has none.
     """
-    found = [encoded for _, encoded in fitting_pairs(expression, tokenizer, split, pairs, seed, max_tokens, on_note, shifted, fewer)]
-    return TaskBatch.of(found)
-
-
-def fitting_pairs(
-    expression: TokenizedTask,
-    tokenizer: Tokenizer,
-    split: str,
-    pairs: int,
-    seed: int,
-    max_tokens: int,
-    on_note: Callable[[str], None] = lambda text: None,
-    shifted: bool = False,
-    fewer: bool = False,
-) -> list[tuple[Pair, EncodedPair]]:
-    """The pairs of `task_batch`, as text and as token ids."""
-    found: list[tuple[Pair, EncodedPair]] = []
-    unfit = left_out = 0
-    for pair in expression.task.pairs(split, seed, shifted):
-        encoded = encode_pair(pair, expression, tokenizer)
-        if encoded is not None and len(encoded.positive) <= max_tokens:
-            found.append((pair, encoded))
-            unfit = 0
-        else:
-            unfit += 1
-            left_out += 1
-        if len(found) == pairs or unfit == (UNFIT_SHIFTED if shifted else UNFIT_IN_A_ROW):
-            break
+    found, left_out = fitting_pairs(expression, tokenizer, split, pairs, seed, max_tokens, shifted)
     if len(found) < (1 if fewer else pairs):
         raise TaskNotExpressible(
             f"task {expression.task.name!r} has {len(found)} fitting pairs of at most {max_tokens} tokens in split {split!r}, "
@@ -319,7 +295,29 @@ def fitting_pairs(
             f"task {expression.task.name}, split {split}: {left_out} of {left_out + len(found)} pairs are left out: their prompts differ "
             f"in length or exceed {max_tokens} tokens, or an answer is not the one token that others have"
         )
-    return found
+    return TaskBatch.of([encoded for _, encoded in found])
+
+
+def fitting_pairs(
+    expression: TokenizedTask, tokenizer: Tokenizer, split: str, most: int, seed: int, max_tokens: int, shifted: bool
+) -> tuple[list[tuple[Pair, EncodedPair]], int]:
+    """At most `most` pairs that fit, as text and as token ids; and how many before the last of them do not fit.
+
+    Raises TaskNotExpressible for a token without an embedding.
+    """
+    found: list[tuple[Pair, EncodedPair]] = []
+    unfit = left_out = 0
+    for pair in expression.task.pairs(split, seed, shifted):
+        encoded = encode_pair(pair, expression, tokenizer)
+        if encoded is not None and len(encoded.positive) <= max_tokens:
+            found.append((pair, encoded))
+            unfit = 0
+        else:
+            unfit += 1
+            left_out += 1
+        if len(found) == most or unfit == (UNFIT_SHIFTED if shifted else UNFIT_IN_A_ROW):
+            break
+    return found, left_out
 
 
 def logit_diff(last_logits: Tensor, batch: TaskBatch) -> Tensor:

@@ -45,11 +45,12 @@ def without_each(
 ) -> Tensor:
     """Losses (E',) of the circuit without each of its edges, or of those at `which` (E',); few circuits are in memory at once."""
     which = torch.arange(len(elements), device=elements.circuit.nodes.device) if which is None else which
-    ticks: list[int] = []
+    done = 0
 
     def masks(start: int, stop: int) -> Masks:
-        ticks.append(stop - start)  # a network of prompts asks for the same masks again, group by group
-        tick(min(sum(ticks), len(which)), len(which))
+        nonlocal done
+        done = max(done, stop)  # a network of prompts asks for the same masks again, group by group
+        tick(done, len(which))
         every = torch.ones(stop - start, len(elements), device=which.device)
         return elements.masks(every.scatter(1, which[start:stop, None], 0.0))
 

@@ -50,6 +50,13 @@ class EliminationPath(Sequence[CircuitMask]):
         self.edges: list[int] = []  # number of edges of every circuit
         self._entries: list[tuple[Nodes | Edges, Tensor, Tensor]] = []
 
+    @classmethod
+    def of(cls, graph: CircuitMask) -> EliminationPath:
+        """The path of a circuit from which nothing was removed."""
+        found = cls()
+        found.append(Nodes(graph) if graph.edges is None else Edges(graph), graph, graph.edge_count())
+        return found
+
     def append(self, elements: Nodes | Edges, graph: CircuitMask, edges: int) -> None:
         self.edges.append(edges)
         self._entries.append((elements, elements.places(graph), graph.nodes))

@@ -29,7 +29,7 @@ from extractor.pruning.algorithms import attribution
 from extractor.pruning.bisection import smallest, smallest_count
 from extractor.pruning.choose import chosen, minimal
 from extractor.pruning.criteria import CircuitCriteria, PrunedCircuit
-from extractor.pruning.elements import Edges, Nodes
+from extractor.pruning.elements import Edges
 from extractor.pruning.eliminate import EliminationPath, eliminate
 from extractor.pruning.mask_sets import MaskTrial, learn_scores
 from extractor.pruning.problem import PruningProblem
@@ -37,8 +37,6 @@ from extractor.spec.thresholds import FULL_MODEL_FAILS
 
 START_SHARE = 0.5  # of a target: the loss that elimination should start from
 MAX_NODE_FACTOR = 3  # the prefix that elimination starts from has at most this many times the nodes of the shortest one
-
-
 FULL_MODEL_MARGIN = 1e-3  # nats above the full model's loss: the fallback where no prefix reaches the target
 FEW_EDGES = 500  # a start with at most so many needs no other ranking
 
@@ -142,9 +140,7 @@ def _path(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria
     if start.edge_count() > problem.policy.most_edges and by_edges and not is_hopeless:
         start = _first_edges(problem, start, criteria)
     if is_hopeless or start.edge_count() > problem.policy.most_edges:
-        path = EliminationPath()
-        path.append(Nodes(start) if start.edges is None else Edges(start), start, start.edge_count())
-        return path
+        return EliminationPath.of(start)
     if not by_edges:
         return eliminated("node", start, largest)
     if start.edges is not None:
@@ -167,7 +163,7 @@ def _first_edges(problem: PruningProblem, start: CircuitMask, criteria: CircuitC
     loss, count = max(START_SHARE * problem.target, criteria.prefixes.loss(start)), len(elements)
 
     def mask(k: int) -> CircuitMask:
-        problem.tick(0, 1)
+        problem.tick(0, 1)  # a request to stop is heard between two measurements
         return elements.graph(place < k).without_dead()
 
     k = smallest_count(lambda k: criteria.is_sufficient(mask(k), loss), count)

@@ -148,8 +148,10 @@ def _without(result: dict) -> str:
         return f"The {who} without them was not measured."
     if loss >= AT_CHANCE:
         cut = _without_edges(result)
-        only = "" if cut is None or cut >= AT_CHANCE else f"; without these edges alone, all nodes kept, it has {nats(cut)} nats"
-        return f"Without these nodes the {who} is at chance{only}." if cut is not None else f"Without them the {who} is at chance."
+        if cut is None:
+            return f"Without them the {who} is at chance."
+        edges = "" if cut >= AT_CHANCE else f"; without these edges alone, all nodes kept, it has {nats(cut)} nats"
+        return f"Without these nodes the {who} is at chance{edges}."
     if loss > result["target_loss"]:
         return f"Without them the {who} is still {right} right, above chance."
     return f"The {who} does not need them: without them it is still {right} right."

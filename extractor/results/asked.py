@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.circuit import Calibration, Circuit, Node, node_id_of, node_ids_of
-from extractor.data.encoding import prompt_text, text_ids, token_texts, without_embedding
-from extractor.data.prompts import TaskBatch
+from extractor.data.encoding import text_ids, token_texts, without_embedding
+from extractor.data.prompts import AnswerMismatch, TaskBatch, with_answer
 from extractor.errors import UsageError
 from extractor.results.prompt_run import NodeEdits, PromptRun, run_prompt
 
@@ -47,9 +47,9 @@ class Asked:
         edited = [*without, *changed, *factors]
         if twice := next((node for node in edited if edited.count(node) > 1), None):
             raise UsageError(f"node {twice} is edited twice: a node can be off, patched or scaled")
-        values = {node: self._values(node, value, ids, answers) for node, value in changed.items()}
+        values = {node: self._values(node, value, len(ids), answers) for node, value in changed.items()}
         scales = {node: float(_finite(node, factor)) for node, factor in factors.items()}
-        return self._run(ids, answers, NodeEdits(frozenset(without), values, scales))
+        return self._run(prompt, answers, NodeEdits(frozenset(without), values, scales))
 
     def _ids(self, prompt: str) -> list[int]:
         if not isinstance(prompt, str):
@@ -61,15 +61,16 @@ class Asked:
             raise UsageError(f"the prompt cannot be run: {missing}")
         return ids
 
-    def _run(self, ids: list[int], answers: tuple[str, str] | None, edits: NodeEdits) -> PromptRun:
-        (first, second), calibration = self._answers(ids, answers)
+    def _run(self, prompt: str, answers: tuple[str, str] | None, edits: NodeEdits) -> PromptRun:
+        ids = self._ids(prompt)
+        (first, second), calibration = self._answers(prompt, answers)
         last = torch.tensor([len(ids) - 1])
         batch = TaskBatch(torch.tensor([ids]), last, torch.tensor([first]), torch.tensor([second]), torch.ones(1))
         one, other = token_texts(self.tokenizer, [first, second])
         tokens = tuple(token_texts(self.tokenizer, ids))
         return run_prompt(self.graph, self.means, self.circuit.nodes, calibration, batch, tokens, (one, other), edits)
 
-    def _answers(self, ids: list[int], answers: tuple[str, str] | None) -> tuple[tuple[int, int], Calibration]:
+    def _answers(self, prompt: str, answers: tuple[str, str] | None) -> tuple[tuple[int, int], Calibration]:
         """The tokens of first and second answer, and the calibration that belongs to them in this order."""
         circuit = self.circuit
         if answers is None:
@@ -78,37 +79,38 @@ class Asked:
                     f"the answers of {circuit.task!r} vary from pair to pair: name two, as in run(prompt, answers=(' a', ' b'))"
                 )
             return circuit.answer_ids, circuit.calibration
-        asked = self._answer_ids(ids, answers)
+        asked = self._answer_ids(prompt, answers)
         if asked == circuit.answer_ids or not circuit.answer_ids:
             return asked, circuit.calibration
         if asked[::-1] == circuit.answer_ids:
             return asked, Calibration(circuit.calibration.scale, -circuit.calibration.shift)
         return asked, _UNCALIBRATED
 
-    def _answer_ids(self, ids: list[int], answers: tuple[str, str]) -> tuple[int, int]:
+    def _answer_ids(self, prompt: str, answers: tuple[str, str]) -> tuple[int, int]:
         if isinstance(answers, str) or len(answers) != 2 or not all(isinstance(answer, str) for answer in answers):
             raise UsageError("answers are two texts, as in answers=(' a', ' b')")
-        found = []
-        for answer in answers:
-            together = text_ids(self.tokenizer, prompt_text(self.tokenizer, ids) + answer)
-            if together[:-1] != ids:
-                raise UsageError(f"after this prompt the answer {answer!r} is not one token")
-            found.append(together[-1])
-        if found[0] == found[1]:
+        first, second = (self._answer_id(prompt, answer) for answer in answers)
+        if first == second:
             raise UsageError(f"the answers {answers[0]!r} and {answers[1]!r} are the same token")
-        return found[0], found[1]
+        return first, second
 
-    def _values(self, node: str, given: str | float | Tensor, ids: list[int], answers: tuple[str, str] | None) -> Tensor:
-        """The values (T,) that a node is given."""
+    def _answer_id(self, prompt: str, answer: str) -> int:
+        try:
+            return with_answer(prompt, answer, self.tokenizer)[1]
+        except AnswerMismatch as mismatch:
+            raise UsageError(f"after this prompt the answer {answer!r} is not one token: {mismatch}") from None
+
+    def _values(self, node: str, given: str | float | Tensor, length: int, answers: tuple[str, str] | None) -> Tensor:
+        """The values (T,) that a node is given at the `length` tokens of a prompt."""
         if isinstance(given, str):
-            other = self._ids(given)
-            if len(other) != len(ids):
-                raise UsageError(f"the prompt has {len(ids)} tokens, {given!r} has {len(other)}: a node is patched token by token")
-            return self._run(other, answers if self.circuit.answer_ids == () else None, NodeEdits()).activations[node]
+            other = len(self._ids(given))
+            if other != length:
+                raise UsageError(f"the prompt has {length} tokens, {given!r} has {other}: a node is patched token by token")
+            return self._run(given, None if self.circuit.answer_ids else answers, NodeEdits()).activations[node]
         values = _finite(node, given)
-        if values.dim() and values.shape != (len(ids),):
-            raise UsageError(f"values of {node} have the shape {tuple(values.shape)}; give a number, or one for each of {len(ids)} tokens")
-        return values.expand(len(ids))
+        if values.dim() and values.shape != (length,):
+            raise UsageError(f"values of {node} have the shape {tuple(values.shape)}; give a number, or one for each of {length} tokens")
+        return values.expand(length)
 
 
 def _pairs(edits: Mapping | None) -> Mapping:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from extractor.circuits.circuit import Calibration, Node
+from extractor.circuits.circuit import Calibration, Node, sites_of
+from extractor.circuits.prompt_values import head_patterns
 from extractor.circuits.reference import masked_logit_diff
 from extractor.data.prompts import TaskBatch
-from extractor.sparse.modeling_sparse_gpt import attention_pattern
-from extractor.sparse.sink_attention import causal_mask
 
 if TYPE_CHECKING:
     from extractor.circuits.graph import CircuitMask
@@ -53,7 +52,7 @@ class PromptRun:
     @property
     def probability(self) -> dict[str, float]:
         """Of each answer, between the two."""
-        first = 1 / (1 + float(torch.tensor(-self.margin, dtype=torch.float64).exp()))
+        first = torch.tensor(self.margin, dtype=torch.float64).sigmoid().item()
         return dict(zip(self.answers, (first, 1 - first), strict=True))
 
     def __repr__(self) -> str:
@@ -104,9 +103,7 @@ def run_prompt(
     batch    `correct` is the first answer's token, `wrong` the second's
     """
     seen: dict[str, Tensor] = {}
-    by_site: dict[str, list[Node]] = {}
-    for node in nodes:
-        by_site.setdefault(node.site, []).append(node)
+    by_site = sites_of(nodes)
     masks = {site: on.float() for site, on in graph.index.split(graph.nodes).items()}
     edges = None if graph.edges is None else {link: on.float() for link, on in graph.edges.items()}
     with torch.no_grad():
@@ -141,9 +138,9 @@ def _attention(graph: CircuitMask, seen: Mapping[str, Tensor]) -> dict[tuple[int
     """The patterns of the heads with a q, k or v in the circuit."""
     width, found = graph.model.config.d_head, {}
     kept = graph.channels()
-    for layer, block in enumerate(graph.model.blocks):
-        q, k = (seen[f"{layer}.attn.{name}"].unflatten(-1, (-1, width)).transpose(0, 1)[None] for name in "qk")
-        pattern = attention_pattern(q, k, causal_mask(q.shape[-2], q.dtype, q.device), block.attn.sink_logit)[0]
+    for layer in range(graph.model.config.n_layer):
+        q, k = (seen[f"{layer}.attn.{name}"][None] for name in "qk")
+        pattern = head_patterns(graph.model, layer, q, k)[0]
         channels = torch.cat([kept.get(f"{layer}.attn.{name}", torch.zeros(0, dtype=torch.int64)) for name in "qkv"])
         for head in channels.div(width, rounding_mode="floor").unique().tolist():
             found[layer, head] = pattern[head]

@@ -98,7 +98,10 @@ def opened(folder: Path) -> tuple[Any, Any, dict[str, torch.Tensor]]:
 
 @cache
 def batches(folder: Path, task: str, shifted: bool = False) -> tuple[TaskBatch, ...]:
-    """The train, select and held-out pairs; of shifted ones as many as there are."""
+    """One batch for each of train, select and held_out, of the task's plain pairs or of its shifted ones.
+
+    A batch has the number of pairs in PAIRS; a split with fewer shifted pairs gives all that it has.
+    """
     model, tokenizer, _ = opened(folder)
     expression = tokenize_task(get_task(task), tokenizer)
     splits, longest = zip(("train", "select", "held_out"), PAIRS, strict=True), model.config.n_ctx

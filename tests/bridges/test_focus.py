@@ -198,7 +198,7 @@ def test_shifted_prompts_go_on_with_their_programs_as_far_as_asked():
     texts = [
         (prompt, rest)
         for shifted in (False, True)
-        for pair, _ in fitting_pairs(expression, tokenizer, "train", FOCUS_PAIRS, 0, 100, shifted=shifted, fewer=True)
+        for pair, _ in fitting_pairs(expression, tokenizer, "train", FOCUS_PAIRS, 0, 100, shifted)[0]
         for prompt, rest in zip((pair.positive, pair.negative), pair.rests, strict=True)
     ]
     for (prompt, rest), ids, last, end in zip(texts, *prompts, strict=True):
