@@ -31,7 +31,7 @@ GROUPS = {  # as `extract --help` shows the commands
 # `import` cannot be a module at all.
 _OTHER_MODULES = {"list": "jobs", "import": "import_checkpoint"}
 COMMANDS = {name: _OTHER_MODULES.get(name, name) for names in GROUPS.values() for name in names}
-ALIASES = {"ls": "list", "ps": "list", "show": "result", "log": "logs", "rm": "cancel", "stop": "cancel", "extract": "submit"}
+ALIASES = {"ls": "list", "ps": "list", "show": "result", "log": "logs", "rm": "cancel", "stop": "cancel"}
 
 
 class LazyGroup(click.Group):
