@@ -138,6 +138,7 @@ def test_few_nodes_are_chosen_on_select_and_measured_elsewhere_beside_the_strong
     told = steering_report(exact, NODES, batches["select"], batches["held_out"], 0, shifted=batches["held_out"])["few"]
     chosen = [(find_node(exact, node), way) for node, way in told["nodes"]]
     assert 1 <= len(chosen) <= few.MOST
+    assert [way for node, way in chosen if node.reads] == ["read" for node, _ in chosen if node.reads]
     held_out = told["held_out"]
     assert told["shifted"] == held_out
     prompts = SteeringPrompts(exact, batches["held_out"], few.MEASURED_ON)

@@ -8,7 +8,7 @@ answer, `vocabulary` among all tokens. Shapes: `extractor.bridges`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -55,28 +55,37 @@ def steering_report(
     tick is called before every trial; what it raises ends the measurement.
     """
 
-    def trial(found: Sequence[SteeredNode]) -> SteeringTrial:
+    def trials(found: Sequence[SteeredNode]) -> list[SteeringTrial]:
         tick()
-        return few.trial(found)
+        return few.trials(found)
 
     nodes = steerable(pair, circuit_nodes)
     few, many = SteeringPrompts(pair, select, TRIED_PAIRS), SteeringPrompts(pair, held_out, MEASURED_PAIRS)
     if not nodes or not few.counted.any() or not many.counted.any():
         return {}
-    single = sorted((trial([node]) for node in nodes), key=lambda one: (-one.probability, one.nodes[0].id))
+    alone = [trials([node]) for node in nodes]
+    single, paper = strongest_first(map(_better, alone)), strongest_first(ways[0] for ways in alone)
     by_site = [list(found) for _, found in groupby(sorted(nodes, key=lambda n: n.source), key=lambda n: n.source)]
-    groups = sorted((trial(found) for found in by_site if len(found) > 1), key=lambda one: -one.probability)
+    groups = strongest_first(_better(trials(found)) for found in by_site if len(found) > 1)
     best = single[0].nodes[0]
     found = {"node": best.id, "site": best.source, "channel": best.channel, "strengths": list(STRENGTHS)}
     found |= {"pairs": many.batch.pairs, "prompts": int(many.counted.sum())} | measured(many, single[0], seed, decode)
     found["tried"] = [[one.nodes[0].id, one.probability, one.way] for one in single]
-    found["few"] = few_nodes(pair, single, select, held_out, shifted, seed, tick)
+    found["few"] = few_nodes(pair, paper, select, held_out, shifted, seed, tick)
     found["together"] = None
     if groups:
         source = groups[0].nodes[0].source
         site = {"site": source, "nodes": [node.id for node in groups[0].nodes], "width": widths(pair.sparse)[source]}
         found["together"] = site | measured(many, groups[0], seed, decode)
     return found
+
+
+def strongest_first(trials: Iterable[SteeringTrial]) -> list[SteeringTrial]:
+    return sorted(trials, key=lambda one: (-one.probability, one.nodes[0].id))
+
+
+def _better(ways: Sequence[SteeringTrial]) -> SteeringTrial:
+    return max(ways, key=lambda one: one.probability)
 
 
 def measured(steered: SteeringPrompts, trial: SteeringTrial, seed: int, decode: Decode | None) -> dict[str, Any]:

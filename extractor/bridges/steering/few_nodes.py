@@ -1,8 +1,10 @@
 """How few nodes change the dense model's answer: a set chosen on the select split, and what it does on prompts that chose nothing.
 
 The set grows by the node that raises the mean probability of the counterfactual answer most, until ENOUGH of the answers change or MOST
-nodes are in it. A change that passes through several nodes of the set is added once (`CounterfactualRun.edits`). The control are rotations
-of the same edits: RANDOM_DRAWS of them, of which the strongest is chosen on the select split as well. Shapes: `extractor.bridges`.
+nodes are in it. Nodes that read are edited in the paper's way: added to the stream at the first site, a change of any direction disturbs all
+that follows, so that random ones flip half of the answers as well. A change that passes through several nodes of the set is added once
+(`CounterfactualRun.edits`). The control are rotations of the same edits: RANDOM_DRAWS of them, of which the strongest is chosen on the
+select split as well. Shapes: `extractor.bridges`.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def few_nodes(
                edits; number of prompts that the dense model answers rightly without an edit
     shifted    the same on shifted prompts; None without them, or where it answers none rightly
 
-    single   the circuit's nodes with the better way of their edit, strongest first; tick is called before every trial
+    single   edits of the circuit's nodes, each in the paper's way, strongest first; tick is called before every trial
     """
     choosing = SteeringPrompts(pair, select, CHOSEN_ON)
     if not choosing.counted.any():

@@ -50,11 +50,10 @@ class SteeringPrompts:
         """The mean over the counted prompts."""
         return values[self.counted].double().mean().item()
 
-    def trial(self, nodes: Sequence[SteeredNode]) -> SteeringTrial:
-        """The way in which the edit of the nodes works better."""
+    def trials(self, nodes: Sequence[SteeredNode]) -> list[SteeringTrial]:
+        """The edit of the nodes in each way that they have, the paper's first."""
         ways = WAYS if nodes[0].reads else WAYS[1:]
-        found = [SteeringTrial(tuple(nodes), way, self.mean(self.odds(self.run.edit(nodes, way), 1.0).between)) for way in ways]
-        return max(found, key=lambda trial: trial.probability)
+        return [SteeringTrial(tuple(nodes), way, self.mean(self.odds(self.run.edit(nodes, way), 1.0).between)) for way in ways]
 
     def _odds(self, logits: Tensor) -> AnswerOdds:
         right, other = logits[self.rows, self.batch.correct], logits[self.rows, self.batch.wrong]
