@@ -1,7 +1,7 @@
 """How few nodes change the dense model's answer: a set chosen on the select split, and what it does on prompts that chose nothing.
 
 The set grows by the node that raises the mean probability of the counterfactual answer most, until ENOUGH of the answers change or MOST
-nodes are in it. Nodes that read are edited in the paper's way: added to the stream at the first site, a change of any direction disturbs all
+nodes are in it. Nodes that read are edited in the paper's way: added to the stream at the first site, any change disturbs all
 that follows, so that random ones flip half of the answers as well. A change that passes through several nodes of the set is added once
 (`CounterfactualRun.edits`). The control are rotations of the same edits: RANDOM_DRAWS of them, of which the strongest is chosen on the
 select split as well. Shapes: `extractor.bridges`.
