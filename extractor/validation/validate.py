@@ -45,6 +45,7 @@ from extractor.validation.adversarial import adversarial, interchange
 from extractor.validation.binarise import Binarised
 from extractor.validation.edge_effects import edge_effects
 from extractor.validation.faithfulness_curve import faithfulness_curve
+from extractor.validation.mechanism.claims import mechanism
 from extractor.validation.null_search import null_searches
 from extractor.validation.random_circuits import random_circuits
 from extractor.validation.roles import roles
@@ -75,6 +76,7 @@ class ValidationReport:
     calibrations     {network: [scale, shift]} of the model without circuit, nothing or edges, and of the circuit under each ablation
     edge_effects     see `validation.edge_effects`
     activations      see `validation.activations`; None without a corpus
+    mechanism        how the circuit works, see `mechanism.claims.mechanism`
     seeds            see `seeds.compare_seeds`; None where the spec asks for one seed only
     null_searches    see `null_search.null_searches`
     random_circuits  see `random_circuits.random_circuits`; None for a circuit without edges
@@ -98,6 +100,7 @@ class ValidationReport:
     calibrations: dict[str, list[float]]
     edge_effects: dict[str, Any]
     activations: dict[str, Any] | None
+    mechanism: dict[str, Any] | None
     seeds: dict[str, Any] | None
     why: str | None
     null_searches: dict[str, Any] | None = None
@@ -155,6 +158,7 @@ def validate(
         calibrations={name: [one.scale, one.shift] for name, one in fitted.items()},
         edge_effects=edge_effects(problem, graph, held_out),
         activations=None if corpus is None else activations(problem, graph, corpus),
+        mechanism=mechanism(problem, graph, pruned.calibration, held_out),
         seeds=compare_seeds(pruned, problem, held_out) if problem.spec.seeds > 1 else None,
         why=why_not(loss["circuit"], loss["full"], problem.target, graph.node_count()),
         **(_controls(pruned, problem, held_out, corpus) if problem.spec.controls else {}),
