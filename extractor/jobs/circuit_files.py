@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from extractor.circuits.sites import node_id
 from extractor.data.encoding import prompt_text, shown_text, token_text
 from extractor.data.prompts import TaskBatch
 from extractor.files import rounded
+from extractor.jobs.page_data import page_data
 from extractor.models.sparse_folder import DENSE_JSON, FAITHFULNESS_JSON
 from extractor.progress import Progress, Stopped
 from extractor.pruning.criteria import PrunedCircuit
@@ -30,6 +32,8 @@ from extractor.validation.ablations import standard_logit_diffs
 from extractor.validation.validate import ValidationReport, under_conditions
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from extractor.jobs.context import CircuitRun
     from extractor.jobs.job import Job
 
@@ -62,13 +66,16 @@ def write_files(run: CircuitRun, problem: PruningProblem, found: FoundCircuits, 
         progress.begin()
         numbers = result_json(run, problem, circuit, found, report, progress.check)
         files.write_json(folder / "result.json", numbers)
+        tokens = page_data(run, problem, circuit, shown)
+        if tokens is not None:
+            files.write_text(folder / "tokens.json", json.dumps(tokens, separators=(",", ":")) + "\n")
         progress.begin()
         if problem.spec.ablation != "resample":  # a resampled node has no constant replacement value
             from extractor.circuits.compiled import compile_circuit
 
             compile_circuit(problem.model, problem.ablation_values, shown.graph, answers).save(folder / "compiled.safetensors")
         progress.begin()
-        write_report(folder, circuit, numbers, examples(run, problem, circuit, shown), progress.check)
+        write_report(folder, circuit, numbers, examples(run, problem, circuit, shown), progress.check, tokens)
 
 
 def drawn_conditions(problem: PruningProblem, held_out: TaskBatch) -> dict[str, Tensor]:
@@ -150,11 +157,25 @@ def result_json(
         "held_out_pairs": report.held_out_pairs,
         "curve": standards[found.shown.best.standard]["curve"],
         "standards": standards,
-        "validation": report.details(),
+        "validation": report.details() | {"mechanism": with_texts(report.mechanism, run.loaded.tokenizer)},
         "seconds": run.seconds(),
     }
     of_dense, missing = dense_findings(run, problem, circuit, found.shown.best.graph, tick)
     return rounded(numbers) | of_dense | ({"not_measured": missing} if missing else {})
+
+
+def with_texts(mechanism: dict | None, tokenizer: Tokenizer) -> dict | None:
+    """The mechanism with texts in place of the ids of tokens."""
+    if mechanism is None:
+        return None
+    claims = [
+        claim
+        | {"tokens": [[token_text(tokenizer, first), token_text(tokenizer, second), share] for first, second, share in claim["tokens"]]}
+        if "tokens" in claim
+        else claim
+        for claim in mechanism["claims"]
+    ]
+    return mechanism | {"claims": claims}
 
 
 def by_standard(problem: PruningProblem, result: PruneResult, run: CircuitRun, conditions: dict | None) -> dict:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from extractor.circuits.circuit import Circuit, Edge, Node
 from extractor.files import write_text
@@ -33,9 +34,11 @@ from extractor.report.html import (
     token,
     track,
 )
+from extractor.report.page_script import page_json, page_script
 from extractor.report.picture import short_name
 from extractor.report.plots import distribution
 from extractor.report.steering import steering_section
+from extractor.report.story import story_section
 from extractor.report.validation import activations_of, controls, effects_of, interval_of, validation_section
 from extractor.spec.claims import CONDITION_WORDS, is_foreign, worst_condition
 from extractor.spec.schema import CHANCE
@@ -64,11 +67,19 @@ class Example:
     without: float
 
 
-def write_report(folder: Path, circuit: Circuit, result: dict, examples: list[Example], check: Callable[[], None] = lambda: None) -> None:
+def write_report(
+    folder: Path,
+    circuit: Circuit,
+    result: dict,
+    examples: list[Example],
+    check: Callable[[], None] = lambda: None,
+    tokens: Mapping[str, Any] | None = None,
+) -> None:
     """Write circuit.svg, circuit.png and report.html into an existing folder. Of a very large circuit they show the strongest part.
 
     result   the content of result.json, with losses in nats per prompt, accuracies as fractions, times in seconds
     check    called often; what it raises ends the writing
+    tokens   the content of tokens.json, see `jobs.page_data`; None: the page has no token view
 
     Raises DiskFull.
     """
@@ -78,26 +89,29 @@ def write_report(folder: Path, circuit: Circuit, result: dict, examples: list[Ex
     check()
     picture.write_png(scene, folder / "circuit.png", check=check)
     check()
-    write_text(folder / "report.html", page(circuit, result, examples, scene))
+    write_text(folder / "report.html", page(circuit, result, examples, scene, tokens))
 
 
-def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: picture.Scene) -> str:
+def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: picture.Scene, tokens: Mapping[str, Any] | None = None) -> str:
     """The text of report.html."""
-    template = resources.files("extractor.report").joinpath("page.html").read_text(encoding="utf-8")
     scale, shift = circuit.calibration.scale, circuit.calibration.shift
-    drawn = {chip.node.id for chip in scene.chips}
+    drawn = [chip.node.id for chip in scene.chips]
     listed = [node for node in circuit.nodes if node.id in drawn]
     effects = effects_of(result)
     order = "by rise of the loss when removed" if effects else "by absolute weight"
     shown = f"{min(len(circuit.edges), _MAX_EDGES)} of {len(circuit.edges)}, ordered {order}."
-    return Template(template).substitute(
+    return Template(_file("page.html")).substitute(
         title=plain(f"{result['task']} in {short_name(result['model'])}"),
         eyebrow=f"Circuit report · {plain(result['task'])}",
         headline=headline(circuit, result),
         description=_description(result),
         meta=_meta(circuit, result),
         verdicts=_verdicts(result),
+        story=story_section(result),
         picture=picture.to_svg(scene),
+        tokens=_file("tokens.html") if tokens else "",
+        data=page_json(circuit, result, tokens, drawn),
+        script=page_script(),
         picture_note=f" Of this circuit is {scene.note}." if scene.note else "",
         least_width=round(0.85 * scene.width),
         losses_note=_losses_note(result),
@@ -114,6 +128,10 @@ def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: pic
         calibration=f"{scale:.3g} and {shift:+.3g}",
         seconds=_seconds(result.get("seconds") or {}),
     )
+
+
+def _file(name: str) -> str:
+    return resources.files("extractor.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def headline(circuit: Circuit, result: dict) -> str:

@@ -81,7 +81,7 @@ def _claim(kind: str, circuit: CircuitOnPairs, nodes: Sequence[str], **facts: An
 
 
 def _difference(circuit: CircuitOnPairs) -> Claim:
-    """one_token: fraction of pairs; tokens: [[id with the first answer, id with the second, fraction], ...]; before_end: median distance."""
+    """one_token: fraction of pairs; tokens: [[id with the first answer, id with the second, fraction], ...]; before_end: median, tokens."""
     there = circuit.places["difference"]
     single = there.sum(1) == 1
     batch, rows = circuit.batch, torch.arange(len(single), device=single.device)

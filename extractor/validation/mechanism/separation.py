@@ -1,7 +1,7 @@
 """Which nodes tell the two prompts of a pair apart, and where.
 
-AUC: the probability that a node's value is higher in a prompt with the first answer than in one with the second, ties counted half; 0.5 says
-nothing, 1 and 0 separate the classes. A node's value at a place is its mean over the tokens of that place.
+AUC: the probability that a node's value is higher in a prompt with the first answer than in one with the second, ties counted half; 0.5
+says nothing, 1 and 0 separate the classes. A node's value at a place is its mean over the tokens of that place.
 """
 
 from __future__ import annotations

@@ -1,0 +1,75 @@
+"""The data and the script of report.html. The script is built from extractor/report/web, the data are the numbers that its parts show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from extractor.circuits.circuit import Circuit
+from extractor.report.picture import PLACE_NAMES, visible
+
+
+def page_json(circuit: Circuit, result: Mapping[str, Any], tokens: Mapping[str, Any] | None, drawn: Sequence[str]) -> str:
+    """The data as JSON that may stand in a script element.
+
+    answers   the circuit's two answers; [] where they vary
+    nodes     those that are drawn: {id, site (in words), mean, reads, writes, changed, and what is known of: auc, moved, flipped, without,
+              percentiles, nonzero, steering, unexplained}
+    edges     [[source, target, weight, rise of the loss without it or null]] between drawn nodes
+    loss      of the circuit on the pairs of `moved` and `flipped`, nats
+    tokens    see `jobs.page_data`; null where there is none
+    """
+    checked = result.get("validation") or {}
+    shown = set(drawn)
+    effects = {(source, target): rise for source, target, rise in (checked.get("edge_effects") or {}).get("edges", ())}
+    found = {
+        "answers": list(circuit.answers),
+        "nodes": [_node(node, checked, result) for node in circuit.nodes if node.id in shown],
+        "edges": [
+            [e.source, e.target, _short(e.weight), _short(effects.get((e.source, e.target)))]
+            for e in circuit.edges
+            if {e.source, e.target} <= shown
+        ],
+        "loss": (checked.get("mechanism") or {}).get("loss"),
+        "percentiles": (checked.get("activations") or {}).get("percentiles"),
+        "tokens": _of_drawn(tokens, shown),
+    }
+    return json.dumps(found, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
+
+
+def page_script() -> str:
+    return resources.files("extractor.report").joinpath("web/page.js").read_text(encoding="utf-8")
+
+
+def _node(node: Any, checked: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    layer, _, place = node.site.partition(".")
+    found = {
+        "id": visible(node.id),
+        "site": f"{PLACE_NAMES.get(place, place)} of layer {layer}",
+        "mean": _short(node.mean),
+        "reads": [visible(text) for text in node.reads],
+        "writes": [visible(text) for text in node.writes],
+    }
+    own = ((checked.get("mechanism") or {}).get("nodes") or {}).get(node.id) or {}
+    found |= {name: own[name] for name in ("auc", "moved", "flipped", "without") if name in own}
+    text = ((checked.get("activations") or {}).get("nodes") or {}).get(node.id)
+    if text:
+        found |= {"percentiles": [_short(value) for value in text["values"]], "nonzero": text["nonzero"]}
+    role = ((checked.get("roles") or {}).get("nodes") or {}).get(node.id)
+    if role:
+        found |= {"unexplained": role[0], "changed": node.id in (checked["roles"].get("changed") or ())}
+    steered = {one[0]: one[1] for one in (result.get("steering") or {}).get("tried", ())}
+    return found | ({"steering": steered[node.id]} if node.id in steered else {})
+
+
+def _of_drawn(tokens: Mapping[str, Any] | None, drawn: set[str]) -> dict[str, Any] | None:
+    if tokens is None:
+        return None
+    kept = {part: {node: one for node, one in tokens[part].items() if node in drawn} for part in ("nodes", "passages")}
+    return {**tokens, **kept, "texts": [visible(text) for text in tokens["texts"]]}
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None or value != value or abs(value) == float("inf") else float(f"{value:.4g}")

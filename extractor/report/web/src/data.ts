@@ -1,0 +1,58 @@
+// The numbers of the page, as `extractor.report.page_script.page_json` writes them.
+
+export interface NodeFacts {
+  id: string;
+  site: string;
+  mean: number;
+  reads: string[];
+  writes: string[];
+  auc?: Record<Place, number | null>;
+  moved?: number;
+  flipped?: number;
+  without?: number;
+  percentiles?: number[];
+  nonzero?: number;
+  unexplained?: number | null;
+  changed?: boolean;
+  steering?: number;
+}
+
+export type Place = "difference" | "after" | "end";
+export type Edge = [source: string, target: string, weight: number, rise: number | null];
+export type Row = number[];
+
+export interface Pair {
+  tokens: [number[], number[]];
+  answers: [number, number];
+  first: [number, number];
+}
+
+export interface Passage {
+  rank: number;
+  tokens: number[];
+  values: Row;
+  at: number;
+}
+
+export interface TokenData {
+  texts: string[];
+  pairs: Pair[];
+  nodes: Record<string, { scale: number; values: [Row, Row][] }>;
+  heads: Record<string, [Row[], Row[]][]>;
+  passages: Record<string, { scale: number; texts: Passage[] }>;
+}
+
+export interface PageData {
+  answers: string[];
+  nodes: NodeFacts[];
+  edges: Edge[];
+  loss: number | null;
+  percentiles: number[] | null;
+  tokens: TokenData | null;
+}
+
+export const STEPS = 127; // a value of this size is `scale`, the largest deviation from the node's mean
+
+export function readData(): PageData {
+  return JSON.parse(document.getElementById("data")!.textContent!) as PageData;
+}

@@ -1,0 +1,29 @@
+// Elements, token texts and numbers. All text is set as text, never as HTML.
+
+import { STEPS } from "./data";
+
+type Part = Node | string | null | undefined | false;
+
+export function make<K extends keyof HTMLElementTagNameMap>(tag: K, className = "", ...parts: Part[]): HTMLElementTagNameMap[K] {
+  const found = document.createElement(tag);
+  if (className) found.className = className;
+  for (const part of parts) if (part) found.append(part);
+  return found;
+}
+
+export const percent = (value: number): string => `${(100 * value).toFixed(Math.abs(value) < 0.0995 ? 1 : 0)} %`;
+export const nats = (value: number): string => value.toFixed(3);
+export const signed = (value: number): string => (value > 0 ? "+" : "") + String(value);
+export const short = (value: number): string => String(Number(value.toPrecision(3)));
+
+/** A colour for a deviation of -STEPS to STEPS: blue above the mean, orange below, nothing at it. */
+export function tint(step: number): string {
+  const strength = Math.min(1, Math.abs(step) / STEPS);
+  return strength < 0.01 ? "transparent" : `rgb(${step > 0 ? "var(--above)" : "var(--below)"} / ${(0.85 * strength).toFixed(3)})`;
+}
+
+export function nodeLink(id: string): HTMLAnchorElement {
+  const link = make("a", "id", make("code", "id", id));
+  link.href = "#node=" + encodeURIComponent(id);
+  return link;
+}
