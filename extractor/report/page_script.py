@@ -12,7 +12,7 @@ from extractor.report.picture import PLACE_NAMES, visible
 
 
 def page_json(circuit: Circuit, result: Mapping[str, Any], tokens: Mapping[str, Any] | None, drawn: Sequence[str]) -> str:
-    """The data as JSON that may stand in a script element.
+    """The data as JSON that may stand in a script, as an expression.
 
     answers   the circuit's two answers; [] where they vary
     nodes     those that are drawn: {id, site (in words), mean, reads, writes, changed, and what is known of: auc, moved, flipped, without,
@@ -24,7 +24,7 @@ def page_json(circuit: Circuit, result: Mapping[str, Any], tokens: Mapping[str, 
     checked = result.get("validation") or {}
     shown = set(drawn)
     effects = {(source, target): rise for source, target, rise in (checked.get("edge_effects") or {}).get("edges", ())}
-    found = {
+    found: dict[str, Any] = {
         "answers": list(circuit.answers),
         "nodes": [_node(node, checked, result) for node in circuit.nodes if node.id in shown],
         "edges": [
@@ -45,7 +45,7 @@ def page_script() -> str:
 
 def _node(node: Any, checked: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
     layer, _, place = node.site.partition(".")
-    found = {
+    found: dict[str, Any] = {
         "id": visible(node.id),
         "site": f"{PLACE_NAMES.get(place, place)} of layer {layer}",
         "mean": _short(node.mean),

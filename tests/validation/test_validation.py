@@ -317,7 +317,7 @@ def test_the_report_of_the_micro_circuit(problem, pruned):
     for one in report.conditions.values():
         assert one["interval"][0] - 1e-9 <= one["loss"] <= one["interval"][1] + 1e-9
     known = set("necessity attribution uncalibrated ablation conditions binarised removed shifted roles interval edge_effects".split())
-    known |= {"calibrations"}
+    known |= {"calibrations", "mechanism"}
     controls = {"null_searches", "random_circuits", "adversarial", "interchange", "faithfulness"}
     assert json.loads(json.dumps(report.details())).keys() == known | {"activations", "seeds"} | controls
     assert {getattr(report, name) for name in controls} == {None}  # the spec asks for none

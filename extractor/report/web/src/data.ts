@@ -53,6 +53,8 @@ export interface PageData {
 
 export const STEPS = 127; // a value of this size is `scale`, the largest deviation from the node's mean
 
+declare const pageData: PageData; // stands before this script
+
 export function readData(): PageData {
-  return JSON.parse(document.getElementById("data")!.textContent!) as PageData;
+  return pageData;
 }

@@ -24,6 +24,6 @@ export function tint(step: number): string {
 
 export function nodeLink(id: string): HTMLAnchorElement {
   const link = make("a", "id", make("code", "id", id));
-  link.href = "#node=" + encodeURIComponent(id);
+  link.setAttribute("href", "#node=" + encodeURIComponent(id));
   return link;
 }

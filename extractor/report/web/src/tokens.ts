@@ -1,7 +1,7 @@
 // Nodes by tokens: a heat map of one prompt, of its pair, or of the difference. A token's head recolours the picture.
 
 import type { PageData, TokenData } from "./data";
-import { make, percent, short, signed, tint } from "./elements";
+import { make, nodeLink, percent, short, signed, tint } from "./elements";
 import type { Shown, State } from "./state";
 import { deviation, rowOf } from "./values";
 
@@ -68,13 +68,7 @@ export class TokenView {
     for (const node of this.data.nodes) {
       const steps = rowOf(this.tokens, this.state.choice, node.id);
       if (!steps) continue;
-      const link = make("a", "", node.id);
-      link.href = "#node=" + encodeURIComponent(node.id);
-      link.addEventListener("click", event => {
-        event.preventDefault();
-        this.state.set({ node: node.id });
-      });
-      const name = make("th", "", link);
+      const name = make("th", "", nodeLink(node.id));
       name.scope = "row";
       const cells = steps.map(step => {
         const cell = make("td");
