@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from extractor.report.html import nats, percent, plain, section
+from extractor.report.html import nats, percent, plain, scroll, section
 from extractor.report.picture import short_name
 from extractor.report.plots import Level, Line, crossing, crossings_plot, known
 from extractor.spec.claims import loss_shares
@@ -199,7 +199,7 @@ def _range(name: str, values: Sequence[float | None], show: Callable[[Any], str]
 def _figure(caption: str, legend: Sequence[tuple[str, str]], drawn: str) -> str:
     keys = "".join(f'<li class="{kind}"><span>{text}</span></li>' for kind, text in legend)
     head = f'<figcaption>{caption}</figcaption><ul class="legend">{keys}</ul>'
-    return f'<figure class="card plot">{head}<div class="scroll" tabindex="0" role="group" aria-label="{caption}">{drawn}</div></figure>'
+    return f'<figure class="card plot">{head}{scroll(drawn, caption, "scroll")}</figure>'
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,8 @@ def _table(bridge: dict) -> str:
     body = "".join(f'<tr><th scope="row">{crossing(site, sites)}</th>{_cells(columns, site)}</tr>' for site in range(sites))
     meanings = [text for name, text in _MEANINGS if name in {column.name for column in columns}]
     note = " ".join(["A hybrid pass starts in one model and crosses to the other at one site.", *meanings])
-    return f'<p class="note">{note}</p><div class="card scroll crossings"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+    drawn = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+    return f'<p class="note">{note}</p>{scroll(drawn, "Crossings", "card scroll crossings")}'
 
 
 def _cells(columns: Sequence[_Column], site: int) -> str:

@@ -5,7 +5,7 @@ Reads result["validation"]; leaves out what an older result lacks. See `extracto
 
 from __future__ import annotations
 
-from extractor.report.html import count, nats, percent, table
+from extractor.report.html import count, nats, percent, scroll, table
 
 _SEARCHES = {
     "task": "The task itself, ranked by attribution, sufficiency only",
@@ -43,7 +43,7 @@ def _searches(found: dict | None) -> str:
         "this circuit means little; where none is found, the row has the best of the search."
     )
     drawn = table(head, rows, numbers={2, 3, 4})
-    return f'<h3 id="controls">Controls that can succeed</h3><p class="note">{note}</p><div class="card scroll">{drawn}</div>'
+    return f'<h3 id="controls">Controls that can succeed</h3><p class="note">{note}</p>{scroll(drawn, "Controls")}'
 
 
 def _random(found: dict | None) -> str:

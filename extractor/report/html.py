@@ -18,6 +18,11 @@ def section(name: str, title: str, body: str) -> str:
     return f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>{body}</section>'
 
 
+def scroll(body: str, label: str, kind: str = "card scroll") -> str:
+    """What may be wider than the page, with a bar to scroll it by mouse or keyboard."""
+    return f'<div class="{kind}" tabindex="0" role="group" aria-label="{label}">{body}</div>'
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: set[int]) -> str:
     """A table. Cells are HTML; the columns whose indices are in `numbers` are right-aligned."""
     kinds = [' class="number"' if i in numbers else "" for i in range(len(head))]

@@ -23,10 +23,12 @@ def page_json(circuit: Circuit, result: Mapping[str, Any], tokens: Mapping[str, 
     """
     checked = result.get("validation") or {}
     shown = set(drawn)
+    steering = result.get("steering")
+    steered = {one[0]: one[1] for one in steering.get("tried", ())} if isinstance(steering, Mapping) else {}
     effects = {(source, target): rise for source, target, rise in (checked.get("edge_effects") or {}).get("edges", ())}
     found: dict[str, Any] = {
         "answers": list(circuit.answers),
-        "nodes": [_node(node, checked, result) for node in circuit.nodes if node.id in shown],
+        "nodes": [_node(node, checked, steered) for node in circuit.nodes if node.id in shown],
         "edges": [
             [e.source, e.target, _short(e.weight), _short(effects.get((e.source, e.target)))]
             for e in circuit.edges
@@ -43,7 +45,7 @@ def page_script() -> str:
     return resources.files("extractor.report").joinpath("web/page.js").read_text(encoding="utf-8")
 
 
-def _node(node: Any, checked: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+def _node(node: Any, checked: Mapping[str, Any], steered: Mapping[str, float]) -> dict[str, Any]:
     layer, _, place = node.site.partition(".")
     found: dict[str, Any] = {
         "id": visible(node.id),
@@ -60,7 +62,6 @@ def _node(node: Any, checked: Mapping[str, Any], result: Mapping[str, Any]) -> d
     role = ((checked.get("roles") or {}).get("nodes") or {}).get(node.id)
     if role:
         found |= {"unexplained": role[0], "changed": node.id in (checked["roles"].get("changed") or ())}
-    steered = {one[0]: one[1] for one in (result.get("steering") or {}).get("tried", ())}
     return found | ({"steering": steered[node.id]} if node.id in steered else {})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from extractor.report.html import count, identifier, percent, plain, section, spaced, table, token, track
+from extractor.report.html import count, identifier, percent, plain, scroll, section, spaced, table, token, track
 from extractor.report.picture import short_name
 from extractor.spec.unmeasured import why_no_steering
 
@@ -198,7 +198,7 @@ def _nodes(found: dict, result: dict) -> str:
     fixed = (result.get("circuit") or {}).get("nodes", 0) - len(found["tried"])
     if fixed > 0:
         note += f" {count(fixed, 'node')} of the circuit cannot be edited: queries, keys and position channels."
-    return f'<p class="note" style="margin-top:14px">{note}</p><div class="card scroll">{table(_HEAD, rows, numbers={2})}</div>'
+    return f'<p class="note" style="margin-top:14px">{note}</p>{scroll(table(_HEAD, rows, numbers={2}), "Steering by node")}'
 
 
 def _note(text: str) -> str:

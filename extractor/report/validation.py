@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median_high
 
 from extractor.report.controls import controls_part
-from extractor.report.html import Bar, bars_table, count, identifier, nats, percent, section, table
+from extractor.report.html import Bar, bars_table, count, identifier, nats, percent, scroll, section, table
 from extractor.report.plots import curve_plot, effects_plot
 from extractor.spec.claims import CONDITION_WORDS, worst_condition
 from extractor.spec.thresholds import OTHER_ROLE
@@ -151,7 +151,7 @@ def _standards(result: dict) -> str:
         "Paper: other nodes at one replacement value, scale and shift of the answer fitted. Robust: the worst of five ablations, nothing "
         f"fitted. The model has {next(iter(standards.values()))['edges_of_model']:,} edges."
     )
-    return f'<p class="note">{note}</p><div class="card scroll">{table(head, rows, numbers={1, 2, 3, 4, 5, 6})}</div>'
+    return f'<p class="note">{note}</p>{scroll(table(head, rows, numbers={1, 2, 3, 4, 5, 6}), "Seeds")}'
 
 
 def _bar(name: str, kind: str, ablation: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> Bar:
@@ -189,7 +189,7 @@ def _figures(result: dict, found: dict, curve: Sequence[dict]) -> str:
         ]
         below = table(("target", "nodes", "edges", "nats", "right", "met"), rows, numbers={0, 1, 2, 3, 4, 5})
         caption = "The smallest circuit found for every target: number of edges against held-out loss in nats"
-        figures.append(_figure(caption, curve_plot(curve, result["target_loss"]), f'<div class="scroll">{below}</div>'))
+        figures.append(_figure(caption, curve_plot(curve, result["target_loss"]), scroll(below, caption, "scroll")))
     effects = found.get("edge_effects") or {}
     if len(effects.get("edges", [])) > 1:
         caption = "Rise of the loss in nats when a single edge is removed, largest first"

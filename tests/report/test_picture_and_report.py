@@ -382,7 +382,7 @@ def test_the_bridge_section_says_how_much_of_the_dense_model_is_there(tmp_path):
 
 def test_the_bridge_table_has_every_number_of_every_crossing(tmp_path):
     html = written(tmp_path, tiny(), bridge=bridge_of())
-    (table,) = re.findall(r'<div class="card scroll crossings">(.*?)</div>', html, flags=re.S)
+    (table,) = re.findall(r'<div class="card scroll crossings"[^>]*>(.*?)</div>', html, flags=re.S)
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table.replace("&nbsp;", " "))]
     assert rows[0] == ["crossing", "NMSE of the bridge", "dense, then sparse", "sparse, then dense", "circuit, then dense"]
     assert rows[1] == ["encoder", "decoder", "by channel", "KL", "recovered", "KL", "recovered", "nats", "right"]

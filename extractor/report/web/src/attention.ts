@@ -56,7 +56,7 @@ function cell(row: number, column: number, step: number): SVGElement {
 function reading(texts: string[], row: Row, place: number): Node[] {
   const shown = row.map((step, i) => {
     const part = make("code", "token", texts[i]!);
-    part.style.background = `rgb(var(--above) / ${(0.75 * (step / 255)).toFixed(3)})`;
+    part.style.background = `rgb(var(--above) / ${(0.4 * (step / 255)).toFixed(3)})`;
     part.title = percent(step / 255);
     return part;
   });

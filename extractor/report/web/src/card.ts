@@ -93,7 +93,7 @@ function passagesOf(id: string, data: PageData): Node[] {
 function passage(one: Passage, texts: string[], scale: number): HTMLElement {
   const parts = one.tokens.map((token, i) => {
     const step = one.values[i]!, part = make("span", i === one.at ? "at" : "", texts[token]!.replaceAll("·", " "));
-    part.style.background = tint(step);
+    part.style.background = tint(step, 0.4);
     part.title = `${signed(Number(short((step / 127) * scale)))} from the mean`;
     return part;
   });

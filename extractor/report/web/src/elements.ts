@@ -16,10 +16,10 @@ export const nats = (value: number): string => value.toFixed(3);
 export const signed = (value: number): string => (value > 0 ? "+" : "") + String(value);
 export const short = (value: number): string => String(Number(value.toPrecision(3)));
 
-/** A colour for a deviation of -STEPS to STEPS: blue above the mean, orange below, nothing at it. */
-export function tint(step: number): string {
+/** A colour for a deviation of -STEPS to STEPS: blue above the mean, orange below, nothing at it. Behind text `most` is 0.4. */
+export function tint(step: number, most = 0.85): string {
   const strength = Math.min(1, Math.abs(step) / STEPS);
-  return strength < 0.01 ? "transparent" : `rgb(${step > 0 ? "var(--above)" : "var(--below)"} / ${(0.85 * strength).toFixed(3)})`;
+  return strength < 0.01 ? "transparent" : `rgb(${step > 0 ? "var(--above)" : "var(--below)"} / ${(most * strength).toFixed(3)})`;
 }
 
 export function nodeLink(id: string): HTMLAnchorElement {

@@ -1,0 +1,200 @@
+"""The page in a real browser: every interaction, at three widths, light and dark, by mouse and by keyboard, and on paper.
+
+The browser is Debian's chromium, or what EXTRACT_TEST_BROWSER names. `.ci/run` installs it where it may.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from worlds import ROOT
+
+from extractor.circuits.circuit import Circuit
+from extractor.report.page import Example, write_report
+
+sync_api = pytest.importorskip("playwright.sync_api")
+BROWSER = os.environ.get("EXTRACT_TEST_BROWSER") or shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser: apt-get install chromium, or name one in EXTRACT_TEST_BROWSER")
+
+EXAMPLE = ROOT / ".github" / "example"
+TOKENS = json.loads((EXAMPLE / "tokens.json").read_text(encoding="utf-8"))
+NODE = "1.attn.resid_delta.12"
+QUIET = ["--no-sandbox", *(f"--disable-{what}" for what in ("gpu", "quic", "background-networking", "component-update", "sync"))]
+# Text of the tables that are wider than the window.
+WIDE = """[...document.querySelectorAll('table')].filter(t => t.getBoundingClientRect().right > innerWidth + 1)
+    .map(t => t.className || t.textContent.slice(0, 60))"""
+NO_SKIP_LINKS = {"rules": {"skip-link": {"enabled": False}}}  # links to nodes open a card; their fragments name no element
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the README's example, written by this version."""
+    place = tmp_path_factory.mktemp("report")
+    circuit, result = (json.loads((EXAMPLE / name).read_text(encoding="utf-8")) for name in ("circuit.json", "result.json"))
+    for name in ("circuit.json", "result.json"):
+        shutil.copy(EXAMPLE / name, place)
+    write_report(place, Circuit.from_json(circuit), result, [Example("print('x", "')", '")', 0.9, 0.8, 0.5)], tokens=TOKENS)
+    return place
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[sync_api.Browser]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: sync_api.Browser, folder: Path) -> Iterator[sync_api.Page]:
+    """The open page, 1440 pixels wide. It says nothing on the console, fails nowhere, and asks for no other address."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page, said = context.new_page(), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: said.append(request.url) if not request.url.startswith((folder / "report.html").as_uri()) else None)
+    page.goto((folder / "report.html").as_uri())
+    yield page
+    context.close()
+    assert said == []
+
+
+def chip(page: sync_api.Page, node: str) -> sync_api.Locator:
+    return page.locator(f'.picture .node[data-id="{node}"]')
+
+
+def test_a_node_is_chosen_by_mouse_and_let_go(page):
+    card = page.locator("#card")
+    assert "Choose a node" in card.inner_text()
+    chip(page, NODE).hover()
+    assert NODE in card.inner_text()
+    page.mouse.move(1, 1)
+    assert "Choose a node" in card.inner_text()
+    chip(page, NODE).click()
+    text = card.inner_text()
+    assert "AUC at the last token\n1.00, higher before" in text
+    assert "flips 96 %" in text
+    assert "In ordinary text" in text
+    assert page.locator(".passages li").count() == 7
+    assert page.locator(".picture path.lit").count() > 0
+    assert page.url.endswith(f"#node={NODE}")
+    page.keyboard.press("Escape")
+    assert "Choose a node" in card.inner_text()
+    assert page.locator(".picture path.lit").count() == 0
+
+
+def test_every_link_to_a_node_opens_its_card(page):
+    page.locator(".story a").first.click()
+    first = page.locator(".story a").first.inner_text()
+    assert page.locator("#card h3").inner_text() == first
+    other = page.locator("#card .joined a").first
+    name = other.inner_text()
+    other.click()
+    assert page.locator("#card h3").inner_text() == name
+    assert page.locator(f'.heat tr.chosen th:has-text("{name}")').count() == 1
+
+
+def test_an_address_opens_the_same_view(page, folder):
+    page.goto("about:blank")
+    page.goto((folder / "report.html").as_uri() + f"#node={NODE}&pair=3&shown=difference&token=2")
+    assert page.locator("#card h3").inner_text() == NODE
+    assert page.locator("#pair").input_value() == "2"
+    assert page.locator('[data-shown="difference"]').get_attribute("aria-pressed") == "true"
+    assert page.locator('.heat thead button[aria-pressed="true"]').get_attribute("data-token") == "1"
+    page.goto("about:blank")
+    page.goto((folder / "report.html").as_uri() + "#node=<b>&pair=99&shown=x&token=-1")
+    assert "Choose a node" in page.locator("#card").inner_text()
+    assert page.locator("#pair").input_value() == "0"
+
+
+def test_the_token_view_shows_the_values_of_the_chosen_pair(page):
+    page.locator("#pair").select_option("1")
+    pair, own = TOKENS["pairs"][1], TOKENS["nodes"][NODE]
+    page.locator('[data-shown="second"]').click()
+    heads = page.locator(".heat thead button").all_inner_texts()
+    assert len(heads) == len(pair["tokens"][1])
+    row = page.locator(f'.heat tbody tr:has(th:has-text("{NODE}"))').first
+    shown = [float(title.replace("+", "")) for title in row.locator("td").evaluate_all("cells => cells.map(cell => cell.title)")]
+    assert shown == pytest.approx([step / 127 * own["scale"] for step in own["values"][1][1]], rel=0.01, abs=1e-6)
+    page.locator('[data-shown="difference"]').click()
+    differs = next(i for i, (a, b) in enumerate(zip(*pair["tokens"], strict=True)) if a != b)
+    assert page.locator(".heat thead button.differs").count() == sum(a != b for a, b in zip(*pair["tokens"], strict=True))
+    titles = row.locator("td").evaluate_all("cells => cells.map(cell => cell.title)")
+    assert set(titles[:differs]) <= {"0"}
+    assert titles[-1] != "0"
+
+
+def test_a_token_colours_the_picture(page):
+    box = chip(page, NODE).locator("rect").first
+    plain = box.evaluate("box => getComputedStyle(box).fill")
+    page.locator(".heat thead button").last.click()
+    assert box.evaluate("box => getComputedStyle(box).fill") != plain
+    assert "values at token" in page.locator("#token-note").inner_text()
+    page.locator(".heat thead button").last.click()
+    assert box.evaluate("box => getComputedStyle(box).fill") == plain
+
+
+def test_attention_lights_up_the_tokens_that_are_read(page):
+    figures = page.locator("#attention figure")
+    assert figures.count() == len(TOKENS["heads"])
+    rows = figures.first.locator("svg g")
+    assert rows.count() == len(TOKENS["pairs"][0]["tokens"][0])
+    rows.nth(2).hover()
+    assert figures.first.locator(".reads code").count() == 3
+    head = next(iter(TOKENS["heads"]))
+    opacity = figures.first.locator("svg g").last.locator("rect").first.evaluate("box => box.style.fill")
+    step = TOKENS["heads"][head][0][0][-1][0]
+    assert float(opacity.rstrip(")").split("/")[1]) == pytest.approx(0.06 + 0.94 * step / 255, abs=2e-3)
+
+
+def test_by_keyboard_alone(page):
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.classList.contains('node')"):
+            break
+    first = page.locator("#card h3").inner_text()
+    page.keyboard.press("ArrowRight")
+    second = page.locator("#card h3").inner_text()
+    assert first != second
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#card h3").inner_text() == first
+    page.keyboard.press("Escape")
+    assert "Choose a node" in page.locator("#card").inner_text()
+
+
+def test_the_picture_grows_shrinks_and_fits(page):
+    width = lambda: page.locator(".picture svg").evaluate("svg => svg.getBoundingClientRect().width")  # noqa: E731
+    usual = width()
+    page.locator('[data-zoom="larger"]').click()
+    assert width() > usual
+    page.locator('[data-zoom="fit"]').click()
+    assert page.locator(".picture svg").evaluate("svg => svg.getBoundingClientRect().height") <= 900
+    page.locator('[data-zoom="width"]').click()
+    assert width() == usual
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 1024, 390])
+def test_nothing_is_inaccessible_or_cut_at_any_width(browser, folder, width, colours):
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=colours)
+    page = context.new_page()
+    page.goto((folder / "report.html").as_uri() + f"#node={NODE}")
+    found = Axe().run(page, options=NO_SKIP_LINKS)
+    assert [(one["id"], [node["html"][:160] for node in one["nodes"][:2]]) for one in found.response["violations"]] == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    context.close()
+
+
+def test_on_paper_nothing_is_cut(page):
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 794, "height": 1123})
+    assert page.locator(".picture svg").evaluate("svg => svg.getBoundingClientRect().right") <= 794
+    assert page.evaluate(WIDE) == []
+    assert len(page.pdf(format="A4")) > 10_000
