@@ -184,7 +184,7 @@ def test_a_circuit_job_leaves_exactly_the_documented_files(result: Path):
     bridges = "README.md adapter_config.json adapter_model.safetensors".split()
     circuit = (
         "circuit.json circuit.svg circuit.png report.html result.json means.safetensors held_out.safetensors conditions.safetensors "
-        "compiled.safetensors"
+        "compiled.safetensors tokens.json"
     ).split()
     assert files_of(result) == {
         "spec.json",
