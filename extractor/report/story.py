@@ -53,15 +53,12 @@ def _difference(claim: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 def _head(claim: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     layer, head = claim["head"]
-    looks = [f"{percent(a)} from {_FROM[place]}" for place, a in claim["attention"].items() if a is not None]
-    attention = f"attends to the token that differs with {', '.join(looks)} of its attention" if looks else "reads no such token"
-    return (
-        f'<b class="head" data-head="{layer}.{head}">Head {head} of layer {layer}</b> {attention} and brings what {links(claim["nodes"])} '
-        f"hold there: {_effect(claim, found)}."
-    )
+    looks = [f"{_FROM[place]} {percent(a)}" for place, a in claim["attention"].items() if a is not None]
+    attention = f"gives {' and '.join(looks)} of its attention to the token that differs" if looks else "has no token to look from"
+    return f"Head {head} of layer {layer} {attention}, and brings what {links(claim['nodes'])} hold there: {_effect(claim, found)}."
 
 
-_FROM = {"end": "the last token", "after": "the tokens before it"}
+_FROM = {"end": "from the last token", "after": "from the tokens before it"}
 
 
 def _node(claim: Mapping[str, Any], found: Mapping[str, Any]) -> str:
