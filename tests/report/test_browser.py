@@ -28,6 +28,7 @@ QUIET = ["--no-sandbox", *(f"--disable-{what}" for what in ("gpu", "quic", "back
 # Text of the tables that are wider than the window.
 WIDE = """[...document.querySelectorAll('table')].filter(t => t.getBoundingClientRect().right > innerWidth + 1)
     .map(t => t.className || t.textContent.slice(0, 60))"""
+PATIENCE = 120_000  # milliseconds that a browser may take on a busy machine
 NO_SKIP_LINKS = {"rules": {"skip-link": {"enabled": False}}}  # links to nodes open a card; their fragments name no element
 
 
@@ -45,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[sync_api.Browser]:
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET, timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -54,6 +55,7 @@ def browser() -> Iterator[sync_api.Browser]:
 def page(browser: sync_api.Browser, folder: Path) -> Iterator[sync_api.Page]:
     """The open page, 1440 pixels wide. It says nothing on the console, fails nowhere, and asks for no other address."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
+    context.set_default_timeout(PATIENCE)
     page, said = context.new_page(), []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -184,6 +186,7 @@ def test_nothing_is_inaccessible_or_cut_at_any_width(browser, folder, width, col
     from axe_playwright_python.sync_playwright import Axe
 
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=colours)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.goto((folder / "report.html").as_uri() + f"#node={NODE}")
     found = Axe().run(page, options=NO_SKIP_LINKS)
