@@ -258,7 +258,8 @@ class FastMaskedModel:
         yes      any           any                              computed
         no       yes           yes                              computed: the share that the sink leaves varies
         no       no            yes                              constant scores: see `SinkTerms.constant_logit`
-        no       any           no                               gone: a constant in the output bias
+        no       any           no                               gone: a constant in the output bias; but computed where its q or k
+                                                                compete with those of other heads for the places that AbsTopK leaves
         """
         either = torch.cat([self._channels[prefix + "q"], self._channels[prefix + "k"]]).unique()
         values = self._channels[prefix + "v"]
@@ -269,7 +270,8 @@ class FastMaskedModel:
         has_scores[either // attn.d_head] = True
         if attn.sink_logit is not None:
             ablated_write = self._ablated_write(prefix + "v", attn)[self._channels[prefix + "resid_delta"]].any(0)
-        computed = (has_values | ablated_write & has_scores).nonzero().flatten()
+        competes = any(len(self._channels[prefix + name]) > site.k for name, site in (("q", attn.q), ("k", attn.k)))
+        computed = (has_values | (ablated_write | competes) & has_scores).nonzero().flatten()
         constant = (ablated_write & ~has_scores & ~has_values).nonzero().flatten()
         return _padded(either, computed, attn.d_head), _padded(values, computed, attn.d_head), computed, constant
 

@@ -254,6 +254,21 @@ def test_both_networks_say_the_same_through_what_they_share(model, how: str, wit
     assert all(close(one, other) for one, other in zip(*found, strict=True))
 
 
+def test_queries_of_heads_that_write_nothing_compete_all_the_same():
+    """AbsTopK of the queries is over all heads: three of them take the places of a fourth, whose head does write. The test above found it."""
+    model, seed = random_model(173, torch.float64, **KINDS["abs_topk"]), 312
+    batch, base, index = random_batch(3, seed, torch.float64), random_base(model, seed), NodeIndex.of(model)
+    starts = index.starts()
+    kept = index.flags(torch.tensor([*(starts["0.attn.q"] + q for q in (3, 5, 6, 8)), starts["0.attn.resid_delta"] + 3]))
+    fast, plain = FastMaskedModel(model, base, kept), ReferenceMaskedModel(model, kept, base)
+    found, expected = (network.logit_diffs(network.prepare(batch)) for network in (fast, plain))
+    assert close(found, expected)
+    fewer = kept.clone()
+    fewer[starts["0.attn.q"] + 5] = False  # then no two compete
+    alone = FastMaskedModel(model, base, fewer)
+    assert not close(alone.logit_diffs(alone.prepare(batch)), expected)
+
+
 def test_the_reference_borrows_values_of_other_prompts():
     model, batch = random_model(2), random_batch(8, 5)
     kept = kept_nodes(model, "half", 2)
