@@ -255,7 +255,7 @@ def test_both_networks_say_the_same_through_what_they_share(model, how: str, wit
 
 
 def test_queries_of_heads_that_write_nothing_compete_all_the_same():
-    """AbsTopK of the queries is over all heads: three of them take the places of a fourth, whose head does write. The test above found it."""
+    """AbsTopK of the queries is over all heads: three of them take the places of a fourth, whose head does write."""
     model, seed = random_model(173, torch.float64, **KINDS["abs_topk"]), 312
     batch, base, index = random_batch(3, seed, torch.float64), random_base(model, seed), NodeIndex.of(model)
     starts = index.starts()
