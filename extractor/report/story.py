@@ -17,7 +17,9 @@ def story_section(result: Mapping[str, Any]) -> str:
     if not found:
         return ""
     claims = found["claims"]
-    steps = "".join(f"<li>{_sentence(claim, found)}{'' if claim['holds'] else _FAILED}</li>" for claim in claims)
+    steps = "".join(
+        f"<li>{_sentence(claim, found)}{'' if claim['holds'] or claim['kind'] == 'difference' else _FAILED}</li>" for claim in claims
+    )
     simple = "" if found["holds"] else f"<p>{_no_story(found)}</p>"
     note = (
         f"Chosen on other prompts, measured on {found['pairs']} held-out pairs in the circuit alone. Moved: how far the logit difference "
@@ -53,8 +55,9 @@ def _difference(claim: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 def _head(claim: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     layer, head = claim["head"]
+    differs = "token that differs" if found["claims"][0]["holds"] else "tokens that differ"
     looks = [f"{_FROM[place]} {percent(a)}" for place, a in claim["attention"].items() if a is not None]
-    attention = f"gives {' and '.join(looks)} of its attention to the token that differs" if looks else "has no token to look from"
+    attention = f"gives {' and '.join(looks)} of its attention to the {differs}" if looks else "has no token to look from"
     return f"Head {head} of layer {layer} {attention}, and brings what {links(claim['nodes'])} hold there: {_effect(claim, found)}."
 
 

@@ -1,0 +1,44 @@
+"""The claims of a mechanism as sentences: each with its numbers, and with a line where it fails."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+
+from worlds import ROOT
+
+from extractor.report.story import story_section
+
+EXAMPLE = json.loads((ROOT / ".github" / "example" / "result.json").read_text(encoding="utf-8"))
+FAILED = "This does not hold on held-out prompts"
+
+
+def sentences(result: dict) -> list[str]:
+    return [re.sub(r"<[^>]*>", "", one).replace("&nbsp;", " ") for one in re.findall(r"<li>(.*?)</li>", story_section(result))]
+
+
+def test_the_story_of_the_example():
+    told = sentences(EXAMPLE)
+    assert len(told) == len(EXAMPLE["validation"]["mechanism"]["claims"])
+    assert told[0].startswith("The two prompts of a pair differ in one token: (&quot; before the first answer")
+    assert "Head 7 of layer 1 gives from the last token 44.9 %" in told[2]
+    assert FAILED not in story_section(EXAMPLE)
+
+
+def test_a_claim_that_fails_says_so_and_several_differing_tokens_are_no_failure():
+    result = copy.deepcopy(EXAMPLE)
+    found = result["validation"]["mechanism"]
+    found["claims"][0] |= {"one_token": 0.0, "tokens": [], "before_end": None, "holds": False}
+    found["claims"][1] |= {"holds": False, "moved": 0.01}
+    found["holds"] = False
+    told = sentences(result)
+    assert told[0] == "The two prompts of a pair differ in more than one token (100 % of the pairs)."
+    assert told[1].endswith(FAILED + ".")
+    assert "tokens that differ" in told[2]
+    assert "No simple story was found" in story_section(result)
+
+
+def test_no_mechanism_no_section():
+    for absent in ({}, {"validation": None}, {"validation": {"mechanism": None}}):
+        assert story_section(absent) == ""
