@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from extractor.data.encoding import token_text
-from extractor.validation.mechanism.claims import MOST_NODES
+from extractor.validation.mechanism.claims import is_measured
 from extractor.validation.mechanism.observe import CircuitOnPairs
 from extractor.validation.passages import Passage, passages
 
@@ -39,7 +39,7 @@ def page_data(run: CircuitRun, problem: PruningProblem, circuit: Circuit, pruned
     passages   {id: {scale, texts: [{rank, tokens, values, at}]}}; {} without ordinary text
     """
     held_out = run.splits.held_out
-    if problem.spec.ablation == "resample" or not 0 < len(circuit.nodes) <= MOST_NODES:
+    if not is_measured(problem, pruned.graph):
         return None
     longest = held_out.ids.shape[1]
     each = 2 * longest * max(len(circuit.nodes), 8 * longest)

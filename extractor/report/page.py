@@ -43,7 +43,7 @@ from extractor.report.story import story_section
 from extractor.report.validation import activations_of, controls, effects_of, interval_of, validation_section
 from extractor.spec.claims import CONDITION_WORDS, is_foreign, worst_condition
 from extractor.spec.schema import CHANCE
-from extractor.spec.thresholds import AT_CHANCE
+from extractor.spec.thresholds import AT_CHANCE, RIGHT_ENOUGH, SAME_ANSWER
 
 _MAX_EDGES = 20  # rows of the table of edges
 _NETWORKS = (
@@ -200,6 +200,7 @@ def _verdicts(result: dict) -> str:
         *_dense_claim(result),
         (*enough, f"circuit alone, {_condition_of(result)}: {nats(alone)} nats; target {nats(target)}"),
         *_condition_claim(result),
+        *_shifted_claim(result),
         _necessity_claim(result),
         (*special, f"same number of random nodes: {nats(random)} nats"),
     )
@@ -250,6 +251,22 @@ def _condition_claim(result: dict) -> Iterator[tuple[str, str, str]]:
     kind, claim = ("yes", "Holds under every condition") if holds else ("no", "Not under every condition")
     text = f"without calibration, where other nodes {CONDITION_WORDS[name]} (worst of {len(CONDITION_WORDS)}): {nats(numbers['loss'])} nats"
     yield kind, claim, f"{text}, {percent(numbers['accuracy'])} right"
+
+
+def _shifted_claim(result: dict) -> Iterator[tuple[str, str, str]]:
+    """Whether circuit and full model answer alike on prompts from other templates; nothing where that was not measured."""
+    found = (result.get("validation") or {}).get("shifted")
+    if not found:
+        return
+    right, same = found["accuracy"], found["same_answer"]
+    if right["full"] < RIGHT_ENOUGH:
+        kind, claim = "part", "Full model fails on shifted prompts"
+    else:
+        kind, claim = ("yes", "Holds on shifted prompts") if same >= SAME_ANSWER else ("no", "Not on shifted prompts")
+    worst = worst_condition(found)
+    beyond = "" if worst is None else f"; without calibration at worst {nats(worst[1]['loss'])} nats"
+    answers = f"right on {percent(right['circuit'])}, full model {percent(right['full'])}; same answer on {percent(same)}"
+    yield kind, claim, f"longer code, other templates: {answers}{beyond}"
 
 
 def _dense_claim(result: dict) -> Iterator[tuple[str, str, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 from extractor.report.html import nats, percent, plain, section, token
 
 _PLACES = {"difference": "at the token that differs", "after": "between that token and the last", "end": "at the last token"}
+_AS_MUCH = 0.005  # difference of `moved` that does not show
 _SOME_NODES = 4  # named in a sentence; of more the number is given as well
 
 
@@ -61,7 +62,7 @@ def _head(claim: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return f"Head {head} of layer {layer} {attention}, and brings what {links(claim['nodes'])} hold there: {_effect(claim, found)}."
 
 
-_FROM = {"end": "from the last token", "after": "from the tokens before it"}
+_FROM = {"end": "from the last token", "after": "from the tokens between the two"}
 
 
 def _node(claim: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -74,16 +75,18 @@ def _node(claim: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 def _write(claim: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     verb = "writes" if len(claim["nodes"]) == 1 else "write"
     share = "all" if claim["share"] > 0.995 else percent(claim["share"])
-    return (
-        f"At the last token {links(claim['nodes'])} {verb} {share} of the logit difference directly (share of its variance): "
-        f"{_effect(claim, found)}."
-    )
+    known = any(other["nodes"] == claim["nodes"] for other in found["claims"] if other["kind"] == "node")
+    effect = "" if known else f": {_effect(claim, found)}"
+    return f"At the last token {links(claim['nodes'])} {verb} {share} of the logit difference directly (share of its variance){effect}."
 
 
 def _together(claim: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     if not claim["nodes"]:
         return "No head and no single node moves a fifth of the answer."
-    return f"All {len(claim['nodes'])} nodes named here together: {_effect(claim, found)}."
+    alone = max((one for one in found["claims"] if one["kind"] == "node"), key=lambda one: one["moved"], default=None)
+    enough = alone is not None and alone["moved"] >= claim["moved"] - _AS_MUCH
+    beside = f" ({links(alone['nodes'])} alone does as much)" if alone is not None and enough else ""
+    return f"All {len(claim['nodes'])} nodes named here together{beside}: {_effect(claim, found)}."
 
 
 def _effect(claim: Mapping[str, Any], found: Mapping[str, Any]) -> str:

@@ -151,7 +151,7 @@ def _standards(result: dict) -> str:
         "Paper: other nodes at one replacement value, scale and shift of the answer fitted. Robust: the worst of five ablations, nothing "
         f"fitted. The model has {next(iter(standards.values()))['edges_of_model']:,} edges."
     )
-    return f'<p class="note">{note}</p>{scroll(table(head, rows, numbers={1, 2, 3, 4, 5, 6}), "Seeds")}'
+    return f'<p class="note">{note}</p>{scroll(table(head, rows, numbers={1, 2, 3, 4, 5, 6}), "Both standards")}'
 
 
 def _bar(name: str, kind: str, ablation: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> Bar:

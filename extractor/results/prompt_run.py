@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from extractor.circuits.circuit import Calibration, Node, sites_of
-from extractor.circuits.prompt_values import head_patterns
-from extractor.circuits.reference import masked_logit_diff
+from extractor.circuits.circuit import Calibration, Node
+from extractor.circuits.observed import Change, observe
 from extractor.data.prompts import TaskBatch
 
 if TYPE_CHECKING:
@@ -102,46 +101,28 @@ def run_prompt(
     means    {site: (width,)} what an ablated node is
     batch    `correct` is the first answer's token, `wrong` the second's
     """
-    seen: dict[str, Tensor] = {}
-    by_site = sites_of(nodes)
-    masks = {site: on.float() for site, on in graph.index.split(graph.nodes).items()}
-    edges = None if graph.edges is None else {link: on.float() for link, on in graph.edges.items()}
-    with torch.no_grad():
-        diff = masked_logit_diff(graph.model, batch, masks, means, edges, partial(_rewritten, means, by_site, edits, seen))[0]
+    run = observe(graph, means, batch, _changes(means, nodes, edits))
     return PromptRun(
         tokens=tokens,
         answers=answers,
-        margin=calibration.apply(diff).item(),
-        activations={node.id: seen[node.site][:, node.channel] for node in nodes},
+        margin=calibration.apply(run.diff).item(),
+        activations={node.id: run.values[node.id][0] for node in nodes},
         means={node.id: means[node.site][node.channel].item() for node in nodes},
-        attention=_attention(graph, seen),
+        attention={head: pattern[0] for head, pattern in run.patterns.items()},
     )
 
 
-def _rewritten(
-    means: Mapping[str, Tensor], by_site: Mapping[str, list[Node]], edits: NodeEdits, seen: dict[str, Tensor], site: str, x: Tensor
-) -> Tensor:
-    """The values (1, T, width) of a site that the model goes on with; `seen` keeps them."""
-    x = x.clone()
-    for node in by_site.get(site, ()):
+def _changes(means: Mapping[str, Tensor], nodes: Collection[Node], edits: NodeEdits) -> dict[str, Change]:
+    found: dict[str, Change] = {}
+    for node in nodes:
         if node.id in edits.off:
-            x[..., node.channel] = means[site][node.channel]
-        if node.id in edits.patch:
-            x[0, :, node.channel] = edits.patch[node.id].to(x)
-        if node.id in edits.scale:
-            x[..., node.channel] *= edits.scale[node.id]
-    seen[site] = x[0]
-    return x
-
-
-def _attention(graph: CircuitMask, seen: Mapping[str, Tensor]) -> dict[tuple[int, int], Tensor]:
-    """The patterns of the heads with a q, k or v in the circuit."""
-    width, found = graph.model.config.d_head, {}
-    kept = graph.channels()
-    for layer in range(graph.model.config.n_layer):
-        q, k = (seen[f"{layer}.attn.{name}"][None] for name in "qk")
-        pattern = head_patterns(graph.model, layer, q, k)[0]
-        channels = torch.cat([kept.get(f"{layer}.attn.{name}", torch.zeros(0, dtype=torch.int64)) for name in "qkv"])
-        for head in channels.div(width, rounding_mode="floor").unique().tolist():
-            found[layer, head] = pattern[head]
+            found[node.id] = partial(_constant, means[node.site][node.channel])
+        elif node.id in edits.patch:
+            found[node.id] = partial(_constant, edits.patch[node.id])
+        elif node.id in edits.scale:
+            found[node.id] = partial(torch.mul, edits.scale[node.id])
     return found
+
+
+def _constant(given: Tensor, own: Tensor) -> Tensor:
+    return given.to(own).expand_as(own)

@@ -10,12 +10,15 @@ from extractor.spec.schema import CHANCE
 # Validation, not calibrated: a full model with this loss or more does not do the task, and the result says so.
 FULL_MODEL_FAILS_RAW = 0.80 * CHANCE
 # Before pruning, not calibrated: a dense model with this loss or more, and right on fewer prompts than this, does not do the task.
+# Report: a full model that is right on fewer shifted prompts fails on them.
 DENSE_FAILS_RAW = FULL_MODEL_FAILS_RAW
 RIGHT_ENOUGH = 0.9
 # Before pruning: a sparse model that prefers another answer than its dense model on a larger share of the prompts speaks for itself only.
 MOST_DISAGREEMENT = 0.05
 # Validation: a node has another role in the circuit where more than this share of its variance in the full model is unexplained.
 OTHER_ROLE = 0.5
+# Report: a circuit holds on shifted prompts where it prefers the full model's answer on at least this fraction of them.
+SAME_ANSWER = 0.95
 # Report, calibrated: a model without its circuit is called "at chance" from here on.
 AT_CHANCE = 0.90 * CHANCE
 # Pruning, calibrated: a full model with this loss or more does not do the task; nothing is pruned.

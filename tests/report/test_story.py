@@ -24,6 +24,8 @@ def test_the_story_of_the_example():
     assert told[0].startswith("The two prompts of a pair differ in one token: (&quot; before the first answer")
     assert "Head 7 of layer 1 gives from the last token 44.9 %" in told[2]
     assert FAILED not in story_section(EXAMPLE)
+    assert told[4].endswith("directly (share of its variance).")  # its node's effect stands in the sentence before
+    assert "(1.attn.resid_delta.12 alone does as much)" in told[5]
 
 
 def test_a_claim_that_fails_says_so_and_several_differing_tokens_are_no_failure():

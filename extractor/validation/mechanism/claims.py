@@ -6,7 +6,8 @@ node         a node tells the two prompts apart, and the answer follows it
 write        writes at the last token make up the logit difference directly
 together     the answer follows all nodes that the claims name
 
-`moved`, `flipped`: see `observe.Swapped`. Of a chain whose nodes together move less than half of the answer no story is told.
+`moved` and `flipped` are those of `observe.Swapped`. The page says that no simple story was found if a claim fails on held-out pairs, or if
+all nodes that the claims name move less than half of the answer together.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import torch
 
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
+from extractor.circuits.observed import Head
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.problem import PruningProblem
-from extractor.validation.mechanism.observe import CircuitOnPairs, Head
+from extractor.validation.mechanism.observe import CircuitOnPairs
 from extractor.validation.mechanism.separation import best_place, separation
 
 PAIRS = 64  # of each split
@@ -35,8 +37,13 @@ ONE_TOKEN = 0.9  # least fraction of pairs that differ in one token
 Claim = dict[str, Any]
 
 
+def is_measured(problem: PruningProblem, graph: CircuitMask) -> bool:
+    """False for circuits without nodes, of more than MOST_NODES, and under resampling, where an ablated node has no single value."""
+    return problem.spec.ablation != "resample" and 0 < graph.node_count() <= MOST_NODES
+
+
 def mechanism(problem: PruningProblem, graph: CircuitMask, calibration: Calibration, held_out: TaskBatch) -> dict[str, Any] | None:
-    """The claims and the numbers of every node; None for circuits without nodes, of more than MOST_NODES, and under resampling.
+    """The claims and the numbers of every node; None where it `is_measured` not.
 
     pairs     held-out pairs used
     loss      of the circuit on these, nats
@@ -44,7 +51,7 @@ def mechanism(problem: PruningProblem, graph: CircuitMask, calibration: Calibrat
     claims    [{kind, nodes, holds, ...}, ...] in forward order; see the functions below
     holds     whether together the claims make a story, and every one of them holds
     """
-    if problem.spec.ablation == "resample" or not 0 < graph.node_count() <= MOST_NODES:
+    if not is_measured(problem, graph):
         return None
     choosing, measured = (
         CircuitOnPairs(problem, graph, calibration, batch.pick(torch.arange(min(PAIRS, batch.pairs))))
@@ -103,7 +110,7 @@ def _difference(circuit: CircuitOnPairs) -> Claim:
 def _heads(choosing: CircuitOnPairs, measured: CircuitOnPairs) -> list[Claim]:
     """head: [layer, head]; attention: mean, from the last token and from those before it, to the tokens that differ."""
     values: dict[Head, list[str]] = {}
-    for node in choosing.of_site("attn.v"):
+    for node in choosing.at("attn.v"):
         values.setdefault(choosing.head_of(node), []).append(node)
     moved = {head: choosing.swapped(nodes).moved for head, nodes in values.items()}
     best = sorted((head for head in moved if moved[head] >= ENOUGH), key=lambda head: -moved[head])[:SHOWN_HEADS]

@@ -18,11 +18,12 @@ export class AttentionView {
   draw(): void {
     const { pair, shown } = this.state.choice, which = shown === "second" ? 1 : 0;
     const texts = this.tokens.pairs[pair]!.tokens[which].map(id => this.tokens.texts[id]!);
-    const figures = Object.entries(this.tokens.heads).map(([head, rows]) => this.figure(head, rows[pair]![which], texts));
+    const prompt = which ? "second prompt" : "first prompt"; // of a difference the first: patterns are not subtracted
+    const figures = Object.entries(this.tokens.heads).map(([head, rows]) => this.figure(head, prompt, rows[pair]![which], texts));
     this.place.replaceChildren(...figures);
   }
 
-  private figure(name: string, rows: Row[], texts: string[]): HTMLElement {
+  private figure(name: string, prompt: string, rows: Row[], texts: string[]): HTMLElement {
     const [layer, head] = name.split("."), size = CELL * rows.length;
     const words = make("p", "reads note", "Point at a row.");
     const svg = document.createElementNS(SVG, "svg");
@@ -36,11 +37,10 @@ export class AttentionView {
       line.addEventListener("pointerenter", () => words.replaceChildren(...reading(texts, row, i)));
       svg.append(line);
     });
-    const figure = make("figure", "plot card", make("figcaption", "", `Head ${head} of layer ${layer}`));
+    const figure = make("figure", "plot card", make("figcaption", "", `Head ${head} of layer ${layer}, ${prompt}`));
     const last = rows[rows.length - 1]!;
     words.replaceChildren(...reading(texts, last, rows.length - 1));
     figure.append(svg, words);
-    figure.id = `head-${layer}-${head}`;
     return figure;
   }
 }

@@ -56,15 +56,15 @@ function facts(node: NodeFacts, data: PageData): HTMLElement {
   }
   if (node.moved !== undefined) add("set to the other prompt’s value", `moves ${percent(node.moved)} of the answer, flips ${percent(node.flipped!)}`);
   if (node.without !== undefined && data.loss !== null) add("loss if removed", `${nats(node.without)} nats, with it ${nats(data.loss)}`);
-  if (node.steering !== undefined) add("steers the dense model", `other answer ${percent(node.steering)}`);
+  if (node.steering !== undefined) add("steers the dense model", `other answer ${percent(node.steering)} (select pairs)`);
   add("mean", short(node.mean));
   if (node.percentiles) {
     const at = (percentile: number) => short(node.percentiles![data.percentiles!.indexOf(percentile)]!);
     add("values on text", `${at(1)} to ${at(99)} (1–99 %), median ${at(50)}, nonzero ${percent(node.nonzero!)}`);
   }
   if (node.unexplained != null) add("role in the full model", `${node.changed ? "another: " : ""}${percent(node.unexplained)} of its variance unexplained`);
-  if (node.reads.length) add("most active at", tokens(node.reads));
-  if (node.writes.length) add("raises", tokens(node.writes));
+  if (node.reads.length) add("furthest from its mean at", tokens(node.reads));
+  if (node.writes.length) add("raises, in the full model", tokens(node.writes));
   return list;
 }
 

@@ -11,7 +11,11 @@ export function make<K extends keyof HTMLElementTagNameMap>(tag: K, className = 
   return found;
 }
 
-export const percent = (value: number): string => `${(100 * value).toFixed(Math.abs(value) < 0.0995 ? 1 : 0)} %`;
+/** As `report.html.percent`: a fraction below 1 never shows as 100 %. */
+export function percent(value: number): string {
+  const text = (100 * value).toFixed(1).replace(/\.0$/, "");
+  return `${text === "100" && value < 1 ? "99.9" : text} %`;
+}
 export const nats = (value: number): string => value.toFixed(3);
 export const signed = (value: number): string => (value > 0 ? "+" : "") + String(value);
 export const short = (value: number): string => String(Number(value.toPrecision(3)));

@@ -8,7 +8,7 @@ import { State } from "./state";
 import { TokenView } from "./tokens";
 
 const data = readData();
-const state = new State(new Set(data.nodes.map(node => node.id)), data.tokens?.pairs.length ?? 0);
+const state = new State(new Set(data.nodes.map(node => node.id)), data.tokens?.pairs.map(pair => pair.tokens[0].length) ?? []);
 const card = new Card(data, state);
 const picture = new Picture(data, state, id => card.show(id));
 const tokens = data.tokens && new TokenView(data, state), attention = data.tokens && new AttentionView(data, state);

@@ -10,7 +10,6 @@ export class Picture {
   private readonly svg: SVGSVGElement;
   private readonly wires: SVGPathElement[];
   private readonly byId: Map<string, SVGGElement>;
-  private readonly fills = new Map<SVGGElement, string>();
 
   constructor(private readonly data: PageData, private readonly state: State, private readonly preview: (id: string | null) => void) {
     this.svg = document.querySelector<SVGSVGElement>(".picture svg")!;
@@ -55,7 +54,8 @@ export class Picture {
   }
 
   reveal(id: string): void {
-    this.byId.get(id)?.scrollIntoView({ block: "nearest", inline: "center" });
+    const underSheet = matchMedia("(max-width: 900px)").matches; // there the card lies over the lower part of the window
+    this.byId.get(id)?.scrollIntoView({ block: underSheet ? "start" : "nearest", inline: "center" });
   }
 
   private prepare(node: SVGGElement, place: number): void {
@@ -64,13 +64,17 @@ export class Picture {
     node.setAttribute("role", "button");
     node.setAttribute("aria-label", (title?.textContent ?? "").split("\n").join(", "));
     title?.remove(); // the card shows this text; two tips would overlap
-    this.fills.set(node, node.querySelector("rect")!.getAttribute("fill") ?? "");
     const id = node.dataset.id!;
     node.addEventListener("pointerenter", () => this.peek(id));
     node.addEventListener("pointerleave", () => this.peek(null));
     node.addEventListener("focus", () => node.matches(":focus-visible") && this.state.set({ node: id }));
-    node.addEventListener("click", () => this.state.set({ node: this.state.choice.node === id ? null : id }));
-    node.addEventListener("keydown", event => this.key(event, node));
+    const toggle = () => this.state.set({ node: this.state.choice.node === id ? null : id });
+    node.addEventListener("click", toggle);
+    node.addEventListener("keydown", event => {
+      if (event.key !== "Enter" && event.key !== " ") return this.move(event, node);
+      event.preventDefault();
+      toggle();
+    });
   }
 
   private peek(id: string | null): void {
@@ -79,7 +83,7 @@ export class Picture {
     this.preview(id);
   }
 
-  private key(event: KeyboardEvent, node: SVGGElement): void {
+  private move(event: KeyboardEvent, node: SVGGElement): void {
     const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
     if (!step) return;
     event.preventDefault();

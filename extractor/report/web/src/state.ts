@@ -9,15 +9,18 @@ export interface Choice {
   token: number | null;
 }
 
+const NOTHING: Choice = { node: null, pair: 0, shown: "first", token: null };
 const SHOWN: Shown[] = ["first", "second", "difference"];
 
 export class State {
   choice: Choice;
   private readonly listeners: ((choice: Choice, before: Choice) => void)[] = [];
 
-  constructor(private readonly nodes: Set<string>, private readonly pairs: number) {
-    this.choice = { node: null, pair: 0, shown: "first", token: null, ...this.read() };
+  /** lengths: number of tokens of each pair's prompts. */
+  constructor(private readonly nodes: Set<string>, private readonly lengths: number[]) {
+    this.choice = this.fitting({ ...NOTHING, ...this.read() });
     addEventListener("hashchange", () => {
+      if (!location.hash) return this.apply(NOTHING);
       const found = this.read();
       if (Object.keys(found).length) this.set(found);
     });
@@ -28,7 +31,7 @@ export class State {
   }
 
   set(change: Partial<Choice>): void {
-    const next = { ...this.choice, ...change };
+    const next = this.fitting({ ...this.choice, ...change });
     if (next.pair !== this.choice.pair && change.token === undefined) next.token = null;
     history.replaceState(null, "", this.hash(next) || location.pathname + location.search);
     this.apply(next);
@@ -42,6 +45,11 @@ export class State {
     if (choice.token !== null) parts.set("token", String(choice.token + 1));
     const text = parts.toString();
     return text && "#" + text;
+  }
+
+  /** Without a token that the pair's prompts do not have. */
+  private fitting(choice: Choice): Choice {
+    return choice.token !== null && choice.token >= (this.lengths[choice.pair] ?? 0) ? { ...choice, token: null } : choice;
   }
 
   private apply(next: Choice): void {
@@ -60,7 +68,7 @@ export class State {
     };
     if (node && this.nodes.has(node)) found.node = node;
     if (shown && SHOWN.includes(shown)) found.shown = shown;
-    const pair = number("pair", this.pairs), token = number("token", 1e4);
+    const pair = number("pair", this.lengths.length), token = number("token", Infinity);
     if (pair !== null) found.pair = pair;
     if (token !== null) found.token = token;
     return found;
