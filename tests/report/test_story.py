@@ -6,8 +6,10 @@ import copy
 import json
 import re
 
+import pytest
 from worlds import ROOT
 
+from extractor.report.page import _verdicts
 from extractor.report.story import story_section
 
 EXAMPLE = json.loads((ROOT / ".github" / "example" / "result.json").read_text(encoding="utf-8"))
@@ -44,3 +46,15 @@ def test_a_claim_that_fails_says_so_and_several_differing_tokens_are_no_failure(
 def test_no_mechanism_no_section():
     for absent in ({}, {"validation": None}, {"validation": {"mechanism": None}}):
         assert story_section(absent) == ""
+
+
+@pytest.mark.parametrize(
+    ("circuit", "full", "same", "claim"),
+    [(0.99, 1.0, 0.97, "Holds on shifted prompts"), (0.449, 0.973, 0.477, "Not on shifted prompts"), (0.6, 0.7, 0.99, "Full model fails")],
+)
+def test_shifted_prompts_have_a_card(circuit: float, full: float, same: float, claim: str):
+    result = copy.deepcopy(EXAMPLE)
+    result["validation"]["shifted"] |= {"accuracy": {"circuit": circuit, "full": full}, "same_answer": same}
+    (card,) = re.findall(rf'<li class="card \w+"><b>{claim}.*?</li>', _verdicts(result))
+    assert f"right on {100 * circuit:.4g}&nbsp;%" in card
+    assert "without calibration at worst 4.926 nats" in card
