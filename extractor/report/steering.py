@@ -59,18 +59,27 @@ def _causal(result: dict) -> str:
 
 
 def _few(found: dict, model: str) -> str:
-    """What a set of at most five nodes does; '' in results of older versions."""
-    few = found.get("few")
+    """What sets of at most five nodes do, chosen in the circuit and in the whole sparse model; '' in results of older versions."""
+    return "".join(
+        _set(found.get(name), model, where) for name, where in (("few", "of the circuit"), ("few_of_model", "of the sparse model"))
+    )
+
+
+def _set(few: dict | None, model: str, where: str) -> str:
     if not few or not few.get("held_out"):
         return ""
-    names, held_out = ", ".join(identifier(node) for node, _ in few["nodes"]), few["held_out"]
+    names, held_out, size = ", ".join(identifier(node) for node, _ in few["nodes"]), few["held_out"], len(few["nodes"])
+    held = "" if where == "of the circuit" else f", of which the circuit holds {few['in_circuit']}"
     text = (
-        f"<strong>{count(len(few['nodes']), 'node')}</strong> ({names}), chosen on other prompts, {_verb(held_out['flipped'])} {model}: "
+        f"<strong>{count(size, 'node')} {where}</strong> ({names}{held}), chosen on other prompts, {_verb(held_out['flipped'])} {model}: "
         f"{_flips(held_out)} of {held_out['prompts']} right answers change on held-out prompts; with the strongest of random edits, chosen "
         f"alike, {percent(held_out['random_flipped'])}."
     )
+    sizes = held_out.get("by_size", ())
+    text += f" The first {', '.join(map(str, range(1, size)))} of them: {', '.join(map(percent, sizes[:-1]))}." if len(sizes) > 1 else ""
     shifted = few.get("shifted")
-    text += f" On shifted prompts {_flips(shifted)} of {shifted['prompts']}." if shifted else ""
+    if shifted:
+        text += f" On shifted prompts {_flips(shifted)} of {shifted['prompts']}, random {percent(shifted['random_flipped'])}."
     return f"<p>{text}</p>"
 
 

@@ -82,9 +82,10 @@ def _python_tiny(folder: Path, threads: int) -> Iterator[Row]:
     yield Row("... same answer on the prompts, worst of twenty tasks", min(f["agreement"] for f in found.values()), ">= 0.99")
     for task, result in results.items():
         yield Row(f"... {task}: causal agreement of the circuit's nodes, correlation", result["causal"]["nodes"]["correlation"], ">= 0.8")
-        few = result["steering"]["few"]
-        yield Row(f"... {task}: answers that {len(few['nodes'])} nodes flip", few["held_out"]["flipped"], ">= 0.5")
-        yield Row(f"... {task}: answers that the strongest random edits flip", few["held_out"]["random_flipped"], "<= 0.1")
+        for key, where in (("few", "circuit"), ("few_of_model", "sparse model")):
+            few = result["steering"][key]
+            yield Row(f"... {task}: answers that {len(few['nodes'])} nodes of the {where} flip", few["held_out"]["flipped"], ">= 0.5")
+            yield Row(f"... {task}: ... and the strongest random edits", few["held_out"]["random_flipped"], "<= 0.1")
 
 
 def _behaviours(model: Path, tasks: tuple[str, ...] | list[str], longest: int) -> dict[str, dict[str, Any]]:

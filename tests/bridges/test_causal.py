@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from worlds import tiny_pair
 
 from extractor.bridges.initialisation import start_from_dense
 from extractor.bridges.pair import BridgedPair, new_pair
 from extractor.bridges.steering import few_nodes as few
 from extractor.bridges.steering.causal import CausalEffects, agreement, causal_report, random_nodes
-from extractor.bridges.steering.edit import CounterfactualRun, find_node, random_directions
+from extractor.bridges.steering.edit import CounterfactualRun, SteeredNode, find_node, random_directions
 from extractor.bridges.steering.evaluate import steering_report
 from extractor.bridges.steering.trials import SteeringPrompts
+from extractor.circuits.reference import masked_logit_diff
 from extractor.data.bootstrap import share_interval
 from extractor.data.prompts import TaskBatch, task_batch
 from extractor.data.task_choice import check_expressible
@@ -154,6 +157,64 @@ def test_few_nodes_are_chosen_on_select_and_measured_elsewhere_beside_the_strong
     choosing = SteeringPrompts(exact, batches["select"], few.CHOSEN_ON)
     strongest = max(range(6), key=lambda draw: of_draw(choosing, draw))
     assert held_out["random_probability"] == pytest.approx(of_draw(prompts, strongest), abs=1e-6)
+
+
+def test_a_set_may_be_chosen_among_all_nodes_of_the_sparse_model(
+    exact: BridgedPair, batches: dict[str, TaskBatch], monkeypatch: pytest.MonkeyPatch
+):
+    """Nodes of its own choice, most of them outside of the circuit, flip more than nodes of this circuit, which was not searched for."""
+    monkeypatch.setattr(few, "RANDOM_DRAWS", 6)
+    told = steering_report(exact, NODES, batches["select"], batches["held_out"], 0, shifted=batches["held_out"])
+    of_model, of_circuit = told["few_of_model"], told["few"]
+    assert of_circuit["in_circuit"] == len(of_circuit["nodes"])
+    assert of_model["in_circuit"] == sum(node in NODES for node, _ in of_model["nodes"]) < len(of_model["nodes"])
+    assert of_model["held_out"]["flipped"] > of_circuit["held_out"]["flipped"]
+    chosen = [(find_node(exact, node), way) for node, way in of_model["nodes"]]
+    prompts = SteeringPrompts(exact, batches["held_out"], few.MEASURED_ON)
+    for size, flipped in enumerate(of_model["held_out"]["by_size"], 1):
+        between = prompts.odds(prompts.run.edits(chosen[:size]), 1.0).between
+        assert flipped == pytest.approx(prompts.mean(between > 0.5))
+
+
+def test_the_nodes_of_a_model_are_ranked_by_what_a_small_step_toward_their_other_value_does(
+    exact: BridgedPair, batches: dict[str, TaskBatch]
+):
+    prompts = SteeringPrompts(exact, batches["select"], 6)
+    ranked = few.strongest_of_model(exact, prompts, 10**6)
+    config = exact.sparse.config
+    assert len({node.id for node in ranked}) == len(ranked) == config.n_layer * (5 * config.d_model + config.d_mlp)
+    plain = masked_logit_diff(exact.sparse, prompts.batch, {}, {})
+
+    def step(node: SteeredNode, size: float) -> float:
+        change = prompts.run.counterfactual_values[node.source] - prompts.run.presented_values[node.source]
+
+        def moved(site: str, values: Tensor) -> Tensor:
+            if site != node.source:
+                return values
+            values = values.clone()
+            values[..., node.channel] += size * change[..., node.channel]
+            return values
+
+        found = masked_logit_diff(exact.sparse, prompts.batch, {}, {}, rewrite=moved)
+        return float(-(prompts.batch.sign * (found - plain))[prompts.counted].sum() / size)
+
+    some = [*ranked[:8], *ranked[-3:]]
+    effects = [step(node, 0.01) for node in some]
+    assert effects[0] > 1
+    assert effects[-1] < 0
+    assert all(before > after - 0.02 * effects[0] for before, after in itertools.pairwise(effects))
+
+
+def test_a_node_that_random_edits_equal_is_not_preferred(
+    exact: BridgedPair, batches: dict[str, TaskBatch], monkeypatch: pytest.MonkeyPatch
+):
+    """Of two candidates the one with the larger margin is taken, although the other raises the probability more."""
+    choosing = SteeringPrompts(exact, batches["select"], 4)
+    candidates = [(find_node(exact, "0.attn.act_in.3"), "read"), (find_node(exact, "1.mlp.resid_delta.11"), "stream")]
+    monkeypatch.setattr(few, "_between", lambda prompts, chosen: torch.full_like(prompts.plain.between, 0.9 - 0.1 * chosen[-1][0].layer))
+    monkeypatch.setattr(few, "_strengths", lambda prompts, drawn, tick: [0.1, 0.7] if drawn[0][0].site == 0 else [0.1, 0.2])
+    found = few._margins(choosing, [], candidates, 0, lambda: None)
+    assert found == pytest.approx({0: 0.2, 1: 0.6})
 
 
 def test_the_interval_of_a_share_covers_it_and_narrows():

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from extractor.bridges.steering.edit import SteeredNode, random_directions, steerable
-from extractor.bridges.steering.few_nodes import few_nodes
+from extractor.bridges.steering.few_nodes import FewPrompts, few_nodes, strongest_of_model
 from extractor.bridges.steering.trials import AnswerOdds, SteeringPrompts, SteeringTrial
 from extractor.circuits.sites import widths
 
@@ -48,7 +48,8 @@ def steering_report(
     example                       {prompt, toward, answer, other, before, after}; needs `decode` (token ids to text)
     pairs, prompts                number of held-out pairs, and of counted prompts
     tried                         [[node, probability at strength 1 on select pairs, way], ...], best first
-    few                           see `few_nodes.few_nodes`
+    few                           a set chosen among the circuit's nodes: see `few_nodes.few_nodes`
+    few_of_model                  the same, chosen among all nodes of the sparse model
     together                      the circuit's nodes at the best site, edited together: {site, nodes, width (channels of the site),
                                   way, ...} as above; None where no site has two nodes
 
@@ -64,14 +65,17 @@ def steering_report(
     if not nodes or not few.counted.any() or not many.counted.any():
         return {}
     alone = [trials([node]) for node in nodes]
-    single, paper = strongest_first(map(_better, alone)), strongest_first(ways[0] for ways in alone)
+    single = strongest_first(map(_better, alone))
     by_site = [list(found) for _, found in groupby(sorted(nodes, key=lambda n: n.source), key=lambda n: n.source)]
     groups = strongest_first(_better(trials(found)) for found in by_site if len(found) > 1)
     best = single[0].nodes[0]
     found = {"node": best.id, "site": best.source, "channel": best.channel, "strengths": list(STRENGTHS)}
     found |= {"pairs": many.batch.pairs, "prompts": int(many.counted.sum())} | measured(many, single[0], seed, decode)
     found["tried"] = [[one.nodes[0].id, one.probability, one.way] for one in single]
-    found["few"] = few_nodes(pair, paper, select, held_out, shifted, seed, tick)
+    prompts = FewPrompts.of(pair, select, held_out, shifted)
+    for name, some in (("few", alone), ("few_of_model", [trials([node]) for node in strongest_of_model(pair, few)])):
+        paper = strongest_first(ways[0] for ways in some)
+        found[name] = few_nodes(prompts, paper, circuit_nodes, seed, tick)
     found["together"] = None
     if groups:
         source = groups[0].nodes[0].source

@@ -1,90 +1,160 @@
 """How few nodes change the dense model's answer: a set chosen on the select split, and what it does on prompts that chose nothing.
 
-The set grows by the node that raises the mean probability of the counterfactual answer most, until ENOUGH of the answers change or MOST
-nodes are in it. Nodes that read are edited in the paper's way: added to the stream at the first site, any change disturbs all
-that follows, so that random ones flip half of the answers as well. A change that passes through several nodes of the set is added once
-(`CounterfactualRun.edits`). The control are rotations of the same edits: RANDOM_DRAWS of them, of which the strongest is chosen on the
-select split as well. Shapes: `extractor.bridges`.
+The set grows by the node that raises the *margin* most, until no node raises it or MOST are in it. The margin is the mean probability of the
+counterfactual answer less that of the strongest of MARGIN_DRAWS random rotations of the same edits: a set of nodes agrees on a direction,
+random edits do not, so that nodes are added whose directions matter. Nodes that read are edited in the paper's way: added to the stream at
+the first site, any change disturbs all that follows, so that random ones flip half of the answers as well. A change that passes through
+several nodes of the set is added once (`CounterfactualRun.edits`). The control are RANDOM_DRAWS further rotations of the finished set, of
+which the strongest is chosen on the select split as well. Shapes: `extractor.bridges`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from extractor.bridges.steering.edit import ResidualEdit, SteeredNode, Way, random_directions
+from extractor.bridges.steering.edit import CARRIED, ResidualEdit, SteeredNode, Way, find_node, random_directions
 from extractor.bridges.steering.trials import SteeringPrompts, SteeringTrial
+from extractor.circuits.reference import masked_logit_diff
+from extractor.circuits.sites import node_id, widths
 from extractor.data.bootstrap import share_interval
-from extractor.data.prompts import TaskBatch
 
 if TYPE_CHECKING:
     from extractor.bridges.pair import BridgedPair
+    from extractor.data.prompts import TaskBatch
 
 MOST = 5  # nodes of the set
-CANDIDATES = 12  # nodes that may be added: those whose own edits are strongest
+FIRST_ORDER = 64  # nodes of the sparse model whose edits are tried: those of the largest first-order effects
+CANDIDATES = 16  # nodes that may be added: those whose own edits are strongest
+COMPARED = 6  # of them whose margin is measured at every step: those that raise the probability most
 CHOSEN_ON, MEASURED_ON = 32, 128  # pairs of the select split, and of the held-out and of the shifted prompts
+MARGIN_DRAWS = 6
 RANDOM_DRAWS = 100
-ENOUGH = 0.6  # fraction of answers changed at which the set grows no more
+_MARGIN_SEED = 10_000  # added to the seed, so that the set is not chosen against the rotations that it is compared with
+
+
+@dataclass(frozen=True)
+class FewPrompts:
+    """Prompts that choose a set, and those on which it is measured: held-out ones, and shifted ones or None."""
+
+    choosing: SteeringPrompts
+    held_out: SteeringPrompts
+    shifted: SteeringPrompts | None
+
+    @classmethod
+    def of(cls, pair: BridgedPair, select: TaskBatch, held_out: TaskBatch, shifted: TaskBatch | None) -> FewPrompts:
+        moved = None if shifted is None else SteeringPrompts(pair, shifted, MEASURED_ON)
+        return cls(SteeringPrompts(pair, select, CHOSEN_ON), SteeringPrompts(pair, held_out, MEASURED_ON), moved)
 
 
 def few_nodes(
-    pair: BridgedPair,
+    prompts: FewPrompts,
     single: Sequence[SteeringTrial],
-    select: TaskBatch,
-    held_out: TaskBatch,
-    shifted: TaskBatch | None,
+    circuit: Collection[str],
     seed: int,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any] | None:
     """What the chosen set of at most MOST nodes does at full strength; None where the select split has no prompt to choose on.
 
     nodes      [[node, way], ...] in the order in which they were chosen
-    held_out   {flipped, interval, probability, random_flipped, random_probability, prompts}: fraction of the dense model's right answers
-               that change to the other, with its 95 % interval; mean probability of the other answer; the same of the strongest random
-               edits; number of prompts that the dense model answers rightly without an edit
+    in_circuit number of them that the circuit holds
+    held_out   {flipped, interval, probability, random_flipped, random_probability, prompts, by_size}: fraction of the dense model's right
+               answers that change to the other, with its 95 % interval; mean probability of the other answer; the same of the strongest
+               random edits; number of prompts that the dense model answers rightly without an edit; flipped by the first 1, 2, ... nodes
     shifted    the same on shifted prompts; None without them, or where it answers none rightly
 
-    single   edits of the circuit's nodes, each in the paper's way, strongest first; tick is called before every trial
+    single   edits of the nodes to choose from, each in the paper's way, strongest first; tick is called before every trial
     """
-    choosing = SteeringPrompts(pair, select, CHOSEN_ON)
+    choosing = prompts.choosing
     if not choosing.counted.any():
         return None
     candidates = [(one.nodes[0], one.way) for one in single[:CANDIDATES]]
     chosen: list[tuple[SteeredNode, Way]] = []
-    between, reached = choosing.plain.between, -1.0
-    while candidates and len(chosen) < MOST and choosing.mean(between > 0.5) < ENOUGH:
-        trials = []
-        for extra in candidates:
-            tick()
-            trials.append(_between(choosing, [*chosen, extra]))
-        strengths = [choosing.mean(trial) for trial in trials]
-        best = strengths.index(max(strengths))
-        if strengths[best] <= reached:
+    reached = 0.0
+    while candidates and len(chosen) < MOST:
+        margins = _margins(choosing, chosen, candidates, seed, tick)
+        best = max(margins, key=lambda index: margins[index])
+        if chosen and margins[best] <= reached:
             break  # no node helps
-        between, reached = trials[best], strengths[best]
+        reached = margins[best]
         chosen.append(candidates.pop(best))
     draw = _strongest_draw(choosing, chosen, seed, tick)
 
-    def on(batch: TaskBatch | None) -> dict[str, Any] | None:
-        prompts = None if batch is None else SteeringPrompts(pair, batch, MEASURED_ON)
-        return None if prompts is None or not prompts.counted.any() else _measured(prompts, chosen, draw, seed)
+    def on(some: SteeringPrompts | None) -> dict[str, Any] | None:
+        return None if some is None or not some.counted.any() else _measured(some, chosen, draw, seed, tick)
 
-    return {"nodes": [[node.id, way] for node, way in chosen], "held_out": on(held_out), "shifted": on(shifted)}
+    found = {"nodes": [[node.id, way] for node, way in chosen], "in_circuit": sum(node.id in circuit for node, _ in chosen)}
+    return found | {"held_out": on(prompts.held_out), "shifted": on(prompts.shifted)}
 
 
-def _measured(prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]], draw: int, seed: int) -> dict[str, Any]:
-    between, random = _between(prompts, chosen), _odds(prompts, _drawn(prompts, chosen, seed)[draw])
+def strongest_of_model(pair: BridgedPair, prompts: SteeringPrompts, most: int = FIRST_ORDER) -> list[SteeredNode]:
+    """The nodes of the sparse model with the largest first-order effects on its own logit difference, toward the counterfactual's answer.
+
+    One backward pass for all nodes: the change of a node to its counterfactual value, times the gradient. That ranks nodes of any model in
+    the time of a step; what an edit does in the dense model is measured after it.
+    """
+    changes: dict[str, Tensor] = {}
+
+    def with_change(site: str, values: Tensor) -> Tensor:
+        changes[site] = torch.zeros_like(values, requires_grad=True)
+        return values + changes[site]
+
+    with torch.enable_grad():
+        diff = masked_logit_diff(pair.sparse, prompts.batch, {}, {}, rewrite=with_change)
+        toward = -(prompts.batch.sign * diff)[prompts.counted].sum()
+        gradients = dict(zip(changes, torch.autograd.grad(toward, list(changes.values())), strict=True))
+    run, config, effects = prompts.run, pair.sparse.config, {}
+    for layer in range(config.n_layer):
+        for place in CARRIED:
+            site = f"{layer}.{place}"
+            moved = ((run.counterfactual_values[site] - run.presented_values[site]) * gradients[site]).sum((0, 1))
+            width = config.d_model if place.endswith("act_in") else widths(pair.sparse)[site]  # position channels cannot be edited
+            effects |= {node_id(site, channel): value for channel, value in enumerate(moved[:width].tolist())}
+    return [find_node(pair, name) for name in sorted(effects, key=lambda name: (-effects[name], name))[:most]]
+
+
+def _margins(
+    choosing: SteeringPrompts,
+    chosen: Sequence[tuple[SteeredNode, Way]],
+    candidates: Sequence[tuple[SteeredNode, Way]],
+    seed: int,
+    tick: Callable[[], None],
+) -> dict[int, float]:
+    """The margin of the set with each of the COMPARED candidates, by their index."""
+    strengths = []
+    for extra in candidates:
+        tick()
+        strengths.append(choosing.mean(_between(choosing, [*chosen, extra])))
+    order = sorted(range(len(candidates)), key=lambda index: (-strengths[index], index))[:COMPARED]
+    found = {}
+    for index in order:
+        drawn = _drawn(choosing, [*chosen, candidates[index]], seed + _MARGIN_SEED, MARGIN_DRAWS)
+        found[index] = strengths[index] - max(_strengths(choosing, drawn, tick))
+    return found
+
+
+def _measured(
+    prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]], draw: int, seed: int, tick: Callable[[], None]
+) -> dict[str, Any]:
+    random = _odds(prompts, _drawn(prompts, chosen, seed, RANDOM_DRAWS)[draw])
+    by_size = []
+    for size in range(1, len(chosen) + 1):
+        tick()
+        between = _between(prompts, chosen[:size])
+        by_size.append(prompts.mean(between > 0.5))
     hits = ((between > 0.5) & prompts.counted).double()
     return {
-        "flipped": prompts.mean(between > 0.5),
+        "flipped": by_size[-1],
         "interval": share_interval(hits, prompts.counted.double(), seed),
         "probability": prompts.mean(between),
         "random_flipped": prompts.mean(random > 0.5),
         "random_probability": prompts.mean(random),
         "prompts": int(prompts.counted.sum()),
+        "by_size": by_size,
     }
 
 
@@ -97,15 +167,20 @@ def _odds(prompts: SteeringPrompts, edits: Sequence[ResidualEdit]) -> Tensor:
     return prompts.odds(edits, 1.0).between
 
 
-def _drawn(prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]], seed: int) -> list[list[ResidualEdit]]:
-    """RANDOM_DRAWS times the edits of the set, each rotated at random: the same rotations for every batch of prompts."""
-    turned = [random_directions(edit, RANDOM_DRAWS, seed + number) for number, edit in enumerate(prompts.run.edits(chosen))]
+def _drawn(prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]], seed: int, draws: int) -> list[list[ResidualEdit]]:
+    """`draws` times the edits of the set, each rotated at random: the same rotations for every batch of prompts."""
+    turned = [random_directions(edit, draws, seed + number) for number, edit in enumerate(prompts.run.edits(chosen))]
     return [list(edits) for edits in zip(*turned, strict=True)]
 
 
-def _strongest_draw(prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]], seed: int, tick: Callable[[], None]) -> int:
+def _strengths(prompts: SteeringPrompts, drawn: Sequence[Sequence[ResidualEdit]], tick: Callable[[], None]) -> list[float]:
     found = []
-    for edits in _drawn(prompts, chosen, seed):
+    for edits in drawn:
         tick()
         found.append(prompts.mean(_odds(prompts, edits)))
-    return int(torch.tensor(found).argmax())
+    return found
+
+
+def _strongest_draw(prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]], seed: int, tick: Callable[[], None]) -> int:
+    found = _strengths(prompts, _drawn(prompts, chosen, seed, RANDOM_DRAWS), tick)
+    return max(range(len(found)), key=lambda index: found[index])

@@ -23,6 +23,7 @@ MEASURED: dict[str, Any] = {
     "steering": {"node": "1.mlp.post_act.4", "probability": [0.002, 0.299], "random_worst": [0.0, 0.007]},
 }
 FEW = {"flipped": 0.574, "interval": [0.504, 0.641], "random_flipped": 0.0}
+OF_MODEL = {"nodes": [["a", "read"], ["b", "read"]], "held_out": FEW | {"flipped": 0.914, "random_flipped": 0.031}, "shifted": None}
 CONDITIONS = {
     "mean": {"loss": 0.5171, "accuracy": 0.81, "interval": [0.5, 0.53]},
     "other": {"loss": 0.9814, "accuracy": 0.031, "interval": [0.9, 1.0]},
@@ -126,6 +127,12 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
             "steering",
             "1 node flips 57% (50% to 64%) of the dense model's right answers on held-out prompts, the strongest random edits 0%; on "
             "shifted prompts 57%",
+        ),
+        (
+            {"steering": MEASURED["steering"] | {"few": {"nodes": [["a", "read"]], "held_out": FEW}, "few_of_model": OF_MODEL}},
+            "steering",
+            "1 node flips 57% (50% to 64%) of the dense model's right answers on held-out prompts, the strongest random edits 0%; 2 of all "
+            "nodes of the sparse model 91%, random 3%",
         ),
         ({"standards": {"paper": PAPER}, "standard": "paper"}, "robust standard", "not asked for; --standard robust asks for it"),
         (

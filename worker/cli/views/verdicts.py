@@ -144,7 +144,7 @@ def _share_of(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.0%}"
 
 
-def _few(few: dict[str, Any]) -> str:
+def _few(few: dict[str, Any], of_model: dict[str, Any] | None) -> str:
     """'2 nodes flip 57% (50% to 64%) of the dense model's right answers; the strongest of 100 random edits flips 0%; ...'"""
     held_out, shifted, count = few["held_out"], few.get("shifted"), len(few["nodes"])
     low, high = held_out["interval"]
@@ -152,7 +152,11 @@ def _few(few: dict[str, Any]) -> str:
         f"{count} node{'s flip' if count > 1 else ' flips'} {held_out['flipped']:.0%} ({low:.0%} to {high:.0%}) of the dense model's right "
     )
     line += f"answers on held-out prompts, the strongest random edits {held_out['random_flipped']:.0%}"
-    return line + (f"; on shifted prompts {shifted['flipped']:.0%}" if shifted else "")
+    line += f"; on shifted prompts {shifted['flipped']:.0%}" if shifted else ""
+    if of_model and of_model.get("held_out"):
+        best = of_model["held_out"]
+        line += f"; {len(of_model['nodes'])} of all nodes of the sparse model {best['flipped']:.0%}, random {best['random_flipped']:.0%}"
+    return line
 
 
 def _steering(facts: dict[str, Any]) -> str:
@@ -162,7 +166,7 @@ def _steering(facts: dict[str, Any]) -> str:
     found = facts["steering"]
     few = found.get("few")
     if few and few.get("held_out"):
-        return _few(few)
+        return _few(few, found.get("few_of_model"))
     moved = "{:.1%} to {:.1%}".format(found["probability"][0], found["probability"][-1])
     worst = f"{found['random_worst'][-1]:.1%}"
     return f"{found['node']} moves the dense model's other answer from {moved}; random directions reach {worst} at most"
