@@ -1,11 +1,11 @@
 """How few nodes change the dense model's answer: a set chosen on the select split, and what it does on prompts that chose nothing.
 
-The set grows by the node that raises the *margin* most, until no node raises it or MOST are in it. The margin is the mean probability of the
-counterfactual answer less that of the strongest of MARGIN_DRAWS random rotations of the same edits: a set of nodes agrees on a direction,
-random edits do not, so that nodes are added whose directions matter. Nodes that read are edited in the paper's way: added to the stream at
-the first site, any change disturbs all that follows, so that random ones flip half of the answers as well. A change that passes through
-several nodes of the set is added once (`CounterfactualRun.edits`). The control are RANDOM_DRAWS further rotations of the finished set, of
-which the strongest is chosen on the select split as well. Shapes: `extractor.bridges`.
+The set grows by the node that raises the *margin* most, until no node raises it or MOST are in it. The margin is the mean probability of
+the counterfactual answer less that of the strongest of MARGIN_DRAWS random rotations of the same edits: nodes are preferred whose direction
+matters, not their length. Nodes that read are edited in the paper's way: added to the stream at the first site, any change disturbs all
+that follows, so that random ones flip half of the answers as well. A change that passes through several nodes of the set is added once
+(`CounterfactualRun.edits`). The control are RANDOM_DRAWS further rotations of the finished set, of which the strongest is chosen on the
+select split as well. Shapes: `extractor.bridges`.
 """
 
 from __future__ import annotations
