@@ -107,7 +107,7 @@ def strongest_of_model(pair: BridgedPair, prompts: SteeringPrompts, most: int = 
         diff = masked_logit_diff(pair.sparse, prompts.batch, {}, {}, rewrite=with_change)
         toward = -(prompts.batch.sign * diff)[prompts.counted].sum()
         gradients = dict(zip(changes, torch.autograd.grad(toward, list(changes.values())), strict=True))
-    run, config, effects = prompts.run, pair.sparse.config, {}
+    run, config, effects = prompts.run, pair.sparse.config, dict[str, float]()
     for layer in range(config.n_layer):
         for place in CARRIED:
             site = f"{layer}.{place}"
