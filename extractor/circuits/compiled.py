@@ -45,7 +45,7 @@ _PARTS = {"AttentionCut": PrunedAttention, "NeuronsCut": PrunedMLP, "Read": Read
 _STORED_PART = {part: name for name, part in _PARTS.items()}
 _STORED_FIELD = {"ablation_values": "base"}
 _SINK_FIELDS = {"sink": "logit", "leak": "write", "still_sink": "constant_logit", "still_leak": "constant_write"}  # of an AttentionCut
-_ACTIVATIONS = {"GELU": nn.GELU, "ReLU": nn.ReLU}
+_ACTIVATIONS = {"GELU": nn.GELU(), "GELU tanh": nn.GELU(approximate="tanh"), "ReLU": nn.ReLU()}
 _AT_ONCE = 1 << 21  # values of one bigram chunk, tokens times vocabulary: small enough that memory is used again
 
 
@@ -278,7 +278,7 @@ def _described(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = (value.float() if value.is_floating_point() else value).clone()
         return {"tensor": name}
     if isinstance(value, nn.Module):
-        return {"activation": type(value).__name__}
+        return {"activation": type(value).__name__ + (" tanh" if getattr(value, "approximate", "none") == "tanh" else "")}
     if is_dataclass(value):
         parts = {field: _described(part, f"{name}_{field}", tensors) for field, part in _stored_fields(value).items()}
         return {"part": _STORED_PART[type(value)], "of": parts}
@@ -295,7 +295,7 @@ def _restored(described: Any, tensors: Mapping[str, Tensor | None]) -> Any:
     if "tensor" in described:
         return tensors[described["tensor"]]
     if "activation" in described:
-        return _ACTIVATIONS[described["activation"]]()
+        return _ACTIVATIONS[described["activation"]]
     return _part_of(described["part"], {name: _restored(item, tensors) for name, item in described["of"].items()})
 
 

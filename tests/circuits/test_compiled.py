@@ -31,6 +31,7 @@ KINDS: dict[str, dict] = {
     "sinks": {},
     "no_sinks": {"sinks": False, "bigram": "none", "activation_frac": 1.0},
     "half": {"activation_frac": 0.5, "activation": "relu", "n_layer": 3},
+    "gelu_tanh": {"activation": "gelu_tanh"},
     "position_channels": {"d_pos_emb": 6, "bigram": "counts", "bigram_top": 5},
     "added_positions": {"added_positions": True, "logits_bias": True, "sinks": False, "activation_frac": 0.5},
     "added_positions_sinks": {"added_positions": True, "bigram": "low_rank", "bigram_rank": 4, "n_layer": 1},
