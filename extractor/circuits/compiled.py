@@ -104,6 +104,11 @@ class CompiledCircuit(nn.Module):
         return self._layers
 
     @property
+    def described(self) -> list:
+        """The sublayers as JSON: their parts and fields, tensors by their names in `state_dict`."""
+        return self._described
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors: the size of the file without its header."""
         return sum(tensor.nbytes for tensor in self.state_dict().values())

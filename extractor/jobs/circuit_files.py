@@ -27,6 +27,7 @@ from extractor.pruning.criteria import PrunedCircuit
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import PruneResult
 from extractor.pruning.standards import FoundCircuits
+from extractor.report.live import live_data
 from extractor.report.page import Example, write_report
 from extractor.validation.ablations import standard_logit_diffs
 from extractor.validation.validate import ValidationReport, under_conditions
@@ -70,12 +71,15 @@ def write_files(run: CircuitRun, problem: PruningProblem, found: FoundCircuits, 
         if tokens is not None:
             files.write_text(folder / "tokens.json", json.dumps(tokens, separators=(",", ":")) + "\n")
         progress.begin()
+        live = None
         if problem.spec.ablation != "resample":  # a resampled node has no constant replacement value
             from extractor.circuits.compiled import compile_circuit
 
-            compile_circuit(problem.model, problem.ablation_values, shown.graph, answers).save(folder / "compiled.safetensors")
+            compiled = compile_circuit(problem.model, problem.ablation_values, shown.graph, answers)
+            compiled.save(folder / "compiled.safetensors")
+            live = None if tokens is None else live_data(compiled, run.loaded.tokenizer, tokens)
         progress.begin()
-        write_report(folder, circuit, numbers, examples(run, problem, circuit, shown), progress.check, tokens)
+        write_report(folder, circuit, numbers, examples(run, problem, circuit, shown), progress.check, tokens, live)
 
 
 def drawn_conditions(problem: PruningProblem, held_out: TaskBatch) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ def page_data(run: CircuitRun, problem: PruningProblem, circuit: Circuit, pruned
     """The content of tokens.json; None for the circuits whose mechanism is not measured (see `mechanism.claims`).
 
     texts      token texts; all other places give indices into them
+    ids        their tokens
     pairs      [{tokens: [[index, ...] of both prompts], answers: [index, index] the right ones, first: [probability of the first answer]}]
     nodes      {id: {scale, values: [[[integer, ...] of both prompts] of every pair]}}
     heads      {'layer.head': [[[[integer of 255, ...] of every token] of both prompts] of every pair]}: row i attends to tokens 0 to i
@@ -55,7 +56,7 @@ def page_data(run: CircuitRun, problem: PruningProblem, circuit: Circuit, pruned
         "heads": {f"{layer}.{head}": _attention(seen, pattern) for (layer, head), pattern in seen.patterns.items()},
         "passages": {node: _passages(some, means[node], texts) for node, some in read.items()},
     }
-    return {"texts": texts.texts} | found
+    return {"texts": texts.texts, "ids": texts.ids} | found
 
 
 class _Texts:
@@ -63,6 +64,10 @@ class _Texts:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer, self.texts, self._places = tokenizer, list[str](), dict[int, int]()
+
+    @property
+    def ids(self) -> list[int]:
+        return list(self._places)
 
     def places(self, ids: Iterable[int]) -> list[int]:
         return [self._place(token) for token in ids]

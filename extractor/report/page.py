@@ -75,12 +75,14 @@ def write_report(
     examples: list[Example],
     check: Callable[[], None] = lambda: None,
     tokens: Mapping[str, Any] | None = None,
+    live: Mapping[str, Any] | None = None,
 ) -> None:
     """Write circuit.svg, circuit.png and report.html into an existing folder. Of a very large circuit they show the strongest part.
 
     result   the content of result.json, with losses in nats per prompt, accuracies as fractions, times in seconds
     check    called often; what it raises ends the writing
     tokens   the content of tokens.json, see `jobs.page_data`; None: the page has no token view
+    live     the circuit itself, see `report.live`; None: the page does not run it
 
     Raises DiskFull.
     """
@@ -90,10 +92,17 @@ def write_report(
     check()
     picture.write_png(scene, folder / "circuit.png", check=check)
     check()
-    write_text(folder / "report.html", page(circuit, result, examples, scene, tokens))
+    write_text(folder / "report.html", page(circuit, result, examples, scene, tokens, live))
 
 
-def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: picture.Scene, tokens: Mapping[str, Any] | None = None) -> str:
+def page(
+    circuit: Circuit,
+    result: dict,
+    examples: Sequence[Example],
+    scene: picture.Scene,
+    tokens: Mapping[str, Any] | None = None,
+    live: Mapping[str, Any] | None = None,
+) -> str:
     """The text of report.html."""
     scale, shift = circuit.calibration.scale, circuit.calibration.shift
     drawn = [chip.node.id for chip in scene.chips]
@@ -111,7 +120,7 @@ def page(circuit: Circuit, result: dict, examples: Sequence[Example], scene: pic
         story=story_section(result),
         picture=picture.to_svg(scene),
         tokens=_file("tokens.html") if tokens else "",
-        data=page_json(circuit, result, tokens, drawn),
+        data=page_json(circuit, result, tokens, drawn, live if tokens else None),
         script=page_script(),
         picture_note=f" Of this circuit is {scene.note}." if scene.note else "",
         least_width=round(0.85 * scene.width),

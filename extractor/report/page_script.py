@@ -11,7 +11,13 @@ from extractor.circuits.circuit import Circuit
 from extractor.report.picture import PLACE_NAMES, visible
 
 
-def page_json(circuit: Circuit, result: Mapping[str, Any], tokens: Mapping[str, Any] | None, drawn: Sequence[str]) -> str:
+def page_json(
+    circuit: Circuit,
+    result: Mapping[str, Any],
+    tokens: Mapping[str, Any] | None,
+    drawn: Sequence[str],
+    live: Mapping[str, Any] | None = None,
+) -> str:
     """The data as JSON that may stand in a script, as an expression.
 
     answers   the circuit's two answers; [] where they vary
@@ -20,6 +26,7 @@ def page_json(circuit: Circuit, result: Mapping[str, Any], tokens: Mapping[str, 
     edges     [[source, target, weight, rise of the loss without it or null]] between drawn nodes
     loss      of the circuit on the pairs of `moved` and `flipped`, nats
     tokens    see `jobs.page_data`; null where there is none
+    calibration, live   the circuit itself, see `report.live`; null where the page does not run it
     """
     checked = result.get("validation") or {}
     shown = set(drawn)
@@ -37,6 +44,8 @@ def page_json(circuit: Circuit, result: Mapping[str, Any], tokens: Mapping[str, 
         "loss": (checked.get("mechanism") or {}).get("loss"),
         "percentiles": (checked.get("activations") or {}).get("percentiles"),
         "tokens": _of_drawn(tokens, shown),
+        "calibration": [circuit.calibration.scale, circuit.calibration.shift],
+        "live": live,
     }
     return json.dumps(found, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
 
@@ -69,7 +78,8 @@ def _of_drawn(tokens: Mapping[str, Any] | None, drawn: set[str]) -> dict[str, An
     if tokens is None:
         return None
     kept = {part: {node: one for node, one in tokens[part].items() if node in drawn} for part in ("nodes", "passages")}
-    return {**tokens, **kept, "texts": [visible(text) for text in tokens["texts"]]}
+    stored = {name: part for name, part in tokens.items() if name != "ids"}
+    return {**stored, **kept, "texts": [visible(text) for text in tokens["texts"]]}
 
 
 def _short(value: float | None) -> float | None:

@@ -1,25 +1,23 @@
 // Where each head looks: a triangle of attention for the shown prompt. Pointing at a token lights the tokens that it reads.
 
-import type { PageData, Row, TokenData } from "./data";
+import type { Row } from "./data";
 import { make, percent } from "./elements";
 import type { State } from "./state";
+import type { Views } from "./view";
 
 const SVG = "http://www.w3.org/2000/svg", CELL = 14;
 
 export class AttentionView {
   private readonly place = document.getElementById("attention")!;
-  private readonly tokens: TokenData;
 
-  constructor(data: PageData, private readonly state: State) {
-    this.tokens = data.tokens!;
+  constructor(private readonly state: State, private readonly views: Views) {
     this.draw();
   }
 
   draw(): void {
-    const { pair, shown } = this.state.choice, which = shown === "second" ? 1 : 0;
-    const texts = this.tokens.pairs[pair]!.tokens[which].map(id => this.tokens.texts[id]!);
+    const which = this.state.choice.shown === "second" ? 1 : 0, view = this.views.of(this.state.choice);
     const prompt = which ? "second prompt" : "first prompt"; // of a difference the first: patterns are not subtracted
-    const figures = Object.entries(this.tokens.heads).map(([head, rows]) => this.figure(head, prompt, rows[pair]![which], texts));
+    const figures = Object.entries(view.heads).map(([head, rows]) => this.figure(head, prompt, rows[which], view.texts[which]));
     this.place.replaceChildren(...figures);
   }
 

@@ -2,7 +2,9 @@
 
 import type { Edge, NodeFacts, PageData, Passage, Place } from "./data";
 import { make, nats, nodeLink, percent, short, signed, tint } from "./elements";
+import { Switches } from "./live";
 import type { State } from "./state";
+import type { Views } from "./view";
 
 const PLACES: [Place, string][] = [["difference", "at the token that differs"], ["after", "between it and the last"], ["end", "at the last token"]];
 
@@ -10,8 +12,9 @@ export class Card {
   private readonly panel = document.getElementById("card")!;
   private readonly byId: Map<string, NodeFacts>;
   private readonly hint: string;
+  private switches: Switches | null = null;
 
-  constructor(private readonly data: PageData, private readonly state: State) {
+  constructor(private readonly data: PageData, private readonly state: State, private readonly views: Views) {
     this.byId = new Map(data.nodes.map(node => [node.id, node]));
     this.hint = this.panel.textContent!.trim();
   }
@@ -19,6 +22,7 @@ export class Card {
   show(id: string | null): void {
     const node = id === null ? undefined : this.byId.get(id);
     this.panel.classList.toggle("filled", node !== undefined);
+    this.switches = null;
     if (!node) {
       this.panel.replaceChildren(make("p", "note", this.hint));
       return;
@@ -27,14 +31,21 @@ export class Card {
     close.type = "button";
     close.setAttribute("aria-label", "Close the card");
     close.addEventListener("click", () => this.state.set({ node: null }));
+    this.switches = this.views.circuit && new Switches(node.id, this.data.answers[0] ?? "", this.state, this.views);
     this.panel.replaceChildren(
       make("header", "", make("h3", "", node.id), close),
       make("p", "note", node.site),
+      ...(this.switches ? [this.switches.row] : []),
       facts(node, this.data),
       ...this.joined(node.id),
       ...passagesOf(node.id, this.data),
     );
     this.panel.scrollTop = 0;
+  }
+
+  /** After the circuit ran with other changes. */
+  refresh(): void {
+    this.switches?.update();
   }
 
   private joined(id: string): Node[] {

@@ -42,8 +42,27 @@ export interface TokenData {
   passages: Record<string, { scale: number; texts: Passage[] }>;
 }
 
+export interface Packed {
+  shape: number[];
+  float?: string; // base64 of little-endian 32-bit numbers
+  int?: string;
+}
+
+/** The circuit itself, see `extractor.report.live`. */
+export interface LiveData {
+  tensors: Record<string, Packed>;
+  layers: unknown;
+  longest: number | null;
+  tokens: number[] | null;
+  texts: string[];
+  pairs: { tokens: [number[], number[]]; answers: [number, number] }[];
+  tokenizer: { json: object; before: number[] } | null;
+}
+
 export interface PageData {
   answers: string[];
+  calibration: [scale: number, shift: number];
+  live: LiveData | null;
   nodes: NodeFacts[];
   edges: Edge[];
   loss: number | null;

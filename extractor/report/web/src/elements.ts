@@ -16,6 +16,15 @@ export function percent(value: number): string {
   const text = (100 * value).toFixed(1).replace(/\.0$/, "");
   return `${text === "100" && value < 1 ? "99.9" : text} %`;
 }
+
+/** As `report.picture.visible`: spaces become '·', characters that do not print their escapes. */
+export function visible(text: string): string {
+  return Array.from(text, c => (c === " " ? "·" : /[\p{C}\p{Z}]/u.test(c) ? escaped(c) : c)).join("");
+}
+function escaped(c: string): string {
+  const short: Record<string, string> = { "\n": "\\n", "\r": "\\r", "\t": "\\t" }, code = c.codePointAt(0)!.toString(16);
+  return short[c] ?? (code.length <= 2 ? `\\x${code.padStart(2, "0")}` : code.length <= 4 ? `\\u${code.padStart(4, "0")}` : `\\U${code.padStart(8, "0")}`);
+}
 export const nats = (value: number): string => value.toFixed(3);
 export const signed = (value: number): string => (value > 0 ? "+" : "") + String(value);
 export const short = (value: number): string => String(Number(value.toPrecision(3)));

@@ -3,7 +3,7 @@
 import type { PageData } from "./data";
 import { tint } from "./elements";
 import type { State } from "./state";
-import { stepAt } from "./values";
+import { rowOf, type Views } from "./view";
 
 export class Picture {
   readonly nodes: SVGGElement[];
@@ -11,7 +11,7 @@ export class Picture {
   private readonly wires: SVGPathElement[];
   private readonly byId: Map<string, SVGGElement>;
 
-  constructor(private readonly data: PageData, private readonly state: State, private readonly preview: (id: string | null) => void) {
+  constructor(private readonly data: PageData, private readonly state: State, private readonly views: Views, private readonly preview: (id: string | null) => void) {
     this.svg = document.querySelector<SVGSVGElement>(".picture svg")!;
     this.nodes = [...this.svg.querySelectorAll<SVGGElement>(".node")];
     this.wires = [...this.svg.querySelectorAll<SVGPathElement>("path.edge, path.stream")];
@@ -23,13 +23,14 @@ export class Picture {
   }
 
   update(): void {
-    const { node, token } = this.state.choice;
+    const { node, token, edits } = this.state.choice, view = this.data.tokens && this.views.of(this.state.choice);
     node ? this.light(node) : this.dim();
     for (const chip of this.nodes) {
-      const step = token === null ? null : stepAt(this.data.tokens, this.state.choice, chip.dataset.id!, token);
+      const step = token === null || !view ? null : (rowOf(view, this.state.choice, chip.dataset.id!)?.[token] ?? null);
       const box = chip.querySelector("rect")!;
       box.style.fill = step === null ? "" : tint(step);
       chip.classList.toggle("valued", step !== null);
+      chip.classList.toggle("changed-here", chip.dataset.id! in edits);
     }
   }
 

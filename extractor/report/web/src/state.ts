@@ -1,5 +1,7 @@
 // What the reader has chosen. It is kept in the address, so that a link opens the same view.
 
+import type { Edit, Edits } from "./circuit";
+
 export type Shown = "first" | "second" | "difference";
 
 export interface Choice {
@@ -7,13 +9,17 @@ export interface Choice {
   pair: number;
   shown: Shown;
   token: number | null;
+  typed: [string, string] | null; // prompts of the reader, in place of the pair's
+  edits: Edits; // what is done to nodes
 }
 
-const NOTHING: Choice = { node: null, pair: 0, shown: "first", token: null };
+const NOTHING: Choice = { node: null, pair: 0, shown: "first", token: null, typed: null, edits: {} };
+const SETTLED = 250; // milliseconds: browsers limit how often an address changes
 const SHOWN: Shown[] = ["first", "second", "difference"];
 
 export class State {
   choice: Choice;
+  private later: ReturnType<typeof setTimeout> | undefined; // writes the address once typing and dragging have ended
   private readonly listeners: ((choice: Choice, before: Choice) => void)[] = [];
 
   /** lengths: number of tokens of each pair's prompts. */
@@ -32,9 +38,21 @@ export class State {
 
   set(change: Partial<Choice>): void {
     const next = this.fitting({ ...this.choice, ...change });
-    if (next.pair !== this.choice.pair && change.token === undefined) next.token = null;
-    history.replaceState(null, "", this.hash(next) || location.pathname + location.search);
+    if (next.pair !== this.choice.pair) {
+      if (change.token === undefined) next.token = null;
+      if (change.typed === undefined) next.typed = null;
+    }
+    clearTimeout(this.later);
+    const write = () => history.replaceState(null, "", this.hash(next) || location.pathname + location.search);
+    if (change.typed !== undefined || change.edits !== undefined) this.later = setTimeout(write, SETTLED);
+    else write();
     this.apply(next);
+  }
+
+  /** Change a node; undefined: leave it as it is computed. */
+  edit(node: string, edit: Edit | undefined): void {
+    const { [node]: _, ...others } = this.choice.edits;
+    this.set({ edits: edit === undefined ? others : { ...others, [node]: edit } });
   }
 
   hash(choice: Choice): string {
@@ -43,13 +61,15 @@ export class State {
     if (choice.pair) parts.set("pair", String(choice.pair + 1));
     if (choice.shown !== "first") parts.set("shown", choice.shown);
     if (choice.token !== null) parts.set("token", String(choice.token + 1));
+    if (choice.typed) choice.typed.forEach(text => parts.append("prompt", text));
+    for (const [node, edit] of Object.entries(choice.edits)) parts.append("set", `${node}=${edit}`);
     const text = parts.toString();
     return text && "#" + text;
   }
 
   /** Without a token that the pair's prompts do not have. */
   private fitting(choice: Choice): Choice {
-    return choice.token !== null && choice.token >= (this.lengths[choice.pair] ?? 0) ? { ...choice, token: null } : choice;
+    return !choice.typed && choice.token !== null && choice.token >= (this.lengths[choice.pair] ?? 0) ? { ...choice, token: null } : choice;
   }
 
   private apply(next: Choice): void {
@@ -71,6 +91,16 @@ export class State {
     const pair = number("pair", this.lengths.length), token = number("token", Infinity);
     if (pair !== null) found.pair = pair;
     if (token !== null) found.token = token;
+    const prompts = parts.getAll("prompt"), edits = parts.getAll("set").map(text => this.editOf(text)).filter(edit => edit !== null);
+    if (prompts.length === 2) found.typed = [prompts[0]!, prompts[1]!];
+    if (edits.length) found.edits = Object.fromEntries(edits);
     return found;
+  }
+
+  private editOf(text: string): [string, Edit] | null {
+    const [node, edit] = text.split("=");
+    if (!this.nodes.has(node!) || !edit) return null;
+    if (edit === "off" || edit === "other") return [node!, edit];
+    return Number.isFinite(Number(edit)) ? [node!, Number(edit)] : null;
   }
 }

@@ -1,20 +1,20 @@
 // Nodes by tokens: a heat map of one prompt, of its pair, or of the difference. A token's head recolours the picture.
 
-import type { PageData, TokenData } from "./data";
+import type { PageData } from "./data";
 import { make, nodeLink, percent, short, signed, tint } from "./elements";
+import { answerBar } from "./live";
 import type { Shown, State } from "./state";
-import { deviation, rowOf } from "./values";
+import { deviation, rowOf, type View, type Views } from "./view";
 
 export class TokenView {
   private readonly table = document.querySelector<HTMLTableElement>("#heat")!;
   private readonly caption = document.getElementById("pair-answers")!;
-  private readonly tokens: TokenData;
   private rows = new Map<string, HTMLTableRowElement>();
 
-  constructor(private readonly data: PageData, private readonly state: State) {
-    this.tokens = data.tokens!;
+  constructor(private readonly data: PageData, private readonly state: State, private readonly views: Views) {
+    const { pairs, texts } = data.tokens!;
     const select = document.querySelector<HTMLSelectElement>("#pair")!;
-    this.tokens.pairs.forEach((pair, i) => select.append(new Option(`${i + 1}: ${this.text(pair.tokens[0])}`, String(i))));
+    pairs.forEach((pair, i) => select.append(new Option(`${i + 1}: ${joined(pair.tokens[0].map(id => texts[id]!))}`, String(i))));
     select.addEventListener("change", () => state.set({ pair: Number(select.value) }));
     for (const button of document.querySelectorAll<HTMLButtonElement>("button[data-shown]")) {
       button.addEventListener("click", () => state.set({ shown: button.dataset.shown as Shown }));
@@ -23,13 +23,13 @@ export class TokenView {
   }
 
   draw(): void {
-    const { pair, shown } = this.state.choice, found = this.tokens.pairs[pair]!;
+    const { pair, shown } = this.state.choice, view = this.views.of(this.state.choice);
     document.querySelector<HTMLSelectElement>("#pair")!.value = String(pair);
     for (const button of document.querySelectorAll<HTMLButtonElement>("button[data-shown]")) button.setAttribute("aria-pressed", String(button.dataset.shown === shown));
     const which = shown === "second" ? 1 : 0;
-    this.head(found.tokens[which], found.tokens[1 - which]!);
-    this.body();
-    this.answers(pair);
+    this.head(view, which);
+    this.body(view);
+    this.answers(view);
     this.mark();
   }
 
@@ -42,13 +42,9 @@ export class TokenView {
     if (token !== null) note.textContent = `The picture above shows the values at token ${token + 1}.`;
   }
 
-  private text(ids: number[]): string {
-    return ids.map(id => this.tokens.texts[id]!).join("").replaceAll("·", " ");
-  }
-
-  private head(ids: number[], other: number[]): void {
-    const cells = ids.map((id, i) => {
-      const button = make("button", ids[i] === other[i] ? "" : "differs", this.tokens.texts[id]!);
+  private head(view: View, which: 0 | 1): void {
+    const cells = view.texts[which].map((text, i) => {
+      const button = make("button", view.ids[0][i] === view.ids[1][i] ? "" : "differs", text);
       button.type = "button";
       button.dataset.token = String(i);
       button.title = `token ${i + 1}: colour the picture by the values here`;
@@ -62,18 +58,18 @@ export class TokenView {
     this.table.tHead!.replaceChildren(make("tr", "", corner, ...cells));
   }
 
-  private body(): void {
+  private body(view: View): void {
     this.rows = new Map();
     let site = "";
     for (const node of this.data.nodes) {
-      const steps = rowOf(this.tokens, this.state.choice, node.id);
+      const steps = rowOf(view, this.state.choice, node.id), scale = this.data.tokens!.nodes[node.id]?.scale ?? 0;
       if (!steps) continue;
       const name = make("th", "", nodeLink(node.id));
       name.scope = "row";
       const cells = steps.map(step => {
         const cell = make("td");
         cell.style.background = tint(step);
-        cell.title = signed(Number(short(deviation(this.tokens, this.state.choice, node.id, step))));
+        cell.title = signed(Number(short(deviation(scale, this.state.choice, step))));
         return cell;
       });
       const row = make("tr", node.site === site ? "" : "begins", name, ...cells);
@@ -83,13 +79,17 @@ export class TokenView {
     this.table.tBodies[0]!.replaceChildren(...this.rows.values());
   }
 
-  private answers(number: number): void {
-    const pair = this.tokens.pairs[number]!;
-    const lines = pair.tokens.map((ids, i) => {
-      const own = this.data.answers.length ? this.data.answers[i]! : this.tokens.texts[pair.answers[i]!]!;
-      const right = i ? 1 - pair.first[1] : pair.first[0];
-      return make("li", "", make("code", "", this.text(ids), make("mark", "", this.tokens.texts[pair.answers[i]!]!)), ` ${percent(right)} for ${own}`);
+  private answers(view: View): void {
+    const typed = this.state.choice.typed !== null && view.problem === null; // whose right answer nobody knows
+    const lines = view.texts.map((texts, i) => {
+      const own = typed ? 0 : i, words = this.data.answers[own] ?? view.answers[own]!, of = (first: number) => (own ? 1 - first : first);
+      const now = of(view.first[i]!), plain = of(view.plain[i]!);
+      const before = Math.abs(now - plain) > 0.0005 ? `, ${percent(plain)} without the changes` : "";
+      const prompt = make("code", "", joined(texts), typed ? null : make("mark", "", view.answers[i]!));
+      return make("li", "", prompt, " ", answerBar(now, plain, words), ` ${percent(now)} for ${words}${before}`);
     });
     this.caption.replaceChildren(...lines);
   }
 }
+
+const joined = (texts: string[]): string => texts.join("").replaceAll("·", " ");

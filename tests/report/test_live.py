@@ -1,0 +1,261 @@
+"""The circuit that runs in the page: in a real browser it computes what Python does, and follows what the reader changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from circuit_worlds import World, every_kind
+from tokenizers import Tokenizer
+from torch import Tensor
+from worlds import ROOT
+
+from extractor.circuits.graph import CircuitMask
+from extractor.circuits.observed import ObservedRun, observe
+from extractor.data.encoding import text_ids, token_text
+from extractor.models.reference import BUNDLED
+from extractor.models.tokenizer import load_tokenizer
+from extractor.report import live
+from extractor.report.page import write_report
+
+browsers = pytest.importorskip("test_browser")
+sync_api = browsers.sync_api
+pytestmark = browsers.pytestmark
+browser = browsers.browser
+EXAMPLE = json.loads((ROOT / ".github" / "example" / "result.json").read_text(encoding="utf-8"))
+TEXTS = [
+    "print('a b",
+    "\tx = [\"é\", '…']\r\n",
+    "naïve 你好 🙂 \u00a0 x",
+    "  def f(a,b):\n    return 1000000",
+    "",
+    "<|endoftext|>a",
+    "isn't'S",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(BUNDLED / "python-tiny-1")
+
+
+def tokens_of(world: World, graph: CircuitMask, tokenizer: Tokenizer) -> dict[str, Any]:
+    """tokens.json of the world's prompts."""
+    batch, run = world.batch, observe(graph, world.base, world.batch)
+    ids = sorted({*batch.ids.flatten().tolist(), *batch.correct.tolist(), *batch.wrong.tolist()})
+    ends = [int(last) + 1 for last in batch.last]
+    place = {token: i for i, token in enumerate(ids)}
+    calibrated = world.circuit(graph).calibration.apply(run.diff).sigmoid().tolist()
+
+    def by_pair(rows: list) -> list:
+        return [rows[row : row + 2] for row in range(0, len(rows), 2)]
+
+    prompts = [[place[token] for token in row[:end]] for row, end in zip(batch.ids.tolist(), ends, strict=True)]
+    answers = by_pair([place[token] for token in batch.correct.tolist()])
+    pairs = [
+        {"tokens": prompt, "answers": answer, "first": first}
+        for prompt, answer, first in zip(by_pair(prompts), answers, by_pair(calibrated), strict=True)
+    ]
+    nodes, means = {}, {node.id: node.mean for node in world.circuit(graph).nodes}
+    for node, values in run.values.items():
+        deviation = values - means[node]
+        scale = float(deviation.abs().max().clamp_min(1e-6))
+        rows = [(row[:end] / scale * 127).tolist() for row, end in zip(deviation, ends, strict=True)]
+        nodes[node] = {"scale": scale, "values": by_pair(rows)}
+    heads = {
+        f"{layer}.{head}": by_pair(
+            [[row[: i + 1].mul(255).tolist() for i, row in enumerate(one[:end])] for one, end in zip(pattern, ends, strict=True)]
+        )
+        for (layer, head), pattern in run.patterns.items()
+    }
+    return {
+        "texts": [token_text(tokenizer, token) for token in ids],
+        "ids": ids,
+        "pairs": pairs,
+        "nodes": nodes,
+        "heads": heads,
+        "passages": {},
+    }
+
+
+def written(place: Path, world: World, graph: CircuitMask, tokenizer: Tokenizer) -> Path:
+    tokens = tokens_of(world, graph, tokenizer)
+    data = live.live_data(world.compiled(graph), tokenizer, tokens)
+    write_report(place, world.circuit(graph), EXAMPLE, [], tokens=tokens, live=data)
+    return place / "report.html"
+
+
+@pytest.fixture
+def opened(browser, tmp_path: Path) -> Iterator[Any]:
+    """A function that opens a world's page and says nothing on its console."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    context.set_default_timeout(browsers.PATIENCE)
+    page, said = context.new_page(), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+
+    def open_page(path: Path, fragment: str = ""):
+        page.goto("about:blank")
+        page.goto(path.as_uri() + fragment)
+        return page
+
+    yield open_page
+    context.close()
+    assert said == []
+
+
+RUN = """([pair, edits]) => circuit.both(circuit.ids(pair), pair, edits).map(run => ({
+    diff: run.diff,
+    values: Object.fromEntries([...run.values].map(([node, values]) => [node, [...values]])),
+    patterns: Object.fromEntries([...run.patterns].map(([head, rows]) => [head, rows.map(row => [...row])]))}))"""
+
+
+def of_one_length(world: World, last: Tensor) -> World:
+    """The world with other last tokens (2P,)."""
+    world.batch = replace(world.batch, last=last)
+    return world
+
+
+@every_kind
+def test_it_computes_what_python_does(kind: str, opened, tokenizer: Tokenizer, tmp_path: Path):
+    """Logit difference, every node at every token and attention, with a node off, one scaled, and one with the other prompt's values."""
+    world = World(kind)
+    of_one_length(world, world.batch.last.view(-1, 2).amax(1).repeat_interleave(2))
+    graph = world.graph(0.4, 0.5)
+    page = opened(written(tmp_path, world, graph, tokenizer))
+    plain = observe(graph, world.base, world.batch)
+    off, scaled, other = (list(plain.values)[i] for i in (3, len(plain.values) // 2, len(plain.values) - 4))
+    mean = next(node.mean for node in world.circuit(graph).nodes if node.id == off)
+    swapped = plain.values[other][torch.arange(len(world.batch.ids)) ^ 1]
+    changes = {off: lambda x: torch.full_like(x, mean), scaled: lambda x: -0.5 * x, other: lambda x: swapped}
+    changed = observe(graph, world.base, world.batch, changes)
+    assert (changed.diff - plain.diff).abs().max() > 0.005
+    for wanted, edits in ((plain, {}), (changed, {off: "off", scaled: -0.5, other: "other"})):
+        for pair in range(2):
+            for which, found in enumerate(page.evaluate(RUN, [pair, edits])):
+                assert_same_run(found, wanted, 2 * pair + which, int(world.batch.last[2 * pair]) + 1)
+
+
+def assert_same_run(found: dict[str, Any], wanted: ObservedRun, row: int, end: int) -> None:
+    assert found["diff"] == pytest.approx(wanted.diff[row].item(), abs=1e-4)
+    assert set(found["values"]) == set(wanted.values)
+    for node, values in wanted.values.items():
+        assert found["values"][node] == pytest.approx(values[row, :end].tolist(), abs=1e-4), node
+    assert set(found["patterns"]) == {f"{layer}.{head}" for layer, head in wanted.patterns}
+    for (layer, head), pattern in wanted.patterns.items():
+        for i, shares in enumerate(found["patterns"][f"{layer}.{head}"]):
+            assert shares == pytest.approx(pattern[row, i, : i + 1].tolist(), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def typed(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> tuple[World, CircuitMask, Path]:
+    """A page in which prompts can be typed: a random circuit over the vocabulary of python-tiny."""
+    world = World("added_positions", vocab_size=1024)
+    of_one_length(world, torch.full_like(world.batch.last, 11))
+    graph = world.graph(0.3, None)
+    return world, graph, written(tmp_path_factory.mktemp("typed"), world, graph, tokenizer)
+
+
+def test_typed_prompts_become_the_tokens_that_python_reads(opened, typed, tokenizer: Tokenizer):
+    page = opened(typed[2])
+    for text in TEXTS:
+        wanted = text_ids(tokenizer, text)
+        if 0 < len(wanted) <= 16:
+            assert page.evaluate("text => circuit.encode(text)", text) == wanted, text
+        else:
+            message = page.evaluate("text => { try { circuit.encode(text) } catch (error) { return error.message } }", text)
+            assert ("at least one token" if not wanted else "are too many: this page has positions for 16") in message
+
+
+def test_a_typed_prompt_is_run_and_shown(opened, typed, tokenizer: Tokenizer):
+    world, graph, path = typed
+    page, text = opened(path), "for i in x"
+    first = page.locator("#live textarea").first
+    first.fill(text)
+    ids = text_ids(tokenizer, text)
+    assert page.locator(".heat thead button").count() == len(ids)
+    first_row = world.batch.rows(torch.tensor([0]))
+    prompt = replace(first_row, ids=torch.tensor([ids]), last=torch.tensor([len(ids) - 1]))
+    run = observe(graph, world.base, prompt)
+    wanted = world.circuit(graph).calibration.apply(run.diff).sigmoid().item()
+    said = page.locator("#pair-answers .answer-bar").first.get_attribute("aria-label")
+    assert float(said.split(" %")[0]) == pytest.approx(100 * wanted, abs=0.06)
+    first.fill(text * 20)
+    assert "are too many" in page.locator("#live-problem").inner_text()
+    page.locator("#live-undo").click()
+    assert page.locator("#live-problem").is_hidden()
+    assert first.input_value() == page.evaluate("circuit.typed(0, 0)")
+    assert page.locator("#live-undo").is_hidden()
+
+
+def test_a_node_is_switched_off_patched_and_scaled_from_its_card(opened, typed):
+    world, graph, path = typed
+    strongest = max(observe(graph, world.base, world.batch).values, key=lambda node: effect_of(world, graph, node))
+    page = opened(path, f"#node={strongest}")
+    label = lambda: page.locator("#card .answer-bar").first.get_attribute("aria-label")  # noqa: E731
+    plain, row = label(), page.locator(f'.heat tbody tr:has(th:has-text("{strongest}"))').first
+    colours = row.evaluate("row => row.innerHTML")
+    page.get_by_role("button", name="off", exact=True).click()
+    off = label()
+    assert off != plain
+    assert row.evaluate("row => row.innerHTML") != colours
+    assert page.locator("#live-edits").inner_text() == f"{strongest} is off: it has its mean"
+    assert page.locator(f'.picture .node.changed-here[data-id="{strongest}"]').count() == 1
+    page.get_by_role("button", name="other prompt\u2019s value").click()
+    assert label() not in (plain, off)
+    page.locator("#card input[type=range]").fill("2.5")
+    assert page.locator("#live-edits").inner_text() == f"{strongest} is multiplied by 2.5"
+    assert page.locator("#card output").inner_text() == "2.5"
+    page.wait_for_function("location.hash.endsWith('2.5')")
+    address, scaled = page.url, label()
+    page.get_by_role("button", name="as computed").click()
+    assert label() == plain
+    again = opened(path, "#" + address.partition("#")[2])
+    assert again.locator("#card .answer-bar").first.get_attribute("aria-label") == scaled
+
+
+def effect_of(world: World, graph: CircuitMask, node: str) -> float:
+    """The lesser of what it does to the first pair to switch the node off and to give it the other prompt's values."""
+    plain = observe(graph, world.base, world.batch)
+    mean = next(one.mean for one in world.circuit(graph).nodes if one.id == node)
+    swapped = plain.values[node][torch.arange(len(world.batch.ids)) ^ 1]
+    runs = [observe(graph, world.base, world.batch, {node: change}) for change in (lambda x: torch.full_like(x, mean), lambda x: swapped)]
+    return min((plain.diff - run.diff)[:2].abs().min().item() for run in runs)
+
+
+def test_prompts_of_two_lengths_have_no_values_to_exchange(opened, typed):
+    world, graph, path = typed
+    page = opened(path, f"#node={next(iter(observe(graph, world.base, world.batch).values))}")
+    other = page.get_by_role("button", name="other prompt\u2019s value")
+    assert other.is_enabled()
+    page.locator("#live textarea").first.fill("a = b")
+    assert other.is_disabled()
+
+
+def test_of_a_large_vocabulary_only_the_shown_tokens_are_in_the_page(
+    opened, typed, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    world, graph, _ = typed
+    monkeypatch.setattr(live, "MOST_BYTES", 10_000)
+    path = written(tmp_path, world, graph, tokenizer)
+    page = opened(path, f"#node={next(iter(observe(graph, world.base, world.batch).values))}")
+    assert page.locator("#live textarea").first.is_hidden()
+    page.get_by_role("button", name="off", exact=True).click()
+    assert "is off" in page.locator("#live-edits").inner_text()
+    found = page.evaluate(RUN, [1, {}])[1]
+    assert found["diff"] == pytest.approx(observe(graph, world.base, world.batch).diff[3].item(), abs=1e-3)
+    data = live.live_data(world.compiled(graph), tokenizer, tokens_of(world, graph, tokenizer))
+    assert data["tokenizer"] is None
+    assert len(data["texts"]) == len(data["tokens"]) < 200
+
+
+def test_tokens_of_an_older_result_have_no_circuit_in_the_page(typed, tokenizer: Tokenizer):
+    world, graph, _ = typed
+    tokens = tokens_of(world, graph, tokenizer)
+    del tokens["ids"]
+    assert live.live_data(world.compiled(graph), tokenizer, tokens) is None
