@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -211,7 +212,7 @@ def test_a_node_is_switched_off_patched_and_scaled_from_its_card(opened, typed):
     page.locator("#card input[type=range]").fill("2.5")
     assert page.locator("#live-edits").inner_text() == f"{strongest} is multiplied by 2.5"
     assert page.locator("#card output").inner_text() == "2.5"
-    page.wait_for_function("location.hash.endsWith('2.5')")
+    sync_api.expect(page).to_have_url(re.compile(r"2\.5$"))
     address, scaled = page.url, label()
     page.get_by_role("button", name="as computed").click()
     assert label() == plain
