@@ -260,3 +260,18 @@ def test_tokens_of_an_older_result_have_no_circuit_in_the_page(typed, tokenizer:
     tokens = tokens_of(world, graph, tokenizer)
     del tokens["ids"]
     assert live.live_data(world.compiled(graph), tokenizer, tokens) is None
+
+
+@pytest.mark.parametrize(("width", "colours"), [(1440, "light"), (390, "dark")])
+def test_the_panel_is_accessible_and_fits(browser, typed, width: int, colours: str):
+    from axe_playwright_python.sync_playwright import Axe
+
+    world, graph, path = typed
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=colours)
+    context.set_default_timeout(browsers.PATIENCE)
+    page, node = context.new_page(), next(iter(observe(graph, world.base, world.batch).values))
+    page.goto(path.as_uri() + f"#node={node}&set={node}%3Doff")
+    found = Axe().run(page, options=browsers.NO_SKIP_LINKS)
+    assert [(one["id"], [part["html"][:160] for part in one["nodes"][:2]]) for one in found.response["violations"]] == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    context.close()
