@@ -202,6 +202,42 @@ def test_the_picture_grows_shrinks_and_fits(page):
     assert width() == usual
 
 
+def test_nodes_and_edges_are_painted_by_what_they_do(page):
+    nodes = json.loads((EXAMPLE / "result.json").read_text(encoding="utf-8"))["validation"]["mechanism"]["nodes"]
+    fill = lambda node: chip(page, node).locator("rect").first.evaluate("box => box.style.fill")  # noqa: E731
+    assert fill(NODE) == ""
+    page.locator("#fill").select_option("auc")
+    best = max((auc for auc in nodes[NODE]["auc"].values() if auc is not None), key=lambda auc: abs(auc - 0.5))
+    assert fill(NODE).startswith(f"rgb(var({'--above' if best > 0.5 else '--below'})")
+    assert "AUC" in page.locator("#paint-note").inner_text()
+    page.locator("#fill").select_option("removed")
+    most = max(nodes, key=lambda node: nodes[node].get("without", 0))
+    assert fill(most) == "rgb(var(--above) / 0.850)"
+    width = "path => getComputedStyle(path).strokeWidth"
+    edge = page.locator(f'.picture path.edge[data-target="{NODE}"]').first
+    plain = edge.evaluate(width)
+    page.locator("#wires").select_option("removed")
+    assert edge.evaluate(width) != plain
+    page.locator("#wires").select_option("weight")
+    page.locator("#fill").select_option("value")
+    assert edge.evaluate(width) == plain
+    assert fill(NODE) == ""
+
+
+def test_the_painted_picture_is_saved(page, tmp_path: Path):
+    page.locator("#fill").select_option("auc")
+    for kind, begins in (("svg", b"<svg"), ("png", b"\x89PNG")):
+        with page.expect_download() as started:
+            page.locator(f'[data-save="{kind}"]').click()
+        place = tmp_path / f"circuit.{kind}"
+        started.value.save_as(place)
+        assert place.read_bytes().startswith(begins)
+        assert started.value.suggested_filename == place.name
+    text = (tmp_path / "circuit.svg").read_text(encoding="utf-8")
+    assert "var(--" not in text
+    assert NODE in text
+
+
 @pytest.mark.parametrize("colours", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 1024, 390])
 def test_nothing_is_inaccessible_or_cut_at_any_width(browser, folder, width, colours):

@@ -2,6 +2,8 @@
 
 import type { PageData } from "./data";
 import { tint } from "./elements";
+import { type Fill, Paint, type Wires } from "./paint";
+import { bindSaving } from "./save";
 import type { State } from "./state";
 import { rowOf, type Views } from "./view";
 
@@ -10,6 +12,7 @@ export class Picture {
   private readonly svg: SVGSVGElement;
   private readonly wires: SVGPathElement[];
   private readonly byId: Map<string, SVGGElement>;
+  private readonly paint: Paint;
 
   constructor(private readonly data: PageData, private readonly state: State, private readonly views: Views, private readonly preview: (id: string | null) => void) {
     this.svg = document.querySelector<SVGSVGElement>(".picture svg")!;
@@ -20,18 +23,24 @@ export class Picture {
     this.svg.querySelector("title")?.remove();
     this.nodes.forEach((node, i) => this.prepare(node, i));
     this.scaling();
+    this.paint = new Paint(data);
+    this.painting();
+    bindSaving(this.svg);
   }
 
   update(): void {
     const { node, token, edits } = this.state.choice, view = this.data.tokens && this.views.of(this.state.choice);
     node ? this.light(node) : this.dim();
+    const facts = new Map(this.data.nodes.map(one => [one.id, one]));
     for (const chip of this.nodes) {
-      const step = token === null || !view ? null : (rowOf(view, this.state.choice, chip.dataset.id!)?.[token] ?? null);
+      const id = chip.dataset.id!, here = token === null || !view ? null : (rowOf(view, this.state.choice, id)?.[token] ?? null);
+      const step = this.paint.fill === "value" ? here : facts.has(id) ? this.paint.step(facts.get(id)!) : null;
       const box = chip.querySelector("rect")!;
       box.style.fill = step === null ? "" : tint(step);
       chip.classList.toggle("valued", step !== null);
-      chip.classList.toggle("changed-here", chip.dataset.id! in edits);
+      chip.classList.toggle("changed-here", id in edits);
     }
+    for (const wire of this.wires) if (wire.classList.contains("edge")) wire.style.strokeWidth = this.paint.width(wire.dataset.source!, wire.dataset.target!);
   }
 
   light(id: string): void {
@@ -91,6 +100,21 @@ export class Picture {
     const next = this.nodes[(this.nodes.indexOf(node) + step + this.nodes.length) % this.nodes.length]!;
     for (const other of this.nodes) other.setAttribute("tabindex", other === next ? "0" : "-1");
     next.focus();
+  }
+
+  /** What nodes and edges are painted by; choices without numbers are not offered. */
+  private painting(): void {
+    const fill = document.querySelector<HTMLSelectElement>("#fill")!, wires = document.querySelector<HTMLSelectElement>("#wires")!;
+    for (const option of [...fill.options]) if (!this.paint.has(option.value as Fill)) option.remove();
+    fill.closest("label")!.hidden = fill.options.length < 2;
+    wires.closest("label")!.hidden = !this.paint.hasEdges;
+    const change = () => {
+      [this.paint.fill, this.paint.wires] = [fill.value as Fill, wires.value as Wires];
+      document.getElementById("paint-note")!.textContent = this.paint.words;
+      this.update();
+    };
+    fill.addEventListener("change", change);
+    wires.addEventListener("change", change);
   }
 
   /** The buttons that make the picture larger and smaller; "fit" shows all of it. */

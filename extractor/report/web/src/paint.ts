@@ -1,0 +1,61 @@
+// How the picture is painted: nodes by value, by what they tell apart or by what they do; edges by weight or by what they do.
+
+import type { Edge, NodeFacts, PageData } from "./data";
+import { STEPS } from "./data";
+
+export type Fill = "value" | "auc" | "removed";
+export type Wires = "weight" | "removed";
+
+const WORDS: Record<Fill, string> = {
+  value: "",
+  auc: "Blue: higher before the first answer, orange: before the second. The stronger, the nearer is the AUC to 1 at the node’s best place.",
+  removed: "The stronger the blue, the more the loss rises without this node; orange: it falls.",
+};
+
+export class Paint {
+  fill: Fill = "value";
+  wires: Wires = "weight";
+  private readonly rises: Map<string, number>;
+  private readonly highest: { node: number; edge: number };
+
+  constructor(private readonly data: PageData) {
+    this.rises = new Map(data.edges.filter(edge => edge[3] !== null).map(edge => [key(edge), edge[3]!]));
+    const nodes = data.nodes.map(node => Math.abs(this.rise(node) ?? 0));
+    this.highest = { node: Math.max(1e-9, ...nodes), edge: Math.max(1e-9, ...this.rises.values()) };
+  }
+
+  /** Which of the choices have numbers. */
+  has(what: Fill | Wires): boolean {
+    if (what === "auc") return this.data.nodes.some(node => node.auc);
+    return what !== "removed" || this.data.nodes.some(node => this.rise(node) !== null);
+  }
+
+  get hasEdges(): boolean {
+    return this.rises.size > 0;
+  }
+
+  get words(): string {
+    return WORDS[this.fill] + (this.wires === "removed" ? " Wide edges: the loss rises without them." : "");
+  }
+
+  /** -STEPS to STEPS; null: not painted. */
+  step(node: NodeFacts): number | null {
+    if (this.fill === "removed") return (STEPS * (this.rise(node) ?? 0)) / this.highest.node;
+    const found = Object.values(node.auc ?? {}).filter(auc => auc !== null);
+    if (this.fill !== "auc" || !found.length) return null;
+    const best = found.reduce((a, b) => (Math.abs(b - 0.5) > Math.abs(a - 0.5) ? b : a));
+    return 2 * STEPS * (best - 0.5);
+  }
+
+  /** Width of an edge, pixels; '' for that of its weight. */
+  width(source: string, target: string): string {
+    if (this.wires === "weight") return "";
+    return String(0.5 + 6 * Math.sqrt(Math.max(0, this.rises.get(`${source} ${target}`) ?? 0) / this.highest.edge));
+  }
+
+  private rise(node: NodeFacts): number | null {
+    return node.without === undefined || this.data.loss === null ? null : node.without - this.data.loss;
+  }
+}
+
+const key = (edge: Edge): string => `${edge[0]} ${edge[1]}`;

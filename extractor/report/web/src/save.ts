@@ -1,0 +1,43 @@
+// The picture as it is painted now, as a file: SVG, or PNG at twice its size.
+
+export function bindSaving(svg: SVGSVGElement): void {
+  for (const button of document.querySelectorAll<HTMLButtonElement>("button[data-save]")) {
+    button.addEventListener("click", () => (button.dataset.save === "svg" ? download(source(svg), "circuit.svg") : savePng(svg)));
+  }
+}
+
+/** The picture as a data URL that needs no style sheet. */
+export function source(svg: SVGSVGElement): string {
+  const copy = svg.cloneNode(true) as SVGSVGElement, { width, height } = svg.viewBox.baseVal;
+  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  copy.setAttribute("width", String(width));
+  copy.setAttribute("height", String(height));
+  copy.removeAttribute("style");
+  const shown = svg.querySelectorAll<SVGElement>("rect, path"), copied = copy.querySelectorAll<SVGElement>("rect, path");
+  shown.forEach((shape, i) => {
+    const { fill, strokeWidth } = getComputedStyle(shape);
+    copied[i]!.removeAttribute("style");
+    copied[i]!.setAttribute("fill", fill);
+    copied[i]!.setAttribute("stroke-width", strokeWidth);
+  });
+  return "data:image/svg+xml;charset=utf-8," + encodeURIComponent(new XMLSerializer().serializeToString(copy));
+}
+
+async function savePng(svg: SVGSVGElement): Promise<void> {
+  const { width, height } = svg.viewBox.baseVal, image = new Image(), canvas = document.createElement("canvas");
+  image.src = source(svg);
+  await image.decode();
+  [canvas.width, canvas.height] = [2 * width, 2 * height];
+  const paper = canvas.getContext("2d")!;
+  paper.fillStyle = "#fff";
+  paper.fillRect(0, 0, canvas.width, canvas.height);
+  paper.drawImage(image, 0, 0, canvas.width, canvas.height);
+  download(canvas.toDataURL("image/png"), "circuit.png");
+}
+
+function download(url: string, name: string): void {
+  const link = document.createElement("a");
+  link.setAttribute("href", url);
+  link.download = name;
+  link.click();
+}
