@@ -43,7 +43,7 @@ def page_json(
         ],
         "loss": (checked.get("mechanism") or {}).get("loss"),
         "percentiles": (checked.get("activations") or {}).get("percentiles"),
-        "tokens": _of_drawn(tokens, shown),
+        "tokens": _of_drawn(tokens, shown, live is not None),
         "calibration": [circuit.calibration.scale, circuit.calibration.shift],
         "live": live,
     }
@@ -74,9 +74,13 @@ def _node(node: Any, checked: Mapping[str, Any], steered: Mapping[str, float]) -
     return found | ({"steering": steered[node.id]} if node.id in steered else {})
 
 
-def _of_drawn(tokens: Mapping[str, Any] | None, drawn: set[str]) -> dict[str, Any] | None:
+def _of_drawn(tokens: Mapping[str, Any] | None, drawn: set[str], runs: bool) -> dict[str, Any] | None:
+    """The token data of the drawn nodes; where the circuit runs in the page, without values and attention: it computes them."""
     if tokens is None:
         return None
+    if runs:
+        scales = {node: {"scale": one["scale"], "values": []} for node, one in tokens["nodes"].items()}
+        tokens = {**tokens, "nodes": scales, "heads": {}}
     kept = {part: {node: one for node, one in tokens[part].items() if node in drawn} for part in ("nodes", "passages")}
     stored = {name: part for name, part in tokens.items() if name != "ids"}
     return {**stored, **kept, "texts": [visible(text) for text in tokens["texts"]]}

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import torch
 from circuit_worlds import World, every_kind
+from live_pages import tokens_of, written
 from tokenizers import Tokenizer
 from torch import Tensor
 from worlds import ROOT
 
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.observed import ObservedRun, observe
-from extractor.data.encoding import text_ids, token_text
+from extractor.data.encoding import text_ids
 from extractor.models.reference import BUNDLED
 from extractor.models.tokenizer import load_tokenizer
 from extractor.report import live
-from extractor.report.page import write_report
 
 browsers = pytest.importorskip("test_browser")
 sync_api = browsers.sync_api
@@ -43,52 +43,6 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return load_tokenizer(BUNDLED / "python-tiny-1")
-
-
-def tokens_of(world: World, graph: CircuitMask, tokenizer: Tokenizer) -> dict[str, Any]:
-    """tokens.json of the world's prompts."""
-    batch, run = world.batch, observe(graph, world.base, world.batch)
-    ids = sorted({*batch.ids.flatten().tolist(), *batch.correct.tolist(), *batch.wrong.tolist()})
-    ends = [int(last) + 1 for last in batch.last]
-    place = {token: i for i, token in enumerate(ids)}
-    calibrated = world.circuit(graph).calibration.apply(run.diff).sigmoid().tolist()
-
-    def by_pair(rows: list) -> list:
-        return [rows[row : row + 2] for row in range(0, len(rows), 2)]
-
-    prompts = [[place[token] for token in row[:end]] for row, end in zip(batch.ids.tolist(), ends, strict=True)]
-    answers = by_pair([place[token] for token in batch.correct.tolist()])
-    pairs = [
-        {"tokens": prompt, "answers": answer, "first": first}
-        for prompt, answer, first in zip(by_pair(prompts), answers, by_pair(calibrated), strict=True)
-    ]
-    nodes, means = {}, {node.id: node.mean for node in world.circuit(graph).nodes}
-    for node, values in run.values.items():
-        deviation = values - means[node]
-        scale = float(deviation.abs().max().clamp_min(1e-6))
-        rows = [(row[:end] / scale * 127).tolist() for row, end in zip(deviation, ends, strict=True)]
-        nodes[node] = {"scale": scale, "values": by_pair(rows)}
-    heads = {
-        f"{layer}.{head}": by_pair(
-            [[row[: i + 1].mul(255).tolist() for i, row in enumerate(one[:end])] for one, end in zip(pattern, ends, strict=True)]
-        )
-        for (layer, head), pattern in run.patterns.items()
-    }
-    return {
-        "texts": [token_text(tokenizer, token) for token in ids],
-        "ids": ids,
-        "pairs": pairs,
-        "nodes": nodes,
-        "heads": heads,
-        "passages": {},
-    }
-
-
-def written(place: Path, world: World, graph: CircuitMask, tokenizer: Tokenizer) -> Path:
-    tokens = tokens_of(world, graph, tokenizer)
-    data = live.live_data(world.compiled(graph), tokenizer, tokens)
-    write_report(place, world.circuit(graph), EXAMPLE, [], tokens=tokens, live=data)
-    return place / "report.html"
 
 
 @pytest.fixture
@@ -204,6 +158,7 @@ def test_a_node_is_switched_off_patched_and_scaled_from_its_card(opened, typed):
     page.get_by_role("button", name="off", exact=True).click()
     off = label()
     assert off != plain
+    page.wait_for_timeout(300)  # what is not in the window is drawn later
     assert row.evaluate("row => row.innerHTML") != colours
     assert page.locator("#live-edits").inner_text() == f"{strongest} is off: it has its mean"
     assert page.locator(f'.picture .node.changed-here[data-id="{strongest}"]').count() == 1

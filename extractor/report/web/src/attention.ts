@@ -8,7 +8,9 @@ import type { Views } from "./view";
 const SVG = "http://www.w3.org/2000/svg", CELL = 14;
 
 export class AttentionView {
-  private readonly place = document.getElementById("attention")!;
+  readonly place = document.getElementById("attention")!;
+  private figures: Figure[] = [];
+  private drawn = ""; // the prompt and the heads of the figures
 
   constructor(private readonly state: State, private readonly views: Views) {
     this.draw();
@@ -17,36 +19,65 @@ export class AttentionView {
   draw(): void {
     const which = this.state.choice.shown === "second" ? 1 : 0, view = this.views.of(this.state.choice);
     const prompt = which ? "second prompt" : "first prompt"; // of a difference the first: patterns are not subtracted
-    const figures = Object.entries(view.heads).map(([head, rows]) => this.figure(head, prompt, rows[which], view.texts[which]));
-    this.place.replaceChildren(...figures);
+    const key = JSON.stringify([view.texts[which], which, Object.keys(view.heads)]);
+    if (key !== this.drawn) {
+      this.drawn = key;
+      this.figures = Object.entries(view.heads).map(([head, rows]) => new Figure(head, prompt, rows[which], view.texts[which]));
+      this.place.replaceChildren(...this.figures.map(figure => figure.element));
+    } else {
+      Object.values(view.heads).forEach((rows, i) => this.figures[i]!.fill(rows[which]));
+    }
   }
+}
 
-  private figure(name: string, prompt: string, rows: Row[], texts: string[]): HTMLElement {
+/** One head: a triangle of shares, and the tokens that the pointed-at row reads. */
+class Figure {
+  readonly element: HTMLElement;
+  private readonly words = make("p", "reads note", "Point at a row.");
+  private readonly cells: SVGElement[][];
+  private shown: number;
+
+  constructor(name: string, prompt: string, private rows: Row[], private readonly texts: string[]) {
     const [layer, head] = name.split("."), size = CELL * rows.length;
-    const words = make("p", "reads note", "Point at a row.");
     const svg = document.createElementNS(SVG, "svg");
     svg.setAttribute("viewBox", `0 0 ${size} ${size}`);
     svg.setAttribute("width", String(size));
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", `Attention of head ${head} of layer ${layer}: rows attend to columns`);
-    rows.forEach((row, i) => {
-      const line = document.createElementNS(SVG, "g");
-      row.forEach((step, j) => line.append(cell(i, j, step)));
-      line.addEventListener("pointerenter", () => words.replaceChildren(...reading(texts, row, i)));
+    this.cells = rows.map((row, i) => {
+      const line = document.createElementNS(SVG, "g"), cells = row.map((_, j) => cell(i, j));
+      line.append(...cells);
+      line.addEventListener("pointerenter", () => this.read(i));
       svg.append(line);
+      return cells;
     });
-    const figure = make("figure", "plot card", make("figcaption", "", `Head ${head} of layer ${layer}, ${prompt}`));
-    const last = rows[rows.length - 1]!;
-    words.replaceChildren(...reading(texts, last, rows.length - 1));
-    figure.append(svg, words);
-    return figure;
+    this.shown = rows.length - 1;
+    this.fill(rows);
+    this.element = make("figure", "plot card", make("figcaption", "", `Head ${head} of layer ${layer}, ${prompt}`));
+    this.element.append(svg, this.words);
+  }
+
+  fill(rows: Row[]): void {
+    rows.forEach((row, i) => {
+      const before = this.rows[i]!;
+      row.forEach((step, j) => {
+        const box = this.cells[i]![j]!;
+        if (!box.style.fill || Math.abs(step - before[j]!) >= 0.5) box.style.fill = `rgb(var(--above) / ${(0.06 + 0.94 * (step / 255)).toFixed(3)})`;
+      });
+    });
+    this.rows = rows;
+    this.read(this.shown);
+  }
+
+  private read(row: number): void {
+    this.shown = row;
+    this.words.replaceChildren(...reading(this.texts, this.rows[row]!, row));
   }
 }
 
-function cell(row: number, column: number, step: number): SVGElement {
+function cell(row: number, column: number): SVGElement {
   const box = document.createElementNS(SVG, "rect");
   for (const [key, value] of Object.entries({ x: CELL * column, y: CELL * row, width: CELL - 1, height: CELL - 1 })) box.setAttribute(key, String(value));
-  box.style.fill = `rgb(var(--above) / ${(0.06 + 0.94 * (step / 255)).toFixed(3)})`;
   return box;
 }
 

@@ -2,6 +2,17 @@
 
 import { STEPS } from "./data";
 
+const LATER = 80; // milliseconds
+const waiting = new Map<Element, ReturnType<typeof setTimeout>>();
+
+/** Draw what is in the window now, all else after the next frames. */
+export function drawSoon(place: Element, draw: () => void): void {
+  const { top, bottom } = place.getBoundingClientRect();
+  clearTimeout(waiting.get(place));
+  if (bottom >= 0 && top <= innerHeight) draw();
+  else waiting.set(place, setTimeout(draw, LATER));
+}
+
 type Part = Node | string | null | undefined | false;
 
 export function make<K extends keyof HTMLElementTagNameMap>(tag: K, className = "", ...parts: Part[]): HTMLElementTagNameMap[K] {

@@ -91,12 +91,16 @@ type Site = (place: string, slots: Slots, x: Rows, each?: number, width?: number
 /** AbsTopK among the slots that are nodes, then what is done to nodes; the values that the circuit goes on with are kept in `found`. */
 function observed(found: Run, changes: Map<string, Change>): Site {
   return (place, { channels, base, k }, x) => {
-    const kept = x.map(row => compete(row, channels.data, k));
+    let real = 0;
+    for (const channel of channels.data) if (channel >= 0) real++;
+    const kept = real < k || channels.data.length <= k ? x : x.map(row => compete(row, channels.data, k));
     channels.data.forEach((channel, slot) => {
       if (channel < 0) return;
       const name = `${place}.${channel}`, change = changes.get(name);
       if (change) kept.forEach((row, t) => (row[slot] = changed(change, row[slot]!, base.data[slot]!, t)));
-      found.values.set(name, Float64Array.from(kept, row => row[slot]!));
+      const values = new Float64Array(kept.length);
+      for (let t = 0; t < kept.length; t++) values[t] = kept[t]![slot]!;
+      found.values.set(name, values);
     });
     return kept;
   };
@@ -107,9 +111,8 @@ function changed(change: Change, own: number, mean: number, t: number): number {
   return "values" in change ? change.values[t]! : change.factor * own;
 }
 
+/** The k largest nodes, and what ties with them. */
 function compete(row: Float64Array, channels: Numbers, k: number): Float64Array {
-  const real = [...channels].filter(channel => channel >= 0).length;
-  if (real < k || row.length <= k) return row;
   const sizes = Float64Array.from(row, (value, slot) => (channels[slot]! >= 0 ? Math.abs(value) : 0)).sort();
   const least = sizes[sizes.length - k]!;
   return row.map((value, slot) => (channels[slot]! < 0 || Math.abs(value) >= least ? value : 0));
@@ -118,8 +121,10 @@ function compete(row: Float64Array, channels: Numbers, k: number): Float64Array 
 function read(part: Read, place: string, h: Rows, rest: number[], site: Site): Rows {
   const x = h.map((row, t) => {
     const scale = 1 / Math.sqrt((dot(row, row) + rest[t]!) / part.width + part.eps);
-    const own = Array.from(part.tracked.data, (channel, i) => row[channel]! * scale * part.gain.data[i]!);
-    return Float64Array.from(part.positions.shape[1] ? [...own, ...of(part.positions, t)] : own);
+    const found = new Float64Array(part.slots.channels.data.length), own = part.tracked.data.length;
+    for (let i = 0; i < own; i++) found[i] = row[part.tracked.data[i]!]! * scale * part.gain.data[i]!;
+    if (part.positions.shape[1]) found.set(of(part.positions, t), own);
+    return found;
   });
   return site(place, part.slots, x);
 }
@@ -144,7 +149,7 @@ function attend(part: Attention, layer: number, h: Rows, rest: number[], site: S
     pattern.forEach((row, t) => {
       shares[t]![head] = row.reduce((a, b) => a + b, 0);
       const [from, to] = slice(v[0]!.length, part.heads, head);
-      for (let slot = from; slot < to; slot++) mixed[t]![slot] = row.reduce((total, share, s) => total + share * v[s]![slot]!, 0);
+      for (let s = 0; s < row.length; s++) for (let slot = from; slot < to; slot++) mixed[t]![slot]! += row[s]! * v[s]![slot]!;
     });
     const own = headOf(part, head);
     if (own !== null) found.patterns.set(`${layer}.${own}`, pattern);
@@ -230,7 +235,16 @@ function of(tensor: Tensor, row: number): Numbers {
 }
 
 const applied = (matrix: Matrix, x: ArrayLike<number>): Float64Array => sum(matrix.bias.data, times(matrix.weight, x));
-const times = (matrix: Tensor, x: ArrayLike<number>): Float64Array => Float64Array.from({ length: matrix.shape[0]! }, (_, row) => dot(of(matrix, row), x));
+
+function times({ shape, data }: Tensor, x: ArrayLike<number>): Float64Array {
+  const [rows, columns] = shape as [number, number], found = new Float64Array(rows);
+  for (let row = 0, at = 0; row < rows; row++) {
+    let total = 0;
+    for (let column = 0; column < columns; column++) total += data[at++]! * x[column]!;
+    found[row] = total;
+  }
+  return found;
+}
 
 function dot(a: ArrayLike<number>, b: ArrayLike<number>): number {
   let total = 0;

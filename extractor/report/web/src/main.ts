@@ -3,6 +3,7 @@
 import { AttentionView } from "./attention";
 import { Card } from "./card";
 import { readData } from "./data";
+import { drawSoon } from "./elements";
 import { LivePanel } from "./live";
 import { Picture } from "./picture";
 import { State } from "./state";
@@ -20,7 +21,7 @@ state.onChange((now, before) => {
   const ran = now.pair !== before.pair || now.typed !== before.typed || now.edits !== before.edits;
   if (ran || now.shown !== before.shown) {
     tokens?.draw();
-    attention?.draw();
+    if (attention) drawSoon(attention.place, () => attention.draw());
   }
   if (ran) live?.draw();
   tokens?.mark();

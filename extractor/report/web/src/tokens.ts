@@ -1,15 +1,19 @@
 // Nodes by tokens: a heat map of one prompt, of its pair, or of the difference. A token's head recolours the picture.
 
-import type { PageData } from "./data";
-import { make, nodeLink, percent, short, signed, tint } from "./elements";
+import type { PageData, Row } from "./data";
+import { drawSoon, make, nodeLink, percent, short, signed, tint } from "./elements";
 import { answerBar } from "./live";
 import type { Shown, State } from "./state";
 import { deviation, rowOf, type View, type Views } from "./view";
+
+const SEEN = 0.01; // steps: smaller changes are not shown
 
 export class TokenView {
   private readonly table = document.querySelector<HTMLTableElement>("#heat")!;
   private readonly caption = document.getElementById("pair-answers")!;
   private rows = new Map<string, HTMLTableRowElement>();
+  private filled = new Map<string, Row>(); // the steps that a row shows
+  private drawn = ""; // the tokens of the table
 
   constructor(private readonly data: PageData, private readonly state: State, private readonly views: Views) {
     const { pairs, texts } = data.tokens!;
@@ -27,9 +31,13 @@ export class TokenView {
     document.querySelector<HTMLSelectElement>("#pair")!.value = String(pair);
     for (const button of document.querySelectorAll<HTMLButtonElement>("button[data-shown]")) button.setAttribute("aria-pressed", String(button.dataset.shown === shown));
     const which = shown === "second" ? 1 : 0;
+    this.answers(view);
+    const tokens = JSON.stringify([view.ids, shown]);
+    if (tokens === this.drawn) return drawSoon(this.table, () => this.fill(this.views.of(this.state.choice)));
+    this.drawn = tokens;
     this.head(view, which);
     this.body(view);
-    this.answers(view);
+    this.fill(view);
     this.mark();
   }
 
@@ -60,23 +68,31 @@ export class TokenView {
 
   private body(view: View): void {
     this.rows = new Map();
+    this.filled = new Map();
     let site = "";
     for (const node of this.data.nodes) {
-      const steps = rowOf(view, this.state.choice, node.id), scale = this.data.tokens!.nodes[node.id]?.scale ?? 0;
-      if (!steps) continue;
+      const length = rowOf(view, this.state.choice, node.id)?.length;
+      if (!length) continue;
       const name = make("th", "", nodeLink(node.id));
       name.scope = "row";
-      const cells = steps.map(step => {
-        const cell = make("td");
-        cell.style.background = tint(step);
-        cell.title = signed(Number(short(deviation(scale, this.state.choice, step))));
-        return cell;
-      });
-      const row = make("tr", node.site === site ? "" : "begins", name, ...cells);
+      const row = make("tr", node.site === site ? "" : "begins", name, ...Array.from({ length }, () => make("td")));
       site = node.site;
       this.rows.set(node.id, row);
     }
     this.table.tBodies[0]!.replaceChildren(...this.rows.values());
+  }
+
+  private fill(view: View): void {
+    for (const [id, row] of this.rows) {
+      const scale = this.data.tokens!.nodes[id]!.scale, cells = row.cells;
+      const steps = rowOf(view, this.state.choice, id)!, before = this.filled.get(id);
+      steps.forEach((step, i) => {
+        if (before && Math.abs(before[i]! - step) < SEEN) return;
+        cells[i + 1]!.title = signed(Number(short(deviation(scale, this.state.choice, step))));
+        cells[i + 1]!.style.background = tint(step);
+      });
+      this.filled.set(id, steps);
+    }
   }
 
   private answers(view: View): void {

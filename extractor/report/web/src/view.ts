@@ -33,13 +33,19 @@ export class Views {
   }
 
   private made(choice: Choice): View {
-    const stored = this.stored(choice.pair);
-    if (!this.circuit || (!choice.typed && !Object.keys(choice.edits).length)) return stored;
+    if (!this.circuit) return this.stored(choice.pair);
+    const own = this.circuit.ids(choice.pair);
     try {
-      return this.run(this.circuit, choice, stored);
+      const ids = choice.typed?.map(text => this.circuit!.encode(text)) as [number[], number[]] | undefined;
+      return this.run(this.circuit, choice, ids ?? own);
     } catch (error) {
-      return { ...stored, problem: (error as Error).message };
+      return { ...this.run(this.circuit, choice, own), problem: (error as Error).message };
     }
+  }
+
+  private answers(number: number): [string, string] {
+    const { texts, pairs } = this.data.tokens!;
+    return pairs[number]!.answers.map(place => texts[place]!) as [string, string];
   }
 
   private stored(number: number): View {
@@ -49,7 +55,7 @@ export class Views {
     return {
       ids: pair.tokens,
       texts: [pair.tokens[0].map(text), pair.tokens[1].map(text)],
-      answers: [text(pair.answers[0]), text(pair.answers[1])],
+      answers: this.answers(number),
       first: pair.first,
       plain: pair.first,
       rows: node => tokens.nodes[node]?.values[number] ?? null,
@@ -58,28 +64,25 @@ export class Views {
     };
   }
 
-  private run(circuit: PageCircuit, choice: Choice, stored: View): View {
-    const { pair, typed, edits } = choice;
-    const ids: [number[], number[]] = typed ? [circuit.encode(typed[0]), circuit.encode(typed[1])] : circuit.ids(pair);
-    const plain = circuit.both(ids, pair), found = circuit.both(ids, pair, edits);
+  private run(circuit: PageCircuit, { pair, edits }: Choice, ids: [number[], number[]]): View {
+    const plain = circuit.plain(ids, pair), found = circuit.both(ids, pair, edits);
     const steps = (node: string, values: Float64Array): Row => {
       const scale = this.data.tokens!.nodes[node]!.scale, mean = this.means.get(node)!;
       return Array.from(values, value => ((value - mean) / scale) * STEPS);
     };
     const shown = (prompt: number[]) => prompt.map(id => visible(circuit.text(id)));
-    const names = new Set([...found[0].patterns.keys(), ...found[1].patterns.keys()]);
     const shares = (which: 0 | 1, head: string): Row[] => (found[which].patterns.get(head) ?? []).map(row => Array.from(row, share => 255 * share));
     return {
       ids,
       texts: [shown(ids[0]), shown(ids[1])],
-      answers: stored.answers,
+      answers: this.answers(pair),
       first: [circuit.probability(found[0]), circuit.probability(found[1])],
       plain: [circuit.probability(plain[0]), circuit.probability(plain[1])],
       rows: node => {
         const [a, b] = [found[0].values.get(node), found[1].values.get(node)];
         return a && b && this.data.tokens!.nodes[node] ? [steps(node, a), steps(node, b)] : null;
       },
-      heads: Object.fromEntries([...names].filter(head => stored.heads[head]).map(head => [head, [shares(0, head), shares(1, head)]])),
+      heads: Object.fromEntries([...found[0].patterns.keys()].map(head => [head, [shares(0, head), shares(1, head)]])),
       problem: null,
     };
   }
