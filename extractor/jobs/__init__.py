@@ -8,6 +8,7 @@ context.py        values that the stages of a circuit job pass on
 train_job.py      a model from scratch;  circuit_job.py: circuits of a given model
 bridge_stage.py   makes model/ from the given model;  bridged_cache.py: cache of bridged models for other jobs
 find_circuit.py   splits -> prune -> validate -> report;  circuit_files.py: writes circuits/TASK/
+page_data.py      what the page shows token by token;  live_data.py: with which it runs the circuit
 check_tasks.py    how well a model does each task
 cost/             memory and time that a bridging needs
 

@@ -20,6 +20,7 @@ from extractor.circuits.sites import node_id
 from extractor.data.encoding import prompt_text, shown_text, token_text
 from extractor.data.prompts import TaskBatch
 from extractor.files import rounded
+from extractor.jobs.live_data import live_data
 from extractor.jobs.page_data import page_data
 from extractor.models.sparse_folder import DENSE_JSON, FAITHFULNESS_JSON
 from extractor.progress import Progress, Stopped
@@ -27,7 +28,6 @@ from extractor.pruning.criteria import PrunedCircuit
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import PruneResult
 from extractor.pruning.standards import FoundCircuits
-from extractor.report.live import live_data
 from extractor.report.page import Example, write_report
 from extractor.validation.ablations import standard_logit_diffs
 from extractor.validation.validate import ValidationReport, under_conditions

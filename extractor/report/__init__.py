@@ -1,7 +1,7 @@
 """The report of a circuit: report.html, circuit.svg, circuit.png.
 
 page.py     the report, with page.html as its template. Read this first
-live.py     the data with which the circuit runs in the page; web/ is the page's script
+web/        the page's script
 story.py    how the circuit works, as sentences
 html.py     tables, bars, formatted numbers
 plots.py    plots as SVG

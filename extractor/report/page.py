@@ -82,7 +82,7 @@ def write_report(
     result   the content of result.json, with losses in nats per prompt, accuracies as fractions, times in seconds
     check    called often; what it raises ends the writing
     tokens   the content of tokens.json, see `jobs.page_data`; None: the page has no token view
-    live     the circuit itself, see `report.live`; None: the page does not run it
+    live     the circuit itself, see `jobs.live_data`; None: the page does not run it
 
     Raises DiskFull.
     """

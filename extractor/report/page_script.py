@@ -26,7 +26,7 @@ def page_json(
     edges     [[source, target, weight, rise of the loss without it or null]] between drawn nodes
     loss      of the circuit on the pairs of `moved` and `flipped`, nats
     tokens    see `jobs.page_data`; null where there is none
-    calibration, live   the circuit itself, see `report.live`; null where the page does not run it
+    calibration, live   the circuit itself, see `jobs.live_data`; null where the page does not run it
     """
     checked = result.get("validation") or {}
     shown = set(drawn)

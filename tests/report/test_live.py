@@ -20,9 +20,9 @@ from worlds import ROOT
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.observed import ObservedRun, observe
 from extractor.data.encoding import text_ids
+from extractor.jobs import live_data as live
 from extractor.models.reference import BUNDLED
 from extractor.models.tokenizer import load_tokenizer
-from extractor.report import live
 
 browsers = pytest.importorskip("test_browser")
 sync_api = browsers.sync_api

@@ -13,7 +13,7 @@ from worlds import ROOT
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.observed import observe
 from extractor.data.encoding import token_text
-from extractor.report import live
+from extractor.jobs import live_data as live
 from extractor.report.page import write_report
 
 EXAMPLE = json.loads((ROOT / ".github" / "example" / "result.json").read_text(encoding="utf-8"))

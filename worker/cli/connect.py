@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worker.cli.text import say
@@ -32,6 +33,18 @@ def open_for(no_worker: bool = False, only_again: bool = False) -> Service:
     service = open_service(load_settings(no_worker))
     local.ensure_worker(service.records, service.settings, only_again)
     return service
+
+
+def result_at(job: str) -> Path:
+    """The result folder of a job id, or the folder itself. Raises UsageError, NotFound, ServiceUnavailable."""
+    from worker.client import results, service
+    from worker.ids import check_id
+
+    if Path(job).is_dir():
+        return Path(job).absolute()
+    check_id(job)
+    settings = load_settings()
+    return results.result_folder(settings, service.open_service(settings).records, job)
 
 
 def resolve_model(model: str, settings: Settings, records: Records | None = None) -> str:

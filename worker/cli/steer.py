@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -40,13 +39,14 @@ def command(job: str, strength: float | None, task: str | None, as_json: bool, *
 
     if strength is not None and not 0 <= strength <= 1:
         raise UsageError(f"--strength {strength:g} is not between 0 (no change) and 1 (the full change)")
+    from worker.cli.connect import result_at
     from worker.cli.views.job import silence_transformers
 
     silence_transformers()
     from extractor.bridges.steering.evaluate import STRENGTHS
     from extractor.bridges.steering.prompt import open_result, steer_result
 
-    result = open_result(_folder(job), task)
+    result = open_result(result_at(job), task)
     strengths = STRENGTHS if strength is None else sorted({0.0, strength})
     found = steer_result(result, strengths=strengths, **asked)
     if as_json:
@@ -54,19 +54,6 @@ def command(job: str, strength: float | None, task: str | None, as_json: bool, *
     else:
         _show(found)
     return 0
-
-
-def _folder(job: str) -> Path:
-    """The result folder of a job id, or the folder itself."""
-    from worker.cli.connect import load_settings
-    from worker.client import results, service
-    from worker.ids import check_id
-
-    if Path(job).is_dir():
-        return Path(job).absolute()
-    check_id(job)
-    settings = load_settings()
-    return results.result_folder(settings, service.open_service(settings).records, job)
 
 
 def _show(found: dict[str, Any]) -> None:

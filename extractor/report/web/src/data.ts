@@ -48,7 +48,7 @@ export interface Packed {
   int?: string;
 }
 
-/** The circuit itself, see `extractor.report.live`. */
+/** The circuit itself, see `extractor.jobs.live_data`. */
 export interface LiveData {
   tensors: Record<string, Packed>;
   layers: unknown;
