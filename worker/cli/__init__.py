@@ -25,7 +25,7 @@ GROUPS = {  # as `extract --help` shows the commands
     "Find a circuit": ("submit", "train", "tasks", "models", "import"),
     "Look": ("list", "status", "watch", "logs", "result", "compare", "steer"),
     "Many models, many settings": ("batch", "sweep"),
-    "Run the service": ("worker", "cancel", "gc", "run", "server", "metrics", "caretaker"),
+    "Run the service": ("worker", "cancel", "gc", "run", "server", "metrics", "caretaker", "completion"),
 }
 # Command -> module of this folder. `list` is not called list.py: as an attribute of this package it would hide the builtin.
 # `import` cannot be a module at all.

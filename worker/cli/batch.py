@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from worker.cli import complete
 from worker.cli.options import as_json as json_option
 from worker.cli.options import no_worker as no_worker_option
 from worker.cli.options import positive
@@ -50,7 +51,14 @@ _OPTIONS = (
         metavar="hub:QUERY|FILE|DIR",
         help="Source of models: a hub search, a file with one reference per line, or a folder. Repeatable.",
     ),
-    click.option("--task", "tasks", multiple=True, required=True, help="A name from `extract tasks`, a JSONL file, or 'all'. Repeatable."),
+    click.option(
+        "--task",
+        "tasks",
+        multiple=True,
+        shell_complete=complete.tasks,
+        required=True,
+        help="A name from `extract tasks`, a JSONL file, or 'all'. Repeatable.",
+    ),
     click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Maximum number of models."),
     click.option("--max-params", "most_parameters", callback=_parameters, metavar="N", help="Maximum parameters per model: 200M, 1.5B."),
     click.option("--org", "owners", multiple=True, metavar="OWNER", help="Accept hub models of this owner only. Repeatable."),

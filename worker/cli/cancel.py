@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from worker.cli import complete
 from worker.cli.options import as_json as json_option
 from worker.cli.text import print_json, print_line
 
 
 @click.command("cancel", short_help="Cancel a job.")
-@click.argument("job")
+@click.argument("job", shell_complete=complete.jobs)
 @json_option
 def command(job: str, as_json: bool) -> int:
     """Cancel a job. A queued job ends at once; a running job saves a checkpoint and stops within seconds.

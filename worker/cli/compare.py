@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from worker.cli import complete
 from worker.cli.options import as_json as json_option
 from worker.cli.text import print_json
 
@@ -14,8 +15,8 @@ LISTED = 12  # names of a list that are printed
 
 
 @click.command("compare", short_help="Compare two circuits.")
-@click.argument("first")
-@click.argument("second")
+@click.argument("first", shell_complete=complete.jobs)
+@click.argument("second", shell_complete=complete.jobs)
 @json_option
 def command(first: str, second: str, as_json: bool) -> int:
     """Compare two circuits, each a job id or a result folder, with :TASK where it has several tasks: sizes and losses, the

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from worker.cli import complete
 from worker.cli.options import as_json as json_option
 from worker.cli.options import no_worker as no_worker_option
 from worker.cli.text import print_json, print_line
@@ -20,7 +21,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @click.command("logs", short_help="Show the log of a job.")
-@click.argument("job")
+@click.argument("job", shell_complete=complete.jobs)
 @click.option("-f", "--follow", is_flag=True, help="Print new lines until the job ends.")
 @click.option("--since", metavar="AGE|TIME", help="Only lines since then: 90s, 10m, 2h, 1d, or 2026-11-23T09:30.")
 @no_worker_option

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import click
 
+from worker.cli import complete
 from worker.cli.options import as_json as json_option
 from worker.cli.text import print_json, say
 
 
 @click.command("result", short_help="Show or copy the result of a job.")
-@click.argument("job")
+@click.argument("job", shell_complete=complete.jobs)
 @click.option("--out", type=click.Path(path_type=Path), help="Copy the result to this new folder and verify every file.")
 @click.option("--open", "open_report", is_flag=True, help="Open the report in a browser.")
 @json_option

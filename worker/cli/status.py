@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from worker.cli import complete
 from worker.cli.options import as_json as json_option
 from worker.cli.options import no_worker as no_worker_option
 from worker.cli.text import print_json
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("status", short_help="Show a job, or the whole service.")
-@click.argument("job", required=False)
+@click.argument("job", required=False, shell_complete=complete.jobs)
 @click.option("--once", is_flag=True, help="Print the page once, also in a terminal.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Maximum number of open jobs and of workers.")
 @no_worker_option

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
+from worker.cli import complete
 from worker.cli.options import as_json as json_option
 from worker.cli.text import print_json
 
 
 @click.command("steer", short_help="Patch a circuit's nodes into the dense model.")
-@click.argument("job")
+@click.argument("job", shell_complete=complete.jobs)
 @click.option(
     "--node",
     "nodes",

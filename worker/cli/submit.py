@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from worker.cli import complete
 from worker.cli.options import changes_option, dataset_options, fields_option, positive, prune_options, request_options, show_fields
 from worker.cli.text import say
 
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
     from worker.client.service import Service
 
 _OPTIONS = (
-    click.option("--model", help="A bundled name, a folder, a hub id, or the id of a finished job (also as job:ID)."),
+    click.option(
+        "--model", shell_complete=complete.models, help="A bundled name, a folder, a hub id, or the id of a finished job (also as job:ID)."
+    ),
     click.option("--adapter", help="LoRA adapter of the model: a folder or a hub id. For a --model that is an adapter, its base is found."),
     click.option(
         "--task",
         "tasks",
+        shell_complete=complete.tasks,
         multiple=True,
         help="A name from `extract tasks`, a JSONL file of pairs, or 'all'. Repeatable; all tasks share one bridging.",
     ),

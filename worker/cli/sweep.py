@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from worker.cli import complete
 from worker.cli.options import as_json as json_option
 from worker.cli.options import no_worker as no_worker_option
 from worker.cli.options import positive
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 @click.option(
     "--grid", multiple=True, metavar="NAME=VALUE,VALUE", help="An axis: width, l0 (nonzeros as 16k, or a fraction), or any field."
 )
-@click.option("--task", "tasks", multiple=True, help="A task to find circuits for; see `extract tasks`. Repeatable.")
+@click.option(
+    "--task", "tasks", multiple=True, shell_complete=complete.tasks, help="A task to find circuits for; see `extract tasks`. Repeatable."
+)
 @click.option("--preset", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True, help="Size of the work.")
 @click.option(
     "--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Override a field of all models; see `extract train --fields`."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from worker.cli import complete
 from worker.cli.options import as_json as json_option
 from worker.cli.options import positive
 from worker.cli.text import print_json, print_line, say
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from tasks.base import Pair, Task
 
 BUILT_IN = "built-in"
-_MODEL = click.option("--model", required=True, help="A bundled name, a folder, a hub id, or the id of a finished job.")
+_MODEL = click.option(
+    "--model", required=True, shell_complete=complete.models, help="A bundled name, a folder, a hub id, or the id of a finished job."
+)
 _ADAPTER = click.option("--adapter", help="A LoRA on that model: a folder or a hub id.")
 
 
@@ -84,7 +87,13 @@ def show(task: str, model: str, adapter: str | None, pairs: int, as_json: bool) 
 @command.command("check", short_help="Measure a model's loss and accuracy on tasks.")
 @_MODEL
 @_ADAPTER
-@click.option("--task", "tasks", multiple=True, help="A name, a JSONL file of pairs, or 'all'. Repeatable. Default: all.")
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    shell_complete=complete.tasks,
+    help="A name, a JSONL file of pairs, or 'all'. Repeatable. Default: all.",
+)
 @click.option("--pairs", type=click.IntRange(1, 100_000), default=256, show_default=True, help="Held-out pairs per task.")
 @click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Target loss in nats.")
 @json_option

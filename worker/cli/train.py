@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from worker.cli import complete
 from worker.cli.options import changes_option, dataset_options, fields_option, positive, refuse_given, request_options, show_fields
 from worker.cli.text import say
 
@@ -18,7 +19,13 @@ _OPTIONS = (
     click.option("--architecture", type=click.Choice(["sparse_gpt", "gpt2"]), default="sparse_gpt", show_default=True),
     click.option("--dense", is_flag=True, help="Train the dense baseline: the same shape without sparsity."),
     click.option("--match", type=float, metavar="LOSS", callback=positive, help="Search the smallest width that reaches this loss (nats)."),
-    click.option("--task", "tasks", multiple=True, help="Also find the circuit for this task, as `submit` does. Repeatable."),
+    click.option(
+        "--task",
+        "tasks",
+        multiple=True,
+        shell_complete=complete.tasks,
+        help="Also find the circuit for this task, as `submit` does. Repeatable.",
+    ),
     click.option("--target-loss", type=float, default=0.15, show_default=True, callback=positive, help="Target loss of a circuit (nats)."),
     changes_option("optim.lr=0.05"),
     fields_option,

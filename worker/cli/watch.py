@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from worker.cli import complete
 from worker.cli.options import as_json as json_option
 from worker.cli.options import no_worker as no_worker_option
 
 
 @click.command("watch", short_help="Follow a job until it ends.")
-@click.argument("job")
+@click.argument("job", shell_complete=complete.jobs)
 @click.option("--from", "after", default="0", help="Show only events after this event id (as in --json).")
 @no_worker_option
 @json_option

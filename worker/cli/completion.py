@@ -1,0 +1,33 @@
+"""`extract completion`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command("completion", short_help="Complete commands, tasks, models and job ids in your shell.")
+@click.argument("shell", type=click.Choice(SHELLS), required=False)
+def command(shell: str | None) -> int:
+    """Print the script with which SHELL (default: yours) completes commands, options, tasks, models and job ids.
+
+    \b
+    bash   extract completion bash > ~/.local/share/bash-completion/completions/extract
+    zsh    extract completion zsh > "${fpath[1]}/_extract"
+    fish   extract completion fish > ~/.config/fish/completions/extract.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from extractor.errors import UsageError
+    from worker.cli import group
+
+    chosen = shell or Path(os.environ.get("SHELL", "")).name
+    completion = get_completion_class(chosen)
+    if chosen not in SHELLS or completion is None:
+        raise UsageError(f"there is no completion for the shell {chosen!r}; name one of {', '.join(SHELLS)}")
+    click.echo(completion(group, {}, "extract", "_EXTRACT_COMPLETE").source())
+    return 0
