@@ -211,8 +211,14 @@ def test_a_node_that_random_edits_equal_is_not_preferred(
     """Of two candidates the one with the larger margin is taken, although the other raises the probability more."""
     choosing = SteeringPrompts(exact, batches["select"], 4)
     candidates = [(find_node(exact, "0.attn.act_in.3"), "read"), (find_node(exact, "1.mlp.resid_delta.11"), "stream")]
-    monkeypatch.setattr(few, "_between", lambda prompts, chosen: torch.full_like(prompts.plain.between, 0.9 - 0.1 * chosen[-1][0].layer))
-    monkeypatch.setattr(few, "_strengths", lambda prompts, drawn, tick: [0.1, 0.7] if drawn[0][0].site == 0 else [0.1, 0.2])
+    raised = {"0.attn.act_in.3": 0.9, "1.mlp.resid_delta.11": 0.8}
+
+    def strengths(prompts: SteeringPrompts, drawn: list, tick: object) -> list[float]:
+        if len(drawn) == len(candidates):  # the edits themselves
+            return [raised[node.id] for node, _ in candidates]
+        return [0.1, 0.7] if drawn[0][0].site == 0 else [0.1, 0.2]
+
+    monkeypatch.setattr(few, "_strengths", strengths)
     found = few._margins(choosing, [], candidates, 0, lambda: None)
     assert found == pytest.approx({0: 0.2, 1: 0.6})
 

@@ -73,9 +73,9 @@ def steering_report(
     found |= {"pairs": many.batch.pairs, "prompts": int(many.counted.sum())} | measured(many, single[0], seed, decode)
     found["tried"] = [[one.nodes[0].id, one.probability, one.way] for one in single]
     prompts = FewPrompts.of(pair, select, held_out, shifted)
-    for name, some in (("few", alone), ("few_of_model", [trials([node]) for node in strongest_of_model(pair, few)])):
-        paper = strongest_first(ways[0] for ways in some)
-        found[name] = few_nodes(prompts, paper, circuit_nodes, seed, tick)
+    of_model = [few.paper_trial(node) for node in strongest_of_model(pair, few)]
+    for name, some in (("few", [ways[0] for ways in alone]), ("few_of_model", of_model)):
+        found[name] = few_nodes(prompts, strongest_first(some), circuit_nodes, seed, tick)
     found["together"] = None
     if groups:
         source = groups[0].nodes[0].source

@@ -125,14 +125,12 @@ def _margins(
     tick: Callable[[], None],
 ) -> dict[int, float]:
     """The margin of the set with each of the COMPARED candidates, by their index."""
-    strengths = []
-    for extra in candidates:
-        tick()
-        strengths.append(choosing.mean(_between(choosing, [*chosen, extra])))
+    edits = [choosing.run.edits([*chosen, extra]) for extra in candidates]
+    strengths = _strengths(choosing, edits, tick)
     order = sorted(range(len(candidates)), key=lambda index: (-strengths[index], index))[:COMPARED]
     found = {}
     for index in order:
-        drawn = _drawn(choosing, [*chosen, candidates[index]], seed + _MARGIN_SEED, MARGIN_DRAWS)
+        drawn = _drawn(edits[index], seed + _MARGIN_SEED, MARGIN_DRAWS)
         found[index] = strengths[index] - max(_strengths(choosing, drawn, tick))
     return found
 
@@ -140,11 +138,11 @@ def _margins(
 def _measured(
     prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]], draw: int, seed: int, tick: Callable[[], None]
 ) -> dict[str, Any]:
-    random = _odds(prompts, _drawn(prompts, chosen, seed, RANDOM_DRAWS)[draw])
+    random = _odds(prompts, _drawn(prompts.run.edits(chosen), seed, RANDOM_DRAWS)[draw])
     by_size = []
     for size in range(1, len(chosen) + 1):
         tick()
-        between = _between(prompts, chosen[:size])
+        between = _odds(prompts, prompts.run.edits(chosen[:size]))
         by_size.append(prompts.mean(between > 0.5))
     hits = ((between > 0.5) & prompts.counted).double()
     return {
@@ -158,22 +156,19 @@ def _measured(
     }
 
 
-def _between(prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]]) -> Tensor:
-    return _odds(prompts, prompts.run.edits(chosen))
-
-
 def _odds(prompts: SteeringPrompts, edits: Sequence[ResidualEdit]) -> Tensor:
     """Probability (B,) of the counterfactual answer against the right one."""
     return prompts.odds(edits, 1.0).between
 
 
-def _drawn(prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]], seed: int, draws: int) -> list[list[ResidualEdit]]:
-    """`draws` times the edits of the set, each rotated at random: the same rotations for every batch of prompts."""
-    turned = [random_directions(edit, draws, seed + number) for number, edit in enumerate(prompts.run.edits(chosen))]
+def _drawn(edits: Sequence[ResidualEdit], seed: int, draws: int) -> list[list[ResidualEdit]]:
+    """`draws` times the edits of a set, each rotated at random: the same rotations for every batch of prompts."""
+    turned = [random_directions(edit, draws, seed + number) for number, edit in enumerate(edits)]
     return [list(edits) for edits in zip(*turned, strict=True)]
 
 
 def _strengths(prompts: SteeringPrompts, drawn: Sequence[Sequence[ResidualEdit]], tick: Callable[[], None]) -> list[float]:
+    """Mean probabilities of the counterfactual answer with each of these sets of edits."""
     found = []
     for edits in drawn:
         tick()
@@ -182,5 +177,5 @@ def _strengths(prompts: SteeringPrompts, drawn: Sequence[Sequence[ResidualEdit]]
 
 
 def _strongest_draw(prompts: SteeringPrompts, chosen: Sequence[tuple[SteeredNode, Way]], seed: int, tick: Callable[[], None]) -> int:
-    found = _strengths(prompts, _drawn(prompts, chosen, seed, RANDOM_DRAWS), tick)
+    found = _strengths(prompts, _drawn(prompts.run.edits(chosen), seed, RANDOM_DRAWS), tick)
     return max(range(len(found)), key=lambda index: found[index])

@@ -55,6 +55,11 @@ class SteeringPrompts:
         ways = WAYS if nodes[0].reads else WAYS[1:]
         return [SteeringTrial(tuple(nodes), way, self.mean(self.odds(self.run.edit(nodes, way), 1.0).between)) for way in ways]
 
+    def paper_trial(self, node: SteeredNode) -> SteeringTrial:
+        """The edit of a node in the paper's way alone."""
+        way = WAYS[0] if node.reads else WAYS[1]
+        return SteeringTrial((node,), way, self.mean(self.odds(self.run.edit([node], way), 1.0).between))
+
     def _odds(self, logits: Tensor) -> AnswerOdds:
         right, other = logits[self.rows, self.batch.correct], logits[self.rows, self.batch.wrong]
         return AnswerOdds((other - right).double().sigmoid(), logits.softmax(-1)[self.rows, self.batch.wrong])
