@@ -140,8 +140,14 @@ def test_a_typed_prompt_is_run_and_shown(opened, typed, tokenizer: Tokenizer):
     wanted = world.circuit(graph).calibration.apply(run.diff).sigmoid().item()
     said = page.locator("#pair-answers .answer-bar").first.get_attribute("aria-label")
     assert float(said.split(" %")[0]) == pytest.approx(100 * wanted, abs=0.06)
-    first.fill(text * 20)
+    second = page.locator("#live textarea").last
+    second.fill(text * 20)
+    assert "Second prompt: " in page.locator("#live-problem").inner_text()
     assert "are too many" in page.locator("#live-problem").inner_text()
+    assert [box.get_attribute("aria-invalid") for box in (first, second)] == ["false", "true"]
+    assert page.locator("#pair-answers .answer-bar").first.get_attribute("aria-label") == said, "the other prompt is still run"
+    second.press("Escape")
+    assert second.evaluate("box => box === document.activeElement")
     page.locator("#live-undo").click()
     assert page.locator("#live-problem").is_hidden()
     assert first.input_value() == page.evaluate("circuit.typed(0, 0)")
@@ -153,6 +159,8 @@ def test_a_node_is_switched_off_patched_and_scaled_from_its_card(opened, typed):
     strongest = max(observe(graph, world.base, world.batch).values, key=lambda node: effect_of(world, graph, node))
     page = opened(path, f"#node={strongest}")
     label = lambda: page.locator("#card .answer-bar").first.get_attribute("aria-label")  # noqa: E731
+    chip = page.locator(f'.picture .node[data-id="{strongest}"] rect').first
+    assert chip.evaluate("box => getComputedStyle(box).strokeDasharray") == "none"
     plain, row = label(), page.locator(f'.heat tbody tr:has(th:has-text("{strongest}"))').first
     colours = row.evaluate("row => row.innerHTML")
     page.get_by_role("button", name="off", exact=True).click()
@@ -160,16 +168,18 @@ def test_a_node_is_switched_off_patched_and_scaled_from_its_card(opened, typed):
     assert off != plain
     page.wait_for_timeout(300)  # what is not in the window is drawn later
     assert row.evaluate("row => row.innerHTML") != colours
-    assert page.locator("#live-edits").inner_text() == f"{strongest} is off: it has its mean"
-    assert page.locator(f'.picture .node.changed-here[data-id="{strongest}"]').count() == 1
+    assert f"{strongest} is off: it has its mean" in page.locator("#live-edits").inner_text()
+    assert page.locator("#card output").inner_text() == "\u2013"
+    dashes = chip.evaluate("box => getComputedStyle(box).strokeDasharray")
+    assert dashes != "none"
     page.get_by_role("button", name="other prompt\u2019s value").click()
     assert label() not in (plain, off)
     page.locator("#card input[type=range]").fill("2.5")
-    assert page.locator("#live-edits").inner_text() == f"{strongest} is multiplied by 2.5"
+    assert f"{strongest} is multiplied by 2.5" in page.locator("#live-edits").inner_text()
     assert page.locator("#card output").inner_text() == "2.5"
     sync_api.expect(page).to_have_url(re.compile(r"2\.5$"))
     address, scaled = page.url, label()
-    page.get_by_role("button", name="as computed").click()
+    page.get_by_role("button", name=f"Undo the change of {strongest}").click()
     assert label() == plain
     again = opened(path, "#" + address.partition("#")[2])
     assert again.locator("#card .answer-bar").first.get_attribute("aria-label") == scaled
@@ -189,8 +199,36 @@ def test_prompts_of_two_lengths_have_no_values_to_exchange(opened, typed):
     page = opened(path, f"#node={next(iter(observe(graph, world.base, world.batch).values))}")
     other = page.get_by_role("button", name="other prompt\u2019s value")
     assert other.is_enabled()
+    page.get_by_role("button", name="other prompt\u2019s value").click()
+    page.locator('[data-shown="difference"]').click()
+    page.locator(".heat thead button").last.click()
+    assert "differences at token 12" in page.locator("#token-note").inner_text()
+    own = page.locator("#live textarea").first.input_value()
     page.locator("#live textarea").first.fill("a = b")
     assert other.is_disabled()
+    assert page.locator('[data-shown="difference"]').is_disabled()
+    assert "is as computed: the prompts have different numbers of tokens" in page.locator("#live-edits").inner_text()
+    assert page.locator("#token-note").is_hidden()
+    page.locator("#live textarea").first.fill(own)
+    assert other.is_enabled()
+    assert "prompt=" not in page.url
+
+
+def test_a_link_restores_its_view_and_nothing_of_the_one_before(opened, typed):
+    world, graph, path = typed
+    nodes = list(observe(graph, world.base, world.batch).values)
+    page = opened(path, f"#node={nodes[0]}&set={nodes[0]}%3Doff&set={nodes[1]}%3D7&set={nodes[2]}%3D1&prompt=a&prompt=b&shown=second")
+    assert "is multiplied by 3" in page.locator("#live-edits").inner_text()
+    assert page.locator("#live-edits li").count() == 2
+    page.evaluate("location.hash = '#pair=2'")
+    sync_api.expect(page.locator("#live-edits li")).to_have_count(0)
+    assert page.locator("#pair").input_value() == "1"
+    assert page.locator('[data-shown="first"]').get_attribute("aria-pressed") == "true"
+    page.locator(f'.heat a:has-text("{nodes[3]}")').first.click()
+    assert page.locator("#card h3").inner_text() == nodes[3]
+    assert page.locator("#pair").input_value() == "1", "a link within the page leaves the rest as it is"
+    page.go_back()
+    sync_api.expect(page.locator("#card h3")).to_have_count(0)
 
 
 def test_of_a_large_vocabulary_only_the_shown_tokens_are_in_the_page(

@@ -36,6 +36,8 @@ function escaped(c: string): string {
   const short: Record<string, string> = { "\n": "\\n", "\r": "\\r", "\t": "\\t" }, code = c.codePointAt(0)!.toString(16);
   return short[c] ?? (code.length <= 2 ? `\\x${code.padStart(2, "0")}` : code.length <= 4 ? `\\u${code.padStart(4, "0")}` : `\\U${code.padStart(8, "0")}`);
 }
+/** A probability: neither 0 nor 1 is ever shown for what is not. */
+export const chance = (value: number): string => (value < 0.0005 ? "<0.1 %" : value > 0.9995 ? ">99.9 %" : percent(value));
 export const nats = (value: number): string => value.toFixed(3);
 export const signed = (value: number): string => (value > 0 ? "+" : "") + String(value);
 export const short = (value: number): string => String(Number(value.toPrecision(3)));

@@ -1,9 +1,9 @@
 // The panel "Run the circuit": typed prompts, both answers before and after, the list of changed nodes.
 
 import type { Edit } from "./circuit";
-import { make, nodeLink, percent } from "./elements";
+import { chance, make, nodeLink } from "./elements";
 import type { State } from "./state";
-import type { Views } from "./view";
+import { alike, type Views } from "./view";
 
 export class LivePanel {
   private readonly panel = document.getElementById("live")!;
@@ -18,26 +18,42 @@ export class LivePanel {
     if (!circuit) return;
     for (const prompt of this.prompts) {
       prompt.closest("label")!.hidden = !circuit.canType;
-      prompt.addEventListener("input", () => state.set({ typed: [this.prompts[0]!.value, this.prompts[1]!.value] }));
+      prompt.addEventListener("input", () => {
+        const typed: [string, string] = [this.prompts[0]!.value, this.prompts[1]!.value], { pair } = state.choice;
+        state.set({ typed: typed.every((text, which) => text === circuit.typed(pair, which)) ? null : typed });
+      });
     }
-    this.undo.addEventListener("click", () => state.set({ typed: null, edits: {} }));
+    this.undo.addEventListener("click", () => {
+      state.set({ typed: null, edits: {} });
+      this.prompts[0]!.focus();
+    });
     this.draw();
   }
 
   draw(): void {
     const { circuit } = this.views;
     if (!circuit) return;
-    const { pair, typed, edits } = this.state.choice;
+    const { pair, typed, edits } = this.state.choice, view = this.views.of(this.state.choice);
     if (circuit.canType) {
       this.prompts.forEach((prompt, which) => {
         const text = typed ? typed[which]! : circuit.typed(pair, which);
         if (prompt.value !== text) prompt.value = text;
         prompt.rows = Math.min(8, text.split("\n").length);
+        prompt.setAttribute("aria-invalid", String(view.problems[which] !== null));
       });
     }
-    this.changes.replaceChildren(...Object.entries(edits).map(([node, edit]) => make("li", "", nodeLink(node), ` ${inWords(edit)}`)));
+    this.changes.replaceChildren(...Object.entries(edits).map(([node, edit]) => make("li", "", nodeLink(node), ` ${inWords(edit, alike(view))} `, this.remover(node))));
     this.undo.hidden = !typed && !Object.keys(edits).length;
-    this.problem.textContent = this.views.of(this.state.choice).problem ?? "";
+    const words = view.problems.map((problem, which) => problem && `${which ? "Second" : "First"} prompt: ${problem} In its place that of the pair is shown.`);
+    this.problem.textContent = words.filter(word => word !== null).join(" ");
+  }
+
+  private remover(node: string): HTMLElement {
+    const button = make("button", "close", "×");
+    button.type = "button";
+    button.setAttribute("aria-label", `Undo the change of ${node}`);
+    button.addEventListener("click", () => this.state.edit(node, undefined));
+    return button;
   }
 }
 
@@ -63,17 +79,17 @@ export class Switches {
   }
 
   update(): void {
-    const now = this.state.choice.edits[this.node], view = this.views.of(this.state.choice), { ids } = view;
+    const now = this.state.choice.edits[this.node], view = this.views.of(this.state.choice);
     for (const [button, edit] of this.buttons) {
       button.setAttribute("aria-pressed", String(now === edit));
-      button.disabled = edit === "other" && ids[0].length !== ids[1].length;
+      button.disabled = edit === "other" && !alike(view);
       button.title = button.disabled ? "the prompts have different numbers of tokens" : "";
     }
     const factor = typeof now === "number" ? now : 1;
     if (Number(this.factor.value) !== factor) this.factor.value = String(factor);
-    this.output.textContent = String(factor);
+    this.output.textContent = now === "off" || now === "other" ? "–" : String(factor);
     const words = this.answer || view.answers[0];
-    const bars = view.first.map((share, i) => [make("span", "", i ? "second prompt" : "first prompt"), answerBar(share, view.plain[i]!, words), make("span", "", percent(share))]);
+    const bars = view.first.map((share, i) => [make("span", "", i ? "second prompt" : "first prompt"), answerBar(share, view.plain[i]!, words), make("span", "", chance(share))]);
     this.answers.replaceChildren(...bars.flat(), make("small", "note", `probability of ${words}`));
   }
 
@@ -85,8 +101,9 @@ export class Switches {
   }
 }
 
-function inWords(edit: Edit): string {
+function inWords(edit: Edit, exchanges: boolean): string {
   if (edit === "off") return "is off: it has its mean";
+  if (edit === "other" && !exchanges) return "is as computed: the prompts have different numbers of tokens";
   return edit === "other" ? "has its value of the other prompt" : `is multiplied by ${edit}`;
 }
 
@@ -97,6 +114,6 @@ export function answerBar(share: number, plain: number, words: string): HTMLElem
   mark.style.left = `${100 * plain}%`;
   const bar = make("span", "answer-bar", filled, mark);
   bar.setAttribute("role", "img");
-  bar.setAttribute("aria-label", `${percent(share)} for ${words}, ${percent(plain)} without changes`);
+  bar.setAttribute("aria-label", `${chance(share)} for ${words}, ${chance(plain)} without changes`);
   return bar;
 }

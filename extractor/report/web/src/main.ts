@@ -32,7 +32,7 @@ state.onChange((now, before) => {
   } else if (ran) card.refresh();
 });
 addEventListener("keydown", event => {
-  if (event.key === "Escape") state.set({ node: null, token: null });
+  if (event.key === "Escape" && !(event.target as Element).matches("textarea, select, input")) state.set({ node: null, token: null });
 });
 Object.assign(globalThis, { circuit: views.circuit });
 picture.update();

@@ -29,7 +29,7 @@ export class Picture {
   }
 
   update(): void {
-    const { node, token, edits } = this.state.choice, view = this.data.tokens && this.views.of(this.state.choice);
+    const { node, token, edits, shown } = this.state.choice, view = this.data.tokens && this.views.of(this.state.choice);
     node ? this.light(node) : this.dim();
     const facts = new Map(this.data.nodes.map(one => [one.id, one]));
     for (const chip of this.nodes) {
@@ -39,6 +39,11 @@ export class Picture {
       box.style.fill = step === null ? "" : tint(step);
       chip.classList.toggle("valued", step !== null);
       chip.classList.toggle("changed-here", id in edits);
+    }
+    const note = document.getElementById("token-note"), length = view?.ids[shown === "second" ? 1 : 0].length ?? 0;
+    if (note) {
+      note.hidden = token === null || token >= length || this.paint.fill !== "value";
+      note.textContent = note.hidden ? "" : `The picture above shows the ${shown === "difference" ? "differences" : "values"} at token ${token! + 1}.`;
     }
     for (const wire of this.wires) if (wire.classList.contains("edge")) wire.style.strokeWidth = this.paint.width(wire.dataset.source!, wire.dataset.target!);
   }

@@ -15,10 +15,12 @@ export function source(svg: SVGSVGElement): string {
   copy.removeAttribute("style");
   const shown = svg.querySelectorAll<SVGElement>("rect, path"), copied = copy.querySelectorAll<SVGElement>("rect, path");
   shown.forEach((shape, i) => {
-    const { fill, strokeWidth } = getComputedStyle(shape);
+    const { fill, stroke, strokeWidth, strokeDasharray } = getComputedStyle(shape);
     copied[i]!.removeAttribute("style");
     copied[i]!.setAttribute("fill", fill);
+    copied[i]!.setAttribute("stroke", stroke);
     copied[i]!.setAttribute("stroke-width", strokeWidth);
+    copied[i]!.setAttribute("stroke-dasharray", strokeDasharray);
   });
   return "data:image/svg+xml;charset=utf-8," + encodeURIComponent(new XMLSerializer().serializeToString(copy));
 }

@@ -14,6 +14,8 @@ export interface Choice {
 }
 
 const NOTHING: Choice = { node: null, pair: 0, shown: "first", token: null, typed: null, edits: {} };
+const LONGEST_LINK = 2000; // characters of a prompt that the address keeps
+const [LEAST, MOST] = [-2, 3]; // factors, as the card's slider has them
 const SETTLED = 250; // milliseconds: browsers limit how often an address changes
 const SHOWN: Shown[] = ["first", "second", "difference"];
 
@@ -26,24 +28,26 @@ export class State {
   constructor(private readonly nodes: Set<string>, private readonly lengths: number[]) {
     this.choice = this.fitting({ ...NOTHING, ...this.read() });
     addEventListener("hashchange", () => {
-      if (!location.hash) return this.apply(NOTHING);
-      const found = this.read();
-      if (Object.keys(found).length) this.set(found);
+      const found = this.read(); // a link to a section says nothing
+      if (!location.hash || Object.keys(found).length) this.apply(this.fitting({ ...NOTHING, ...found }));
     });
+    addEventListener("click", event => this.follow(event));
   }
 
   onChange(listener: (choice: Choice, before: Choice) => void): void {
     this.listeners.push(listener);
   }
 
-  set(change: Partial<Choice>): void {
+  /** leaves: Back returns to the choice before. */
+  set(change: Partial<Choice>, leaves = false): void {
     const next = this.fitting({ ...this.choice, ...change });
     if (next.pair !== this.choice.pair) {
       if (change.token === undefined) next.token = null;
       if (change.typed === undefined) next.typed = null;
     }
     clearTimeout(this.later);
-    const write = () => history.replaceState(null, "", this.hash(next) || location.pathname + location.search);
+    const address = this.hash(next) || location.pathname + location.search;
+    const write = () => (leaves ? history.pushState(null, "", address) : history.replaceState(null, "", address));
     if (change.typed !== undefined || change.edits !== undefined) this.later = setTimeout(write, SETTLED);
     else write();
     this.apply(next);
@@ -61,7 +65,7 @@ export class State {
     if (choice.pair) parts.set("pair", String(choice.pair + 1));
     if (choice.shown !== "first") parts.set("shown", choice.shown);
     if (choice.token !== null) parts.set("token", String(choice.token + 1));
-    if (choice.typed) choice.typed.forEach(text => parts.append("prompt", text));
+    if (choice.typed?.every(text => text.length <= LONGEST_LINK)) choice.typed.forEach(text => parts.append("prompt", text));
     for (const [node, edit] of Object.entries(choice.edits)) parts.append("set", `${node}=${edit}`);
     const text = parts.toString();
     return text && "#" + text;
@@ -70,6 +74,16 @@ export class State {
   /** Without a token that the pair's prompts do not have. */
   private fitting(choice: Choice): Choice {
     return !choice.typed && choice.token !== null && choice.token >= (this.lengths[choice.pair] ?? 0) ? { ...choice, token: null } : choice;
+  }
+
+  /** A link to a node chooses it and leaves all else as it is. */
+  private follow(event: MouseEvent): void {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // another window opens
+    const link = (event.target as Element).closest?.('a[href^="#node="]');
+    const node = link && new URLSearchParams(link.getAttribute("href")!.slice(1)).get("node");
+    if (!node || !this.nodes.has(node)) return;
+    event.preventDefault();
+    this.set({ node }, true);
   }
 
   private apply(next: Choice): void {
@@ -101,6 +115,7 @@ export class State {
     const [node, edit] = text.split("=");
     if (!this.nodes.has(node!) || !edit) return null;
     if (edit === "off" || edit === "other") return [node!, edit];
-    return Number.isFinite(Number(edit)) ? [node!, Number(edit)] : null;
+    const factor = Math.min(MOST, Math.max(LEAST, Number(edit)));
+    return Number.isNaN(factor) || factor === 1 ? null : [node!, factor];
   }
 }

@@ -1,10 +1,10 @@
 // Nodes by tokens: a heat map of one prompt, of its pair, or of the difference. A token's head recolours the picture.
 
 import type { PageData, Row } from "./data";
-import { drawSoon, make, nodeLink, percent, short, signed, tint } from "./elements";
+import { chance, drawSoon, make, nodeLink, short, signed, tint } from "./elements";
 import { answerBar } from "./live";
 import type { Shown, State } from "./state";
-import { deviation, rowOf, type View, type Views } from "./view";
+import { alike, deviation, rowOf, type View, type Views } from "./view";
 
 const SEEN = 0.01; // steps: smaller changes are not shown
 
@@ -27,9 +27,12 @@ export class TokenView {
   }
 
   draw(): void {
-    const { pair, shown } = this.state.choice, view = this.views.of(this.state.choice);
+    const { pair, shown } = this.state.choice, view = this.views.of(this.state.choice), same = alike(view);
     document.querySelector<HTMLSelectElement>("#pair")!.value = String(pair);
     for (const button of document.querySelectorAll<HTMLButtonElement>("button[data-shown]")) button.setAttribute("aria-pressed", String(button.dataset.shown === shown));
+    const difference = document.querySelector<HTMLButtonElement>('button[data-shown="difference"]')!;
+    difference.disabled = !same;
+    difference.title = same ? "" : "the prompts have different numbers of tokens";
     const which = shown === "second" ? 1 : 0;
     this.answers(view);
     const tokens = JSON.stringify([view.ids, shown]);
@@ -43,11 +46,11 @@ export class TokenView {
 
   mark(): void {
     const { node, token } = this.state.choice;
-    for (const [id, row] of this.rows) row.classList.toggle("chosen", id === node);
+    for (const [id, row] of this.rows) {
+      row.classList.toggle("chosen", id === node);
+      row.classList.toggle("changed-here", id in this.state.choice.edits);
+    }
     for (const button of this.table.querySelectorAll<HTMLButtonElement>("thead button")) button.setAttribute("aria-pressed", String(Number(button.dataset.token) === token));
-    const note = document.getElementById("token-note")!;
-    note.hidden = token === null;
-    if (token !== null) note.textContent = `The picture above shows the values at token ${token + 1}.`;
   }
 
   private head(view: View, which: 0 | 1): void {
@@ -96,13 +99,14 @@ export class TokenView {
   }
 
   private answers(view: View): void {
-    const typed = this.state.choice.typed !== null && view.problem === null; // whose right answer nobody knows
-    const lines = view.texts.map((texts, i) => {
-      const own = typed ? 0 : i, words = this.data.answers[own] ?? view.answers[own]!, of = (first: number) => (own ? 1 - first : first);
-      const now = of(view.first[i]!), plain = of(view.plain[i]!);
-      const before = Math.abs(now - plain) > 0.0005 ? `, ${percent(plain)} without the changes` : "";
-      const prompt = make("code", "", joined(texts), typed ? null : make("mark", "", view.answers[i]!));
-      return make("li", "", prompt, " ", answerBar(now, plain, words), ` ${percent(now)} for ${words}${before}`);
+    const [one, two] = [0, 1].map(i => this.data.answers[i] ?? view.answers[i]!), { typed } = this.state.choice;
+    const lines = view.prompts.map((text, i) => {
+      const own = !typed || view.problems[i] !== null; // of the pair: its right answer is known
+      const now = view.first[i]!, plain = view.plain[i]!;
+      const before = Math.abs(now - plain) > 0.0005 ? `, without the changes ${chance(plain)} ${one}` : "";
+      const wrong = own && now < 0.5 === (i === 0) ? ": wrong" : "";
+      const prompt = make("code", "", text.replaceAll("·", " "), own ? make("mark", "", view.answers[i]!) : null);
+      return make("li", "", prompt, " ", answerBar(now, plain, one!), ` ${chance(now)} ${one}, ${chance(1 - now)} ${two}${wrong}${before}`);
     });
     this.caption.replaceChildren(...lines);
   }

@@ -13,7 +13,8 @@ export interface View {
   plain: [number, number]; // the same without changes
   rows: (node: string) => [Row, Row] | null; // deviations from the node's mean: STEPS is the largest stored one
   heads: Record<string, [Row[], Row[]]>; // shares of attention, 0 to 255
-  problem: string | null; // why typed prompts are not shown
+  prompts: [string, string]; // to be read; as they were typed
+  problems: [string | null, string | null]; // why a typed prompt is not run; in its place is the pair's
 }
 
 export class Views {
@@ -33,14 +34,19 @@ export class Views {
   }
 
   private made(choice: Choice): View {
-    if (!this.circuit) return this.stored(choice.pair);
-    const own = this.circuit.ids(choice.pair);
-    try {
-      const ids = choice.typed?.map(text => this.circuit!.encode(text)) as [number[], number[]] | undefined;
-      return this.run(this.circuit, choice, ids ?? own);
-    } catch (error) {
-      return { ...this.run(this.circuit, choice, own), problem: (error as Error).message };
-    }
+    const { circuit } = this;
+    if (!circuit) return this.stored(choice.pair);
+    const problems: [string | null, string | null] = [null, null];
+    const ids = circuit.ids(choice.pair).map((own, which) => {
+      if (!choice.typed) return own;
+      try {
+        return circuit.encode(choice.typed[which]!);
+      } catch (error) {
+        problems[which] = (error as Error).message;
+        return own;
+      }
+    }) as [number[], number[]];
+    return { ...this.run(circuit, choice, ids), problems };
   }
 
   private answers(number: number): [string, string] {
@@ -60,11 +66,12 @@ export class Views {
       plain: pair.first,
       rows: node => tokens.nodes[node]?.values[number] ?? null,
       heads,
-      problem: null,
+      prompts: [pair.tokens[0].map(text).join(""), pair.tokens[1].map(text).join("")],
+      problems: [null, null],
     };
   }
 
-  private run(circuit: PageCircuit, { pair, edits }: Choice, ids: [number[], number[]]): View {
+  private run(circuit: PageCircuit, { pair, edits, typed }: Choice, ids: [number[], number[]]): Omit<View, "problems"> {
     const plain = circuit.plain(ids, pair), found = circuit.both(ids, pair, edits);
     const steps = (node: string, values: Float64Array): Row => {
       const scale = this.data.tokens!.nodes[node]!.scale, mean = this.means.get(node)!;
@@ -83,17 +90,20 @@ export class Views {
         return a && b && this.data.tokens!.nodes[node] ? [steps(node, a), steps(node, b)] : null;
       },
       heads: Object.fromEntries([...found[0].patterns.keys()].map(head => [head, [shares(0, head), shares(1, head)]])),
-      problem: null,
+      prompts: ids.map((prompt, which) => (prompt === circuit.ids(pair)[which] ? shown(prompt).join("") : visible(typed![which]!))) as [string, string],
     };
   }
 }
+
+/** Whether the prompts have the same number of tokens: only then can their values be exchanged and subtracted. */
+export const alike = (view: View): boolean => view.ids[0].length === view.ids[1].length;
 
 /** A node's deviations for the prompt or the difference that is shown; null where there are none. */
 export function rowOf(view: View, choice: Choice, node: string): Row | null {
   const found = view.rows(node);
   if (!found) return null;
-  if (choice.shown !== "difference") return found[choice.shown === "first" ? 0 : 1];
-  return found[0].map((step, i) => (step - (found[1][i] ?? 0)) / 2);
+  if (choice.shown !== "difference" || !alike(view)) return found[choice.shown === "second" ? 1 : 0];
+  return found[0].map((step, i) => (step - found[1][i]!) / 2);
 }
 
 /** The value itself: for a difference that between the two prompts, else the deviation from the node's mean. */
