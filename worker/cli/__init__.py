@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -48,7 +48,7 @@ class LazyGroup(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if self.get_command(ctx, args[0]) is None:
+        if self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
             close = difflib.get_close_matches(args[0], [*COMMANDS, *ALIASES], 1)
             hint = f"did you mean `extract {ALIASES.get(close[0], close[0])}`?" if close else "see `extract --help`"
             raise click.UsageError(f"there is no command {args[0]!r}; {hint}", ctx)
@@ -82,8 +82,17 @@ def group() -> None:
     """
 
 
+def _complete() -> NoReturn:
+    """What the shell asks while the user types: answered without a word on the terminal."""
+    with suppress(Exception):
+        group.main([], prog_name="extract")
+    sys.exit(0)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code; an error is one line on stderr, and an object on stdout with --json."""
+    if "_EXTRACT_COMPLETE" in os.environ:
+        _complete()
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if arguments[0] == "help":
         arguments = [*arguments[1:], "--help"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,16 +11,22 @@ from worker.cli import complete
 from worker.cli.options import as_json as json_option
 from worker.cli.text import print_json
 
+if TYPE_CHECKING:
+    from extractor.results.result import Result
+
 LISTED = 12  # names of a list that are printed
 
 
 @click.command("compare", short_help="Compare two circuits.")
-@click.argument("first", shell_complete=complete.jobs)
-@click.argument("second", shell_complete=complete.jobs)
+@click.argument("first", metavar="JOB|FOLDER[:TASK]", shell_complete=complete.jobs)
+@click.argument("second", metavar="JOB|FOLDER[:TASK]", shell_complete=complete.jobs)
 @json_option
 def command(first: str, second: str, as_json: bool) -> int:
-    """Compare two circuits, each a job id or a result folder, with :TASK where it has several tasks: sizes and losses, the
-    nodes and edges that both have, and the nodes that play one role in both.
+    """Compare two circuits: sizes and losses, the nodes and edges that both have, and the nodes with similar values in both.
+
+    Similar: each other's best partner of their kind of site, with a correlation of at least 0.9 in size over all tokens of
+    held-out prompts of the first. What such nodes do to the answer is not compared. A result of several tasks needs :TASK
+    on one side.
 
     \b
     Example: extract compare k3v9x2mq p8w2c5tz
@@ -31,56 +37,68 @@ def command(first: str, second: str, as_json: bool) -> int:
     silence_transformers()
     from extractor.results.compare import compare
 
-    found = compare(_result(first), _result(second))
+    found = compare(*_results(first, second))
     if as_json:
         print_json(found)
     else:
-        _show(found)
+        _show(found, (first, second))
     return 0
 
 
-def _result(name: str) -> Any:
-    """The result that a name, or NAME:TASK, stands for."""
+def _results(first: str, second: str) -> list[Result]:
+    """The results that the names stand for. A task that is named on one side only is meant on both."""
+    from extractor.errors import UsageError
     from extractor.results.result import load
     from worker.cli.connect import result_at
 
-    job, colon, task = (name, "", "") if Path(name).is_dir() else name.rpartition(":")
-    return load(result_at(job if colon else name), task if colon else None)
+    named = [_parts(name) for name in (first, second)]
+    task = next((own for _, own in named if own), None)
+    found = []
+    for job, own in named:
+        result = load(result_at(job), own or task)
+        if own is None and task is None and len(result.tasks) > 1:
+            raise UsageError(f"{job} has circuits of {', '.join(result.tasks)}; name one, as {job}:{result.tasks[0]}")
+        found.append(result)
+    return found
 
 
-def _show(found: dict[str, Any]) -> None:
+def _parts(name: str) -> tuple[str, str | None]:
+    """The job or folder, and the task where one is named."""
+    if Path(name).is_dir() or ":" not in name:
+        return name, None
+    job, _, task = name.rpartition(":")
+    return job, task
+
+
+def _show(found: dict[str, Any], names: tuple[str, str]) -> None:
     from worker.cli.views.tables import PlainTable, print_table
 
     table = PlainTable()
-    for title in ("", "first", "second"):
+    for title in ("", *names):
         table.add_column(title, justify="right" if title else "left")
     circuits = found["circuits"]
-    rows: list[tuple[str, Any]] = [
-        ("task", lambda one: one["task"]),
-        ("model", lambda one: one["model"]),
-        ("seed", lambda one: one["seed"]),
-    ]
-    rows += [("target, nats", lambda one: f"{one['target_loss']:g}{'' if one['meets_target'] else ', missed'}")]
-    rows += [("nodes, edges", lambda one: f"{one['nodes']:,}, {one['edges']:,}")]
+    for key in ("task", "model", "seed"):
+        table.add_row(key, *("unknown" if one[key] is None else str(one[key]) for one in circuits))
+    table.add_row("target, nats", *(f"{one['target_loss']:g}{'' if one['meets_target'] else ', missed'}" for one in circuits))
+    table.add_row("nodes, edges", *(f"{one['nodes']:,}, {one['edges']:,}" for one in circuits))
     for key, words in (("circuit", "loss, circuit"), ("full", "loss, full model"), ("without_circuit", "loss, without the circuit")):
-        rows.append((words, lambda one, key=key: _nats(one["loss"][key])))
-    for words, value in rows:
-        table.add_row(words, *(str(value(one)) for one in circuits))
+        table.add_row(words, *(_nats(one["loss"][key]) for one in circuits))
     print_table(table)
     if found["by_name"] is None:
-        click.echo("two sparse models: names of nodes do not mean the same")
+        click.echo("names: not compared; they are of two sparse models, in which one name is two nodes")
     else:
         for kind, one in found["by_name"].items():
             click.echo(f"{kind}: {_overlap(len(one['shared']), one)}{_listed(one['shared']) if kind == 'nodes' else ''}")
-    roles = found["by_role"]
-    if roles is None:
-        click.echo("roles: not compared; the models read different tokens, or the second has no positions for the prompts of the first")
+    similar = found["by_values"]
+    if similar is None:
+        click.echo(f"similar values: not compared; {found['why_no_values']}")
         return
-    click.echo(f"roles: {_overlap(len(roles['matched']), roles)}")
-    for node, other, correlation in roles["matched"][:LISTED]:
-        click.echo(f"  {node} and {other}: correlation {correlation:+.2f}")
-    if len(roles["matched"]) > LISTED:
-        click.echo(f"  {len(roles['matched']) - LISTED} more; --json has all")
+    where = f"correlation of at least 0.9 over the tokens of {similar['pairs']} pairs of prompts of the first"
+    click.echo(f"similar values ({where}): {_overlap(len(similar['matched']), similar)}")
+    for node, other, correlation, at_end in similar["matched"][:LISTED]:
+        click.echo(f"  {node} and {other}: correlation {correlation:+.2f}, at the last tokens {at_end:+.2f}")
+    if len(similar["matched"]) > LISTED:
+        click.echo(f"  {len(similar['matched']) - LISTED} more; --json has all")
 
 
 def _overlap(shared: int, one: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ def command(shell: str | None) -> int:
     """Print the script with which SHELL (default: yours) completes commands, options, tasks, models and job ids.
 
     \b
+    once   source <(extract completion bash)
     bash   extract completion bash > ~/.local/share/bash-completion/completions/extract
     zsh    extract completion zsh > "${fpath[1]}/_extract"
     fish   extract completion fish > ~/.config/fish/completions/extract.fish
@@ -26,6 +27,8 @@ def command(shell: str | None) -> int:
     from worker.cli import group
 
     chosen = shell or Path(os.environ.get("SHELL", "")).name
+    if not chosen:
+        raise UsageError(f"SHELL is not set; name one of {', '.join(SHELLS)}")
     completion = get_completion_class(chosen)
     if chosen not in SHELLS or completion is None:
         raise UsageError(f"there is no completion for the shell {chosen!r}; name one of {', '.join(SHELLS)}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extractor.errors import NotFound, UsageError
 from worker.cli.text import say
 
 if TYPE_CHECKING:
@@ -40,8 +42,13 @@ def result_at(job: str) -> Path:
     from worker.client import results, service
     from worker.ids import check_id
 
-    if Path(job).is_dir():
-        return Path(job).absolute()
+    if not job:
+        raise UsageError("a job id or a result folder is empty text")
+    folder = Path(job).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    if os.sep in job:
+        raise NotFound(f"there is no folder {job}; name a result folder, or the id of a job")
     check_id(job)
     settings = load_settings()
     return results.result_folder(settings, service.open_service(settings).records, job)

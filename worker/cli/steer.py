@@ -27,7 +27,7 @@ from worker.cli.text import print_json
 )
 @click.option("--strength", type=float, help="Fraction of the change, from 0 to 1. Default: 0, 0.1, ... 1.")
 @click.option("--way", type=click.Choice(["read", "stream"]), help="Edit the input of one sublayer, or the residual stream from there on.")
-@click.option("--task", help="Task of the circuit, if the job has several.")
+@click.option("--task", shell_complete=complete.tasks, help="Task of the circuit, if the job has several.")
 @json_option
 def command(job: str, strength: float | None, task: str | None, as_json: bool, **asked: Any) -> int:
     """Patch nodes of a circuit into the dense model of JOB (an id or a result folder) and measure how its answer changes.

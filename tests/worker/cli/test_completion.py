@@ -34,6 +34,7 @@ def offered(line: str, env: dict[str, str]) -> list[str]:
         ("extract submit --model python-tiny-", ["plain,python-tiny-1"]),
         ("extract result /tm", ["dir,/tm"]),
         ("extract completion f", ["plain,fish"]),
+        ("extract nosuch a", []),
     ],
 )
 def test_commands_tasks_models_and_folders_are_offered_without_a_server(line: str, wanted: list[str], tmp_path: Path):
@@ -45,6 +46,12 @@ def test_commands_tasks_models_and_folders_are_offered_without_a_server(line: st
 def test_an_unreachable_server_is_no_message(tmp_path: Path):
     env = {"EXTRACT_STATE_DIR": str(tmp_path / "state"), "EXTRACT_REDIS_URL": "redis://127.0.0.1:1"}
     assert offered("extract status k", env) == ["dir,k"]
+
+
+def test_nothing_is_said_where_nothing_can_be_completed(tmp_path: Path):
+    told = {"_EXTRACT_COMPLETE": "bash_complete", "COMP_WORDS": "extract", "COMP_CWORD": "x"}
+    done = subprocess.run(EXTRACT, env=os.environ | told, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
