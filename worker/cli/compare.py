@@ -9,7 +9,7 @@ import click
 
 from worker.cli import complete
 from worker.cli.options import as_json as json_option
-from worker.cli.text import print_json
+from worker.cli.text import print_json, print_line
 
 if TYPE_CHECKING:
     from extractor.results.result import Result
@@ -85,20 +85,20 @@ def _show(found: dict[str, Any], names: tuple[str, str]) -> None:
         table.add_row(words, *(_nats(one["loss"][key]) for one in circuits))
     print_table(table)
     if found["by_name"] is None:
-        click.echo("names: not compared; they are of two sparse models, in which one name is two nodes")
+        print_line("names: not compared; they are of two sparse models, in which one name is two nodes")
     else:
         for kind, one in found["by_name"].items():
-            click.echo(f"{kind}: {_overlap(len(one['shared']), one)}{_listed(one['shared']) if kind == 'nodes' else ''}")
+            print_line(f"{kind}: {_overlap(len(one['shared']), one)}{_listed(one['shared']) if kind == 'nodes' else ''}")
     similar = found["by_values"]
     if similar is None:
-        click.echo(f"similar values: not compared; {found['why_no_values']}")
+        print_line(f"similar values: not compared; {found['why_no_values']}")
         return
     where = f"correlation of at least 0.9 over the tokens of {similar['pairs']} pairs of prompts of the first"
-    click.echo(f"similar values ({where}): {_overlap(len(similar['matched']), similar)}")
+    print_line(f"similar values ({where}): {_overlap(len(similar['matched']), similar)}")
     for node, other, correlation, at_end in similar["matched"][:LISTED]:
-        click.echo(f"  {node} and {other}: correlation {correlation:+.2f}, at the last tokens {at_end:+.2f}")
+        print_line(f"  {node} and {other}: correlation {correlation:+.2f}, at the last tokens {at_end:+.2f}")
     if len(similar["matched"]) > LISTED:
-        click.echo(f"  {len(similar['matched']) - LISTED} more; --json has all")
+        print_line(f"  {len(similar['matched']) - LISTED} more; --json has all")
 
 
 def _overlap(shared: int, one: dict[str, Any]) -> str:

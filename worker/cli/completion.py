@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from worker.cli.text import print_line
+
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -14,6 +16,9 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS), required=False)
 def command(shell: str | None) -> int:
     """Print the script with which SHELL (default: yours) completes commands, options, tasks, models and job ids.
+
+    \b
+    Example: extract completion bash > extract.bash
 
     \b
     once   source <(extract completion bash)
@@ -32,5 +37,6 @@ def command(shell: str | None) -> int:
     completion = get_completion_class(chosen)
     if chosen not in SHELLS or completion is None:
         raise UsageError(f"there is no completion for the shell {chosen!r}; name one of {', '.join(SHELLS)}")
-    click.echo(completion(group, {}, "extract", "_EXTRACT_COMPLETE").source())
+    for line in completion(group, {}, "extract", "_EXTRACT_COMPLETE").source().splitlines():
+        print_line(line)
     return 0
