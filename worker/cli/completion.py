@@ -7,14 +7,16 @@ from pathlib import Path
 
 import click
 
-from worker.cli.text import print_line
+from worker.cli.options import as_json as json_option
+from worker.cli.text import print_json, print_line
 
 SHELLS = ("bash", "zsh", "fish")
 
 
 @click.command("completion", short_help="Complete commands, tasks, models and job ids in your shell.")
 @click.argument("shell", type=click.Choice(SHELLS), required=False)
-def command(shell: str | None) -> int:
+@json_option
+def command(shell: str | None, as_json: bool) -> int:
     """Print the script with which SHELL (default: yours) completes commands, options, tasks, models and job ids.
 
     \b
@@ -37,6 +39,10 @@ def command(shell: str | None) -> int:
     completion = get_completion_class(chosen)
     if chosen not in SHELLS or completion is None:
         raise UsageError(f"there is no completion for the shell {chosen!r}; name one of {', '.join(SHELLS)}")
-    for line in completion(group, {}, "extract", "_EXTRACT_COMPLETE").source().splitlines():
+    script = completion(group, {}, "extract", "_EXTRACT_COMPLETE").source()
+    if as_json:
+        print_json({"shell": chosen, "script": script})
+        return 0
+    for line in script.splitlines():
         print_line(line)
     return 0
