@@ -35,9 +35,9 @@ def compare(first: Result, second: Result) -> dict[str, Any]:
     same_model whether both are circuits of one sparse model, weight for weight
     by_name    {nodes, edges}, each {shared: ids, only: [ids of the first, ids of the second], overlap: Jaccard}; an edge is
                'source target'. None for circuits of different models
-    by_values  {matched: [[node, node, correlation, correlation at the last tokens], ...], only: [ids, ids], overlap, pairs}: nodes of one
-               kind of site that are each other's best partner, with a correlation over all tokens of the first result's held-out pairs
-               of at least SIMILAR in size; None where why_no_values says why
+    by_values  {matched: [[node, node, correlation, correlation at the last tokens], ...], only: [ids, ids], overlap, pairs, least}:
+               nodes of one kind of site that are each other's best partner, with a correlation over all tokens of the first result's
+               held-out pairs of at least `least` in size; None where why_no_values says why
 
     Raises BrokenArtifact where the files of a result do not fit together.
     """
@@ -114,7 +114,13 @@ def _by_values(first: Result, second: Result) -> tuple[dict[str, Any] | None, st
     here, there = ({row[place] for row in matched} for place in (0, 1))
     only = [[node.id for node in one.circuit.nodes if node.id not in found] for one, found in ((first, here), (second, there))]
     union = len(matched) + sum(map(len, only))
-    return {"matched": matched, "only": only, "overlap": len(matched) / union if union else 1.0, "pairs": prompts.pairs}, None
+    return {
+        "matched": matched,
+        "only": only,
+        "overlap": len(matched) / union if union else 1.0,
+        "pairs": prompts.pairs,
+        "least": SIMILAR,
+    }, None
 
 
 def _matched(kind: str, first: _Observed, second: _Observed) -> list[list[Any]]:

@@ -16,6 +16,7 @@ from extractor.bridges.steering import few_nodes as few
 from extractor.bridges.steering.causal import CausalEffects, agreement, causal_report, random_nodes
 from extractor.bridges.steering.edit import CounterfactualRun, SteeredNode, find_node, random_directions
 from extractor.bridges.steering.evaluate import steering_report
+from extractor.bridges.steering.ranking import strongest_of_model
 from extractor.bridges.steering.trials import SteeringPrompts
 from extractor.circuits.reference import masked_logit_diff
 from extractor.data.bootstrap import share_interval
@@ -180,7 +181,7 @@ def test_the_nodes_of_a_model_are_ranked_by_what_a_small_step_toward_their_other
     exact: BridgedPair, batches: dict[str, TaskBatch]
 ):
     prompts = SteeringPrompts(exact, batches["select"], 6)
-    ranked = few.strongest_of_model(exact, prompts, 10**6)
+    ranked = strongest_of_model(exact, prompts, 10**6)
     config = exact.sparse.config
     assert len({node.id for node in ranked}) == len(ranked) == config.n_layer * (5 * config.d_model + config.d_mlp)
     plain = masked_logit_diff(exact.sparse, prompts.batch, {}, {})

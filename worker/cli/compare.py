@@ -93,7 +93,7 @@ def _show(found: dict[str, Any], names: tuple[str, str]) -> None:
     if similar is None:
         print_line(f"similar values: not compared; {found['why_no_values']}")
         return
-    where = f"correlation of at least 0.9 over the tokens of {similar['pairs']} pairs of prompts of the first"
+    where = f"correlation of at least {similar['least']} over the tokens of {similar['pairs']} pairs of prompts of the first"
     print_line(f"similar values ({where}): {_overlap(len(similar['matched']), similar)}")
     for node, other, correlation, at_end in similar["matched"][:LISTED]:
         print_line(f"  {node} and {other}: correlation {correlation:+.2f}, at the last tokens {at_end:+.2f}")

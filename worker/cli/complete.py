@@ -19,10 +19,9 @@ def tasks(_context: click.Context, _parameter: click.Parameter, begun: str) -> l
 
 
 def models(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    from extractor.models.reference import BUNDLED
+    from extractor.models.reference import bundled_models
 
-    names = [folder.name for folder in sorted(BUNDLED.iterdir()) if (folder / "config.json").is_file()]
-    return _beginning(begun, [*names, *_jobs()]) or _folders(begun)
+    return _beginning(begun, [*(model["name"] for model in bundled_models()), *_jobs()]) or _folders(begun)
 
 
 def jobs(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:

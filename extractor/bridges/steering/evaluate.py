@@ -14,7 +14,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from extractor.bridges.steering.edit import SteeredNode, random_directions, steerable
-from extractor.bridges.steering.few_nodes import FewPrompts, few_nodes, strongest_of_model
+from extractor.bridges.steering.few_nodes import FewPrompts, few_nodes
+from extractor.bridges.steering.ranking import strongest_of_model
 from extractor.bridges.steering.trials import AnswerOdds, SteeringPrompts, SteeringTrial
 from extractor.circuits.sites import widths
 

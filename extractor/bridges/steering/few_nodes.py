@@ -14,13 +14,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from extractor.bridges.steering.edit import CARRIED, ResidualEdit, SteeredNode, Way, find_node, random_directions
+from extractor.bridges.steering.edit import ResidualEdit, SteeredNode, Way, random_directions
 from extractor.bridges.steering.trials import SteeringPrompts, SteeringTrial
-from extractor.circuits.reference import masked_logit_diff
-from extractor.circuits.sites import node_id, widths
 from extractor.data.bootstrap import share_interval
 
 if TYPE_CHECKING:
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
     from extractor.data.prompts import TaskBatch
 
 MOST = 5  # nodes of the set
-FIRST_ORDER = 64  # nodes of the sparse model whose edits are tried: those of the largest first-order effects
 CANDIDATES = 16  # nodes that may be added: those whose own edits are strongest
 COMPARED = 6  # of them whose margin is measured at every step: those that raise the probability most
 CHOSEN_ON, MEASURED_ON = 32, 128  # pairs of the select split, and of the held-out and of the shifted prompts
@@ -89,32 +85,6 @@ def few_nodes(
 
     found = {"nodes": [[node.id, way] for node, way in chosen], "in_circuit": sum(node.id in circuit for node, _ in chosen)}
     return found | {"held_out": on(prompts.held_out), "shifted": on(prompts.shifted)}
-
-
-def strongest_of_model(pair: BridgedPair, prompts: SteeringPrompts, most: int = FIRST_ORDER) -> list[SteeredNode]:
-    """The nodes of the sparse model with the largest first-order effects on its own logit difference, toward the counterfactual's answer.
-
-    One backward pass for all nodes: the change of a node to its counterfactual value, times the gradient. That ranks nodes of any model in
-    the time of a step; what an edit does in the dense model is measured after it.
-    """
-    changes: dict[str, Tensor] = {}
-
-    def with_change(site: str, values: Tensor) -> Tensor:
-        changes[site] = torch.zeros_like(values, requires_grad=True)
-        return values + changes[site]
-
-    with torch.enable_grad():
-        diff = masked_logit_diff(pair.sparse, prompts.batch, {}, {}, rewrite=with_change)
-        toward = -(prompts.batch.sign * diff)[prompts.counted].sum()
-        gradients = dict(zip(changes, torch.autograd.grad(toward, list(changes.values())), strict=True))
-    run, config, effects = prompts.run, pair.sparse.config, dict[str, float]()
-    for layer in range(config.n_layer):
-        for place in CARRIED:
-            site = f"{layer}.{place}"
-            moved = ((run.counterfactual_values[site] - run.presented_values[site]) * gradients[site]).sum((0, 1))
-            width = config.d_model if place.endswith("act_in") else widths(pair.sparse)[site]  # position channels cannot be edited
-            effects |= {node_id(site, channel): value for channel, value in enumerate(moved[:width].tolist())}
-    return [find_node(pair, name) for name in sorted(effects, key=lambda name: (-effects[name], name))[:most]]
 
 
 def _margins(

@@ -18,7 +18,7 @@ EXTRACT = [sys.executable, "-c", "from worker.cli import main; main()"]
 
 
 def offered(line: str, env: dict[str, str]) -> list[str]:
-    """What bash is told for a line whose last word is begun."""
+    """The completions that the command gives bash for this command line, whose last word is incomplete."""
     told = {"_EXTRACT_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
     done = subprocess.run(EXTRACT, env=os.environ | env | told, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""

@@ -11,28 +11,23 @@ export type Edits = Record<string, Edit>;
 export class PageCircuit {
   private readonly engine: Engine;
   private readonly tokenizer: Tokenizer | null;
-  private readonly places: Map<number, number> | null;
   private last: { key: string; runs: [Run, Run] } | null = null;
 
   constructor(private readonly live: LiveData, private readonly calibration: PageData["calibration"]) {
     this.engine = new Engine(live);
     this.tokenizer = live.tokenizer && new Tokenizer(live.tokenizer.json, {});
-    this.places = live.tokens && new Map(live.tokens.map((token, i) => [token, i]));
   }
 
   get canType(): boolean {
     return this.tokenizer !== null;
   }
 
-  get longest(): number | null {
-    return this.live.longest;
-  }
-
   /** The ids of a typed prompt. Throws an Error whose message says what the circuit cannot read. */
   encode(text: string): number[] {
     const ids = [...this.live.tokenizer!.before, ...this.tokenizer!.encode(text, { add_special_tokens: false }).ids];
     if (!ids.length) throw new Error("A prompt has at least one token.");
-    if (this.longest !== null && ids.length > this.longest) throw new Error(`${ids.length} tokens are too many: this page has positions for ${this.longest}.`);
+    const { longest } = this.live;
+    if (longest !== null && ids.length > longest) throw new Error(`${ids.length} tokens are too many: this page has positions for ${longest}.`);
     const unknown = ids.find(id => this.live.texts[id] === undefined);
     if (unknown !== undefined) throw new Error(`Token ${unknown} has no embedding in this model.`);
     return ids;
@@ -40,7 +35,7 @@ export class PageCircuit {
 
   /** A token as it stands in a text. */
   text(token: number): string {
-    return this.live.texts[this.places ? this.places.get(token)! : token]!;
+    return this.live.texts[this.engine.row(token)]!;
   }
 
   ids(pair: number): [number[], number[]] {

@@ -53,3 +53,14 @@ export function nodeLink(id: string): HTMLAnchorElement {
   link.setAttribute("href", "#node=" + encodeURIComponent(id));
   return link;
 }
+
+/** How likely an answer is: a bar, and a mark where it is without the changes. */
+export function answerBar(share: number, plain: number, words: string): HTMLElement {
+  const filled = make("i"), mark = make("b");
+  filled.style.width = `${100 * share}%`;
+  mark.style.left = `${100 * plain}%`;
+  const bar = make("span", "answer-bar", filled, mark);
+  bar.setAttribute("role", "img");
+  bar.setAttribute("aria-label", `${chance(share)} for ${words}, ${chance(plain)} without changes`);
+  return bar;
+}

@@ -30,19 +30,19 @@ export class Engine {
   readonly answers: number[];
   private readonly tensors = new Map<string, Tensor>();
   private readonly layers: [Attention, Neurons][];
-  private readonly row: Map<number, number> | null;
+  private readonly places: Map<number, number> | null; // null: the tables hold all tokens
 
   constructor(data: LiveData) {
     for (const [name, packed] of Object.entries(data.tensors)) this.tensors.set(name, unpacked(packed));
     this.layers = this.restored(data.layers) as [Attention, Neurons][];
     this.answers = [...this.table("answers").data];
-    this.row = data.tokens && new Map(data.tokens.map((token, i) => [token, i]));
+    this.places = data.tokens && new Map(data.tokens.map((token, i) => [token, i]));
   }
 
   /** ids: of the prompt; first, second: the answers' token ids. */
   run(ids: number[], first: number, second: number, changes: Map<string, Change> = new Map()): Run {
     const found: Run = { diff: 0, values: new Map(), patterns: new Map() }, site = observed(found, changes);
-    const rows = ids.map(id => this.row ? this.row.get(id)! : id);
+    const rows = ids.map(id => this.row(id));
     const rest = rows.map((row, t) => this.squares(row, t));
     let h: Rows = rows.map((row, t) => sum(of(this.table("tracked"), row), this.hasPositions ? of(this.table("position_tracked"), t) : null));
     this.layers.forEach(([attention, neurons], layer) => {
@@ -58,6 +58,11 @@ export class Engine {
     };
     found.diff = of_answer(first) - of_answer(second);
     return found;
+  }
+
+  /** Where a token stands in the tables. */
+  row(token: number): number {
+    return this.places ? this.places.get(token)! : token;
   }
 
   private get hasPositions(): boolean {

@@ -1,9 +1,9 @@
 // The panel "Run the circuit": typed prompts, both answers before and after, the list of changed nodes.
 
 import type { Edit } from "./circuit";
-import { chance, make, nodeLink } from "./elements";
+import { answerBar, chance, make, nodeLink } from "./elements";
 import type { State } from "./state";
-import { alike, type Views } from "./view";
+import { alike, UNLIKE, type Views } from "./view";
 
 export class LivePanel {
   private readonly panel = document.getElementById("live")!;
@@ -83,7 +83,7 @@ export class Switches {
     for (const [button, edit] of this.buttons) {
       button.setAttribute("aria-pressed", String(now === edit));
       button.disabled = edit === "other" && !alike(view);
-      button.title = button.disabled ? "the prompts have different numbers of tokens" : "";
+      button.title = button.disabled ? UNLIKE : "";
     }
     const factor = typeof now === "number" ? now : 1;
     if (Number(this.factor.value) !== factor) this.factor.value = String(factor);
@@ -103,17 +103,6 @@ export class Switches {
 
 function inWords(edit: Edit, exchanges: boolean): string {
   if (edit === "off") return "is off: it has its mean";
-  if (edit === "other" && !exchanges) return "is as computed: the prompts have different numbers of tokens";
+  if (edit === "other" && !exchanges) return `is as computed: ${UNLIKE}`;
   return edit === "other" ? "has its value of the other prompt" : `is multiplied by ${edit}`;
-}
-
-/** How likely an answer is: a bar, and a mark where it is without the changes. */
-export function answerBar(share: number, plain: number, words: string): HTMLElement {
-  const filled = make("i"), mark = make("b");
-  filled.style.width = `${100 * share}%`;
-  mark.style.left = `${100 * plain}%`;
-  const bar = make("span", "answer-bar", filled, mark);
-  bar.setAttribute("role", "img");
-  bar.setAttribute("aria-label", `${chance(share)} for ${words}, ${chance(plain)} without changes`);
-  return bar;
 }

@@ -15,10 +15,12 @@ const WORDS: Record<Fill, string> = {
 export class Paint {
   fill: Fill = "value";
   wires: Wires = "weight";
+  private readonly facts: Map<string, NodeFacts>;
   private readonly rises: Map<string, number>;
   private readonly highest: { node: number; edge: number };
 
   constructor(private readonly data: PageData) {
+    this.facts = new Map(data.nodes.map(node => [node.id, node]));
     this.rises = new Map(data.edges.filter(edge => edge[3] !== null).map(edge => [key(edge), edge[3]!]));
     const nodes = data.nodes.map(node => Math.abs(this.rise(node) ?? 0));
     this.highest = { node: Math.max(1e-9, ...nodes), edge: Math.max(1e-9, ...this.rises.values()) };
@@ -39,7 +41,8 @@ export class Paint {
   }
 
   /** -STEPS to STEPS; null: not painted. */
-  step(node: NodeFacts): number | null {
+  step(id: string): number | null {
+    const node = this.facts.get(id)!;
     if (this.fill === "removed") return (STEPS * (this.rise(node) ?? 0)) / this.highest.node;
     const found = Object.values(node.auc ?? {}).filter(auc => auc !== null);
     if (this.fill !== "auc" || !found.length) return null;

@@ -31,10 +31,9 @@ export class Picture {
   update(): void {
     const { node, token, edits, shown } = this.state.choice, view = this.data.tokens && this.views.of(this.state.choice);
     node ? this.light(node) : this.dim();
-    const facts = new Map(this.data.nodes.map(one => [one.id, one]));
     for (const chip of this.nodes) {
       const id = chip.dataset.id!, here = token === null || !view ? null : (rowOf(view, this.state.choice, id)?.[token] ?? null);
-      const step = this.paint.fill === "value" ? here : facts.has(id) ? this.paint.step(facts.get(id)!) : null;
+      const step = this.paint.fill === "value" ? here : this.paint.step(id);
       const box = chip.querySelector("rect")!;
       box.style.fill = step === null ? "" : tint(step);
       chip.classList.toggle("valued", step !== null);

@@ -1,10 +1,9 @@
 // Nodes by tokens: a heat map of one prompt, of its pair, or of the difference. A token's head recolours the picture.
 
 import type { PageData, Row } from "./data";
-import { chance, drawSoon, make, nodeLink, short, signed, tint } from "./elements";
-import { answerBar } from "./live";
+import { answerBar, chance, drawSoon, make, nodeLink, short, signed, tint } from "./elements";
 import type { Shown, State } from "./state";
-import { alike, deviation, rowOf, type View, type Views } from "./view";
+import { alike, deviation, rowOf, UNLIKE, type View, type Views } from "./view";
 
 const SEEN = 0.01; // steps: smaller changes are not shown
 
@@ -32,7 +31,7 @@ export class TokenView {
     for (const button of document.querySelectorAll<HTMLButtonElement>("button[data-shown]")) button.setAttribute("aria-pressed", String(button.dataset.shown === shown));
     const difference = document.querySelector<HTMLButtonElement>('button[data-shown="difference"]')!;
     difference.disabled = !same;
-    difference.title = same ? "" : "the prompts have different numbers of tokens";
+    difference.title = same ? "" : UNLIKE;
     const which = shown === "second" ? 1 : 0;
     this.answers(view);
     const tokens = JSON.stringify([view.ids, shown]);

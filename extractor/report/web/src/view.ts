@@ -1,4 +1,4 @@
-// What is shown of a pair of prompts: the numbers that Python stored, or, once something was changed, those of the circuit in this page.
+// What is shown of a pair of prompts: what the circuit in this page computes; in a page without it, the numbers that Python stored.
 
 import { PageCircuit } from "./circuit";
 import { type PageData, type Row, STEPS } from "./data";
@@ -97,6 +97,8 @@ export class Views {
 
 /** Whether the prompts have the same number of tokens: only then can their values be exchanged and subtracted. */
 export const alike = (view: View): boolean => view.ids[0].length === view.ids[1].length;
+
+export const UNLIKE = "the prompts have different numbers of tokens";
 
 /** A node's deviations for the prompt or the difference that is shown; null where there are none. */
 export function rowOf(view: View, choice: Choice, node: string): Row | null {
