@@ -5,7 +5,7 @@ Values of nodes may be changed. All other nodes have their ablation values. Shap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.prompt_values import head_patterns
-from extractor.circuits.reference import Values, masked_logit_diff
+from extractor.circuits.reference import Values, masked_residuals, read_out
 from extractor.circuits.sites import node_id
 from extractor.data.prompts import TaskBatch
 
@@ -24,11 +24,17 @@ Change = Callable[[Tensor], Tensor]  # a node's values (B, T) -> those that the 
 
 @dataclass(frozen=True, eq=False)
 class ObservedRun:
-    """diff (B,): logit differences, not calibrated; seen: {site: (B, T, width)} what the model went on with."""
+    """What was seen of a circuit.
+
+    diff        (B,): logit differences, not calibrated
+    seen        {site: (B, T, width)} what the model went on with
+    residuals   (B, T, S) before every sublayer and after the last
+    """
 
     graph: CircuitMask
     diff: Tensor
     seen: Mapping[str, Tensor]
+    residuals: Sequence[Tensor]
 
     @cached_property
     def values(self) -> dict[str, Tensor]:
@@ -52,8 +58,18 @@ class ObservedRun:
 
 
 @torch.no_grad()
-def observe(graph: CircuitMask, ablation_values: Values, batch: TaskBatch, changes: Mapping[str, Change] | None = None) -> ObservedRun:
-    """Run the circuit. changes: of nodes by their ids, made where the model computes them, so that later nodes follow."""
+def observe(
+    graph: CircuitMask,
+    ablation_values: Values,
+    batch: TaskBatch,
+    changes: Mapping[str, Change] | None = None,
+    unchanged: ObservedRun | None = None,
+) -> ObservedRun:
+    """Run the circuit.
+
+    changes     of nodes by their ids, made where the model computes them, so that later nodes follow
+    unchanged   the run of the same circuit on the same batch without changes: what lies before the first change is taken from it
+    """
     places, seen = places_of(graph), dict[str, Tensor]()
     by_site: dict[str, list[tuple[int, Change]]] = {}
     for node, change in (changes or {}).items():
@@ -67,8 +83,19 @@ def observe(graph: CircuitMask, ablation_values: Values, batch: TaskBatch, chang
         seen[site] = x
         return x
 
-    masks = graph.index.split(graph.nodes.float())
-    return ObservedRun(graph, masked_logit_diff(graph.model, batch, masks, ablation_values, graph.edges, rewrite), seen)
+    masks, known = graph.index.split(graph.nodes.float()), ()
+    if unchanged is not None:
+        first = min((_sublayer(site) for site in by_site), default=2 * len(graph.model.blocks))
+        known = unchanged.residuals[: first + 1]
+        seen.update((site, x) for site, x in unchanged.seen.items() if _sublayer(site) < first)
+    residuals = masked_residuals(graph.model, batch.ids, masks, ablation_values, graph.edges, rewrite, known)
+    return ObservedRun(graph, read_out(graph.model, batch, residuals[-1]), seen, residuals)
+
+
+def _sublayer(site: str) -> int:
+    """The number of a site's sublayer in forward order."""
+    layer, sublayer, _ = site.split(".")
+    return 2 * int(layer) + (sublayer == "mlp")
 
 
 def places_of(graph: CircuitMask) -> dict[str, tuple[str, int]]:

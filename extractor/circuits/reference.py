@@ -18,7 +18,7 @@ The fast implementation names these lines where it replaces them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,9 +55,13 @@ def masked_logit_diff(
     edges             per link (target width, source width): 1 on, 0 ablated, or between; None: all on
     rewrite           (site, its values (B, T, width)) -> the values that the model goes on with; None: unchanged
     """
-    h = masked_residuals(model, batch.ids, masks, ablation_values, edges, rewrite)[-1]
-    rows = torch.arange(len(h), device=h.device)  # R8
-    return logit_diff(model.unembed(h[rows, batch.last], batch.ids[rows, batch.last]), batch)
+    return read_out(model, batch, masked_residuals(model, batch.ids, masks, ablation_values, edges, rewrite)[-1])
+
+
+def read_out(model: SparseGPTForCausalLM, batch: TaskBatch, residual: Tensor) -> Tensor:
+    """Logit differences (2P,) of the last residual (2P, T, S), R8."""
+    rows = torch.arange(len(residual), device=residual.device)
+    return logit_diff(model.unembed(residual[rows, batch.last], batch.ids[rows, batch.last]), batch)
 
 
 def masked_residuals(
@@ -67,18 +71,24 @@ def masked_residuals(
     ablation_values: Values,
     edges: Mapping[Link, Tensor] | None = None,
     rewrite: Callable[[str, Tensor], Tensor] | None = None,
+    known: Sequence[Tensor] = (),
 ) -> list[Tensor]:
-    """The residuals (B, T, S) before every sublayer and after the last, 2L + 1; see `masked_logit_diff`."""
+    """The residuals (B, T, S) before every sublayer and after the last, 2L + 1; see `masked_logit_diff`.
+
+    known   the first of them, where these are known already; sublayers before them do not run
+    """
     sublayers = _Sublayers(masks, ablation_values, edges, rewrite)
     context = model.context(ids.shape[1])
-    found = [model.embed(ids, context)]  # R1
-    for layer, block in enumerate(model.blocks):
-        h = found[-1]
-        x = position_read(block.ln_1(h), block.ln_p1, context)  # R2
-        h = h + sublayers.attention(f"{layer}.attn.", block.attn, x, context)  # R7
-        found.append(h)
-        x = position_read(block.ln_2(h), block.ln_p2, context)  # R2
-        found.append(h + sublayers.mlp(f"{layer}.mlp.", block.mlp, x))  # R7
+    found = [*known] or [model.embed(ids, context)]  # R1
+    for number in range(len(found) - 1, 2 * len(model.blocks)):
+        layer, h = number // 2, found[-1]
+        block = model.blocks[layer]
+        if number % 2 == 0:
+            x = position_read(block.ln_1(h), block.ln_p1, context)  # R2
+            found.append(h + sublayers.attention(f"{layer}.attn.", block.attn, x, context))  # R7
+        else:
+            x = position_read(block.ln_2(h), block.ln_p2, context)  # R2
+            found.append(h + sublayers.mlp(f"{layer}.mlp.", block.mlp, x))  # R7
     return found
 
 
@@ -101,7 +111,10 @@ class _Sublayers:
         return x if self.rewrite is None else self.rewrite(name, x)
 
     def link(self, source: str, target: str, weight: Tensor, x: Tensor, replacement: Callable[[], Tensor]) -> Tensor:
-        """The values x sent over a link, without the bias (R4). `replacement()`: what ablated edges carry instead of x."""
+        """The values x sent over a link, without the bias (R4).
+
+        replacement()   what ablated edges carry instead of x; (width,) where that is the same at every token
+        """
         if self.edges is None:
             return functional.linear(x, weight)
         mask = self.edges[source, target].to(weight.dtype)
@@ -110,7 +123,7 @@ class _Sublayers:
     def attention(self, prefix: str, attn: Attention, read: Tensor, context: Context) -> Tensor:
         batch, length, _ = read.shape
         x = self.site(prefix + "act_in", attn.act_in.k, read)
-        replacement = lambda: self.ablation_values[prefix + "act_in"].expand_as(x)  # noqa: E731
+        replacement = lambda: self.ablation_values[prefix + "act_in"]  # noqa: E731
         parts = zip("qkv", attn.c_attn.weight.chunk(3), attn.c_attn.bias.chunk(3), (attn.q.k, attn.k.k, attn.v.k), strict=True)
         q, k, v = (
             self.site(prefix + name, most, self.link(prefix + "act_in", prefix + name, weight, x, replacement) + bias)
@@ -129,10 +142,10 @@ class _Sublayers:
 
     def mlp(self, prefix: str, mlp: MLP, read: Tensor) -> Tensor:
         x = self.site(prefix + "act_in", mlp.act_in.k, read)
-        replacement = lambda: self.ablation_values[prefix + "act_in"].expand_as(x)  # noqa: E731
+        replacement = lambda: self.ablation_values[prefix + "act_in"]  # noqa: E731
         before = self.link(prefix + "act_in", prefix + "post_act", mlp.c_fc.weight, x, replacement) + mlp.c_fc.bias
         post = self.site(prefix + "post_act", mlp.post_act.k, mlp.activation(before))
-        replaced = lambda: self.ablation_values[prefix + "post_act"].expand_as(post)  # noqa: E731
+        replaced = lambda: self.ablation_values[prefix + "post_act"]  # noqa: E731
         out = self.link(prefix + "post_act", prefix + "resid_delta", mlp.c_proj.weight, post, replaced) + mlp.c_proj.bias
         return self.site(prefix + "resid_delta", mlp.resid_delta.k, out)
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
 from extractor.circuits.observed import Head, observe, places_of
-from extractor.circuits.reference import masked_residuals
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.problem import PruningProblem
 
@@ -51,8 +50,8 @@ class CircuitOnPairs:
         differs = (batch.ids != batch.ids[self.pair]) & self.real
         begun = differs.cumsum(1) > 0
         self.places = {"difference": differs, "after": begun & ~differs & ~end & self.real, "end": end}
-        run = observe(graph, self.means, batch)
-        self.values, self.patterns, self.diff = run.values, run.patterns, calibration.apply(run.diff)
+        self.run = observe(graph, self.means, batch)
+        self.values, self.patterns, self.diff = self.run.values, self.run.patterns, calibration.apply(self.run.diff)
 
     @property
     def nodes(self) -> list[str]:
@@ -86,13 +85,12 @@ class CircuitOnPairs:
     def _with(self, given: dict[str, Tensor]) -> Tensor:
         """Calibrated logit differences while nodes have these values (2P, T)."""
         changes = {node: partial(_instead, values) for node, values in given.items()}
-        return self.calibration.apply(observe(self.graph, self.means, self.batch, changes).diff)
+        return self.calibration.apply(observe(self.graph, self.means, self.batch, changes, self.run).diff)
 
     @torch.no_grad()
     def written(self) -> dict[str, Tensor]:
         """{write: (2P,)} what each node's write at the last token adds to the logit difference, through the last norm's own scale."""
-        model, masks = self.graph.model, self.graph.index.split(self.graph.nodes.float())
-        final = masked_residuals(model, self.batch.ids, masks, self.means, self.graph.edges)[-1]
+        model, final = self.graph.model, self.run.residuals[-1]
         rows, norm, head = torch.arange(len(final), device=final.device), model.transformer.ln_f, model.lm_head.weight
         scale = (final[rows, self.batch.last].square().mean(-1) + norm.eps).rsqrt()
         readout = (head[self.batch.first] - head[self.batch.second]) * norm.weight * scale[:, None]
