@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -606,6 +607,9 @@ def test_a_circuit_job_of_several_tasks_bridges_once_and_tells_of_each_task(seve
         of_dense = [prompts["loss"]["dense"], prompts["accuracy"]["dense"], prompts["agreement"]]
         assert [row[name] for name in numbers_of_dense[:3]] == of_dense
         assert set(numbers["seconds"]) >= {"corpus", "bridge", "prune", "validate"}
+    links = re.findall(r'href="(circuits/[^"]+)"', (out / "index.html").read_text())
+    assert links == [f"circuits/{row['task']}/report.html" for row in made]
+    assert all((out / link).is_file() for link in links)
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,8 @@ def observe(
         seen[site] = x
         return x
 
-    masks, known = graph.index.split(graph.nodes.float()), ()
+    masks = graph.index.split(graph.nodes.float())
+    known: Sequence[Tensor] = ()
     if unchanged is not None:
         first = min((_sublayer(site) for site in by_site), default=2 * len(graph.model.blocks))
         known = unchanged.residuals[: first + 1]

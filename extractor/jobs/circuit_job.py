@@ -2,7 +2,8 @@
 
     corpus -> bridge (a dense model; a sparse one is copied) -> (prune -> validate -> report) for each task
 
-The result has model/ (the sparse model, with bridges/ where the given model is dense), circuits/TASK/, and with several tasks tasks.json.
+The result has model/ (the sparse model, with bridges/ where the given model is dense), circuits/TASK/, and with several tasks tasks.json
+and index.html.
 With one task an error ends the job. With several, tasks.json gives the reason why a task cannot be expressed, and the others continue.
 Before pruning, the dense model's answers are compared with the sparse model's. A strict job finds no circuit of a task that is not the
 dense model's; tasks.json then says why, also with one task.
@@ -10,7 +11,7 @@ dense model's; tasks.json then says why, also with one task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from extractor import files
@@ -25,6 +26,7 @@ from extractor.jobs.find_circuit import circuit_run, find_circuit, load_sparse
 from extractor.models.checks import CONFIG
 from extractor.models.sparse_folder import DENSE_JSON, FAITHFULNESS_JSON, check_sparse_folder
 from extractor.models.tokenizer import load_tokenizer
+from extractor.report.index import write_index
 from extractor.spec.claims import is_met, loss_shares, sizes_by_standard
 from extractor.spec.unmeasured import is_constant, no_gain
 
@@ -60,7 +62,10 @@ def run_circuit_job(job: Job) -> None:
         found = {name: refused}
     else:
         found = make_circuits(job, loaded, tasks)
-    files.write_json(job.out / TASKS_JSON, [{"task": task} | facts for task, facts in found.items()])
+    rows = [{"task": task} | facts for task, facts in found.items()]
+    files.write_json(job.out / TASKS_JSON, rows)
+    if len(rows) > 1:
+        write_task_index(job, rows, str(spec.model))
 
 
 def check_tasks_fit(job: Job, given: GivenModel, tasks: Mapping[str, Task]) -> None:
@@ -132,6 +137,14 @@ def make_circuits(job: Job, loaded: LoadedModel, tasks: Mapping[str, Task]) -> d
     Raises Stopped.
     """
     return {name: circuit_of(job, loaded, name, task) for name, task in tasks.items()}
+
+
+def write_task_index(job: Job, rows: Sequence[Mapping[str, Any]], model: str) -> None:
+    """Write index.html, the page of all tasks. rows: those of `make_circuits`, each with its task. Raises DiskFull."""
+    bridge, places = job.out / "model" / FAITHFULNESS_JSON, {row["task"]: circuit_folder(job, row["task"]) / "result.json" for row in rows}
+    results = {task: files.read_json(path) for task, path in places.items() if path.is_file()}
+    about = {"model": model, "target_loss": job.spec.target_loss, "seed": job.spec.seed}
+    write_index(job.out, rows, about | {"bridge": files.read_json(bridge) if bridge.is_file() else None}, results)
 
 
 def circuit_of(job: Job, loaded: LoadedModel, name: str, task: Task) -> dict[str, Any]:

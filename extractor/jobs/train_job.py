@@ -44,11 +44,13 @@ def run_train_job(job: Job) -> None:
         else:
             match_width(job, spec, spec.match_loss, tokenizer, corpus)
     if job.spec.tasks:
-        from extractor.jobs.circuit_job import circuits_of_trained
+        from extractor.jobs.circuit_job import circuits_of_trained, write_task_index
 
         circuits = circuits_of_trained(job, corpus)
         numbers = files.read_json(job.out / "result.json")
         files.write_json(job.out / "result.json", numbers | {"circuits": circuits})
+        if len(circuits) > 1:
+            write_task_index(job, [{"task": task} | facts for task, facts in circuits.items()], "sparse_gpt")
 
 
 def check_tasks(spec: JobSpec) -> None:

@@ -1,7 +1,8 @@
 """Writes the report of a circuit: circuit.svg, circuit.png, report.html.
 
 report.html is self-contained (styles, picture and script are inline, nothing is loaded) and states the result in one sentence, also when
-the target was missed. page.html is its template; each function here fills one section. All text from a model is escaped.
+the target was missed. page.html is its template, style.css its style; each function here fills one section. All text
+from a model is escaped.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def page(
     effects = effects_of(result)
     order = "by rise of the loss when removed" if effects else "by absolute weight"
     shown = f"{min(len(circuit.edges), _MAX_EDGES)} of {len(circuit.edges)}, ordered {order}."
-    return Template(_file("page.html")).substitute(
+    return Template(template_file("page.html")).substitute(
         title=plain(f"{result['task']} in {short_name(result['model'])}"),
         eyebrow=f"Circuit report · {plain(result['task'])}",
         headline=headline(circuit, result),
@@ -119,11 +120,11 @@ def page(
         verdicts=_verdicts(result),
         story=story_section(result),
         picture=picture.to_svg(scene),
-        tokens=_file("tokens.html") if tokens else "",
+        tokens=template_file("tokens.html") if tokens else "",
         data=page_json(circuit, result, tokens, drawn, live if tokens else None),
         script=page_script(),
         picture_note=f" Of this circuit is {scene.note}." if scene.note else "",
-        least_width=round(0.85 * scene.width),
+        style=Template(template_file("style.css")).substitute(least_width=round(0.85 * scene.width)),
         losses_note=_losses_note(result),
         losses=_losses(result),
         validation=validation_section(result),
@@ -140,7 +141,8 @@ def page(
     )
 
 
-def _file(name: str) -> str:
+def template_file(name: str) -> str:
+    """The text of a file of this folder."""
     return resources.files("extractor.report").joinpath(name).read_text(encoding="utf-8")
 
 

@@ -15,6 +15,7 @@ import pytest
 from worlds import ROOT
 
 from extractor.circuits.circuit import Circuit
+from extractor.report.index import write_index
 from extractor.report.page import Example, write_report
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -250,6 +251,25 @@ def test_nothing_is_inaccessible_or_cut_at_any_width(browser, folder, width, col
     found = Axe().run(page, options=NO_SKIP_LINKS)
     assert [(one["id"], [node["html"][:160] for node in one["nodes"][:2]]) for one in found.response["violations"]] == []
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    context.close()
+
+
+@pytest.mark.parametrize(("width", "colours"), [(1440, "light"), (390, "dark")])
+def test_the_page_of_all_tasks_is_accessible_and_its_links_open_reports(browser, folder, tmp_path, width, colours):
+    from axe_playwright_python.sync_playwright import Axe
+
+    row = {"task": "quote_close", "nodes": 31, "edges": 43, "loss": 0.1, "full_loss": 0.01, "accuracy": 0.9, "without": 0.6, "random": 0.69}
+    rows = [row | {"meets_target": True}, dict.fromkeys(row) | {"task": "a < b", "meets_target": False, "why": "it cannot be asked"}]
+    shutil.copytree(folder, tmp_path / "circuits" / "quote_close")
+    write_index(tmp_path, rows, {"model": "m", "target_loss": 0.15, "seed": 0}, {})
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=colours)
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.goto((tmp_path / "index.html").as_uri())
+    assert Axe().run(page).response["violations"] == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    page.get_by_role("link", name="quote_close").click()
+    assert "Circuit report" in page.locator(".eyebrow").inner_text()
     context.close()
 
 

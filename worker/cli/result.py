@@ -64,7 +64,7 @@ def _open(facts: dict, job: str) -> int:
 
     if "report" not in facts["paths"]:
         raise NotFound(f"job {job} has no report; only the circuits of `extract submit` have one")
-    report = Path(facts["paths"]["report"])
+    report = Path(facts["paths"].get("index", facts["paths"]["report"]))  # of several tasks the page of all
     if _has_screen() and webbrowser.open(report.as_uri()):
         say(f"opened in the browser: {report}")
         return 0

@@ -203,7 +203,8 @@ def summary(folder: Path) -> dict[str, Any]:
     """The content of a finished result's result.json, and under 'paths' the absolute paths of files to open.
 
     For a circuit job with several tasks: model, labels, target_loss, seed, bridge, and under 'tasks' the rows of tasks.json.
-    'report', 'picture' and 'circuit' belong to the first circuit; further reports are under 'report TASK'.
+    'report', 'picture' and 'circuit' belong to the first circuit; further reports are under 'report TASK', and the page of all tasks is
+    under 'index'.
     """
     circuits = sorted(folder.glob("circuits/*/result.json"), key=lambda place: (not place.with_name("report.html").is_file(), place))
     own = folder / "result.json"
@@ -220,6 +221,8 @@ def summary(folder: Path) -> dict[str, Any]:
     paths = {key: circuits[0].with_name(name) for key, name in names.items() if circuits and circuits[0].with_name(name).is_file()}
     further = {f"report {place.parent.name}": place.with_name("report.html") for place in circuits[1:]}
     paths |= {key: place for key, place in further.items() if place.is_file()}
+    if (folder / "index.html").is_file():
+        paths["index"] = folder / "index.html"
     if (folder / "model").is_dir():
         paths["model"] = folder / "model"
     return facts | {"paths": {key: str(path) for key, path in paths.items()}}

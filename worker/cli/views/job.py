@@ -244,7 +244,7 @@ def show_paths(facts: dict[str, Any], folder: Path) -> None:
         print_line(line)
     paths = facts.get("paths", {})
     if "tasks" in facts:  # with many tasks one line per report would hide the table
-        paths = {name: path for name, path in paths.items() if name == "model"}
+        paths = {name: path for name, path in paths.items() if name in ("index", "model")}
         if any(row["nodes"] is not None for row in facts["tasks"]):
             print_line(f"reports: {folder / 'circuits' / 'TASK' / 'report.html'}")
     for name, path in paths.items():
