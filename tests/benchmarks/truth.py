@@ -185,7 +185,8 @@ def summary(found: Mapping[str, Any]) -> Iterator[Row]:
         nulls = [one["met"] for each in found.values() for kind, one in each["nulls"][name].items() if kind != "task"]
         yield Row(f"{name}: null searches that find a circuit, of {len(nulls)}", sum(nulls) / len(nulls), "<= 0.0")
     p = [one["random"]["sufficiency"]["p"] for one in found.values() if one["random"]]
-    yield Row("p-value of sufficiency against 200 random live circuits, worst robust circuit", max(p), "<= 0.05")
+    if p:
+        yield Row("p-value of sufficiency against 200 random live circuits, worst robust circuit", max(p), "<= 0.05")
 
 
 def _worst(one: Mapping[str, Any], where: str = "conditions") -> float:
