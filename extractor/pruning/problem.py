@@ -31,17 +31,20 @@ MOST_VALUES = 1 << 26  # of nodes at all tokens of a batch, where replacement va
 class SearchPolicy:
     """How a search differs from one standard to the other.
 
-    first_rankings   quick rankings that are tried before the one that is asked for
-    most_edges       elimination starts from no larger circuit: several times as many prompts of a large network take hours
-    averaged         batches over which a loss is averaged before elimination ends: the worst of several conditions varies more
+    first_rankings     quick rankings that are tried before the one that is asked for
+    most_start_edges   a start with more is cut to its first edges by attribution: the worst of several conditions varies from draw to draw,
+                       and elimination ends before it has removed what such a cut removes at once
+    most_edges         elimination starts from no larger circuit: several times as many prompts of a large network take hours
+    averaged           batches over which a loss is averaged before elimination ends: the worst of several conditions varies more
     """
 
     first_rankings: tuple[str, ...] = ()
+    most_start_edges: float = float("inf")
     most_edges: float = float("inf")
     averaged: int = 1
 
 
-POLICY: Mapping[Name, SearchPolicy] = {"paper": SearchPolicy(), "robust": SearchPolicy(("attribution",), 6e3, 8)}
+POLICY: Mapping[Name, SearchPolicy] = {"paper": SearchPolicy(), "robust": SearchPolicy(("attribution",), 2e3, 6e3, 8)}
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,7 @@ def finish(out: Path, spec: dict, work_folder: Path, tells_steps: bool, model: s
         rows.append({"task": task} | numbers | {"meets_target": True, "why": None})
     if len(rows) > 1:
         files.write_json(out / "tasks.json", rows)
+        files.write_text(out / "index.html", "<p>all tasks</p>")
     return wrap_up(out)
 
 

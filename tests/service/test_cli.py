@@ -106,7 +106,9 @@ def test_several_tasks_go_into_one_job_whose_result_is_a_table(machine):
     assert lines["for_while"] == "for_while 12 34 0.14 0.01 0.96 4.5 2.1 met".split()
     assert lines["quote_close"][-1] == "met"
     assert "circuits: 2 of 2 meet the target loss" in answer.out
-    assert f"reports: {machine.settings.root / 'mine' / 'result' / 'circuits' / 'TASK' / 'report.html'}" in answer.out
+    result = machine.settings.root / "mine" / "result"
+    assert f"reports: {result / 'circuits' / 'TASK' / 'report.html'}" in answer.out
+    assert f"index: {result / 'index.html'}" in answer.out
 
     rows = json.loads((machine.settings.root / "mine" / "result" / "tasks.json").read_text())
     facts = machine.extract("result", "mine", "--json").json["result"]
@@ -384,6 +386,8 @@ def test_open_shows_the_report_of_a_circuit_and_says_when_there_is_none(machine,
     answer = machine.extract("result", "mine", "--open")
     assert answer.code == 1
     assert f"there is no browser here; the report is one file, copy it to where one is: {report}" in answer.err
+    several = machine.finish("several", circuit_spec("quote_close", "for_while")) / "index.html"
+    assert f"its folder has all reports, copy that to where one is: {several}" in machine.extract("result", "several", "--open").err
     machine.finish("model")
     assert "has no report" in machine.extract("result", "model", "--open").err
 

@@ -59,14 +59,15 @@ def _has_screen() -> bool:
 
 
 def _open(facts: dict, job: str) -> int:
-    """Open the report, and say so. Returns the exit code: 1 where there is no browser."""
+    """Open the report, of several tasks the page of all, and say so. Returns the exit code: 1 where there is no browser."""
     from extractor.errors import NotFound
 
-    if "report" not in facts["paths"]:
+    page = facts["paths"].get("index") or facts["paths"].get("report")
+    if page is None:
         raise NotFound(f"job {job} has no report; only the circuits of `extract submit` have one")
-    report = Path(facts["paths"].get("index", facts["paths"]["report"]))  # of several tasks the page of all
+    report, kind = Path(page), "its folder has all reports, copy that" if "index" in facts["paths"] else "the report is one file, copy it"
     if _has_screen() and webbrowser.open(report.as_uri()):
         say(f"opened in the browser: {report}")
         return 0
-    say(f"there is no browser here; the report is one file, copy it to where one is: {report}")
+    say(f"there is no browser here; {kind} to where one is: {report}")
     return 1
