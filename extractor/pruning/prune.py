@@ -4,8 +4,8 @@
 2. Cut: keep a prefix of the ranking that is sufficient and necessary, with loss to spare for step 3; drop dead nodes (`_start`).
 3. Eliminate nodes one by one; with granularity 'edge' then edges, both from the result and from the prefix (`eliminate`). Every circuit on
    the way is a candidate. With `edge_k_coefs` elimination also starts from edges that learned masks keep. Where so many edges are left
-   that this takes long and removes little (`problem.SearchPolicy`), it starts from the first of these edges by attribution (`_first_edges`),
-   and where these are too many as well, nothing is eliminated.
+   that this takes long and removes little (`problem.SearchPolicy`), it starts from the first of these edges by attribution
+   (`_first_edges`), and where these are too many as well, nothing is eliminated.
 4. Choose, for every target, the candidate with fewest edges that meets it on the select split, also at the upper end of its interval
    (`confident`; else by a margin), and is necessary (`choose.chosen`). The loss to report is measured on a third split.
 5. From the circuit for the problem's own target, remove every edge whose removal costs nothing on fresh pairs (`choose.minimal`).
