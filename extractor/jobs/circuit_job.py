@@ -65,7 +65,7 @@ def run_circuit_job(job: Job) -> None:
     rows = [{"task": task} | facts for task, facts in found.items()]
     files.write_json(job.out / TASKS_JSON, rows)
     if len(rows) > 1:
-        write_task_index(job, rows, str(spec.model))
+        write_task_index(job, [row | {"task": tasks[row["task"]].name} for row in rows], str(spec.model))  # not their aliases
 
 
 def check_tasks_fit(job: Job, given: GivenModel, tasks: Mapping[str, Task]) -> None:

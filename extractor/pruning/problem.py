@@ -16,6 +16,7 @@ from extractor.circuits.masks import MaskedModel
 from extractor.circuits.scorer import CircuitScorer
 from extractor.circuits.standard import Name, PaperStandard, RobustStandard, Standard
 from extractor.data.prompts import TaskBatch
+from extractor.spec.thresholds import MOST_ROBUST_EDGES
 from extractor.training.loop import LoopEnvironment
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class SearchPolicy:
     averaged: int = 1
 
 
-POLICY: Mapping[Name, SearchPolicy] = {"paper": SearchPolicy(), "robust": SearchPolicy(("attribution",), 2e3, 6e3, 8)}
+POLICY: Mapping[Name, SearchPolicy] = {"paper": SearchPolicy(), "robust": SearchPolicy(("attribution",), 2e3, MOST_ROBUST_EDGES, 8)}
 
 
 @dataclass(frozen=True)

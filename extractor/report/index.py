@@ -15,27 +15,29 @@ from extractor.files import write_text
 from extractor.report.html import ABSENT, count, nats, percent, plain, scroll, share, table, track
 from extractor.report.page import template_file
 from extractor.report.picture import short_name
-from extractor.spec.claims import is_foreign, is_met, worst_condition
+from extractor.spec.claims import CONDITION_WORDS, is_foreign, is_met, worst_condition
 from extractor.spec.schema import CHANCE
 from extractor.spec.unmeasured import is_constant
 
 NAME = "index.html"
 Rows = Sequence[Mapping[str, Any]]
+Results = Mapping[str, Mapping[str, Any]]
 _NAMED = ("task", "verdict", "standard", "circuit alone", "story")  # columns of words and bars; the others are numbers
 _COLUMNS = (
-    *("task", "verdict", "standard", "nodes", "edges", "circuit alone", "nats", "worst ablation", "full model", "without", "random"),
-    *("right on shifted", "as dense", "story"),
+    *("task", "verdict", "standard", "nodes", "edges", "circuit alone", "nats", "worst ablation", "full model", "without", "edges cut"),
+    *("random", "right on shifted, and full model", "as dense", "story"),
 )
 _NOTE = (
-    "Each task is a link to its report. Losses in nats. The bar is the loss of the circuit alone, by its standard; it ends at chance, "
-    "{chance:.3f}, and the dashed line is the target. Worst ablation: the circuit without calibration, under the ablation that harms it "
-    "most. Without: the model without the circuit&rsquo;s nodes. Random: as many random nodes. Right on shifted: the circuit on longer "
+    "Each task is a link to its report. Losses in nats, of the full model without calibration, of the others with their best one. The bar "
+    "is the loss of the circuit alone, by its standard; it ends at chance, {chance:.3f}; the dashed line is the target. Worst ablation: "
+    "the circuit without calibration, under the ablation that harms it most. Without: the model without the circuit&rsquo;s nodes. Edges "
+    "cut: the same with all nodes kept and the circuit&rsquo;s edges removed. Random: as many random nodes. Right on shifted: on longer "
     "prompts from other templates.{dense} Story: whether every claim of the report on how the circuit works holds on held-out prompts."
 )
-_OF_DENSE = " As dense: the prompts on which the sparse model answers as the dense one."
+_OF_DENSE = " As dense: the held-out prompts on which the sparse model answers as the dense one."
 
 
-def write_index(folder: Path, rows: Rows, about: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> None:
+def write_index(folder: Path, rows: Rows, about: Mapping[str, Any], results: Results) -> None:
     """Write index.html into a result's folder. Raises DiskFull.
 
     rows      of tasks.json
@@ -45,7 +47,7 @@ def write_index(folder: Path, rows: Rows, about: Mapping[str, Any], results: Map
     write_text(folder / NAME, index_page(rows, about, results))
 
 
-def index_page(rows: Rows, about: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> str:
+def index_page(rows: Rows, about: Mapping[str, Any], results: Results) -> str:
     """The text of index.html; see `write_index`."""
     is_bridged = any(row.get("agreement") is not None for row in rows)
     shown = [name for name in _COLUMNS if is_bridged or name != "as dense"]
@@ -55,25 +57,31 @@ def index_page(rows: Rows, about: Mapping[str, Any], results: Mapping[str, Mappi
         style=Template(template_file("style.css")).substitute(least_width=0),
         title=plain(f"{len(rows)} tasks in {short_name(about['model'])}"),
         eyebrow=f"Circuits of {count(len(rows), 'task')}",
-        headline=_headline(rows, about),
+        headline=_headline(rows, about, results),
         meta=" · ".join([f"Model {plain(about['model'])}", f"seed {about['seed']}", *_fidelity(about.get("bridge"))]),
         note=_NOTE.format(chance=CHANCE, dense=_OF_DENSE if is_bridged else ""),
         tasks=scroll(table(shown, [[one[name] for name in shown] for one in cells], numbers), "All tasks") + _reasons(rows),
     )
 
 
-def _headline(rows: Rows, about: Mapping[str, Any]) -> str:
+def _headline(rows: Rows, about: Mapping[str, Any], results: Results) -> str:
     met = [row for row in rows if is_met(row)]
-    robust = sum(row.get("standard") == "robust" for row in met)
+    worst = [worst_condition((results.get(row["task"]) or {}).get("validation")) for row in met]
+    known = [found[1]["loss"] <= about["target_loss"] for found in worst if found]
     model = f"{plain(short_name(about['model']))}{'&rsquo;s sparse model' if about.get('bridge') else ''}"
     have = f"{len(met)} of {count(len(rows), 'task')} in {model} {'has' if len(met) == 1 else 'have'} a circuit that meets"
-    return f"{have} {nats(about['target_loss'])} nats; {robust or 'none'} of these hold{'s' if robust < 2 else ''} under every ablation."
+    if not known or len(known) < len(met):
+        return f"{have} {nats(about['target_loss'])} nats."
+    holds = sum(known)
+    still = f"{holds or 'none'} of these {'does' if holds < 2 else 'do'} so without calibration under all {len(CONDITION_WORDS)} ablations"
+    return f"{have} {nats(about['target_loss'])} nats; {still}."
 
 
 def _cells(row: Mapping[str, Any], target: float, validation: Mapping[str, Any]) -> dict[str, str]:
     """{column: HTML}. validation: that of result.json."""
     name, found = plain(row["task"]), row["nodes"] is not None
     worst, shifted, story = worst_condition(validation), validation.get("shifted"), (validation.get("mechanism") or {}).get("holds")
+    on_shifted = [percent(shifted["accuracy"][name]) for name in ("circuit", "full")] if shifted else []
     mark = f'<u style="left:{share(target, CHANCE)}"></u>'
     return {
         "task": f'<a href="circuits/{quote(row["task"], safe="")}/report.html">{name}</a>' if found else name,
@@ -86,8 +94,9 @@ def _cells(row: Mapping[str, Any], target: float, validation: Mapping[str, Any])
         "worst ablation": nats(worst[1]["loss"]) if worst else ABSENT,
         "full model": nats(row.get("full_loss")),
         "without": nats(row.get("without")),
+        "edges cut": nats((validation.get("removed") or {}).get("edges")),
         "random": nats(row.get("random")),
-        "right on shifted": percent(shifted["accuracy"]["circuit"]) if shifted else ABSENT,
+        "right on shifted, and full model": " / ".join(on_shifted) or ABSENT,
         "as dense": percent(row.get("agreement")),
         "story": {None: ABSENT, True: "holds", False: "no simple story"}[story],
     }
@@ -113,5 +122,5 @@ def _fidelity(bridge: Mapping[str, Any] | None) -> list[str]:
 
 
 def _reasons(rows: Rows) -> str:
-    lines = "".join(f"<li><b>{plain(row['task'])}</b>: {plain(row['why'])}.</li>" for row in rows if row.get("why"))
+    lines = "".join(f"<li><b>{plain(row['task'])}</b>: {plain(row['why'].removesuffix('.'))}.</li>" for row in rows if row.get("why"))
     return f'<ul class="note">{lines}</ul>' if lines else ""

@@ -183,7 +183,9 @@ def _without(result: dict) -> str:
         edges = "" if cut >= AT_CHANCE else f"; without these edges alone, all nodes kept, it has {nats(cut)} nats"
         return f"Without these nodes the {who} is at chance{edges}."
     if loss > result["target_loss"]:
-        return f"Without them the {who} is still {right} right, above chance."
+        cut = _without_edges(result)
+        edges = "" if cut is None else f"; without these edges alone, all nodes kept, it has {nats(cut)} nats"
+        return f"Without {'them' if cut is None else 'these nodes'} the {who} is still {right} right, above chance{edges}."
     return f"The {who} does not need them: without them it is still {right} right."
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from extractor.spec.thresholds import MOST_ROBUST_EDGES
+
 NOT_DENSE = "not the dense model's"  # in a table's cell
 # What nodes outside of the circuit have under each of `circuits.conditions`.
 CONDITION_WORDS = {
@@ -59,7 +61,8 @@ def about_standards(facts: Mapping[str, Any]) -> str:
     if facts.get("standard") == "robust":
         return f"this circuit holds under {len(CONDITION_WORDS)} ablations, without calibration; the paper's standard alone needs {least}"
     size = f"{robust['nodes']:,} nodes and {robust['edges']:,} of the model's {robust['edges_of_model']:,} edges"
-    return f"the search found no small circuit that holds and is necessary; it ended with {size}, at {robust['loss']:.3f} nats"
+    large = f", which hold; more than {MOST_ROBUST_EDGES:,} edges are not shown as a circuit" if robust.get("met") else ""
+    return f"the search found no small circuit that holds and is necessary; it ended with {size}, at {robust['loss']:.3f} nats{large}"
 
 
 def loss_shares(bridge: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -19,6 +19,8 @@ MOST_DISAGREEMENT = 0.05
 OTHER_ROLE = 0.5
 # Report: a circuit holds on shifted prompts where it prefers the full model's answer on at least this fraction of them.
 SAME_ANSWER = 0.95
+# Search: a robust circuit of more edges is no small part of the model; the circuit of the paper's standard is shown in its place.
+MOST_ROBUST_EDGES = 6000
 # Report, calibrated: a model without its circuit is called "at chance" from here on.
 AT_CHANCE = 0.90 * CHANCE
 # Pruning, calibrated: a full model with this loss or more does not do the task; nothing is pruned.

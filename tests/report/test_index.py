@@ -8,6 +8,7 @@ NUMBERS = ("nodes", "edges", "loss", "full_loss", "accuracy", "without", "random
 MADE = dict(zip(NUMBERS, (1200, 4300, 0.117, 0.016, 0.96, 0.68, 0.69, "paper", 0.95), strict=True))
 VALIDATION = {
     "conditions": {"mean": {"loss": 0.5}, "other": {"loss": 4.248}},
+    "removed": {"nothing": 0.0003, "edges": 0.0945},
     "shifted": {"accuracy": {"full": 0.97, "circuit": 0.449}},
     "mechanism": {"holds": True},
 }
@@ -46,26 +47,28 @@ def test_a_row_has_the_tasks_numbers_and_the_harshest_of_its_circuit():
         "worst ablation": "4.248",
         "full model": "0.016",
         "without": "0.680",
+        "edges cut": "0.095",
         "random": "0.690",
-        "right on shifted": "44.9&nbsp;%",
+        "right on shifted, and full model": "44.9&nbsp;% / 97&nbsp;%",
         "as dense": "95&nbsp;%",
         "story": "holds",
     }
 
 
-def test_the_headline_counts_circuits_that_meet_the_target_and_those_that_hold_under_every_ablation():
-    rows = [made("a"), made("b", standard="robust"), made("c", holds_for_dense=False), refused("d", "it cannot be asked")]
-    page = page_of(rows, bridge=BRIDGE)
-    assert (
-        "2 of 4 tasks in my-model&rsquo;s sparse model have a circuit that meets 0.150 nats; 1 of these holds under every ablation." in page
-    )
+def test_the_headline_counts_circuits_that_meet_the_target_and_those_that_do_without_calibration():
+    rows = [made("a"), made("b"), made("c", holds_for_dense=False), refused("d", "it cannot be asked")]
+    holds = {"validation": {"conditions": {"mean": {"loss": 0.05}, "other": {"loss": 0.149}}}}
+    page = page_of(rows, {"a": {"validation": VALIDATION}, "b": holds}, BRIDGE)
+    met = "2 of 4 tasks in my-model&rsquo;s sparse model have a circuit that meets 0.150 nats"
+    assert f"<h1>{met}; 1 of these does so without calibration under all 5 ablations.</h1>" in page
     assert "explains 83.9&nbsp;% of the dense model&rsquo;s predictions beyond bigrams on stdlib, 74.8&nbsp;% at the worst crossing" in page
     assert [row[1] for row in cells(page)[1:]] == ["meets the target", "meets the target", "not the dense model&rsquo;s", "no circuit"]
-    assert "none of these holds under every ablation" in page_of([made("a")])
+    assert "none of these does so without calibration" in page_of([made("a")], {"a": {"validation": VALIDATION}})
+    assert f"<h1>{met}.</h1>" in page_of(rows, {"b": holds}, BRIDGE), "what was not measured is not counted"
 
 
 def test_a_task_without_a_circuit_has_a_reason_and_no_link():
-    page = page_of([made("a/b <i>"), refused("d & e", "it <cannot> be asked")])
+    page = page_of([made("a/b <i>"), refused("d & e", "it <cannot> be asked.")])
     assert re.findall(r'href="([^"]+)"', page) == ["circuits/a%2Fb%20%3Ci%3E/report.html"]
     assert "a/b &lt;i&gt;</a>" in page
     assert "<b>d &amp; e</b>: it &lt;cannot&gt; be asked." in page

@@ -126,7 +126,7 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
             {"steering": MEASURED["steering"] | {"few": {"nodes": [["a", "read"]], "held_out": FEW, "shifted": FEW}}},
             "steering",
             "1 node flips 57% (50% to 64%) of the dense model's right answers on held-out prompts, the strongest random edits 0%; on "
-            "shifted prompts 57%",
+            "shifted prompts 57%, random 0%",
         ),
         (
             {"steering": MEASURED["steering"] | {"few": {"nodes": [["a", "read"]], "held_out": FEW}, "few_of_model": OF_MODEL}},
@@ -145,6 +145,12 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
             "robust standard",
             "the search found no small circuit that holds and is necessary; it ended with 45 nodes and 12,000 of the model's 23,592 edges",
         ),
+        (
+            {"standards": {"paper": PAPER, "robust": ROBUST | {"edges": 12000, "met": True}}, "standard": "paper"},
+            "robust standard",
+            ", which hold; more than 6,000 edges are not shown as a circuit",
+        ),
+        ({"validation": {"conditions": CONDITIONS}}, "without calibration", "where they have their means, and 81.0% right"),
         (
             {"validation": {"conditions": CONDITIONS}},
             "without calibration",

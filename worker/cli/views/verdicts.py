@@ -53,13 +53,15 @@ def _circuit(facts: dict[str, Any], circuit: dict[str, Any]) -> str:
 
 
 def _conditions(facts: dict[str, Any]) -> str:
-    """'at worst 0.981 nats and 3.1% right, where other nodes have ...; 0.517 nats where they have their means'."""
+    """'at worst 0.981 nats and 3.1% right, where other nodes have ...; 0.517 nats where they have their means, and 81.0% right'."""
     worst = worst_condition(facts.get("validation"))
     if worst is None:
         return _EARLIER
     name, line = worst[0], _worst(worst)
     mean = facts["validation"]["conditions"]["mean"]
-    return line if name == "mean" else f"{line}; {mean['loss']:.3f} nats where they have their means"
+    if name == "mean":
+        return line
+    return f"{line}; {mean['loss']:.3f} nats where they have their means, and {mean['accuracy']:.1%} right"
 
 
 def _null_searches(facts: dict[str, Any]) -> str:
@@ -133,7 +135,10 @@ def _causal(facts: dict[str, Any]) -> str:
     nodes, random = found["nodes"], found["random"]
     line = f"effects of {nodes['count']} nodes in the dense model and in the sparse one: correlation {_two(nodes['correlation'])}, "
     line += f"slope {_two(nodes['slope'])}, same sign {_share_of(nodes['same_sign'])}"
-    return line + (f"; random nodes: correlation {_two(random['correlation'])}" if random else "")
+    if not random:
+        return line
+    line += f"; random nodes: correlation {_two(random['correlation'])}"
+    return line + (f", same sign {_share_of(random['same_sign'])}" if "same_sign" in random else "")
 
 
 def _two(value: float | None) -> str:
@@ -152,7 +157,7 @@ def _few(few: dict[str, Any], of_model: dict[str, Any] | None) -> str:
         f"{count} node{'s flip' if count > 1 else ' flips'} {held_out['flipped']:.0%} ({low:.0%} to {high:.0%}) of the dense model's right "
     )
     line += f"answers on held-out prompts, the strongest random edits {held_out['random_flipped']:.0%}"
-    line += f"; on shifted prompts {shifted['flipped']:.0%}" if shifted else ""
+    line += f"; on shifted prompts {shifted['flipped']:.0%}, random {shifted['random_flipped']:.0%}" if shifted else ""
     if of_model and of_model.get("held_out"):
         best = of_model["held_out"]
         line += f"; {len(of_model['nodes'])} of all nodes of the sparse model {best['flipped']:.0%}, random {best['random_flipped']:.0%}"
