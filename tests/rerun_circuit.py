@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import gelu, relu, rms_norm, softplus
 
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": lambda x: gelu(x, approximate="tanh"), "relu": relu}
 root = Path(sys.argv[1])
 folder = root / "circuits" / sys.argv[2] if len(sys.argv) > 2 else next((root / "circuits").iterdir())
 c, circuit = json.loads((root / "model/config.json").read_text()), json.loads((folder / "circuit.json").read_text())
@@ -87,7 +88,7 @@ def margins(on: dict, edges: str, base: dict, values: dict | None = None) -> tor
         mixed, usual = ((pattern @ t).transpose(1, 2).reshape(rows, length, width) for t in (v, split(replaced)))
         h = h + at(a + "resid_delta", send(a + "v", a + "resid_delta", p["attn.c_proj.weight"], mixed, usual) + p["attn.c_proj.bias"])
         x = send(m + "act_in", m + "post_act", p["mlp.c_fc.weight"], at(m + "act_in", read(h, p, 2))) + p["mlp.c_fc.bias"]
-        x = at(m + "post_act", relu(x) if c.get("activation") == "relu" else gelu(x))
+        x = at(m + "post_act", ACTIVATIONS[c.get("activation", "gelu")](x))
         h = h + at(m + "resid_delta", send(m + "post_act", m + "resid_delta", p["mlp.c_proj.weight"], x) + p["mlp.c_proj.bias"])
     last, token = h[torch.arange(rows), pairs["last"]], ids[torch.arange(rows), pairs["last"]]
     logits = norm(last, w["transformer.ln_f.weight"]) @ w["lm_head.weight"].T + w.get("logits_bias", 0)

@@ -274,6 +274,7 @@ def test_a_circuit_that_does_not_fit_the_model_is_one_clear_line(how: str):
 def test_a_script_that_knows_nothing_of_us_computes_the_same(kind: str, edges: float | None, tmp_path: Path):
     """tests/rerun_circuit.py, from the files of a result, and the compiled circuit against the reference."""
     world = World(kind)
+    world.model.lm_head.weight.mul_(20)  # so that an activation that is nearly right shows
     graph = world.graph(0.6, edges)
     world.model.save_pretrained(tmp_path / "model")
     folder = tmp_path / "circuits" / "t"
