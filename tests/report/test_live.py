@@ -178,7 +178,7 @@ def test_a_node_is_switched_off_patched_and_scaled_from_its_card(opened, typed):
     assert f"{strongest} is multiplied by 2.5" in page.locator("#live-edits").inner_text()
     assert page.locator("#card output").inner_text() == "2.5"
     sync_api.expect(page).to_have_url(re.compile(r"2\.5$"))
-    address, scaled = page.url, label()
+    address, scaled = page.evaluate("location.href"), label()
     page.get_by_role("button", name=f"Undo the change of {strongest}").click()
     assert label() == plain
     again = opened(path, "#" + address.partition("#")[2])
