@@ -65,7 +65,7 @@ def run_circuit_job(job: Job) -> None:
     rows = [{"task": task} | facts for task, facts in found.items()]
     files.write_json(job.out / TASKS_JSON, rows)
     if len(rows) > 1:
-        write_task_index(job, [row | {"task": tasks[row["task"]].name} for row in rows], str(spec.model))  # not their aliases
+        write_task_index(job, rows, str(spec.model))
 
 
 def check_tasks_fit(job: Job, given: GivenModel, tasks: Mapping[str, Task]) -> None:
@@ -139,8 +139,10 @@ def make_circuits(job: Job, loaded: LoadedModel, tasks: Mapping[str, Task]) -> d
     return {name: circuit_of(job, loaded, name, task) for name, task in tasks.items()}
 
 
-def write_task_index(job: Job, rows: Sequence[Mapping[str, Any]], model: str) -> None:
+def write_task_index(job: Job, rows: Sequence[dict[str, Any]], model: str) -> None:
     """Write index.html, the page of all tasks. rows: those of `make_circuits`, each with its task. Raises DiskFull."""
+    tasks = open_tasks(job.spec.tasks, job.spec.task_files)
+    rows = [row | {"task": tasks[row["task"]].name} for row in rows]  # folders have the names of tasks, not their aliases
     bridge, places = job.out / "model" / FAITHFULNESS_JSON, {row["task"]: circuit_folder(job, row["task"]) / "result.json" for row in rows}
     results = {task: files.read_json(path) for task, path in places.items() if path.is_file()}
     about = {"model": model, "target_loss": job.spec.target_loss, "seed": job.spec.seed}

@@ -176,16 +176,13 @@ def _without(result: dict) -> str:
     who = "sparse model" if result.get("bridge") else "model"
     if loss is None or not math.isfinite(loss):
         return f"The {who} without them was not measured."
-    if loss >= AT_CHANCE:
+    fails = loss >= AT_CHANCE
+    if fails or loss > result["target_loss"]:
         cut = _without_edges(result)
-        if cut is None:
-            return f"Without them the {who} is at chance."
-        edges = "" if cut >= AT_CHANCE else f"; without these edges alone, all nodes kept, it has {nats(cut)} nats"
-        return f"Without these nodes the {who} is at chance{edges}."
-    if loss > result["target_loss"]:
-        cut = _without_edges(result)
-        edges = "" if cut is None else f"; without these edges alone, all nodes kept, it has {nats(cut)} nats"
-        return f"Without {'them' if cut is None else 'these nodes'} the {who} is still {right} right, above chance{edges}."
+        is_told = cut is not None and not (fails and cut >= AT_CHANCE)
+        edges = f"; without these edges alone, all nodes kept, it has {nats(cut)} nats" if is_told else ""
+        what = "at chance" if fails else f"still {right} right, above chance"
+        return f"Without {'them' if cut is None else 'these nodes'} the {who} is {what}{edges}."
     return f"The {who} does not need them: without them it is still {right} right."
 
 
