@@ -179,13 +179,31 @@ def test_a_train_jobs_numbers_are_those_of_its_model(dense: Path, loops: CorpusS
         assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(numbers["held_out_loss"], abs=1e-4)
 
 
+def test_the_circuits_for_other_targets_are_kept_with_the_numbers_of_the_curve(result: Path):
+    folder = result / "circuits" / TASK
+    others, numbers = (files.read_json(folder / name) for name in ("others.json", "result.json"))
+    shown = files.read_json(folder / "circuit.json")
+    curve = {row["target"]: row for row in numbers["curve"]}
+    assert sorted([*(one["target"] for one in others), numbers["target_loss"]]) == sorted(curve)
+    for one in others:
+        row = curve[one["target"]]
+        assert (one["size"], one["loss"], one["met"]) == ([row["nodes"], row["edges"]], row["loss"], row["met"])
+        assert (len(one["nodes"]), len(one["edges"])) == (row["nodes"], row["edges"])
+        assert {end for source, target, _ in one["edges"] for end in (source, target)} <= set(one["nodes"])
+    weights = {(edge["source"], edge["target"]): edge["weight"] for edge in shown["edges"]}
+    again = [(weight, weights[a, b]) for one in others for a, b, weight in one["edges"] if (a, b) in weights]
+    assert all(weight == pytest.approx(own, abs=1e-6) for weight, own in again)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(f"{one['standard']}, {one['target']:g} nats" in page for one in others)
+
+
 def test_a_circuit_job_leaves_exactly_the_documented_files(result: Path):
     model = ["config.json", "generation_config.json", "model.safetensors", *TRAVELLING]
     model += "dense.json faithfulness.json tokenizer.json tokenizer_config.json".split()
     bridges = "README.md adapter_config.json adapter_model.safetensors".split()
     circuit = (
         "circuit.json circuit.svg circuit.png report.html result.json means.safetensors held_out.safetensors conditions.safetensors "
-        "compiled.safetensors tokens.json"
+        "compiled.safetensors tokens.json others.json"
     ).split()
     assert files_of(result) == {
         "spec.json",

@@ -21,6 +21,7 @@ from extractor.data.encoding import prompt_text, shown_text, token_text
 from extractor.data.prompts import TaskBatch
 from extractor.files import rounded
 from extractor.jobs.live_data import live_data
+from extractor.jobs.other_circuits import other_circuits
 from extractor.jobs.page_data import page_data
 from extractor.models.sparse_folder import DENSE_JSON, FAITHFULNESS_JSON
 from extractor.progress import Progress, Stopped
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from extractor.jobs.job import Job
 
 PAPER_CIRCUIT = "paper.json"  # beside a robust circuit.json: the circuit of the paper's standard
+OTHER_CIRCUITS = "others.json"
 DESCRIBED_PAIRS = 512  # pairs of the train split on which the tokens that nodes read are measured
 SHOWN_PAIRS = 4  # held-out pairs in the report
 PARTS = 4  # of the stage that writes the files: names of the nodes, numbers, compiled circuit, report
@@ -52,7 +54,7 @@ def circuit_folder(job: Job, task: str) -> Path:
 def write_files(run: CircuitRun, problem: PruningProblem, found: FoundCircuits, report: ValidationReport) -> None:
     """Write circuits/TASK/ atomically. problem: by the paper's standard. Raises DiskFull, Stopped."""
     progress = _Parts(run.job.progress)
-    progress.begin()
+    progress.begin("labels")
     splits, shown = run.splits, found.shown.best
     circuit = name_circuit(run, problem, shown)
     answers = torch.stack([splits.held_out.first, splits.held_out.second], dim=1).flatten()  # in the circuit's order: first, second
@@ -64,13 +66,15 @@ def write_files(run: CircuitRun, problem: PruningProblem, found: FoundCircuits, 
         pairs = {name: getattr(splits.held_out, name) for name in ("ids", "last", "correct", "wrong", "sign")}
         files.write_tensors(folder / "held_out.safetensors", pairs)
         files.write_tensors(folder / "conditions.safetensors", drawn_conditions(problem, splits.held_out))
-        progress.begin()
+        progress.begin("numbers")
         numbers = result_json(run, problem, circuit, found, report, progress.check)
         files.write_json(folder / "result.json", numbers)
+        others = other_circuits(problem, found, numbers)
+        files.write_text(folder / OTHER_CIRCUITS, json.dumps(others, separators=(",", ":")) + "\n")
         tokens = page_data(run, problem, circuit, shown)
         if tokens is not None:
             files.write_text(folder / "tokens.json", json.dumps(tokens, separators=(",", ":")) + "\n")
-        progress.begin()
+        progress.begin("compiled")
         live = None
         if problem.spec.ablation != "resample":  # a resampled node has no constant replacement value
             from extractor.circuits.compiled import compile_circuit
@@ -78,8 +82,8 @@ def write_files(run: CircuitRun, problem: PruningProblem, found: FoundCircuits, 
             compiled = compile_circuit(problem.model, problem.ablation_values, shown.graph, answers)
             compiled.save(folder / "compiled.safetensors")
             live = None if tokens is None else live_data(compiled, run.loaded.tokenizer, tokens)
-        progress.begin()
-        write_report(folder, circuit, numbers, examples(run, problem, circuit, shown), progress.check, tokens, live)
+        progress.begin("page")
+        write_report(folder, circuit, numbers, examples(run, problem, circuit, shown), progress.check, tokens, live, others)
 
 
 def drawn_conditions(problem: PruningProblem, held_out: TaskBatch) -> dict[str, Tensor]:
@@ -95,10 +99,11 @@ class _Parts:
     def __init__(self, progress: Progress):
         self._progress, self._begun = progress, 0
 
-    def begin(self) -> None:
-        """Report that another part begins. Raises Stopped when a stop was requested."""
+    def begin(self, part: str) -> None:
+        """Report that this part begins. Raises Stopped when a stop was requested."""
         self.check()
         self._begun += 1
+        self._progress.phase(part)
         self._progress.step(self._begun, PARTS)
 
     def check(self) -> None:
@@ -228,6 +233,7 @@ def dense_findings(
 
     through = circuit_through_bridges(pair, splits.held_out, graph, problem.ablation_values, splits.select)
     found.setdefault("bridge", {}).update(prompts=run.behaviour, circuit=through)
+    run.job.progress.phase("steering")
     nodes, decode = [node.id for node in circuit.nodes], partial(shown_text, run.loaded.tokenizer)
     causal = causal_report(pair, nodes, splits.held_out, seed, tick)
     found |= {"causal": causal} if causal else {}

@@ -19,6 +19,7 @@ from extractor.circuits.circuit import Circuit, Edge, Node
 from extractor.files import write_text
 from extractor.report import picture
 from extractor.report.bridge import bridge_section
+from extractor.report.drawings import Others, changed_of, class_labels, drawings
 from extractor.report.html import (
     ABSENT,
     Bar,
@@ -77,6 +78,7 @@ def write_report(
     check: Callable[[], None] = lambda: None,
     tokens: Mapping[str, Any] | None = None,
     live: Mapping[str, Any] | None = None,
+    others: Others = (),
 ) -> None:
     """Write circuit.svg, circuit.png and report.html into an existing folder. Of a very large circuit they show the strongest part.
 
@@ -84,16 +86,17 @@ def write_report(
     check    called often; what it raises ends the writing
     tokens   the content of tokens.json, see `jobs.page_data`; None: the page has no token view
     live     the circuit itself, see `jobs.live_data`; None: the page does not run it
+    others   circuits that the page offers beside this one, see `jobs.other_circuits`
 
     Raises DiskFull.
     """
     check()
-    scene = picture.layout(circuit, ((result.get("validation") or {}).get("roles") or {}).get("changed", ()))
+    scene = picture.layout(circuit, changed_of(result), class_labels(circuit, result))
     write_text(folder / "circuit.svg", picture.to_svg(scene))
     check()
     picture.write_png(scene, folder / "circuit.png", check=check)
     check()
-    write_text(folder / "report.html", page(circuit, result, examples, scene, tokens, live))
+    write_text(folder / "report.html", page(circuit, result, examples, scene, tokens, live, others))
 
 
 def page(
@@ -103,12 +106,13 @@ def page(
     scene: picture.Scene,
     tokens: Mapping[str, Any] | None = None,
     live: Mapping[str, Any] | None = None,
+    others: Others = (),
 ) -> str:
-    """The text of report.html."""
+    """The text of report.html; see `write_report`."""
     scale, shift = circuit.calibration.scale, circuit.calibration.shift
     drawn = [chip.node.id for chip in scene.chips]
     listed = [node for node in circuit.nodes if node.id in drawn]
-    effects = effects_of(result)
+    effects, drawn_as = effects_of(result), drawings(circuit, result, scene, others)
     order = "by rise of the loss when removed" if effects else "by absolute weight"
     shown = f"{min(len(circuit.edges), _MAX_EDGES)} of {len(circuit.edges)}, ordered {order}."
     return Template(template_file("page.html")).substitute(
@@ -119,9 +123,9 @@ def page(
         meta=_meta(circuit, result),
         verdicts=_verdicts(result),
         story=story_section(result),
-        picture=picture.to_svg(scene),
+        picture=drawn_as.first,
         tokens=template_file("tokens.html") if tokens else "",
-        data=page_json(circuit, result, tokens, drawn, live if tokens else None),
+        data=page_json(circuit, result, tokens, drawn, live if tokens else None, drawn_as.data),
         script=page_script(),
         picture_note=f" Of this circuit is {scene.note}." if scene.note else "",
         style=Template(template_file("style.css")).substitute(least_width=round(0.85 * scene.width)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -17,6 +18,7 @@ def page_json(
     tokens: Mapping[str, Any] | None,
     drawn: Sequence[str],
     live: Mapping[str, Any] | None = None,
+    drawings: Mapping[str, Any] | None = None,
 ) -> str:
     """The data as JSON that may stand in a script, as an expression.
 
@@ -26,6 +28,8 @@ def page_json(
     edges     [[source, target, weight, rise of the loss without it or null]] between drawn nodes
     loss      of the circuit on the pairs of `moved` and `flipped`, nats
     tokens    see `jobs.page_data`; null where there is none
+    key       of this circuit: under it the browser keeps the reader's notes
+    drawings  see `report.drawings`; null where there is one picture only
     calibration, live   the circuit itself, see `jobs.live_data`; null where the page does not run it
     """
     checked = result.get("validation") or {}
@@ -46,6 +50,8 @@ def page_json(
         "tokens": _of_drawn(tokens, shown, live is not None),
         "calibration": [circuit.calibration.scale, circuit.calibration.shift],
         "live": live,
+        "drawings": drawings,
+        "key": hashlib.sha256(json.dumps(circuit.to_json(), sort_keys=True).encode()).hexdigest()[:16],
     }
     return json.dumps(found, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
 

@@ -15,7 +15,7 @@ from extractor.circuits.circuit import Edge, Node
 from extractor.report.picture.lanes import Stream, locate, open_lanes, residual_streams, straighten
 from extractor.report.picture.rows import GROUP_GAP, LINE_GAP, Place, Row, Spot, build_rows, fit
 
-GUTTER, MARGIN, HEADER, BAR = 176.0, 24.0, 116.0, 34.0
+GUTTER, MARGIN, HEADER, BAR = 176.0, 24.0, 137.0, 34.0
 _MIN_WIDTH = 640.0  # pixels, of the drawing to the right of the row labels
 _SWEEPS = 12
 

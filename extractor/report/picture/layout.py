@@ -6,10 +6,11 @@ Grey wires are the residual stream, not edges: a channel written by one node and
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 
-from extractor.circuits.circuit import Circuit, Edge
+from extractor.circuits.circuit import Circuit, Edge, Node
 from extractor.report.picture.arrange import BAR, GUTTER, HEADER, MARGIN, Arrangement, arrange
 from extractor.report.picture.lanes import Stream
 from extractor.report.picture.part import part_note, shown_part
@@ -49,18 +50,26 @@ from extractor.report.picture.scene import (
 )
 
 
-def layout(circuit: Circuit, changed: Collection[str] = ()) -> Scene:
+def layout(circuit: Circuit, changed: Collection[str] = (), labels: Mapping[str, str] | None = None, note: str = "") -> Scene:
     """The scene of a circuit, of a very large one that of its `shown_part`. Edges to nodes that the circuit does not have are left out.
 
     changed   ids of nodes that have another role in the circuit than in the full model: they are marked
+    labels    {id: what stands below its number, in place of the tokens it reads}
+    note      stands beside the size, where all is shown
     """
-    shown = shown_part(circuit)
+    labels = labels or {}
+    shown = shown_part(replace(circuit, nodes=tuple(_labelled(node, labels) for node in circuit.nodes)))
+    tips = {node.id: describe(node) for node in circuit.nodes}
     names = {node.id for node in shown.nodes}
     edges = [e for e in shown.edges if e.source in names and e.target in names]
-    return _compose(circuit, arrange(shown.nodes, edges), edges, part_note(circuit, shown), changed)
+    return _compose(circuit, arrange(shown.nodes, edges), edges, part_note(circuit, shown) or note, changed, tips)
 
 
-def _compose(circuit: Circuit, plan: Arrangement, edges: list[Edge], note: str, changed: Collection[str]) -> Scene:
+def _labelled(node: Node, labels: Mapping[str, str]) -> Node:
+    return replace(node, reads=(labels[node.id],)) if node.id in labels else node
+
+
+def _compose(circuit: Circuit, plan: Arrangement, edges: list[Edge], note: str, changed: Collection[str], tips: Mapping[str, str]) -> Scene:
     rows, width, floor = plan.rows, plan.width, plan.floor
     row_of = {s.node.id: row for row in rows for s in row.spots}
     spots = {s.node.id: s for row in rows for s in row.spots}
@@ -71,7 +80,7 @@ def _compose(circuit: Circuit, plan: Arrangement, edges: list[Edge], note: str, 
     largest = max([abs(e.weight) for e in edges if math.isfinite(e.weight)], default=0.0)
     wires = [_stream_wire(spots, row_of, stream, ceiling + BAR, floor) for stream in plan.streams]
     wires += sorted((_edge_wire(spots, e, largest) for e in edges), key=lambda w: (w.width, w.source, w.target))
-    chips = [_chip(spot, row, spot.node.id in changed) for row in rows for spot in row.spots]
+    chips = [_chip(spot, row, spot.node.id in changed, tips[spot.node.id]) for row in rows for spot in row.spots]
     labels = [Label(MARGIN, MARGIN + 18, clip(title, total - 2 * MARGIN, 21), 21, INK, "start")]
     sizes = f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges" + (f"; {note}" if note else "")
     labels.append(Label(MARGIN, MARGIN + 40, sizes, 13, SOFT, "start"))
@@ -135,8 +144,8 @@ def _stream_wire(spots: dict[str, Spot], row_of: dict[str, Row], stream: Stream,
     return Wire(tuple(points), STREAM, 1.0, 1.0, "stream", *names)
 
 
-def _chip(spot: Spot, row: Row, is_changed: bool) -> Chip:
-    """The channel number in the middle, tokens that the node writes above it, tokens that it reads below."""
+def _chip(spot: Spot, row: Row, is_changed: bool, tip: str) -> Chip:
+    """The channel number in the middle, tokens that the node writes above it, its label or tokens that it reads below."""
     detail = row.detail
     reads, writes = shown_tokens(spot.node.reads, detail), shown_tokens(spot.node.writes, detail)
     baseline = spot.y + TOKEN_LINE * bool(writes) + detail.font + 2.5
@@ -147,7 +156,7 @@ def _chip(spot: Spot, row: Row, is_changed: bool) -> Chip:
     ]
     outline = CHANGED if is_changed else "#aab4bf"
     box = Box(spot.x - spot.width / 2, spot.y, spot.width, spot.height, "#ffffff", outline, 6 if detail.font > 10 else 4)
-    return Chip(spot.node, box, tuple(labels), describe(spot.node) + ("\nanother role than in the full model" if is_changed else ""))
+    return Chip(spot.node, box, tuple(labels), tip + ("\nanother role than in the full model" if is_changed else ""))
 
 
 def _token_labels(x: float, y: float, tokens: list[str], color: str) -> Iterator[Label]:
@@ -188,18 +197,22 @@ def _bar_labels(circuit: Circuit, ceiling: float, floor: float, width: float) ->
 
 
 def _legend(largest: float) -> tuple[list[Wire], list[Label]]:
-    """Two lines under the title that explain wires and chips."""
+    """Three lines under the title that explain wires and chips."""
     edges = (
         (POSITIVE, 3.5, "positive weight"),
         (NEGATIVE, 3.5, "negative weight"),
         ("", 0.0, f"the wider, the larger: up to {largest:.3g}"),
     )
-    others = (
-        (STREAM, 1.2, "residual stream: a channel written, then read (not an edge)"),
-        ("", 0.0, "below a number: tokens it reads; above: tokens it writes"),
+    stream = ((STREAM, 1.2, "residual stream: a channel written, then read (not an edge)"),)
+    chips = (
+        (
+            "",
+            0.0,
+            "below a number: the answer before which it is higher (AUC 0.9), and where; else tokens it reads. Above: tokens it writes",
+        ),
     )
     wires, labels = [], []
-    for y, entries in ((MARGIN + 66, edges), (MARGIN + 87, others)):
+    for y, entries in ((MARGIN + 66, edges), (MARGIN + 87, stream), (MARGIN + 108, chips)):
         x = MARGIN
         for color, width, text in entries:
             if color:

@@ -3,6 +3,7 @@
 import type { Edge, NodeFacts, PageData, Passage, Place } from "./data";
 import { make, nats, nodeLink, percent, short, signed, tint } from "./elements";
 import { Switches } from "./live";
+import { noteFields, type Notes } from "./notes";
 import type { State } from "./state";
 import type { Views } from "./view";
 
@@ -14,7 +15,7 @@ export class Card {
   private readonly hint: string;
   private switches: Switches | null = null;
 
-  constructor(private readonly data: PageData, private readonly state: State, private readonly views: Views) {
+  constructor(private readonly data: PageData, private readonly state: State, private readonly views: Views, private readonly notes: Notes) {
     this.byId = new Map(data.nodes.map(node => [node.id, node]));
     this.hint = this.panel.textContent!.trim();
   }
@@ -37,6 +38,7 @@ export class Card {
       make("p", "note", node.site),
       ...(this.switches ? [this.switches.row] : []),
       facts(node, this.data),
+      noteFields(node.id, this.notes),
       ...this.joined(node.id),
       ...passagesOf(node.id, this.data),
     );

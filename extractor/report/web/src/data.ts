@@ -59,7 +59,18 @@ export interface LiveData {
   tokenizer: { json: object; before: number[] } | null;
 }
 
+/** One of the circuits that can be drawn. svg: place of its picture, null: the one in the page, -1: none; nodes, edges: null for the page's own. */
+export interface Drawing {
+  label: string;
+  words: string;
+  svg: number | null;
+  nodes: string[] | null;
+  edges: string[] | null;
+}
+
 export interface PageData {
+  key: string;
+  drawings: { svgs: string[]; choices: Drawing[] } | null;
   answers: string[];
   calibration: [scale: number, shift: number];
   live: LiveData | null;

@@ -48,6 +48,14 @@ export function tint(step: number, most = 0.85): string {
   return strength < 0.01 ? "transparent" : `rgb(${step > 0 ? "var(--above)" : "var(--below)"} / ${(most * strength).toFixed(3)})`;
 }
 
+/** Give the reader a file. */
+export function download(url: string, name: string): void {
+  const link = document.createElement("a");
+  link.setAttribute("href", url);
+  link.download = name;
+  link.click();
+}
+
 export function nodeLink(id: string): HTMLAnchorElement {
   const link = make("a", "id", make("code", "id", id));
   link.setAttribute("href", "#node=" + encodeURIComponent(id));

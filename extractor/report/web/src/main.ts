@@ -3,17 +3,19 @@
 import { AttentionView } from "./attention";
 import { Card } from "./card";
 import { readData } from "./data";
+import { Drawings } from "./drawings";
 import { drawSoon } from "./elements";
 import { LivePanel } from "./live";
-import { Picture } from "./picture";
+import { bindNotes, Notes } from "./notes";
 import { State } from "./state";
 import { TokenView } from "./tokens";
 import { Views } from "./view";
 
-const data = readData();
-const state = new State(new Set(data.nodes.map(node => node.id)), data.tokens?.pairs.map(pair => pair.tokens[0].length) ?? []);
-const views = new Views(data), card = new Card(data, state, views);
-const picture = new Picture(data, state, views, id => card.show(id));
+const pristine = document.documentElement.outerHTML; // before anything below changes it
+const data = readData(), ids = new Set(data.nodes.map(node => node.id));
+const state = new State(ids, data.tokens?.pairs.map(pair => pair.tokens[0].length) ?? [], data.drawings?.choices.length ?? 1);
+const views = new Views(data), notes = new Notes(data.key, ids, pristine), card = new Card(data, state, views, notes);
+const picture = new Drawings(data, state, views, notes, id => card.show(id));
 const tokens = data.tokens && new TokenView(data, state, views), attention = data.tokens && new AttentionView(state, views);
 const live = data.tokens && new LivePanel(state, views);
 
@@ -31,6 +33,8 @@ state.onChange((now, before) => {
     if (now.node) picture.reveal(now.node);
   } else if (ran) card.refresh();
 });
+bindNotes(notes);
+notes.onChange(() => picture.update());
 addEventListener("keydown", event => {
   if (event.key === "Escape" && !(event.target as Element).matches("textarea, select, input")) state.set({ node: null, token: null });
 });

@@ -1,31 +1,44 @@
-// The picture of the circuit: what a node is joined to lights up, and nodes take the colour of their value at the chosen token.
+// A picture of circuits: what a node is joined to lights up, and nodes take the colour of their value at the chosen token.
 
-import type { PageData } from "./data";
+import type { Drawing, PageData } from "./data";
 import { tint } from "./elements";
-import { type Fill, Paint, type Wires } from "./paint";
-import { bindSaving } from "./save";
+import type { Notes } from "./notes";
+import type { Paint } from "./paint";
 import type { State } from "./state";
 import { rowOf, type Views } from "./view";
 
 export class Picture {
-  readonly nodes: SVGGElement[];
-  private readonly svg: SVGSVGElement;
+  readonly nodes: SVGGElement[]; // those of the page's circuit
+  private readonly all: SVGGElement[];
   private readonly wires: SVGPathElement[];
   private readonly byId: Map<string, SVGGElement>;
-  private readonly paint: Paint;
+  private readonly own: { nodes: Set<string>; edges: Set<string> };
 
-  constructor(private readonly data: PageData, private readonly state: State, private readonly views: Views, private readonly preview: (id: string | null) => void) {
-    this.svg = document.querySelector<SVGSVGElement>(".picture svg")!;
-    this.nodes = [...this.svg.querySelectorAll<SVGGElement>(".node")];
-    this.wires = [...this.svg.querySelectorAll<SVGPathElement>("path.edge, path.stream")];
+  constructor(readonly svg: SVGSVGElement, private readonly data: PageData, private readonly state: State, private readonly views: Views, private readonly paint: Paint, private readonly notes: Notes, private readonly preview: (id: string | null) => void) {
+    this.own = { nodes: new Set(data.nodes.map(node => node.id)), edges: new Set(data.edges.map(([source, target]) => `${source} ${target}`)) };
+    this.all = [...svg.querySelectorAll<SVGGElement>(".node")];
+    this.nodes = this.all.filter(node => this.own.nodes.has(node.dataset.id!));
+    this.wires = [...svg.querySelectorAll<SVGPathElement>("path.edge, path.stream")];
     this.byId = new Map(this.nodes.map(node => [node.dataset.id!, node]));
-    this.svg.setAttribute("role", "group");
-    this.svg.querySelector("title")?.remove();
+    svg.setAttribute("role", "group");
+    svg.querySelector("title")?.remove();
     this.nodes.forEach((node, i) => this.prepare(node, i));
-    this.scaling();
-    this.paint = new Paint(data);
-    this.painting();
-    bindSaving(this.svg);
+  }
+
+  /** In a picture of several circuits: outline what the chosen one adds to the page's, fade what it lacks, hide what only others have. */
+  mark({ nodes, edges }: Drawing): void {
+    const chosen = nodes && { nodes: new Set(nodes), edges: new Set(edges) };
+    const paint = (shape: Element, own: boolean, there: boolean) => {
+      shape.classList.toggle("added", there && !own);
+      shape.classList.toggle("left", own && !there);
+      shape.classList.toggle("absent", !own && !there);
+    };
+    for (const node of this.all) paint(node, this.own.nodes.has(node.dataset.id!), !chosen || chosen.nodes.has(node.dataset.id!));
+    for (const wire of this.wires) {
+      const { source, target } = wire.dataset, ends = [source!, target!].filter(Boolean);
+      if (wire.classList.contains("edge")) paint(wire, this.own.edges.has(`${source} ${target}`), !chosen || chosen.edges.has(`${source} ${target}`));
+      else paint(wire, ends.every(id => this.own.nodes.has(id)), !chosen || ends.every(id => chosen.nodes.has(id)));
+    }
   }
 
   update(): void {
@@ -36,8 +49,11 @@ export class Picture {
       const step = this.paint.fill === "value" ? here : this.paint.step(id);
       const box = chip.querySelector("rect")!;
       box.style.fill = step === null ? "" : tint(step);
+      box.style.stroke = this.notes.colour(id);
       chip.classList.toggle("valued", step !== null);
       chip.classList.toggle("changed-here", id in edits);
+      chip.classList.toggle("grouped", this.notes.colour(id) !== "");
+      chip.classList.toggle("noted", this.notes.of(id).text !== "");
     }
     const note = document.getElementById("token-note"), length = view?.ids[shown === "second" ? 1 : 0].length ?? 0;
     if (note) {
@@ -55,7 +71,7 @@ export class Picture {
       wire.classList.toggle("lit", touches);
       if (touches) lit.add(source!).add(target!);
     }
-    for (const node of this.nodes) {
+    for (const node of this.all) {
       node.classList.toggle("lit", lit.has(node.dataset.id!));
       node.classList.toggle("chosen", node.dataset.id === id);
     }
@@ -64,7 +80,7 @@ export class Picture {
 
   dim(): void {
     this.svg.classList.remove("focused");
-    for (const shape of [...this.nodes, ...this.wires]) shape.classList.remove("lit", "chosen");
+    for (const shape of [...this.all, ...this.wires]) shape.classList.remove("lit", "chosen");
   }
 
   reveal(id: string): void {
@@ -104,44 +120,5 @@ export class Picture {
     const next = this.nodes[(this.nodes.indexOf(node) + step + this.nodes.length) % this.nodes.length]!;
     for (const other of this.nodes) other.setAttribute("tabindex", other === next ? "0" : "-1");
     next.focus();
-  }
-
-  /** What nodes and edges are painted by; choices without numbers are not offered. */
-  private painting(): void {
-    const fill = document.querySelector<HTMLSelectElement>("#fill")!, wires = document.querySelector<HTMLSelectElement>("#wires")!;
-    for (const option of [...fill.options]) if (!this.paint.has(option.value as Fill)) option.remove();
-    fill.closest("label")!.hidden = fill.options.length < 2;
-    wires.closest("label")!.hidden = !this.paint.hasEdges;
-    const change = () => {
-      [this.paint.fill, this.paint.wires] = [fill.value as Fill, wires.value as Wires];
-      document.getElementById("paint-note")!.textContent = this.paint.words;
-      this.update();
-    };
-    fill.addEventListener("change", change);
-    wires.addEventListener("change", change);
-  }
-
-  /** The buttons that make the picture larger and smaller; "fit" shows all of it. */
-  private scaling(): void {
-    const [width, height] = [this.svg.viewBox.baseVal.width, this.svg.viewBox.baseVal.height];
-    const frame = this.svg.closest<HTMLElement>(".picture")!;
-    let scale = 0; // 0: the width of the page
-    const show = () => {
-      this.svg.style.width = scale ? `${Math.round(width * scale)}px` : "";
-      this.svg.style.minWidth = scale ? "0" : "";
-    };
-    const now = () => this.svg.getBoundingClientRect().width / width;
-    const actions: Record<string, () => void> = {
-      larger: () => (scale = Math.min(4, now() * 1.25)),
-      smaller: () => (scale = Math.max(0.1, now() / 1.25)),
-      fit: () => (scale = Math.min(frame.clientWidth / width, (innerHeight - 40) / height)),
-      width: () => (scale = 0),
-    };
-    for (const button of document.querySelectorAll<HTMLButtonElement>("button[data-zoom]")) {
-      button.addEventListener("click", () => {
-        actions[button.dataset.zoom!]!();
-        show();
-      });
-    }
   }
 }

@@ -1,8 +1,10 @@
 // The picture as it is painted now, as a file: SVG, or PNG at twice its size.
 
-export function bindSaving(svg: SVGSVGElement): void {
+import { download } from "./elements";
+
+export function bindSaving(shown: () => SVGSVGElement): void {
   for (const button of document.querySelectorAll<HTMLButtonElement>("button[data-save]")) {
-    button.addEventListener("click", () => (button.dataset.save === "svg" ? download(source(svg), "circuit.svg") : savePng(svg)));
+    button.addEventListener("click", () => (button.dataset.save === "svg" ? download(source(shown()), "circuit.svg") : savePng(shown())));
   }
 }
 
@@ -15,8 +17,10 @@ export function source(svg: SVGSVGElement): string {
   copy.removeAttribute("style");
   const shown = svg.querySelectorAll<SVGElement>("rect, path"), copied = copy.querySelectorAll<SVGElement>("rect, path");
   shown.forEach((shape, i) => {
-    const { fill, stroke, strokeWidth, strokeDasharray } = getComputedStyle(shape);
+    const { fill, stroke, strokeWidth, strokeDasharray, opacity, visibility } = getComputedStyle(shape);
     copied[i]!.removeAttribute("style");
+    copied[i]!.setAttribute("opacity", opacity);
+    copied[i]!.setAttribute("visibility", visibility);
     copied[i]!.setAttribute("fill", fill);
     copied[i]!.setAttribute("stroke", stroke);
     copied[i]!.setAttribute("stroke-width", strokeWidth);
@@ -35,11 +39,4 @@ async function savePng(svg: SVGSVGElement): Promise<void> {
   paper.fillRect(0, 0, canvas.width, canvas.height);
   paper.drawImage(image, 0, 0, canvas.width, canvas.height);
   download(canvas.toDataURL("image/png"), "circuit.png");
-}
-
-function download(url: string, name: string): void {
-  const link = document.createElement("a");
-  link.setAttribute("href", url);
-  link.download = name;
-  link.click();
 }

@@ -11,9 +11,10 @@ export interface Choice {
   token: number | null;
   typed: [string, string] | null; // prompts of the reader, in place of the pair's
   edits: Edits; // what is done to nodes
+  circuit: number; // place of the drawn one among those that can be chosen
 }
 
-const NOTHING: Choice = { node: null, pair: 0, shown: "first", token: null, typed: null, edits: {} };
+const NOTHING: Choice = { node: null, pair: 0, shown: "first", token: null, typed: null, edits: {}, circuit: 0 };
 const LONGEST_LINK = 2000; // characters of a prompt that the address keeps
 const [LEAST, MOST] = [-2, 3]; // factors, as the card's slider has them
 const SETTLED = 250; // milliseconds: browsers limit how often an address changes
@@ -24,8 +25,8 @@ export class State {
   private later: ReturnType<typeof setTimeout> | undefined; // writes the address once typing and dragging have ended
   private readonly listeners: ((choice: Choice, before: Choice) => void)[] = [];
 
-  /** lengths: number of tokens of each pair's prompts. */
-  constructor(private readonly nodes: Set<string>, private readonly lengths: number[]) {
+  /** lengths: number of tokens of each pair's prompts; circuits: how many can be drawn. */
+  constructor(private readonly nodes: Set<string>, private readonly lengths: number[], private readonly circuits: number) {
     this.choice = this.fitting({ ...NOTHING, ...this.read() });
     addEventListener("hashchange", () => {
       const found = this.read(); // a link to a section says nothing
@@ -62,6 +63,7 @@ export class State {
   hash(choice: Choice): string {
     const parts = new URLSearchParams();
     if (choice.node) parts.set("node", choice.node);
+    if (choice.circuit) parts.set("circuit", String(choice.circuit + 1));
     if (choice.pair) parts.set("pair", String(choice.pair + 1));
     if (choice.shown !== "first") parts.set("shown", choice.shown);
     if (choice.token !== null) parts.set("token", String(choice.token + 1));
@@ -103,6 +105,8 @@ export class State {
     if (node && this.nodes.has(node)) found.node = node;
     if (shown && SHOWN.includes(shown)) found.shown = shown;
     const pair = number("pair", this.lengths.length), token = number("token", Infinity);
+    const circuit = number("circuit", this.circuits);
+    if (circuit !== null) found.circuit = circuit;
     if (pair !== null) found.pair = pair;
     if (token !== null) found.token = token;
     const prompts = parts.getAll("prompt"), edits = parts.getAll("set").map(text => this.editOf(text)).filter(edit => edit !== null);

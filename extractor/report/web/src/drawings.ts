@@ -1,0 +1,118 @@
+// The frame of the picture: which circuit is drawn, how it is painted, its size, and saving it.
+
+import type { Drawing, PageData } from "./data";
+import { make } from "./elements";
+import type { Notes } from "./notes";
+import { type Fill, Paint, type Wires } from "./paint";
+import { Picture } from "./picture";
+import { bindSaving } from "./save";
+import type { State } from "./state";
+import type { Views } from "./view";
+
+export class Drawings {
+  private readonly frame = document.querySelector<HTMLElement>(".picture")!;
+  private readonly paint: Paint;
+  private readonly pictures = new Map<number | null, Picture>();
+  private readonly buttons: HTMLButtonElement[];
+  private shown: Picture;
+  private chosen = 0;
+  private scale = 0; // 0: the width of the page
+
+  constructor(private readonly data: PageData, private readonly state: State, private readonly views: Views, private readonly notes: Notes, private readonly preview: (id: string | null) => void) {
+    this.paint = new Paint(data);
+    this.shown = this.made(this.frame.querySelector("svg")!);
+    this.pictures.set(null, this.shown);
+    this.buttons = this.choosing();
+    this.painting();
+    this.scaling();
+    bindSaving(() => this.shown.svg);
+  }
+
+  get choices(): Drawing[] {
+    return this.data.drawings?.choices ?? [];
+  }
+
+  update(): void {
+    const { circuit } = this.state.choice;
+    if (circuit !== this.chosen) this.choose(circuit);
+    this.shown.update();
+  }
+
+  reveal(id: string): void {
+    this.shown.reveal(id);
+  }
+
+  private made(svg: SVGSVGElement): Picture {
+    return new Picture(svg, this.data, this.state, this.views, this.paint, this.notes, this.preview);
+  }
+
+  private choose(number: number): void {
+    const choice = this.choices[number]!;
+    this.chosen = number;
+    this.buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === number)));
+    document.getElementById("drawing-note")!.textContent = number ? choice.words : "";
+    const svg = choice.svg === -1 ? null : choice.svg;
+    if (!this.pictures.has(svg)) {
+      const parsed = new DOMParser().parseFromString(this.data.drawings!.svgs[svg!]!, "image/svg+xml");
+      this.pictures.set(svg, this.made(document.importNode(parsed.documentElement, true) as unknown as SVGSVGElement));
+    }
+    this.shown = this.pictures.get(svg)!;
+    this.frame.replaceChildren(this.shown.svg);
+    this.shown.mark(choice);
+    this.resize();
+  }
+
+  private choosing(): HTMLButtonElement[] {
+    const row = document.getElementById("drawings")!;
+    row.hidden = !this.choices.length;
+    const buttons = this.choices.map((choice, i) => {
+      const button = make("button", "", choice.label);
+      button.type = "button";
+      button.title = choice.words;
+      button.setAttribute("aria-pressed", String(i === 0));
+      button.addEventListener("click", () => this.state.set({ circuit: i }));
+      return button;
+    });
+    row.append(...buttons);
+    return buttons;
+  }
+
+  /** What nodes and edges are painted by; choices without numbers are not offered. */
+  private painting(): void {
+    const fill = document.querySelector<HTMLSelectElement>("#fill")!, wires = document.querySelector<HTMLSelectElement>("#wires")!;
+    for (const option of [...fill.options]) if (!this.paint.has(option.value as Fill)) option.remove();
+    fill.closest("label")!.hidden = fill.options.length < 2;
+    wires.closest("label")!.hidden = !this.paint.hasEdges;
+    const change = () => {
+      [this.paint.fill, this.paint.wires] = [fill.value as Fill, wires.value as Wires];
+      document.getElementById("paint-note")!.textContent = this.paint.words;
+      this.shown.update();
+    };
+    fill.addEventListener("change", change);
+    wires.addEventListener("change", change);
+  }
+
+  /** The buttons that make the picture larger and smaller; "fit" shows all of it. */
+  private scaling(): void {
+    const size = () => this.shown.svg.viewBox.baseVal;
+    const now = () => this.shown.svg.getBoundingClientRect().width / size().width;
+    const actions: Record<string, () => void> = {
+      larger: () => (this.scale = Math.min(4, now() * 1.25)),
+      smaller: () => (this.scale = Math.max(0.1, now() / 1.25)),
+      fit: () => (this.scale = Math.min(this.frame.clientWidth / size().width, (innerHeight - 40) / size().height)),
+      width: () => (this.scale = 0),
+    };
+    for (const button of document.querySelectorAll<HTMLButtonElement>("button[data-zoom]")) {
+      button.addEventListener("click", () => {
+        actions[button.dataset.zoom!]!();
+        this.resize();
+      });
+    }
+  }
+
+  private resize(): void {
+    const { style, viewBox } = this.shown.svg;
+    style.width = this.scale ? `${Math.round(viewBox.baseVal.width * this.scale)}px` : "";
+    style.minWidth = this.scale ? "0" : "";
+  }
+}
