@@ -52,7 +52,7 @@ SERVICE_MAY_IMPORT = {  # room of the service -> rooms of the engine, besides `e
     "batches": "models data jobs",
     "sweeps": "jobs training",
     "garbage": "models jobs",
-    "cli": "models data training bridges pruning jobs results progress",
+    "cli": "models data training bridges pruning jobs results report progress",
 }
 NO_TORCH = (
     "extractor",

@@ -59,7 +59,7 @@ def drawings(circuit: Circuit, result: Mapping[str, Any], scene: picture.Scene, 
     return Drawings(first, {"svgs": svgs, "choices": choices} if len(choices) > 1 else None)
 
 
-_BY = {"paper": "the paper’s standard", "robust": "the robust standard"}
+_BY = {"paper": "the paper\u2019s standard", "robust": "the robust standard"}
 _RANKED = {True: "by the rise of the loss without them", False: "by the sum of their absolute weights"}
 
 

@@ -14,8 +14,9 @@ from extractor.spec.schema import CHANCE
 ABSENT = "&ndash;"
 
 
-def section(name: str, title: str, body: str) -> str:
-    return f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>{body}</section>'
+def section(name: str, title: str, body: str, kind: str = "") -> str:
+    own = f' class="{kind}"' if kind else ""
+    return f'<section aria-labelledby="{name}"{own}><h2 id="{name}">{title}</h2>{body}</section>'
 
 
 def scroll(body: str, label: str, kind: str = "card scroll") -> str:

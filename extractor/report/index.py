@@ -1,20 +1,19 @@
 """Writes index.html of a job of several tasks: a row for each task, with a link to its report.
 
-index.html is self-contained and runs no script. index.html of this folder is its template, style.css the style it shares with page.html.
+index.html is self-contained and runs no script.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 from urllib.parse import quote
 
 from extractor.files import write_text
-from extractor.report.html import ABSENT, count, nats, percent, plain, scroll, share, table, track
-from extractor.report.page import template_file
+from extractor.report.html import ABSENT, count, nats, percent, plain, scroll, section, share, table, track
 from extractor.report.picture import short_name
+from extractor.report.plain_page import plain_page
 from extractor.spec.claims import CONDITION_WORDS, is_foreign, is_met, worst_condition
 from extractor.spec.schema import CHANCE
 from extractor.spec.unmeasured import is_constant
@@ -53,14 +52,14 @@ def index_page(rows: Rows, about: Mapping[str, Any], results: Results) -> str:
     shown = [name for name in _COLUMNS if is_bridged or name != "as dense"]
     cells = [_cells(row, about["target_loss"], results.get(row["task"], {}).get("validation") or {}) for row in rows]
     numbers = {place for place, name in enumerate(shown) if name not in _NAMED}
-    return Template(template_file("index.html")).substitute(
-        style=Template(template_file("style.css")).substitute(least_width=0),
-        title=plain(f"{len(rows)} tasks in {short_name(about['model'])}"),
-        eyebrow=f"Circuits of {count(len(rows), 'task')}",
-        headline=_headline(rows, about, results),
-        meta=" · ".join([f"Model {plain(about['model'])}", f"seed {about['seed']}", *_fidelity(about.get("bridge"))]),
-        note=_NOTE.format(chance=CHANCE, dense=_OF_DENSE if is_bridged else ""),
-        tasks=scroll(table(shown, [[one[name] for name in shown] for one in cells], numbers), "All tasks") + _reasons(rows),
+    note = _NOTE.format(chance=CHANCE, dense=_OF_DENSE if is_bridged else "")
+    tasks = scroll(table(shown, [[one[name] for name in shown] for one in cells], numbers), "All tasks") + _reasons(rows)
+    return plain_page(
+        f"{len(rows)} tasks in {short_name(about['model'])}",
+        f"Circuits of {count(len(rows), 'task')}",
+        _headline(rows, about, results),
+        " · ".join([f"Model {plain(about['model'])}", f"seed {about['seed']}", *_fidelity(about.get("bridge"))]),
+        section("tasks", "The tasks", f'<p class="note">{note}</p>{tasks}', "tasks"),
     )
 
 

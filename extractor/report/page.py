@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -39,6 +38,7 @@ from extractor.report.html import (
 )
 from extractor.report.page_script import page_json, page_script
 from extractor.report.picture import short_name
+from extractor.report.plain_page import template_file
 from extractor.report.plots import distribution
 from extractor.report.steering import steering_section
 from extractor.report.story import story_section
@@ -143,11 +143,6 @@ def page(
         calibration=f"{scale:.3g} and {shift:+.3g}",
         seconds=_seconds(result.get("seconds") or {}),
     )
-
-
-def template_file(name: str) -> str:
-    """The text of a file of this folder."""
-    return resources.files("extractor.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def headline(circuit: Circuit, result: dict) -> str:

@@ -92,7 +92,7 @@ def test_a_larger_circuit_outlines_what_it_adds(page):
     assert not classes(chip(page, NODE)) & {"added", "left", "absent"}
     note = page.locator("#drawing-note").inner_text()
     assert "Not in the circuit of this page: 1 node and 1 edge (outlined)" in note
-    assert "0.010 nats on held-out pairs by the paper’s standard, meets 0.05" in note
+    assert "0.010 nats on held-out pairs by the paper\u2019s standard, meets 0.05" in note
     choose(page, "paper, 0.15 nats")
     assert chip(page, ADDED).count() == 0
     assert page.locator("#drawing-note").is_hidden()
@@ -144,7 +144,9 @@ def test_a_large_circuit_begins_with_its_core(browser, tmp_path):
     nodes += [Node(f"0.mlp.post_act.{i}", "0.mlp.post_act", i, 0.0) for i in range(100)]
     edges = [Edge(f"0.mlp.act_in.{i}", f"0.mlp.post_act.{i}", 0.001 + i / 100) for i in range(100)]
     circuit = replace(CIRCUIT, nodes=tuple(nodes), edges=tuple(edges))
-    validation = {name: part for name, part in RESULT["validation"].items() if name not in ("mechanism", "roles", "activations", "edge_effects")}
+    validation = {
+        name: part for name, part in RESULT["validation"].items() if name not in ("mechanism", "roles", "activations", "edge_effects")
+    }
     write_report(tmp_path, circuit, RESULT | {"validation": validation}, [])
     assert (tmp_path / "report.html").stat().st_size < 1_500_000
     page = browser.new_page()
@@ -197,7 +199,7 @@ def test_notes_are_kept_and_travel_with_the_saved_page(browser, page, tmp_path):
 def test_notes_of_other_circuits_and_broken_ones_are_left_out(page):
     write_note(page, NODE, "mine", "")
     key = page.evaluate("Object.keys(localStorage)")[0]
-    page.evaluate("([key]) => localStorage.setItem(key, '{\"9.x.1\": {\"text\": \"stray\"}, \"" + NODE + "\": 5}')", [key])
+    page.evaluate('([key]) => localStorage.setItem(key, \'{"9.x.1": {"text": "stray"}, "' + NODE + "\": 5}')", [key])
     page.reload()
     assert page.locator("#note-list li").count() == 0
     page.evaluate("([key]) => localStorage.setItem(key, 'no JSON')", [key])

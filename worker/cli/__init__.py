@@ -23,7 +23,7 @@ from extractor.errors import DiskFull, ExtractorError, ServiceUnavailable, Usage
 MAX_ERROR_CHARACTERS = 900  # longest error line that is printed in full
 GROUPS = {  # as `extract --help` shows the commands
     "Find a circuit": ("submit", "train", "tasks", "models", "import"),
-    "Look": ("list", "status", "watch", "logs", "result", "compare", "steer"),
+    "Look": ("list", "status", "watch", "logs", "result", "show", "view", "compare", "steer"),
     "Many models, many settings": ("batch", "sweep"),
     "Run the service": ("worker", "cancel", "gc", "run", "server", "metrics", "caretaker", "completion"),
 }
@@ -31,7 +31,7 @@ GROUPS = {  # as `extract --help` shows the commands
 # `import` cannot be a module at all.
 _OTHER_MODULES = {"list": "jobs", "import": "import_checkpoint"}
 COMMANDS = {name: _OTHER_MODULES.get(name, name) for names in GROUPS.values() for name in names}
-ALIASES = {"ls": "list", "ps": "list", "show": "result", "log": "logs", "diff": "compare", "rm": "cancel", "stop": "cancel"}
+ALIASES = {"open": "view", "ls": "list", "ps": "list", "log": "logs", "diff": "compare", "rm": "cancel", "stop": "cancel"}
 
 
 class LazyGroup(click.Group):

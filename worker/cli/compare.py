@@ -9,7 +9,7 @@ import click
 
 from worker.cli import complete
 from worker.cli.options import as_json as json_option
-from worker.cli.text import print_json, print_line
+from worker.cli.text import print_json, print_line, say
 
 if TYPE_CHECKING:
     from extractor.results.result import Result
@@ -20,8 +20,9 @@ LISTED = 12  # names of a list that are printed
 @click.command("compare", short_help="Compare two circuits.")
 @click.argument("first", metavar="JOB|FOLDER[:TASK]", shell_complete=complete.jobs)
 @click.argument("second", metavar="JOB|FOLDER[:TASK]", shell_complete=complete.jobs)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the comparison as a page, an HTML file.")
 @json_option
-def command(first: str, second: str, as_json: bool) -> int:
+def command(first: str, second: str, out: Path | None, as_json: bool) -> int:
     """Compare two circuits: sizes and losses, the nodes and edges that both have, and the nodes with similar values in both.
 
     Similar: each other's best partner of their kind of site, with a correlation of at least 0.9 in size over all tokens of
@@ -30,44 +31,45 @@ def command(first: str, second: str, as_json: bool) -> int:
 
     \b
     Example: extract compare k3v9x2mq p8w2c5tz
-             extract compare out:quote_close out:with_as
+             extract compare out:quote_close out:with_as --out both.html
     """
     from worker.cli.views.job import silence_transformers
 
     silence_transformers()
     from extractor.results.compare import compare
 
-    found = compare(*_results(first, second))
+    results = _results(first, second)
+    found = compare(*results)
     if as_json:
         print_json(found)
     else:
         _show(found, (first, second))
+    if out is not None:
+        _write(found, results, out)
     return 0
+
+
+def _write(found: dict[str, Any], results: list[Result], out: Path) -> None:
+    from extractor.errors import OutputError
+    from extractor.files import write_text
+    from worker.cli.pages import comparison, relative_address
+
+    first, second = results
+    page = comparison(found, first, second, (relative_address(first.folder, out), relative_address(second.folder, out)))
+    try:
+        write_text(out, page)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error.strerror}); name another file with --out") from None
+    say(f"page: {out}")
 
 
 def _results(first: str, second: str) -> list[Result]:
     """The results that the names stand for. A task that is named on one side only is meant on both."""
-    from extractor.errors import UsageError
-    from extractor.results.result import load
-    from worker.cli.connect import result_at
+    from worker.cli.connect import circuit_of, split_task
 
-    named = [_parts(name) for name in (first, second)]
+    named = [split_task(name) for name in (first, second)]
     task = next((own for _, own in named if own), None)
-    found = []
-    for job, own in named:
-        result = load(result_at(job), own or task)
-        if own is None and task is None and len(result.tasks) > 1:
-            raise UsageError(f"{job} has circuits of {', '.join(result.tasks)}; name one, as {job}:{result.tasks[0]}")
-        found.append(result)
-    return found
-
-
-def _parts(name: str) -> tuple[str, str | None]:
-    """The job or folder, and the task where one is named."""
-    if Path(name).is_dir() or ":" not in name:
-        return name, None
-    job, _, task = name.rpartition(":")
-    return job, task
+    return [circuit_of(job, own or task) for job, own in named]
 
 
 def _show(found: dict[str, Any], names: tuple[str, str]) -> None:

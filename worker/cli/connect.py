@@ -11,9 +11,12 @@ from extractor.errors import NotFound, UsageError
 from worker.cli.text import say
 
 if TYPE_CHECKING:
+    from extractor.results.result import Result
     from worker.client.service import Service
     from worker.records.records import Records
     from worker.settings import Settings
+
+SEARCHED = 200  # newest jobs among which one with a circuit is sought
 
 
 def load_settings(no_worker: bool = False) -> Settings:
@@ -52,6 +55,66 @@ def result_at(job: str) -> Path:
     check_id(job)
     settings = load_settings()
     return results.result_folder(settings, service.open_service(settings).records, job)
+
+
+def results_at(name: str) -> list[tuple[str, Path]]:
+    """Name and folder of the result of a job or a folder; of a batch those of all its jobs that have a circuit.
+
+    Raises NotFound for a batch without one, and what `result_at` raises.
+    """
+    from worker.batches import batch as batches
+    from worker.client.results import result_folder
+    from worker.client.service import open_service
+    from worker.ids import is_id
+
+    if Path(name).expanduser().is_dir() or not is_id(name):
+        return [(name, result_at(name))]
+    service = open_service(load_settings())
+    batch = batches.find(service, name)
+    if batch is None:
+        return [(name, result_at(name))]
+    done = [child for child in batches.inspect(service, batch) if child["state"] == "succeeded"]
+    folders = [(child["model"], result_folder(service.settings, service.records, child["job"])) for child in done]
+    found = [(model, folder) for model, folder in folders if any(folder.glob("circuits/*/circuit.json"))]
+    if not found:
+        raise NotFound(f"batch {name} has no finished job with a circuit; see `extract batch status {name}`")
+    return found
+
+
+def split_task(name: str) -> tuple[str, str | None]:
+    """The job or folder of JOB|FOLDER[:TASK], and the task where one is named."""
+    if Path(name).is_dir() or ":" not in name:
+        return name, None
+    job, _, task = name.rpartition(":")
+    return job, task
+
+
+def circuit_of(job: str, task: str | None) -> Result:
+    """The result of one task, of a job or a folder. Loads no model.
+
+    Raises UsageError where there are several circuits and no task is named, and what `result_at` and `extractor.load` raise.
+    """
+    from extractor.results.result import load
+
+    result = load(result_at(job), task)
+    if task is None and len(result.tasks) > 1:
+        raise UsageError(f"{job} has circuits of {', '.join(result.tasks)}; name one, as {job}:{result.tasks[0]}")
+    return result
+
+
+def newest_finished() -> str:
+    """The id of the job that was queued last of those of `extract list` that succeeded and have a task.
+
+    Raises NotFound, ServiceUnavailable.
+    """
+    from worker.client import service
+    from worker.records.records import describe
+
+    records = service.open_service(load_settings()).records
+    for job, record in records.newest(SEARCHED, alone=True):
+        if record["state"] == "succeeded" and describe(job, record)["tasks"]:
+            return job
+    raise NotFound("no job with a circuit has finished yet; name a job or a result folder, `extract list` shows the jobs")
 
 
 def resolve_model(model: str, settings: Settings, records: Records | None = None) -> str:

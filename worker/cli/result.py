@@ -53,7 +53,7 @@ def command(job: str, out: Path | None, open_report: bool, as_json: bool) -> int
     return _open(facts, job) if open_report else 0
 
 
-def _has_screen() -> bool:
+def has_screen() -> bool:
     """Whether a browser can have a window: without one, `webbrowser` would start a browser of text in this terminal."""
     return sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
 
@@ -66,7 +66,7 @@ def _open(facts: dict, job: str) -> int:
     if page is None:
         raise NotFound(f"job {job} has no report; only the circuits of `extract submit` have one")
     report, kind = Path(page), "its folder has all reports, copy that" if "index" in facts["paths"] else "the report is one file, copy it"
-    if _has_screen() and webbrowser.open(report.as_uri()):
+    if has_screen() and webbrowser.open(report.as_uri()):
         say(f"opened in the browser: {report}")
         return 0
     say(f"there is no browser here; {kind} to where one is: {report}")
