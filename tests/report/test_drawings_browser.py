@@ -137,6 +137,41 @@ def test_the_drawn_circuit_is_saved(page, tmp_path: Path):
     started.value.save_as(tmp_path / "circuit.svg")
     text = (tmp_path / "circuit.svg").read_text(encoding="utf-8")
     assert text.count('visibility="hidden"') >= 1
+    assert 'opacity="0.18"' in text[text.index(f'data-id="{NODE}"') :].partition(">")[0]
+
+
+def test_the_address_keeps_how_the_picture_is_painted(page, folder):
+    page.locator("#fill").select_option("auc")
+    page.locator("#wires").select_option("removed")
+    address = page.evaluate("location.href")
+    assert address.endswith("#fill=auc&wires=removed")
+    page.goto("about:blank")
+    page.goto(address)
+    assert (page.locator("#fill").input_value(), page.locator("#wires").input_value()) == ("auc", "removed")
+    assert "AUC" in page.locator("#paint-note").inner_text()
+    page.goto("about:blank")
+    page.goto((folder / "report.html").as_uri() + "#fill=x&wires=y")
+    assert (page.locator("#fill").input_value(), page.locator("#wires").input_value()) == ("value", "weight")
+
+
+def test_closing_a_card_by_keyboard_keeps_the_place(page):
+    chip(page, NODE).click()
+    page.get_by_label("Close the card").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#card h3").count() == 0
+    assert page.evaluate("document.activeElement.className") == "picture"
+
+
+def test_the_picture_is_dark_where_the_page_is(browser, folder):
+    context = browser.new_context(color_scheme="dark")
+    page = context.new_page()
+    page.goto((folder / "report.html").as_uri())
+    light = r"""[...document.querySelectorAll('.picture rect')].map(box => getComputedStyle(box).fill)
+        .filter(fill => fill.match(/\d+/g).slice(0, 3).every(part => part > 128))"""
+    assert page.evaluate(light) == []
+    dark = light.replace("rect", "text").replace("> 128", "< 128")
+    assert page.evaluate(dark) == []
+    context.close()
 
 
 def test_a_large_circuit_begins_with_its_core(browser, tmp_path):

@@ -274,6 +274,17 @@ def test_odd_circuits_are_drawn_and_reported(tmp_path, circuit, monkeypatch):
     assert min(png_size(tmp_path / "circuit.png")) > 300
 
 
+def test_a_label_stands_in_place_of_the_tokens_that_a_node_reads():
+    circuit = make([node("0.mlp.post_act", i, ["print"]) for i in range(3)])
+    first = circuit.nodes[0]
+    scene = layout(circuit, labels={first.id: "')@last", "9.x.1": "stray"})
+    below = {chip.node.id: [label.text for label in chip.labels] for chip in scene.chips}
+    assert "')@last" in below[first.id]
+    assert "print" in below[circuit.nodes[1].id]
+    assert all("print" in chip.tip for chip in scene.chips)  # the tip keeps what the circuit says
+    assert scene.note == ""
+
+
 def test_a_large_circuit_keeps_its_numbers_and_a_page_width():
     scene = layout(grid(2, 25, 2000))
     assert len(scene.chips) == 400

@@ -57,9 +57,9 @@ def layout(circuit: Circuit, changed: Collection[str] = (), labels: Mapping[str,
     labels    {id: what stands below its number, in place of the tokens it reads}
     note      stands beside the size, where all is shown
     """
-    labels = labels or {}
-    shown = shown_part(replace(circuit, nodes=tuple(_labelled(node, labels) for node in circuit.nodes)))
     tips = {node.id: describe(node) for node in circuit.nodes}
+    circuit = replace(circuit, nodes=tuple(_labelled(node, labels or {}) for node in circuit.nodes))
+    shown = shown_part(circuit)
     names = {node.id for node in shown.nodes}
     edges = [e for e in shown.edges if e.source in names and e.target in names]
     return _compose(circuit, arrange(shown.nodes, edges), edges, part_note(circuit, shown) or note, changed, tips)

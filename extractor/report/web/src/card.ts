@@ -31,7 +31,10 @@ export class Card {
     const close = make("button", "close", "×");
     close.type = "button";
     close.setAttribute("aria-label", "Close the card");
-    close.addEventListener("click", () => this.state.set({ node: null }));
+    close.addEventListener("click", () => {
+      this.state.set({ node: null });
+      document.querySelector<HTMLElement>(".picture")!.focus({ preventScroll: true });
+    });
     this.switches = this.views.circuit && new Switches(node.id, this.data.answers[0] ?? "", this.state, this.views);
     this.panel.replaceChildren(
       make("header", "", make("h3", "", node.id), close),

@@ -35,6 +35,7 @@ export class Drawings {
   update(): void {
     const { circuit } = this.state.choice;
     if (circuit !== this.chosen) this.choose(circuit);
+    this.repaint();
     this.shown.update();
   }
 
@@ -83,13 +84,19 @@ export class Drawings {
     for (const option of [...fill.options]) if (!this.paint.has(option.value as Fill)) option.remove();
     fill.closest("label")!.hidden = fill.options.length < 2;
     wires.closest("label")!.hidden = !this.paint.hasEdges;
-    const change = () => {
-      [this.paint.fill, this.paint.wires] = [fill.value as Fill, wires.value as Wires];
-      document.getElementById("paint-note")!.textContent = this.paint.words;
-      this.shown.update();
-    };
+    const change = () => this.state.set({ fill: fill.value as Fill, wires: wires.value as Wires });
     fill.addEventListener("change", change);
     wires.addEventListener("change", change);
+  }
+
+  /** As the address says; choices without numbers are left out. */
+  private repaint(): void {
+    const { fill, wires } = this.state.choice;
+    this.paint.fill = this.paint.has(fill) ? fill : "value";
+    this.paint.wires = this.paint.hasEdges ? wires : "weight";
+    document.querySelector<HTMLSelectElement>("#fill")!.value = this.paint.fill;
+    document.querySelector<HTMLSelectElement>("#wires")!.value = this.paint.wires;
+    document.getElementById("paint-note")!.textContent = this.paint.words;
   }
 
   /** The buttons that make the picture larger and smaller; "fit" shows all of it. */

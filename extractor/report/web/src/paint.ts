@@ -5,6 +5,8 @@ import { STEPS } from "./data";
 
 export type Fill = "value" | "auc" | "removed";
 export type Wires = "weight" | "removed";
+export const FILLS: Fill[] = ["value", "auc", "removed"];
+export const WIRES: Wires[] = ["weight", "removed"];
 
 const WORDS: Record<Fill, string> = {
   value: "",

@@ -26,6 +26,9 @@ export function source(svg: SVGSVGElement): string {
     copied[i]!.setAttribute("stroke-width", strokeWidth);
     copied[i]!.setAttribute("stroke-dasharray", strokeDasharray);
   });
+  const groups = copy.querySelectorAll<SVGElement>("g.node"), texts = copy.querySelectorAll("text");
+  svg.querySelectorAll("g.node").forEach((group, i) => groups[i]!.setAttribute("opacity", getComputedStyle(group).opacity));
+  svg.querySelectorAll("text").forEach((text, i) => texts[i]!.setAttribute("fill", getComputedStyle(text).fill));
   return "data:image/svg+xml;charset=utf-8," + encodeURIComponent(new XMLSerializer().serializeToString(copy));
 }
 
@@ -35,7 +38,7 @@ async function savePng(svg: SVGSVGElement): Promise<void> {
   await image.decode();
   [canvas.width, canvas.height] = [2 * width, 2 * height];
   const paper = canvas.getContext("2d")!;
-  paper.fillStyle = "#fff";
+  paper.fillStyle = getComputedStyle(svg.parentElement!).backgroundColor;
   paper.fillRect(0, 0, canvas.width, canvas.height);
   paper.drawImage(image, 0, 0, canvas.width, canvas.height);
   download(canvas.toDataURL("image/png"), "circuit.png");

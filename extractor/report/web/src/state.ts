@@ -1,6 +1,7 @@
 // What the reader has chosen. It is kept in the address, so that a link opens the same view.
 
 import type { Edit, Edits } from "./circuit";
+import { type Fill, FILLS, type Wires, WIRES } from "./paint";
 
 export type Shown = "first" | "second" | "difference";
 
@@ -12,9 +13,11 @@ export interface Choice {
   typed: [string, string] | null; // prompts of the reader, in place of the pair's
   edits: Edits; // what is done to nodes
   circuit: number; // place of the drawn one among those that can be chosen
+  fill: Fill; // what nodes are painted by
+  wires: Wires; // what edges are drawn by
 }
 
-const NOTHING: Choice = { node: null, pair: 0, shown: "first", token: null, typed: null, edits: {}, circuit: 0 };
+const NOTHING: Choice = { node: null, pair: 0, shown: "first", token: null, typed: null, edits: {}, circuit: 0, fill: "value", wires: "weight" };
 const LONGEST_LINK = 2000; // characters of a prompt that the address keeps
 const [LEAST, MOST] = [-2, 3]; // factors, as the card's slider has them
 const SETTLED = 250; // milliseconds: browsers limit how often an address changes
@@ -69,6 +72,8 @@ export class State {
     if (choice.token !== null) parts.set("token", String(choice.token + 1));
     if (choice.typed?.every(text => text.length <= LONGEST_LINK)) choice.typed.forEach(text => parts.append("prompt", text));
     for (const [node, edit] of Object.entries(choice.edits)) parts.append("set", `${node}=${edit}`);
+    if (choice.fill !== NOTHING.fill) parts.set("fill", choice.fill);
+    if (choice.wires !== NOTHING.wires) parts.set("wires", choice.wires);
     const text = parts.toString();
     return text && "#" + text;
   }
@@ -107,6 +112,9 @@ export class State {
     const pair = number("pair", this.lengths.length), token = number("token", Infinity);
     const circuit = number("circuit", this.circuits);
     if (circuit !== null) found.circuit = circuit;
+    const fill = parts.get("fill") as Fill, wires = parts.get("wires") as Wires;
+    if (FILLS.includes(fill)) found.fill = fill;
+    if (WIRES.includes(wires)) found.wires = wires;
     if (pair !== null) found.pair = pair;
     if (token !== null) found.token = token;
     const prompts = parts.getAll("prompt"), edits = parts.getAll("set").map(text => this.editOf(text)).filter(edit => edit !== null);
