@@ -45,7 +45,7 @@ from extractor.report.story import story_section
 from extractor.report.validation import activations_of, controls, effects_of, interval_of, validation_section
 from extractor.spec.claims import CONDITION_WORDS, is_foreign, worst_condition
 from extractor.spec.schema import CHANCE
-from extractor.spec.thresholds import AT_CHANCE, RIGHT_ENOUGH, SAME_ANSWER
+from extractor.spec.thresholds import AT_CHANCE, RIGHT_ENOUGH, SAME_ANSWER, THE_SAME_AS_CHANCE
 
 _MAX_EDGES = 20  # rows of the table of edges
 _NETWORKS = (
@@ -180,7 +180,8 @@ def _without(result: dict) -> str:
         cut = _without_edges(result)
         is_told = cut is not None and not (fails and cut >= AT_CHANCE)
         edges = f"; without these edges alone, all nodes kept, it has {nats(cut)} nats" if is_told else ""
-        what = "at chance" if fails else f"still {right} right, above chance"
+        near = "at chance" if loss >= THE_SAME_AS_CHANCE else f"near chance, {nats(loss)} nats"
+        what = near if fails else f"still {right} right, above chance"
         return f"Without {'them' if cut is None else 'these nodes'} the {who} is {what}{edges}."
     return f"The {who} does not need them: without them it is still {right} right."
 
@@ -259,7 +260,9 @@ def _condition_claim(result: dict) -> Iterator[tuple[str, str, str]]:
     holds = numbers["loss"] <= result["target_loss"]
     kind, claim = ("yes", "Holds under every condition") if holds else ("no", "Not under every condition")
     text = f"without calibration, where other nodes {CONDITION_WORDS[name]} (worst of {len(CONDITION_WORDS)}): {nats(numbers['loss'])} nats"
-    yield kind, claim, f"{text}, {percent(numbers['accuracy'])} right"
+    adversary = result["validation"].get("adversarial")
+    beside = "" if adversary is None else f"; where an adversary sets them: {nats(adversary['loss'])} nats"
+    yield kind, claim, f"{text}, {percent(numbers['accuracy'])} right{beside}"
 
 
 def _shifted_claim(result: dict) -> Iterator[tuple[str, str, str]]:

@@ -23,6 +23,8 @@ SAME_ANSWER = 0.95
 MOST_ROBUST_EDGES = 6000
 # Report, calibrated: a model without its circuit is called "at chance" from here on.
 AT_CHANCE = 0.90 * CHANCE
+# Report: below this, "near chance" with the number in its place: 0.68 nats can be 57 % right.
+THE_SAME_AS_CHANCE = 0.99 * CHANCE
 # Pruning, calibrated: a full model with this loss or more does not do the task; nothing is pruned.
 FULL_MODEL_FAILS = 0.95 * CHANCE
 # Pruning, calibrated: the largest loss without the circuit that a circuit must cause. Chance itself is hardly ever reached.

@@ -16,7 +16,7 @@ import pytest
 from extractor.circuits.circuit import Calibration, Circuit, Edge, Node
 from extractor.circuits.sites import PLACES
 from extractor.report.drawings import CORE, LARGE
-from extractor.report.page import Example, headline, write_report
+from extractor.report.page import Example, _condition_claim, headline, write_report
 from extractor.report.picture import NEGATIVE, POSITIVE, drawing, layout, part, to_svg, visible, write_png
 from extractor.report.plots import effects_plot
 from extractor.spec.claims import CONDITION_WORDS
@@ -324,6 +324,20 @@ def test_the_report_states_the_finding_and_every_number(tmp_path):
         assert text in html, text
     assert "Not sufficient" not in html
     assert html.count("Not measured: there is no dense model beside the one that was pruned.") == 2
+
+
+def test_a_loss_below_chance_is_said_with_its_number():
+    losses = {"full": 0.01, "circuit": 0.11, "without_circuit": 0.679, "random": 0.69}
+    sentence = headline(tiny(), result_of(tiny(), loss=losses)).replace("&nbsp;", " ")
+    assert sentence.endswith("Without them the model is near chance, 0.679 nats.")
+
+
+def test_the_card_on_conditions_names_the_adversary():
+    validation = {"conditions": {"zero": {"loss": 0.1, "accuracy": 0.9, "interval": [0.05, 0.15]}}, "adversarial": {"loss": 3.25}}
+    claims = dict((claim[1], claim[2]) for claim in _condition_claim(result_of(tiny()) | {"validation": validation}))
+    assert "where an adversary sets them: 3.250 nats" in claims["Holds under every condition"]
+    (claim,) = _condition_claim(result_of(tiny()) | {"validation": validation | {"adversarial": None}})
+    assert "adversary" not in claim[2]
 
 
 def test_a_missed_target_is_said_first():
