@@ -334,7 +334,7 @@ def test_a_loss_below_chance_is_said_with_its_number():
 
 def test_the_card_on_conditions_names_the_adversary():
     validation = {"conditions": {"zero": {"loss": 0.1, "accuracy": 0.9, "interval": [0.05, 0.15]}}, "adversarial": {"loss": 3.25}}
-    claims = dict((claim[1], claim[2]) for claim in _condition_claim(result_of(tiny()) | {"validation": validation}))
+    claims = {claim[1]: claim[2] for claim in _condition_claim(result_of(tiny()) | {"validation": validation})}
     assert "where an adversary sets them: 3.250 nats" in claims["Holds under every condition"]
     (claim,) = _condition_claim(result_of(tiny()) | {"validation": validation | {"adversarial": None}})
     assert "adversary" not in claim[2]
