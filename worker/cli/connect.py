@@ -103,7 +103,7 @@ def circuit_of(job: str, task: str | None) -> Result:
 
 
 def newest_finished() -> str:
-    """The id of the job that was queued last of those of `extract list` that succeeded and have a task.
+    """The id of the job that was queued last of those of `extract list` that succeeded and have a task; says it on stderr.
 
     Raises NotFound, ServiceUnavailable.
     """
@@ -113,8 +113,19 @@ def newest_finished() -> str:
     records = service.open_service(load_settings()).records
     for job, record in records.newest(SEARCHED, alone=True):
         if record["state"] == "succeeded" and describe(job, record)["tasks"]:
+            say(f"job {job}: the newest that has finished")
             return job
     raise NotFound("no job with a circuit has finished yet; name a job or a result folder, `extract list` shows the jobs")
+
+
+def newest_job() -> str:
+    """The id of the job that was queued last of those of `extract list`; says it on stderr. Raises NotFound, ServiceUnavailable."""
+    from worker.client import service
+
+    for job, _ in service.open_service(load_settings()).records.newest(1, alone=True):
+        say(f"job {job}: the newest")
+        return job
+    raise NotFound("there is no job yet; queue one with `extract submit`")
 
 
 def resolve_model(model: str, settings: Settings, records: Records | None = None) -> str:

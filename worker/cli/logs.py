@@ -21,21 +21,21 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @click.command("logs", short_help="Show the log of a job.")
-@click.argument("job", shell_complete=complete.jobs)
+@click.argument("job", required=False, shell_complete=complete.jobs)
 @click.option("-f", "--follow", is_flag=True, help="Print new lines until the job ends.")
 @click.option("--since", metavar="AGE|TIME", help="Only lines since then: 90s, 10m, 2h, 1d, or 2026-11-23T09:30.")
 @no_worker_option
 @json_option
-def command(job: str, follow: bool, since: str | None, no_worker: bool, as_json: bool) -> int:
-    """Show the messages of the engine and the workers about a job, from all its attempts.
+def command(job: str | None, follow: bool, since: str | None, no_worker: bool, as_json: bool) -> int:
+    """Show the messages of the engine and the workers about a job, from all its attempts. Without JOB, of the newest.
 
     \b
     Example: extract logs k3v9x2mq -f --since 10m
     """
-    from worker.cli.connect import open_for
+    from worker.cli.connect import newest_job, open_for
     from worker.ids import check_id
 
-    check_id(job)
+    job = check_id(newest_job() if job is None else job)
     earliest = parse_since(since) if since else 0.0
     for line in _lines(open_for(no_worker, only_again=True), job, follow):
         if line["time"] >= earliest:

@@ -9,7 +9,7 @@ import click
 
 from worker.cli import complete
 from worker.cli.options import as_json as json_option
-from worker.cli.text import print_json, say
+from worker.cli.text import print_json
 
 if TYPE_CHECKING:
     from extractor.results.result import Result
@@ -41,10 +41,7 @@ def command(job: str | None, every: bool, limit: int | None, as_json: bool) -> i
 
     if every and limit is not None:
         raise UsageError("--all and --limit exclude each other")
-    if job is None:
-        job = newest_finished()
-        say(f"job {job}: the newest that has finished")
-    name, task = split_task(job)
+    name, task = split_task(newest_finished() if job is None else job)
     result = circuit_of(name, task)
     try:
         facts = {"job": None if Path(name).expanduser().is_dir() else name} | circuit_facts(result)

@@ -13,7 +13,7 @@ from worker.cli.text import print_json
 
 
 @click.command("steer", short_help="Patch a circuit's nodes into the dense model.")
-@click.argument("job", shell_complete=complete.jobs)
+@click.argument("job", metavar="[JOB|FOLDER]", required=False, shell_complete=complete.jobs)
 @click.option(
     "--node",
     "nodes",
@@ -29,8 +29,9 @@ from worker.cli.text import print_json
 @click.option("--way", type=click.Choice(["read", "stream"]), help="Edit the input of one sublayer, or the residual stream from there on.")
 @click.option("--task", shell_complete=complete.tasks, help="Task of the circuit, if the job has several.")
 @json_option
-def command(job: str, strength: float | None, task: str | None, as_json: bool, **asked: Any) -> int:
+def command(job: str | None, strength: float | None, task: str | None, as_json: bool, **asked: Any) -> int:
     """Patch nodes of a circuit into the dense model of JOB (an id or a result folder) and measure how its answer changes.
+    Without JOB, of the newest finished job with a circuit.
 
     \b
     Example: extract steer k3v9x2mq --toward "print('hello"
@@ -40,14 +41,14 @@ def command(job: str, strength: float | None, task: str | None, as_json: bool, *
 
     if strength is not None and not 0 <= strength <= 1:
         raise UsageError(f"--strength {strength:g} is not between 0 (no change) and 1 (the full change)")
-    from worker.cli.connect import result_at
+    from worker.cli.connect import newest_finished, result_at
     from worker.cli.views.job import silence_transformers
 
     silence_transformers()
     from extractor.bridges.steering.evaluate import STRENGTHS
     from extractor.bridges.steering.prompt import open_result, steer_result
 
-    result = open_result(result_at(job), task)
+    result = open_result(result_at(newest_finished() if job is None else job), task)
     strengths = STRENGTHS if strength is None else sorted({0.0, strength})
     found = steer_result(result, strengths=strengths, **asked)
     if as_json:

@@ -10,12 +10,13 @@ from worker.cli.text import print_json, print_line, say
 
 
 @click.command("view", short_help="Serve results as pages, and open them.")
-@click.argument("names", metavar="JOB|BATCH|FOLDER...", nargs=-1, required=True, shell_complete=complete.jobs)
+@click.argument("names", metavar="[JOB|BATCH|FOLDER]...", nargs=-1, shell_complete=complete.jobs)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="Port on 127.0.0.1; 0: any free port.")
 @click.option("--no-open", is_flag=True, help="Do not open a browser.")
 @json_option
 def command(names: tuple[str, ...], port: int, no_open: bool, as_json: bool) -> int:
     """Serve the reports of one or more results on this machine's loopback address until Ctrl-C, and open a browser.
+    Without one, of the newest finished job with a circuit.
 
     The first page lists all circuits, and compares any two. Nobody else on the network can reach the address; from another
     machine, `ssh -L` forwards it.
@@ -28,11 +29,11 @@ def command(names: tuple[str, ...], port: int, no_open: bool, as_json: bool) -> 
     import threading
 
     from extractor.results.result import load
-    from worker.cli.connect import results_at
+    from worker.cli.connect import newest_finished, results_at
     from worker.cli.pages import Viewer
     from worker.client.page_server import PageServer
 
-    folders = [found for name in names for found in results_at(name)]
+    folders = [found for name in names or (newest_finished(),) for found in results_at(name)]
     viewer = Viewer([name for name, _ in folders], [load(folder) for _, folder in folders])
     server = PageServer(viewer.pages, viewer.folders, port)
     stopping = threading.Event()

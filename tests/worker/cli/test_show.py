@@ -297,8 +297,32 @@ def test_without_a_job_it_is_the_newest_that_has_finished(machine: Machine):
     assert answer.code == 0
     assert answer.err == "job mine: the newest that has finished\n"
     assert answer.out == machine.extract("show", "mine").out
+    assert machine.extract("result").err.startswith("job mine: the newest that has finished\n")
+    answer = machine.extract("logs", "--json")  # of the newest, whatever its state
+    assert answer.err.startswith("job waiting: the newest\n")
     facts = machine.extract("show", "mine:for_while", "--json").json
     assert (facts["job"], facts["folder"], facts["task"]) == ("mine", str(EARLIER), "for_while")
+
+
+def test_there_may_be_no_job(machine: Machine):
+    for command in ("logs", "watch"):
+        answer = machine.extract(command)
+        assert (answer.code, answer.out) == (3, "")
+        assert "there is no job yet; queue one with `extract submit`" in answer.err
+    for command in (("result",), ("view", "--no-open"), ("steer", "--toward", "x")):
+        assert "no job with a circuit has finished yet" in machine.extract(*command).err
+
+
+def test_a_result_folder_is_shown_and_copied_like_a_job(machine: Machine, tmp_path: Path):
+    folder = machine.finish("mine", circuit_spec())
+    of_job, of_folder = (machine.extract("result", name, "--json").json for name in ("mine", str(folder)))
+    assert of_folder == of_job | {"job": None}
+    answer = machine.extract("result", str(folder), "--out", str(tmp_path / "copy"), "--json")
+    assert set(answer.json["files"]) == set(files.verify_manifest(tmp_path / "copy"))
+    answer = machine.extract("result", str(tmp_path))
+    assert answer.code != 0
+    assert str(tmp_path) in answer.err
+    assert answer.err.count("\n") == 1
 
 
 def test_no_torch_is_loaded():
