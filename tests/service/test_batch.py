@@ -18,6 +18,7 @@ from simulated_hub import SHA, expected, simulated_hub
 from extractor import files
 from worker.batches.batch import state_of
 from worker.broker import embedded_redis
+from worker.cli.connect import results_at
 from worker.client import damaged
 
 DIVERGED = ["TrainingDiverged", "the loss is not a number", 1]
@@ -81,6 +82,9 @@ def test_of_five_models_one_fails_and_only_its_job_is_queued_again(machine, mode
     reports = [link for link in page.links if link.startswith("file://")]
     assert len(reports) == 5
     assert all(Path(link.removeprefix("file://")).is_file() for link in reports)
+    viewed = results_at(told["batch"])  # as `extract view BATCH` serves them
+    assert [Path(name).name for name, _ in viewed] == [f"m{i}" for i in range(5)]
+    assert {folder for _, folder in viewed} == {Path(report.removeprefix("file://")).parents[2] for report in reports}
     assert machine.extract(*request, "--json").json["queued"] == []
     listed = machine.extract("batch", "list", "--json").json
     machine.records.client.hset(f"ex:job:{cells['m0']['job']}", "artifact", "/elsewhere/result")

@@ -75,7 +75,7 @@ def results_at(name: str) -> list[tuple[str, Path]]:
         return [(name, result_at(name))]
     done = [child for child in batches.inspect(service, batch) if child["state"] == "succeeded"]
     folders = [(child["model"], result_folder(service.settings, service.records, child["job"])) for child in done]
-    found = [(model, folder) for model, folder in folders if any(folder.glob("circuits/*/circuit.json"))]
+    found = [(model, folder) for model, folder in folders if any(folder.glob("circuits/*/result.json"))]
     if not found:
         raise NotFound(f"batch {name} has no finished job with a circuit; see `extract batch status {name}`")
     return found
