@@ -5,6 +5,7 @@ The public names, one per stage. Importing the package loads no torch; the first
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from extractor.models.openai_import import import_checkpoint
     from extractor.pruning.prune import find_circuits
     from extractor.report.page import write_report
-    from extractor.results.result import extract, load
+    from extractor.results.compared import compare
+    from extractor.results.extracting import extract
+    from extractor.results.listed import jobs
+    from extractor.results.result import Result, load
     from extractor.sparse.kernels import sparsify
     from extractor.spec.schema import JobSpec
     from extractor.training.train_sparse import train_sparse
@@ -26,11 +30,14 @@ if TYPE_CHECKING:
 _HOME = {
     "Circuit": "extractor.circuits.circuit",
     "JobSpec": "extractor.spec.schema",
+    "Result": "extractor.results.result",
     "build_corpus": "extractor.data.build_corpus",
     "circuit_job": "extractor.jobs.request",
-    "extract": "extractor.results.result",
+    "compare": "extractor.results.compared",
+    "extract": "extractor.results.extracting",
     "find_circuits": "extractor.pruning.prune",
     "import_checkpoint": "extractor.models.openai_import",
+    "jobs": "extractor.jobs",  # a package that can be called, so that it does not hide a function
     "load": "extractor.results.result",
     "run_job": "extractor.jobs.run",
     "sparsify": "extractor.sparse.kernels",
@@ -44,11 +51,14 @@ _HOME = {
 __all__ = [
     "Circuit",
     "JobSpec",
+    "Result",
     "build_corpus",
     "circuit_job",
+    "compare",
     "extract",
     "find_circuits",
     "import_checkpoint",
+    "jobs",
     "load",
     "run_job",
     "sparsify",
@@ -65,6 +75,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'extractor' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _HOME:
+        home = importlib.import_module(_HOME[name])
+        return home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
+    close = difflib.get_close_matches(name, __all__, 3, 0.5)
+    raise AttributeError(f"module 'extractor' has no attribute {name!r}" + (f"; close: {', '.join(close)}" if close else ""))

@@ -33,6 +33,7 @@ class Progress:
     _last_report: float = field(default=-math.inf, repr=False)  # the clock starts at 0 when the machine boots
     _last_checkpoint: float = field(default_factory=time.monotonic, repr=False)
     _stage: str = field(default="", repr=False)
+    _phase: str = field(default="", repr=False)
     _start: tuple[float, int, int] | None = field(default=None, repr=False)  # of the present count: time, first step, total steps
 
     def stage(self, name: str, index: int, of: int) -> None:
@@ -42,7 +43,16 @@ class Progress:
 
     def resume_stage(self, name: str) -> None:
         """Continue a stage that another process has reported."""
-        self._stage, self._start, self._last_report = name, None, -math.inf
+        self._stage = name
+        self._begin("")
+
+    def phase(self, name: str) -> None:
+        """Report the start of a phase of the present stage, such as 'robust edges' of 'prune'."""
+        self._begin(name)
+        self.on_event(self._progress(None, None, {}, None))
+
+    def _begin(self, phase: str) -> None:
+        self._phase, self._start, self._last_report = phase, None, -math.inf
 
     def step(self, step: int, total: int, tokens: int = 0, **metrics: float) -> None:
         """Report that step `step` of `total` is done; `tokens`: tokens per step. At most one event per `report_seconds`, one at the end.
@@ -59,8 +69,12 @@ class Progress:
         left = (now - started) / (step - first) * (total - step) if step > first else None
         if tokens and step > first:
             metrics["tokens_per_s"] = round(tokens * (step - first) / (now - started))
-        event: dict = {"event": "progress", "stage": self._stage, "step": step, "total": total, "metrics": metrics}
-        self.on_event(event | {"seconds_left": None if left is None else round(left, 1)})
+        self.on_event(self._progress(step, total, metrics, None if left is None else round(left, 1)))
+
+    def _progress(self, step: int | None, total: int | None, metrics: dict[str, float], left: float | None) -> dict:
+        """A progress event; left: seconds until the present count ends. step and total are None where a phase has no count yet."""
+        event: dict = {"event": "progress", "stage": self._stage} | ({"phase": self._phase} if self._phase else {})
+        return event | {"step": step, "total": total, "metrics": metrics, "seconds_left": left}
 
     def note(self, message: str) -> None:
         """Report one line for the user."""

@@ -65,6 +65,8 @@ NO_TORCH = (
     "extractor.models.checks",
     "extractor.models.hub",
     "extractor.circuits.circuit",
+    "extractor.results.motifs",
+    "extractor.report.motifs_page",
     "extractor.circuits.sites",
     "extractor.data.task_choice",
     "extractor.pruning.algorithms",

@@ -74,12 +74,17 @@ def wait_for(process: subprocess.Popen, kind: str) -> list[dict]:
 def test_a_job_tells_its_events_as_json_lines_and_leaves_its_manifest(home: Path):
     code, events, _ = run(home, train_spec(30), EXTRACT_CHECKPOINT_SECONDS="0")
     assert code == 0
-    assert events[0] == {"event": "stage", "stage": "corpus", "index": 1, "of": 2}
+    assert events[0] == {
+        "event": "stage", "stage": "corpus", "index": 1, "of": 2,
+        "elapsed_seconds": pytest.approx(0, abs=10), "total_seconds_left": None, "next": ["train"],
+    }  # fmt: skip
     assert events[-1] == {"event": "done"}
     assert {e["event"] for e in events} == {"stage", "progress", "checkpoint", "done"}
     last = [e for e in events if e["event"] == "progress"][-1]
     assert (last["stage"], last["step"], last["total"]) == ("train", 30, 30)
     assert "loss" in last["metrics"]
+    assert last["elapsed_seconds"] > 0
+    assert last["total_seconds_left"] in (None, 0.0), "the last step is done"
     files.verify_manifest(home / "out")
     assert not (home / "out" / ".work").exists()
 

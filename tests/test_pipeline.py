@@ -356,6 +356,18 @@ def test_the_stages_are_told_in_order(result: Path, events: list[dict]):
     assert [e["stage"] for e in log] == ["bridge"] * BRIDGE.optim.steps + ["prune-round0"] * 40 + ["prune-edges"] * 10
 
 
+def test_the_phases_are_told_in_order_and_all_progress_has_the_times(result: Path, events: list[dict]):
+    told = [e for e in events if e["event"] in ("stage", "progress")]
+    assert all({"elapsed_seconds", "total_seconds_left"} <= e.keys() for e in told)
+    assert [e["elapsed_seconds"] for e in told] == sorted(e["elapsed_seconds"] for e in told)
+    phases = {stage: list(dict.fromkeys(e["phase"] for e in told if "phase" in e and e["stage"] == stage)) for stage in ("prune", "report")}
+    assert phases["prune"][:2] == ["rank", "cut"]
+    assert phases["prune"][-1] == "choose"
+    assert {"nodes", "edges"} <= set(phases["prune"])
+    assert [phase for phase in phases["report"] if phase != "steering"] == ["labels", "numbers", "compiled", "page"]
+    assert {"losses", "roles", "mechanism"} <= {e.get("phase") for e in told if e["stage"] == "validate"}
+
+
 def test_the_bridged_pair_opens_around_the_dense_model_it_was_made_for_with_the_numbers_it_was_told_by(result: Path, dense: Path):
     from extractor.bridges.faithfulness import faithfulness
     from extractor.bridges.pair import open_pair

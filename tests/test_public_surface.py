@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 from worlds import python
@@ -30,16 +31,59 @@ import importlib, inspect, pkgutil, extractor
 for turn in ('first', 'second', 'after every module'):
     for name in extractor.__all__:
         found = getattr(extractor, name)
-        if inspect.ismodule(found):
-            print(name, 'is a module when asked for', turn)
+        if inspect.ismodule(found) != (name == 'jobs') or not callable(found):
+            print(name, 'is', found, 'when asked for', turn)
     if turn == 'second':
         for module in pkgutil.iter_modules(extractor.__path__, 'extractor.'):
             if module.name != 'extractor.__main__':
                 importlib.import_module(module.name)
 for name, home in extractor._HOME.items():
-    assert getattr(importlib.import_module(home), name).__module__ == home, name
+    if name != 'jobs':
+        assert getattr(importlib.import_module(home), name).__module__ == home, name
 """)
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "from extractor.jobs.request import circuit_job\nimport extractor\nfound = extractor.jobs",
+        "import extractor\nfound = extractor.jobs\nfrom extractor.jobs.request import circuit_job",
+        "from extractor import jobs as found\nfrom extractor.jobs.request import circuit_job\nimport extractor",
+        "import extractor.jobs.request\nfound = extractor.jobs\nfrom extractor.jobs.request import circuit_job",
+    ],
+)
+def test_jobs_is_called_and_is_a_package_in_either_order(order: str, tmp_path: Path):
+    code = f"{order}\nassert found is extractor.jobs and found.request.circuit_job is circuit_job\nprint(len(found()))"
+    assert python(code, env={"EXTRACT_STATE_DIR": str(tmp_path), "EXTRACT_REDIS_URL": ""}).strip() == "0"
+
+
+def test_jobs_are_listed_without_torch_and_named_without_the_service(tmp_path: Path):
+    code = """
+import sys, extractor
+heavy = lambda *names: sorted({*names} & {*sys.modules})
+extractor.jobs, dir(extractor)
+assert not heavy('torch', 'transformers', 'celery', 'redis', 'worker'), heavy('torch', 'transformers', 'celery', 'redis', 'worker')
+extractor.jobs()
+assert not heavy('torch', 'transformers', 'celery'), heavy('torch', 'transformers', 'celery')
+print('light')
+"""
+    assert python(code, env={"EXTRACT_STATE_DIR": str(tmp_path), "EXTRACT_REDIS_URL": ""}).strip() == "light"
+
+
+def test_the_engine_alone_says_that_it_has_no_jobs():
+    code = """
+import sys, extractor
+sys.modules['worker'] = None
+for ask in (extractor.jobs, lambda: extractor.load('k3v9x2mq')):
+    try:
+        ask()
+    except extractor.errors.ServiceUnavailable as error:
+        print(error)
+"""
+    said = python("import extractor.errors\n" + code).splitlines()
+    assert len(said) == 2
+    assert all("the service is not installed here" in line and "extractor.load(FOLDER)" in line for line in said)
 
 
 def test_the_public_list_is_exactly_the_names_that_have_a_home():
@@ -50,6 +94,8 @@ def test_the_public_list_is_exactly_the_names_that_have_a_home():
 def test_other_names_are_refused():
     with pytest.raises(AttributeError, match="no attribute 'prune_everything'"):
         extractor.prune_everything  # noqa: B018 - the access is the test
+    with pytest.raises(AttributeError, match="no attribute 'list_jobs'; close: jobs"):
+        extractor.list_jobs  # noqa: B018 - the access is the test
 
 
 def test_the_drawn_tree_holds_exactly_the_error_classes():

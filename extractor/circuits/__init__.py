@@ -1,6 +1,6 @@
 """What a circuit is and what it computes. Paper: Sec. 2.2.
 
-circuit.py           Node, Edge, Calibration, Circuit: values that become JSON. No torch
+circuit.py           Node, Edge, Calibration, Circuit: values that become JSON. No torch;  guesses.py: errors for names that do not exist
 sites.py             names and widths of sites. No torch
 graph.py             which nodes and edges are on, as masks; edges counted exactly; nodes on no live path removed
 masks.py             what the two implementations below share

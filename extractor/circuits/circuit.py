@@ -11,13 +11,25 @@ from __future__ import annotations
 import difflib
 import html
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from extractor.circuits.guesses import no_attribute
 from extractor.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_INSTEAD = {  # what users guess of a circuit: what does it
+    **dict.fromkeys(("draw", "plot", "show", "svg", "open"), "result.picture, which a notebook shows, or result.open()"),
+    **dict.fromkeys(("run", "forward", "predict"), "result.run(prompt)"),
+    **dict.fromkeys(("loss", "accuracy", "effects"), "result.loss, result.accuracy, result.effects()"),
+    **dict.fromkeys(("ids", "names", "node_ids", "keys"), "[node.id for node in circuit]"),
+    **dict.fromkeys(("graph", "to_graph", "adjacency"), "circuit.to_networkx()"),
+    **dict.fromkeys(("to_pandas", "df", "dataframe"), "circuit.to_frame() or circuit.to_frame('nodes')"),
+    **dict.fromkeys(("predecessors", "parents", "inputs"), "circuit.into(node)"),
+    **dict.fromkeys(("successors", "children", "outputs"), "circuit.out_of(node)"),
+}
 
 
 @dataclass(frozen=True)
@@ -70,8 +82,21 @@ class Circuit:
     def __repr__(self) -> str:
         return f"Circuit({self.task} in {self.model}: {len(self.nodes)} nodes, {len(self.edges)} edges)"
 
+    if not TYPE_CHECKING:  # for which every name would exist
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, _INSTEAD)
+
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
+
+    def __len__(self) -> int:
+        """The number of nodes."""
+        return len(self.nodes)
+
+    def __bool__(self) -> bool:
+        """True: a circuit without nodes is one, too."""
+        return True
 
     def __contains__(self, node: str | Node) -> bool:
         return node_id_of(node) in {one.id for one in self.nodes}
@@ -80,8 +105,9 @@ class Circuit:
         """The node with this id. Raises UsageError, with similar ids."""
         by_id, wanted = {one.id: one for one in self.nodes}, node_id_of(node)
         if wanted not in by_id:
-            close = ", ".join(difflib.get_close_matches(wanted, [*by_id], 3, 0.4) or [*by_id][:3])
-            raise UsageError(f"node {wanted!r} is not in the circuit of {self.task!r} ({len(by_id)} nodes); close: {close}")
+            raise UsageError(
+                f"node {wanted!r} is not in the circuit of {self.task!r} ({len(by_id)} nodes); close: {similar(wanted, by_id)}"
+            )
         return by_id[wanted]
 
     def into(self, node: str | Node) -> tuple[Edge, ...]:
@@ -98,11 +124,17 @@ class Circuit:
     def _sorted(edges: Iterable[Edge]) -> tuple[Edge, ...]:
         return tuple(sorted(edges, key=lambda edge: -abs(edge.weight)))
 
-    def to_frame(self) -> Any:
-        """The edges as a pandas DataFrame: source, target, weight. Raises ModuleNotFoundError where pandas is not installed."""
+    def to_frame(self, of: str = "edges") -> Any:
+        """A pandas DataFrame with a row for each edge (source, target, weight), or with of='nodes' for each node (its fields).
+
+        Raises ModuleNotFoundError where pandas is not installed, UsageError for another `of`.
+        """
+        if of not in ("edges", "nodes"):
+            raise UsageError(f"a circuit is a table of 'edges' or of 'nodes', not of {of!r}")
         import pandas
 
-        return pandas.DataFrame([asdict(edge) for edge in self.edges], columns=["source", "target", "weight"])
+        kind, rows = (Edge, self.edges) if of == "edges" else (Node, self.nodes)
+        return pandas.DataFrame([asdict(row) for row in rows], columns=[field.name for field in fields(kind)])
 
     def to_networkx(self) -> Any:
         """A networkx DiGraph: nodes with site, channel, mean, reads, writes; edges with weight."""
@@ -135,6 +167,12 @@ class Circuit:
         edges = tuple(Edge(**e) for e in data["edges"])
         answers, answer_ids = tuple(data["answers"]), tuple(data["answer_ids"])
         return cls(data["model"], data["task"], answers, answer_ids, nodes, edges, Calibration(**data["calibration"]))
+
+
+def similar(wanted: str, ids: Iterable[str]) -> str:
+    """The ids that are most like `wanted`, at most three; the first three where none is."""
+    known = list(ids)
+    return ", ".join(difflib.get_close_matches(wanted, known, 3, 0.4) or known[:3])
 
 
 def node_id_of(node: object) -> str:

@@ -45,6 +45,7 @@ def run_circuit_job(job: Job) -> None:
     tasks = open_tasks(spec.tasks, spec.task_files)
     given = GivenModel(job)
     check_tasks_fit(job, given, tasks)
+    job.expect(files.read_json(given.folder.path / CONFIG))
     with job.stage("corpus"):
         corpus = given.corpus(job)
         check_corpus_fits(job, given, corpus)

@@ -183,6 +183,7 @@ def pruning_problem(run: CircuitRun) -> PruningProblem:
         on_progress,
         job.work / f"prune{run.suffix}",
         shifted_that_model_does(run),
+        phase=job.progress.phase,
     )
 
 

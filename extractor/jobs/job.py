@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from extractor import files
 from extractor.data.programs import GENERATOR_VERSION
 from extractor.data.sources import EARLIER_GENERATED
+from extractor.jobs.clock import JobClock
+from extractor.jobs.cost.parts import job_parts
 from extractor.progress import Progress, Stopped
 from extractor.spec.schema import CorpusSpec, JobSpec
 from extractor.training.checkpoints import Checkpoints, MetricsLog
@@ -24,6 +27,7 @@ class Job:
     stages    all stages in order, as `spec.schema.stages_of` lists them
     seconds   {task: {stage: seconds}} of this attempt; stages that all circuits share are under ''
     bridged   folder of the job's bridged model in the cache (`bridged_cache`); None: no cache
+    clock     what adds the time left to progress events; None where nobody asks for it
     """
 
     spec: JobSpec
@@ -32,6 +36,7 @@ class Job:
     stages: tuple[str, ...]
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     bridged: Path | None = None
+    clock: JobClock | None = None
 
     @property
     def work(self) -> Path:
@@ -55,6 +60,11 @@ class Job:
         if self.generator_version == GENERATOR_VERSION:
             return corpus
         return corpus.model_copy(update={"sources": tuple(EARLIER_GENERATED if s == "generated" else s for s in corpus.sources)})
+
+    def expect(self, config: Mapping[str, Any] | None = None) -> None:
+        """Let the clock know the parts of the job. config: config.json of the given model, if there is one."""
+        if self.clock is not None:
+            self.clock.expect(job_parts(self.spec, config))
 
     @contextmanager
     def stage(self, name: str, task: str = "", shown: str | None = None) -> Iterator[None]:

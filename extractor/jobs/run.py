@@ -14,6 +14,7 @@ from pathlib import Path
 from extractor import files
 from extractor.errors import HubUnavailable, NotFound, UsageError
 from extractor.jobs import output
+from extractor.jobs.clock import JobClock
 from extractor.jobs.job import Job
 from extractor.jobs.train_job import run_train_job
 from extractor.progress import Progress
@@ -40,7 +41,8 @@ def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads:
         files.verify_manifest(folder)
         shutil.rmtree(folder / files.WORK, ignore_errors=True)
         return
-    job = Job(spec, folder, progress or Progress(), stages_of(spec), bridged=bridged)
+    clock = JobClock(stages_of(spec), folder / files.WORK)
+    job = Job(spec, folder, clock.watching(progress or Progress()), stages_of(spec), bridged=bridged, clock=clock)
     try:
         with files.explain_cache():
             runner(job)

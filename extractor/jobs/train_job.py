@@ -31,6 +31,7 @@ def run_train_job(job: Job) -> None:
     spec = job.spec.train
     assert spec is not None  # JobSpec's validator checks it
     check_tasks(job.spec)
+    job.expect()
     with job.stage("corpus"):
         tokenizer, corpus = corpus_for(job.text(job.spec.corpus), spec, job.progress)
         longest = max(spec.optim.context, spec.model.n_ctx if job.spec.tasks else 0)  # circuits read texts as long as the model's context

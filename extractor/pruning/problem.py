@@ -28,6 +28,10 @@ FEWEST_PAIRS = 16  # of a batch, where every pair counts several times
 MOST_VALUES = 1 << 26  # of nodes at all tokens of a batch, where replacement values differ from prompt to prompt
 
 
+def unreported(phase: str) -> None:
+    """For searches inside a phase."""
+
+
 @dataclass(frozen=True)
 class SearchPolicy:
     """How a search differs from one standard to the other.
@@ -61,6 +65,7 @@ class PruningProblem:
     work     a folder for the state of the search, from which an interrupted one resumes; None: no state is kept
     shifted  shifted pairs of the train and the select split, which a robust circuit must do too; None where there are none
     guarded  nothing is eliminated where the full model fails; else also there, but not from the full model
+    phase    called with the name of every phase that begins
     """
 
     model: SparseGPTForCausalLM
@@ -75,6 +80,12 @@ class PruningProblem:
     work: Path | None = None
     shifted: tuple[TaskBatch, TaskBatch] | None = None
     guarded: bool = True
+    phase: Callable[[str], None] = unreported
+
+    def at(self, phase: str) -> PruningProblem:
+        """Report that a phase begins; returns this problem."""
+        self.phase(phase)
+        return self
 
     def under(self, standard: Name) -> PruningProblem:
         """The same problem under another standard, with a search state of its own.
@@ -96,7 +107,8 @@ class PruningProblem:
         spec = self.spec.model_copy(update={"standard": standard, **fewer, **masks})
         select = _spread(select, min(most, ROBUST_SELECT_PAIRS))
         work = None if self.work is None else self.work / standard
-        return replace(self, spec=spec, train=train, select=select, work=work, env=lambda stage: self.env(f"{standard}-{stage}"))
+        env, phase = (lambda stage: self.env(f"{standard}-{stage}")), (lambda name: self.phase(f"{standard} {name}"))
+        return replace(self, spec=spec, train=train, select=select, work=work, env=env, phase=phase)
 
     @cached_property
     def index(self) -> NodeIndex:

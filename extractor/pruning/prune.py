@@ -56,6 +56,7 @@ def find_circuits(problem: PruningProblem) -> PruneResult:
     criteria = CircuitCriteria(problem)
     start = _smallest_start(problem, criteria, targets)
     path = _path(problem, start, criteria, targets[-1])
+    problem.phase("choose")
     losses = (criteria.prefixes if problem.spec.confident else criteria.scorer).losses(path).tolist()
     found = {target: chosen(problem, path, losses, criteria, target) for target in targets}
     if problem.spec.confident:
@@ -69,7 +70,7 @@ def _smallest_start(problem: PruningProblem, criteria: CircuitCriteria, targets:
     rankings = dict.fromkeys([*first, problem.spec.algorithm])
     starts: list[CircuitMask] = []
     for name in rankings:
-        starts.append(_start(problem, algorithms.rank(problem, name), criteria, targets))
+        starts.append(_start(problem, algorithms.rank(problem.at("rank"), name), criteria, targets))
         if starts[-1].edge_count() <= FEW_EDGES:
             break
     return min(starts, key=lambda start: start.edge_count())
@@ -97,7 +98,7 @@ class _Prefixes:
 def _start(problem: PruningProblem, scores: Tensor, criteria: CircuitCriteria, targets: Sequence[float]) -> CircuitMask:
     """The circuit from which elimination starts; the full model where no prefix of the ranking is both sufficient and necessary."""
     prefixes = _Prefixes(problem, scores, criteria)
-    shortest = _shortest(problem, prefixes, criteria)
+    shortest = _shortest(problem.at("cut"), prefixes, criteria)
     if not shortest:
         return problem.full_mask()
     longer = prefixes.mask(_with_loss_to_spend(problem, prefixes, criteria, shortest, targets[0]))
@@ -132,13 +133,14 @@ def _path(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria
     """All circuits on the way while nodes are eliminated and, with granularity 'edge', then edges from several starts."""
 
     def eliminated(kind: str, mask: CircuitMask, target: float) -> EliminationPath:
+        problem.phase(f"{kind}s")
         most = max(problem.select_target(target), criteria.scorer.loss(mask)) + problem.spec.margin
         return eliminate(problem, kind, mask, most, criteria.is_roughly_necessary)
 
     is_hopeless = criteria.full_loss >= FULL_MODEL_FAILS and (problem.guarded or start.node_count() == len(problem.index))
     by_edges = problem.spec.granularity == "edge"
     if start.edge_count() > min(problem.policy.most_start_edges, problem.policy.most_edges) and by_edges and not is_hopeless:
-        start = _first_edges(problem, start, criteria)
+        start = _first_edges(problem.at("first edges"), start, criteria)
     if is_hopeless or start.edge_count() > problem.policy.most_edges:
         return EliminationPath.of(start)
     if not by_edges:
@@ -185,7 +187,7 @@ def _edge_starts(problem: PruningProblem, mask: CircuitMask, criteria: CircuitCr
         return [all_edges]
     centre = MaskTrial(0.0, spec.lr, spec.weight_decay, spec.beta2, spec.warmup, spec.temperature, problem.seed)
     trials = [replace(centre, k_coef=k) for k in spec.edge_k_coefs]
-    scores, _ = learn_scores(problem, elements, trials, spec.edge_steps, problem.env("edges"))
+    scores, _ = learn_scores(problem.at("rank edges"), elements, trials, spec.edge_steps, problem.env("edges"))
     place = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
     def prefixes(k: Tensor) -> list[CircuitMask]:

@@ -20,6 +20,7 @@ CORE = 60  # nodes of a core
 SEPARATES = 0.9  # least AUC, or 1 minus it, of a node that is labelled by what it separates
 MOST_NODES, MOST_EDGES = 200, 800  # of the shared picture; circuits that do not fit in it are named and not drawn
 
+_SEVERAL = "circuits of several searches"
 _WHERE = {"difference": "diff", "after": "after", "end": "last"}  # the token that differs, between it and the last, the last token
 
 Others = Sequence[Mapping[str, Any]]
@@ -52,8 +53,9 @@ def drawings(circuit: Circuit, result: Mapping[str, Any], scene: picture.Scene, 
         choices = [own | {"label": f"core: {CORE} nodes", "words": words}, own | {"label": f"all {len(circuit.nodes)} nodes", "svg": 0}]
     union, drawn = _union(circuit, others)
     if drawn:
-        shared = picture.layout(union, changed_of(result), class_labels(circuit, result), "circuits of several searches")
-        svgs.append(picture.to_svg(shared))
+        shared = picture.layout(union, changed_of(result), class_labels(circuit, result), _SEVERAL)
+        labels = tuple(label for label in shared.labels if _SEVERAL not in label.text)  # its sizes are those of no circuit
+        svgs.append(picture.to_svg(replace(shared, labels=labels)))
     for one in others:
         choices.append(_choice(circuit, one, result, len(svgs) - 1 if one in drawn else -1))
     return Drawings(first, {"svgs": svgs, "choices": choices} if len(choices) > 1 else None)

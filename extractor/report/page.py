@@ -271,10 +271,12 @@ def _shifted_claim(result: dict) -> Iterator[tuple[str, str, str]]:
     if not found:
         return
     right, same = found["accuracy"], found["same_answer"]
-    if right["full"] < RIGHT_ENOUGH:
-        kind, claim = "part", "Full model fails on shifted prompts"
+    if same < SAME_ANSWER:
+        kind, claim = "no", "Not on shifted prompts"
+    elif right["full"] < RIGHT_ENOUGH:
+        kind, claim = "part", "As the full model, which is weak on shifted prompts"
     else:
-        kind, claim = ("yes", "Holds on shifted prompts") if same >= SAME_ANSWER else ("no", "Not on shifted prompts")
+        kind, claim = "yes", "Holds on shifted prompts"
     worst = worst_condition(found)
     beyond = "" if worst is None else f"; without calibration at worst {nats(worst[1]['loss'])} nats"
     answers = f"right on {percent(right['circuit'])}, full model {percent(right['full'])}; same answer on {percent(same)}"

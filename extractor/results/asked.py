@@ -13,6 +13,7 @@ from extractor.circuits.circuit import Calibration, Circuit, Node, node_id_of, n
 from extractor.data.encoding import text_ids, token_texts, without_embedding
 from extractor.data.prompts import AnswerMismatch, TaskBatch, with_answer
 from extractor.errors import UsageError
+from extractor.results.held_out import HeldOutPrompt
 from extractor.results.prompt_run import NodeEdits, PromptRun, run_prompt
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from extractor.circuits.graph import CircuitMask
 
+Value = str | HeldOutPrompt | float | Tensor  # of a node: that in another prompt, a number, or numbers (T,)
 _UNCALIBRATED = Calibration(1.0, 0.0)
 
 
@@ -34,13 +36,16 @@ class Asked:
 
     def run(
         self,
-        prompt: str,
+        prompt: str | HeldOutPrompt,
         off: str | Node | Iterable[str | Node],
-        patch: Mapping[str, str | float | Tensor] | None,
-        scale: Mapping[str, float] | None,
+        patch: Mapping[str, Value] | Mapping[Node, Value] | None,
+        scale: Mapping[str, float] | Mapping[Node, float] | None,
         answers: tuple[str, str] | None,
     ) -> PromptRun:
         """See `Result.run`."""
+        if isinstance(prompt, HeldOutPrompt):
+            answers = answers or (None if self.circuit.answer_ids else prompt.answers)
+            prompt = prompt.prompt
         ids, circuit = self._ids(prompt), self.circuit
         without = [circuit[node].id for node in node_ids_of(off)]
         changed, factors = ({circuit[node_id_of(node)].id: value for node, value in _pairs(some).items()} for some in (patch, scale))
@@ -100,8 +105,9 @@ class Asked:
         except AnswerMismatch as mismatch:
             raise UsageError(f"after this prompt the answer {answer!r} is not one token: {mismatch}") from None
 
-    def _values(self, node: str, given: str | float | Tensor, length: int, answers: tuple[str, str] | None) -> Tensor:
+    def _values(self, node: str, given: Value, length: int, answers: tuple[str, str] | None) -> Tensor:
         """The values (T,) that a node is given at the `length` tokens of a prompt."""
+        given = given.prompt if isinstance(given, HeldOutPrompt) else given
         if isinstance(given, str):
             other = len(self._ids(given))
             if other != length:
@@ -128,3 +134,16 @@ def _finite(node: str, value: object) -> Tensor:
     if not bool(found.isfinite().all()):
         raise UsageError(f"the value of {node} is not finite")
     return found
+
+
+def batched_ids(given: object) -> Tensor:
+    """Token ids (B, T) from a tensor or lists, of several prompts or (T,) of one. Raises UsageError for a text and anything else."""
+    try:
+        ids = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        ids = torch.empty(0)
+    if not ids.numel() or ids.dim() not in (1, 2) or ids.is_floating_point():
+        raise UsageError(
+            "a compiled circuit reads token ids (B, T) or (T,), such as result.tokenizer.encode(text).ids; result.run(text) reads a text"
+        )
+    return ids.view(-1, ids.shape[-1])

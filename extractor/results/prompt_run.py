@@ -9,19 +9,49 @@ import html
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from extractor.circuits.circuit import Calibration, Node
+from extractor.circuits.circuit import Calibration, Node, node_id_of, similar
+from extractor.circuits.guesses import no_attribute
 from extractor.circuits.observed import Change, observe
 from extractor.data.prompts import TaskBatch
+from extractor.errors import UsageError
 
 if TYPE_CHECKING:
     from extractor.circuits.graph import CircuitMask
 
 _SHOWN_NODES = 100  # rows of the table in a notebook
+_INSTEAD = {  # what users guess: what does it
+    **dict.fromkeys(
+        ("top", "topk", "predictions", "probs", "probabilities"), "run.probability, of each of the two answers, and run.answer"
+    ),
+    **dict.fromkeys(("prediction", "output", "text", "result", "token"), "run.answer"),
+    **dict.fromkeys(("logits", "logit_diff", "diff", "score"), "run.margin, the difference of the two answers' logits"),
+    **dict.fromkeys(("values", "cache", "nodes"), "run.activations, or run[node]"),
+    **dict.fromkeys(("patterns", "pattern", "attn", "heads"), "run.attention[layer, head]"),
+    **dict.fromkeys(("loss", "accuracy"), "run.probability; those of all held-out prompts are result.loss and result.accuracy"),
+}
+
+
+class _ByNode(dict[str, Tensor]):
+    """Values by node id; also found by a Node. Raises UsageError for a node that is not there, with similar ids."""
+
+    def __missing__(self, node: object) -> Tensor:
+        wanted = node_id_of(node)
+        if wanted in self:
+            return self[wanted]
+        raise UsageError(f"node {wanted!r} is not in the circuit ({len(self)} nodes); close: {similar(wanted, self)}")
+
+
+class _ByHead(dict[tuple[int, int], Tensor]):
+    """Patterns by (layer, head). Raises UsageError for a head without a node of the circuit."""
+
+    def __missing__(self, head: object) -> Tensor:
+        known = ", ".join(f"[{layer}, {number}]" for layer, number in self) or "none"
+        raise UsageError(f"attention is named by [layer, head], as heads with a node of the circuit: {known}; not by {head!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +83,21 @@ class PromptRun:
         """Of each answer, between the two."""
         first = torch.tensor(self.margin, dtype=torch.float64).sigmoid().item()
         return dict(zip(self.answers, (first, 1 - first), strict=True))
+
+    def __getitem__(self, node: str | Node) -> Tensor:
+        """The value (T,) of a node at every token. Raises UsageError for a node that is not in the circuit."""
+        return self.activations[node_id_of(node)]
+
+    if not TYPE_CHECKING:  # for which every name would exist
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, _INSTEAD)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for each node and a column for each token. Raises ModuleNotFoundError without pandas."""
+        import pandas
+
+        return pandas.DataFrame([values.tolist() for values in self.activations.values()], index=[*self.activations], columns=self.tokens)
 
     def __repr__(self) -> str:
         shares = ", ".join(f"{answer!r} {share:.3f}" for answer, share in self.probability.items())
@@ -106,9 +151,9 @@ def run_prompt(
         tokens=tokens,
         answers=answers,
         margin=calibration.apply(run.diff).item(),
-        activations={node.id: run.values[node.id][0] for node in nodes},
+        activations=_ByNode({node.id: run.values[node.id][0] for node in nodes}),
         means={node.id: means[node.site][node.channel].item() for node in nodes},
-        attention={head: pattern[0] for head, pattern in run.patterns.items()},
+        attention=_ByHead({head: pattern[0] for head, pattern in run.patterns.items()}),
     )
 
 

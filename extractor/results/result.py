@@ -1,4 +1,4 @@
-"""`extractor.load(FOLDER)`: a finished result of a circuit job. `extractor.extract(...)`: run such a job here, and load it.
+"""`extractor.load(FOLDER or JOB)`: a finished result of a circuit job. `extractor.extract` makes one (`extracting.py`).
 
 result = extractor.load("out")
 result.run("print('hello")                                       the circuit's answer, every node at every token
@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extractor import files
 from extractor.circuits.circuit import Circuit, Node, node_ids_of
-from extractor.data.encoding import prompt_text, token_texts
+from extractor.circuits.guesses import no_attribute
 from extractor.errors import BrokenArtifact, ExtractorError, NotFound, UsageError, first_line
+from extractor.results.held_out import HeldOutPrompt, read_held_out
+from extractor.results.places import HasId, place_of
+from extractor.results.rows import Rows
+from extractor.results.shown import CircuitPicture, open_page, without_bars
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,19 +31,24 @@ if TYPE_CHECKING:
 
     from extractor.circuits.compiled import CompiledCircuit
     from extractor.circuits.graph import CircuitMask
+    from extractor.results.asked import Value
     from extractor.results.prompt_run import PromptRun
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
+_INSTEAD = {  # what users guess: what does it
+    **dict.fromkeys(("nodes", "edges", "to_frame", "to_networkx"), "result.circuit, which has nodes, edges, to_frame(), to_networkx()"),
+    **dict.fromkeys(("predict", "forward", "generate", "answer", "logits", "run_with_cache"), "result.run(prompt)"),
+    **dict.fromkeys(("activations", "attention", "cache"), "result.run(prompt).activations and .attention"),
+    **dict.fromkeys(("ablate", "knock_out", "switch_off"), "result.run(prompt, off=[node])"),
+    **dict.fromkeys(("patch", "intervene"), "result.run(prompt, patch={node: other prompt or value})"),
+    **dict.fromkeys(("plot", "draw", "image", "svg"), "result.picture, which a notebook shows, or result.place / 'circuit.svg'"),
+    **dict.fromkeys(("show", "view", "html", "page"), "result.open(), or result.report, the path of the page"),
+    **dict.fromkeys(("summary", "metrics", "stats", "scores"), "result.loss, result.accuracy or result.numbers"),
+    **dict.fromkeys(("prompts", "data", "examples", "dataset"), "result.held_out"),
+    **dict.fromkeys(("name", "id", "path"), "result.task and result.folder"),
+    "compare": "extractor.compare(result, other)",
+}
 NUMBERS = ("model", "target_loss", "meets_target", "loss", "accuracy", "ablation", "validation")  # of result.json, in all versions
-
-
-@dataclass(frozen=True)
-class HeldOutPrompt:
-    """A prompt on which the circuit was measured. answers: first and second, in the order of the circuit; right: one of them."""
-
-    prompt: str
-    answers: tuple[str, str]
-    right: str
 
 
 class Result:
@@ -77,6 +86,18 @@ class Result:
         """The results of all tasks."""
         return (Result(self.folder, task) for task in self.tasks)
 
+    def __len__(self) -> int:
+        """The number of tasks."""
+        return len(self.tasks)
+
+    def __contains__(self, task: object) -> bool:
+        return task in self.tasks
+
+    if not TYPE_CHECKING:  # for which every name would exist
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, _INSTEAD)
+
     def __getitem__(self, task: str) -> Result:
         """The result of another task. Raises UsageError for a task without a circuit."""
         return load(self.folder, task)
@@ -90,6 +111,18 @@ class Result:
     def report(self) -> Path:
         """The page, an HTML file."""
         return self.place / "report.html"
+
+    @property
+    def picture(self) -> CircuitPicture:
+        """The picture of the circuit, which a notebook shows. Raises NotFound without the file."""
+        if not (path := self.place / "circuit.png").is_file():
+            raise NotFound(f"there is no picture {path}; copy the complete result")
+        return CircuitPicture(path)
+
+    def open(self) -> Path:
+        """Open the page in a browser. Returns its path. Raises ExtractorError where there is no browser, NotFound without the page."""
+        open_page(self.report)
+        return self.report
 
     def verify(self) -> None:
         """Compare every file with the manifest. Raises BrokenArtifact."""
@@ -132,7 +165,8 @@ class Result:
         from extractor.models.load import load_model
         from extractor.models.reference import inspect_folder
 
-        found: Any = load_model(inspect_folder(self._model_folder))
+        with without_bars():
+            found: Any = load_model(inspect_folder(self._model_folder))
         return found.eval().requires_grad_(False)
 
     @cached_property
@@ -149,35 +183,31 @@ class Result:
 
     @cached_property
     def compiled(self) -> CompiledCircuit:
-        """The circuit as a module that needs no model: token ids (B, T) in, logit differences (B,) out, not calibrated.
+        """The circuit as a module that needs no model: token ids (B, T) or (T,) in, logit differences (B,) out, not calibrated.
 
         Results of earlier versions have the answers in the order of their token ids: name the first and the second there.
         """
         from extractor.circuits.compiled import FILE, CompiledCircuit
+        from extractor.results.asked import batched_ids
 
-        return CompiledCircuit.load(self.place / FILE)
+        found = CompiledCircuit.load(self.place / FILE)
+        found.register_forward_pre_hook(lambda _module, given: (batched_ids(given[0]), *given[1:]) if given else None)
+        return found
 
     @cached_property
     def held_out(self) -> tuple[HeldOutPrompt, ...]:
         """The held-out prompts; those of a pair follow each other."""
-        kept = files.read_tensors(self.place / "held_out.safetensors")
-        rows = zip(*(kept[name].tolist() for name in ("ids", "last", "correct", "wrong")), strict=True)
-        found = []
-        for row, (ids, last, right, wrong) in enumerate(rows):
-            texts = token_texts(self.tokenizer, [right, wrong])
-            answers = (texts[0], texts[1]) if row % 2 == 0 else (texts[1], texts[0])  # a pair's first prompt has the first answer
-            found.append(HeldOutPrompt(prompt_text(self.tokenizer, ids[: last + 1]), answers, texts[0]))
-        return tuple(found)
+        return read_held_out(self.place / "held_out.safetensors", self.tokenizer)
 
     def run(
         self,
-        prompt: str,
+        prompt: str | HeldOutPrompt,
         off: str | Node | Iterable[str | Node] = (),
-        patch: Mapping[str, str | float | Tensor] | None = None,
-        scale: Mapping[str, float] | None = None,
+        patch: Mapping[str, Value] | Mapping[Node, Value] | None = None,
+        scale: Mapping[str, float] | Mapping[Node, float] | None = None,
         answers: tuple[str, str] | None = None,
     ) -> PromptRun:
-        """The circuit on a prompt.
+        """The circuit on a prompt: a text, or a prompt of `held_out` with the answers of its pair.
 
         off       nodes that have their means
         patch     {node: another prompt of the same length, whose value of it is taken; a number; or values (T,)}
@@ -192,15 +222,18 @@ class Result:
 
         return Asked(self.circuit, self.tokenizer, self.graph, self.means).run(prompt, off, patch, scale, answers)
 
-    def effects(self) -> list[dict[str, Any]]:
-        """{source, target, weight, rise of the loss without it in nats} of every edge that was measured, the largest rise first."""
+    def effects(self) -> Rows:
+        """{source, target, weight, rise of the loss without it in nats} of every edge that was measured, the largest rise first.
+
+        A list of dicts, which a notebook shows as a table; `.to_frame()` is a pandas DataFrame.
+        """
         weights = {(edge.source, edge.target): edge.weight for edge in self.circuit.edges}
         try:
             measured = self.numbers["validation"]["edge_effects"]["edges"]
             found = [{"source": a, "target": b, "weight": weights[a, b], "rise": rise} for a, b, rise in measured]
         except (KeyError, TypeError, ValueError):
             raise BrokenArtifact(f"{self.place / 'result.json'} and circuit.json do not have the same edges") from None
-        return sorted(found, key=lambda one: -one["rise"])
+        return Rows(sorted(found, key=lambda one: -one["rise"]))
 
     def steer(self, prompt: str, toward: str, nodes: str | Node | Iterable[str | Node] = (), strength: float = 1.0) -> dict[str, Any]:
         """The dense model's answers after `prompt` while nodes have their values after `toward`; see `extract steer`.
@@ -211,7 +244,8 @@ class Result:
 
         if not isinstance(strength, int | float):
             raise UsageError(f"strength is a number, not {type(strength).__name__}; nodes are the third argument")
-        return steer_result(open_result(self.folder, self.task), toward, prompt, node_ids_of(nodes), None, [float(strength)])
+        with without_bars():
+            return steer_result(open_result(self.folder, self.task), toward, prompt, node_ids_of(nodes), None, [float(strength)])
 
     @cached_property
     def graph(self) -> CircuitMask:
@@ -227,40 +261,22 @@ class Result:
         return {site: 0 * mean for site, mean in means.items()} if self.numbers["ablation"] == "zero" else means
 
 
-def load(folder: str | Path, task: str | None = None) -> Result:
+def load(result: str | os.PathLike[str] | HasId | None = None, task: str | None = None) -> Result:
     """The result of a circuit job; without `task` that of its only circuit, or of the first by name. Loads no model.
 
-    Raises NotFound where there is no finished result of a circuit job, UsageError for a task without a circuit.
+    result   a folder; the id of a job of the service, whose result is downloaded if need be; one of `extractor.jobs()`; None: the newest
+             job that has finished with a task
+
+    Starts neither a worker nor a server. Raises NotFound where there is no finished result of a circuit job, UsageError for a task without
+    a circuit, ServiceUnavailable.
     """
-    place = Path(folder).expanduser()
-    if not str(folder) or not place.is_dir():
-        raise NotFound(f"{str(folder)!r} is not a folder; `extract result JOB --out FOLDER` copies the result of a job into one")
-    if place.parent.name == "circuits" and (place / "circuit.json").is_file():
-        raise UsageError(f"{place} is a part of a result; load {place.parent.parent}, task {place.name!r}")
-    if not (place / files.MANIFEST).is_file():
-        raise NotFound(f"{place} holds no finished result (no {files.MANIFEST}); wait for its job, or run its spec again")
+    place = place_of(result)
     found = _tasks(place)
     if not found:
         raise NotFound(f"the result in {place} has no circuit: it is of a training without tasks, or no task met the conditions of the job")
     if task is not None and task not in found:
         raise UsageError(f"the result in {place} has no circuit of {task!r}; it has {', '.join(found)}")
     return Result(place, task or found[0])
-
-
-def extract(model: str, task: str | tuple[str, ...], out: str | Path, threads: int | None = None, **options: Any) -> Result:
-    """Run a circuit job in this process with a bar for each stage, and load its result. A job that was interrupted goes on.
-
-    options   of `extractor.circuit_job`, such as preset, seed, target_loss, changes
-    Raises ExtractorError for everything that can be said in one line.
-    """
-    from extractor.jobs.request import circuit_job
-    from extractor.jobs.run import run_job
-    from extractor.results.bar import StageBars
-
-    tasks = (task,) if isinstance(task, str) else tuple(task)
-    with StageBars() as progress:
-        run_job(circuit_job(model, tasks, **options), Path(out), progress, threads)
-    return load(out)
 
 
 def _tasks(folder: Path) -> tuple[str, ...]:

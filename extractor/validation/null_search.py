@@ -20,7 +20,7 @@ from extractor.circuits.mean_activations import measure_means
 from extractor.circuits.standard import Name
 from extractor.data.corpus import Corpus
 from extractor.data.prompts import TaskBatch
-from extractor.pruning.problem import PruningProblem
+from extractor.pruning.problem import PruningProblem, unreported
 from extractor.pruning.prune import find_circuits
 from extractor.validation.ablations import standard_logit_diffs
 
@@ -43,7 +43,7 @@ def null_searches(
     """
     spec = problem.spec.model_copy(update={**QUICK, "trial_pairs": PAIRS})
     select = problem.select.pick(torch.arange(min(PAIRS, problem.select.pairs)))
-    quick = replace(problem, spec=spec, select=select, work=None, shifted=None, guarded=False)
+    quick = replace(problem, spec=spec, select=select, work=None, shifted=None, guarded=False, phase=unreported)
     kinds = {"task": (quick, held_out)} | {name: _relabelled(quick, held_out, name) for name in (INVERTED, COIN)}
     if corpus is not None:
         model = with_random_weights(problem.model, problem.seed)

@@ -19,7 +19,7 @@ from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.criteria import PrunedCircuit
-from extractor.pruning.problem import PruningProblem
+from extractor.pruning.problem import PruningProblem, unreported
 from extractor.pruning.prune import find_circuits
 from extractor.validation.ablations import standard_logit_diffs
 
@@ -64,7 +64,7 @@ def circuit_of_seed(problem: PruningProblem, seed: int) -> PrunedCircuit:
     if folder is not None and (folder / _FACTS).is_file():
         return _read(folder, problem)
     # The seed in the name keeps the checkpoints of different seeds apart.
-    other = replace(problem, seed=seed, work=folder, env=lambda stage: problem.env(f"{name}-{stage}"))
+    other = replace(problem, seed=seed, work=folder, env=lambda stage: problem.env(f"{name}-{stage}"), phase=unreported)
     found = find_circuits(other).best
     if folder is not None:
         _write(folder, found)

@@ -131,6 +131,7 @@ def validate(
     Raises Stopped.
     """
     graph = pruned.graph
+    problem.phase("losses")
     guess, binarised = _attributed(problem, graph), Binarised(problem, graph)
     diffs, fitted = _logit_diffs(pruned, problem, held_out, guess)
     diffs["binarised"] = _calibrated(problem, binarised.logit_diffs(problem.select), binarised.logit_diffs(held_out))
@@ -138,7 +139,9 @@ def validate(
     by_prompt = {name: held_out.losses(m).double().mean(0) for name, m in diffs.items()}
     loss = {name: one.mean().item() for name, one in by_prompt.items()}
     sizes = {"nodes": guess.node_count(), "edges": guess.edge_count()}
-    known, conditions = intervals(by_prompt, problem.seed), under_conditions(problem, graph, held_out)
+    known, conditions = intervals(by_prompt, problem.seed), under_conditions(problem.at("conditions"), graph, held_out)
+    problem.phase("binarised nodes")
+    alone = binarised.alone(held_out)
     if pruned.standard == "robust":
         worst = max(conditions.values(), key=lambda one: one["loss"])
         loss["circuit"], right["circuit"], known["circuit"] = worst["loss"], worst["accuracy"], worst["interval"]
@@ -150,16 +153,16 @@ def validate(
         uncalibrated=loss["uncalibrated"],
         ablation={kind: loss[kind] for kind in KINDS},
         conditions=conditions,
-        binarised={"loss": loss["binarised"], "accuracy": right["binarised"], "nodes": binarised.alone(held_out)},
+        binarised={"loss": loss["binarised"], "accuracy": right["binarised"], "nodes": alone},
         removed={name: loss[f"without {name}"] for name in REMOVED},
-        shifted=None if shifted is None else shifted_numbers(pruned, problem, shifted),
-        roles=roles(problem, graph, held_out),
+        shifted=None if shifted is None else shifted_numbers(pruned, problem.at("shifted prompts"), shifted),
+        roles=roles(problem.at("roles"), graph, held_out),
         interval=known,
         calibrations={name: [one.scale, one.shift] for name, one in fitted.items()},
-        edge_effects=edge_effects(problem, graph, held_out),
-        activations=None if corpus is None else activations(problem, graph, corpus),
-        mechanism=mechanism(problem, graph, pruned.calibration, held_out),
-        seeds=compare_seeds(pruned, problem, held_out) if problem.spec.seeds > 1 else None,
+        edge_effects=edge_effects(problem.at("edge effects"), graph, held_out),
+        activations=None if corpus is None else activations(problem.at("activations"), graph, corpus),
+        mechanism=mechanism(problem.at("mechanism"), graph, pruned.calibration, held_out),
+        seeds=compare_seeds(pruned, problem.at("other seeds"), held_out) if problem.spec.seeds > 1 else None,
         why=why_not(loss["circuit"], loss["full"], problem.target, graph.node_count()),
         **(_controls(pruned, problem, held_out, corpus) if problem.spec.controls else {}),
     )
@@ -170,11 +173,11 @@ def _controls(pruned: PrunedCircuit, problem: PruningProblem, held_out: TaskBatc
     standards: tuple[Name, ...] = ("paper",) if pruned.standard == "paper" else ("paper", "robust")
     graph, calibration = pruned.graph, pruned.calibration
     return {
-        "null_searches": null_searches(problem, standards, held_out, corpus),
-        "random_circuits": random_circuits(problem, graph, held_out, problem.spec.controls),
-        "adversarial": adversarial(problem, graph, calibration, held_out),
-        "interchange": interchange(problem, graph, calibration, held_out),
-        "faithfulness": {name: faithfulness_curve(problem.under(name), held_out) for name in standards},
+        "null_searches": null_searches(problem.at("null searches"), standards, held_out, corpus),
+        "random_circuits": random_circuits(problem.at("random circuits"), graph, held_out, problem.spec.controls),
+        "adversarial": adversarial(problem.at("adversary"), graph, calibration, held_out),
+        "interchange": interchange(problem.at("interchange"), graph, calibration, held_out),
+        "faithfulness": {name: faithfulness_curve(problem.at("faithfulness").under(name), held_out) for name in standards},
     }
 
 

@@ -405,7 +405,9 @@ def test_help_and_the_request_itself_do_without_torch_and_datasets():
 def test_a_progress_line_says_loss_speed_and_time_left():
     metrics = {"loss": 2.31, "ce": 1.0, "nmse_encoder": 0.5, "tokens_per_s": 12345.0, "l0": 0.1}
     event = {"step": 120, "total": 1500, "metrics": metrics, "seconds_left": 80.0}
-    assert describe_progress(event) == "120/1500  loss 2.31  12,345 tokens/s  1 min 20 s left"
+    assert describe_progress(event) == "120/1500, loss 2.31, 12,345 tokens/s, 1 min 20 s left in this stage"
+    times = {"elapsed_seconds": 40.0, "total_seconds_left": 132.0}
+    assert describe_progress(event | times) == "120/1500, loss 2.31, 12,345 tokens/s, 40 s elapsed, about 2 min 10 s left"
     assert describe_progress({"step": 3, "total": 9, "metrics": {"k": 4}}) == "3/9"
 
 

@@ -167,7 +167,9 @@ def test_attention_lights_up_the_tokens_that_are_read(page):
     head = next(iter(TOKENS["heads"]))
     opacity = figures.first.locator("svg g").last.locator("rect").first.evaluate("box => box.style.fill")
     step = TOKENS["heads"][head][0][0][-1][0]
-    assert float(opacity.rstrip(")").split("/")[1]) == pytest.approx(0.06 + 0.94 * step / 255, abs=2e-3)
+    most = max(share for row in TOKENS["heads"][head][0][0] for share in row)  # the darkest cell
+    assert float(opacity.rstrip(")").split("/")[1]) == pytest.approx(0.06 + 0.94 * step / most, abs=2e-3)
+    assert f"The darkest cell is {100 * most / 255:.1f}".removesuffix(".0") in figures.first.inner_text()
 
 
 def test_by_keyboard_alone(page):

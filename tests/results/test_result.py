@@ -6,6 +6,7 @@ import html
 import json
 import math
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -192,9 +193,25 @@ def test_prompts_of_other_lengths_and_of_no_tokens_are_refused(result: Result, p
         result.run("")
 
 
-def test_folders_without_a_finished_result_are_refused(tmp_path: Path):
-    with pytest.raises(NotFound, match="is not a folder; `extract result JOB --out FOLDER` copies"):
+def test_folders_without_a_finished_result_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("EXTRACT_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.delenv("EXTRACT_REDIS_URL", raising=False)
+    with pytest.raises(NotFound, match="there is neither a folder nor a finished job 'quote_close-1f2e'"):
         extractor.load("quote_close-1f2e")
+    assert not (tmp_path / "state").exists()
+    with pytest.raises(NotFound, match="there is no folder"):
+        extractor.load(tmp_path / "nothing")
+    with pytest.raises(NotFound, match=r"spec\.json is a file; name a result folder"):
+        extractor.load(FOLDER / "spec.json")
+    with pytest.raises(UsageError, match=r"a task is the second argument, as in load\('done', 'for_while'\)"):
+        extractor.load("done:for_while")
+    with pytest.raises(UsageError, match="is not a job id"):
+        extractor.load("two words")
+    with pytest.raises(UsageError, match="by the id of its job, not by int"):
+        extractor.load(3)
+    shutil.copytree(FOLDER, tmp_path / "job" / "result")
+    with pytest.raises(NotFound, match=r"holds no finished result .* load .*/job/result"):
+        extractor.load(tmp_path / "job")
     with pytest.raises(NotFound, match="holds no finished result"):
         extractor.load(tmp_path)
     files.write_manifest(tmp_path)
@@ -218,6 +235,8 @@ def test_a_circuit_is_asked_for_nodes_and_edges(result: Result):
         circuit["0.mlp"]
     assert circuit[circuit.nodes[0]] is circuit.nodes[0]
     assert [*circuit] == [*circuit.nodes]
+    assert len(circuit) == len(circuit.nodes)
+    assert replace(circuit, nodes=()), "an empty circuit is true, as it was before circuits had a length"
     assert node in circuit
     assert "0.mlp" not in circuit
     assert circuit._repr_html_().count("<tr>") == len(circuit.nodes) + 1
@@ -232,6 +251,9 @@ def test_a_circuit_becomes_a_graph_and_a_frame(result: Result):
     frame = circuit.to_frame()
     assert isinstance(frame, pandas.DataFrame)
     assert frame.to_dict("records") == [{"source": e.source, "target": e.target, "weight": e.weight} for e in circuit.edges]
+    assert circuit.to_frame("nodes").to_dict("records") == [asdict(node) for node in circuit.nodes]
+    with pytest.raises(UsageError, match="a table of 'edges' or of 'nodes', not of 'heads'"):
+        circuit.to_frame("heads")
 
 
 def test_effects_are_those_of_the_report_the_largest_first(result: Result):
@@ -239,6 +261,13 @@ def test_effects_are_those_of_the_report_the_largest_first(result: Result):
     assert len(found) == len(result.numbers["validation"]["edge_effects"]["edges"])
     assert [one["rise"] for one in found] == sorted((one["rise"] for one in found), reverse=True)
     assert all(one["weight"] in [edge.weight for edge in result.circuit.into(one["target"])] for one in found)
+    assert found._repr_html_().count("<tr>") == min(len(found), 100) + 1
+    assert found[:2]._repr_html_().count("<tr>") == 3
+    assert found[0] == found[:1][0]
+    pandas = pytest.importorskip("pandas")
+    frame = found.to_frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame.to_dict("records") == found
 
 
 def test_extract_runs_a_job_with_a_bar_and_loads_its_result(tmp_path: Path, monkeypatch, capsys):

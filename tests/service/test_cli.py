@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from extractor import files
 from extractor.models.tokenizer import save_tokenizer, train_tokenizer
 from worker import cli
 from worker.cli.views.job import PlainView
+from worker.cli.views.live_line import LineSigns
 from worker.client import watch
 from worker.fleet import local
 
@@ -323,12 +325,12 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_go_on(machine):
     assert machine.state_of("mine") == "running"
 
 
-def test_a_terminal_shows_bars(machine):
+def test_a_terminal_shows_one_live_line(machine):
     machine.plan(steps=5, seconds=0.1)
     leader, follower = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "worker", "train", "--wait"],
-        cwd=PROJECT, env=os.environ | {"TERM": "xterm"}, stdin=subprocess.DEVNULL, stdout=follower, stderr=follower,
+        cwd=PROJECT, env=os.environ | {"TERM": "xterm", "COLUMNS": "80"}, stdin=subprocess.DEVNULL, stdout=follower, stderr=follower,
     ) as process:  # fmt: skip
         os.close(follower)
         shown = b""
@@ -336,9 +338,12 @@ def test_a_terminal_shows_bars(machine):
             shown += chunk
     os.close(leader)
     assert process.returncode == 0
-    assert "━" in shown.decode()
-    assert "[2/2] prune" in shown.decode()
-    assert "5/5" in shown.decode()
+    lines = re.split(r"[\r\n]+|\x1b\[[0-9;?]*[A-Za-z]", shown.decode())
+    live = [line for line in lines if "elapsed" in line]
+    assert live, "the line is drawn while the job runs"
+    assert all(line[0] in LineSigns().spinner and len(line) <= 80 for line in live), "one line, with a sign of life"
+    assert any(re.search(r"▸ [1-5]/5", line) for line in live)
+    assert any(re.fullmatch(r"bridge ✓ \d s  prune ✓ \d s", line) for line in lines), "what is left of it when the job has ended"
 
 
 def test_lines_without_a_terminal_are_sparse(capsys):
@@ -357,7 +362,7 @@ def test_lines_without_a_terminal_are_sparse(capsys):
             }
         )
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["[1/2] bridge", "[1/2] bridge 10/60  loss 2.5  1 min 15 s left"]
+    assert lines[:2] == ["[1/2] bridge", "[1/2] bridge, 10/60, loss 2.5, 1 min 15 s left in this stage"]
     assert len(lines) == 6
 
 

@@ -23,7 +23,7 @@ from extractor.errors import DiskFull, ExtractorError, ServiceUnavailable, Usage
 MAX_ERROR_CHARACTERS = 900  # longest error line that is printed in full
 GROUPS = {  # as `extract --help` shows the commands
     "Find a circuit": ("submit", "train", "tasks", "models", "import"),
-    "Look": ("list", "status", "watch", "logs", "result", "show", "view", "compare", "steer"),
+    "Look": ("list", "status", "watch", "logs", "result", "show", "view", "compare", "motifs", "steer"),
     "Many models, many settings": ("batch", "sweep"),
     "Run the service": ("worker", "cancel", "gc", "run", "server", "metrics", "caretaker", "completion"),
 }

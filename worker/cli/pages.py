@@ -30,7 +30,7 @@ class Viewer:
 
     @property
     def pages(self) -> dict[str, Callable[[Mapping[str, str]], str]]:
-        return {"/": self.start, "/compare": self.compare}
+        return {"/": self.start, "/compare": self.compare, "/motifs": self.motifs}
 
     def start(self, _: Mapping[str, str]) -> str:
         """A row for each circuit, with a link to its report; a form that compares two."""
@@ -39,7 +39,8 @@ class Viewer:
 
         circuits = self.circuits
         size = f"{count(len(circuits), 'circuit')} of {count(len(self.results), 'result')}"
-        return plain_page("extract view", "extract view", size, "Served from this machine only.", _table(self) + _form(self))
+        motifs = '<p><a href="/motifs">Motifs</a>: small subgraphs of these circuits, against shuffles of their edges.</p>'
+        return plain_page("extract view", "extract view", size, "Served from this machine only.", _table(self) + _form(self) + motifs)
 
     def compare(self, parameters: Mapping[str, str]) -> str:
         """The comparison of ?first=0:task&second=1:task. Raises UsageError for circuits that are not viewed."""
@@ -54,6 +55,14 @@ class Viewer:
 
         first, second = (circuits[key] for key in keys)
         return comparison(compare(first, second), first, second, [f"/{key.partition(':')[0]}" for key in keys])
+
+    def motifs(self, _: Mapping[str, str]) -> str:
+        """Small subgraphs of all circuits, against shuffles of their edges."""
+        from extractor.report.motifs_page import motifs_page
+        from extractor.results.motifs import motifs
+
+        addresses = {str(result.folder): f"/{i}" for i, result in enumerate(self.results)}
+        return motifs_page(motifs(self.circuits.values()), lambda folder: addresses[folder])
 
 
 def comparison(found: Mapping[str, Any], first: Result, second: Result, addresses: Sequence[str]) -> str:

@@ -32,7 +32,9 @@ from worker.records.transitions import SCRIPTS, STATES
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 T = TypeVar("T")
-_NUMBERS = ("time", "attempt", "index", "of", "step", "total", "seconds_left")  # in events
+_NUMBERS = ("time", "attempt", "index", "of", "step", "total", "seconds_left", "elapsed_seconds", "total_seconds_left")  # in events
+_PROGRESS = ("stage", "index", "of", "phase", "step", "total", "seconds_left", "elapsed_seconds", "total_seconds_left")  # in records
+_WORDS = ("stage", "phase")  # of these
 
 
 @dataclass(frozen=True)
@@ -303,7 +305,7 @@ def _ms(seconds: float) -> str:
 
 def describe(job: str, record: dict[str, str]) -> dict[str, Any]:
     """A record as the object that --json prints."""
-    progress = {key: record[key] for key in ("stage", "index", "of", "step", "total", "seconds_left") if record.get(key)}
+    progress = {key: record[key] for key in _PROGRESS if record.get(key)}
     error = {"type": record["error_type"], "message": record.get("error_message", "")} if record.get("error_type") else None
     return {
         "job": job,
@@ -322,7 +324,7 @@ def describe(job: str, record: dict[str, str]) -> dict[str, Any]:
         "created": _number(record.get("created")),
         "started": _number(record.get("started")),
         "ended": _number(record.get("ended")),
-        "progress": {key: value if key == "stage" else _number(value) for key, value in progress.items()},
+        "progress": {key: value if key in _WORDS else _number(value) for key, value in progress.items()},
         "metrics": _json(record.get("metrics"), dict),
         "artifact": record.get("artifact") or None,
         "error": error,

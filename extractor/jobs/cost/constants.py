@@ -47,3 +47,34 @@ USABLE_SHARE = 0.9
 SMALLER = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
 PROMPT_LENGTH = 0.5  # mean tokens of a task's prompt over the training's context
 FOLLOWING_TOKENS = 4  # mean tokens of a program after a shifted prompt, of the built-in tasks
+
+# Below: seconds of a job's parts on the reference machine, two quiet threads of an AMD EPYC, with the bundled python-tiny and preset
+# 'tiny'; only the time left of a running job depends on them. Measured: events of main jobs (28 November 2026), and CPU seconds of one thread of
+# a job of three tasks (quote_close, bracket_counting, if_equals), divided by 1.46, its ratio in the steps of the bridging. Rounded means.
+
+# Operations and bytes per second with which `BridgingCost.seconds` gives the 0.168 s of a step of bridging. Measured.
+REFERENCE_FLOPS = 1.2e11
+REFERENCE_BYTES = 1.6e10
+
+# Entries of the matrices of the blocks of the model that was pruned. The search takes time in proportion, at least SMALLEST_SHARE of the table.
+# Counted, chosen.
+REFERENCE_ENTRIES = 393_216
+SMALLEST_SHARE = 0.25
+
+# Text and tokens that are in no cache. Measured.
+CORPUS_SECONDS = 10.0
+
+# A step of learning mask sets, by standard: 8 sets on 64 pairs; by the robust one 4 sets on 16 pairs in five conditions. Measured.
+MASK_SECONDS = {"paper": 0.09, "robust": 0.35}
+
+# Phases of a search after the ranking, by standard. Robust circuits are eliminated in few tasks, and then for minutes. Measured.
+PRUNE_SECONDS = {
+    "paper": {"cut": 4.0, "nodes": 6.0, "edges": 20.0, "choose": 4.0},
+    "robust": {"cut": 22.0, "first edges": 8.0, "nodes": 5.0, "edges": 15.0, "choose": 15.0},
+}
+
+# All checks, by the last standard and whether the spec asks for controls. Measured with controls, else estimated.
+VALIDATE_SECONDS = {("paper", True): 30.0, ("robust", True): 50.0, ("paper", False): 10.0, ("robust", False): 12.0}
+
+# Files and page, by whether a dense model stands beside the sparse one, whose steering takes most. Measured.
+REPORT_SECONDS = {True: 38.0, False: 8.0}

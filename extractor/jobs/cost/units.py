@@ -23,3 +23,9 @@ def show_seconds(seconds: float) -> str:
         if total >= size:
             return f"{total // size:,} {name} {total % size // smaller} {part}"
     return f"{total} s"
+
+
+def show_roughly(seconds: float) -> str:
+    """An estimated duration: '10 s', '2 min 10 s', '12 min', '1 h 20 min'."""
+    coarse = 10 if seconds < 600 else 60 if seconds < 3600 else 300
+    return show_seconds(max(1, round(seconds / coarse)) * coarse).removesuffix(" 0 s").removesuffix(" 0 min").removesuffix(" 0 h")

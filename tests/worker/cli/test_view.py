@@ -99,6 +99,13 @@ def test_two_circuits_are_compared_on_demand(server):
     assert text == f"there is no circuit '0:nothing' here; it has 0:{TASK}, 1:{TASK}\n"
 
 
+def test_motifs_of_all_circuits_are_counted_on_demand(server):
+    status, _, text = get(server, "/motifs")
+    assert status == 200
+    assert "Motifs of 2 circuits" in text
+    assert f'href="/0/circuits/{TASK}/report.html' in text
+
+
 def test_a_port_in_use_is_said(server):
     with pytest.raises(UsageError, match=f"port {server.server_port} cannot be used"):
         PageServer({}, {}, server.server_port)

@@ -1,26 +1,28 @@
-"""Progress of a job as bars (terminal), occasional lines (pipe) or JSON lines; tables of jobs and of results."""
+"""Progress of a job as one live line (terminal), occasional lines (pipe) or JSON lines; tables of jobs and of results."""
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.live import Live
+from rich.text import Text
 
-from extractor.errors import BrokenArtifact, printable
+from extractor.errors import BrokenArtifact
 from extractor.spec.claims import is_foreign, is_met
 from worker.broker.routing import GB
 from worker.cli.text import print_json, print_line
+from worker.cli.views.live_line import FRAMES_PER_SECOND, JobStory, last_line, live_line, signs_for
+from worker.cli.views.progress import Event, describe_progress, describe_stage, describe_times, duration, show_number
 from worker.cli.views.tables import PlainTable, styled
 from worker.cli.views.verdicts import describe_tasks, verdict_lines
 
-MAX_SECONDS = 1e10  # a longer duration is not credible and is not shown
-LINE_SECONDS = 10.0  # least time between two plain progress lines
+LINE_SECONDS = 10.0  # least time between a plain line and the next progress line
+QUIET_SECONDS = 1.5  # time without an event after which a pipe hears that the job starts
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "blue"}
-
-Event = dict[str, Any]
 
 
 class View(Protocol):
@@ -50,7 +52,7 @@ def make_view(as_json: bool, job: str) -> View:
     if as_json:
         return JsonView()
     console = Console()
-    return BarView(job, console) if console.is_terminal else PlainView(job)
+    return BarView(job, console) if console.is_terminal and not console.is_dumb_terminal else PlainView(job)
 
 
 class JsonView:
@@ -70,32 +72,32 @@ class JsonView:
 
 
 class PlainView:
-    """Prints a line for each change of state or stage, and a progress line about every ten seconds."""
+    """Prints a line for each change of state or stage, and a progress line at most every ten seconds."""
 
     def __init__(self, job: str) -> None:
         self._job = job
         self._place = ""
         self._last = 0.0
+        self._silence = threading.Timer(QUIET_SECONDS, print_line, [f"job {job}: starting"])
+        self._silence.daemon = True
 
     def __enter__(self) -> PlainView:
+        self._silence.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        self._silence.cancel()
 
     def show(self, event: Event) -> None:
+        self._silence.cancel()
+        at = event.get("time", time.time())  # of the event: a replay then prints as few lines as watching live
         if event["event"] == "progress":
-            # Use the time of the event: a replay then prints as few lines as watching live.
-            at = event.get("time", time.time())
-            if at - self._last < LINE_SECONDS:
-                return
-            self._last = at
-            print_line(f"{self._place} {describe_progress(event)}")
-            return
-        if event["event"] == "stage":
-            self._place = describe_stage(event)
-            self._last = event.get("time", time.time())
-            print_line(self._place)
+            if at - self._last >= LINE_SECONDS and (line := describe_progress(event)):
+                self._last, place = at, self._place or describe_stage(event)  # a late watcher is not told how the stage began
+                print_line(f"{place}, {line}")
+        elif event["event"] == "stage":
+            self._place, self._last = describe_stage(event), at
+            print_line(", ".join(filter(None, [self._place, describe_times(event)])))
         elif line := describe_event(event):
             print_line(f"job {self._job}: {line}")
 
@@ -104,56 +106,31 @@ class PlainView:
 
 
 class BarView:
-    """Draws a progress bar for each stage."""
+    """Keeps one live line at the bottom; prints notes and changes of state above it."""
 
     def __init__(self, job: str, console: Console) -> None:
-        self._job, self._console = job, console
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[facts]}", markup=False),
-        )
-        self._progress = Progress(*columns, console=console)
-        self._bar: Any = None
+        self._job, self._console, self._story = job, console, JobStory()
+        self._signs, self._text = signs_for(console.encoding), live_line
+        self._live = Live(get_renderable=self._line, console=console, refresh_per_second=FRAMES_PER_SECOND)
 
     def __enter__(self) -> BarView:
-        self._progress.start()
+        self._live.start(refresh=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._text = last_line
+        self._live.stop()
 
     def show(self, event: Event) -> None:
-        if event["event"] == "stage":
-            self._finish_bar()
-            self._bar = self._progress.add_task(printable(describe_stage(event)), total=1, facts="")
-        elif event["event"] == "progress" and self._bar is not None:
-            facts = "  ".join(filter(None, [_metrics(event), _left(event)]))
-            self._progress.update(self._bar, completed=event.get("step"), total=event.get("total"), facts=facts)
-        elif line := describe_event(event):
-            self._progress.console.print(styled(f"job {self._job}: {line}"))
-        if event["event"] == "state" and event["state"] == "succeeded":
-            self._finish_bar()
+        self._story.told(event)
+        if line := describe_event(event):
+            self._live.console.print(styled(f"job {self._job}: {line}"))
 
     def show_summary(self, facts: dict[str, Any], folder: Path) -> None:
         show_result(self._console, facts, folder)
 
-    def _finish_bar(self) -> None:
-        if self._bar is not None:
-            total = self._progress.tasks[self._progress.task_ids.index(self._bar)].total
-            self._progress.update(self._bar, completed=total, facts="")
-            self._bar = None
-
-
-def describe_stage(event: Event) -> str:
-    """'[2/4] bridge'."""
-    return f"[{event.get('index')}/{event.get('of')}] {event.get('stage')}"
-
-
-def describe_progress(event: Event) -> str:
-    """'120/1500  loss 2.31  12,300 tokens/s  1 min 20 s left'."""
-    return "  ".join(filter(None, [f"{event.get('step')}/{event.get('total')}", _metrics(event), _left(event)]))
+    def _line(self) -> Text:
+        return Text(self._text(self._story, self._console.width, time.time(), self._signs), no_wrap=True, overflow="crop")
 
 
 def describe_event(event: Event) -> str:
@@ -192,16 +169,16 @@ def summary_table(facts: dict[str, Any]) -> PlainTable:
         table.add_column("")
         for key, value in facts.items():
             if isinstance(value, (str, int, float)):
-                table.add_row(key, _number(value))
+                table.add_row(key, show_number(value))
         for task, circuit in (facts.get("circuits") or {}).items():
             table.add_row(task, describe_circuit(circuit))
         return table
     table.add_column(f"{facts.get('task')} in {Path(str(facts.get('model'))).name}")
     for name in losses:
         table.add_column(name.replace("_", " "), justify="right")
-    table.add_row("loss (nats)", *(_number(value) for value in losses.values()))
+    table.add_row("loss (nats)", *(show_number(value) for value in losses.values()))
     accuracies = facts.get("accuracy") or {}
-    table.add_row("accuracy", *(_number(accuracies.get(name)) for name in losses))
+    table.add_row("accuracy", *(show_number(accuracies.get(name)) for name in losses))
     return table
 
 
@@ -226,7 +203,7 @@ def tasks_table(rows: list[dict[str, Any]]) -> PlainTable:
             verdict = styled(f"of the sparse model only: {row['why']}", style="yellow")
         elif row["nodes"] == 0 and row["meets_target"]:
             verdict = styled("met without any node", style="green")
-        table.add_row(row["task"], *(_number(number) for number in numbers), verdict)
+        table.add_row(row["task"], *(show_number(number) for number in numbers), verdict)
     return table
 
 
@@ -234,7 +211,7 @@ def describe_circuit(circuit: dict[str, Any]) -> str:
     """One line for a circuit of a train job."""
     if circuit.get("nodes") is None:
         return f"no circuit: {circuit.get('why')}"
-    size = f"{circuit['nodes']} nodes, {circuit['edges']} edges, loss {_number(circuit['loss'])}"
+    size = f"{circuit['nodes']} nodes, {circuit['edges']} edges, loss {show_number(circuit['loss'])}"
     return size if circuit.get("meets_target") else f"target not met: {size}; {circuit.get('why')}"
 
 
@@ -280,7 +257,7 @@ def show_job(job: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         "needs": f"{job['memory'] / GB:.1f} GB of memory" if job["memory"] else None,
         "group": job["group"],
         "waits for": f"job {job['waits']}, which trains the bridged model for both" if job["waits"] else None,
-        "progress": describe_position(job, job["metrics"]) if job["state"] == "running" else None,
+        "progress": describe_position(job, job["metrics"], with_elapsed=True) if job["state"] == "running" else None,
         "error": f"{job['error']['type']}: {job['error']['message']}" if job["error"] else None,
         "circuits": describe_tasks(rows) if rows else None,
         "result": job["artifact"],
@@ -290,47 +267,16 @@ def show_job(job: dict[str, Any], rows: list[dict[str, Any]]) -> None:
             print_line(f"{name + ':':<10} {value}")
 
 
-def describe_position(job: dict[str, Any], metrics: dict[str, Any] | None = None) -> str:
-    """Where a running job is, as '[2/4] bridge 120/1500'; '' for a job that does not run. metrics: shown as well."""
-    progress = job.get("progress") or {}
+def describe_position(job: dict[str, Any], metrics: dict[str, Any] | None = None, with_elapsed: bool = False) -> str:
+    """Where a running job is, as '[2/4] bridge, 120/1500, about 2 min left'; '' for a job that does not run. metrics: shown as well."""
+    progress = dict(job.get("progress") or {})
     if job["state"] != "running" or "stage" not in progress:
         return ""
-    steps = describe_progress(progress | {"metrics": metrics or {}}) if "step" in progress else ""
-    return f"{describe_stage(progress)} {steps}".strip()
+    if not with_elapsed:
+        progress.pop("elapsed_seconds", None)
+    return ", ".join(filter(None, [describe_stage(progress), describe_progress(progress | {"metrics": metrics or {}})]))
 
 
 def age(created: float | None) -> str:
     """The time since then; '' if it is unknown."""
     return duration(time.time() - created) if created is not None else ""
-
-
-def _metrics(event: Event) -> str:
-    """'loss 2.31  12,300 tokens/s'. All other metrics are in metrics.jsonl and --json."""
-    metrics = event.get("metrics")
-    if not isinstance(metrics, dict):
-        return ""
-    parts = [f"loss {_number(metrics['loss'])}"] if "loss" in metrics else []
-    if isinstance(metrics.get("tokens_per_s"), (int, float)):
-        parts.append(f"{metrics['tokens_per_s']:,.0f} tokens/s")
-    return "  ".join(parts)
-
-
-def _left(event: Event) -> str:
-    left = event.get("seconds_left")
-    text = duration(left) if isinstance(left, (int, float)) else ""
-    return f"{text} left" if text else ""
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-
-
-def duration(seconds: float) -> str:
-    """'1 h 20 min'; '' for a duration that is not credible."""
-    if not abs(seconds) < MAX_SECONDS:
-        return ""
-    whole = int(seconds)
-    for size, name, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size} {name} {whole % size // smaller} {part}"
-    return f"{whole} s"

@@ -12,7 +12,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from worker.cli.views.job import COLOURS, age, duration
+from extractor.jobs.cost.units import show_roughly
+from worker.cli.views.job import COLOURS, age
+from worker.cli.views.progress import duration, seconds
 from worker.cli.views.tables import PlainTable, styled
 
 REDRAW_SECONDS = 1.0
@@ -105,15 +107,18 @@ def _running(jobs: list[Facts]) -> PlainTable:
         progress, metrics, worker = job["progress"], job["metrics"], job["worker"] or ""
         done, total = progress.get("step") or 0, progress.get("total") or 0
         stage = f"{progress.get('index')}/{progress.get('of')} {progress['stage']}" if "stage" in progress else ""
+        phase, left = progress.get("phase"), seconds(progress, "total_seconds_left")
+        if left is None:  # engines of earlier versions tell that of the present count only
+            left = seconds(progress, "seconds_left")
         table.add_row(
             job["job"],
             worker.partition("@")[0] if is_short else worker,
-            styled("cancelling", style="yellow") if job["cancelling"] else stage,
+            styled("cancelling", style="yellow") if job["cancelling"] else ", ".join(filter(None, [stage, phase])),
             ProgressBar(total=max(total, 1), completed=done, width=BAR_WIDTH),
             f"{100 * done / total:.0f} %" if total else "",
             _figure(metrics.get("loss"), ".4g"),
             _figure(metrics.get("tokens_per_s"), ",.0f"),
-            duration(progress["seconds_left"]) if progress.get("seconds_left") is not None else "",
+            "" if left is None else show_roughly(left),
             str(job["attempt"]),
         )
     return table

@@ -35,7 +35,9 @@ class Figure {
   readonly element: HTMLElement;
   private readonly words = make("p", "reads note", "Point at a row.");
   private readonly cells: SVGElement[][];
+  private readonly scale = make("p", "note");
   private shown: number;
+  private most = 0; // the largest share
 
   constructor(name: string, prompt: string, private rows: Row[], private readonly texts: string[]) {
     const [layer, head] = name.split("."), size = CELL * rows.length;
@@ -54,24 +56,27 @@ class Figure {
     this.shown = rows.length - 1;
     this.fill(rows);
     this.element = make("figure", "plot card", make("figcaption", "", `Head ${head} of layer ${layer}, ${prompt}`));
-    this.element.append(svg, this.words);
+    this.element.append(svg, this.scale, this.words);
   }
 
   fill(rows: Row[]): void {
+    const most = Math.max(1e-9, ...rows.flat()), same = Math.abs(most - this.most) < 0.5;
     rows.forEach((row, i) => {
       const before = this.rows[i]!;
       row.forEach((step, j) => {
         const box = this.cells[i]![j]!;
-        if (!box.style.fill || Math.abs(step - before[j]!) >= 0.5) box.style.fill = `rgb(var(--above) / ${(0.06 + 0.94 * (step / 255)).toFixed(3)})`;
+        if (!same || !box.style.fill || Math.abs(step - before[j]!) >= 0.5) box.style.fill = `rgb(var(--above) / ${(0.06 + 0.94 * (step / most)).toFixed(3)})`;
       });
     });
     this.rows = rows;
+    this.most = most;
+    this.scale.textContent = `The darkest cell is ${percent(most / 255)} of a token’s attention.`;
     this.read(this.shown);
   }
 
   private read(row: number): void {
     this.shown = row;
-    this.words.replaceChildren(...reading(this.texts, this.rows[row]!, row));
+    this.words.replaceChildren(...reading(this.texts, this.rows[row]!, row, this.most));
   }
 }
 
@@ -81,13 +86,15 @@ function cell(row: number, column: number): SVGElement {
   return box;
 }
 
-/** "token 5 “x” reads:" and the tokens up to it, the stronger the more it attends to them. */
-function reading(texts: string[], row: Row, place: number): Node[] {
+/** "token 5 “x” reads:" and the tokens up to it, the stronger the more it attends to them; the share that no token gets. */
+function reading(texts: string[], row: Row, place: number, most: number): (Node | string)[] {
+  const rest = 1 - row.reduce((sum, step) => sum + step, 0) / 255;
   const shown = row.map((step, i) => {
     const part = make("code", "token", texts[i]!);
-    part.style.background = `rgb(var(--above) / ${(0.4 * (step / 255)).toFixed(3)})`;
+    part.style.background = `rgb(var(--above) / ${(0.4 * (step / most)).toFixed(3)})`;
     part.title = percent(step / 255);
     return part;
   });
-  return [make("b", "", `“${texts[place]}” reads `), ...shown];
+  const best = row.indexOf(Math.max(...row)), sink = rest > 0.02 ? `; ${percent(rest)} goes to no token, but to the head’s sink` : "";
+  return [make("b", "", `“${texts[place]}” reads `), ...shown, ` most of all “${texts[best]}”, ${percent(row[best]! / 255)}${sink}`];
 }

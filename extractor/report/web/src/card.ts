@@ -78,7 +78,7 @@ function facts(node: NodeFacts, data: PageData): HTMLElement {
     const at = (percentile: number) => short(node.percentiles![data.percentiles!.indexOf(percentile)]!);
     add("values on text", `${at(1)} to ${at(99)} (1–99 %), median ${at(50)}, nonzero ${percent(node.nonzero!)}`);
   }
-  if (node.unexplained != null) add("role in the full model", `${node.changed ? "another: " : ""}${percent(node.unexplained)} of its variance unexplained`);
+  if (node.unexplained != null) add("role in the full model", `${node.changed ? "another: " : ""}${node.unexplained > 1 ? "its values differ from those there by more than they vary there" : `${percent(node.unexplained)} of its variance unexplained`}`);
   if (node.reads.length) add("furthest from its mean at", tokens(node.reads));
   if (node.writes.length) add("raises, in the full model", tokens(node.writes));
   return list;

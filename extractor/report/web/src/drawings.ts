@@ -39,7 +39,10 @@ export class Drawings {
     this.shown.update();
   }
 
+  /** Bring a node into view; where the drawn core lacks it, draw the complete circuit. */
   reveal(id: string): void {
+    const complete = this.choices.findIndex(choice => choice.nodes === null && choice.svg !== null && choice.svg >= 0);
+    if (!this.shown.has(id) && complete >= 0) this.state.set({ circuit: complete });
     this.shown.reveal(id);
   }
 

@@ -83,6 +83,10 @@ export class Picture {
     for (const shape of [...this.all, ...this.wires]) shape.classList.remove("lit", "chosen");
   }
 
+  has(id: string): boolean {
+    return this.byId.has(id);
+  }
+
   reveal(id: string): void {
     const underSheet = matchMedia("(max-width: 900px)").matches; // there the card lies over the lower part of the window
     this.byId.get(id)?.scrollIntoView({ block: underSheet ? "start" : "nearest", inline: "center" });
