@@ -93,6 +93,7 @@ def bridge(job: Job, given: GivenModel, dense: DenseModel, corpus: Corpus) -> No
     spec = with_micro_batch(job, dense, spec)
     warn_of_unsuited_corpus(job, dense, corpus)
     pair = train_bridges(dense, spec, corpus, job.spec.seed, job.loop("bridge"), focus_of(job, given, spec))
+    job.progress.phase("faithfulness")
     measured = faithfulness(pair, corpus, spec.optim.context, job.spec.seed, FAITHFULNESS_ROWS)
     with files.new_folder(job.out / "model") as folder:
         pair.save(folder)

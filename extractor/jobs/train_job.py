@@ -102,6 +102,7 @@ def write_model(job: Job, out: Path, spec: TrainSpec, tokenizer: Tokenizer, corp
 
     model = train_model(spec, corpus, tokenizer.get_vocab_size(), job.spec.seed, env)
     made = job.spec.model_copy(update={"train": spec})
+    job.progress.phase("numbers")
     result = train_result(made, model, corpus, tokenizer)
     files.write_json(out / "result.json", result)
     with files.new_folder(out / "model") as folder:

@@ -274,7 +274,7 @@ def _shifted_claim(result: dict) -> Iterator[tuple[str, str, str]]:
     if same < SAME_ANSWER:
         kind, claim = "no", "Not on shifted prompts"
     elif right["full"] < RIGHT_ENOUGH:
-        kind, claim = "part", "As the full model, which is weak on shifted prompts"
+        kind, claim = "part", "Full model fails on shifted prompts"
     else:
         kind, claim = "yes", "Holds on shifted prompts"
     worst = worst_condition(found)

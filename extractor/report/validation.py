@@ -27,6 +27,7 @@ _REMOVED = {
     "edges": "Without the circuit&rsquo;s edges, all nodes kept",
     "random_nodes": "Without as many random nodes",
 }
+SHOWN_RISE = 0.001  # nats; an edge whose removal raises the loss by less is not counted
 _SWITCH_COST = 0.01  # nats; a node whose binarisation costs no more counts as a switch
 _SHOWN_NODES = 6
 
@@ -72,15 +73,15 @@ def _edges(effects: dict | None) -> str:
     if not effects or not effects["edges"]:
         return ""
     measured = len(effects["edges"])
-    raising = round(effects["raising"] * measured)
+    raising = sum(rise >= SHOWN_RISE for _, _, rise in effects["edges"])
     edges = count(measured, "edge") if measured == effects["of"] else f"the {count(measured, 'edge')} with the largest weights"
     if raising == measured:
         return (
-            f"Removing any single edge raises the loss (all {measured:,})."
+            f"Removing any single edge raises the loss by {SHOWN_RISE} nats or more (all {measured:,})."
             if measured == effects["of"]
-            else f"Removing any of {edges} raises the loss."
+            else f"Removing any of {edges} raises the loss by {SHOWN_RISE} nats or more."
         )
-    return f"Removing a single edge raises the loss for {raising:,} of {edges}."
+    return f"Removing a single edge raises the loss by {SHOWN_RISE} nats or more for {raising:,} of {edges}."
 
 
 def _roles(found: dict | None) -> str:
@@ -188,7 +189,7 @@ def _figures(result: dict, found: dict, curve: Sequence[dict]) -> str:
             for row in curve
         ]
         below = table(("target", "nodes", "edges", "nats", "right", "met"), rows, numbers={0, 1, 2, 3, 4, 5})
-        caption = "The smallest circuit found for every target: number of edges against held-out loss in nats"
+        caption = "The circuit that the search chose for every target: number of edges against held-out loss in nats"
         figures.append(_figure(caption, curve_plot(curve, result["target_loss"]), scroll(below, caption, "scroll")))
     effects = found.get("edge_effects") or {}
     if len(effects.get("edges", [])) > 1:

@@ -100,10 +100,19 @@ class _Teller:
     def _head(self, claim: Facts) -> str:
         layer, head = claim["head"]
         differs = "token that differs" if self.found["claims"][0]["holds"] else "tokens that differ"
-        looks = [f"{_FROM[place]} {self.show.percent(a)}" for place, a in claim["attention"].items() if a is not None]
+        looks = [f"{_FROM[place]} {self._share(claim, place)}" for place, a in claim["attention"].items() if a is not None]
         attention = f"gives {' and '.join(looks)} of its attention to the {differs}" if looks else "has no token to look from"
         brings = f"brings what {self._names(claim['nodes'])} hold there"
         return f"Head {head} of layer {layer} {attention}, and {brings}: {self._effect(claim)}."
+
+    def _share(self, claim: Facts, place: str) -> str:
+        """'30 % (60 % before the first answer, 5 % before the second)'; earlier versions measured the mean only."""
+        both = (claim.get("attention_by_answer") or {}).get(place)
+        mean = self.show.percent(claim["attention"][place])
+        if both is None or None in both:
+            return mean
+        first, second = map(self.show.percent, both)
+        return f"{mean} ({first} before the first answer, {second} before the second)"
 
     def _node(self, claim: Facts) -> str:
         auc = claim["auc"]

@@ -568,7 +568,7 @@ def test_the_circuit_under_other_conditions(tmp_path):
     text = re.sub(r"\s+", " ", words(html))
     assert "Binarised one at a time, 1 of 3 nodes cost at most 0.01 nats." in text
     assert "The others: 0.mlp.resid_delta.9 +0.060, 0.mlp.post_act.300 +0.030." in text
-    assert "Removing a single edge raises the loss for 1 of 2 edges." in text
+    assert "Removing a single edge raises the loss by 0.001 nats or more for 1 of 2 edges." in text
 
 
 def test_edges_stand_by_what_they_cost_and_nodes_with_their_values(tmp_path):

@@ -43,6 +43,15 @@ def test_a_claim_that_fails_says_so_and_several_differing_tokens_are_no_failure(
     assert "No simple story was found" in story_section(result)
 
 
+def test_attention_is_told_for_each_answer_where_it_was_measured():
+    result = copy.deepcopy(EXAMPLE)
+    (head, *_) = (claim for claim in result["validation"]["mechanism"]["claims"] if claim["kind"] == "head")
+    head["attention"], head["attention_by_answer"] = {"end": 0.302, "after": None}, {"end": [0.6, 0.05], "after": [None, None]}
+    assert "30.2&nbsp;% (60&nbsp;% before the first answer, 5&nbsp;% before the second) of its attention" in story_section(result)
+    del head["attention_by_answer"]  # as earlier versions left it
+    assert "30.2&nbsp;% of its attention" in story_section(result)
+
+
 def test_no_mechanism_no_section():
     for absent in ({}, {"validation": None}, {"validation": {"mechanism": None}}):
         assert story_section(absent) == ""
@@ -50,7 +59,12 @@ def test_no_mechanism_no_section():
 
 @pytest.mark.parametrize(
     ("circuit", "full", "same", "claim"),
-    [(0.99, 1.0, 0.97, "Holds on shifted prompts"), (0.449, 0.973, 0.477, "Not on shifted prompts"), (0.6, 0.7, 0.99, "Full model fails")],
+    [
+        (0.99, 1.0, 0.97, "Holds on shifted prompts"),
+        (0.449, 0.973, 0.477, "Not on shifted prompts"),
+        (0.6, 0.7, 0.99, "Full model fails"),
+        (0.5, 0.7, 0.6, "Not on"),
+    ],
 )
 def test_shifted_prompts_have_a_card(circuit: float, full: float, same: float, claim: str):
     result = copy.deepcopy(EXAMPLE)

@@ -123,6 +123,7 @@ def test_the_story_of_a_planted_circuit_names_what_was_planted(tmp_path):
     heads = [claim for claim in found["claims"] if claim["kind"] == "head"]
     assert [claim["nodes"] for claim in heads] == [[value]]
     assert heads[0]["attention"]["end"] > 0.9
+    assert sum(heads[0]["attention_by_answer"]["end"]) / 2 == pytest.approx(heads[0]["attention"]["end"], abs=1e-6)
     assert heads[0]["flipped"] > 0.95
     assert by_kind["write"]["nodes"] == [answer]
     assert by_kind["write"]["share"] > 0.9

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
@@ -108,7 +109,10 @@ def _difference(circuit: CircuitOnPairs) -> Claim:
 
 
 def _heads(choosing: CircuitOnPairs, measured: CircuitOnPairs) -> list[Claim]:
-    """head: [layer, head]; attention: mean, from the last token and from those before it, to the tokens that differ."""
+    """head: [layer, head]; attention: mean, from the last token and from those before it, to the tokens that differ.
+
+    attention_by_answer   the same in prompts of the first answer and of the second
+    """
     values: dict[Head, list[str]] = {}
     for node in choosing.at("attn.v"):
         values.setdefault(choosing.head_of(node), []).append(node)
@@ -116,15 +120,20 @@ def _heads(choosing: CircuitOnPairs, measured: CircuitOnPairs) -> list[Claim]:
     best = sorted((head for head in moved if moved[head] >= ENOUGH), key=lambda head: -moved[head])[:SHOWN_HEADS]
     found = []
     for head in sorted(best):
-        facts = {"head": list(head), "attention": {place: _attention(measured, head, place) for place in ("end", "after")}}
+        facts: Claim = {"head": list(head), "attention": {place: _attention(measured, head, place) for place in ("end", "after")}}
+        signs = (measured.batch.sign > 0, measured.batch.sign < 0)
+        facts["attention_by_answer"] = {place: [_attention(measured, head, place, rows) for rows in signs] for place in ("end", "after")}
         claim = _claim("head", measured, values[head], **facts)
         found.append(claim | {"holds": claim["moved"] >= ENOUGH})
     return found
 
 
-def _attention(circuit: CircuitOnPairs, head: Head, place: str) -> float | None:
-    """Mean attention of a head from the tokens of a place to those that differ; None where no prompt has such tokens."""
-    begin = circuit.places[place]
+def _attention(circuit: CircuitOnPairs, head: Head, place: str, rows: Tensor | None = None) -> float | None:
+    """Mean attention of a head from the tokens of a place to those that differ; None where no prompt has such tokens.
+
+    rows   (2P,) bool: the prompts that count; None: all
+    """
+    begin = circuit.places[place] if rows is None else circuit.places[place] & rows[:, None]
     to = (circuit.patterns[head] * circuit.places["difference"][:, None]).sum(-1)
     return to[begin].double().mean().item() if begin.any() else None
 

@@ -1,7 +1,7 @@
 // The card of a node: what it tells apart, what it does, where it is active, what it is joined to.
 
 import type { Edge, NodeFacts, PageData, Passage, Place } from "./data";
-import { make, nats, nodeLink, percent, short, signed, tint } from "./elements";
+import { make, nats, nodeLink, percent, short, signed, tint, visible } from "./elements";
 import { Switches } from "./live";
 import { noteFields, type Notes } from "./notes";
 import type { State } from "./state";
@@ -35,7 +35,7 @@ export class Card {
       this.state.set({ node: null });
       document.querySelector<HTMLElement>(".picture")!.focus({ preventScroll: true });
     });
-    this.switches = this.views.circuit && new Switches(node.id, this.data.answers[0] ?? "", this.state, this.views);
+    this.switches = this.views.circuit && new Switches(node.id, visible(this.data.answers[0] ?? ""), this.state, this.views);
     this.panel.replaceChildren(
       make("header", "", make("h3", "", node.id), close),
       make("p", "note", node.site),
@@ -84,7 +84,7 @@ function facts(node: NodeFacts, data: PageData): HTMLElement {
   return list;
 }
 
-const answer = (data: PageData, which: number): string => (data.answers[which] ? `“${data.answers[which]}”` : which ? "the second answer" : "the first answer");
+const answer = (data: PageData, which: number): string => (data.answers[which] ? `“${visible(data.answers[which])}”` : which ? "the second answer" : "the first answer");
 const tokens = (texts: string[]): HTMLElement => make("span", "", ...texts.flatMap(text => [make("code", "token", text), " "]));
 
 function edgeList(heading: string, edges: Edge[], end: 0 | 1): Node[] {

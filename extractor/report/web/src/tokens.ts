@@ -1,7 +1,7 @@
 // Nodes by tokens: a heat map of one prompt, of its pair, or of the difference. A token's head recolours the picture.
 
 import type { PageData, Row } from "./data";
-import { answerBar, chance, drawSoon, make, nodeLink, short, signed, tint } from "./elements";
+import { answerBar, chance, drawSoon, make, nodeLink, short, signed, tint, visible } from "./elements";
 import type { Shown, State } from "./state";
 import { alike, deviation, rowOf, UNLIKE, type View, type Views } from "./view";
 
@@ -98,7 +98,7 @@ export class TokenView {
   }
 
   private answers(view: View): void {
-    const [one, two] = [0, 1].map(i => this.data.answers[i] ?? view.answers[i]!), { typed } = this.state.choice;
+    const [one, two] = [0, 1].map(i => visible(this.data.answers[i] ?? "") || view.answers[i]!), { typed } = this.state.choice;
     const lines = view.prompts.map((text, i) => {
       const own = !typed || view.problems[i] !== null; // of the pair: its right answer is known
       const now = view.first[i]!, plain = view.plain[i]!;
