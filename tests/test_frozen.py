@@ -245,7 +245,8 @@ def resumed(events: list[dict], stage: str) -> list[str]:
 
 
 def steps(events: list[dict], stage: str) -> list[int]:
-    return [event["step"] for event in events if event["event"] == "progress" and event["stage"] == stage]
+    found = [event["step"] for event in events if event["event"] == "progress" and event["stage"] == stage]
+    return [step for step in found if step is not None]  # None: a phase has begun and counts nothing yet
 
 
 def assert_same(out: Path, result: Path) -> None:

@@ -186,6 +186,9 @@ def test_the_parts_follow_the_stages_of_the_job(name: str):
     assert len(set(found)) == len(found)
     assert all(part.seconds is None or part.seconds >= 0 for part in found)
     assert [part.stage for part in found if part.seconds is None] == ["train"] * (name == "widths")
+    assert [part.phase for part in found if part.stage in ("bridge", "train")][1:] == {
+        "bridge": ["faithfulness"] * (name != "dense"), "train": ["numbers"] * (name != "widths"),
+    }[stages_of(spec)[1]]  # fmt: skip
 
 
 def test_larger_models_and_more_seeds_take_longer():

@@ -11,16 +11,17 @@ from extractor.jobs.cost.constants import (
     CORPUS_SECONDS,
     FLOAT_BYTES,
     MASK_SECONDS,
+    MEASURES,
     PRUNE_SECONDS,
     REFERENCE_BYTES,
     REFERENCE_ENTRIES,
     REFERENCE_FLOPS,
     REPORT_SECONDS,
     SMALLEST_SHARE,
+    STEP_SECONDS,
     VALIDATE_SECONDS,
 )
 from extractor.jobs.cost.hardware import Speed
-from extractor.jobs.cost.memory import parameters
 from extractor.jobs.cost.time_left import JobPart
 from extractor.models.checks import SPARSE_TYPE
 from extractor.models.shape import DenseShape
@@ -32,10 +33,13 @@ REFERENCE = Speed(REFERENCE_FLOPS, REFERENCE_BYTES)
 
 def job_parts(spec: JobSpec, config: Mapping[str, Any] | None) -> list[JobPart]:
     """The parts of a job in order. config: config.json of the given model of a circuit job. Raises UnsupportedModel, SpecError."""
-    first, entries, is_bridged = _model(spec, config)
-    parts = [JobPart("corpus", "", CORPUS_SECONDS, is_work=False), first]
+    model, entries, is_bridged = _model(spec, config)
+    scale = max(SMALLEST_SHARE, entries / REFERENCE_ENTRIES)
+    parts = [JobPart("corpus", "", CORPUS_SECONDS, is_work=False), model]
+    if model.steps and (spec.train is not None or is_bridged):
+        phase, seconds = MEASURES[model.stage]
+        parts.append(JobPart(model.stage, phase, scale * seconds, is_work=False))
     if spec.prune is not None:
-        scale = max(SMALLEST_SHARE, entries / REFERENCE_ENTRIES)
         for task in spec.tasks:
             suffix = f" {task}" if len(spec.tasks) > 1 or spec.kind == "train" else ""
             parts += _of_circuit(spec.prune, scale, is_bridged, suffix)
@@ -62,8 +66,8 @@ def _model(spec: JobSpec, config: Mapping[str, Any] | None) -> tuple[JobPart, in
 
 def _training_step(train: TrainSpec) -> float:
     """Seconds of a step on the reference machine: 6 operations per weight and token, and traffic of weights, gradients and moments."""
-    size = parameters(train)
-    return 6.0 * size * train.optim.batch * train.optim.context / REFERENCE_FLOPS + 14 * FLOAT_BYTES * size / REFERENCE_BYTES
+    size, tokens = block_entries(train.model) + 2 * train.vocab_size * train.model.d_model, train.optim.batch * train.optim.context
+    return STEP_SECONDS + 6.0 * size * tokens / REFERENCE_FLOPS + 14 * FLOAT_BYTES * size / REFERENCE_BYTES
 
 
 def _of_circuit(prune: PruneSpec, scale: float, is_bridged: bool, suffix: str) -> Iterator[JobPart]:

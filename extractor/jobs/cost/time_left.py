@@ -29,7 +29,7 @@ class JobPart:
     """A part of a job's work.
 
     stage     as `spec.schema.stages_of` lists it
-    phase     as progress events name it; '' for a stage that is one part
+    phase     as progress events name it; '' for a stage that is one part, and for the part with which a stage begins
     seconds   on the reference machine; None where they are not known
     steps     of all loops in it; 0 where its steps are not alike
     is_work   whether its time says something of the machine; else the work may lie ready in a cache
@@ -80,7 +80,7 @@ class TimeLeft:
         self.stages, self.finished = tuple(stages), dict(kept.get("finished", {}))
         self._parts = [JobPart(stage, "", None) for stage in stages]
         self._taken: dict[JobPart, float] = {}
-        self._here: list[JobPart] = []  # what runs: one part, or all parts of a stage that has named none of them
+        self._here: list[JobPart] = []  # what runs: one part, or all parts of a stage that has not said which
         self._stage, self._stage_since, self._since = "", 0.0, 0.0
         self._pace = LoopPace()
         self._looped = tuple(kept.get("looped", (0.0, 0.0)))  # seconds of loops that are done, reference seconds of the same steps
@@ -94,14 +94,14 @@ class TimeLeft:
         self._parts = list(parts)
         for stage, seconds in self.finished.items():
             self._share(self._of(stage), seconds)
-        self._here = self._of(self._stage)
+        self._here = self._first()
 
     def told(self, event: Mapping[str, Any], now: float) -> None:
         """Take note of an event of the job."""
         if event["event"] == "stage":
             self._leave_stage(now)
             self._stage = self.stages[event["index"] - 1]
-            self._here, self._since, self._stage_since = self._of(self._stage), now, now
+            self._here, self._since, self._stage_since = self._first(), now, now
         elif event["event"] == "progress":
             named = [part for part in self._of(self._stage) if part.phase and part.phase == event.get("phase")]
             if named and named != self._here:
@@ -173,6 +173,11 @@ class TimeLeft:
         for part in parts:
             share = (part.seconds or 0.0) / whole if whole else 1 / len(parts)
             self._taken[part] = self._taken.get(part, 0.0) + share * seconds
+
+    def _first(self) -> list[JobPart]:
+        """Where the present stage begins."""
+        parts = self._of(self._stage)
+        return parts[:1] if parts and not parts[0].phase else parts
 
     def _of(self, stage: str) -> list[JobPart]:
         return [part for part in self._parts if part.stage == stage]
