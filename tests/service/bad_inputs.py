@@ -134,12 +134,10 @@ status {LONG}
 status --limit 0
 status --limit x
 status a b
-watch
 watch canary --from $
 watch canary --from 0-
 watch canary --from ٣
 watch canary --from 99999999999999999999999
-logs
 logs ../x
 logs canary --since yesterday
 logs canary --since 10y
@@ -147,7 +145,6 @@ logs canary --since -5m
 logs canary --since 9999999999d
 cancel
 cancel ../x
-result
 result canary --out HOME
 result canary --out HOME/plan.json/x
 result canary --out /proc/x
