@@ -6,6 +6,7 @@ circuit lacks and outlines what it adds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ CORE = 60  # nodes of a core
 SEPARATES = 0.9  # least AUC, or 1 minus it, of a node that is labelled by what it separates
 MOST_NODES, MOST_EDGES = 200, 800  # of the shared picture; circuits that do not fit in it are named and not drawn
 
+_EDGE_TITLE = re.compile(r"<title>[^<]* to [^<]*: [^<]*</title>(?=</path>)")  # the page makes them again
 _SEVERAL = "circuits of several searches"
 _WHERE = {"difference": "diff", "after": "after", "end": "last"}  # the token that differs, between it and the last, the last token
 
@@ -58,7 +60,7 @@ def drawings(circuit: Circuit, result: Mapping[str, Any], scene: picture.Scene, 
         svgs.append(picture.to_svg(replace(shared, labels=labels)))
     for one in others:
         choices.append(_choice(circuit, one, result, len(svgs) - 1 if one in drawn else -1))
-    return Drawings(first, {"svgs": svgs, "choices": choices} if len(choices) > 1 else None)
+    return Drawings(first, {"svgs": [_EDGE_TITLE.sub("", svg) for svg in svgs], "choices": choices} if len(choices) > 1 else None)
 
 
 _BY = {"paper": "the paper\u2019s standard", "robust": "the robust standard"}

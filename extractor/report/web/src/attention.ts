@@ -60,16 +60,16 @@ class Figure {
   }
 
   fill(rows: Row[]): void {
-    const most = Math.max(1e-9, ...rows.flat()), same = Math.abs(most - this.most) < 0.5;
+    const most = Math.max(1e-9, ...rows.flat()), same = Math.abs(most - this.most) < 0.02 * most;
     rows.forEach((row, i) => {
       const before = this.rows[i]!;
       row.forEach((step, j) => {
         const box = this.cells[i]![j]!;
-        if (!same || !box.style.fill || Math.abs(step - before[j]!) >= 0.5) box.style.fill = `rgb(var(--above) / ${(0.06 + 0.94 * (step / most)).toFixed(3)})`;
+        if (!same || !box.style.fill || Math.abs(step - before[j]!) >= 0.5) box.style.fill = `rgb(var(--above) / ${(0.06 + 0.94 * (step / (same ? this.most : most))).toFixed(3)})`;
       });
     });
     this.rows = rows;
-    this.most = most;
+    if (!same) this.most = most;
     this.scale.textContent = `The darkest cell is ${percent(most / 255)} of a token’s attention.`;
     this.read(this.shown);
   }

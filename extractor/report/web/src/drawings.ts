@@ -16,6 +16,7 @@ export class Drawings {
   private readonly buttons: HTMLButtonElement[];
   private shown: Picture;
   private chosen = 0;
+  private painted = ""; // what nodes and edges are painted by
   private scale = 0; // 0: the width of the page
 
   constructor(private readonly data: PageData, private readonly state: State, private readonly views: Views, private readonly notes: Notes, private readonly preview: (id: string | null) => void) {
@@ -95,6 +96,8 @@ export class Drawings {
   /** As the address says; choices without numbers are left out. */
   private repaint(): void {
     const { fill, wires } = this.state.choice;
+    if (this.painted === `${fill} ${wires}`) return;
+    this.painted = `${fill} ${wires}`;
     this.paint.fill = this.paint.has(fill) ? fill : "value";
     this.paint.wires = this.paint.hasEdges ? wires : "weight";
     document.querySelector<HTMLSelectElement>("#fill")!.value = this.paint.fill;

@@ -23,6 +23,7 @@ export class Picture {
     svg.setAttribute("role", "group");
     svg.querySelector("title")?.remove();
     this.nodes.forEach((node, i) => this.prepare(node, i));
+    for (const wire of this.wires) if (wire.dataset.weight && !wire.firstChild) wire.append(titleOf(wire.dataset));
   }
 
   /** In a picture of several circuits: outline what the chosen one adds to the page's, fade what it lacks, hide what only others have. */
@@ -49,10 +50,11 @@ export class Picture {
       const step = this.paint.fill === "value" ? here : this.paint.step(id);
       const box = chip.querySelector("rect")!;
       box.style.fill = step === null ? "" : tint(step);
-      box.style.stroke = this.notes.colour(id);
+      const colour = this.notes.colour(id);
+      if (box.style.stroke !== colour) box.style.stroke = colour;
       chip.classList.toggle("valued", step !== null);
       chip.classList.toggle("changed-here", id in edits);
-      chip.classList.toggle("grouped", this.notes.colour(id) !== "");
+      chip.classList.toggle("grouped", colour !== "");
       chip.classList.toggle("noted", this.notes.of(id).text !== "");
     }
     const note = document.getElementById("token-note"), length = view?.ids[shown === "second" ? 1 : 0].length ?? 0;
@@ -125,4 +127,10 @@ export class Picture {
     for (const other of this.nodes) other.setAttribute("tabindex", other === next ? "0" : "-1");
     next.focus();
   }
+}
+
+function titleOf({ source, target, weight }: DOMStringMap): SVGElement {
+  const title = document.createElementNS("http://www.w3.org/2000/svg", "title");
+  title.textContent = `${source} to ${target}: ${Number(weight) > 0 ? "+" : ""}${weight}`;
+  return title;
 }
