@@ -25,7 +25,7 @@ class JobClock:
     elapsed_seconds      of all attempts at the job, from the start of its work
     total_seconds_left   until its end, an estimate (`cost.time_left`); None where it is not known
     next                 names of the stages that follow; of kind 'stage' only
-    index, of            of the present stage; of kind 'progress', whose stage a late watcher may not have been told
+    index, of            of the present stage; of kind 'progress', whose stage a late watcher has not seen
 
     work   the folder in which a later attempt finds what is measured; nothing else is read from it
     now    a clock, seconds
@@ -44,15 +44,11 @@ class JobClock:
 
     def watching(self, progress: Progress) -> Progress:
         """The same progress, whose events have the times."""
-
-        def told(event: Event) -> None:
-            progress.on_event(event | self._times(event))
-
-        return replace(progress, on_event=told)
+        return replace(progress, on_event=lambda event: progress.on_event(event | self._times(event)))
 
     def _times(self, event: Event) -> Event:
         now = self._now()
-        self._estimate.told(event, now)
+        self._estimate.on_event(event, now)
         if event["event"] == "checkpoint" or (event["event"] == "stage" and self._estimate.finished):
             self._keep(now)
         if event["event"] not in ("stage", "progress"):

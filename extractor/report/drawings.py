@@ -15,10 +15,11 @@ from extractor.circuits.circuit import Circuit, Edge, Node
 from extractor.report import picture
 from extractor.report.html import count, nats
 from extractor.report.picture import visible
+from extractor.spec.story import best_place
+from extractor.spec.thresholds import SEPARATES
 
 LARGE = 150  # nodes; a larger circuit is shown by its core first
 CORE = 60  # nodes of a core
-SEPARATES = 0.9  # least AUC, or 1 minus it, of a node that is labelled by what it separates
 MOST_NODES, MOST_EDGES = 200, 800  # of the shared picture; circuits that do not fit in it are named and not drawn
 
 _EDGE_TITLE = re.compile(r"<title>[^<]* to [^<]*: [^<]*</title>(?=</path>)")  # the page makes them again
@@ -81,9 +82,8 @@ def class_labels(circuit: Circuit, result: Mapping[str, Any]) -> dict[str, str]:
     nodes = ((result.get("validation") or {}).get("mechanism") or {}).get("nodes") or {}
     answers, found = circuit.answers or ("1st", "2nd"), {}
     for name, one in nodes.items():
-        aucs = [(abs(auc - 0.5), place, auc) for place, auc in one["auc"].items() if auc is not None]
-        apart, place, auc = max(aucs, default=(0.0, "end", 0.5))
-        if apart >= SEPARATES - 0.5:
+        place, auc = best_place(one["auc"]) or ("end", 0.5)
+        if max(auc, 1 - auc) >= SEPARATES:
             found[name] = f"{answers[0 if auc > 0.5 else 1]}@{_WHERE[place]}"
     return found
 

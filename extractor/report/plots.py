@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from extractor.report.html import nats, percent, plain
 from extractor.spec.schema import CHANCE
+from extractor.spec.thresholds import COUNTED_RISE
 
 _WIDTH, _HEIGHT = 420, 222
 _SITE_WIDTH = 15  # per crossing; a plot with many crossings is wider than _WIDTH
@@ -182,8 +183,9 @@ def effects_plot(effects: Sequence[Sequence]) -> str:
         kind = "helps" if rise > 0 else "harms"
         place = f'x="{frame.left + number * step:.2f}" y="{a}" width="{step - gap:.2f}" height="{max(b - a, 0.5):.1f}"'
         parts.append(f'<rect class="{kind}" {place}>{tip}</rect>')
-    raising = sum(rise > 0 for _, _, rise in ordered)
-    label = f"{len(ordered)} edges; removing one raises the loss by at most {ordered[0][2]:.3f} nats; {raising} of them raise it"
+    raising = sum(rise >= COUNTED_RISE for _, _, rise in ordered)
+    most = f"removing one raises the loss by at most {ordered[0][2]:.3f} nats"
+    label = f"{len(ordered)} edges; {most}; {raising} of them raise it by {COUNTED_RISE} or more"
     return _validation_svg(frame, label, parts, f"{len(ordered):,} edges")
 
 

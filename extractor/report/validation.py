@@ -13,7 +13,7 @@ from extractor.report.controls import controls_part
 from extractor.report.html import Bar, bars_table, count, identifier, nats, percent, scroll, section, table
 from extractor.report.plots import curve_plot, effects_plot
 from extractor.spec.claims import CONDITION_WORDS, worst_condition
-from extractor.spec.thresholds import OTHER_ROLE
+from extractor.spec.thresholds import COUNTED_RISE, OTHER_ROLE
 
 _ABLATIONS = {"mean": "All other nodes at their means", "zero": "All other nodes at zero", "resample": "Everything else resampled"}
 _OWN_SCALE = {
@@ -27,7 +27,6 @@ _REMOVED = {
     "edges": "Without the circuit&rsquo;s edges, all nodes kept",
     "random_nodes": "Without as many random nodes",
 }
-SHOWN_RISE = 0.001  # nats; an edge whose removal raises the loss by less is not counted
 _SWITCH_COST = 0.01  # nats; a node whose binarisation costs no more counts as a switch
 _SHOWN_NODES = 6
 
@@ -73,15 +72,15 @@ def _edges(effects: dict | None) -> str:
     if not effects or not effects["edges"]:
         return ""
     measured = len(effects["edges"])
-    raising = sum(rise >= SHOWN_RISE for _, _, rise in effects["edges"])
+    raising = sum(rise >= COUNTED_RISE for _, _, rise in effects["edges"])
     edges = count(measured, "edge") if measured == effects["of"] else f"the {count(measured, 'edge')} with the largest weights"
     if raising == measured:
         return (
-            f"Removing any single edge raises the loss by {SHOWN_RISE} nats or more (all {measured:,})."
+            f"Removing any single edge raises the loss by {COUNTED_RISE} nats or more (all {measured:,})."
             if measured == effects["of"]
-            else f"Removing any of {edges} raises the loss by {SHOWN_RISE} nats or more."
+            else f"Removing any of {edges} raises the loss by {COUNTED_RISE} nats or more."
         )
-    return f"Removing a single edge raises the loss by {SHOWN_RISE} nats or more for {raising:,} of {edges}."
+    return f"Removing a single edge raises the loss by {COUNTED_RISE} nats or more for {raising:,} of {edges}."
 
 
 def _roles(found: dict | None) -> str:

@@ -20,12 +20,12 @@ class StageBars:
         self._stage = ""
 
     def __enter__(self) -> Progress:
-        return Progress(self._told)
+        return Progress(self._on_event)
 
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def _told(self, event: dict) -> None:
+    def _on_event(self, event: dict) -> None:
         if event["event"] == "stage":
             self._close()
             self._stage = f"{event['stage']} ({event['index']} of {event['of']})"

@@ -34,13 +34,17 @@ class CircuitPicture:
         return stored.getvalue()
 
 
+def open_browser(address: str) -> bool:
+    """Open an address in a browser; False where there is none. Without a screen, `webbrowser` would start one of text in this terminal."""
+    has_screen = sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    return has_screen and webbrowser.open(address)
+
+
 def open_page(page: Path) -> None:
     """Open an HTML file in a browser. Raises NotFound without the file, ExtractorError without a browser."""
     if not page.is_file():
         raise NotFound(f"there is no page {page}; copy the complete result")
-    # Without a screen, `webbrowser` would start a browser of text in this terminal.
-    has_screen = sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
-    if not (has_screen and webbrowser.open(page.absolute().as_uri())):
+    if not open_browser(page.absolute().as_uri()):
         raise ExtractorError(f"there is no browser here; the report is one file, copy it to where one is: {page.absolute()}")
 
 

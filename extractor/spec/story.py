@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# Of a prompt, in order.
 PLACES = {"difference": "at the token that differs", "after": "between that token and the last", "end": "at the last token"}
 _FROM = {"end": "from the last token", "after": "from the tokens between the two"}
 _AS_MUCH = 0.005  # difference of `moved` that does not show
@@ -149,3 +150,12 @@ class _Teller:
 
 
 PLAIN = Notation(repr, str, plain_nats, plain_percent)
+
+
+def best_place(aucs: Mapping[str, float | None]) -> tuple[str, float] | None:
+    """The place of a prompt at which a node separates the answers best, the last of equal ones, and its AUC there; None without any.
+
+    aucs   {place: AUC, or None where it was not measured}, of `validation.mechanism`
+    """
+    known = [(place, value) for place in reversed(PLACES) if (value := aucs.get(place)) is not None]
+    return max(known, key=lambda one: math.floor(1e6 * abs(one[1] - 0.5)), default=None)

@@ -29,3 +29,7 @@ THE_SAME_AS_CHANCE = 0.99 * CHANCE
 FULL_MODEL_FAILS = 0.95 * CHANCE
 # Pruning, calibrated: the largest loss without the circuit that a circuit must cause. Chance itself is hardly ever reached.
 MOST_DEMANDED_LOSS = 0.97 * CHANCE
+# Validation, report: a node with at least this AUC, or at most 1 minus it, separates the two answers.
+SEPARATES = 0.9
+# Report: an edge whose removal raises the loss by less (nats) is not counted among those that do.
+COUNTED_RISE = 0.001

@@ -44,21 +44,21 @@ def started(seconds: float = 100.0) -> TimeLeft:
 def test_nothing_is_known_before_something_was_measured():
     estimate = TimeLeft(STAGES)
     assert estimate.left(0.0) is None
-    estimate.told(stage(1), 0.0)
+    estimate.on_event(stage(1), 0.0)
     assert estimate.left(0.0) is None, "not even what the parts are"
     estimate.expect(parts())
-    estimate.told(at(step=1, total=100, loss=1.0), 1.0)
-    estimate.told(at(step=2, total=100, loss=1.0), 2.0)
+    estimate.on_event(at(step=1, total=100, loss=1.0), 1.0)
+    estimate.on_event(at(step=2, total=100, loss=1.0), 2.0)
     assert estimate.left(2.0) is None
-    estimate.told(at(step=9, total=100, loss=1.0), 9.0)
+    estimate.on_event(at(step=9, total=100, loss=1.0), 9.0)
     assert estimate.left(9.0) == pytest.approx(91 + 120, rel=0.01)
 
 
 def test_a_slower_machine_takes_longer_for_all_that_comes():
     estimate = started()
-    estimate.told(stage(1), 0.0)
+    estimate.on_event(stage(1), 0.0)
     for step in range(1, 51):
-        estimate.told(at(step=step, total=100, loss=1.0), 3.0 * step)
+        estimate.on_event(at(step=step, total=100, loss=1.0), 3.0 * step)
     slowdown = (15 + 147) / (15 + 49)
     assert estimate.left(150.0) == pytest.approx(150 + slowdown * 120)
     assert estimate.left(160.0) == pytest.approx(140 + slowdown * 120), "it falls between two events"
@@ -66,9 +66,9 @@ def test_a_slower_machine_takes_longer_for_all_that_comes():
 
 def test_a_count_that_is_no_loop_tells_no_pace():
     estimate = started()
-    estimate.told(stage(1), 0.0)
+    estimate.on_event(stage(1), 0.0)
     for step in range(100):
-        estimate.told(at(step=step, total=100), float(step))
+        estimate.on_event(at(step=step, total=100), float(step))
     assert estimate.left(99.0) is None
 
 
@@ -78,9 +78,9 @@ def test_tasks_that_are_done_say_what_the_others_take():
     estimate.expect([JobPart(name, "", 10.0 if name.startswith("prune") else 50.0) for name in stages])
     now = 0.0
     for index, name in enumerate(stages[:10], 1):
-        estimate.told(stage(index), now)
+        estimate.on_event(stage(index), now)
         now += 100.0 if name.startswith("prune") else 50.0  # the search takes ten times as long as on the reference task
-    estimate.told(stage(11), now)
+    estimate.on_event(stage(11), now)
     found = estimate.left(now)
     assert found is not None
     assert 0.8 < found / (15 * 150) < 1.25
@@ -88,12 +88,12 @@ def test_tasks_that_are_done_say_what_the_others_take():
 
 def test_a_search_that_lasts_longer_than_expected_is_not_about_to_end():
     estimate = started()
-    estimate.told(stage(1), 0.0)
+    estimate.on_event(stage(1), 0.0)
     for step in range(1, 101):
-        estimate.told(at(step=step, total=100, loss=1.0), float(step))
-    estimate.told(stage(2), 100.0)
-    estimate.told(at("rank"), 100.0)
-    estimate.told(at("cut"), 110.0)
+        estimate.on_event(at(step=step, total=100, loss=1.0), float(step))
+    estimate.on_event(stage(2), 100.0)
+    estimate.on_event(at("rank"), 100.0)
+    estimate.on_event(at("cut"), 110.0)
     later = 20 + 40 + 20
     assert estimate.left(112.0) == pytest.approx(28 + later, rel=0.03)
     assert estimate.left(210.0) == pytest.approx(25 + later, rel=0.03)
@@ -101,43 +101,43 @@ def test_a_search_that_lasts_longer_than_expected_is_not_about_to_end():
 
 def test_phases_may_be_left_out_and_come_again():
     estimate = started()
-    estimate.told(stage(1), 0.0)
+    estimate.on_event(stage(1), 0.0)
     for step in range(1, 101):
-        estimate.told(at(step=step, total=100, loss=1.0), float(step))
-    estimate.told(stage(2), 100.0)
-    estimate.told(at("cut"), 100.0)
+        estimate.on_event(at(step=step, total=100, loss=1.0), float(step))
+    estimate.on_event(stage(2), 100.0)
+    estimate.on_event(at("cut"), 100.0)
     assert estimate.left(100.0) == pytest.approx(30 + 80, rel=0.03)
-    estimate.told(at("rank"), 110.0)
+    estimate.on_event(at("rank"), 110.0)
     assert estimate.left(110.0) == pytest.approx(10 + 20 + 80, rel=0.05), "a third of the cut is done"
-    estimate.told(at("not in the table"), 112.0)
+    estimate.on_event(at("not in the table"), 112.0)
     assert estimate.left(112.0) == pytest.approx(8 + 20 + 80, rel=0.05)
 
 
 def test_a_stage_that_names_no_phase_is_one_part():
     estimate = started()
-    estimate.told(stage(1), 0.0)
+    estimate.on_event(stage(1), 0.0)
     for step in range(1, 101):
-        estimate.told(at(step=step, total=100, loss=1.0), float(step))
-    estimate.told(stage(2), 100.0)
+        estimate.on_event(at(step=step, total=100, loss=1.0), float(step))
+    estimate.on_event(stage(2), 100.0)
     assert estimate.left(105.0) == pytest.approx(35 + 80, rel=0.03)
 
 
 def test_a_part_without_reference_leaves_the_end_unknown_until_its_loop_runs():
     estimate = TimeLeft(("bridge", "prune"))
     estimate.expect([JobPart("bridge", "", None, 100), JobPart("prune", "", 10.0)])
-    estimate.told(stage(1), 0.0)
+    estimate.on_event(stage(1), 0.0)
     assert estimate.left(50.0) is None
     estimate.expect([JobPart("bridge", "", None), JobPart("prune", "", 10.0)])
-    estimate.told(stage(2), 60.0)
-    estimate.told(at(step=1, total=9, loss=0.1), 61.0)
+    estimate.on_event(stage(2), 60.0)
+    estimate.on_event(at(step=1, total=9, loss=0.1), 61.0)
     assert estimate.left(61.0) is None, "one step says nothing"
 
 
 def test_steps_of_an_earlier_attempt_are_done_and_have_no_pace():
     pace = LoopPace()
-    pace.told(80, 100, 0.0)
+    pace.on_step(80, 100, 0.0)
     assert pace.left(100, 0.0) is None
-    pace.told(90, 100, 5.0)
+    pace.on_step(90, 100, 5.0)
     assert pace.left(100, 5.0) == pytest.approx(5.0)
     assert pace.left(100, 7.0) == pytest.approx(3.0)
     assert pace.left(100, 99.0) == 0.0
@@ -147,23 +147,23 @@ def test_rounds_of_a_loop_are_counted_together():
     pace = LoopPace()
     for round_began in (0.0, 20.0):
         for step in range(1, 11):
-            pace.told(step, 10, round_began + step)
+            pace.on_step(step, 10, round_began + step)
     assert pace.done == 20
     assert pace.left(30, 30.0) == pytest.approx(10.0)
 
 
 def test_the_next_attempt_goes_on_with_what_was_measured():
     estimate = started()
-    estimate.told(stage(1), 0.0)
+    estimate.on_event(stage(1), 0.0)
     for step in range(1, 101):
-        estimate.told(at(step=step, total=100, loss=1.0), 2.0 * step)
-    estimate.told(stage(2), 200.0)
+        estimate.on_event(at(step=step, total=100, loss=1.0), 2.0 * step)
+    estimate.on_event(stage(2), 200.0)
     kept = json.loads(json.dumps(estimate.keep()))
     assert kept["finished"] == {"bridge": 200.0}
     resumed = TimeLeft(STAGES, kept)
     resumed.expect(parts())
-    resumed.told(stage(1), 1000.0)  # an attempt that resumes passes the stages that have their files
-    resumed.told(stage(2), 1000.0)
+    resumed.on_event(stage(1), 1000.0)  # an attempt that resumes passes the stages that have their files
+    resumed.on_event(stage(2), 1000.0)
     assert resumed.left(1000.0) == pytest.approx(estimate.left(200.0), rel=0.01)
 
 
@@ -218,10 +218,10 @@ def replayed(name: str) -> Iterator[tuple[float, float | None]]:
         while waiting and waiting[0][0] <= now:
             time, *content = waiting.pop(0)
             if len(content) == 1:
-                estimate.told(stage(*content), time)
+                estimate.on_event(stage(*content), time)
             else:
                 phase, step, total, is_loop = content
-                estimate.told(at(phase, step, total, 1.0 if is_loop else None), time)
+                estimate.on_event(at(phase, step, total, 1.0 if is_loop else None), time)
         left = estimate.left(now)
         yield now, None if left is None else (now + left) / facts["seconds"]
 

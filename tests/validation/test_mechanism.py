@@ -19,10 +19,11 @@ from extractor.models.load import open_model
 from extractor.models.tokenizer import load_tokenizer
 from extractor.pruning.problem import PruningProblem
 from extractor.spec.schema import PruneSpec
+from extractor.spec.story import best_place
 from extractor.validation.mechanism import claims
 from extractor.validation.mechanism.claims import mechanism
 from extractor.validation.mechanism.observe import CircuitOnPairs
-from extractor.validation.mechanism.separation import auc, best_place
+from extractor.validation.mechanism.separation import auc
 
 PLAIN = Calibration(1.0, 0.0)
 READ, NEURON, WRITE = micro.CIRCUIT

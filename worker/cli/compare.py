@@ -9,7 +9,7 @@ import click
 
 from worker.cli import complete
 from worker.cli.options import as_json as json_option
-from worker.cli.text import print_json, print_line, say
+from worker.cli.text import print_json, print_line
 
 if TYPE_CHECKING:
     from extractor.results.result import Result
@@ -50,17 +50,11 @@ def command(first: str, second: str, out: Path | None, as_json: bool) -> int:
 
 
 def _write(found: dict[str, Any], results: list[Result], out: Path) -> None:
-    from extractor.errors import OutputError
-    from extractor.files import write_text
-    from worker.cli.pages import comparison, relative_address
+    from worker.cli.pages import comparison, relative_address, write_page
 
     first, second = results
-    page = comparison(found, first, second, (relative_address(first.folder, out), relative_address(second.folder, out)))
-    try:
-        write_text(out, page)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written ({error.strerror}); name another file with --out") from None
-    say(f"page: {out}")
+    addresses = (relative_address(first.folder, out), relative_address(second.folder, out))
+    write_page(out, comparison(found, first, second, addresses))
 
 
 def _results(first: str, second: str) -> list[Result]:

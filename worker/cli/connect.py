@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from worker.records.records import Records
     from worker.settings import Settings
 
-SEARCHED = 200  # newest jobs among which one with a circuit is sought
-
 
 def load_settings(no_worker: bool = False) -> Settings:
     """The settings from the environment. no_worker: start no local worker."""
@@ -107,15 +105,13 @@ def newest_finished() -> str:
 
     Raises NotFound, ServiceUnavailable.
     """
-    from worker.client import service
-    from worker.records.records import describe
+    from worker.client import results, service
 
-    records = service.open_service(load_settings()).records
-    for job, record in records.newest(SEARCHED, alone=True):
-        if record["state"] == "succeeded" and describe(job, record)["tasks"]:
-            say(f"job {job}: the newest that has finished")
-            return job
-    raise NotFound("no job with a circuit has finished yet; name a job or a result folder, `extract list` shows the jobs")
+    job = results.newest_finished(service.open_service(load_settings()).records)
+    if job is None:
+        raise NotFound("no job with a circuit has finished yet; name a job or a result folder, `extract list` shows the jobs")
+    say(f"job {job}: the newest that has finished")
+    return job
 
 
 def newest_job() -> str:

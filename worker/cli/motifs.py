@@ -9,7 +9,7 @@ import click
 
 from worker.cli import complete
 from worker.cli.options import as_json as json_option
-from worker.cli.text import print_json, print_line, say
+from worker.cli.text import print_json, print_line
 
 LISTED = 12  # motifs that are printed
 _NOUNS = {"circuits": "circuit", "models": "sparse model", "shuffles": "shuffle"}
@@ -60,17 +60,10 @@ def command(jobs: tuple[str, ...], shuffles: int, seed: int, signs: Any, out: Pa
 
 
 def _write(found: dict[str, Any], out: Path) -> None:
-    from extractor.errors import OutputError
-    from extractor.files import write_text
     from extractor.report.motifs_page import motifs_page
-    from worker.cli.pages import relative_address
+    from worker.cli.pages import relative_address, write_page
 
-    page = motifs_page(found, lambda folder: relative_address(Path(folder), out))
-    try:
-        write_text(out, page)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written ({error.strerror}); name another file with --out") from None
-    say(f"page: {out}")
+    write_page(out, motifs_page(found, lambda folder: relative_address(Path(folder), out)))
 
 
 def _show(found: dict[str, Any]) -> None:

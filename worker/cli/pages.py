@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extractor.errors import UsageError
+from extractor.errors import OutputError, UsageError
+from extractor.files import write_text
+from worker.cli.text import say
 
 if TYPE_CHECKING:
     from extractor.results.result import Result
@@ -75,6 +77,15 @@ def comparison(found: Mapping[str, Any], first: Result, second: Result, addresse
 
     places = (address(addresses[0], first.task), address(addresses[1], second.task))
     return compare_page(found, (first.circuit, second.circuit), places)
+
+
+def write_page(out: Path, text: str) -> None:
+    """Write a page that --out asks for, and say so. Raises OutputError."""
+    try:
+        write_text(out, text)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error.strerror}); name another file with --out") from None
+    say(f"page: {out}")
 
 
 def relative_address(folder: Path, page: Path) -> str:

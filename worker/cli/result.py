@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import webbrowser
 from pathlib import Path
 
 import click
@@ -72,20 +69,16 @@ def _of_folder(folder: Path, out: Path | None) -> tuple[Path, list[str]]:
     return folder.absolute(), list(verify_manifest(folder))
 
 
-def has_screen() -> bool:
-    """Whether a browser can have a window: without one, `webbrowser` would start a browser of text in this terminal."""
-    return sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
-
-
 def _open(facts: dict, job: str) -> int:
     """Open the report, of several tasks the page of all, and say so. Returns the exit code: 1 where there is no browser."""
     from extractor.errors import NotFound
+    from extractor.results.shown import open_browser
 
     page = facts["paths"].get("index") or facts["paths"].get("report")
     if page is None:
         raise NotFound(f"{job} has no report; only the circuits of `extract submit` have one")
     report, kind = Path(page), "its folder has all reports, copy that" if "index" in facts["paths"] else "the report is one file, copy it"
-    if has_screen() and webbrowser.open(report.as_uri()):
+    if open_browser(report.as_uri()):
         say(f"opened in the browser: {report}")
         return 0
     say(f"there is no browser here; {kind} to where one is: {report}")

@@ -54,9 +54,7 @@ def command(names: tuple[str, ...], port: int, no_open: bool, as_json: bool) -> 
 
 def _open(url: str, port: int) -> None:
     """Open a browser, or say how another machine reaches the address."""
-    import webbrowser
+    from extractor.results.shown import open_browser
 
-    from worker.cli.result import has_screen
-
-    if not (has_screen() and webbrowser.open(url)):
+    if not open_browser(url):
         say(f"there is no browser here; from a machine with one: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE, then open {url}")

@@ -14,13 +14,11 @@ import redis
 
 from extractor.errors import NotFound, ServiceUnavailable
 from worker.broker import embedded_redis, redis_url
-from worker.client.results import result_folder
+from worker.client import results
 from worker.client.service import open_service
 from worker.ids import check_id
 from worker.records.records import Records, describe
 from worker.settings import Settings, from_env
-
-SEARCHED = 200  # newest jobs among which one with a circuit is sought
 
 
 def newest(limit: int, every: bool) -> list[dict[str, Any]]:
@@ -28,11 +26,7 @@ def newest(limit: int, every: bool) -> list[dict[str, Any]]:
 
     Empty where no server has ever run. Raises ServiceUnavailable, also where the embedded server has data but does not run; UsageError.
     """
-    settings = from_env()
-    with _answers(settings):
-        records = _records(settings)
-        if records is None and _has_data(settings):
-            raise ServiceUnavailable(_no_server(settings))
+    with _records_of_all_jobs() as records:
         return [] if records is None else [describe(job, record) for job, record in records.newest(limit, alone=not every)]
 
 
@@ -46,7 +40,7 @@ def folder_of(job: str) -> Path:
     with _answers(settings):
         records = _records(settings)
         try:
-            return result_folder(settings, records, job)
+            return results.result_folder(settings, records, job)
         except NotFound:
             if records is not None and records.get(job) is not None:
                 raise
@@ -58,10 +52,22 @@ def folder_of(job: str) -> Path:
 
 def newest_finished() -> str:
     """The id of the newest job that has succeeded and has a task, as `extract show` finds it. Raises NotFound, ServiceUnavailable."""
-    found = next((job["job"] for job in newest(SEARCHED, False) if job["state"] == "succeeded" and job["tasks"]), None)
+    with _records_of_all_jobs() as records:
+        found = None if records is None else results.newest_finished(records)
     if found is None:
         raise NotFound("no job with a circuit has finished yet: name a result folder, or queue a job with `extract submit`")
-    return str(found)
+    return found
+
+
+@contextmanager
+def _records_of_all_jobs() -> Iterator[Records | None]:
+    """None where no server has ever run. Raises ServiceUnavailable, also where the embedded server has data but does not run."""
+    settings = from_env()
+    with _answers(settings):
+        records = _records(settings)
+        if records is None and _has_data(settings):
+            raise ServiceUnavailable(_no_server(settings))
+        yield records
 
 
 def _records(settings: Settings) -> Records | None:

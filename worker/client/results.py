@@ -10,11 +10,12 @@ from pathlib import Path
 from extractor import files
 from extractor.errors import Cancelled, ExtractorError, NotFound
 from worker.ids import check_id
-from worker.records.records import Records
+from worker.records.records import Records, describe
 from worker.settings import Settings
 from worker.storage import results
 
 PARALLEL_REQUESTS = 16  # to storage
+SEARCHED = 200  # newest jobs among which one with a circuit is sought
 
 
 def find_stored(settings: Settings, job: str, artifact: str | None) -> results.StoredResult | None:
@@ -65,6 +66,12 @@ def has_result(settings: Settings, job: str) -> bool:
     if settings.store is not None and results.is_finished(settings.store, job):
         return True
     return (settings.root / check_id(job) / "result" / files.MANIFEST).is_file()
+
+
+def newest_finished(records: Records) -> str | None:
+    """The id of the job that was queued last of those outside of batches and sweeps that succeeded and have a task; None without one."""
+    found = records.newest(SEARCHED, alone=True)
+    return next((job for job, record in found if record["state"] == "succeeded" and describe(job, record)["tasks"]), None)
 
 
 def result_folder(

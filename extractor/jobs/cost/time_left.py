@@ -54,7 +54,7 @@ class LoopPace:
         self.seconds, self.steps, self.done = 0.0, 0, 0
         self._total, self._step, self._time = 0, 0, 0.0
 
-    def told(self, step: int, total: int, now: float) -> None:
+    def on_step(self, step: int, total: int, now: float) -> None:
         """Take note of a step. Another total, or a smaller step, belongs to the next loop."""
         if total == self._total and step >= self._step:
             self.seconds, self.steps = self.seconds + now - self._time, self.steps + step - self._step
@@ -96,7 +96,7 @@ class TimeLeft:
             self._share(self._of(stage), seconds)
         self._here = self._first()
 
-    def told(self, event: Mapping[str, Any], now: float) -> None:
+    def on_event(self, event: Mapping[str, Any], now: float) -> None:
         """Take note of an event of the job."""
         if event["event"] == "stage":
             self._leave_stage(now)
@@ -108,7 +108,7 @@ class TimeLeft:
                 self._leave(now)
                 self._here, self._since = named, now
             if "loss" in event["metrics"]:  # the steps of trainings are alike
-                self._pace.told(event["step"], event["total"], now)
+                self._pace.on_step(event["step"], event["total"], now)
 
     def left(self, now: float) -> float | None:
         """Seconds until the job ends; None where that is not known."""

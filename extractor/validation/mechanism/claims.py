@@ -24,15 +24,16 @@ from extractor.circuits.graph import CircuitMask
 from extractor.circuits.observed import Head
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.problem import PruningProblem
+from extractor.spec.story import best_place
+from extractor.spec.thresholds import SEPARATES
 from extractor.validation.mechanism.observe import CircuitOnPairs
-from extractor.validation.mechanism.separation import best_place, separation
+from extractor.validation.mechanism.separation import separation
 
 PAIRS = 64  # of each split
 MOST_NODES = 300  # of larger circuits nothing is measured
 SHOWN_HEADS, SHOWN_NODES, SHOWN_WRITES = 2, 2, 3  # claims of each kind, and writes of one claim
 ENOUGH = 0.2  # of the answer that a head or node must move, and of the logit difference that writes must make up
 STORY = 0.5  # of the answer that all claimed nodes together must move
-APART = 0.9  # least AUC, or 1 - AUC, of a node that tells the prompts apart
 ONE_TOKEN = 0.9  # least fraction of pairs that differ in one token
 
 Claim = dict[str, Any]
@@ -144,14 +145,14 @@ def _nodes(choosing: CircuitOnPairs, measured: CircuitOnPairs, found: dict[str, 
     order, moved = choosing.nodes, {}
     for node in order:
         where = best[node]
-        if where is not None and abs(where[1] - 0.5) >= APART - 0.5 and node.split(".")[2] not in ("q", "k"):
+        if where is not None and abs(where[1] - 0.5) >= SEPARATES - 0.5 and node.split(".")[2] not in ("q", "k"):
             moved[node] = choosing.swapped([node]).moved
     chosen = sorted((node for node in moved if moved[node] >= ENOUGH), key=lambda node: -moved[node])[:SHOWN_NODES]
     claims = []
     for node in sorted(chosen, key=order.index):
         place = best[node][0]  # type: ignore[index]
         auc, own = found[node]["auc"][place], {name: found[node][name] for name in ("moved", "flipped", "without")}
-        holds = own["moved"] >= ENOUGH and auc is not None and abs(auc - 0.5) >= APART - 0.5
+        holds = own["moved"] >= ENOUGH and auc is not None and abs(auc - 0.5) >= SEPARATES - 0.5
         claims.append({"kind": "node", "nodes": [node], "place": place, "auc": auc} | own | {"holds": holds})
     return claims
 

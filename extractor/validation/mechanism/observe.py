@@ -17,8 +17,9 @@ from extractor.circuits.graph import CircuitMask
 from extractor.circuits.observed import Head, observe, places_of
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.problem import PruningProblem
+from extractor.spec import story
 
-PLACES = ("difference", "after", "end")
+PLACES = tuple(story.PLACES)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ says nothing, 1 and 0 separate the classes. A node's value at a place is its mea
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -38,11 +36,3 @@ def auc(first: Tensor, second: Tensor) -> Tensor:
     apart = first[:, :, None] - second[:, None, :]
     size = torch.cat([first, second], 1).abs().amax(1)[:, None, None] * SAME
     return ((apart > size).double() + 0.5 * (apart.abs() <= size)).mean((1, 2))
-
-
-def best_place(aucs: dict[str, float | None]) -> tuple[str, float] | None:
-    """The place at which a node separates the classes best, the last of equal ones, and its AUC there."""
-    known = [(place, aucs[place]) for place in reversed(PLACES)]
-    return max(
-        ((place, value) for place, value in known if value is not None), key=lambda one: math.floor(1e6 * abs(one[1] - 0.5)), default=None
-    )

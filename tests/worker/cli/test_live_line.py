@@ -44,7 +44,7 @@ MAIN = (
 def after(*events: dict[str, Any]) -> JobStory:
     story = JobStory()
     for event in events:
-        story.told(event)
+        story.on_event(event)
     return story
 
 
@@ -100,9 +100,9 @@ def test_of_several_tasks_the_present_one_is_named():
 def test_it_lives_from_the_first_moment_and_moves():
     story = JobStory()
     assert shown(story, time.time() - START + 1).startswith("starting")
-    story.told(MAIN[0])
+    story.on_event(MAIN[0])
     assert shown(story, 3) == "waiting for a worker  3 s"
-    story.told(MAIN[1])
+    story.on_event(MAIN[1])
     assert shown(story, 4) == "starting  2 s"
     drawn = {live_line(story, 80, START + moment / 4, SIGNS)[0] for moment in range(8)}
     assert len(drawn) == 8, "within two seconds"
@@ -141,8 +141,8 @@ def test_a_watcher_who_comes_late_sees_the_stage(capsys: pytest.CaptureFixture[s
 def test_a_job_that_goes_back_to_the_queue_waits_again():
     story = after(*MAIN, state("queued", 400, reason="preempted"))
     assert shown(story, 430) == "waiting for a worker  30 s"
-    story.told(state("running", 500, worker="w"))
-    story.told(stage("corpus", 1, 5, 505, elapsed_seconds=395.0, total_seconds_left=150.0))
+    story.on_event(state("running", 500, worker="w"))
+    story.on_event(stage("corpus", 1, 5, 505, elapsed_seconds=395.0, total_seconds_left=150.0))
     assert "6 min 40 s elapsed" in shown(story, 510), "of both attempts"
 
 

@@ -9,12 +9,13 @@ from typing import Any
 from rich.cells import cell_len
 from rich.text import Text
 
+from extractor.spec.story import best_place
+from extractor.spec.thresholds import SEPARATES
 from worker.cli.views.tables import styled
 
 Facts = Mapping[str, Any]
 
 WIDE = 110  # from this width on, rows with an AUC have tokens as well, and edges the place of their sources
-APART = 0.9  # least AUC that is printed bold
 _MOST_ANSWER = 6  # characters of an answer in a row; a longer one is 'first' or 'second'
 _MOST_TEXT = 34  # characters of a column of text
 _NAMES = {"act_in": "read", "q": "q", "k": "k", "v": "v", "post_act": "neuron", "resid_delta": "write"}  # in forward order
@@ -61,12 +62,6 @@ def row_order(node: Facts) -> tuple[int, int, int, int]:
     return 1 if name in _OF_HEADS else order, node["head"] or 0, order, node["channel"]
 
 
-def best_place(node: Facts) -> tuple[str, float] | None:
-    """(place, AUC) where the node tells the prompts of the two answers apart best, the last of equal ones; None where not measured."""
-    measured = [(place, auc) for place in reversed(_AT) if (auc := (node["auc"] or {}).get(place)) is not None]
-    return max(measured, key=lambda item: abs(item[1] - 0.5), default=None)
-
-
 @dataclass(frozen=True)
 class RowColumns:
     """The columns of all rows: their widths in cells, 0 for one that is left out, and how their cells are written."""
@@ -104,8 +99,8 @@ class RowColumns:
 
     def row(self, node: Facts, above: Facts | None) -> Text:
         """A node. The name of its place is left out where the row above has it."""
-        name, best = _name(node), best_place(node)
-        is_bold = best is not None and max(best[1], 1 - best[1]) >= APART
+        name, best = _name(node), best_place(node["auc"] or {})
+        is_bold = best is not None and max(best[1], 1 - best[1]) >= SEPARATES
         line = self._line(self._cells(node, "" if above and _name(above) == name else name), "bold" if is_bold else "", self.glyphs.bar)
         line.append_text(self._edges(node, self.width - line.cell_len)).rstrip()
         return line
@@ -128,7 +123,7 @@ class RowColumns:
 
     def _label(self, node: Facts) -> str:
         """'AUC 1.00 ':' at difference'; '' where no AUC was measured."""
-        best = best_place(node)
+        best = best_place(node["auc"] or {})
         if best is None:
             return ""
         place, auc = best
@@ -141,7 +136,8 @@ class RowColumns:
         return " ".join([*texts, *(f"writes {self.glyphs.quoted(text)}" for text in writes)])
 
     def _edges(self, node: Facts, room: int) -> Text:
-        """'← 20 +0.62, 34 -0.41, 16 more', of a read '⇠ 0.mlp': as many as fit into `room` cells, at least one."""
+        """The edges that end at a node, the largest weight first: '← 20 +0.62, 34 -0.41, 16 more'. A line of at most `room` cells, but of
+        at least one edge. A read has no edges; in their place are the sublayers that write to its channel: '⇠ 0.mlp'."""
         if node["in"]:
             place = f"{_NAMES[_place(node['in'][0][0])]} " if self.width >= WIDE else ""
             items = [f"{source.rpartition('.')[2]} {_weight(weight)}" for source, weight in node["in"]]

@@ -122,7 +122,7 @@ class BarView:
         self._live.stop()
 
     def show(self, event: Event) -> None:
-        self._story.told(event)
+        self._story.on_event(event)
         if line := describe_event(event):
             self._live.console.print(styled(f"job {self._job}: {line}"))
 

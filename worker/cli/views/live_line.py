@@ -51,9 +51,9 @@ class JobStory:
     progress: Event = field(default_factory=dict)
     done: dict[str, float | None] = field(default_factory=dict)
     _since: float = field(default_factory=time.time)  # of the state
-    _told: float = 0.0  # time of `progress`
+    _progress_time: float = 0.0  # time of `progress`
 
-    def told(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Take note of an event."""
         at = event.get("time", time.time())
         if event["event"] == "state":
@@ -63,10 +63,10 @@ class JobStory:
         elif event["event"] == "stage":
             self._end_stage(at)
             self.stage = event | {"time": at}
-        elif event["event"] == "progress" and not self.stage:  # a late watcher is not told how it began
+        elif event["event"] == "progress" and not self.stage:  # a late watcher has not seen it begin
             self.stage = {name: event.get(name) for name in ("stage", "index", "of")} | {"time": at}
         if event["event"] in ("stage", "progress"):
-            self.progress, self._told = event, at
+            self.progress, self._progress_time = event, at
 
     def _end_stage(self, at: float) -> None:
         if self.stage:
@@ -75,12 +75,12 @@ class JobStory:
     def elapsed(self, now: float) -> float:
         """Seconds that the job has run, or has waited."""
         known = seconds(self.progress, "elapsed_seconds")
-        return max(0.0, now - self._since, 0.0 if known is None else known + now - self._told)
+        return max(0.0, now - self._since, 0.0 if known is None else known + now - self._progress_time)
 
     def left(self, now: float) -> float | None:
         """Seconds until the job ends, an estimate; None where it is not known."""
         known = seconds(self.progress, "total_seconds_left")
-        return None if known is None else max(0.0, known - max(0.0, now - self._told))
+        return None if known is None else max(0.0, known - max(0.0, now - self._progress_time))
 
 
 def live_line(story: JobStory, width: int, now: float, signs: LineSigns) -> str:
