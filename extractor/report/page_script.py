@@ -24,7 +24,7 @@ def page_json(
 
     answers   the circuit's two answers; [] where they vary
     nodes     those that are drawn: {id, site (in words), mean, reads, writes, changed, and what is known of: auc, moved, flipped, without,
-              percentiles, nonzero, steering, unexplained}
+              head, direct, percentiles, nonzero, steering, unexplained}
     edges     [[source, target, weight, rise of the loss without it or null]] between drawn nodes
     loss      of the circuit on the pairs of `moved` and `flipped`, nats
     tokens    see `jobs.page_data`; null where there is none
@@ -70,7 +70,9 @@ def _node(node: Any, checked: Mapping[str, Any], steered: Mapping[str, float]) -
         "writes": [visible(text) for text in node.writes],
     }
     own = ((checked.get("mechanism") or {}).get("nodes") or {}).get(node.id) or {}
-    found |= {name: own[name] for name in ("auc", "moved", "flipped", "without") if name in own}
+    found |= {name: own[name] for name in ("auc", "moved", "flipped", "without", "head", "direct") if name in own}
+    if "head" in own:
+        found["site"] += f", head {own['head']}"
     text = ((checked.get("activations") or {}).get("nodes") or {}).get(node.id)
     if text:
         found |= {"percentiles": [_short(value) for value in text["values"]], "nonzero": text["nonzero"]}

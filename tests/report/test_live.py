@@ -185,6 +185,44 @@ def test_a_node_is_switched_off_patched_and_scaled_from_its_card(opened, typed):
     assert again.locator("#card .answer-bar").first.get_attribute("aria-label") == scaled
 
 
+def test_a_card_shows_the_node_in_every_pair_of_the_task(opened, typed):
+    """A token's colour is its value there, whatever pair, prompt and changes the page shows."""
+    world, graph, path = typed
+    values = observe(graph, world.base, world.batch).values
+    node = max(values, key=lambda one: float(values[one].std()))
+    mean = next(one.mean for one in world.circuit(graph).nodes if one.id == node)
+    page = opened(path, f"#node={node}&pair=2&set={node}%3Doff&prompt=a&prompt=b")
+    page.locator("#card summary").click()
+    rows = page.locator("#card details .passages code")
+    sync_api.expect(rows).to_have_count(len(world.batch.ids))
+    for row, last in enumerate(world.batch.last.tolist()):
+        titles = rows.nth(row).locator("span").evaluate_all("spans => spans.map(span => span.title)")
+        found = [float(title.split(" ")[0].replace("\u2212", "-")) for title in titles]
+        assert found == pytest.approx((values[node][row, : last + 1] - mean).tolist(), abs=2e-3, rel=1e-2)
+
+
+def test_a_card_names_head_partners_and_what_a_write_adds(opened, typed, tokenizer: Tokenizer, tmp_path: Path):
+    world, graph, _ = typed
+    names = [node.id for node in world.circuit(graph).nodes]
+    query, key = (next(name for name in names if f".attn.{place}." in name) for place in ("q", "k"))
+    other = next(name for name in names if ".attn.k." in name and name != key)
+    write = next(name for name in names if ".resid_delta." in name)
+    none = {"auc": {"difference": None, "after": None, "end": None}}
+    own = {query: none | {"head": 7}, key: none | {"head": 7}, other: none | {"head": 3}, write: none | {"direct": [1.25, -0.5]}}
+    result = json.loads(json.dumps(EXAMPLE))
+    result["validation"]["mechanism"] = {**result["validation"]["mechanism"], "nodes": own}
+    page = opened(written(tmp_path, world, graph, tokenizer, result), f"#node={query}")
+    card = page.locator("#card")
+    assert "head 7" in card.inner_text()
+    met = card.locator('h4:has-text("Meets the keys of its head") + ul a')
+    assert met.all_inner_texts() == [key]
+    page.evaluate(f"location.hash = '#node={write}'")
+    sync_api.expect(card.locator("dd", has_text="logits before").first).to_contain_text("+1.25 logits before")
+    sync_api.expect(card.locator("dd", has_text="logits before").first).to_contain_text("0.5 before")
+    page.evaluate(f"location.hash = '#node={other}'")
+    sync_api.expect(card).to_contain_text("None is in the circuit: they have their means.")
+
+
 def effect_of(world: World, graph: CircuitMask, node: str) -> float:
     """The lesser of what it does to the first pair to switch the node off and to give it the other prompt's values."""
     plain = observe(graph, world.base, world.batch)

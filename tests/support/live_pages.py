@@ -58,8 +58,8 @@ def tokens_of(world: World, graph: CircuitMask, tokenizer: Tokenizer) -> dict[st
     }
 
 
-def written(place: Path, world: World, graph: CircuitMask, tokenizer: Tokenizer) -> Path:
+def written(place: Path, world: World, graph: CircuitMask, tokenizer: Tokenizer, result: dict[str, Any] = EXAMPLE) -> Path:
     tokens = tokens_of(world, graph, tokenizer)
     data = live.live_data(world.compiled(graph), tokenizer, tokens)
-    write_report(place, world.circuit(graph), EXAMPLE, [], tokens=tokens, live=data)
+    write_report(place, world.circuit(graph), result, [], tokens=tokens, live=data)
     return place / "report.html"

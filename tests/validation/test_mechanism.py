@@ -85,6 +85,21 @@ def test_the_story_of_the_micro_circuit(problem, circuit):
     assert (write["nodes"], write["share"]) == ([WRITE], pytest.approx(1, abs=1e-5))
     assert together["flipped"] == 1
     assert found["nodes"][NEURON]["auc"] == {"difference": 1, "after": None, "end": 1}
+    diff = CircuitOnPairs(problem, circuit, PLAIN, problem.select).diff - micro.BIGRAM
+    assert found["nodes"][WRITE]["direct"] == pytest.approx([diff[0::2].mean().item(), diff[1::2].mean().item()], abs=1e-4)
+    assert not {"direct", "head"} & set(found["nodes"][NEURON])
+
+
+def test_the_numbers_of_heads(problem):
+    """A query, a key and a value each know their head."""
+    model = problem.model
+    wide, heads = model.config.d_model, model.config.n_head
+    nodes = {f"0.attn.{place}.{wide - 1}" for place in ("q", "k", "v")} | {f"0.attn.{place}.0" for place in ("q", "k", "v")}
+    found = mechanism(problem, CircuitMask(model, problem.index.flags(micro.flat_indices(model, sorted(nodes)))), PLAIN, problem.select)
+    assert found is not None
+    assert {node: one["head"] for node, one in found["nodes"].items()} == {
+        node: heads - 1 if node.endswith(f".{wide - 1}") else 0 for node in nodes
+    }
 
 
 def test_claims_that_do_not_hold_on_held_out_pairs_say_so(problem, circuit):

@@ -49,7 +49,9 @@ def mechanism(problem: PruningProblem, graph: CircuitMask, calibration: Calibrat
 
     pairs     held-out pairs used
     loss      of the circuit on these, nats
-    nodes     {id: {auc: {place: AUC or None}, moved, flipped, without: loss, nats}} of each node alone
+    nodes     {id: {auc: {place: AUC or None}, moved, flipped, without: loss, nats}} of each node alone; of q, k and v also head: its number
+              in the layer; of writes direct: what it adds at the last token to the logit of the first answer less that of the second, at the
+              model's own scale: [mean of prompts with the first answer, of those with the second]
     claims    [{kind, nodes, holds, ...}, ...] in forward order; see the functions below
     holds     whether together the claims make a story, and every one of them holds
     """
@@ -60,9 +62,10 @@ def mechanism(problem: PruningProblem, graph: CircuitMask, calibration: Calibrat
         for batch in (problem.select, held_out)
     )
     found: dict[str, Any] = {}
+    written = measured.written()
     for node, aucs in separation(measured).items():
         problem.tick(len(found), len(measured.nodes))
-        found[node] = _of_node(measured, node, aucs)
+        found[node] = _of_node(measured, node, aucs, written.get(node))
     steps = [*_heads(choosing, measured), *_nodes(choosing, measured, found)]
     steps.sort(key=lambda claim: measured.nodes.index(claim["nodes"][0]))
     claims = [_difference(measured), *steps, *_writes(choosing, measured)]
@@ -78,9 +81,15 @@ def mechanism(problem: PruningProblem, graph: CircuitMask, calibration: Calibrat
     }
 
 
-def _of_node(circuit: CircuitOnPairs, node: str, aucs: dict[str, float | None]) -> dict[str, Any]:
+def _of_node(circuit: CircuitOnPairs, node: str, aucs: dict[str, float | None], written: Tensor | None) -> dict[str, Any]:
+    """written: (2P,) what a write adds to the logit difference; None: the node is no write."""
     swapped = circuit.swapped([node])
-    return {"auc": aucs, "moved": swapped.moved, "flipped": swapped.flipped, "without": circuit.without([node])}
+    found = {"auc": aucs, "moved": swapped.moved, "flipped": swapped.flipped, "without": circuit.without([node])}
+    if node.split(".")[2] in ("q", "k", "v"):
+        found["head"] = circuit.head_of(node)[1]
+    if written is not None:
+        found["direct"] = [written[rows].double().mean().item() for rows in (circuit.batch.sign > 0, circuit.batch.sign < 0) if rows.any()]
+    return found
 
 
 def _claim(kind: str, circuit: CircuitOnPairs, nodes: Sequence[str], **facts: Any) -> Claim:

@@ -1,6 +1,6 @@
 // The card of a node: what it tells apart, what it does, where it is active, what it is joined to.
 
-import type { Edge, NodeFacts, PageData, Passage, Place } from "./data";
+import { type Edge, type NodeFacts, type PageData, type Passage, type Place, type Row, STEPS, type TokenData } from "./data";
 import { make, nats, nodeLink, percent, short, signed, tint, visible } from "./elements";
 import { Switches } from "./live";
 import { noteFields, type Notes } from "./notes";
@@ -43,7 +43,9 @@ export class Card {
       facts(node, this.data),
       noteFields(node.id, this.notes),
       ...this.joined(node.id),
+      ...partners(node, this.data),
       ...passagesOf(node.id, this.data),
+      ...(this.data.tokens ? [this.onTask(node.id, this.data.tokens)] : []),
     );
     this.panel.scrollTop = 0;
   }
@@ -51,6 +53,21 @@ export class Card {
   /** After the circuit ran with other changes. */
   refresh(): void {
     this.switches?.update();
+  }
+
+  /** The node's values in every pair that the page has, drawn when the reader opens them. */
+  private onTask(id: string, tokens: TokenData): HTMLElement {
+    const found = make("details", "", make("summary", "", `In ${tokens.pairs.length} pairs of the task`));
+    found.addEventListener("toggle", () => {
+      if (!found.open || found.childElementCount > 1) return;
+      const scale = tokens.nodes[id]?.scale ?? 1, rows: HTMLElement[] = [];
+      tokens.pairs.forEach((_, pair) => {
+        const view = this.views.of({ ...this.state.choice, pair, typed: null, edits: {} }), values = view.rows(id);
+        if (values) rows.push(...([0, 1] as const).map(which => make("li", "", make("small", "", visible(view.answers[which])), tinted(view.texts[which], values[which], scale, -1))));
+      });
+      found.append(make("p", "note", "The answer that is right, and the prompt; a token’s colour is the node’s deviation from its mean."), make("ul", "passages", ...rows));
+    });
+    return found;
   }
 
   private joined(id: string): Node[] {
@@ -71,6 +88,7 @@ function facts(node: NodeFacts, data: PageData): HTMLElement {
     }
   }
   if (node.moved !== undefined) add("set to the other prompt’s value", `moves ${percent(node.moved)} of the answer, flips ${percent(node.flipped!)}`);
+  if (node.direct?.length === 2) add(`adds to ${answer(data, 0)} less ${answer(data, 1)}`, `${signed(hundredths(node.direct[0]!))} logits before ${answer(data, 0)}, ${signed(hundredths(node.direct[1]!))} before ${answer(data, 1)}`);
   if (node.without !== undefined && data.loss !== null) add("loss if removed", `${nats(node.without)} nats, with it ${nats(data.loss)}`);
   if (node.steering !== undefined) add("steers the dense model", `other answer ${percent(node.steering)} (select pairs)`);
   add("mean", short(node.mean));
@@ -84,6 +102,7 @@ function facts(node: NodeFacts, data: PageData): HTMLElement {
   return list;
 }
 
+const hundredths = (value: number): number => Number(value.toFixed(2));
 const answer = (data: PageData, which: number): string => (data.answers[which] ? `“${visible(data.answers[which])}”` : which ? "the second answer" : "the first answer");
 const tokens = (texts: string[]): HTMLElement => make("span", "", ...texts.flatMap(text => [make("code", "token", text), " "]));
 
@@ -99,6 +118,16 @@ function edgeList(heading: string, edges: Edge[], end: 0 | 1): Node[] {
   return [make("h4", "", `${heading} ${edges.length} node${edges.length > 1 ? "s" : ""} `, make("small", "note", measured ? "weight, loss if removed" : "weight")), list];
 }
 
+/** Queries and keys of one head meet in its attention: no weight joins them, so they are no edges. */
+function partners(node: NodeFacts, data: PageData): Node[] {
+  const [layer, , place] = node.id.split("."), other = place === "q" ? "k" : place === "k" ? "q" : null;
+  if (other === null || node.head === undefined) return [];
+  const found = data.nodes.filter(one => one.head === node.head && one.id.startsWith(`${layer}.attn.${other}.`));
+  const words = other === "k" ? "Meets the keys of its head" : "Meets the queries of its head";
+  if (!found.length) return [make("h4", "", words), make("p", "note", "None is in the circuit: they have their means.")];
+  return [make("h4", "", words, " ", make("small", "note", "no edges: they meet in attention")), make("ul", "joined", ...found.map(one => make("li", "", nodeLink(one.id))))];
+}
+
 function passagesOf(id: string, data: PageData): Node[] {
   const found = data.tokens?.passages[id];
   if (!found) return [];
@@ -107,11 +136,17 @@ function passagesOf(id: string, data: PageData): Node[] {
 }
 
 function passage(one: Passage, texts: string[], scale: number): HTMLElement {
-  const parts = one.tokens.map((token, i) => {
-    const step = one.values[i]!, part = make("span", i === one.at ? "at" : "", texts[token]!.replaceAll("·", " "));
+  const words = one.tokens.map(token => texts[token]!.replaceAll("·", " "));
+  return make("li", "", make("small", "", `${Number((100 * one.rank).toFixed(1))} %`), tinted(words, one.values, scale, one.at));
+}
+
+/** A text whose tokens have the colour of the node's deviation from its mean; at: the token that the text was chosen for, -1: none. */
+function tinted(texts: string[], values: Row, scale: number, at: number): HTMLElement {
+  const parts = texts.map((text, i) => {
+    const step = values[i]!, part = make("span", i === at ? "at" : "", text);
     part.style.background = tint(step, 0.4);
-    part.title = `${signed(Number(short((step / 127) * scale)))} from the mean`;
+    part.title = `${signed(Number(short((step / STEPS) * scale)))} from the mean`;
     return part;
   });
-  return make("li", "", make("small", "", `${Number((100 * one.rank).toFixed(1))} %`), make("code", "", ...parts));
+  return make("code", "", ...parts);
 }

@@ -10,6 +10,8 @@ export interface NodeFacts {
   moved?: number;
   flipped?: number;
   without?: number;
+  head?: number; // of a query, key or value, in its layer
+  direct?: number[]; // what a write adds to the logit of the first answer less that of the second: before the first answer, before the second
   percentiles?: number[];
   nonzero?: number;
   unexplained?: number | null;
