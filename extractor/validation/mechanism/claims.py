@@ -50,8 +50,8 @@ def mechanism(problem: PruningProblem, graph: CircuitMask, calibration: Calibrat
     pairs     held-out pairs used
     loss      of the circuit on these, nats
     nodes     {id: {auc: {place: AUC or None}, moved, flipped, without: loss, nats}} of each node alone; of q, k and v also head: its number
-              in the layer; of writes direct: what it adds at the last token to the logit of the first answer less that of the second, at the
-              model's own scale: [mean of prompts with the first answer, of those with the second]
+              in the layer; of writes direct: what one adds at the last token to the logit of the first answer less that of the second, at
+              the model's own scale: [mean of prompts with the first answer, of those with the second]
     claims    [{kind, nodes, holds, ...}, ...] in forward order; see the functions below
     holds     whether together the claims make a story, and every one of them holds
     """
