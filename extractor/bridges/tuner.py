@@ -188,8 +188,9 @@ PEFT_TYPE_TO_PREFIX_MAPPING[BridgePeftType.SPARSE_BRIDGE] = "bridge_"  # type: i
 
 
 def bridge_sites(model: nn.Module) -> list[BridgeSite]:
-    """The 2L + 1 wrapped norms of a bridged model, in the order its forward pass meets them."""
-    return [module for module in model.modules() if isinstance(module, BridgeSite)]
+    """The 2L + 1 wrapped norms of a bridged model, in the order its forward pass meets them: those of the blocks, then the final one."""
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, BridgeSite)]
+    return [module for _, module in sorted(found, key=lambda one: not any(part.isdecimal() for part in one[0].split(".")))]
 
 
 def site_parameters(sites: list[BridgeSite]) -> list[nn.Parameter]:

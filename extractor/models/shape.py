@@ -45,11 +45,11 @@ class DenseShape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], model: str = "the dense model") -> DenseShape:
-        """From the config of a GPT-2, GPT-Neo or Llama, or of a family with the same layout.
+        """From a config.json. A family that is not listed in `_ROTARY` and `_TABLES` is counted as a Llama.
 
         model: how an error names it. Raises UnsupportedModel for a number that is missing or that no model can have.
         """
-        sizes = _Sizes(config, model)
+        sizes, family = _Sizes(config, model), str(config.get("model_type"))
         sizes.read("num_labels", most=MAX_LABELS, least=0, default=0)
         sizes.read_repeats("attention_types", most=MAX_LAYERS)
         sizes.check_reals()
@@ -57,15 +57,14 @@ class DenseShape:
         heads = sizes.read("n_head", "num_heads", "num_attention_heads", most=MAX_WIDTH)
         layers = sizes.read("n_layer", "num_layers", "num_hidden_layers", most=MAX_LAYERS)
         vocabulary = sizes.read("vocab_size", most=MAX_VOCABULARY)
-        neurons = sizes.read("n_inner", "intermediate_size", most=MAX_NEURONS, default=4 * width)
-        rotary = config.get("model_type") not in ("gpt2", "gpt_neo")
-        positions = 0 if rotary else sizes.read("n_positions", "max_position_embeddings", most=MAX_POSITIONS)
-        block = _rotary_block(sizes, width, heads, neurons) if rotary else 4 * width**2 + 2 * width * neurons + 4 * width + width + neurons
-        if not rotary:  # biases of attention; GPT-Neo has one on its output only
-            sizes.divide(width, heads)
-            block += width * (1 if config.get("model_type") == "gpt_neo" else 4)
-        tied = config.get("tie_word_embeddings", not rotary)
-        outside = (vocabulary * (1 if tied else 2) + positions + (1 if rotary else 2)) * width
+        neurons = sizes.read("n_inner", "ffn_dim", "intermediate_size", most=MAX_NEURONS, default=4 * width)
+        in_table = family in _TABLES
+        positions = sizes.read("n_positions", "max_position_embeddings", most=MAX_POSITIONS) if in_table else 0
+        counted = _table_block if in_table else _biased_rotary_block if family in _BIASED_ROTARY else _rotary_block
+        block = counted(sizes, family, width, heads, neurons)
+        tied = config.get("tie_word_embeddings", in_table or family == "gemma2")
+        outside = (vocabulary * (1 if tied else 2) + positions + (2 if family == "opt" else 0)) * width  # OPT's table has two rows more
+        outside += (1 if counted is _rotary_block else 2) * width + (vocabulary if family == "phi" else 0)
         return cls(layers, width, heads, neurons, vocabulary, positions, layers * block + outside, layers * block)
 
 
@@ -84,7 +83,27 @@ def sparse_parameters(config: Mapping[str, Any], model: str = "the sparse model"
     return layers * block + 2 * vocabulary * width + table + vocabulary * bigram.get(str(config.get("bigram")), 0)
 
 
-def _rotary_block(sizes: _Sizes, width: int, heads: int, neurons: int) -> int:
+_TABLES = ("gpt2", "gpt_neo", "opt")  # families with a table of positions
+_BIASED_ROTARY = ("gpt_neox", "phi")  # rotary positions, LayerNorms, biases, an MLP without gate
+
+
+def _table_block(sizes: _Sizes, family: str, width: int, heads: int, neurons: int) -> int:
+    """Parameters of a block with LayerNorms and a plain MLP; GPT-Neo's attention has a bias on its output only."""
+    sizes.divide(width, heads)
+    return 4 * width**2 + 2 * width * neurons + 4 * width + width + neurons + width * (1 if family == "gpt_neo" else 4)
+
+
+def _biased_rotary_block(sizes: _Sizes, family: str, width: int, heads: int, neurons: int) -> int:
+    """The same without a table; Phi has one norm a block and may group its queries."""
+    sizes.divide(width, heads)
+    groups = sizes.read("num_key_value_heads", most=MAX_WIDTH, default=heads)
+    sizes.divide(heads, groups, "num_attention_heads", "num_key_value_heads")
+    keys = width // heads * groups
+    attention = 2 * width * (width + keys) + (2 * width + 2 * keys if sizes.config.get("attention_bias", True) else 0)
+    return attention + 2 * width * neurons + neurons + width + (2 if family == "phi" else 4) * width
+
+
+def _rotary_block(sizes: _Sizes, family: str, width: int, heads: int, neurons: int) -> int:
     """Parameters of a block with RMSNorms, grouped queries and a gated MLP."""
     config = sizes.config
     head = sizes.read("head_dim", most=MAX_WIDTH, default=max(1, width // heads))
@@ -94,7 +113,9 @@ def _rotary_block(sizes: _Sizes, width: int, heads: int, neurons: int) -> int:
     sizes.divide(heads, groups, "num_attention_heads", "num_key_value_heads")
     queries, keys = heads * head, groups * head
     attention = 2 * width * (queries + keys) + (queries + 2 * keys + width if config.get("attention_bias") else 0)
-    return attention + 3 * width * neurons + (2 * neurons + width if config.get("mlp_bias") else 0) + 2 * width
+    attention += {"qwen2": queries + 2 * keys, "qwen3": 2 * head}.get(family, 0)
+    norms = 4 if family == "gemma2" else 2
+    return attention + 3 * width * neurons + (2 * neurons + width if config.get("mlp_bias") else 0) + norms * width
 
 
 @dataclass(frozen=True)

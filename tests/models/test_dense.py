@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 
@@ -13,21 +14,28 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertLMHeadModel,
+    Gemma2Config,
     GPT2Config,
     GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
+    OPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
 )
 from transformers.activations import ACT2FN
 from worlds import python, random_gpt2
 
 from extractor.errors import UnsupportedModel
 from extractor.models.dense.base import GPTWeights, Norm, dense_types, residuals, tail, unsupported, wrap_dense
+from extractor.models.shape import DenseShape
 from extractor.training.train_gpt2 import cosine
 
 VOCABULARY = 50
+SUPPORTED = "gemma2, gpt2, gpt_neo, gpt_neox, llama, mistral, opt, qwen2, qwen3"
 POSITIONS = 16
 SHARED = {"vocab_size": VOCABULARY, "hidden_size": 32, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3}
 
@@ -57,6 +65,23 @@ def llama(attention: str = "sdpa", **changes) -> PreTrainedModel:
     return built(LlamaConfig(**SHARED, **shape, max_position_embeddings=POSITIONS, **changes), attention)
 
 
+def rotary(kind: type[PreTrainedConfig], attention: str = "sdpa", **changes) -> PreTrainedModel:
+    """A Llama's relative; the second layer sees a window of three tokens where `changes` say that layers slide."""
+    shape = {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    return built(kind(**SHARED, **shape, max_position_embeddings=POSITIONS, **changes), attention)
+
+
+def neox(parallel: bool, **changes) -> PreTrainedModel:
+    shape = {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": POSITIONS}
+    return built(GPTNeoXConfig(**SHARED, **shape, use_parallel_residual=parallel, **changes), "sdpa")
+
+
+def opt(attention: str = "sdpa", **changes) -> PreTrainedModel:
+    shape = {"ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": POSITIONS, "pad_token_id": 1}
+    return built(OPTConfig(**SHARED, **shape, word_embed_proj_dim=32, **changes), attention)
+
+
+SLIDING = {"sliding_window": 3, "layer_types": ["full_attention", "sliding_attention"]}
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt2-sdpa": gpt2,
     "gpt2-eager": lambda: gpt2("eager"),
@@ -67,6 +92,17 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama-sdpa": llama,
     "llama-eager": lambda: llama("eager", attention_bias=True),
     "llama-tied": lambda: llama(tie_word_embeddings=True),
+    "mistral": lambda: rotary(MistralConfig, sliding_window=None),
+    "mistral-window": lambda: rotary(MistralConfig, sliding_window=3),
+    "qwen2": lambda: rotary(Qwen2Config),
+    "qwen2-window": lambda: rotary(Qwen2Config, "eager", use_sliding_window=True, **SLIDING),
+    "qwen3": lambda: rotary(Qwen3Config, head_dim=16),
+    "qwen3-window": lambda: rotary(Qwen3Config, use_sliding_window=True, **SLIDING),
+    "gemma2": lambda: rotary(Gemma2Config, "eager", head_dim=16, query_pre_attn_scalar=9, **SLIDING),
+    "gemma2-uncapped": lambda: rotary(Gemma2Config, "eager", attn_logit_softcapping=None, final_logit_softcapping=None),
+    "gpt_neox-sequential": lambda: neox(False),
+    "opt": opt,
+    "opt-eager": lambda: opt("eager", tie_word_embeddings=False),
     "llama-dynamic": lambda: llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}),
 }
 every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
@@ -112,7 +148,7 @@ def test_the_norms_read_exactly_the_residuals(make):
     model(ids)
     assert [name for name, _ in read] == [before_attention, before_mlp, before_attention, before_mlp, last]
     for (_, theirs), ours in zip(read, found, strict=True):
-        assert_same(ours, theirs)
+        assert_same(ours, theirs.view_as(ours))  # OPT's MLP reads all tokens of a batch in one row
 
 
 @every_model
@@ -275,21 +311,14 @@ def test_other_blocks_have_no_neutral_weights(model):
 
 
 def test_the_supported_types_are_the_files_and_need_no_torch():
-    assert dense_types() == ("gpt2", "gpt_neo", "llama")
+    assert dense_types() == tuple(SUPPORTED.split(", "))
     code = "import sys; from extractor.models.dense.base import dense_types; print(*dense_types(), 'torch' in sys.modules)"
     assert python(code).split() == [*dense_types(), "False"]
 
 
-def neox(parallel: bool) -> PreTrainedModel:
-    shape = {"intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-    return built(GPTNeoXConfig(**SHARED, **shape, use_parallel_residual=parallel), "sdpa")
-
-
 def test_parallel_residuals_are_refused_with_the_reason():
-    with pytest.raises(UnsupportedModel, match=r"'gpt_neox' .*\(parallel residual\).*supported: gpt2, gpt_neo, llama"):
+    with pytest.raises(UnsupportedModel, match=rf"'gpt_neox' .*\(parallel residual\).*supported: {SUPPORTED}"):
         wrap_dense(neox(True))
-    with pytest.raises(UnsupportedModel, match="'gpt_neox' cannot be bridged: not supported yet; choose one of type gpt2, gpt_neo, llama"):
-        wrap_dense(neox(False))
 
 
 @pytest.mark.parametrize(
@@ -310,7 +339,7 @@ def test_the_reason_by_type(model_type: str, config: dict, parallel: bool):
 
 def test_other_families_are_refused():
     model = BertLMHeadModel(BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
-    with pytest.raises(UnsupportedModel, match="'bert' cannot be bridged: not supported yet; choose one of type gpt2, gpt_neo, llama"):
+    with pytest.raises(UnsupportedModel, match=f"'bert' cannot be bridged: not supported yet; choose one of type {SUPPORTED}"):
         wrap_dense(model)
 
 
@@ -325,3 +354,12 @@ def test_a_model_type_that_is_no_family_is_refused(name: str):
 def test_the_cosine_by_hand():
     factors = [cosine(step, 100, 0.1) for step in (0, 4, 9, 10, 55, 100)]
     assert factors == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.55, 0.1])
+
+
+@every_model
+def test_the_parameters_that_a_config_implies_are_the_models(make):
+    model = make()
+    shape = DenseShape.of(json.loads(model.config.to_json_string(use_diff=False)))
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert (shape.layers, shape.width, shape.heads) == (2, 32, 4)
+    assert bool(shape.positions) is wrap_dense(model).has_positions

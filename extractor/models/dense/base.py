@@ -8,16 +8,23 @@ M neurons, V vocabulary, L layers.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from extractor.errors import UnsupportedModel
+from extractor.errors import UnsupportedModel, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
+
+ARCHITECTURES = "extractor.architectures"  # group of entry points
+MODEL_TYPE = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 # Architectures whose attention and MLP read the same residual: always (""), or unless this field of their config is false.
 PARALLEL = {
@@ -75,11 +82,16 @@ class DenseSublayers(Protocol):
 
 @dataclass(frozen=True)
 class DenseContext:
-    """Positions (1, T) of a pass, the causal mask for the model's attention, and rotary angles (cos, sin) where it has them."""
+    """Positions (1, T) of a pass, the causal mask for the model's attention, and what only some models have.
+
+    rotary     angles (cos, sin)
+    windowed   the mask of the layers whose attention sees a window of the last tokens
+    """
 
     positions: Tensor
     mask: Tensor | None
     rotary: tuple[Tensor, Tensor] | None = None
+    windowed: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -121,10 +133,15 @@ class GPTWeights:
     blocks: tuple[BlockWeights, ...]
 
 
-def causal_context(config: PreTrainedConfig, embedding: nn.Embedding, ids: Tensor, attention_mask: Tensor | None) -> DenseContext:
-    """Positions and mask as Hugging Face's decoders compute them; `embedding` gives dtype and device."""
+def causal_context(
+    config: PreTrainedConfig, embedding: nn.Embedding, ids: Tensor, attention_mask: Tensor | None, has_windows: bool = False
+) -> DenseContext:
+    """Positions and masks as Hugging Face's decoders compute them; `embedding` gives dtype and device.
+
+    has_windows   whether some layers see a window of config.sliding_window tokens
+    """
     import torch
-    from transformers.masking_utils import create_causal_mask
+    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
     if attention_mask is not None and bool(attention_mask.all()):
         attention_mask = None
@@ -132,14 +149,16 @@ def causal_context(config: PreTrainedConfig, embedding: nn.Embedding, ids: Tenso
     positions = torch.arange(tokens, device=ids.device).unsqueeze(0)
     # It reads only shape, dtype and device of the embeddings. GPT-2's eager attention is not causal without a mask; this returns None
     # only where the kernel is causal by itself.
-    mask: Any = create_causal_mask(
-        config=config,
-        inputs_embeds=embedding.weight.new_empty((rows, tokens, 0), device=ids.device),
-        attention_mask=attention_mask,
-        past_key_values=None,
-        position_ids=positions,
-    )
-    return DenseContext(positions, mask)
+    given: dict[str, Any] = {
+        "config": config,
+        "inputs_embeds": embedding.weight.new_empty((rows, tokens, 0), device=ids.device),
+        "attention_mask": attention_mask,
+        "past_key_values": None,
+        "position_ids": positions,
+    }
+    mask: Any = create_causal_mask(**given)
+    windowed: Any = create_sliding_window_causal_mask(**given) if has_windows else None
+    return DenseContext(positions, mask, windowed=windowed)
 
 
 def residuals(dense: DenseSublayers, ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
@@ -159,27 +178,69 @@ def tail(model: Sublayers, start: int, h: Tensor, context: Any, stop: int | None
 
 
 def wrap_dense(model: PreTrainedModel) -> DenseSublayers:
-    """A model as sublayers, by its model_type. Raises UnsupportedModel for architectures without a file here."""
-    name = model.config.model_type
-    if name not in dense_types():
-        raise unsupported(name, model.config.to_dict())
-    return importlib.import_module(f"extractor.models.dense.{name}").DENSE(model)
+    """A model as sublayers, by its model_type. Raises UnsupportedModel for architectures that are not supported."""
+    name, config = model.config.model_type, model.config.to_dict()
+    if name not in dense_types() or is_parallel(name, config):
+        raise unsupported(name, config)
+    return dense_class(name)(model)
 
 
 def norms_of(model_type: str) -> tuple[str, ...]:
-    """The `norms` of a model_type that has a file here."""
-    return importlib.import_module(f"extractor.models.dense.{model_type}").DENSE.norms
+    """The `norms` of a supported model_type."""
+    return dense_class(model_type).norms
 
 
 def dense_types() -> tuple[str, ...]:
-    """The model_types with a file here. It reads the files as text, so torch is not imported."""
+    """The supported model_types: those with a file here, and those of installed packages. Imports neither torch nor a package."""
+    return tuple(sorted({*_own_types(), *installed_architectures()}))
+
+
+@cache
+def _own_types() -> tuple[str, ...]:
+    """The model_types with a file here, read as text."""
     return tuple(sorted(file.stem for file in Path(__file__).parent.glob("*.py") if "\nDENSE = " in file.read_text(encoding="utf-8")))
+
+
+def installed_architectures() -> dict[str, EntryPoint]:
+    """{model_type: entry point} of installed packages; a model_type with a file here, or of two packages, is left out.
+
+    An entry point of the group `extractor.architectures` is named after the model_type, and names a class like those here, or a module with
+    such a class as its `DENSE`.
+    """
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=ARCHITECTURES):
+        if MODEL_TYPE.fullmatch(entry.name) and entry.name not in _own_types():
+            found.setdefault(entry.name, []).append(entry)
+    return {name: entries[0] for name, entries in found.items() if len(entries) == 1}
+
+
+def dense_class(model_type: str) -> Any:
+    """The class that makes sublayers of a supported model_type. Raises UnsupportedModel where an installed package has none."""
+    if model_type in _own_types():
+        return importlib.import_module(f"extractor.models.dense.{model_type}").DENSE
+    entry = installed_architectures()[model_type]
+    try:
+        value = entry.load()
+        found = value.DENSE if isinstance(value, ModuleType) else value
+        if not isinstance(found.norms, tuple):
+            raise TypeError(f"{entry.value} has no tuple `norms`")
+    except Exception as error:  # code of a third party may raise anything
+        package = entry.dist.name if entry.dist else "an installed package"
+        raise UnsupportedModel(
+            f"the architecture {model_type!r} of {package} cannot be used: {type(error).__name__}: {first_line(error)}"
+        ) from None
+    return found
+
+
+def is_parallel(model_type: str, config: Mapping[str, Any]) -> bool:
+    """Whether attention and MLP of this architecture read the same residual; config as in config.json."""
+    return model_type in PARALLEL and bool(config.get(PARALLEL[model_type], True))
 
 
 def unsupported(model_type: str, config: Mapping[str, Any]) -> UnsupportedModel:
     """The error for a model_type without a file here; config as in config.json."""
     supported = ", ".join(dense_types())
-    if model_type in PARALLEL and config.get(PARALLEL[model_type], True):
+    if is_parallel(model_type, config):
         return UnsupportedModel(
             f"models of type {model_type!r} compute attention and MLP from the same residual (parallel residual): there is no residual "
             f"between them for a bridge; choose a sequential model (supported: {supported})"

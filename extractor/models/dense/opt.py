@@ -1,0 +1,63 @@
+"""Hugging Face OPT as a list of sublayers. Of the family's models only those that norm before a sublayer: all but opt-350m."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extractor.errors import UnsupportedModel
+from extractor.models.dense.base import DenseContext, causal_context
+
+
+class OPTSublayers:
+    """See `extractor.models.dense.base.DenseSublayers`. The model keeps its modules; nothing is copied or changed.
+
+    Raises UnsupportedModel for models whose norms follow the sublayers: there no norm reads the residual.
+    """
+
+    norms: tuple[str, ...] = ("self_attn_layer_norm", "final_layer_norm", "final_layer_norm")
+    has_positions = True
+
+    def __init__(self, model: Any):
+        self.model, self.inner = model, model.model.decoder
+        if self.inner.final_layer_norm is None or self.inner.project_in is not None:
+            raise UnsupportedModel(
+                "an OPT whose norms follow its sublayers (do_layer_norm_before false, as in opt-350m) or whose embeddings are projected "
+                "(word_embed_proj_dim) cannot be bridged; choose another of its family"
+            )
+        self.n_sublayers = 2 * len(self.inner.layers)
+        self.width: int = model.config.hidden_size
+
+    def context(self, ids: Tensor, attention_mask: Tensor | None = None) -> DenseContext:
+        most = self.inner.max_target_positions
+        # On a GPU an index beyond the table fails an assertion that makes CUDA unusable.
+        if ids.shape[1] > most:
+            raise ValueError(f"{ids.shape[1]} tokens do not fit the model's {most} positions; use shorter texts")
+        context = causal_context(self.model.config, self.inner.embed_tokens, ids, attention_mask)
+        if attention_mask is None or bool(attention_mask.all()):
+            return context
+        return replace(context, positions=(attention_mask.cumsum(1) * attention_mask - 1).long())  # -1 at padding, as in the model
+
+    def embed(self, ids: Tensor, context: DenseContext) -> Tensor:
+        table = self.inner.embed_positions
+        return self.inner.embed_tokens(ids) + torch.nn.functional.embedding(context.positions + table.offset, table.weight)
+
+    def sublayer(self, index: int, h: Tensor, context: DenseContext) -> Tensor:
+        layer = self.inner.layers[index // 2]
+        if index % 2 == 0:
+            normed = layer.self_attn_layer_norm(h)
+            return h + layer.self_attn(normed, position_ids=context.positions, attention_mask=context.mask)[0]
+        flat = h.reshape(-1, h.shape[-1])
+        return (flat + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(flat))))).view(h.shape)
+
+    def unembed(self, h: Tensor) -> Tensor:
+        return self.model.lm_head(self.inner.final_layer_norm(h)).contiguous()
+
+    def weights(self, context: int | None = None) -> None:
+        return None
+
+
+DENSE = OPTSublayers
