@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.circuit import Edge
-from extractor.circuits.sites import node_id, widths
+from extractor.circuits.sites import GATED_PLACES, node_id, widths
 
 if TYPE_CHECKING:
     from torch.nn import Embedding, Linear
@@ -144,7 +144,11 @@ def links(model: SparseGPTForCausalLM) -> Iterator[tuple[str, str, Tensor]]:
         for name, weight in zip("qkv", block.attn.c_attn.weight.detach().chunk(3), strict=True):
             yield f"{layer}.attn.act_in", f"{layer}.attn.{name}", weight
         yield f"{layer}.attn.v", f"{layer}.attn.resid_delta", block.attn.c_proj.weight.detach()
-        yield f"{layer}.mlp.act_in", f"{layer}.mlp.post_act", block.mlp.c_fc.weight.detach()
+        if block.mlp.c_gate is None:
+            yield f"{layer}.mlp.act_in", f"{layer}.mlp.post_act", block.mlp.c_fc.weight.detach()
+        else:
+            yield f"{layer}.mlp.act_in", f"{layer}.mlp.gate", block.mlp.c_gate.weight.detach()
+            yield f"{layer}.mlp.act_in", f"{layer}.mlp.up", block.mlp.c_fc.weight.detach()
         yield f"{layer}.mlp.post_act", f"{layer}.mlp.resid_delta", block.mlp.c_proj.weight.detach()
 
 
@@ -172,7 +176,8 @@ def live_nodes(
     Forward: a read is fed by an embedding column or an earlier kept write of its channel, a position channel by its column of the position
     table; any other node by an edge from a fed node.
     Backward: a write is used by the unembedding or a later used read of its channel; q and k are used when their head has a used v, and
-    without sinks q only where its k varies.
+    without sinks q only where its k varies, unless norms or turns of heads make channels meet others.
+    A gated neuron is fed by the gate or the up of its number, and uses both.
     """
     incoming: dict[str, list[tuple[str, Tensor]]] = {}  # target site -> (source site, which edges between kept nodes are on)
     for source, target, weight in links(model):
@@ -185,16 +190,24 @@ def live_nodes(
 
 def _fed(model: SparseGPTForCausalLM, kept: dict[str, Tensor], incoming: dict) -> dict[str, Tensor]:
     """Per site which kept nodes vary with the input, (kept,) bool."""
+    import torch
+
     width = model.config.d_model
     written = _nonzero_columns(model.transformer.wte, width + model.config.d_pos_emb, 0)
     if model.transformer.wpe is not None:
         written |= _nonzero_columns(model.transformer.wpe, len(written), 0 if model.config.added_positions else width)
     fed: dict[str, Tensor] = {}
     for site, channels in kept.items():
+        if site.endswith("attn.act_in") or not model.config.parallel:
+            before = written.clone()
         if site.endswith("act_in"):
-            fed[site] = written[channels]
+            fed[site] = before[channels]
             continue
-        fed[site] = sum((on[:, fed[source]].any(1) for source, on in incoming[site]), start=channels < 0)
+        fed[site] = sum((on[:, fed[source]].any(1) for source, on in incoming.get(site, ())), start=channels < 0)
+        if site.endswith("post_act") and model.config.gated:
+            for name in ("gate", "up"):
+                factor = site.replace("post_act", name)
+                fed[site] |= torch.isin(channels, kept[factor][fed[factor]])
         if site.endswith("resid_delta"):
             written[channels[fed[site]]] = True
     return fed
@@ -207,19 +220,25 @@ def _used(model: SparseGPTForCausalLM, kept: dict[str, Tensor], fed: dict[str, T
     config = model.config
     read = _nonzero_columns(model.lm_head, config.d_model + config.d_pos_emb, 0)
     used = {site: flags & False for site, flags in fed.items()}
+    alone = not (config.sinks or config.rotary or config.query_key_norm)
     for site in reversed(fed):
         channels = kept[site]
+        if site.endswith("mlp.resid_delta") or not config.parallel:
+            later = read.clone()
         if site.endswith("resid_delta"):
-            used[site] = fed[site] & read[channels]
+            used[site] = fed[site] & later[channels]
         elif site.endswith(("attn.q", "attn.k")):
             values = site[:-1] + "v"
             heads = torch.isin(channels // config.d_head, kept[values][used[values]] // config.d_head)
             used[site] = fed[site] & heads
-            if site.endswith("q") and not config.sinks:  # a query on a constant key adds the same to every score
+            if site.endswith("q") and alone:  # a query on a constant key adds the same to every score
                 keys = site[:-1] + "k"
                 used[site] &= torch.isin(channels, kept[keys][fed[keys]])
         elif site.endswith("act_in"):
             read[channels[used[site]]] = True
+        elif site.endswith(GATED_PLACES):
+            neurons = site.rpartition(".")[0] + ".post_act"
+            used[site] = fed[site] & torch.isin(channels, kept[neurons][used[neurons]])
         for source, on in incoming.get(site, []):
             used[source] |= on[used[site]].any(0) & fed[source]
     return used

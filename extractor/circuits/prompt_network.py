@@ -5,8 +5,9 @@ deviate from their replacement values r, and a node or an edge that is ablated d
 
   site    d = m * (AbsTopK(x among nodes that are on) - r)                           R3
   link    x = base + (W * M) d,          base = W r + bias, over all sources         R4
-  heads   pattern from q = r + d and k = r + d, over all channels                    R5
+  heads   pattern from q = r + d and k = r + d, over all channels, normed and turned R5
           out = base + (W * M) pattern @ d,   base = pattern @ (W r) + bias          R6, R4
+  gates   d = m * (activation(r + d of the gate) * (r + d of the up) - r)             R7, over the neurons that are kept
   h       = h_r + sum of d,              h_r = embedding + the r of all writes       R7
 
 r, base and h_r are functions of the prompts alone, computed once per batch (`prepare`); only kept nodes have a d. Residual channels that no
@@ -62,11 +63,18 @@ class AttentionBases:
 
 @dataclass(frozen=True)
 class MLPBases:
-    """The same of an MLP: r of act_in, post_act, resid_delta; base of the links into kept neurons and kept writes."""
+    """The same of an MLP.
+
+    r           of act_in, post_act, resid_delta; with gates also of gate and up
+    into        {place: (B, T, n)} base of the links from the read: into post_act, or into gate and up
+    proj        base of the links into kept writes
+    factors     with gates: {gate, up: (B, T, n)} r at the numbers of the kept neurons
+    """
 
     r: Values
-    fc: Tensor
+    into: Values
     proj: Tensor
+    factors: Values
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,7 @@ class PromptMaskedModel:
         self._place[self.tracked] = torch.arange(len(self.tracked), device=kept_nodes.device)
         self._heads = [self._computed_heads(layer) for layer in range(len(model.blocks))]
         self._columns = {f"{layer}.attn.{name}": self._places_in_heads(layer, name) for layer in range(len(model.blocks)) for name in "qkv"}
+        self._meeting = {f"{layer}.mlp.{name}": self._meet(layer, name) for layer in range(len(model.blocks)) for name in self._factors}
 
     def __len__(self) -> int:
         return int(self.kept_nodes.sum())
@@ -157,6 +166,16 @@ class PromptMaskedModel:
         """The places of a site's kept channels among the channels of the computed heads."""
         width, channels = self.model.config.d_head, self._channels[f"{layer}.attn.{name}"]
         return torch.searchsorted(self._heads[layer], channels // width) * width + channels % width
+
+    @property
+    def _factors(self) -> tuple[str, ...]:
+        """The sites whose product a neuron is; () without gates."""
+        return ("gate", "up") if self.model.config.gated else ()
+
+    def _meet(self, layer: int, name: str) -> tuple[Tensor, Tensor]:
+        """(places among the kept channels of a gate or up whose neuron is kept, places of those neurons among the kept ones)."""
+        factor, neurons = self._channels[f"{layer}.mlp.{name}"], self._channels[f"{layer}.mlp.post_act"]
+        return torch.isin(factor, neurons).nonzero().flatten(), torch.isin(neurons, factor).nonzero().flatten()
 
     # what depends on the prompts
 
@@ -217,9 +236,12 @@ class PromptMaskedModel:
 
     def _mlp(self, layer: int, block: Block, r: _Cut) -> MLPBases:
         prefix, mlp = f"{layer}.mlp.", block.mlp
-        fc = r.base((prefix + "act_in", prefix + "post_act"), mlp.c_fc.bias)
+        layers = {"post_act": mlp.c_fc} if mlp.c_gate is None else {"gate": mlp.c_gate, "up": mlp.c_fc}
+        into = {name: r.base((prefix + "act_in", prefix + name), one.bias) for name, one in layers.items()}
         proj = r.base((prefix + "post_act", prefix + "resid_delta"), mlp.c_proj.bias)
-        return MLPBases({place: r.kept(prefix + place) for place in ("act_in", "post_act", "resid_delta")}, fc, proj)
+        kept = {place: r.kept(prefix + place) for place in ("act_in", *self._factors, "post_act", "resid_delta")}
+        factors = {name: r.of(prefix + name, self._channels[prefix + "post_act"]) for name in self._factors}
+        return MLPBases(kept, into, proj, factors)
 
 
 def _writes(model: SparseGPTForCausalLM) -> list[str]:
@@ -256,6 +278,7 @@ class _Pass:
 
     def __init__(self, network: PromptMaskedModel, group: PromptGroup, masks: Masks):
         self.network, self.group, self.masks, self.model = network, group, masks, network.model
+        self.angles = self.model.angles(torch.arange(group.residual.shape[2], device=group.residual.device))
 
     def logit_diffs(self) -> Tensor:
         """(P or 1, B)."""
@@ -264,8 +287,10 @@ class _Pass:
         for layer, (block, (attention, mlp)) in enumerate(zip(blocks, group.layers, strict=True)):
             last = group.last if layer == len(blocks) - 1 else None
             read = self._read(2 * layer, f"{layer}.attn.act_in", block.ln_1, block.ln_p1, attention.r["act_in"], d, None)
-            d = self._at(d, last) + self._written(f"{layer}.attn.resid_delta", self._attention(layer, block, attention, read, last))
-            read = self._read(2 * layer + 1, f"{layer}.mlp.act_in", block.ln_2, block.ln_p2, mlp.r["act_in"], d, last)
+            before = self._at(d, last)
+            d = before + self._written(f"{layer}.attn.resid_delta", self._attention(layer, block, attention, read, last))
+            norm, seen = (2 * layer, before) if self.model.config.parallel else (2 * layer + 1, d)
+            read = self._read(norm, f"{layer}.mlp.act_in", block.ln_2, block.ln_p2, mlp.r["act_in"], seen, last)
             d = d + self._written(f"{layer}.mlp.resid_delta", self._mlp(layer, block, mlp, read, last))
         h, scale = self._residual(2 * len(blocks), self.model.transformer.ln_f, d, group.last)
         return scale[..., 0, 0] * ((h[..., 0, :] * group.readout).sum(-1) + group.rest_readout) + group.direct
@@ -321,10 +346,22 @@ class _Pass:
 
     def _mlp(self, layer: int, block: Block, bases: MLPBases, read: Tensor, last: Tensor | None) -> Tensor:
         prefix = f"{layer}.mlp."
-        before = self._base(bases.fc, last) + self._link(prefix + "act_in", prefix + "post_act", read)
-        post = self._site(prefix + "post_act", block.mlp.activation(before), self._base(bases.r["post_act"], last))
+        into = {name: self._base(base, last) + self._link(prefix + "act_in", prefix + name, read) for name, base in bases.into.items()}
+        if block.mlp.c_gate is None:
+            before = block.mlp.activation(into["post_act"])
+        else:
+            gate, up = (self._factor(prefix + name, into[name], bases.r[name], bases.factors[name], last) for name in ("gate", "up"))
+            before = block.mlp.activation(gate) * up
+        post = self._site(prefix + "post_act", before, self._base(bases.r["post_act"], last))
         out = self._base(bases.proj, last) + self._link(prefix + "post_act", prefix + "resid_delta", post)
         return self._site(prefix + "resid_delta", out, self._base(bases.r["resid_delta"], last))
+
+    def _factor(self, site: str, x: Tensor, r: Tensor, r_of_neurons: Tensor, last: Tensor | None) -> Tensor:
+        """The values (P, B, T', neurons) of a gate or up at the numbers of the kept neurons, from its kept channels before AbsTopK."""
+        d = self._site(site, x, self._base(r, last))
+        own, there = self.network._meeting[site]
+        base = self._base(r_of_neurons, last)
+        return base + d.new_zeros(*d.shape[:-1], base.shape[-1]).index_copy(-1, there, d[..., own])
 
     def _attention(self, layer: int, block: Block, bases: AttentionBases, read: Tensor, last: Tensor | None) -> Tensor:
         prefix = f"{layer}.attn."
@@ -355,6 +392,8 @@ class _Pass:
 
     def _pattern(self, attn, q: Tensor, k: Tensor, layer: int, last: Tensor | None) -> Tensor:
         """R5: (P, B, H, T', T)."""
+        angles = self.angles if self.angles is None or last is None else self.angles[last][:, None, None]  # (T, pairs), (B, 1, 1, pairs)
+        q, k = attn.turned(q, attn.q_norm, angles), attn.turned(k, attn.k_norm, self.angles)
         scores = (q / math.sqrt(q.shape[-1])) @ k.mT
         scores = scores.masked_fill(future(k.shape[-2], last, k.device), -torch.inf)
         if attn.sink_logit is not None:

@@ -80,6 +80,23 @@ class PromptValues:
         return _picked(self._mixed[layer], rows, length, channels)
 
 
+class OnePrompt:
+    """`Replacements` that are the same for every prompt: `values` are those of one prompt."""
+
+    def __init__(self, values: PromptValues):
+        self.values = values
+        self.streams: dict[tuple[int, int], ReplacedStream] = {}
+
+    def of(self, site: str, rows: Tensor, length: int, channels: Tensor) -> Tensor:
+        return self.values.of(site, rows.new_zeros(1), length, channels).expand(len(rows), -1, -1)
+
+    def sent(self, link: Link, rows: Tensor, length: int, targets: Tensor) -> Tensor:
+        return self.values.sent(link, rows.new_zeros(1), length, targets).expand(len(rows), -1, -1)
+
+    def mixed(self, layer: int, rows: Tensor, length: int, channels: Tensor) -> Tensor:
+        return self.values.mixed(layer, rows.new_zeros(1), length, channels).expand(len(rows), -1, -1)
+
+
 def _picked(values: Tensor, rows: Tensor, length: int, channels: Tensor) -> Tensor:
     """values (B, T, width) at these rows and channels, cut to `length` tokens."""
     if len(channels) == values.shape[-1]:  # all of them, in order
@@ -90,6 +107,8 @@ def _picked(values: Tensor, rows: Tensor, length: int, channels: Tensor) -> Tens
 
 def head_patterns(model: SparseGPTForCausalLM, layer: int, q: Tensor, k: Tensor) -> Tensor:
     """The attention (B, heads, T, T) of a layer's heads, of the values of its q and k (B, T, width). R5 of reference.py."""
-    attn = model.blocks[layer].attn
-    queries, keys = (x.unflatten(-1, (-1, attn.d_head)).transpose(1, 2) for x in (q, k))
+    attn, angles = model.blocks[layer].attn, model.angles(torch.arange(q.shape[1], device=q.device))
+    queries, keys = (
+        attn.turned(x.unflatten(-1, (-1, attn.d_head)).transpose(1, 2), norm, angles) for x, norm in ((q, attn.q_norm), (k, attn.k_norm))
+    )
     return attention_pattern(queries, keys, causal_mask(q.shape[1], q.dtype, q.device), attn.sink_logit)

@@ -8,9 +8,11 @@ another node's place. An ablated edge carries its source's replacement value. Pa
     R2  x       = norm(h), position channels appended
     R3  site    : r + m * (AbsTopK(x among nodes that are on) - r)          m mask, r replacement values
     R4  link    : W*M x + W*(1 - M) r + bias                                M edge mask
-    R5  pattern = softmax([q.k / sqrt(d_head), sink])                       the sink's share is dropped
+    R5  pattern = softmax([q.k / sqrt(d_head), sink])                       q and k normed and turned first where the model does that; the
+                                                                            sink's share is dropped
     R6  mixed   = pattern @ v
     R7  h       = h + site(link(mixed))      and      h + site(link(site(activation(link(x)))))
+                  with gates the inner site is  site(activation(site(link(x))) * site(link(x))); a parallel block's MLP reads h before both
     R8  logit difference = logits[first answer] - logits[second answer] at the scored position
 
 The fast implementation names these lines where it replaces them.
@@ -87,7 +89,7 @@ def masked_residuals(
             x = position_read(block.ln_1(h), block.ln_p1, context)  # R2
             found.append(h + sublayers.attention(f"{layer}.attn.", block.attn, x, context))  # R7
         else:
-            x = position_read(block.ln_2(h), block.ln_p2, context)  # R2
+            x = position_read(block.ln_2(found[-2] if model.config.parallel else h), block.ln_p2, context)  # R2
             found.append(h + sublayers.mlp(f"{layer}.mlp.", block.mlp, x))  # R7
     return found
 
@@ -131,7 +133,8 @@ class _Sublayers:
         )
         heads = lambda t: t.view(batch, length, -1, attn.d_head).transpose(1, 2)  # noqa: E731
         mask = causal_mask(length, q.dtype, q.device) if context.mask is None else context.mask
-        pattern = attention_pattern(heads(q), heads(k), mask, attn.sink_logit)  # R5
+        queries, keys = attn.turned(heads(q), attn.q_norm, context.angles), attn.turned(heads(k), attn.k_norm, context.angles)
+        pattern = attention_pattern(queries, keys, mask, attn.sink_logit)  # R5
 
         def mixed(values: Tensor) -> Tensor:  # R6
             return (pattern @ heads(values)).transpose(1, 2).flatten(2)
@@ -143,8 +146,15 @@ class _Sublayers:
     def mlp(self, prefix: str, mlp: MLP, read: Tensor) -> Tensor:
         x = self.site(prefix + "act_in", mlp.act_in.k, read)
         replacement = lambda: self.ablation_values[prefix + "act_in"]  # noqa: E731
-        before = self.link(prefix + "act_in", prefix + "post_act", mlp.c_fc.weight, x, replacement) + mlp.c_fc.bias
-        post = self.site(prefix + "post_act", mlp.post_act.k, mlp.activation(before))
+        if mlp.c_gate is None:
+            before = mlp.activation(self.link(prefix + "act_in", prefix + "post_act", mlp.c_fc.weight, x, replacement) + mlp.c_fc.bias)
+        else:
+            gate, up = (
+                self.site(prefix + name, site.k, self.link(prefix + "act_in", prefix + name, layer.weight, x, replacement) + layer.bias)
+                for name, site, layer in (("gate", mlp.gate, mlp.c_gate), ("up", mlp.up, mlp.c_fc))
+            )
+            before = mlp.activation(gate) * up
+        post = self.site(prefix + "post_act", mlp.post_act.k, before)
         replaced = lambda: self.ablation_values[prefix + "post_act"]  # noqa: E731
         out = self.link(prefix + "post_act", prefix + "resid_delta", mlp.c_proj.weight, post, replaced) + mlp.c_proj.bias
         return self.site(prefix + "resid_delta", mlp.resid_delta.k, out)

@@ -3,7 +3,8 @@
 Shapes everywhere: B sequences, T tokens, D dense width, S sparse width, H heads, C channels per head, M neurons, V vocabulary, N nodes.
 
 A site is a place in a block, a node one channel of it, the same at every token: `1.mlp.post_act.12`. Sites in forward order, per layer:
-attn.act_in, attn.q, attn.k, attn.v, attn.resid_delta, mlp.act_in, mlp.post_act, mlp.resid_delta. Paper: App. A.5.
+attn.act_in, attn.q, attn.k, attn.v, attn.resid_delta, mlp.act_in, mlp.post_act, mlp.resid_delta. Paper: App. A.5. A model with gated MLPs
+has two more, before mlp.post_act: mlp.gate and mlp.up, whose channels of one number meet in the neuron of that number (ours).
 In a model with position channels the reads (act_in) have those too, behind the S residual channels.
 """
 
@@ -16,12 +17,17 @@ if TYPE_CHECKING:
     from extractor.sparse.modeling_sparse_gpt import Site, SparseGPTForCausalLM
 
 # The travelling configuration lists them too: it cannot import this module, and this one must not import torch.
-PLACES = ("attn.act_in", "attn.q", "attn.k", "attn.v", "attn.resid_delta", "mlp.act_in", "mlp.post_act", "mlp.resid_delta")
+GATED_PLACES = ("mlp.gate", "mlp.up")
+PLACES = (
+    *("attn.act_in", "attn.q", "attn.k", "attn.v", "attn.resid_delta"),
+    *("mlp.act_in", *GATED_PLACES, "mlp.post_act", "mlp.resid_delta"),
+)
 
 
 def sites(model: SparseGPTForCausalLM) -> dict[str, Site]:
     """All sites by name, in forward order."""
-    return {f"{layer}.{place}": operator.attrgetter(place)(block) for layer, block in enumerate(model.blocks) for place in PLACES}
+    places = model.config.places
+    return {f"{layer}.{place}": operator.attrgetter(place)(block) for layer, block in enumerate(model.blocks) for place in places}
 
 
 def widths(model: SparseGPTForCausalLM) -> dict[str, int]:

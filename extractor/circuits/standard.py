@@ -23,7 +23,7 @@ from extractor.circuits.conditions import CONDITIONS, Conditions
 from extractor.circuits.masks import MaskedModel
 from extractor.circuits.network import FastMaskedModel
 from extractor.circuits.prompt_network import PromptMaskedModel
-from extractor.circuits.prompt_values import PromptValues
+from extractor.circuits.prompt_values import OnePrompt, PromptValues
 from extractor.circuits.reference import resampled
 from extractor.data.prompts import TaskBatch
 
@@ -91,7 +91,14 @@ class PaperStandard:
     def network(self, kept_nodes: Tensor) -> MaskedModel:
         if self.ablation == "resample":
             return PromptMaskedModel(self.model, self._resample, kept_nodes)
+        if not self.model.config.is_plain:
+            return PromptMaskedModel(self.model, self._constant, kept_nodes)
         return FastMaskedModel(self.model, self.values, kept_nodes)
+
+    def _constant(self, batch: TaskBatch) -> tuple[TaskBatch, OnePrompt]:
+        """The same replacement values for every prompt."""
+        one = {site: value.expand(1, batch.ids.shape[1], -1) for site, value in self.values.items()}
+        return batch, OnePrompt(PromptValues(self.model, one))
 
     def losses(self, diffs: Tensor, sign: Tensor) -> Tensor:
         return calibrate_all(diffs, sign)[0]

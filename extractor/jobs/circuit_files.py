@@ -76,7 +76,8 @@ def write_files(run: CircuitRun, problem: PruningProblem, found: FoundCircuits, 
             files.write_text(folder / "tokens.json", json.dumps(tokens, separators=(",", ":")) + "\n")
         progress.begin("compiled")
         live = None
-        if problem.spec.ablation != "resample":  # a resampled node has no constant replacement value
+        # A resampled node has no constant replacement value, and further blocks (gates, rotary positions) are not compiled.
+        if problem.spec.ablation != "resample" and problem.model.config.is_plain:
             from extractor.circuits.compiled import compile_circuit
 
             compiled = compile_circuit(problem.model, problem.ablation_values, shown.graph, answers)

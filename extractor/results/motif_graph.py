@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from extractor.circuits.circuit import Circuit, Edge, Node
-from extractor.circuits.sites import PLACES, node_id
+from extractor.circuits.sites import GATED_PLACES, PLACES, node_id
 from extractor.errors import BrokenArtifact
 from extractor.files import read_json
 from extractor.results.motif_forms import MEETS, RESIDUAL, Arrow, Motif, motif_of
@@ -25,7 +25,7 @@ HEADED = ("attn.q", "attn.k", "attn.v")
 _TARGETS = {
     "attn.act_in": HEADED,
     "attn.v": ("attn.resid_delta",),
-    "mlp.act_in": ("mlp.post_act",),
+    "mlp.act_in": ("mlp.post_act", *GATED_PLACES),
     "mlp.post_act": ("mlp.resid_delta",),
 }
 MIDDLES = ("attn.v", "mlp.post_act")  # between two kinds of edges

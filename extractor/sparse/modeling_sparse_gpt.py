@@ -6,6 +6,10 @@ GPT-2's pre-norm blocks with biases, except: RMSNorm, untied unembedding, no pos
 read sees beside the residual, optional attention sinks, optional bigram logits, and AbsTopK at eight sites of every block, each a module
 of its own so that hooks can read and edit it: `attn.act_in`, `attn.q`, `attn.k`, `attn.v`, `attn.resid_delta`, `mlp.act_in`,
 `mlp.post_act`, `mlp.resid_delta`. Paper: Sec. 2.1, App. A.1.
+
+For what it may be made from (ours): rotary positions, norms of queries and keys, gated MLPs with the sites `mlp.gate` and `mlp.up`, whose
+product is `mlp.post_act`, and blocks whose attention and MLP read the same residual. Queries, keys and their sites are values before the
+norm and the turn. Every head has keys and values of its own: a model with grouped queries becomes one whose groups are written out.
 """
 
 import math
@@ -33,11 +37,13 @@ class Context:
     mask        additive, (T, keys) or with padding (B, 1, T, keys); None: causal, no padding and nothing cached
     positions   the tokens' rows of the position table, (T, P) or (B, T, P), for models that have one
     cache       keys and values of earlier tokens, which attention adds to; None: none are kept
+    angles      by which pairs of channels turn at the tokens, (T, pairs) or (B, 1, T, pairs), for models with rotary positions
     """
 
     mask: Tensor | None = None
     positions: Tensor | None = None
     cache: Cache | None = None
+    angles: Tensor | None = None
 
 
 class Site(nn.Module):
@@ -68,15 +74,15 @@ class Attention(nn.Module):
 
     def __init__(self, config: SparseGPTConfig, layer: int = 0):
         super().__init__()
-        width, read = config.d_model, config.d_model + config.d_pos_emb
-        self.d_head, self.layer = config.d_head, layer
-        self.c_attn = nn.Linear(read, 3 * width)  # rows q | k | v
-        self.c_proj = nn.Linear(width, width)
+        width, read, mixed = config.d_model, config.d_model + config.d_pos_emb, config.n_head * config.d_head
+        self.d_head, self.layer, self.turn_scale = config.d_head, layer, config.rotary_scale
+        self.c_attn = nn.Linear(read, 3 * mixed)  # rows q | k | v
+        self.c_proj = nn.Linear(mixed, width)
+        self.q_norm, self.k_norm = (RMSNorm(config.d_head, config.rms_norm_eps) if config.query_key_norm else None for _ in range(2))
         self.sink_logit = nn.Parameter(torch.zeros(config.n_head)) if config.sinks else None
         self.act_in = Site(read, config.kept("attn.act_in", read))
-        self.q, self.k, self.v, self.resid_delta = (
-            Site(width, config.kept(f"attn.{name}", width)) for name in ("q", "k", "v", "resid_delta")
-        )
+        self.q, self.k, self.v = (Site(mixed, config.kept(f"attn.{name}", mixed)) for name in "qkv")
+        self.resid_delta = Site(width, config.kept("attn.resid_delta", width))
         self.pattern, self.z = nn.Identity(), nn.Identity()
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -86,6 +92,7 @@ class Attention(nn.Module):
             site(t).view(batch, length, -1, self.d_head).transpose(1, 2)  # (B, H, T, C)
             for site, t in ((self.q, q), (self.k, k), (self.v, v))
         )
+        q, k = self.turned(q, self.q_norm, context.angles), self.turned(k, self.k_norm, context.angles)
         if context.cache is not None:
             k, v = context.cache.update(k, v, self.layer)
         if self.pattern._forward_hooks:
@@ -94,6 +101,20 @@ class Attention(nn.Module):
         else:
             mixed = attend(q, k, v, context.mask, self.sink_logit)
         return self.resid_delta(self.c_proj(self.z(mixed.transpose(1, 2).flatten(2))))
+
+    def turned(self, x: Tensor, norm: RMSNorm | None, angles: Tensor | None) -> Tensor:
+        """Queries or keys (..., T, C) as they meet: normed where the model does that, turned by the angles (..., T, pairs)."""
+        if norm is not None:
+            x = norm(x)
+        return x if angles is None else turn(x, angles, self.turn_scale)
+
+
+def turn(x: Tensor, angles: Tensor, scale: float) -> Tensor:
+    """The channels c and c + pairs of x (..., C) turned together by angles (..., pairs); channels beyond twice the pairs stay."""
+    pairs = angles.shape[-1]
+    cos, sin = (angles.cos() * scale).to(x.dtype), (angles.sin() * scale).to(x.dtype)
+    first, second, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x[..., 2 * pairs :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
 def attention_pattern(q: Tensor, k: Tensor, mask: Tensor, sink_logit: Tensor | None) -> Tensor:
@@ -105,22 +126,29 @@ def attention_pattern(q: Tensor, k: Tensor, mask: Tensor, sink_logit: Tensor | N
 
 
 class MLP(nn.Module):
-    """Two linear layers around an exact GELU or a ReLU, with nodes at its read, its neurons and its write."""
+    """Two linear layers around an activation, with nodes at its read, its neurons and its write; with gates a third one, `c_gate`."""
 
     def __init__(self, config: SparseGPTConfig):
         super().__init__()
         width, read = config.d_model, config.d_model + config.d_pos_emb
         self.c_fc = nn.Linear(read, config.d_mlp)
+        self.c_gate = nn.Linear(read, config.d_mlp) if config.gated else None
         self.c_proj = nn.Linear(config.d_mlp, width)
-        approximate = "tanh" if config.activation == "gelu_tanh" else "none"
-        self.activation = nn.ReLU() if config.activation == "relu" else nn.GELU(approximate=approximate)
+        plain = {"relu": nn.ReLU(), "silu": nn.SiLU(), "gelu": nn.GELU(), "gelu_tanh": nn.GELU(approximate="tanh")}
+        self.activation = plain[config.activation]
+        if config.gated:
+            self.gate, self.up = (Site(config.d_mlp, config.kept(f"mlp.{name}", config.d_mlp)) for name in ("gate", "up"))
         self.act_in = Site(read, config.kept("mlp.act_in", read))
         self.resid_delta = Site(width, config.kept("mlp.resid_delta", width))
         self.post_act = Site(config.d_mlp, config.kept("mlp.post_act", config.d_mlp))
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.post_act(self.activation(self.c_fc(self.act_in(x))))
-        return self.resid_delta(self.c_proj(hidden))
+        x = self.act_in(x)
+        if self.c_gate is None:
+            hidden = self.activation(self.c_fc(x))
+        else:
+            hidden = self.activation(self.gate(self.c_gate(x))) * self.up(self.c_fc(x))
+        return self.resid_delta(self.c_proj(self.post_act(hidden)))
 
 
 class Block(nn.Module):
@@ -141,6 +169,12 @@ class Block(nn.Module):
     def neurons(self, h: Tensor, context: Context) -> Tensor:
         h = self.resid_mid(h)
         return self.resid_post(h + self.mlp(position_read(self.ln_2(h), self.ln_p2, context)))
+
+    def parallel(self, h: Tensor, context: Context) -> Tensor:
+        """Attention and MLP, which both read the residual before the block."""
+        h = self.resid_pre(h)
+        attended = self.attn(position_read(self.ln_1(h), self.ln_p1, context), context)
+        return self.resid_post(h + attended + self.mlp(position_read(self.ln_2(h), self.ln_p2, context)))
 
 
 def position_read(x: Tensor, position_norm: RMSNorm | None, context: Context) -> Tensor:
@@ -229,11 +263,11 @@ class SparseGPTForCausalLM(Observable, PreTrainedModel, GenerationMixin):
         """The blocks, first to last."""
         return [block for block in self.transformer.h if isinstance(block, Block)]
 
-    # The model as a list of sublayers: 2i is block i's attention, 2i + 1 its MLP.
+    # The model as a list of sublayers: 2i is block i's attention, 2i + 1 its MLP; a parallel block is one sublayer.
 
     @property
     def n_sublayers(self) -> int:
-        return 2 * self.config.n_layer
+        return self.config.n_layer * (1 if self.config.parallel else 2)
 
     def embed(self, ids: Tensor, context: Context | None = None) -> Tensor:
         """Residual before the first sublayer, (B, T, S)."""
@@ -253,7 +287,16 @@ class SparseGPTForCausalLM(Observable, PreTrainedModel, GenerationMixin):
         keys = past + length if cache is None else int(cache.get_mask_sizes(length, 0)[0])
         if attention_mask is not None and (attention_mask.dim() != 2 or attention_mask.shape[1] != past + length):
             raise ValueError(f"attention_mask must be (batch, {past + length}), not {tuple(attention_mask.shape)}")
-        return Context(self._mask(past, length, keys, attention_mask), self._positions(past, length, attention_mask, position_ids), cache)
+        mask, at = self._mask(past, length, keys, attention_mask), self._places(past, length, attention_mask, position_ids)
+        return Context(mask, self._positions(at), cache, self.angles(at))
+
+    def angles(self, places: Tensor) -> Tensor | None:
+        """The angles (T, pairs), or (B, 1, T, pairs), at the places (T,) or (B, T) of tokens; None without rotary positions."""
+        if self.config.rotary is None:
+            return None
+        per_token = torch.tensor(self.config.rotary, device=places.device, dtype=torch.float32)
+        found = places[..., None].float() * per_token
+        return found if found.dim() == 2 else found[:, None]
 
     def _mask(self, past: int, length: int, keys: int, attention_mask: Tensor | None) -> Tensor | None:
         padded = attention_mask is not None and not bool(attention_mask.all())
@@ -268,14 +311,18 @@ class SparseGPTForCausalLM(Observable, PreTrainedModel, GenerationMixin):
         # Clamped, or a masked place that is also padding would overflow to -inf and a fully masked row become NaN.
         return (mask + padding[:, None, None, :]).clamp(min=low)
 
-    def _positions(self, past: int, length: int, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor | None:
+    def _places(self, past: int, length: int, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
+        """The places of the new tokens, (T,) or (B, T)."""
+        if position_ids is not None:
+            return position_ids
+        if attention_mask is not None:
+            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
+        return torch.arange(past, past + length, device=self.lm_head.weight.device)
+
+    def _positions(self, position_ids: Tensor) -> Tensor | None:
         table = self.transformer.wpe
         if table is None:
             return None
-        if position_ids is None and attention_mask is not None:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
-        elif position_ids is None:
-            position_ids = torch.arange(past, past + length, device=table.weight.device)
         last = int(position_ids.max()) if position_ids.numel() else 0
         if last >= self.config.n_ctx:
             raise ValueError(f"{last + 1} tokens are too many: the model has positions for {self.config.n_ctx} (n_ctx)")
@@ -283,6 +330,8 @@ class SparseGPTForCausalLM(Observable, PreTrainedModel, GenerationMixin):
 
     def sublayer(self, index: int, h: Tensor, context: Context) -> Tensor:
         """Residual after sublayer `index`, given the residual before it, (B, T, S)."""
+        if self.config.parallel:
+            return self.blocks[index].parallel(h, context)
         block = self.blocks[index // 2]
         return block.attention(h, context) if index % 2 == 0 else block.neurons(h, context)
 
@@ -316,10 +365,10 @@ class SparseGPTForCausalLM(Observable, PreTrainedModel, GenerationMixin):
         cache = DynamicCache(config=self.config) if use_cache and past_key_values is None else past_key_values
         context = self.context(input_ids.shape[1], attention_mask, position_ids, cache)
         h = self.embed(input_ids, context)
-        seen = [h]
+        seen, of_block = [h], self.n_sublayers // self.config.n_layer
         for index in range(self.n_sublayers):
             h = self.sublayer(index, h, context)
-            if output_hidden_states and index % 2:
+            if output_hidden_states and (index + 1) % of_block == 0:
                 seen.append(h)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.unembed(h[:, kept], input_ids[:, kept])

@@ -9,7 +9,8 @@ TransformerLens's name; with L layers, H heads of C channels, S keys:
     blocks.0.attn.hook_q | hook_k | hook_v         (B, T, H, C): sites 0.attn.q, k, v by head
     blocks.0.attn.hook_pattern                     attention (B, H, T, S); with a sink, rows sum to less than one
     blocks.0.attn.hook_z                           mixed values (B, T, H, C)
-    blocks.0.mlp.hook_pre | hook_post              neurons before and after the activation; the latter is site 0.mlp.post_act
+    blocks.0.mlp.hook_pre | hook_post              neurons before and after the activation; the latter is site 0.mlp.post_act. With gates
+                                                   hook_pre is what the gate multiplies, before its site 0.mlp.up
     blocks.0.hook_attn_out | hook_mlp_out          sites 0.attn.resid_delta and 0.mlp.resid_delta
 """
 
@@ -68,10 +69,13 @@ class Observable:
         heads, found = model.config.n_head, {"hook_embed": Point(model.transformer.wte)}
         if model.transformer.wpe is not None:
             found["hook_pos_embed"] = Point(model.transformer.wpe)
+        places, points = model.config.places, dict(_BLOCK_POINTS)
+        if model.config.parallel:
+            del points["hook_resid_mid"]  # a parallel block has no residual between attention and MLP
         for layer, block in enumerate(model.transformer.h):
-            get = {path: operator.attrgetter(path)(block) for path in {*PLACES, *_BLOCK_POINTS.values(), *_BY_HEAD.values()}}
-            found |= {f"{layer}.{place}": Point(get[place]) for place in PLACES}
-            found |= {f"blocks.{layer}.{name}": Point(get[path]) for name, path in _BLOCK_POINTS.items()}
+            get = {path: operator.attrgetter(path)(block) for path in {*places, *points.values(), *_BY_HEAD.values()}}
+            found |= {f"{layer}.{place}": Point(get[place]) for place in places}
+            found |= {f"blocks.{layer}.{name}": Point(get[path]) for name, path in points.items()}
             found |= {f"blocks.{layer}.{name}": Point(get[path], heads) for name, path in _BY_HEAD.items()}
         return found | {"ln_final.hook_normalized": Point(model.transformer.ln_f)}
 
@@ -90,8 +94,9 @@ class Observable:
 
             return keep
 
-        blocks = self.transformer.h  # type: ignore[attr-defined]
-        names = [f"{layer}.{place}" for layer in range(len(blocks)) for place in PLACES] if sites is None else list(sites)
+        model: Any = self
+        every = [f"{layer}.{place}" for layer in range(model.config.n_layer) for place in model.config.places]
+        names = every if sites is None else list(sites)
         with _hooked(self._find(names), hook):
             yield found
 
@@ -110,10 +115,11 @@ class Observable:
 
     def _find(self, names: Iterable[str]) -> dict[str, Point]:
         """The named points. Sites are found by themselves: pruning asks for them thousands of times, listing every point costs as much."""
-        blocks, rest, found = self.transformer.h, None, {}  # type: ignore[attr-defined]
+        model: Any = self
+        blocks, places, rest, found = model.transformer.h, model.config.places, None, {}
         for name in names:
             layer, _, place = name.partition(".")
-            if place in _SITES and layer.isdecimal() and int(layer) < len(blocks):
+            if place in places and layer.isdecimal() and int(layer) < len(blocks):
                 found[name] = Point(_SITES[place](blocks[int(layer)]))
                 continue
             rest = rest or self.points()

@@ -57,7 +57,7 @@ def constraints(model: SparseGPTForCausalLM, sparsity: SparsitySpec) -> list[Con
     embeddings = ("wte.weight", "lm_head.weight", *(["wpe.weight"] if model.config.added_positions else []))
     found = []
     for name, parameter in model.named_parameters():
-        if name.endswith(("c_attn.weight", "c_fc.weight")):
+        if name.endswith(("c_attn.weight", "c_fc.weight", "c_gate.weight")):
             found.append(Constraint(name, parameter, sparsity.weight_frac, _ROWS))
         elif name.endswith("c_proj.weight"):
             found.append(Constraint(name, parameter, sparsity.weight_frac, _COLUMNS))

@@ -23,8 +23,7 @@ def weight_statistics(model: SparseGPTForCausalLM, constrained: Sequence[Constra
     """
     kept = torch.stack([c.tensor.count_nonzero() for c in constrained]).sum().item()
     dead = [_dead(block.mlp.c_fc.weight, block.mlp.c_proj.weight) for block in model.blocks]
-    width = model.config.d_model
-    dead += [_dead(block.attn.c_attn.weight[2 * width :], block.attn.c_proj.weight) for block in model.blocks]
+    dead += [_dead(block.attn.c_attn.weight.chunk(3)[2], block.attn.c_proj.weight) for block in model.blocks]
     return {
         "nonzeros": float(kept),
         "nonzero_share": kept / sum(c.tensor.numel() for c in constrained),

@@ -138,7 +138,7 @@ class Binarised:
     def __init__(self, problem: PruningProblem, graph: CircuitMask):
         self.problem, self.graph, self.steps = problem, graph, fit_steps(problem, graph)
         self.nodes = graph.nodes.nonzero().flatten()
-        self._is_fast = problem.spec.ablation != "resample" and len(self.nodes) > 0
+        self._is_fast = problem.spec.ablation != "resample" and len(self.nodes) > 0 and problem.model.config.is_plain
         if self._is_fast:
             self._elements = Edges(graph)
             self._network = stepped_network(FastMaskedModel(problem.model, problem.ablation_values, graph.nodes), self.steps)
@@ -151,7 +151,7 @@ class Binarised:
         return reference_logit_diffs(self.problem, self.graph, batch, lambda part: rewrite)
 
     def alone(self, held_out: TaskBatch) -> dict[str, float] | None:
-        """{node: loss with it alone binarised, nats}; None above `MOST_NODES` nodes, and with resample ablation."""
+        """{node: loss with it alone binarised, nats}; None above `MOST_NODES` nodes, with resample ablation and for further blocks."""
         if len(self.nodes) > MOST_NODES or not self._is_fast:
             return None
         select, stepped = self.problem.select, functional.one_hot(self.nodes, len(self.problem.index)).float()

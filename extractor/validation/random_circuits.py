@@ -21,6 +21,7 @@ from torch import Tensor
 
 from extractor.circuits.graph import CircuitMask, Link, NodeIndex, links
 from extractor.circuits.scorer import CIRCUITS_AT_ONCE, CircuitScorer
+from extractor.circuits.sites import GATED_PLACES
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.choose import without_each
 from extractor.pruning.elements import Edges
@@ -89,7 +90,8 @@ class RandomPaths:
         self.full = CircuitMask.full(graph.model).without_dead().present_edges()
         self.into: dict[str, list[Link]] = {}
         for source, target, _ in links(graph.model):
-            self.into.setdefault(target, []).append((source, target))
+            middle = target.rpartition(".")[0] + ".post_act" if target.endswith(GATED_PLACES) else target  # both factors of a gated neuron
+            self.into.setdefault(middle, []).append((source, target))
         self.last = [link for link in self.full if link[1].endswith("resid_delta")]
 
     def circuit(self, size: int) -> CircuitMask:
@@ -128,15 +130,18 @@ class RandomPaths:
         return CircuitMask(self.graph.model, self.index.join(on), edges)
 
     def _path(self) -> list[tuple[Link, int, int]]:
-        """Edges (link, target, source) from a read to a write; a head's value comes with a query and a key of that head, if it has them."""
+        """Edges (link, target, source) from a read to a write.
+
+        A head's value comes with a query and a key of that head, if it has them, a gated neuron's gate with its up.
+        """
         link = self.last[self._below(len(self.last))]
         edge = self._edge(link)
         if edge is None:
             return []
         found, middle = [edge], edge[2]
-        into = self.into[link[0]][0]
-        before = self._edge(into, row=middle)
-        found += [before] if before is not None else []
+        for into in self.into[link[0]]:
+            before = self._edge(into, row=middle)
+            found += [before] if before is not None else []
         if link[0].endswith("attn.v"):
             width = self.graph.model.config.d_head
             head = slice(middle // width * width, middle // width * width + width)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import KINDS, everything, models, random_base, random_batch, random_model
+from problems import EVERY_KIND, KINDS, every_model, everything, random_base, random_batch, random_model
 
 from extractor.circuits.graph import NodeIndex
 from extractor.circuits.masks import Masks
@@ -25,8 +25,8 @@ def random_values(model, batch: TaskBatch, seed: int) -> dict[str, torch.Tensor]
     return {site: 0.5 * torch.randn(*batch.ids.shape, width, generator=generator).to(model.dtype) for site, width in widths.items()}
 
 
-@settings(max_examples=50, deadline=None)
-@given(models, st.sampled_from(KEPT), st.booleans(), st.booleans(), st.integers(0, 10_000))
+@settings(max_examples=90, deadline=None)
+@given(every_model, st.sampled_from(KEPT), st.booleans(), st.booleans(), st.integers(0, 10_000))
 def test_the_network_is_the_definition_in_values_and_gradients(model, how: str, with_edges: bool, fractional: bool, seed: int):
     batch, kept = random_batch(4, seed, torch.float64), kept_nodes(model, how, seed)
     values = random_values(model, batch, seed)
@@ -34,9 +34,9 @@ def test_the_network_is_the_definition_in_values_and_gradients(model, how: str, 
     assert_definition(network, batch, values, with_edges, fractional, seed)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_without_masks_all_kept_nodes_and_all_edges_are_on(kind: str):
-    model = random_model(1, torch.float64, **KINDS[kind])
+    model = random_model(1, torch.float64, **EVERY_KIND[kind])
     batch = random_batch(5, 2, torch.float64)
     values = random_values(model, batch, 3)
     for how in ("none", "half", "all"):
@@ -76,7 +76,7 @@ def test_prompts_may_run_several_times_each_with_other_values():
 
 
 def test_a_network_of_everything_is_the_model_whatever_the_replacement_values():
-    for kind, changes in KINDS.items():
+    for kind, changes in EVERY_KIND.items():
         model = random_model(6, torch.float64, **changes)
         batch = random_batch(4, 6, torch.float64)
         values = PromptValues(model, random_values(model, batch, 1))

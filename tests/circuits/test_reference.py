@@ -8,7 +8,7 @@ from functools import partial
 import micro
 import pytest
 import torch
-from problems import KINDS, everything, names_of, nodes_of, random_base, random_batch, random_model
+from problems import EVERY_KIND, everything, names_of, nodes_of, random_base, random_batch, random_model
 from worlds import VOCABULARY
 
 from extractor.circuits.graph import CircuitMask, NodeIndex, links
@@ -21,7 +21,7 @@ from extractor.spec.schema import SparseModelSpec
 from extractor.training.train_sparse import new_sparse_gpt
 
 BATCH = micro.micro_batch()
-every_kind = pytest.mark.parametrize("kind", KINDS)
+every_kind = pytest.mark.parametrize("kind", EVERY_KIND)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_the_micro_model_is_what_it_says(model):
 
 @every_kind
 def test_everything_on_is_the_model_itself(kind: str):
-    model = random_model(3, torch.float64, **KINDS[kind])
+    model = random_model(3, torch.float64, **EVERY_KIND[kind])
     batch, base = random_batch(5, 1, torch.float64), random_base(model)
     with torch.no_grad():
         plain = logit_diff(model(input_ids=batch.ids).logits[torch.arange(10), batch.last], batch)
@@ -88,7 +88,7 @@ def test_everything_on_is_the_model_itself(kind: str):
 
 @every_kind
 def test_the_values_and_residuals_of_everything_on_are_the_models(kind: str):
-    model = random_model(4, torch.float64, **KINDS[kind])
+    model = random_model(4, torch.float64, **EVERY_KIND[kind])
     batch, base = random_batch(3, 2, torch.float64), random_base(model)
     masks = masks_of(model, everything(model))
     with model.record() as values, torch.no_grad():
@@ -99,9 +99,10 @@ def test_the_values_and_residuals_of_everything_on_are_the_models(kind: str):
         assert torch.allclose(seen[site], x, atol=1e-9), site
     context = model.context(batch.ids.shape[1])
     residuals = masked_residuals(model, batch.ids, masks, base)
-    assert len(residuals) == model.n_sublayers + 1
-    h = model.embed(batch.ids, context)
-    for index, found in enumerate(residuals):
+    assert len(residuals) == 2 * model.config.n_layer + 1
+    h, own = model.embed(batch.ids, context), residuals[::2] if model.config.parallel else residuals
+    assert len(own) == model.n_sublayers + 1
+    for index, found in enumerate(own):
         assert torch.allclose(found, h, atol=1e-9), index
         if index < model.n_sublayers:
             h = model.sublayer(index, h, context)
@@ -133,7 +134,7 @@ def test_with_every_node_off_only_the_direct_token_path_is_left(model, means):
 
 @every_kind
 def test_nodes_that_are_off_have_exactly_their_base(kind: str):
-    model = random_model(5, **KINDS[kind])
+    model = random_model(5, **EVERY_KIND[kind])
     batch, base = random_batch(3, 3), random_base(model, 1)
     nodes = torch.rand(len(NodeIndex.of(model)), generator=torch.Generator().manual_seed(0)) < 0.5
     for site, x in values_of(model, batch, masks_of(model, CircuitMask(model, nodes)), base).items():
@@ -261,10 +262,10 @@ def test_all_edges_of_a_link_off_is_what_its_sources_off_give_its_targets(target
 # gradients
 
 
-@pytest.mark.parametrize("kind", ["sinks", "abs_topk", "position_channels"])
+@pytest.mark.parametrize("kind", ["sinks", "abs_topk", "position_channels", "gated", "query_key_norm", "all"])
 def test_the_gradient_of_a_mask_is_its_difference_quotient(kind: str):
     """In fp64, of node masks and of edge masks, all between 0 and 1."""
-    model = random_model(8, torch.float64, **KINDS[kind])
+    model = random_model(8, torch.float64, **EVERY_KIND[kind])
     batch, base = random_batch(3, 6, torch.float64), random_base(model, 3)
     index = NodeIndex.of(model)
     generator = torch.Generator().manual_seed(0)

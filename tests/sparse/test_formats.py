@@ -198,7 +198,12 @@ def test_the_vocabulary_can_be_resized_only_where_no_table_has_a_row_per_token()
 @pytest.mark.parametrize(
     ("changes", "mention"),
     [
-        ({"activation": "silu"}, "'gelu', 'gelu_tanh' or 'relu'"),
+        ({"activation": "swish"}, "'gelu', 'gelu_tanh', 'relu' or 'silu'"),
+        ({"heads": 0}, "at least 1"),
+        ({"rotary": []}, "0 pairs of channels"),
+        ({"rotary": [1.0] * 9}, "9 pairs of channels; a head has 16"),
+        ({"rotary": [1.0], "added_positions": True}, "exclude each other"),
+        ({"site_k": {"mlp.gate": 3}}, "'mlp.gate'"),
         ({"bigram": "sparse"}, "bigram"),
         ({"d_model": "64"}, "d_model"),
         ({"n_layer": 0}, "n_layer"),

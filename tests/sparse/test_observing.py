@@ -8,7 +8,7 @@ from test_sparse_model import small_model, tokens
 from torch.nn import functional
 
 from extractor.circuits import sites
-from extractor.sparse.configuration_sparse_gpt import PLACES
+from extractor.sparse.configuration_sparse_gpt import GATED_PLACES, PLACES
 
 BATCH, LENGTH, HEADS, CHANNELS = 2, 10, 4, 8
 
@@ -20,13 +20,14 @@ def model():
 
 def test_the_travelling_list_of_sites_is_the_projects():
     assert PLACES == sites.PLACES
+    assert GATED_PLACES == sites.GATED_PLACES
 
 
 def test_by_default_all_sites_are_recorded_in_forward_order(model):
     with model.record() as values:
         assert values == {}
         model(input_ids=tokens())
-    assert list(values) == list(sites.widths(model)) == [f"{layer}.{place}" for layer in range(2) for place in PLACES]
+    assert list(values) == list(sites.widths(model)) == [f"{layer}.{place}" for layer in range(2) for place in model.config.places]
     assert values["1.mlp.act_in"].shape == (BATCH, LENGTH, 35)
     before = dict(values)
     model(input_ids=tokens(seed=2))

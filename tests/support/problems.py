@@ -35,6 +35,17 @@ KINDS: dict[str, dict] = {
     "low_rank": {"bigram": "low_rank", "bigram_rank": 3, "d_pos_emb": 2},
     "one_layer": {"n_layer": 1, "activation_frac": 0.5},
 }
+# Blocks that the network of constants does not compute.
+FURTHER: dict[str, dict] = {
+    "gated": {"gated": True, "activation": "silu", "activation_frac": 1.0},
+    "gated_topk": {"gated": True, "activation_frac": 0.5, "sinks": False},
+    "rotary": {"rotary": [1.0, 0.3], "sinks": False},
+    "partly_rotary": {"rotary": [0.7], "rotary_scale": 1.2, "heads": 2},
+    "query_key_norm": {"query_key_norm": True, "rotary": [1.0, 0.1], "heads": 4, "activation_frac": 1.0},
+    "parallel": {"parallel": True, "d_pos_emb": 2},
+    "all": {"parallel": True, "gated": True, "rotary": [0.9], "query_key_norm": True, "heads": 5, "logits_bias": True},
+}
+EVERY_KIND = KINDS | FURTHER
 
 
 @torch.no_grad()
@@ -48,7 +59,7 @@ def random_model(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -
             parameter.copy_(torch.stack([torch.randperm(VOCABULARY, generator=generator)[: parameter.shape[1]] for _ in parameter]))
             continue
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.copy_(1 + 0.2 * noise if "ln_" in name else noise)
+        parameter.copy_(1 + 0.2 * noise if "ln_" in name or "_norm" in name else noise)
     for _, _, weight in links(model):
         weight.mul_(torch.rand(weight.shape, generator=generator) < 0.4)
     return model.to(dtype).eval().requires_grad_(False)
@@ -93,6 +104,10 @@ def names_of(model: SparseGPTForCausalLM, nodes: torch.Tensor) -> set[str]:
 
 models = st.builds(
     lambda kind, seed: random_model(seed, torch.float64, **KINDS[kind]), st.sampled_from(sorted(KINDS)), st.integers(0, 1000)
+)
+
+every_model = st.builds(
+    lambda kind, seed: random_model(seed, torch.float64, **EVERY_KIND[kind]), st.sampled_from(sorted(EVERY_KIND)), st.integers(0, 1000)
 )
 
 

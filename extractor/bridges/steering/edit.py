@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from extractor.circuits.reference import masked_residuals
-from extractor.circuits.sites import PLACES
+from extractor.circuits.sites import GATED_PLACES, PLACES
 from extractor.errors import UsageError
 from extractor.models.dense.base import residuals
 
@@ -93,8 +93,13 @@ def find_node(pair: BridgedPair, node: str, known: Iterable[str] = ()) -> Steere
         raise UsageError(f"there is no node {node!r} in this model of {config.n_layer} layers; {hint}")
     layer, place, channel = int(match[1]), match[2], int(match[3])
     if place not in CARRIED:
-        raise UsageError(f"node {node} cannot be steered: queries and keys move attention in no fixed direction; use {_steerable(layer)}")
-    width = config.d_mlp if place == "mlp.post_act" else config.d_model
+        why = (
+            "a gate and its partner write only as a product"
+            if place in GATED_PLACES
+            else "queries and keys move attention in no fixed direction"
+        )
+        raise UsageError(f"node {node} cannot be steered: {why}; use {_steerable(layer)}")
+    width = {"mlp.post_act": config.d_mlp, "attn.v": config.n_head * config.d_head}.get(place, config.d_model)
     if channel >= width:
         if place.endswith("act_in") and channel < config.d_model + config.d_pos_emb:
             raise UsageError(f"node {node} cannot be steered: it is a position channel, which has no place in the dense residual")

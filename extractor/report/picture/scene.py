@@ -17,7 +17,7 @@ READS, WRITES = "#57606a", "#6a3d9a"
 PLACE_NAMES = dict(
     zip(
         PLACES,
-        ("attention read", "query", "key", "value", "attention write", "MLP read", "neurons", "MLP write"),
+        ("attention read", "query", "key", "value", "attention write", "MLP read", "gate", "up", "neurons", "MLP write"),
         strict=True,
     )
 )

@@ -18,7 +18,16 @@ Facts = Mapping[str, Any]
 WIDE = 110  # from this width on, rows with an AUC have tokens as well, and edges the place of their sources
 _MOST_ANSWER = 6  # characters of an answer in a row; a longer one is 'first' or 'second'
 _MOST_TEXT = 34  # characters of a column of text
-_NAMES = {"act_in": "read", "q": "q", "k": "k", "v": "v", "post_act": "neuron", "resid_delta": "write"}  # in forward order
+_NAMES = {
+    "act_in": "read",
+    "q": "q",
+    "k": "k",
+    "v": "v",
+    "gate": "gate",
+    "up": "up",
+    "post_act": "neuron",
+    "resid_delta": "write",
+}  # forward
 _OF_HEADS = ("q", "k", "v")
 _GAP, _WITHOUT = "  ", "without"  # between columns, and a title that may cover the gap before it
 _AT = {"difference": "at difference", "after": "after it", "end": "at end"}
