@@ -24,31 +24,41 @@ MAX_VECTORS = 1 << 15  # a larger model is represented by every n-th vector
 
 
 def fold_norms(weights: GPTWeights) -> GPTWeights:
-    """The same model with norms that only divide. The final norm's bias is dropped: the caller adds it as a bias of the logits."""
+    """The same model with norms that only divide. What the final norm's bias adds goes into the bias of the logits."""
     plain = Norm(torch.ones_like(weights.final_norm.gain), torch.zeros_like(weights.final_norm.bias))
+    bias = weights.unembedding @ weights.final_norm.bias
     return replace(
         weights,
-        embedding=centred(weights.embedding, 1),
-        positions=centred(weights.positions, 1),
+        embedding=_centred(weights, weights.embedding, 1),
+        positions=None if weights.positions is None else _centred(weights, weights.positions, 1),
         unembedding=weights.unembedding * weights.final_norm.gain,
         final_norm=plain,
-        blocks=tuple(_block_without_norms(block, plain) for block in weights.blocks),
+        blocks=tuple(_block_without_norms(weights, block, plain) for block in weights.blocks),
+        logits_bias=bias if weights.logits_bias is None else bias + weights.logits_bias,
     )
 
 
-def _block_without_norms(block: BlockWeights, plain: Norm) -> BlockWeights:
+def _centred(weights: GPTWeights, x: Tensor, dim: int) -> Tensor:
+    """`centred` where the model's norms subtract the mean."""
+    return centred(x, dim) if weights.centred else x
+
+
+def _block_without_norms(weights: GPTWeights, block: BlockWeights, plain: Norm) -> BlockWeights:
+    has_gate = block.gate is not None and block.gate_bias is not None
     return replace(
         block,
         attn_norm=plain,
         mlp_norm=plain,
         qkv=block.qkv * block.attn_norm.gain,
         qkv_bias=block.qkv_bias + block.qkv @ block.attn_norm.bias,
-        attn_out=centred(block.attn_out, 0),
-        attn_out_bias=centred(block.attn_out_bias, 0),
+        attn_out=_centred(weights, block.attn_out, 0),
+        attn_out_bias=_centred(weights, block.attn_out_bias, 0),
         fc=block.fc * block.mlp_norm.gain,
         fc_bias=block.fc_bias + block.fc @ block.mlp_norm.bias,
-        proj=centred(block.proj, 0),
-        proj_bias=centred(block.proj_bias, 0),
+        proj=_centred(weights, block.proj, 0),
+        proj_bias=_centred(weights, block.proj_bias, 0),
+        gate=block.gate * block.mlp_norm.gain if has_gate else None,  # type: ignore[operator]
+        gate_bias=block.gate_bias + block.gate @ block.mlp_norm.bias if has_gate else None,  # type: ignore[operator]
     )
 
 
@@ -56,29 +66,36 @@ def rotated(weights: GPTWeights, turn: Tensor) -> GPTWeights:
     """A model of `fold_norms` with the residual turn @ h in place of h, for an orthogonal `turn` (D, D)."""
 
     def block(b: BlockWeights) -> BlockWeights:
-        read = replace(b, qkv=b.qkv @ turn.T, fc=b.fc @ turn.T)
+        read = replace(b, qkv=b.qkv @ turn.T, fc=b.fc @ turn.T, gate=None if b.gate is None else b.gate @ turn.T)
         return replace(
             read, attn_out=turn @ b.attn_out, attn_out_bias=turn @ b.attn_out_bias, proj=turn @ b.proj, proj_bias=turn @ b.proj_bias
         )
 
-    outside = {name: getattr(weights, name) @ turn.T for name in ("embedding", "positions", "unembedding")}
+    names = ("embedding", "unembedding", *(() if weights.positions is None else ("positions",)))
+    outside = {name: getattr(weights, name) @ turn.T for name in names}
     return replace(weights, blocks=tuple(map(block, weights.blocks)), **outside)
 
 
 def with_sparse_heads(weights: GPTWeights, residuals: Sequence[Tensor]) -> GPTWeights:
-    """The model with the queries, keys and values of every head in their sparsest bases; residuals: samples (N, D) before each block."""
+    """The model with the queries, keys and values of every head in their sparsest bases; residuals: samples (N, D) before each block.
+
+    Queries and keys that turn with the position keep their pairs of channels: each pair is rotated in itself, as its turns are. Where they
+    are normed, they stay.
+    """
     blocks = zip(weights.blocks, residuals, strict=True)
-    return replace(weights, blocks=tuple(_sparse_heads(block, weights.d_head, h) for block, h in blocks))
+    return replace(weights, blocks=tuple(_sparse_heads(block, weights, h) for block, h in blocks))
 
 
-def _sparse_heads(block: BlockWeights, d_head: int, h: Tensor) -> BlockWeights:
+def _sparse_heads(block: BlockWeights, weights: GPTWeights, h: Tensor) -> BlockWeights:
+    d_head, pairs = weights.d_head, len(weights.rotary)
     read = h / h.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
     qkv, bias, out = block.qkv.clone(), block.qkv_bias.clone(), block.attn_out.clone()
     queries, keys, values = qkv.chunk(3)
     of_queries, of_keys, of_values = bias.chunk(3)
     for start in range(0, len(values), d_head):
         head = slice(start, start + d_head)
-        turn = sparsest_basis(torch.cat([_unit(queries[head].T), _unit(keys[head].T)]))
+        vectors = torch.cat([_unit(queries[head].T), _unit(keys[head].T)])
+        turn = torch.eye(d_head, device=h.device) if block.query_norm is not None else sparsest_turns(vectors, pairs)
         for rows, offset in ((queries, of_queries), (keys, of_keys)):
             rows[head], offset[head] = turn @ rows[head], turn @ offset[head]
         turn = sparsest_basis(torch.cat([_unit(values[head].T), _unit(out[:, head]), _moving(read @ values[head].T)]))
@@ -88,10 +105,10 @@ def _sparse_heads(block: BlockWeights, d_head: int, h: Tensor) -> BlockWeights:
 
 def residual_vectors(weights: GPTWeights, residuals: Sequence[Tensor]) -> Tensor:
     """Unit vectors (N, D) for choosing a basis: what the matrices of a `fold_norms` model read and write, and samples of its residuals."""
-    found = [weights.embedding, weights.positions, weights.unembedding]
+    found = [weights.embedding, *(() if weights.positions is None else (weights.positions,)), weights.unembedding]
     for block in weights.blocks:
-        found += [block.qkv, block.attn_out.T, block.fc, block.proj.T]
-    states = torch.cat([centred(h, 1) for h in residuals])
+        found += [block.qkv, block.attn_out.T, block.fc, *(() if block.gate is None else (block.gate,)), block.proj.T]
+    states = torch.cat([_centred(weights, h, 1) for h in residuals])
     found.append(states - states.mean(0))
     every = -(-sum(map(len, found)) // MAX_VECTORS)
     return torch.cat([_unit(vectors[::every]) for vectors in found])
@@ -103,6 +120,26 @@ def sparsest_basis(vectors: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         left, _, right = torch.linalg.svd((vectors @ turn.T).pow(3).T @ vectors, full_matrices=False)
         turn = left @ right
+    return turn
+
+
+def sparsest_turns(vectors: Tensor, pairs: int) -> Tensor:
+    """The rotation (C, C) after which vectors (N, C) are sparsest, of those that rotate each pair of channels, c and c + pairs, in itself.
+
+    pairs   0: any rotation. Channels beyond twice the pairs, which do not turn with the position, rotate freely among themselves.
+    """
+    width = vectors.shape[1]
+    if not pairs:
+        return sparsest_basis(vectors)
+    turn = torch.eye(width, device=vectors.device)
+    plane = torch.complex(vectors[:, :pairs].double(), vectors[:, pairs : 2 * pairs].double())
+    angle = -plane.pow(4).sum(0).angle() / 4  # x^4 + y^4 = |z|^4 (3 + cos 4 arg z) / 4: largest where z^4 points along the real axis
+    first = torch.arange(pairs, device=vectors.device)
+    cos, sin = angle.cos().to(turn), angle.sin().to(turn)
+    turn[first, first], turn[first, first + pairs] = cos, -sin
+    turn[first + pairs, first], turn[first + pairs, first + pairs] = sin, cos
+    if width > 2 * pairs:
+        turn[2 * pairs :, 2 * pairs :] = sparsest_basis(vectors[:, 2 * pairs :])
     return turn
 
 

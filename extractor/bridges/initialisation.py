@@ -3,9 +3,9 @@
 Normalisation: in GPT-2 a few channels and the first position are a hundred times larger than the rest. During training a site therefore
 reads (h - mean) / scale, both per channel over training text; afterwards `BridgeSite.fold_scaling` moves this into its linear maps.
 
-init='dense': a GPT-2 becomes a sparse GPT of width S >= D with the same logits (basis.py): norms folded into matrices, in the basis in
-which the weights are sparsest. Further channels, heads and neurons read at random and write nothing. AbsTopK first keeps all channels and
-is annealed with the weights. Encoders start as centring and rotation, decoders as the inverse rotation. Ours.
+init='dense': the dense model becomes a sparse GPT of width S >= D with the same logits (basis.py): norms folded into matrices, in the basis
+in which the weights are sparsest. Further channels, heads and neurons read at random and write nothing. AbsTopK first keeps all
+channels and is annealed with the weights. Encoders start as centring (for LayerNorms) and rotation, decoders as the inverse rotation. Ours.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def start_from_dense(pair: BridgedPair, samples: list[Tensor]) -> None:
         raise SpecError(f"--init dense needs {neurons} neurons a layer, the spec has {config.d_mlp}; set bridge.model.mlp_ratio higher")
     plain = fold_norms(weights)
     turn = sparsest_basis(residual_vectors(plain, samples))
-    reads = [centred(h, 1) @ turn.T for h in samples[:-1:2]]
-    copy_weights(pair.sparse, with_sparse_heads(rotated(plain, turn), reads), weights.unembedding @ weights.final_norm.bias)
+    reads = [(centred(h, 1) if weights.centred else h) @ turn.T for h in samples[:-1:2]]
+    copy_weights(pair.sparse, with_sparse_heads(rotated(plain, turn), reads))
     width = len(turn)
     into = torch.zeros(config.d_model, width, device=turn.device)
     into[:width] = turn
     for site in pair.sites:
-        site.set_maps(centred(into, 1), into.T)
+        site.set_maps(centred(into, 1) if weights.centred else into, into.T)
 
 
 class ActivationAnnealing:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from extractor import files
+from extractor.bridges.as_sparse import blocks_like, first_token
 from extractor.bridges.tuner import BridgeSite, SparseBridgeConfig, bridge_sites
 from extractor.errors import BrokenArtifact, NotFound, first_line, printable
 from extractor.models.dense.base import DenseSublayers, wrap_dense
 from extractor.models.load import check_finite, open_dense
+from extractor.models.shape import DenseShape
 from extractor.models.sparse_folder import BRIDGES, DENSE_JSON, dense_of
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 from extractor.spec.schema import BridgeSpec
@@ -62,10 +64,13 @@ def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.devic
 
     device = device or pick_device()
     sublayers = wrap_dense(dense.model.to(device))  # type: ignore[arg-type]
+    sizes = DenseShape.of(dense.model.config.to_dict(), dense.name)
     weights = sublayers.weights(spec.optim.context) if spec.init == "dense" else None
-    shape = spec.shape_beside(sublayers.width, weights.d_head if weights else spec.model.d_head, sublayers.has_positions)
-    vocabulary, from_dense = dense.model.config.vocab_size, spec.init == "dense"
-    sparse = new_sparse_gpt(shape, sublayers.n_sublayers // 2, vocabulary, seed, logits_bias=from_dense).to(device)  # type: ignore[arg-type]
+    shape = spec.shape_beside(sizes)
+    further = {} if weights is None else blocks_like(weights, shape.d_model)
+    further |= {name: first_token(getattr(dense.model.config, name, None)) for name in ("bos_token_id", "eos_token_id")}
+    has_bias = spec.init == "dense"
+    sparse = new_sparse_gpt(shape, sizes.layers, sizes.vocabulary, seed, logits_bias=has_bias, **further).to(device)  # type: ignore[arg-type]
     base, revision = _base_and_revision(str(dense.facts.get("model", dense.name)))
     config = SparseBridgeConfig(
         task_type="CAUSAL_LM",

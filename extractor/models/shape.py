@@ -29,6 +29,8 @@ REALS = {
 class DenseShape:
     """Sizes of a dense model.
 
+    heads, d_head        of queries, and channels of each
+    gated                whether its MLPs have a gate
     positions            rows of its table of positions; 0 with rotary positions
     parameters           of the model, tied embeddings counted once
     block_parameters     of the blocks, without embeddings and final norm
@@ -42,6 +44,13 @@ class DenseShape:
     positions: int
     parameters: int
     block_parameters: int
+    d_head: int
+    gated: bool
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether absolute positions are added to the embedding."""
+        return bool(self.positions)
 
     @classmethod
     def of(cls, config: Mapping[str, Any], model: str = "the dense model") -> DenseShape:
@@ -65,7 +74,9 @@ class DenseShape:
         tied = config.get("tie_word_embeddings", in_table or family == "gemma2")
         outside = (vocabulary * (1 if tied else 2) + positions + (2 if family == "opt" else 0)) * width  # OPT's table has two rows more
         outside += (1 if counted is _rotary_block else 2) * width + (vocabulary if family == "phi" else 0)
-        return cls(layers, width, heads, neurons, vocabulary, positions, layers * block + outside, layers * block)
+        is_gated = counted is _rotary_block
+        head = sizes.read("head_dim", most=MAX_WIDTH, default=max(1, width // heads)) if is_gated else width // heads
+        return cls(layers, width, heads, neurons, vocabulary, positions, layers * block + outside, layers * block, head, is_gated)
 
 
 def sparse_parameters(config: Mapping[str, Any], model: str = "the sparse model") -> int:

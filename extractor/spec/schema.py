@@ -11,7 +11,7 @@ import json
 import math
 import stat
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Protocol, get_args
 
 from pydantic import (
     BaseModel,
@@ -92,13 +92,38 @@ class CorpusSpec(Spec):
         return self
 
 
+class DenseSizes(Protocol):
+    """What a dense model and the sparse model beside it may share; implemented by `models.shape.DenseShape`.
+
+    heads           of queries; where they are grouped, every head of the sparse model has keys and values of its own
+    has_positions   whether absolute positions are added to the embedding
+    """
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def d_head(self) -> int: ...
+    @property
+    def neurons(self) -> int: ...
+    @property
+    def gated(self) -> bool: ...
+    @property
+    def has_positions(self) -> bool: ...
+
+
 class SparseModelSpec(Spec):
     """Shape of the weight-sparse GPT (Sec. 2.1, App. A.1)."""
 
+    LATER = ("heads", "neurons", "gated")
     n_layer: limits.Layers = 2  # paper: 8
     d_model: limits.Width = 128  # paper: 2048; the authors' script: 1024
     d_head: limits.Width = 16  # paper: 16
     mlp_ratio: limits.Ratio = 4  # paper: 4
+    heads: limits.Width | None = None  # attention heads of a layer; None: d_model / d_head
+    neurons: limits.Width | None = None  # of a layer's MLP; None: mlp_ratio times d_model
+    gated: bool = False  # MLPs with a gate, as in Llama (ours)
     n_ctx: limits.Tokens = 64  # tokens; paper: 256
     activation: Literal["gelu", "relu"] = "gelu"  # paper: exact GELU
     activation_frac: Fraction = 0.25  # fraction of each site's activations that AbsTopK keeps; paper: 1/4; 1 switches it off
@@ -110,9 +135,17 @@ class SparseModelSpec(Spec):
     bigram_rank: limits.PerToken = 64  # 'low_rank': (V, rank) times (rank, V)
     bigram_init: Literal["counts", "uniform"] = "counts"  # log frequencies (ours), or uniform in [0, 0.02] (authors' script)
 
+    @property
+    def n_head(self) -> int:
+        return self.d_model // self.d_head if self.heads is None else self.heads
+
+    @property
+    def d_mlp(self) -> int:
+        return self.mlp_ratio * self.d_model if self.neurons is None else self.neurons
+
 
 def _check_heads(shape: SparseModelSpec) -> None:
-    if shape.d_model % shape.d_head:
+    if shape.heads is None and shape.d_model % shape.d_head:
         raise ValueError(f"model.d_model ({shape.d_model}) is not a multiple of model.d_head ({shape.d_head})")
 
 
@@ -217,16 +250,20 @@ class BridgeSpec(Spec):
             _check_heads(self.model)
         return self
 
-    def shape_beside(self, width: int, d_head: int, has_positions: bool) -> SparseModelSpec:
-        """The shape of the sparse model beside a dense one of this width: `model`, with the values that both must share.
+    def shape_beside(self, dense: DenseSizes) -> SparseModelSpec:
+        """The shape of the sparse model beside a dense one of these sizes: `model`, with the values that both must share.
 
         The table of positions has as many rows as the training's context has tokens; further rows would never be trained.
         """
-        shape, positions = self.model, has_positions and not self.model.d_pos_emb
+        shape, positions = self.model, dense.has_positions and not self.model.d_pos_emb
         shared: dict = {"added_positions": positions, "n_ctx": self.optim.context if positions else shape.n_ctx}
         if self.init == "dense":
-            whole_heads = -(-max(shape.d_model, width) // d_head) * d_head
-            shared |= {"sinks": False, "d_head": d_head, "d_model": whole_heads}
+            width = -(-max(shape.d_model, dense.width) // dense.d_head) * dense.d_head
+            shared |= {"sinks": False, "d_head": dense.d_head, "d_model": width, "gated": dense.gated}
+            if dense.heads * dense.d_head != dense.width:
+                shared["heads"] = max(dense.heads, width // dense.d_head)
+            if dense.neurons != 4 * dense.width and self.model.mlp_ratio == 4 and self.model.neurons is None:  # of no GPT-2's MLP
+                shared["neurons"] = max(1, round(dense.neurons * width / dense.width))
         return shape.model_copy(update=shared)
 
 

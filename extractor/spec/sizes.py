@@ -39,9 +39,10 @@ def kept_entries(entries: int, fraction: float, protected: int = 0) -> int:
 
 
 def block_matrices(shape: SparseModelSpec) -> tuple[MatrixSize, ...]:
-    """The matrices of one block in order: c_attn, c_proj of attention, c_fc, c_proj of the MLP."""
-    width, neurons, read = shape.d_model, shape.mlp_ratio * shape.d_model, shape.d_model + shape.d_pos_emb
-    return MatrixSize(3 * width, read), MatrixSize(width, width), MatrixSize(neurons, read), MatrixSize(neurons, width)
+    """The matrices of one block in order: c_attn, c_proj of attention, c_fc, with gates c_gate, c_proj of the MLP."""
+    width, neurons, read, mixed = shape.d_model, shape.d_mlp, shape.d_model + shape.d_pos_emb, shape.n_head * shape.d_head
+    into = (MatrixSize(neurons, read),) * (2 if shape.gated else 1)
+    return MatrixSize(3 * mixed, read), MatrixSize(mixed, width), *into, MatrixSize(neurons, width)
 
 
 def block_entries(shape: SparseModelSpec) -> int:
@@ -73,9 +74,9 @@ def tensor_sizes(shape: SparseModelSpec, sparsity: SparsitySpec, vocab_size: int
     for _ in range(shape.n_layer):
         for matrix in block_matrices(shape):
             yield TensorSize(matrix.entries, _kept(matrix, sparsity))
-        for biases in (3 * width, width, shape.mlp_ratio * width, width):
+        for biases in (3 * shape.n_head * shape.d_head, width, *[shape.d_mlp] * (2 if shape.gated else 1), width):
             yield constrained(biases, sparsity.bias_frac)
-        yield dense(2 * read + (width // shape.d_head if shape.sinks else 0))  # two norms, a sink for each head
+        yield dense(2 * read + (shape.n_head if shape.sinks else 0))  # two norms, a sink for each head
     yield dense(width + (vocab_size if logits_bias else 0))
 
 

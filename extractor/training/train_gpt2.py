@@ -32,7 +32,7 @@ def new_gpt2(spec: TrainSpec, vocab_size: int, seed: int) -> GPT2LMHeadModel:
         n_embd=shape.d_model,
         n_layer=shape.n_layer,
         n_head=shape.d_model // shape.d_head,
-        n_inner=shape.mlp_ratio * shape.d_model,
+        n_inner=shape.d_mlp,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

@@ -7,6 +7,8 @@ zeroed can become nonzero again. Paper: Sec. 2.1, App. A.2 and the authors' scri
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from extractor.data.corpus import Corpus
@@ -23,27 +25,31 @@ from extractor.training.statistics import activation_statistics, weight_statisti
 OBSERVED_ROWS = 16  # held-out sequences on which activation statistics are measured at every logged step
 
 
-def new_sparse_gpt(shape: SparseModelSpec, n_layer: int, vocab_size: int, seed: int, logits_bias: bool = False) -> SparseGPTForCausalLM:
-    """An untrained model of the spec's shape; its bigram is of `bigram_kind`."""
+def new_sparse_gpt(
+    shape: SparseModelSpec, n_layer: int, vocab_size: int, seed: int, logits_bias: bool = False, **further: Any
+) -> SparseGPTForCausalLM:
+    """An untrained model of the spec's shape; its bigram is of `bigram_kind`. further: fields of the config in place of the spec's."""
     torch.manual_seed(seed)
-    config = SparseGPTConfig(
-        vocab_size=vocab_size,
-        n_layer=n_layer,
-        d_model=shape.d_model,
-        d_head=shape.d_head,
-        d_mlp=shape.mlp_ratio * shape.d_model,
-        n_ctx=shape.n_ctx,
-        activation=shape.activation,
-        activation_frac=shape.activation_frac,
-        d_pos_emb=shape.d_pos_emb,
-        added_positions=shape.added_positions,
-        sinks=shape.sinks,
-        bigram=bigram_kind(shape, vocab_size),
-        bigram_top=shape.bigram_top,
-        bigram_rank=shape.bigram_rank,
-        logits_bias=logits_bias,
-    )
-    return SparseGPTForCausalLM(config)
+    fields: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "n_layer": n_layer,
+        "d_model": shape.d_model,
+        "d_head": shape.d_head,
+        "d_mlp": shape.d_mlp,
+        "heads": shape.heads,
+        "gated": shape.gated,
+        "n_ctx": shape.n_ctx,
+        "activation": shape.activation,
+        "activation_frac": shape.activation_frac,
+        "d_pos_emb": shape.d_pos_emb,
+        "added_positions": shape.added_positions,
+        "sinks": shape.sinks,
+        "bigram": bigram_kind(shape, vocab_size),
+        "bigram_top": shape.bigram_top,
+        "bigram_rank": shape.bigram_rank,
+        "logits_bias": logits_bias,
+    }
+    return SparseGPTForCausalLM(SparseGPTConfig(**(fields | further)))
 
 
 def fill_bigram(model: SparseGPTForCausalLM, corpus: Corpus, how: str = "counts") -> None:

@@ -26,13 +26,14 @@ from worker.cli import main
 GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
 NEO = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 512}
 LLAMA = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}
 MIXED = [[["global", "local"], 1]]
 REASONS = {
-    "llama": "a llama has other blocks than a GPT-2",
+    "dynamic": "its rotary positions depend on the length of the text (rope_type 'dynamic')",
+    "capped": "its logits have a soft cap (final_logit_softcapping, attn_logit_softcapping)",
     "relu": "has the activation 'relu'",
     "scaled": "does not divide scores by the root",
     "crossed": "its blocks have cross-attention",
-    "wide": "has 640 neurons a layer, the sparse model 512 (bridge.model.mlp_ratio=5 would do)",
     "window": "its local attention sees 16 tokens, fewer than the 128",
 }
 
@@ -46,12 +47,23 @@ def in_context(positions: int) -> BridgeSpec:
 
 def saved(folder: Path, name: str, tokenizer_of: Path) -> Path:
     """The model of that name with random weights, in a folder."""
-    from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        GPT2Config,
+        GPT2LMHeadModel,
+        GPTNeoConfig,
+        GPTNeoForCausalLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
 
     torch.manual_seed(0)
     model = {
         "plain": lambda: GPT2LMHeadModel(GPT2Config(**GPT2)),
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)),
+        "dynamic": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, rope_parameters=DYNAMIC)),
+        "capped": lambda: Gemma2ForCausalLM(Gemma2Config(**LLAMA, head_dim=8, num_key_value_heads=2)),
         "relu": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, activation_function="relu")),
         "scaled": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True)),
         "crossed": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, add_cross_attention=True)),
@@ -80,7 +92,7 @@ def test_without_init_such_a_model_is_bridged_from_scratch_and_that_is_said(name
     assert str(caught.value).endswith("use --init scratch")
 
 
-@pytest.mark.parametrize("name", ["plain", "tinystories"])
+@pytest.mark.parametrize("name", ["plain", "tinystories", "llama", "wide"])
 def test_a_window_that_is_not_shorter_than_the_context_is_plain_attention(name: str, tmp_path: Path, gpt2_folder: Path):
     model, notes = saved(tmp_path, name, gpt2_folder), []
     assert circuit_job(str(model), ("quote_close",), tell=notes.append).bridge == bridge_spec("tiny")
@@ -99,7 +111,7 @@ def test_the_weights_of_a_window_are_those_within_the_context(tmp_path: Path, gp
 
 def test_the_users_changes_are_kept_whatever_the_start(tmp_path: Path, gpt2_folder: Path):
     changes = {"bridge.optim.steps": "7", "bridge.optim.lr": "0.004"}
-    made = circuit_job(str(saved(tmp_path, "llama", gpt2_folder)), ("quote_close",), changes=changes)
+    made = circuit_job(str(saved(tmp_path, "dynamic", gpt2_folder)), ("quote_close",), changes=changes)
     assert made.bridge is not None
     assert (made.bridge.init, made.bridge.optim.steps, made.bridge.optim.lr) == ("scratch", 7, 0.004)
     assert made.bridge.sparsity == bridge_spec("tiny", "scratch").sparsity
@@ -126,7 +138,21 @@ def test_a_sparse_model_has_whole_heads_of_the_dense_models_width():
     assert (shape.d_head, shape.d_model) == (24, 144)
 
 
-@pytest.mark.parametrize("name", ["llama", "relu", "scaled", "window", "tinystories"])
+@pytest.mark.parametrize(
+    ("config", "neurons", "heads"),
+    [
+        ({"model_type": "gpt2", "n_embd": 128, "n_head": 4, "n_layer": 1, "n_positions": 128, "n_inner": 640}, 640, None),
+        ({"model_type": "llama", **LLAMA, "num_key_value_heads": 2}, 256, None),
+        ({"model_type": "qwen3", **LLAMA, "head_dim": 16, "num_key_value_heads": 2}, 256, 8),
+    ],
+)
+def test_a_sparse_model_has_the_dense_models_kind_of_mlp_and_heads(config: dict, neurons: int, heads: int | None):
+    """A Llama of width 32 beside the preset's 128 channels: four times its 64 neurons, and heads that are not the width over d_head."""
+    shape = bridging_cost({"vocab_size": 50} | config, bridge_spec("tiny")).spec.model
+    assert (shape.d_mlp, shape.heads, shape.gated) == (neurons, heads, config["model_type"] != "gpt2")
+
+
+@pytest.mark.parametrize("name", ["dynamic", "capped", "relu", "scaled", "window", "tinystories"])
 def test_a_dense_model_that_cannot_be_pruned_as_it_is_is_refused_at_once(name: str, tmp_path: Path, gpt2_folder: Path):
     with pytest.raises(UnsupportedModel, match=r"cannot be pruned as it is: .*\(no --dense\)"):
         circuit_job(str(saved(tmp_path, name, gpt2_folder)), ("quote_close",), subject="dense")
@@ -150,6 +176,18 @@ def test_prompts_of_a_dense_model_that_is_pruned_itself_are_as_long_as_its_posit
         ({"model_type": "gpt2"}, 4000, True),
         ({"model_type": "gpt2", "scale_attn_weights": False}, 5, False),
         ({"model_type": "gpt2", "activation_function": ["gelu"]}, 5, False),
+        ({"model_type": "llama"}, 4000, True),
+        ({"model_type": "llama", "hidden_act": "tanh"}, 5, False),
+        ({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}, 5, True),
+        ({"model_type": "llama", "rope_scaling": {"rope_type": "longrope"}}, 5, False),
+        ({"model_type": "mistral", "sliding_window": 16}, 16, True),
+        ({"model_type": "mistral", "sliding_window": 16}, 17, False),
+        ({"model_type": "qwen2", "sliding_window": 4, "use_sliding_window": False}, 5, True),
+        ({"model_type": "qwen3", "sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]}, 5, False),
+        ({"model_type": "opt", "hidden_size": 8, "word_embed_proj_dim": 4}, 5, False),
+        ({"model_type": "opt", "do_layer_norm_before": False}, 5, False),
+        ({"model_type": "gemma2", "final_logit_softcapping": None, "attn_logit_softcapping": None}, 5, False),
+        ({"model_type": "gpt_neox"}, 4000, True),
         ({}, 5, False),
     ],
 )
@@ -160,13 +198,13 @@ def test_the_config_alone_tells_what_stands_in_the_way(config: dict, context: in
 @pytest.mark.parametrize("init", [(), ("--init", "dense")])
 def test_a_dry_run_tells_it_as_well(init: tuple[str, ...], tmp_path: Path, gpt2_folder: Path, capsys, monkeypatch):
     monkeypatch.setenv("EXTRACT_STATE_DIR", str(tmp_path / "state"))
-    model = saved(tmp_path, "llama", gpt2_folder)
+    model = saved(tmp_path, "dynamic", gpt2_folder)
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         main(["submit", "--model", str(model), "--task", "quote_close", "--dry-run", *init])
     out, err = capsys.readouterr()
     assert err.count("\n") == 1
-    assert REASONS["llama"] in err
+    assert REASONS["dynamic"] in err
     assert (end.value.code, "memory total" in out) == ((2, False) if init else (0, True))
 
 
@@ -180,17 +218,17 @@ def test_a_dry_run_of_a_dense_model_that_is_pruned_itself_shows_no_bridging(tmp_
 
 def test_a_batch_takes_the_start_that_suits_each_model(tmp_path: Path, gpt2_folder: Path):
     folder = tmp_path / "models"
-    for name in ("llama", "plain", "short"):
+    for name in ("dynamic", "plain", "short"):
         saved(folder, name, gpt2_folder)
     found = plan(BatchRequest((str(folder),), ("quote_close",)), lambda _: None)
     taken = {Path(model.asked).name: model for model in found.selection.taken}
-    assert set(taken) == {"llama", "plain", "short"}
-    assert REASONS["llama"] in taken["llama"].from_scratch
+    assert set(taken) == {"dynamic", "plain", "short"}
+    assert REASONS["dynamic"] in taken["dynamic"].from_scratch
     assert taken["plain"].from_scratch == ""
     again = Batch.from_json(found.id, found.to_json())
     for batch in (found, again):
         specs = {Path(child.model.asked).name: batch.spec(child).bridge for child in batch.children}
-        assert specs == {"llama": bridge_spec("tiny", "scratch"), "plain": bridge_spec("tiny"), "short": in_context(32)}
+        assert specs == {"dynamic": bridge_spec("tiny", "scratch"), "plain": bridge_spec("tiny"), "short": in_context(32)}
 
 
 def test_a_model_with_few_positions_is_read_in_more_and_shorter_contexts(tmp_path: Path, gpt2_folder: Path):
@@ -212,10 +250,10 @@ def test_a_chosen_context_is_kept_in_a_batch(tmp_path: Path, gpt2_folder: Path):
 
 
 def test_where_init_was_given_a_batch_refuses_the_models_that_it_does_not_suit(tmp_path: Path, gpt2_folder: Path):
-    saved(tmp_path / "models", "llama", gpt2_folder)
+    saved(tmp_path / "models", "dynamic", gpt2_folder)
     found = plan(BatchRequest((str(tmp_path / "models"),), ("quote_close",), init="dense"), lambda _: None)
     assert found.selection.taken == ()
-    assert REASONS["llama"] in found.selection.refused[0].reason
+    assert REASONS["dynamic"] in found.selection.refused[0].reason
 
 
 def test_the_plan_of_an_earlier_release_is_read(tmp_path: Path, gpt2_folder: Path):

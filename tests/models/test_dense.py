@@ -303,7 +303,10 @@ def test_the_neutral_weights_are_detached_fp32_and_leave_the_model_alone(model):
         pytest.param(lambda: gpt2(add_cross_attention=True), id="cross-attention"),
         pytest.param(MODELS["gpt_neo-local"], id="a window"),
         pytest.param(lambda: gpt_neo(activation_function="relu"), id="another activation, GPT-Neo"),
-        pytest.param(llama, id="llama"),
+        pytest.param(MODELS["llama-dynamic"], id="turns that depend on the text"),
+        pytest.param(MODELS["gemma2"], id="soft caps"),
+        pytest.param(MODELS["gemma2-uncapped"], id="normed writes"),
+        pytest.param(MODELS["mistral-window"], id="a window, Mistral"),
     ],
 )
 def test_other_blocks_have_no_neutral_weights(model):

@@ -33,10 +33,10 @@ from extractor.jobs.cost.constants import (
 from extractor.jobs.cost.hardware import Speed
 from extractor.jobs.cost.units import show_bytes
 from extractor.models.checks import SPARSE_TYPE
-from extractor.models.dense.start import obstacle
+from extractor.models.dense.start import ROTARY_CONTEXT, obstacle
 from extractor.models.shape import DenseShape
 from extractor.spec.schema import BridgeSpec
-from extractor.spec.sizes import bigram_entries, bigram_kind, tensor_sizes
+from extractor.spec.sizes import bigram_entries, bigram_kind, block_matrices, tensor_sizes
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class BridgingCost:
     def _activations(self, rows: int) -> int:
         """Bytes that autograd keeps of both passes and of the sites, and the temporary values of one sublayer."""
         shape, dense, crossing = self.spec.model, self.dense, self._crossing(rows)
-        neurons = shape.mlp_ratio * shape.d_model
-        sparse_layer = 11 * shape.d_model + 2 * shape.d_pos_emb + 2 * neurons
+        neurons, mixed = shape.d_mlp, shape.n_head * shape.d_head
+        sparse_layer = 7 * shape.d_model + 4 * mixed + 2 * shape.d_pos_emb + (5 if shape.gated else 2) * neurons
         activation = str(self.config.get("activation_function") or self.config.get("hidden_act") or "gelu_new")
         dense_layer = 8 * dense.width + ACTIVATIONS_PER_NEURON.get(activation, DEFAULT_ACTIVATIONS_PER_NEURON) * dense.neurons
         own = dense.layers * sparse_layer + self.sites * (4 * dense.width + shape.d_model) + 2 * shape.d_model + dense.width
@@ -166,7 +166,7 @@ def bridging_cost(config: Mapping[str, Any], spec: BridgeSpec) -> BridgingCost:
         )
     if spec.init == "dense" and (why := start_obstacle(config, dense, spec)):
         raise SpecError(f"bridging cannot start from the dense model's weights: {why}; use --init scratch")
-    partner = spec.shape_beside(dense.width, dense.width // dense.heads, bool(dense.positions))
+    partner = spec.shape_beside(dense)
     real = spec.model_copy(update={"model": partner.model_copy(update={"n_layer": dense.layers})})
     parameters = _parameters(dense, real)
     return BridgingCost(config, spec, real, dense, bigram_kind(real.model, dense.vocabulary), parameters, _flops(dense, real, parameters))
@@ -178,10 +178,10 @@ def start_obstacle(config: Mapping[str, Any], dense: DenseShape, spec: BridgeSpe
         return why
     if spec.model.d_pos_emb:
         return "the dense model's positions exclude position channels in the sparse one (bridge.model.d_pos_emb=0 would do)"
-    partner = spec.model_copy(update={"init": "dense"}).shape_beside(dense.width, dense.width // dense.heads, True)
-    if partner.mlp_ratio * partner.d_model < dense.neurons:
+    partner = spec.model_copy(update={"init": "dense"}).shape_beside(dense)
+    if partner.d_mlp < dense.neurons:
         ratio = -(-dense.neurons // partner.d_model)
-        has = f"it has {dense.neurons} neurons a layer, the sparse model {partner.mlp_ratio * partner.d_model}"
+        has = f"it has {dense.neurons} neurons a layer, the sparse model {partner.d_mlp}"
         return f"{has} (bridge.model.mlp_ratio={ratio} would do)"
     return None
 
@@ -203,7 +203,7 @@ def _flops(dense: DenseShape, spec: BridgeSpec, parameters: Mapping[str, int]) -
     shape, optim, size = spec.model, spec.optim, dense.vocabulary
     tokens, sites = float(optim.batch * optim.context), 2 * dense.layers + 1
     crossing = tokens * (sites if spec.estimator == "exact" else max(spec.crossing_share, min(1.0, sites / optim.batch)))
-    blocks = dense.layers * (4 + 2 * shape.mlp_ratio) * shape.d_model**2 + dense.layers * optim.context * shape.d_model
+    blocks = dense.layers * (sum(matrix.entries for matrix in block_matrices(shape)) + optim.context * shape.n_head * shape.d_head)
     dense_blocks = dense.block_parameters + dense.layers * optim.context * dense.width
     own, paths = tokens * spec.own_share, crossing * spec.kl_share
     # Prompts all cross. They are scored at their last token, and after it; half of them, the shifted ones, have tokens after it.
@@ -291,7 +291,7 @@ def longest_prompt(config: Mapping[str, Any], bridge: BridgeSpec, prunes_dense: 
         return config.get("n_ctx")
     if not prunes_dense:
         return bridging_cost(config, bridge).spec.model.n_ctx
-    positions = DenseShape.of(config).positions
+    positions = DenseShape.of(config).positions or ROTARY_CONTEXT
     if why := obstacle(config, positions):
         raise UnsupportedModel(f"the dense model cannot be pruned as it is: {why}; bridge it instead (no --dense)")
     return positions

@@ -96,7 +96,7 @@ class DenseContext:
 
 @dataclass(frozen=True)
 class Norm:
-    """A LayerNorm's gain and bias, (D,) each."""
+    """A norm's gain and bias, (D,) each; the bias of an RMSNorm is zero."""
 
     gain: Tensor
     bias: Tensor
@@ -104,7 +104,11 @@ class Norm:
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """One block. Matrices are (out, in): qkv (3D, D) with rows q, k, v, attn_out (D, D), fc (M, D), proj (D, M)."""
+    """One block of H heads of C channels. Matrices are (out, in): qkv (3HC, D) with rows q, k, v, attn_out (D, HC), fc (M, D), proj (D, M).
+
+    gate, gate_bias         (M, D) and (M,) of a gated MLP, whose up is fc; None: it has none
+    query_norm, key_norm    (C,) gains of the RMSNorms of every head's queries and keys; None: there are none
+    """
 
     attn_norm: Norm
     mlp_norm: Norm
@@ -116,21 +120,39 @@ class BlockWeights:
     fc_bias: Tensor
     proj: Tensor
     proj_bias: Tensor
+    gate: Tensor | None = None
+    gate_bias: Tensor | None = None
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class GPTWeights:
-    """A GPT-2: LayerNorms before attention and a GELU MLP, scores q.k / sqrt(d_head), positions (n_ctx, D) added to the embedding.
+    """A GPT: norms before attention and MLP, scores q.k / sqrt(d_head).
 
     All fp32 and detached. They may share the model's memory: copy them, never write to them. embedding and unembedding are (V, D).
+
+    positions      (n_ctx, D) added to the embedding; None: there are none
+    centred        whether the norms are LayerNorms, which subtract the mean; else they are RMSNorms
+    eps            of the norms
+    activation     of the MLP, as a sparse GPT names it
+    rotary         the angle by which each pair of a head's channels, c and c + pairs, turns per token, radians; (): positions do not turn
+    rotary_scale   factor of turned queries and keys
+    logits_bias    (V,), None: there is none
     """
 
     embedding: Tensor
-    positions: Tensor
+    positions: Tensor | None
     unembedding: Tensor
     d_head: int
     final_norm: Norm
     blocks: tuple[BlockWeights, ...]
+    centred: bool = True
+    eps: float = 1e-5
+    activation: str = "gelu_tanh"
+    rotary: tuple[float, ...] = ()
+    rotary_scale: float = 1.0
+    logits_bias: Tensor | None = None
 
 
 def causal_context(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from extractor.models.dense.base import BlockWeights, DenseContext, GPTWeights, Norm, causal_context
-from extractor.models.dense.start import obstacle
+from extractor.models.dense.start import ACTIVATIONS, obstacle
 
 
 class GPT2Sublayers:
@@ -52,6 +53,8 @@ class GPT2Sublayers:
             unembedding=plain(self.model.lm_head.weight),
             d_head=config.hidden_size // config.num_attention_heads,
             final_norm=norm(transformer.ln_f),
+            eps=config.layer_norm_epsilon,
+            activation=ACTIVATIONS[config.activation_function],
             blocks=tuple(
                 BlockWeights(norm(b.ln_1), norm(b.ln_2), *self.attention(b.attn), *linear(b.mlp.c_fc), *linear(b.mlp.c_proj))
                 for b in transformer.h
@@ -68,12 +71,15 @@ def plain(weight: Tensor) -> Tensor:
 
 
 def norm(module: Any) -> Norm:
-    return Norm(plain(module.weight), plain(module.bias))
+    """Gain and bias of a norm; an RMSNorm has no bias."""
+    gain, bias = plain(module.weight), getattr(module, "bias", None)
+    return Norm(gain, torch.zeros_like(gain) if bias is None else plain(bias))
 
 
 def linear(layer: Any) -> tuple[Tensor, Tensor]:
-    """Weight (out, in) and bias (out,) of a Conv1D or Linear that has both."""
-    return plain(layer.weight.t() if isinstance(layer, Conv1D) else layer.weight), plain(layer.bias)
+    """Weight (out, in) and bias (out,) of a Conv1D or Linear; a bias that is not there is zero."""
+    weight = plain(layer.weight.t() if isinstance(layer, Conv1D) else layer.weight)
+    return weight, weight.new_zeros(len(weight)) if layer.bias is None else plain(layer.bias)
 
 
 DENSE = GPT2Sublayers

@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from extractor.models.dense.base import DenseContext, causal_context
+from extractor.models.dense.base import BlockWeights, DenseContext, GPTWeights, causal_context
+from extractor.models.dense.gpt2 import linear, norm, plain
+from extractor.models.dense.llama import rotary_of
+from extractor.models.dense.start import ACTIVATIONS, obstacle
 
 
 class GPTNeoXSublayers:
@@ -39,8 +42,31 @@ class GPTNeoXSublayers:
     def unembed(self, h: Tensor) -> Tensor:
         return self.model.lm_head(self.inner.final_layer_norm(h))
 
-    def weights(self, context: int | None = None) -> None:
-        return None
+    def weights(self, context: int | None = None) -> GPTWeights | None:
+        config = self.model.config
+        if obstacle(config.to_dict(), context or config.max_position_embeddings):
+            return None
+        angles, scale = rotary_of(self.inner.rotary_emb)
+        return GPTWeights(
+            embedding=plain(self.inner.embed_in.weight),
+            positions=None,
+            unembedding=plain(self.model.lm_head.weight),
+            d_head=config.hidden_size // config.num_attention_heads,
+            final_norm=norm(self.inner.final_layer_norm),
+            blocks=tuple(map(_block, self.inner.layers)),
+            eps=config.layer_norm_eps,
+            activation=ACTIVATIONS[config.hidden_act],
+            rotary=angles,
+            rotary_scale=scale,
+        )
+
+
+def _block(layer: Any) -> BlockWeights:
+    attn, heads = layer.attention, layer.attention.config.num_attention_heads
+    # Rows of query_key_value are q, k, v of the first head, then of the second.
+    qkv, bias = (part.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2) for part in linear(attn.query_key_value))
+    norms = norm(layer.input_layernorm), norm(layer.post_attention_layernorm)
+    return BlockWeights(*norms, qkv, bias, *linear(attn.dense), *linear(layer.mlp.dense_h_to_4h), *linear(layer.mlp.dense_4h_to_h))
 
 
 DENSE = GPTNeoXSublayers

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from extractor.models.dense.base import DenseContext, causal_context
+from extractor.models.dense.base import BlockWeights, DenseContext, GPTWeights, causal_context
+from extractor.models.dense.gpt2 import linear, norm, plain
+from extractor.models.dense.start import ACTIVATIONS, obstacle
 
 
 class LlamaSublayers:
@@ -53,8 +56,52 @@ class LlamaSublayers:
     def unembed(self, h: Tensor) -> Tensor:
         return self.model.lm_head(self.model.model.norm(h))
 
-    def weights(self, context: int | None = None) -> None:
-        return None
+    def weights(self, context: int | None = None) -> GPTWeights | None:
+        inner, config = self.model.model, self.model.config
+        if obstacle(config.to_dict(), context or config.max_position_embeddings):
+            return None
+        angles, scale = rotary_of(inner.rotary_emb)
+        return GPTWeights(
+            embedding=plain(inner.embed_tokens.weight),
+            positions=None,
+            unembedding=plain(self.model.lm_head.weight),
+            d_head=inner.layers[0].self_attn.head_dim,
+            final_norm=norm(inner.norm),
+            blocks=tuple(self.block(layer) for layer in inner.layers),
+            centred=False,
+            eps=config.rms_norm_eps,
+            activation=ACTIVATIONS[config.hidden_act],
+            rotary=angles,
+            rotary_scale=scale,
+        )
+
+    def block(self, layer: Any) -> BlockWeights:
+        attn, mlp = layer.self_attn, layer.mlp
+        heads, qkv = attn.config.num_attention_heads, [linear(part) for part in (attn.q_proj, attn.k_proj, attn.v_proj)]
+        weights, biases = ([by_head(one[i], heads, attn.head_dim) for one in qkv] for i in range(2))
+        norms = [plain(getattr(attn, name).weight) if hasattr(attn, name) else None for name in ("q_norm", "k_norm")]
+        return BlockWeights(
+            norm(layer.input_layernorm),
+            norm(layer.post_attention_layernorm),
+            torch.cat(weights),
+            torch.cat(biases),
+            *linear(attn.o_proj),
+            *linear(mlp.up_proj),
+            *linear(mlp.down_proj),
+            *linear(mlp.gate_proj),
+            *norms,
+        )
+
+
+def by_head(rows: Tensor, heads: int, d_head: int) -> Tensor:
+    """Rows (groups * C, ...) of grouped keys or values as those of every head, (heads * C, ...)."""
+    groups = rows.unflatten(0, (-1, d_head))
+    return groups.repeat_interleave(heads // len(groups), 0).flatten(0, 1)
+
+
+def rotary_of(embedding: Any) -> tuple[tuple[float, ...], float]:
+    """The angle of each pair of channels per token, and the factor, of a model's rotary embedding whose angles are always the same."""
+    return tuple(embedding.inv_freq.double().tolist()), float(embedding.attention_scaling)
 
 
 DENSE = LlamaSublayers

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from extractor.errors import UnsupportedModel
-from extractor.models.dense.base import DenseContext, causal_context
+from extractor.models.dense.base import BlockWeights, DenseContext, GPTWeights, causal_context
+from extractor.models.dense.gpt2 import linear, norm, plain
+from extractor.models.dense.start import ACTIVATIONS, obstacle
+
+
+EPS = 1e-5  # of every LayerNorm: an OPT has no setting for it
 
 
 class OPTSublayers:
@@ -56,8 +61,27 @@ class OPTSublayers:
     def unembed(self, h: Tensor) -> Tensor:
         return self.model.lm_head(self.inner.final_layer_norm(h)).contiguous()
 
-    def weights(self, context: int | None = None) -> None:
-        return None
+    def weights(self, context: int | None = None) -> GPTWeights | None:
+        config, table = self.model.config, self.inner.embed_positions
+        if obstacle(config.to_dict(), context or config.max_position_embeddings):
+            return None
+        return GPTWeights(
+            embedding=plain(self.inner.embed_tokens.weight),
+            positions=plain(table.weight)[table.offset :],
+            unembedding=plain(self.model.lm_head.weight),
+            d_head=config.hidden_size // config.num_attention_heads,
+            final_norm=norm(self.inner.final_layer_norm),
+            blocks=tuple(map(_block, self.inner.layers)),
+            eps=EPS,
+            activation=ACTIVATIONS[config.activation_function],
+        )
+
+
+def _block(layer: Any) -> BlockWeights:
+    attn = layer.self_attn
+    weights, biases = zip(*(linear(part) for part in (attn.q_proj, attn.k_proj, attn.v_proj)), strict=True)
+    norms = norm(layer.self_attn_layer_norm), norm(layer.final_layer_norm)
+    return BlockWeights(*norms, torch.cat(weights), torch.cat(biases), *linear(attn.out_proj), *linear(layer.fc1), *linear(layer.fc2))
 
 
 DENSE = OPTSublayers
