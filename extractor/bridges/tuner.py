@@ -151,7 +151,10 @@ class BridgeSite(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.base_layer(x)
-        return out if self._steer is None or self.disable_adapters else out + self._steer.to(out.dtype)
+        if self._steer is None or self.disable_adapters:
+            return out
+        change = self._steer.to(out.dtype)
+        return out + (change.reshape(out.shape) if change.dim() > out.dim() else change)  # OPT's MLP reads all tokens in one row
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise ValueError("bridges read the dense model and cannot be merged into it; use unload()")

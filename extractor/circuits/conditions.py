@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from extractor.circuits.graph import Link, NodeIndex
+from extractor.circuits.mean_activations import at_tokens
 from extractor.circuits.prompt_values import PromptValues, ReplacedStream
 from extractor.data.prompts import TaskBatch
 
@@ -102,8 +103,9 @@ class Conditions:
         with self.model.record() as own:
             self.model(input_ids=ids, logits_to_keep=1)
         here, kept = torch.searchsorted(needed, rows), self.index.split(chosen)
-        subset = {site: torch.where(kept[site][:, None], x[here], self.means[site]) for site, x in own.items()}
-        mean = {site: x.expand(1, ids.shape[1], -1) for site, x in self.means.items()}
+        means = at_tokens(self.means, ids.shape[1])
+        subset = {site: torch.where(kept[site][:, None], x[here], means[site]) for site, x in own.items()}
+        mean = {site: x.expand(1, ids.shape[1], -1) for site, x in means.items()}
         of_own, of_subset, of_mean = (PromptValues(self.model, some) for some in (own, subset, mean))
         places = {name: torch.searchsorted(needed, some) for name, some in partner.items()}
         return part.repeat(len(CONDITIONS)), ConditionValues(of_own, of_subset, of_mean, places)

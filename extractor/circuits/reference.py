@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from extractor.circuits.graph import Link, NodeIndex
 from extractor.circuits.masks import Masks, compete, cut_edges
+from extractor.circuits.mean_activations import at_tokens
 from extractor.data.prompts import TaskBatch, logit_diff
 from extractor.sparse.abs_topk import abs_topk
 from extractor.sparse.modeling_sparse_gpt import attention_pattern, position_read
@@ -79,7 +80,7 @@ def masked_residuals(
 
     known   the first of them, where these are known already; sublayers before them do not run
     """
-    sublayers = _Sublayers(masks, ablation_values, edges, rewrite)
+    sublayers = _Sublayers(masks, at_tokens(ablation_values, ids.shape[1]), edges, rewrite)
     context = model.context(ids.shape[1])
     found = [*known] or [model.embed(ids, context)]  # R1
     for number in range(len(found) - 1, 2 * len(model.blocks)):

@@ -21,6 +21,7 @@ from extractor.circuits.calibration import calibrate, calibrate_all
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.conditions import CONDITIONS, Conditions
 from extractor.circuits.masks import MaskedModel
+from extractor.circuits.mean_activations import at_tokens
 from extractor.circuits.network import FastMaskedModel
 from extractor.circuits.prompt_network import PromptMaskedModel
 from extractor.circuits.prompt_values import OnePrompt, PromptValues
@@ -85,7 +86,7 @@ class PaperStandard:
 
     def __init__(self, model: SparseGPTForCausalLM, means: Mapping[str, Tensor], ablation: str):
         self.model, self.ablation = model, ablation
-        self.values = {site: torch.zeros_like(mean) if ablation == "zero" else mean for site, mean in means.items()}
+        self.values = {site: torch.zeros_like(mean) for site, mean in means.items()} if ablation == "zero" else means
         self._resample = _kept(lambda batch: (batch, PromptValues(model, resampled(model, batch))))
 
     def network(self, kept_nodes: Tensor) -> MaskedModel:
@@ -97,7 +98,8 @@ class PaperStandard:
 
     def _constant(self, batch: TaskBatch) -> tuple[TaskBatch, OnePrompt]:
         """The same replacement values for every prompt."""
-        one = {site: value.expand(1, batch.ids.shape[1], -1) for site, value in self.values.items()}
+        length = batch.ids.shape[1]
+        one = {site: value.expand(1, length, -1) for site, value in at_tokens(self.values, length).items()}
         return batch, OnePrompt(PromptValues(self.model, one))
 
     def losses(self, diffs: Tensor, sign: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from extractor import files
 from extractor.circuits.circuit import Calibration, Circuit, Node
 from extractor.circuits.conditions import SUBSET_PROMPTS, Conditions
 from extractor.circuits.graph import CircuitMask
+from extractor.circuits.mean_activations import stored_means
 from extractor.circuits.node_labels import describe_nodes
 from extractor.circuits.sites import node_id
 from extractor.data.encoding import prompt_text, shown_text, token_text
@@ -62,7 +63,7 @@ def write_files(run: CircuitRun, problem: PruningProblem, found: FoundCircuits, 
         files.write_json(folder / "circuit.json", circuit.to_json())
         if shown.standard != "paper":
             files.write_json(folder / PAPER_CIRCUIT, name_circuit(run, problem, found.by_standard["paper"].best).to_json())
-        files.write_tensors(folder / "means.safetensors", dict(problem.means))
+        files.write_tensors(folder / "means.safetensors", stored_means(problem.means))
         pairs = {name: getattr(splits.held_out, name) for name in ("ids", "last", "correct", "wrong", "sign")}
         files.write_tensors(folder / "held_out.safetensors", pairs)
         files.write_tensors(folder / "conditions.safetensors", drawn_conditions(problem, splits.held_out))

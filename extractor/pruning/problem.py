@@ -115,7 +115,7 @@ class PruningProblem:
         return NodeIndex.of(self.model)
 
     @property
-    def ablation_values(self) -> dict[str, Tensor]:
+    def ablation_values(self) -> Mapping[str, Tensor]:
         """{site: (width,)} the paper's replacement values of ablated nodes; not used with resample ablation."""
         return self.paper.values
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from extractor.circuits.circuit import Calibration, Node, node_id_of, similar
 from extractor.circuits.guesses import no_attribute
+from extractor.circuits.mean_activations import at_tokens
 from extractor.circuits.observed import Change, observe
 from extractor.data.prompts import TaskBatch
 from extractor.errors import UsageError
@@ -146,7 +147,7 @@ def run_prompt(
     means    {site: (width,)} what an ablated node is
     batch    `correct` is the first answer's token, `wrong` the second's
     """
-    run = observe(graph, means, batch, _changes(means, nodes, edits))
+    run = observe(graph, means, batch, _changes(at_tokens(means, batch.ids.shape[1]), nodes, edits))
     return PromptRun(
         tokens=tokens,
         answers=answers,
@@ -161,7 +162,7 @@ def _changes(means: Mapping[str, Tensor], nodes: Collection[Node], edits: NodeEd
     found: dict[str, Change] = {}
     for node in nodes:
         if node.id in edits.off:
-            found[node.id] = partial(_constant, means[node.site][node.channel])
+            found[node.id] = partial(_constant, means[node.site][..., node.channel])
         elif node.id in edits.patch:
             found[node.id] = partial(_constant, edits.patch[node.id])
         elif node.id in edits.scale:

@@ -190,6 +190,9 @@ class Result:
         from extractor.circuits.compiled import FILE, CompiledCircuit
         from extractor.results.asked import batched_ids
 
+        if not (self.place / FILE).is_file() and (self.place / "circuit.json").is_file():
+            why = "a circuit of a model with gates or rotary positions is not compiled"
+            raise NotFound(f"{self.place} has no {FILE}: {why}; use result.run(text)")
         found = CompiledCircuit.load(self.place / FILE)
         found.register_forward_pre_hook(lambda _module, given: (batched_ids(given[0]), *given[1:]) if given else None)
         return found
@@ -255,9 +258,11 @@ class Result:
         return mask_of(self.circuit, self.model)
 
     @cached_property
-    def means(self) -> dict[str, Tensor]:
+    def means(self) -> Mapping[str, Tensor]:
         """{site: (width,)} what an ablated node is, by the paper's standard."""
-        means = files.read_tensors(self.place / "means.safetensors")
+        from extractor.circuits.mean_activations import Means
+
+        means = Means.from_stored(files.read_tensors(self.place / "means.safetensors"))
         return {site: 0 * mean for site, mean in means.items()} if self.numbers["ablation"] == "zero" else means
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
+from extractor.circuits.mean_activations import at_tokens
 from extractor.circuits.reference import masked_logit_diff
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.problem import PruningProblem
@@ -36,13 +37,13 @@ def adversarial(problem: PruningProblem, graph: CircuitMask, calibration: Calibr
     batch, model = held_out.pick(torch.arange(min(PAIRS, held_out.pairs))), problem.model
     with torch.no_grad(), model.record() as own:
         model(input_ids=batch.ids, logits_to_keep=1)
-    masks = problem.index.split(graph.nodes.float())
+    masks, means = problem.index.split(graph.nodes.float()), at_tokens(problem.means, batch.ids.shape[1])
     a = {site: torch.full_like(mean, 0.5) for site, mean in problem.means.items()}
     found: list[tuple[float, float]] = []
     for step in range(STEPS + 1):
         problem.tick(step, STEPS + 1)
         leaves = {site: value.requires_grad_() for site, value in a.items()}
-        values = {site: problem.means[site] + leaves[site] * (own[site] - problem.means[site]) for site in leaves}
+        values = {site: means[site] + leaves[site] * (own[site] - means[site]) for site in leaves}
         with torch.enable_grad():
             diff = calibration.apply(masked_logit_diff(model, batch, masks, values, graph.edges))
             loss = batch.losses(diff).mean()

@@ -13,9 +13,10 @@ from worlds import VOCABULARY
 
 from extractor.circuits.graph import CircuitMask, NodeIndex, links
 from extractor.circuits.masks import compete
-from extractor.circuits.mean_activations import measure_means
+from extractor.circuits.mean_activations import Means, measure_means, stored_means
 from extractor.circuits.reference import masked_logit_diff, masked_residuals, resampled
 from extractor.circuits.sites import widths
+from extractor.circuits.standard import PaperStandard
 from extractor.data.prompts import logit_diff
 from extractor.spec.schema import SparseModelSpec
 from extractor.training.train_sparse import new_sparse_gpt
@@ -313,6 +314,27 @@ def test_nothing_is_hooked(model, means):
 
 
 # means
+
+
+def test_the_first_token_of_models_like_pretrained_ones_has_means_of_its_own(corpus):
+    """Everything off: the first token has its means, every later one those of later tokens; both are kept in a file."""
+    model = random_model(3, rotary=[1.0, 0.1], gated=True, vocab_size=VOCABULARY, n_ctx=16)
+    means = measure_means(model, corpus, 80 * 16, 3)
+    with model.record() as values, torch.no_grad():
+        model(input_ids=corpus.batch(3, 1 << 40, 80, 16))
+    assert means.first is not None
+    for site, x in values.items():
+        assert torch.allclose(means.first[site], x[:, 0].double().mean(0).float(), atol=1e-6), site
+        assert torch.allclose(means[site], x[:, 1:].double().mean((0, 1)).float(), atol=1e-6), site
+    read, batch = Means.from_stored(stored_means(means)), random_batch(3)
+    off = values_of(model, batch, masks_of(model, nodes_of(model)), read)
+    for site, x in off.items():
+        assert torch.equal(x[:, 0], means.first[site].expand_as(x[:, 0])), site
+        assert torch.equal(x[:, 1:], means[site].expand_as(x[:, 1:])), site
+    paper = PaperStandard(model, read, "mean")
+    network = paper.network(nodes_of(model).nodes)
+    wanted = masked_logit_diff(model, batch, masks_of(model, nodes_of(model)), read)
+    assert torch.allclose(network.logit_diffs(network.prepare(batch))[0], wanted, atol=1e-4)
 
 
 def test_means_are_those_of_the_network_over_the_corpus(corpus):

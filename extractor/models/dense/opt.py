@@ -13,7 +13,6 @@ from extractor.models.dense.base import BlockWeights, DenseContext, GPTWeights, 
 from extractor.models.dense.gpt2 import linear, norm, plain
 from extractor.models.dense.start import ACTIVATIONS, obstacle
 
-
 EPS = 1e-5  # of every LayerNorm: an OPT has no setting for it
 
 
@@ -55,8 +54,8 @@ class OPTSublayers:
         if index % 2 == 0:
             normed = layer.self_attn_layer_norm(h)
             return h + layer.self_attn(normed, position_ids=context.positions, attention_mask=context.mask)[0]
-        flat = h.reshape(-1, h.shape[-1])
-        return (flat + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(flat))))).view(h.shape)
+        normed = layer.final_layer_norm(h).reshape(-1, h.shape[-1])  # the model's MLP takes all tokens of a batch in one row
+        return h + layer.fc2(layer.activation_fn(layer.fc1(normed))).view(h.shape)
 
     def unembed(self, h: Tensor) -> Tensor:
         return self.model.lm_head(self.inner.final_layer_norm(h)).contiguous()

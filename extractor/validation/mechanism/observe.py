@@ -14,6 +14,7 @@ from torch import Tensor
 
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
+from extractor.circuits.mean_activations import at_tokens
 from extractor.circuits.observed import Head, observe, places_of
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.problem import PruningProblem
@@ -81,7 +82,7 @@ class CircuitOnPairs:
 
     def _mean(self, node: str) -> Tensor:
         site, channel = self._site[node]
-        return self.means[site][channel]
+        return at_tokens(self.means, self.batch.ids.shape[1])[site][..., channel]
 
     def _with(self, given: dict[str, Tensor]) -> Tensor:
         """Calibrated logit differences while nodes have these values (2P, T)."""
