@@ -16,6 +16,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     OPTConfig,
+    PhiConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -32,10 +33,11 @@ SIZES |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "max_position
 GROUPED = SIZES | {"intermediate_size": 48, "num_key_value_heads": 2}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "gemma2": Gemma2Config(**GROUPED, head_dim=8),
-    "gpt_neox": GPTNeoXConfig(**SIZES, intermediate_size=48, use_parallel_residual=False),
+    "gpt_neox": GPTNeoXConfig(**SIZES, intermediate_size=48),
     "llama": LlamaConfig(**GROUPED),
     "mistral": MistralConfig(**GROUPED, sliding_window=None),
     "opt": OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=32),
+    "phi": PhiConfig(**GROUPED, rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}),
     "qwen2": Qwen2Config(**GROUPED),
     "qwen3": Qwen3Config(**GROUPED, head_dim=16),
 }
@@ -94,6 +96,7 @@ def test_a_model_of_every_family_is_bridged_and_pruned(name: str, loops: CorpusS
     run_job(spec, tmp_path / "out", threads=1)
     finished(tmp_path / "out")
     config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+    assert config["parallel"] is (name in ("gpt_neox", "phi"))
     gated, turns = name in ("llama", "mistral", "qwen2", "qwen3"), name not in ("gemma2", "opt")
     assert (config["gated"], config["rotary"] is not None, config["query_key_norm"]) == (gated, turns, name == "qwen3")
 

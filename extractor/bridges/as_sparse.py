@@ -49,6 +49,7 @@ def dense_as_sparse(dense: DenseModel) -> SparseGPTForCausalLM:
             heads=_heads(weights),
             d_head=weights.d_head,
             gated=weights.blocks[0].gate is not None,
+            parallel=sublayers.n_sublayers == len(weights.blocks),
         )
     )
     copy_weights(model, fold_norms(weights))

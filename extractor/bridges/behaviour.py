@@ -147,7 +147,7 @@ def _logit_diffs_through_bridges(pair: BridgedPair, batch: TaskBatch, graph: Cir
     for rows in _by_length(batch):
         part = batch.rows(rows)
         context = pair.dense.context(part.ids)
-        residuals = masked_residuals(pair.sparse, part.ids, masks, base, graph.edges)
+        residuals = masked_residuals(pair.sparse, part.ids, masks, base, graph.edges)[:: 2 if pair.sparse.config.parallel else 1]
         for index, (site, h) in enumerate(zip(pair.sites, residuals, strict=True)):
             diffs[index, rows] = _dense_logit_diff(pair, tail(pair.dense, index, site.decode(h), context), part)
     return diffs

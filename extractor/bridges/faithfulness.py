@@ -136,13 +136,15 @@ def faithfulness(pair: BridgedPair, corpus: Corpus, context: int, seed: int, row
     loss_recovered                                    {sparse, to_sparse, to_dense, mean, worst}: shares of the gain in loss; None where the
                                                       dense model is no better than bigrams
     held_out_tokens                                   number of tokens measured
+    sites_per_layer                                   1 where blocks are parallel, else absent: 2
     """
     size = pair.sparse.config.vocab_size
     bigrams = Counts(size, *corpus.bigram_triples(size))
     texts = corpus.held_out_by_source(seed, max(1, rows // len(corpus.sources)), context)
     by_source = {name: _sums_of(pair, ids, bigrams) for name, ids in texts.items()}
     sources = {name: _of_source(sums) for name, sums in by_source.items()}
-    return rounded({"explained": _worst(sources), "sources": sources} | _of_all(_total([*by_source.values()])))
+    found = {"explained": _worst(sources), "sources": sources} | _of_all(_total([*by_source.values()]))
+    return rounded(found | ({"sites_per_layer": 1} if pair.sparse.config.parallel else {}))
 
 
 def _sums_of(pair: BridgedPair, held_out: Tensor, bigrams: Counts) -> Sums:

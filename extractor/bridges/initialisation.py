@@ -69,7 +69,7 @@ def start_from_dense(pair: BridgedPair, samples: list[Tensor]) -> None:
         raise SpecError(f"--init dense needs {neurons} neurons a layer, the spec has {config.d_mlp}; set bridge.model.mlp_ratio higher")
     plain = fold_norms(weights)
     turn = sparsest_basis(residual_vectors(plain, samples))
-    reads = [(centred(h, 1) if weights.centred else h) @ turn.T for h in samples[:-1:2]]
+    reads = [(centred(h, 1) if weights.centred else h) @ turn.T for h in samples[: -1 : len(samples[:-1]) // len(weights.blocks)]]
     copy_weights(pair.sparse, with_sparse_heads(rotated(plain, turn), reads))
     width = len(turn)
     into = torch.zeros(config.d_model, width, device=turn.device)

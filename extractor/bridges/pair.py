@@ -69,6 +69,7 @@ def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.devic
     shape = spec.shape_beside(sizes)
     further = {} if weights is None else blocks_like(weights, shape.d_model)
     further |= {name: first_token(getattr(dense.model.config, name, None)) for name in ("bos_token_id", "eos_token_id")}
+    further["parallel"] = sizes.parallel
     has_bias = spec.init == "dense"
     sparse = new_sparse_gpt(shape, sizes.layers, sizes.vocabulary, seed, logits_bias=has_bias, **further).to(device)  # type: ignore[arg-type]
     base, revision = _base_and_revision(str(dense.facts.get("model", dense.name)))
@@ -78,6 +79,7 @@ def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.devic
         revision=revision or None,
         d_sparse=shape.d_model,
         encoder_frac=spec.encoder_frac,
+        target_modules=set(sublayers.norms),
         sparse_model_name_or_path="..",
     )
     torch.manual_seed(seed + 1)

@@ -31,6 +31,7 @@ class DenseShape:
 
     heads, d_head        of queries, and channels of each
     gated                whether its MLPs have a gate
+    parallel             whether attention and MLP of a block read the same residual
     positions            rows of its table of positions; 0 with rotary positions
     parameters           of the model, tied embeddings counted once
     block_parameters     of the blocks, without embeddings and final norm
@@ -46,6 +47,12 @@ class DenseShape:
     block_parameters: int
     d_head: int
     gated: bool
+    parallel: bool = False
+
+    @property
+    def sites(self) -> int:
+        """Residuals that a bridge can read: before every sublayer and before the final norm."""
+        return self.layers * (1 if self.parallel else 2) + 1
 
     @property
     def has_positions(self) -> bool:
@@ -74,9 +81,12 @@ class DenseShape:
         tied = config.get("tie_word_embeddings", in_table or family == "gemma2")
         outside = (vocabulary * (1 if tied else 2) + positions + (2 if family == "opt" else 0)) * width  # OPT's table has two rows more
         outside += (1 if counted is _rotary_block else 2) * width + (vocabulary if family == "phi" else 0)
+        is_parallel = family == "phi" or (family == "gpt_neox" and bool(config.get("use_parallel_residual", True)))
         is_gated = counted is _rotary_block
         head = sizes.read("head_dim", most=MAX_WIDTH, default=max(1, width // heads)) if is_gated else width // heads
-        return cls(layers, width, heads, neurons, vocabulary, positions, layers * block + outside, layers * block, head, is_gated)
+        return cls(
+            layers, width, heads, neurons, vocabulary, positions, layers * block + outside, layers * block, head, is_gated, is_parallel
+        )
 
 
 def sparse_parameters(config: Mapping[str, Any], model: str = "the sparse model") -> int:

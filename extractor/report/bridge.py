@@ -60,7 +60,7 @@ def _explained(name: str, bridge: dict) -> str:
     return (
         f"The circuit is part of a sparse model that was trained together with bridges to {name}. <strong>On {plain(found['source'])}, its "
         f"worst source of text, the worst hybrid pass explains {_share(worst)} of how {name} differs from a bigram model, the sparse model "
-        f"{_share(found['sparse'])}</strong> ({way}; {crossing(at, len(found['to_sparse']))}; shares of KL divergence). The mean over the "
+        f"{_share(found['sparse'])}</strong> ({way}; {crossing(at, len(found['to_sparse']), _per_layer(bridge))}; shares of KL divergence). The mean over the "
         f"sparse model and the hybrid passes is {percent(found['mean'])}.{_other_sources(bridge, found['source'])}"
     )
 
@@ -77,6 +77,11 @@ def _worst_pass(shares: dict) -> tuple[float, int, str]:
     return min((v, i, way) for way, key in ((_TO_SPARSE, "to_sparse"), (_TO_DENSE, "to_dense")) for i, v in enumerate(shares[key]))
 
 
+def _per_layer(bridge: dict) -> int:
+    """Crossings of a layer."""
+    return int(bridge.get("sites_per_layer", 2))
+
+
 def _share(value: float) -> str:
     return percent(value) if value > 0 else "nothing"
 
@@ -91,7 +96,7 @@ def _carried(name: str, bridge: dict, why: str | None) -> str:
     weakest = percent(worst) if worst > 0 else "recovers nothing"
     return (
         f"{intro} <strong>The sparse model recovers {_share(shares['sparse'])} of the gain of {name} over a bigram model; the weakest "
-        f"hybrid pass {weakest}</strong> ({way}; {crossing(at, len(shares['to_sparse']))}). The mean over the sparse model and the hybrid "
+        f"hybrid pass {weakest}</strong> ({way}; {crossing(at, len(shares['to_sparse']), _per_layer(bridge))}). The mean over the sparse model and the hybrid "
         f"passes is {percent(shares['mean'])}."
     )
 
@@ -172,6 +177,7 @@ def _plot_shares(bridge: dict) -> str:
         [Level("own", shares["sparse"])],
         (low, max(1.0, *values)),
         lambda v: percent(round(v, 3)),
+        _per_layer(bridge),
     )
     return _figure(f"Share of {of}, by crossing: 0 % is a bigram model, 100 % the dense model", legend, drawn)
 
@@ -187,6 +193,7 @@ def _plot_circuit(bridge: dict, target: float) -> str:
         [Level("target", target), Level("chance", CHANCE)],
         (0.0, 1.05 * max(CHANCE, target, *known(losses))),
         lambda v: f"{v:.3g}",
+        _per_layer(bridge),
     )
     return _figure("The circuit continued by the dense model, by crossing: task loss in nats, lower is better", legend, drawn)
 
@@ -235,7 +242,9 @@ def _table(bridge: dict) -> str:
     top = "".join(f'<th scope="colgroup" colspan="{size}" class="group">{group}</th>' for group, size in groups)
     under = "".join(f'<th scope="col" class="number">{column.name}</th>' for column in columns)
     head = f'<tr><th scope="col" rowspan="2">crossing</th>{top}</tr><tr>{under}</tr>'
-    body = "".join(f'<tr><th scope="row">{crossing(site, sites)}</th>{_cells(columns, site)}</tr>' for site in range(sites))
+    body = "".join(
+        f'<tr><th scope="row">{crossing(site, sites, _per_layer(bridge))}</th>{_cells(columns, site)}</tr>' for site in range(sites)
+    )
     meanings = [text for name, text in _MEANINGS if name in {column.name for column in columns}]
     note = " ".join(["A hybrid pass starts in one model and crosses to the other at one site.", *meanings])
     drawn = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"

@@ -76,16 +76,19 @@ class _SiteFrame(_Frame):
     """A plotting area that is divided among the crossings."""
 
     sites: int
+    of_layer: int = 2
 
     def x(self, site: float) -> float:
         """The left edge of a crossing's part of the width."""
         return round(self.left + site * (self.right - self.left) / self.sites, 1)
 
 
-def crossing(index: int, sites: int) -> str:
-    """The position of crossing `index` of `sites`, in words."""
+def crossing(index: int, sites: int, of_layer: int = 2) -> str:
+    """The position of crossing `index` of `sites`, in words; of_layer: crossings of a layer, 1 where its blocks are parallel."""
     if index == sites - 1:
         return "before the final norm"
+    if of_layer == 1:
+        return f"before layer {index}"
     return f"layer {index // 2}, before {'the MLP' if index % 2 else 'attention'}"
 
 
@@ -95,17 +98,23 @@ def known(values: Sequence[float | None]) -> list[float]:
 
 
 def crossings_plot(
-    label: str, lines: Sequence[Line], levels: Sequence[Level], span: tuple[float, float], show: Callable[[float], str]
+    label: str,
+    lines: Sequence[Line],
+    levels: Sequence[Level],
+    span: tuple[float, float],
+    show: Callable[[float], str],
+    of_layer: int = 2,
 ) -> str:
     """An <svg> with one point per crossing for each line.
 
     label  HTML text for screen readers
     span   lowest and highest value shown; a value outside is drawn hollow on the nearer edge
     show   formats a value as HTML text, for the axis and the points' tips
+    of_layer   crossings of a layer
     """
     sites = max(len(line.values) for line in lines)
     width = max(_WIDTH, 56 + _SITE_WIDTH * sites)
-    frame = _SiteFrame(48, width - 8, 10, 198, *span, sites)
+    frame = _SiteFrame(48, width - 8, 10, 198, *span, sites, of_layer)
     parts = [*_layers(frame), *frame.axis(show, intervals=6), *(frame.level(level.kind, level.value) for level in levels)]
     for line in lines:
         parts += _line(frame, line, show)
@@ -114,12 +123,12 @@ def crossings_plot(
 
 
 def _layers(frame: _SiteFrame) -> list[str]:
-    """A band of two crossings per layer, every other one shaded, and the layers' names where there is room."""
-    layers, parts = (frame.sites - 1) // 2, []
-    band = frame.x(2) - frame.x(0)
+    """A band for the crossings of a layer, every other one shaded, and the layers' names where there is room."""
+    layers, parts = (frame.sites - 1) // frame.of_layer, []
+    band = frame.x(frame.of_layer) - frame.x(0)
     every = max(1, math.ceil(_DIGITS_ROOM / band))
     for layer in range(layers):
-        left = frame.x(2 * layer)
+        left = frame.x(frame.of_layer * layer)
         if layer % 2 == 0:
             parts.append(f'<rect class="band" x="{left}" y="{frame.top}" width="{band:.1f}" height="{frame.bottom - frame.top}"/>')
         if layer % every == 0:
@@ -134,7 +143,7 @@ def _line(frame: _SiteFrame, line: Line, show: Callable[[float], str]) -> list[s
     parts = [f'<polyline points="{places}"/>']
     for index, value in points:
         x, y = frame.x(index + 0.5), frame.y(value)
-        tip = f"<title>{crossing(index, frame.sites)}: {line.name} {show(value)}</title>"
+        tip = f"<title>{crossing(index, frame.sites, frame.of_layer)}: {line.name} {show(value)}</title>"
         kind = "point" if frame.low <= value <= frame.high else "point beyond"
         side = 2 * _RADIUS - 1
         shape = (

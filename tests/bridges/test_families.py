@@ -14,7 +14,7 @@ from extractor.errors import UnsupportedModel
 from extractor.models.dense.base import residuals, tail
 from extractor.models.load import DenseModel
 from extractor.spec.schema import BridgeSpec, OptimSpec, SparseModelSpec
-from tests.models.test_dense import gpt2, gpt_neo, llama, neox, opt, rotary, tokens
+from tests.models.test_dense import gpt2, gpt_neo, llama, neox, opt, phi, rotary, tokens
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "rope_theta": 100.0}
@@ -23,6 +23,8 @@ FAMILIES = {
     "gpt_neo": lambda: gpt_neo(activation_function="gelu"),
     "gpt_neox": lambda: neox(False),
     "gpt_neox-partly": lambda: neox(False, rotary_pct=0.5, rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}),
+    "gpt_neox-parallel": lambda: neox(True, rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}),
+    "phi": lambda: phi(num_key_value_heads=2, hidden_act="gelu"),
     "opt": opt,
     "llama": llama,
     "llama-biases": lambda: llama("eager", attention_bias=True, mlp_bias=True, tie_word_embeddings=True),

@@ -21,6 +21,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     OPTConfig,
+    PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -30,12 +31,12 @@ from transformers.activations import ACT2FN
 from worlds import python, random_gpt2
 
 from extractor.errors import UnsupportedModel
-from extractor.models.dense.base import GPTWeights, Norm, dense_types, residuals, tail, unsupported, wrap_dense
+from extractor.models.dense.base import DenseSublayers, GPTWeights, Norm, dense_types, residuals, tail, unsupported, wrap_dense
 from extractor.models.shape import DenseShape
 from extractor.training.train_gpt2 import cosine
 
 VOCABULARY = 50
-SUPPORTED = "gemma2, gpt2, gpt_neo, gpt_neox, llama, mistral, opt, qwen2, qwen3"
+SUPPORTED = "gemma2, gpt2, gpt_neo, gpt_neox, llama, mistral, opt, phi, qwen2, qwen3"
 POSITIONS = 16
 SHARED = {"vocab_size": VOCABULARY, "hidden_size": 32, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3}
 
@@ -76,6 +77,12 @@ def neox(parallel: bool, **changes) -> PreTrainedModel:
     return built(GPTNeoXConfig(**SHARED, **shape, use_parallel_residual=parallel, **changes), "sdpa")
 
 
+def phi(attention: str = "sdpa", **changes) -> PreTrainedModel:
+    shape = {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": POSITIONS}
+    turns = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+    return built(PhiConfig(**(SHARED | shape | {"rope_parameters": turns} | changes)), attention)
+
+
 def opt(attention: str = "sdpa", **changes) -> PreTrainedModel:
     shape = {"ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": POSITIONS, "pad_token_id": 1}
     return built(OPTConfig(**SHARED, **shape, word_embed_proj_dim=32, **changes), attention)
@@ -101,11 +108,20 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "gemma2": lambda: rotary(Gemma2Config, "eager", head_dim=16, query_pre_attn_scalar=9, **SLIDING),
     "gemma2-uncapped": lambda: rotary(Gemma2Config, "eager", attn_logit_softcapping=None, final_logit_softcapping=None),
     "gpt_neox-sequential": lambda: neox(False),
+    "gpt_neox": lambda: neox(True),
+    "gpt_neox-partly": lambda: neox(True, rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}),
+    "phi": phi,
+    "phi-eager": lambda: phi("eager", num_key_value_heads=2),
     "opt": opt,
     "opt-eager": lambda: opt("eager", tie_word_embeddings=False),
     "llama-dynamic": lambda: llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}),
 }
 every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
+
+
+def sublayers_of_block(dense: DenseSublayers) -> int:
+    """1 where attention and MLP read the same residual."""
+    return len(dense.norms) - 1
 
 
 def tokens(count: int = 12) -> Tensor:
@@ -128,10 +144,11 @@ def test_residuals_and_logits_are_hugging_faces(make):
     model, ids = make(), tokens()
     dense, theirs = wrap_dense(model), model(ids, output_hidden_states=True)
     found = residuals(dense, ids)
-    assert len(found) == dense.n_sublayers + 1 == 2 * 2 + 1
+    of_block = sublayers_of_block(dense)
+    assert len(found) == dense.n_sublayers + 1 == 2 * of_block + 1
     assert {tuple(h.shape) for h in found} == {(3, 12, dense.width)}
     assert_same(found[0], theirs.hidden_states[0])
-    assert_same(found[2], theirs.hidden_states[1])
+    assert_same(found[of_block], theirs.hidden_states[1])
     assert_same(dense.unembed(found[-1]), theirs.logits)
 
 
@@ -141,12 +158,12 @@ def test_the_norms_read_exactly_the_residuals(make):
     model, ids, read = make(), tokens(), []
     dense = wrap_dense(model)
     found = residuals(dense, ids)
-    before_attention, before_mlp, last = dense.norms
+    *of_block, last = dense.norms
     for name, module in model.named_modules():
         if (short := name.rpartition(".")[2]) in dense.norms:
             module.register_forward_pre_hook(lambda _, inputs, short=short: read.append((short, inputs[0])))
     model(ids)
-    assert [name for name, _ in read] == [before_attention, before_mlp, before_attention, before_mlp, last]
+    assert [name for name, _ in read] == [*of_block, *of_block, last]
     for (_, theirs), ours in zip(read, found, strict=True):
         assert_same(ours, theirs.view_as(ours))  # OPT's MLP reads all tokens of a batch in one row
 
@@ -215,7 +232,8 @@ def test_the_sublayers_are_causal(make):
 def test_tail_stops_where_it_is_told_and_unembed_takes_any_shape(make):
     dense, ids = wrap_dense(make()), tokens()
     found, context = residuals(dense, ids), dense.context(ids)
-    assert_same(tail(dense, 1, found[1], context, 3), found[3])
+    stop = dense.n_sublayers - 1
+    assert_same(tail(dense, 1, found[1], context, stop), found[stop])
     assert_same(tail(dense, 2, found[2], context, 2), found[2])
     torch.testing.assert_close(dense.unembed(found[-1][1, 5]), dense.unembed(found[-1])[1, 5])
 
@@ -320,15 +338,16 @@ def test_the_supported_types_are_the_files_and_need_no_torch():
 
 
 def test_parallel_residuals_are_refused_with_the_reason():
-    with pytest.raises(UnsupportedModel, match=rf"'gpt_neox' .*\(parallel residual\).*supported: {SUPPORTED}"):
-        wrap_dense(neox(True))
+    model = random_gpt2(n_layer=1)
+    model.config.model_type = "gptj"
+    with pytest.raises(UnsupportedModel, match=rf"'gptj' .*\(parallel residual\).*choose one of type {SUPPORTED}"):
+        wrap_dense(model)
 
 
 @pytest.mark.parametrize(
     ("model_type", "config", "parallel"),
     [
         ("gptj", {}, True),
-        ("phi", {}, True),
         ("codegen", {}, True),
         ("cohere", {}, True),
         ("falcon", {"parallel_attn": True}, True),

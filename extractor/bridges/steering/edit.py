@@ -104,7 +104,10 @@ def find_node(pair: BridgedPair, node: str, known: Iterable[str] = ()) -> Steere
         if place.endswith("act_in") and channel < config.d_model + config.d_pos_emb:
             raise UsageError(f"node {node} cannot be steered: it is a position channel, which has no place in the dense residual")
         raise UsageError(f"there is no node {node!r}: {layer}.{place} has {width} channels")
-    return SteeredNode(node, layer, place, channel, 2 * layer + CARRIED[place])
+    if config.parallel and place == "mlp.act_in":
+        raise UsageError(f"node {node} cannot be steered: attention and MLP of a block read the same residual; use {_steerable(layer)}")
+    site = layer + (place != "attn.act_in") if config.parallel else 2 * layer + CARRIED[place]
+    return SteeredNode(node, layer, place, channel, site)
 
 
 def _steerable(layer: int) -> str:
@@ -150,7 +153,8 @@ class CounterfactualRun:
     def _observe(self, ids: Tensor) -> dict[str, Tensor]:
         layers = range(self.pair.sparse.config.n_layer)
         points = [f"{layer}.{place}" for layer in layers for place in CARRIED]
-        points += [_residual_of(layer, attends) for layer in layers for attends in (True, False)]
+        both = (True,) if self.pair.sparse.config.parallel else (True, False)
+        points += [_residual_of(layer, attends) for layer in layers for attends in both]
         points += [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
         with self.pair.sparse.record(points) as seen:
             self.pair.sparse(input_ids=ids, logits_to_keep=1)
@@ -228,11 +232,11 @@ class CounterfactualRun:
     def logits(self, edit: ResidualEdit | Sequence[ResidualEdit], strength: float = 1.0) -> Tensor:
         """The dense model's logits (B, V) after each presented prompt, with the edit, or with several. Disabled adapters leave them out.
 
-        The last sublayer is an MLP, which reads each token alone: from there on, only the last tokens are needed.
+        The last sublayer is an MLP, which reads each token alone: from there on, only the last tokens are needed. A parallel block attends.
         """
         edits = [edit] if isinstance(edit, ResidualEdit) else list(edit)
         first, final = min(one.site for one in edits), self.pair.dense.n_sublayers
-        cut = max(first, final - 1)
+        cut = max(first, final if self.pair.sparse.config.parallel else final - 1)
         at: dict[tuple[int, Way], Tensor] = {}
         for one in edits:
             key, change = (one.site, one.way), one.of(strength)
@@ -278,9 +282,9 @@ def _decoded(site: BridgeSite, x: Tensor) -> Tensor:
 
 def _normed(norm: nn.Module, amount: Tensor, direction: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """The same change after a dense norm, with the divisor that the norm has for the residual h (B, T, D)."""
-    gain = norm.get_parameter("weight")
     if isinstance(norm, nn.LayerNorm):
         divisor = (h.var(-1, unbiased=False) + norm.eps).sqrt()
-        return amount / divisor, (direction - direction.mean()) * gain
-    eps = getattr(norm, "variance_epsilon", 0.0)
+        return amount / divisor, (direction - direction.mean()) * norm.get_parameter("weight")
+    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0))
+    gain = norm(torch.ones_like(direction)) * (1 + eps) ** 0.5  # Gemma's norms hold the gain less one
     return amount / (h.square().mean(-1) + eps).sqrt(), direction * gain

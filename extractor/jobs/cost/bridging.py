@@ -61,8 +61,8 @@ class BridgingCost:
 
     @property
     def sites(self) -> int:
-        """Bridge sites: two per layer, and one before the final norm."""
-        return 2 * self.dense.layers + 1
+        """Bridge sites: two per layer, of parallel blocks one, and one before the final norm."""
+        return self.dense.sites
 
     @property
     def tokens(self) -> int:
@@ -187,7 +187,7 @@ def start_obstacle(config: Mapping[str, Any], dense: DenseShape, spec: BridgeSpe
 
 
 def _parameters(dense: DenseShape, spec: BridgeSpec) -> dict[str, int]:
-    shape, sites = spec.model, 2 * dense.layers + 1
+    shape, sites = spec.model, dense.sites
     tensors = list(tensor_sizes(shape, spec.sparsity, dense.vocabulary, logits_bias=spec.init == "dense"))
     return {
         "dense": dense.parameters,
@@ -201,7 +201,7 @@ def _parameters(dense: DenseShape, spec: BridgeSpec) -> dict[str, int]:
 def _flops(dense: DenseShape, spec: BridgeSpec, parameters: Mapping[str, int]) -> dict[str, float]:
     """Floating-point operations of one step. n weights cost 2n per token forward, 2n for the input's gradient, 2n for their own."""
     shape, optim, size = spec.model, spec.optim, dense.vocabulary
-    tokens, sites = float(optim.batch * optim.context), 2 * dense.layers + 1
+    tokens, sites = float(optim.batch * optim.context), dense.sites
     crossing = tokens * (sites if spec.estimator == "exact" else max(spec.crossing_share, min(1.0, sites / optim.batch)))
     blocks = dense.layers * (sum(matrix.entries for matrix in block_matrices(shape)) + optim.context * shape.n_head * shape.d_head)
     dense_blocks = dense.block_parameters + dense.layers * optim.context * dense.width

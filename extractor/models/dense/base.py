@@ -1,8 +1,9 @@
 """The interface of dense models: a list of sublayers that can be run from and to any residual.
 
 Sublayer 2l is the attention of block l, 2l + 1 its MLP. Residual i is the stream before sublayer i, residual 2L the one before the final
-norm. One file per architecture, named after Hugging Face's model_type, defines `DENSE`. Shapes: B sequences, T tokens, D dense width,
-M neurons, V vocabulary, L layers.
+norm. Where attention and MLP of a block read the same residual (a parallel block), the block is one sublayer, and L takes the place of 2L.
+One file per architecture, named after Hugging Face's model_type, defines `DENSE`. Shapes: B sequences, T tokens, D dense width, M neurons,
+V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -26,15 +27,14 @@ if TYPE_CHECKING:
 ARCHITECTURES = "extractor.architectures"  # group of entry points
 MODEL_TYPE = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
-# Architectures whose attention and MLP read the same residual: always (""), or unless this field of their config is false.
+# Architectures without a file here whose attention and MLP read the same residual: always (""), or unless this field of their config is
+# false.
 PARALLEL = {
     "codegen": "",
     "cohere": "",
     "cohere2": "",
     "falcon": "parallel_attn",
-    "gpt_neox": "use_parallel_residual",
     "gptj": "",
-    "phi": "",
 }
 
 
@@ -43,7 +43,7 @@ class Sublayers(Protocol):
 
     @property
     def n_sublayers(self) -> int:
-        """Number of sublayers, 2L."""
+        """Number of sublayers, 2L, or L of parallel blocks."""
 
     def sublayer(self, index: int, h: Tensor, context: Any) -> Tensor:
         """Residual index + 1 from residual index, both (B, T, width)."""
@@ -184,7 +184,7 @@ def causal_context(
 
 
 def residuals(dense: DenseSublayers, ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
-    """All 2L + 1 residuals (B, T, D) of a pass over ids (B, T)."""
+    """All residuals (B, T, D) of a pass over ids (B, T), one more than there are sublayers."""
     context = dense.context(ids, attention_mask)
     found = [dense.embed(ids, context)]
     for index in range(dense.n_sublayers):
@@ -255,7 +255,7 @@ def dense_class(model_type: str) -> Any:
 
 
 def is_parallel(model_type: str, config: Mapping[str, Any]) -> bool:
-    """Whether attention and MLP of this architecture read the same residual; config as in config.json."""
+    """Whether attention and MLP of an architecture without a file here read the same residual; config as in config.json."""
     return model_type in PARALLEL and bool(config.get(PARALLEL[model_type], True))
 
 
@@ -264,7 +264,7 @@ def unsupported(model_type: str, config: Mapping[str, Any]) -> UnsupportedModel:
     supported = ", ".join(dense_types())
     if is_parallel(model_type, config):
         return UnsupportedModel(
-            f"models of type {model_type!r} compute attention and MLP from the same residual (parallel residual): there is no residual "
-            f"between them for a bridge; choose a sequential model (supported: {supported})"
+            f"models of type {model_type!r} compute attention and MLP from the same residual (parallel residual) and are not supported; "
+            f"choose one of type {supported}"
         )
     return UnsupportedModel(f"models of type {model_type!r} cannot be bridged: not supported yet; choose one of type {supported}")

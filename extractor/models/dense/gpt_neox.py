@@ -21,7 +21,10 @@ class GPTNeoXSublayers:
 
     def __init__(self, model: Any):
         self.model, self.inner = model, model.gpt_neox
-        self.n_sublayers = 2 * len(self.inner.layers)
+        self.is_parallel: bool = model.config.use_parallel_residual
+        self.n_sublayers = len(self.inner.layers) * (1 if self.is_parallel else 2)
+        if self.is_parallel:  # the norm of the MLP reads the same residual
+            self.norms = ("input_layernorm", "final_layer_norm")
         self.width: int = model.config.hidden_size
 
     def context(self, ids: Tensor, attention_mask: Tensor | None = None) -> DenseContext:
@@ -33,11 +36,18 @@ class GPTNeoXSublayers:
         return self.inner.emb_dropout(self.inner.embed_in(ids))
 
     def sublayer(self, index: int, h: Tensor, context: DenseContext) -> Tensor:
+        if self.is_parallel:
+            layer = self.inner.layers[index]
+            attended = self.attended(layer, h, context)  # as in the model, before the MLP runs
+            return layer.mlp(layer.post_attention_layernorm(h)) + attended + h
         layer = self.inner.layers[index // 2]
         if index % 2 == 0:
-            normed, at = layer.input_layernorm(h), context.positions
-            return layer.attention(normed, attention_mask=context.mask, position_ids=at, position_embeddings=context.rotary)[0] + h
+            return self.attended(layer, h, context) + h
         return layer.mlp(layer.post_attention_layernorm(h)) + h
+
+    def attended(self, layer: Any, h: Tensor, context: DenseContext) -> Tensor:
+        normed, at = layer.input_layernorm(h), context.positions
+        return layer.attention(normed, attention_mask=context.mask, position_ids=at, position_embeddings=context.rotary)[0]
 
     def unembed(self, h: Tensor) -> Tensor:
         return self.model.lm_head(self.inner.final_layer_norm(h))

@@ -55,6 +55,12 @@ def _gpt_neox(config: Config, context: int) -> str | None:
     return _turns(config) or _activation(config, "hidden_act", "gelu")
 
 
+def _phi(config: Config, context: int) -> str | None:
+    if config.get("qk_layernorm"):
+        return "it norms queries and keys with LayerNorms (qk_layernorm)"
+    return _turns(config) or _activation(config, "hidden_act", "gelu_new")
+
+
 def _llama(config: Config, context: int) -> str | None:
     return _turns(config) or _activation(config, "hidden_act", "silu")
 
@@ -103,6 +109,7 @@ _BY_TYPE: dict[str, Callable[[Config, int], str | None]] = {
     "llama": _llama,
     "mistral": _mistral,
     "opt": _opt,
+    "phi": _phi,
     "qwen2": _qwen,
     "qwen3": _qwen,
 }
