@@ -57,10 +57,11 @@ def _explained(name: str, bridge: dict) -> str:
     if not found:
         return ""
     worst, at, way = _worst_pass(found)
+    where = crossing(at, len(found["to_sparse"]), _per_layer(bridge))
     return (
         f"The circuit is part of a sparse model that was trained together with bridges to {name}. <strong>On {plain(found['source'])}, its "
         f"worst source of text, the worst hybrid pass explains {_share(worst)} of how {name} differs from a bigram model, the sparse model "
-        f"{_share(found['sparse'])}</strong> ({way}; {crossing(at, len(found['to_sparse']), _per_layer(bridge))}; shares of KL divergence). The mean over the "
+        f"{_share(found['sparse'])}</strong> ({way}; {where}; shares of KL divergence). The mean over the "
         f"sparse model and the hybrid passes is {percent(found['mean'])}.{_other_sources(bridge, found['source'])}"
     )
 
@@ -93,10 +94,11 @@ def _carried(name: str, bridge: dict, why: str | None) -> str:
     if not shares:
         return f"{intro} The share of its gain over a bigram model that is recovered is not known: {plain(why)}."
     worst, at, way = _worst_pass(dict(shares))
+    where = crossing(at, len(shares["to_sparse"]), _per_layer(bridge))
     weakest = percent(worst) if worst > 0 else "recovers nothing"
     return (
         f"{intro} <strong>The sparse model recovers {_share(shares['sparse'])} of the gain of {name} over a bigram model; the weakest "
-        f"hybrid pass {weakest}</strong> ({way}; {crossing(at, len(shares['to_sparse']), _per_layer(bridge))}). The mean over the sparse model and the hybrid "
+        f"hybrid pass {weakest}</strong> ({way}; {where}). The mean over the sparse model and the hybrid "
         f"passes is {percent(shares['mean'])}."
     )
 

@@ -345,10 +345,14 @@ def test_heads_are_turned_without_changing_what_they_do():
 def test_what_cannot_be_started_from_is_refused(corpus):
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    turns = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}  # angles that depend on the text
+
     with pytest.raises(SpecError, match="needs 128 neurons a layer, the spec has 64"):
         start_from_dense(new_pair(dense_model(), tiny_bridge(init="dense"), 0), [])
     llama = LlamaForCausalLM(
-        LlamaConfig(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+        LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, rope_parameters=turns
+        )
     )
     with pytest.raises(SpecError, match="use --init scratch"):
         start_from_dense(new_pair(DenseModel(llama, "llama", {}), tiny_bridge(init="dense"), 0), [])

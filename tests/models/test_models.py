@@ -118,7 +118,7 @@ def test_a_config_that_is_no_object_is_broken(copy: Path, text: str):
     assert "expected a JSON object" in refused(resolve_pair, str(copy), BrokenArtifact)
 
 
-@pytest.mark.parametrize("name", ["bert", "t5", "gpt_neox", None])
+@pytest.mark.parametrize("name", ["bert", "t5", "gptj", None])
 def test_other_families_are_named_and_refused(copy: Path, name: str | None):
     change_config(copy, model_type=name, architectures=["BertForMaskedLM"])
     text = refused(resolve_pair, str(copy))

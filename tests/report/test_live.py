@@ -220,7 +220,7 @@ def test_a_card_names_head_partners_and_what_a_write_adds(opened, typed, tokeniz
     sync_api.expect(card.locator("dd", has_text="logits before").first).to_contain_text("+1.25 logits before")
     sync_api.expect(card.locator("dd", has_text="logits before").first).to_contain_text("0.5 before")
     page.evaluate(f"location.hash = '#node={other}'")
-    sync_api.expect(card).to_contain_text("None is in the circuit: they have their means.")
+    sync_api.expect(card).to_contain_text("The circuit has none of them: they have their means.")
 
 
 def effect_of(world: World, graph: CircuitMask, node: str) -> float:

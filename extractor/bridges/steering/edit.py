@@ -99,7 +99,7 @@ def find_node(pair: BridgedPair, node: str, known: Iterable[str] = ()) -> Steere
             else "queries and keys move attention in no fixed direction"
         )
         raise UsageError(f"node {node} cannot be steered: {why}; use {_steerable(layer)}")
-    width = {"mlp.post_act": config.d_mlp, "attn.v": config.n_head * config.d_head}.get(place, config.d_model)
+    width = config.d_mlp if place == "mlp.post_act" else config.n_head * config.d_head if place == "attn.v" else config.d_model
     if channel >= width:
         if place.endswith("act_in") and channel < config.d_model + config.d_pos_emb:
             raise UsageError(f"node {node} cannot be steered: it is a position channel, which has no place in the dense residual")

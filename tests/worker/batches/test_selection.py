@@ -88,7 +88,7 @@ def test_of_a_hub_of_200_models_the_right_ones_are_taken_and_every_other_is_refu
     assert [(name, why, refused[name]) for name, why in wanted.items() if why and why not in refused[name]] == []
     assert all("\n" not in reason for reason in refused.values())
     assert {file for _, file in hub.fetched} == {"config.json", "model.safetensors.index.json"}  # no weights
-    by_listing = {kind.name for kind in KINDS} & {"gated", "huge", "bert", "neox", "pickled", "gguf", "quantized", "code", "lora"}
+    by_listing = {kind.name for kind in KINDS} & {"gated", "huge", "bert", "gptj", "pickled", "gguf", "quantized", "code", "lora"}
     assert len(by_listing) == 9
     assert not [name for name in hub.looked if name.partition("/")[2].rpartition("-")[0] in by_listing]
 

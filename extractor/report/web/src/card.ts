@@ -124,7 +124,7 @@ function partners(node: NodeFacts, data: PageData): Node[] {
   if (other === null || node.head === undefined) return [];
   const found = data.nodes.filter(one => one.head === node.head && one.id.startsWith(`${layer}.attn.${other}.`));
   const words = other === "k" ? "Meets the keys of its head" : "Meets the queries of its head";
-  if (!found.length) return [make("h4", "", words), make("p", "note", "None is in the circuit: they have their means.")];
+  if (!found.length) return [make("h4", "", words), make("p", "note", "The circuit has none of them: they have their means.")];
   return [make("h4", "", words, " ", make("small", "note", "no edges: they meet in attention")), make("ul", "joined", ...found.map(one => make("li", "", nodeLink(one.id))))];
 }
 
