@@ -323,7 +323,7 @@ class JobSpec(Spec):
     kind: Literal["circuit", "train"]
     model: str | None = None  # bundled name, absolute folder, or hub id @ revision
     adapter: str | None = None  # a LoRA on the dense model: absolute folder, or hub id @ revision
-    subject: Literal["twin", "dense"] = "twin"  # of a dense model: prune the sparse model bridged to it, or (GPT-2 only) itself
+    subject: Literal["twin", "dense"] = "twin"  # of a dense model: prune the sparse model bridged to it, or itself
     labels: Literal["task", "model"] = "task"  # right answers: those of the task, or those that the given model gives
     tasks: tuple[str, ...] = ()
     task_files: tuple[TaskFileSpec, ...] = ()  # files of those `tasks` that are defined by the user

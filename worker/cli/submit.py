@@ -48,7 +48,7 @@ _OPTIONS = (
         default=True,
         help="Whether prompts of the tasks are part of every step of the bridging, where the preset has them. Default: --focus.",
     ),
-    click.option("--dense", "is_dense", is_flag=True, help="Prune the dense model (a GPT-2) itself, without bridging."),
+    click.option("--dense", "is_dense", is_flag=True, help="Prune the dense model itself, without bridging."),
     prune_options,
     changes_option("bridge.optim.lr=0.01"),
     fields_option,
