@@ -51,7 +51,7 @@ class _ByHead(dict[tuple[int, int], Tensor]):
     """Patterns by (layer, head). Raises UsageError for a head without a node of the circuit."""
 
     def __missing__(self, head: object) -> Tensor:
-        known = ", ".join(f"[{layer}, {number}]" for layer, number in self) or "none"
+        known = ", ".join(f"attention[{layer}, {number}]" for layer, number in self) or "none"
         raise UsageError(f"attention is named by [layer, head], as heads with a node of the circuit: {known}; not by {head!r}")
 
 
@@ -64,7 +64,7 @@ class PromptRun:
     margin        logit of the first answer minus that of the second; calibrated as the circuit is, where they are its answers
     activations   {node id: (T,)} the value of every node of the circuit at every token
     means         {node id: value that it has where it is ablated}
-    attention     {(layer, head): (T, T)} rows attend to columns; heads with a node of the circuit
+    attention     {(layer, head): (T, T)} rows attend to columns; heads with a node of the circuit. A head's sink takes what a row lacks to 1
     """
 
     tokens: tuple[str, ...]

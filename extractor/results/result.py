@@ -40,6 +40,7 @@ _INSTEAD = {  # what users guess: what does it
     **dict.fromkeys(("predict", "forward", "generate", "answer", "logits", "run_with_cache"), "result.run(prompt)"),
     **dict.fromkeys(("activations", "attention", "cache"), "result.run(prompt).activations and .attention"),
     **dict.fromkeys(("ablate", "knock_out", "switch_off"), "result.run(prompt, off=[node])"),
+    **dict.fromkeys(("table", "to_table"), "result.circuit.to_frame() or result.effects()"),
     **dict.fromkeys(("patch", "intervene"), "result.run(prompt, patch={node: other prompt or value})"),
     **dict.fromkeys(("plot", "draw", "image", "svg"), "result.picture, which a notebook shows, or result.place / 'circuit.svg'"),
     **dict.fromkeys(("show", "view", "html", "page"), "result.open(), or result.report, the path of the page"),
