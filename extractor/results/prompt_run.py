@@ -64,7 +64,7 @@ class PromptRun:
     margin        logit of the first answer minus that of the second; calibrated as the circuit is, where they are its answers
     activations   {node id: (T,)} the value of every node of the circuit at every token
     means         {node id: value that it has where it is ablated}
-    attention     {(layer, head): (T, T)} rows attend to columns; heads with a node of the circuit. A head's sink takes what a row lacks to 1
+    attention     {(layer, head): (T, T)} rows attend to columns; heads with a node of the circuit. What a row lacks to 1, a sink takes
     """
 
     tokens: tuple[str, ...]

@@ -9,15 +9,17 @@ from pathlib import Path
 import micro
 import pytest
 import torch
-from problems import graded_problem, in_folder, interrupted, micro_problem, names_of
+from problems import FURTHER, graded_problem, in_folder, interrupted, micro_problem, names_of, random_base, random_batch, random_model
+from worlds import environment
 
 from extractor.circuits.graph import CircuitMask
 from extractor.errors import SpecError
 from extractor.progress import Progress, Stopped
 from extractor.pruning import algorithms
-from extractor.pruning.algorithms import masks
+from extractor.pruning.algorithms import attribution, masks
 from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import find_circuits
+from extractor.spec.schema import PruneSpec
 
 NAMES = algorithms.names()
 every_algorithm = pytest.mark.parametrize("name", NAMES)
@@ -122,6 +124,18 @@ def test_attribution_is_signed(tmp_path: Path):
     scores = algorithms.rank(problem)
     assert scores[micro.flat_index(problem.model, "0.mlp.post_act.1")] < -1e-3
     assert scores[micro.flat_index(problem.model, "0.mlp.post_act.3")] == 0
+
+
+@pytest.mark.parametrize("standard", ["paper", "robust"])
+def test_attribution_in_parts_of_a_batch_is_that_of_the_batch(standard: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    model, batch = random_model(3, **FURTHER["all"]), random_batch(24, 1)
+    spec = PruneSpec(algorithm="attribution", standard=standard)
+    problem = PruningProblem(model, random_base(model), batch, batch, spec, 0.15, 0, lambda stage: environment(tmp_path / stage))
+    together = algorithms.rank(problem)
+    monkeypatch.setattr(attribution, "UNDIVIDED", 0)
+    monkeypatch.setattr(attribution, "VALUES_AT_ONCE", 5000)
+    assert torch.allclose(algorithms.rank(problem), together, atol=1e-5)
+    assert together.abs().max() > 0.01
 
 
 # the search of masks

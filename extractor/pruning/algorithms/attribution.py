@@ -6,14 +6,24 @@ on lowers the loss. Signed: elements that harm the task come last.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from extractor.circuits.masks import MaskedModel
+from extractor.circuits.prompt_network import PromptMaskedModel
+from extractor.data.prompts import TaskBatch
 from extractor.pruning.elements import Edges, Nodes
 from extractor.pruning.problem import PruningProblem
 
 POINTS = 5
 PAIRS = 128
+FEWEST_PAIRS = 16
+MOST_VALUES = 1 << 29  # node values of all prompts: fewer pairs of a model with more
+VALUES_AT_ONCE = 1 << 25  # node values of the prompts of one pass, where prompts of a large model are computed in parts
+UNDIVIDED = 1 << 28  # fewer node values are computed together
 
 
 def rank(problem: PruningProblem) -> Tensor:
@@ -23,13 +33,30 @@ def rank(problem: PruningProblem) -> Tensor:
 
 def scores(problem: PruningProblem, elements: Nodes | Edges) -> Tensor:
     """Scores (E,), nats, of nodes or edges; those that share a mask share the sum of their scores."""
-    batch = problem.draw(0, max(1, PAIRS // problem.standard.copies))
     network = problem.network(elements.circuit.nodes)
-    prompts = network.prepare(batch)
+    batch = problem.draw(0, _pairs(problem, network))
     total = torch.zeros(len(elements), device=problem.model.device)
-    for point in range(POINTS):
-        problem.tick(point, POINTS)
-        on = torch.full((1, len(elements)), (point + 0.5) / POINTS, device=problem.model.device, requires_grad=True)
-        loss = problem.standard.objective(network.logit_diffs(prompts, elements.masks(on)), batch.sign).mean()
-        total -= torch.autograd.grad(loss, on)[0][0] / POINTS
+    for done, (prompts, sign) in enumerate(_parts(problem, network, batch)):
+        share = len(sign) / len(batch.sign)
+        for point in range(POINTS):
+            problem.tick(round(POINTS * len(sign) * done + point * len(sign)), POINTS * len(batch.sign))
+            on = torch.full((1, len(elements)), (point + 0.5) / POINTS, device=problem.model.device, requires_grad=True)
+            loss = problem.standard.objective(network.logit_diffs(prompts, elements.masks(on)), sign).mean()
+            total -= share * torch.autograd.grad(loss, on)[0][0] / POINTS
     return torch.zeros_like(total).index_add(0, elements.ties, total)[elements.ties]
+
+
+def _pairs(problem: PruningProblem, network: MaskedModel) -> int:
+    each = 2 * problem.train.ids.shape[1] * len(network) * problem.standard.copies
+    return min(max(1, PAIRS // problem.standard.copies), max(FEWEST_PAIRS, MOST_VALUES // max(1, each)))
+
+
+def _parts(problem: PruningProblem, network: MaskedModel, batch: TaskBatch) -> Iterator[tuple[Any, Tensor]]:
+    """(prompts, their signs) of a batch in parts that fit into memory; gradients keep the values of all nodes."""
+    values = len(network) * batch.ids.numel() * problem.standard.copies
+    if values <= UNDIVIDED or not isinstance(network, PromptMaskedModel):
+        yield network.prepare(batch), batch.sign
+        return
+    for group in network.prepared(batch, min(len(batch.ids), -(-values // VALUES_AT_ONCE))):
+        rows = group.rows[: len(group.rows) // problem.standard.copies]  # in the order of `logit_diffs`: ascending
+        yield [group], batch.sign[rows.sort().values]
