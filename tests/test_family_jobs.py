@@ -101,7 +101,7 @@ def test_a_model_of_every_family_is_bridged_and_pruned(name: str, loops: CorpusS
     assert (config["gated"], config["rotary"] is not None, config["query_key_norm"]) == (gated, turns, name == "qwen3")
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("name", ["llama"])
 def test_such_a_model_is_pruned_itself(name: str, loops: CorpusSpec, gpt2_folder: Path, tmp_path: Path):
     model = saved(tmp_path, name, gpt2_folder)
     facts = {"model": str(model), "subject": "dense", "tasks": (TASK,), "corpus": loops, "bridge": BRIDGE, "prune": PRUNE}

@@ -36,10 +36,12 @@ def scores(problem: PruningProblem, elements: Nodes | Edges) -> Tensor:
     network = problem.network(elements.circuit.nodes)
     batch = problem.draw(0, _pairs(problem, network))
     total = torch.zeros(len(elements), device=problem.model.device)
-    for done, (prompts, sign) in enumerate(_parts(problem, network, batch)):
+    done = 0  # prompts and points
+    for prompts, sign in _parts(problem, network, batch):
         share = len(sign) / len(batch.sign)
         for point in range(POINTS):
-            problem.tick(round(POINTS * len(sign) * done + point * len(sign)), POINTS * len(batch.sign))
+            problem.tick(done, POINTS * len(batch.sign))
+            done += len(sign)
             on = torch.full((1, len(elements)), (point + 0.5) / POINTS, device=problem.model.device, requires_grad=True)
             loss = problem.standard.objective(network.logit_diffs(prompts, elements.masks(on)), sign).mean()
             total -= share * torch.autograd.grad(loss, on)[0][0] / POINTS
