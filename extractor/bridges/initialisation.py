@@ -1,7 +1,8 @@
 """The start of bridge training: normalised sites, and with init='dense' a sparse model that computes what the dense one does.
 
 Normalisation: in GPT-2 a few channels and the first position are a hundred times larger than the rest. During training a site therefore
-reads (h - mean) / scale, both per channel over training text; afterwards `BridgeSite.fold_scaling` moves this into its linear maps.
+reads (h - mean) / scale, both per channel over training text (beside other models than GPT-2 without each text's first token); afterwards
+`BridgeSite.fold_scaling` moves this into its linear maps.
 
 init='dense': the dense model becomes a sparse GPT of width S >= D with the same logits (basis.py): norms folded into matrices, in the basis
 in which the weights are sparsest. Further channels, heads and neurons read at random and write nothing. AbsTopK first keeps all
@@ -39,13 +40,13 @@ def normalise_sites(pair: BridgedPair, corpus: Corpus, context: int, seed: int) 
     sums = [torch.zeros(2, pair.dense.width, dtype=torch.float64, device=device) for _ in pair.sites]
     samples: list[list[Tensor]] = [[] for _ in pair.sites]
     for ids in corpus.batch(seed, _PURPOSE, rows, context).split(MEASURED_ROWS):
-        for total, sample, h in zip(sums, samples, residuals(pair.dense, ids.to(device)), strict=True):
+        for total, sample, h in zip(sums, samples, pair.later_tokens(residuals(pair.dense, ids.to(device))), strict=True):
             if sum(map(len, sample)) < SAMPLED_TOKENS:
                 sample.append(h.flatten(0, 1))
             h = h.double()
             total += torch.stack([h.sum((0, 1)), h.square().sum((0, 1))])
     for site, total in zip(pair.sites, sums, strict=True):
-        mean, square = total / (rows * context)
+        mean, square = total / (rows * (context if pair.sparse.config.is_plain else context - 1))
         scale = (square - mean.square()).clamp_min(0).sqrt()
         scale = scale.clamp_min(SMALLEST_SCALE * float(scale.median())).clamp_min(1e-12)
         site.scaling[site.active_adapters[0]] = Scaling(mean.float(), scale.float())

@@ -83,14 +83,14 @@ def bridge_loss(pair: BridgedPair, ids: Tensor, crossing: Crossing, variance: Te
         dense_h = residuals(pair.dense, ids)
     own, to_sparse = _sparse_pass(pair, ids, dense_h, crossing)
     to_dense = _dense_pass(pair, ids, own, crossing)
-    at_sites = list(zip(pair.sites, dense_h, own, strict=True))
+    at_sites = list(zip(pair.sites, pair.later_tokens(dense_h), pair.later_tokens(own), strict=True))
     encoder = torch.stack([_error(site.encode(d), h.detach()) for site, d, h in at_sites]) / variance.clamp_min(1e-12)
     decoder = torch.stack([_error(site.decode_normalised(h), site.normalised(d)) for site, d, h in at_sites])
     own_loss, (ce, kl_plain) = _own_loss(pair, ids, own[-1], dense_h[-1], crossing, spec)
     crossed_loss, crossed_kl = _crossed_loss(pair, ids, to_sparse, to_dense, dense_h[-1], crossing, spec)
     loss = own_loss + per_site * (crossed_loss + spec.nmse_coef * (encoder.sum() + decoder.sum()))
     terms = torch.stack([ce, encoder.mean(), decoder.mean(), crossed_kl[0] / sites, crossed_kl[1] / sites, kl_plain])
-    return loss, terms.detach(), moments(own)
+    return loss, terms.detach(), moments(pair.later_tokens(own))
 
 
 def focus_loss(pair: BridgedPair, prompts: Prompts, crossing: Crossing, spec: BridgeSpec) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from extractor.training.train_sparse import new_sparse_gpt
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
     from transformers import PreTrainedConfig
 
     from extractor.models.load import DenseModel
@@ -45,6 +47,13 @@ class BridgedPair:
     adapter: PeftModel
     name: str
     facts: dict
+
+    def later_tokens(self, residuals: Sequence[Tensor]) -> list[Tensor]:
+        """Residuals (B, T, width) without the first token, whose activations are far larger than all others in models that are no GPT-2.
+
+        The scaling of sites and the bridges' errors are those of the other tokens; ours. GPT-2s keep all tokens, as in earlier versions.
+        """
+        return list(residuals) if self.sparse.config.is_plain else [h[:, 1:] for h in residuals]
 
     def save(self, folder: Path) -> None:
         """Write the sparse model to `folder`, and the PEFT adapter with its card to `folder`/bridges."""

@@ -136,7 +136,7 @@ class BridgeTrainer:
     def _start_variance(self, ids: Tensor) -> None:
         """Set v_i to the variance of hs_i on the first batch, ids (B, T)."""
         parts = ids.split(int(self.compute.state["micro_batch"]))
-        averaged = [moments(sparse_residuals(self.pair, rows)) * (len(rows) / len(ids)) for rows in parts]
+        averaged = [moments(self.pair.later_tokens(sparse_residuals(self.pair, rows))) * (len(rows) / len(ids)) for rows in parts]
         self.variance.copy_(variance_of(torch.stack(averaged).sum(0)))
 
     def finish(self) -> BridgedPair:
