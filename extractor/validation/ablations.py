@@ -24,6 +24,8 @@ from extractor.pruning.problem import PruningProblem
 
 Kind = Literal["mean", "zero", "resample"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+MANY_NODES = 1 << 16  # of models with more, parts are larger: every part multiplies all weights by their masks
+LARGE_AT_ONCE = 1 << 28  # node values of such a part
 Rewrite = Callable[[str, Tensor], Tensor]
 
 
@@ -83,6 +85,7 @@ def parts(problem: PruningProblem, batch: TaskBatch) -> list[Tensor]:
     """
     generator = torch.Generator().manual_seed(problem.seed)
     pairs = batch.last[::2].argsort(stable=True)
-    size = max(1, VALUES_AT_ONCE // (2 * len(problem.index) * batch.ids.shape[1]))
+    most = VALUES_AT_ONCE if len(problem.index) <= MANY_NODES else LARGE_AT_ONCE
+    size = max(1, most // (2 * len(problem.index) * batch.ids.shape[1]))
     rows = [torch.stack([2 * some, 2 * some + 1], dim=1).flatten() for some in pairs.split(size)]
     return [some[torch.randperm(len(some), generator=generator).to(some.device)] for some in rows]

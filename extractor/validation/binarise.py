@@ -24,9 +24,10 @@ from extractor.circuits.scorer import VALUES_AT_ONCE
 from extractor.data.prompts import TaskBatch
 from extractor.pruning.elements import Edges
 from extractor.pruning.problem import PruningProblem
-from extractor.validation.ablations import Rewrite, reference_logit_diffs
+from extractor.validation.ablations import MANY_NODES, Rewrite, reference_logit_diffs
 
 FITTED_PAIRS = 128  # train pairs whose tokens give the steps
+FEW_PAIRS = 32  # the same of models with `MANY_NODES`
 MOST_NODES = 200  # of circuits whose nodes are also binarised one by one
 
 
@@ -64,7 +65,8 @@ def fit_steps(problem: PruningProblem, graph: CircuitMask) -> Steps:
 
         return keep
 
-    reference_logit_diffs(problem, graph, problem.draw(0, FITTED_PAIRS), watch)
+    pairs = FITTED_PAIRS if len(problem.index) <= MANY_NODES else FEW_PAIRS
+    reference_logit_diffs(problem, graph, problem.draw(0, pairs), watch)
     values = torch.cat([torch.cat(found) for found in seen.values()], dim=1)  # (tokens, nodes on)
     flat = torch.zeros(3, len(problem.index), device=values.device)
     flat[:, graph.nodes] = torch.stack(two_means(values)).to(flat.dtype)

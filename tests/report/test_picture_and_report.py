@@ -212,6 +212,17 @@ def test_streams_run_upwards_from_chip_to_chip_in_the_png_as_in_the_svg(tmp_path
             assert min(map(sum, near)) < 3 * 215, (x, y)  # the paper and the bands are lighter
 
 
+def test_gates_and_ups_are_joined_to_the_neuron_of_their_number():
+    read, write = node("0.mlp.act_in", 7), node("0.mlp.resid_delta", 9)
+    gate, up, neuron = (node(f"0.mlp.{place}", 3) for place in ("gate", "up", "post_act"))
+    other = node("1.mlp.gate", 3)  # whose neuron is not in the circuit
+    edges = [Edge(read.id, gate.id, 1.0), Edge(read.id, up.id, -1.0), Edge(neuron.id, write.id, 1.0)]
+    scene = layout(make([read, gate, up, neuron, write, other], edges))
+    joined = {(wire.source, wire.target) for wire in scene.wires if wire.kind == "stream"}
+    assert {(gate.id, neuron.id), (up.id, neuron.id)} <= joined
+    assert other.id not in {name for both in joined for name in both}
+
+
 def test_hundreds_of_streams_share_lanes_and_keep_to_the_page():
     circuit = grid(3, 17, 2000, 256)
     scene = layout(circuit)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from extractor.circuits.circuit import Node
+from extractor.circuits.sites import GATED_PLACES
 from extractor.report.picture.rows import Place, Row, order
 
 _STRAIGHTEN_ROUNDS = 3
@@ -42,9 +43,10 @@ def residual_streams(nodes: Iterable[Node]) -> list[Stream]:
     """A stream from every write to the next reads of its channel, and to every read from the last write before it.
 
     A read without an earlier write comes from the input, a write without a later read goes to the answers. Position channels are not part
-    of the residual stream.
+    of the residual stream. Gates and ups are joined to the neuron of their number, in which they meet: no weight is between them either.
     """
-    found: list[Stream] = []
+    nodes = list(nodes)
+    found = _gates(nodes)
     last: dict[int, Node] = {}
     unread: dict[int, list[Node]] = {}
     for node in sorted(nodes, key=lambda n: (order(n.site), n.channel)):
@@ -55,6 +57,18 @@ def residual_streams(nodes: Iterable[Node]) -> list[Stream]:
             sources: list[Node | None] = [*unread.pop(node.channel, [])] or [last.get(node.channel)]
             found += [Stream(source, node, node.channel) for source in sources]
     return found + [Stream(source, None, source.channel) for sources in unread.values() for source in sources]
+
+
+def _gates(nodes: list[Node]) -> list[Stream]:
+    """A stream from every gate and up to its neuron; their channels are counted below zero, apart from those of the residual stream."""
+    neurons = {(node.site, node.channel): node for node in nodes if node.site.endswith("mlp.post_act")}
+    found = []
+    for node in nodes:
+        layer, _, place = node.site.partition(".")
+        target = neurons.get((f"{layer}.mlp.post_act", node.channel)) if place in GATED_PLACES else None
+        if target is not None:
+            found.append(Stream(node, target, -1 - node.channel))
+    return found
 
 
 def locate(streams: list[Stream], rows: list[Row]) -> list[set[int]]:
