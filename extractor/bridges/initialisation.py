@@ -1,8 +1,8 @@
 """The start of bridge training: normalised sites, and with init='dense' a sparse model that computes what the dense one does.
 
 Normalisation: in GPT-2 a few channels and the first position are a hundred times larger than the rest. During training a site therefore
-reads (h - mean) / scale, both per channel over training text (beside other models than GPT-2 without each text's first token); afterwards
-`BridgeSite.fold_scaling` moves this into its linear maps.
+reads (h - mean) / scale, both per channel over training text (beside models with rotary positions without each text's first token);
+afterwards `BridgeSite.fold_scaling` moves this into its linear maps.
 
 init='dense': the dense model becomes a sparse GPT of width S >= D with the same logits (basis.py): norms folded into matrices, in the basis
 in which the weights are sparsest. Further channels, heads and neurons read at random and write nothing. AbsTopK first keeps all
@@ -46,7 +46,7 @@ def normalise_sites(pair: BridgedPair, corpus: Corpus, context: int, seed: int) 
             h = h.double()
             total += torch.stack([h.sum((0, 1)), h.square().sum((0, 1))])
     for site, total in zip(pair.sites, sums, strict=True):
-        mean, square = total / (rows * (context if pair.sparse.config.is_plain else context - 1))
+        mean, square = total / (rows * (context if pair.dense.has_positions else context - 1))
         scale = (square - mean.square()).clamp_min(0).sqrt()
         scale = scale.clamp_min(SMALLEST_SCALE * float(scale.median())).clamp_min(1e-12)
         site.scaling[site.active_adapters[0]] = Scaling(mean.float(), scale.float())

@@ -49,11 +49,12 @@ class BridgedPair:
     facts: dict
 
     def later_tokens(self, residuals: Sequence[Tensor]) -> list[Tensor]:
-        """Residuals (B, T, width) without the first token, whose activations are far larger than all others in models that are no GPT-2.
+        """Residuals (B, T, width) without the first token, whose activations are far larger than all others in pretrained models.
 
-        The scaling of sites and the bridges' errors are those of the other tokens; ours. GPT-2s keep all tokens, as in earlier versions.
+        The scaling of sites and the bridges' errors are those of the other tokens; ours. Beside models with a table of positions all
+        tokens count, as in earlier versions.
         """
-        return list(residuals) if self.sparse.config.is_plain else [h[:, 1:] for h in residuals]
+        return list(residuals) if self.dense.has_positions else [h[:, 1:] for h in residuals]
 
     def save(self, folder: Path) -> None:
         """Write the sparse model to `folder`, and the PEFT adapter with its card to `folder`/bridges."""
@@ -74,11 +75,11 @@ def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.devic
     device = device or pick_device()
     sublayers = wrap_dense(dense.model.to(device))  # type: ignore[arg-type]
     sizes = DenseShape.of(dense.model.config.to_dict(), dense.name)
-    weights = sublayers.weights(spec.optim.context) if spec.init == "dense" else None
     shape = spec.shape_beside(sizes)
+    weights = sublayers.weights(max(spec.optim.context, shape.n_ctx)) if spec.init == "dense" else None
     further = {} if weights is None else blocks_like(weights, shape.d_model)
     further |= {name: first_token(getattr(dense.model.config, name, None)) for name in ("bos_token_id", "eos_token_id")}
-    further["parallel"] = sizes.parallel
+    further["parallel"] = sublayers.n_sublayers == sizes.layers
     has_bias = spec.init == "dense"
     sparse = new_sparse_gpt(shape, sizes.layers, sizes.vocabulary, seed, logits_bias=has_bias, **further).to(device)  # type: ignore[arg-type]
     base, revision = _base_and_revision(str(dense.facts.get("model", dense.name)))

@@ -78,6 +78,7 @@ class Circuit:
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
     calibration: Calibration
+    parallel: bool = False  # attention and MLP of a block read the same residual
 
     def __repr__(self) -> str:
         return f"Circuit({self.task} in {self.model}: {len(self.nodes)} nodes, {len(self.edges)} edges)"
@@ -158,15 +159,17 @@ class Circuit:
         return f"<p>{html.escape(repr(self)[8:-1])}</p><table><tr>{head}</tr>{rows}</table>"
 
     def to_json(self) -> dict:
-        """The content of circuit.json."""
-        return asdict(self)
+        """The content of circuit.json; `parallel` is there only where it is true."""
+        found = asdict(self)
+        return found if self.parallel else {name: part for name, part in found.items() if name != "parallel"}
 
     @classmethod
     def from_json(cls, data: dict) -> Circuit:
         nodes = tuple(Node(**{**n, "reads": tuple(n["reads"]), "writes": tuple(n["writes"])}) for n in data["nodes"])
         edges = tuple(Edge(**e) for e in data["edges"])
         answers, answer_ids = tuple(data["answers"]), tuple(data["answer_ids"])
-        return cls(data["model"], data["task"], answers, answer_ids, nodes, edges, Calibration(**data["calibration"]))
+        calibration = Calibration(**data["calibration"])
+        return cls(data["model"], data["task"], answers, answer_ids, nodes, edges, calibration, bool(data.get("parallel")))
 
 
 def similar(wanted: str, ids: Iterable[str]) -> str:

@@ -176,7 +176,7 @@ def live_nodes(
     Forward: a read is fed by an embedding column or an earlier kept write of its channel, a position channel by its column of the position
     table; any other node by an edge from a fed node.
     Backward: a write is used by the unembedding or a later used read of its channel; q and k are used when their head has a used v, and
-    without sinks q only where its k varies, unless norms or turns of heads make channels meet others.
+    without sinks q only where its k varies (an ablated key of further blocks has another value at the first token).
     A gated neuron is fed by the gate or the up of its number, and uses both.
     """
     incoming: dict[str, list[tuple[str, Tensor]]] = {}  # target site -> (source site, which edges between kept nodes are on)
@@ -220,7 +220,7 @@ def _used(model: SparseGPTForCausalLM, kept: dict[str, Tensor], fed: dict[str, T
     config = model.config
     read = _nonzero_columns(model.lm_head, config.d_model + config.d_pos_emb, 0)
     used = {site: flags & False for site, flags in fed.items()}
-    alone = not (config.sinks or config.rotary or config.query_key_norm)
+    alone = config.is_plain and not config.sinks
     for site in reversed(fed):
         channels = kept[site]
         if site.endswith("mlp.resid_delta") or not config.parallel:

@@ -66,5 +66,5 @@ def measure_means(model: SparseGPTForCausalLM, corpus: Corpus, tokens: int, seed
                 for found, part in ((sums, x[:, begin:]), (first, x[:, :begin])):
                     total = part.double().sum((0, 1))
                     found[site] = found[site] + total if site in found else total
-    means = {site: (total / (rows * (context - begin))).to(model.dtype) for site, total in sums.items()}
+    means = {site: (total / (rows * max(1, context - begin))).to(model.dtype) for site, total in sums.items()}
     return Means(means, {site: (total / rows).to(model.dtype) for site, total in first.items()} if begin else None)

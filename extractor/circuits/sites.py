@@ -35,5 +35,13 @@ def widths(model: SparseGPTForCausalLM) -> dict[str, int]:
     return {name: site.width for name, site in sites(model).items()}
 
 
+def stream_rank(site: str, parallel: bool) -> tuple[int, int]:
+    """The order in which sites meet the residual stream: (layer, place). In a parallel block every read comes before every write."""
+    layer, _, place = site.partition(".")
+    number = int(layer) if layer.isdecimal() else 10**9
+    place_rank = PLACES.index(place) if place in PLACES else len(PLACES)
+    return number, place_rank + (len(PLACES) if parallel and place.endswith("resid_delta") else 0)
+
+
 def node_id(site: str, channel: int) -> str:
     return f"{site}.{channel}"

@@ -131,6 +131,7 @@ def name_circuit(run: CircuitRun, problem: PruningProblem, pruned: PrunedCircuit
         nodes=tuple(describe_nodes(nodes, problem.model, tokenizer, splits.train.pick(described))),
         edges=tuple(pruned.graph.named_edges()),
         calibration=pruned.calibration,
+        parallel=problem.model.config.parallel,
     )
 
 

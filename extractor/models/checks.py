@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from extractor.errors import BrokenArtifact, UnsupportedModel
 from extractor.files import read_json
-from extractor.models.dense.base import dense_types, is_parallel, unsupported
+from extractor.models.dense.base import dense_types, refused, unsupported
 from extractor.models.lora import check_lora_config
 from extractor.models.shape import DenseShape, sparse_parameters
 from extractor.models.tokenizer_files import MAX_BYTES, TOKENIZER_FILES, too_large
@@ -118,8 +118,10 @@ def check_kind(files: Files) -> str:
     model_type = str(config.get("model_type"))
     if model_type == SPARSE_TYPE:
         config.pop("auto_map", None)  # our models carry their code for users without this package
-    elif model_type not in dense_types() or is_parallel(model_type, config):
+    elif model_type not in dense_types():
         raise UnsupportedModel(f"model {files.label} is of type {model_type!r}: {unsupported(model_type, config)}, or a {SPARSE_TYPE}")
+    if why := refused(model_type, config):
+        raise UnsupportedModel(f"model {files.label} cannot be bridged: {why}; choose another model of its family")
     _check_architecture(files.label, config)
     _check_code(files.label, config)
     _check_activation(files.label, config)

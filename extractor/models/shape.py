@@ -83,7 +83,7 @@ class DenseShape:
         outside += (1 if counted is _rotary_block else 2) * width + (vocabulary if family == "phi" else 0)
         is_parallel = family == "phi" or (family == "gpt_neox" and bool(config.get("use_parallel_residual", True)))
         is_gated = counted is _rotary_block
-        head = sizes.read("head_dim", most=MAX_WIDTH, default=max(1, width // heads)) if is_gated else width // heads
+        head = _head(sizes, family, width, heads) if is_gated else width // heads
         return cls(
             layers, width, heads, neurons, vocabulary, positions, layers * block + outside, layers * block, head, is_gated, is_parallel
         )
@@ -95,17 +95,28 @@ def sparse_parameters(config: Mapping[str, Any], model: str = "the sparse model"
     width = sizes.read("d_model", most=MAX_WIDTH)
     layers, neurons = sizes.read("n_layer", most=MAX_LAYERS), sizes.read("d_mlp", most=MAX_NEURONS)
     vocabulary, positions = sizes.read("vocab_size", most=MAX_VOCABULARY), sizes.read("n_ctx", most=MAX_POSITIONS)
-    sizes.divide(width, sizes.read("d_head", most=MAX_WIDTH), "d_model", "d_head")
+    head = sizes.read("d_head", most=MAX_WIDTH)
+    if config.get("heads") is None:
+        sizes.divide(width, head, "d_model", "d_head")
+    mixed = head * sizes.read("heads", most=MAX_WIDTH, default=max(1, width // head))
     extra = sizes.read("d_pos_emb", most=MAX_WIDTH, least=0, default=0)
     top, rank = (sizes.read(name, most=MAX_BIGRAM, default=1) for name in ("bigram_top", "bigram_rank"))
     bigram = {"dense": vocabulary, "counts": min(top, vocabulary), "low_rank": 2 * min(rank, vocabulary)}
     table = positions * (width if config.get("added_positions") else extra)
-    block = (3 * width + neurons) * (width + extra) + width**2 + neurons * width
+    block = (3 * mixed + (2 if config.get("gated") else 1) * neurons) * (width + extra) + mixed * width + neurons * width
     return layers * block + 2 * vocabulary * width + table + vocabulary * bigram.get(str(config.get("bigram")), 0)
 
 
 _TABLES = ("gpt2", "gpt_neo", "opt")  # families with a table of positions
 _BIASED_ROTARY = ("gpt_neox", "phi")  # rotary positions, LayerNorms, biases, an MLP without gate
+
+
+_HEADS = {"gemma2": 256, "qwen3": 128}  # transformers' channels of a head where the config does not say
+
+
+def _head(sizes: _Sizes, family: str, width: int, heads: int) -> int:
+    """Channels of a head of a model with a gated MLP."""
+    return sizes.read("head_dim", most=MAX_WIDTH, default=_HEADS.get(family, max(1, width // heads)))
 
 
 def _table_block(sizes: _Sizes, family: str, width: int, heads: int, neurons: int) -> int:
@@ -127,9 +138,9 @@ def _biased_rotary_block(sizes: _Sizes, family: str, width: int, heads: int, neu
 def _rotary_block(sizes: _Sizes, family: str, width: int, heads: int, neurons: int) -> int:
     """Parameters of a block with RMSNorms, grouped queries and a gated MLP."""
     config = sizes.config
-    head = sizes.read("head_dim", most=MAX_WIDTH, default=max(1, width // heads))
+    head = _head(sizes, family, width, heads)
     groups = sizes.read("num_key_value_heads", most=MAX_WIDTH, default=heads)
-    if config.get("head_dim") is None:
+    if config.get("head_dim") is None and family not in _HEADS:
         sizes.divide(width, heads)
     sizes.divide(heads, groups, "num_attention_heads", "num_key_value_heads")
     queries, keys = heads * head, groups * head

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from extractor.circuits.circuit import Circuit, Edge, Node
-from extractor.circuits.sites import GATED_PLACES, PLACES, node_id
+from extractor.circuits.sites import GATED_PLACES, PLACES, node_id, stream_rank
 from extractor.errors import BrokenArtifact
 from extractor.files import read_json
 from extractor.results.motif_forms import MEETS, RESIDUAL, Arrow, Motif, motif_of
@@ -72,7 +72,7 @@ class MotifGraph:
                 raise BrokenArtifact(f"{path} is damaged: the edge {str(edge.source)[:60]!r} to {str(edge.target)[:60]!r} {why}")
             edges[edge.source, edge.target] = "+" if edge.weight > 0 else "-"
         positions = {node.id for node in circuit.nodes if node.position}
-        return cls(nodes, [(*ends, sign) for ends, sign in edges.items()], [*_links(nodes, positions)])
+        return cls(nodes, [(*ends, sign) for ends, sign in edges.items()], [*_links(nodes, positions, circuit.parallel)])
 
     def instances(self) -> Iterator[Instances]:
         """Every motif of the graph, in parts: two arrows at one node with the nodes at their other ends; two or four arrows between two
@@ -209,9 +209,9 @@ def _fault(edge: Edge, nodes: Mapping[str, MotifNode], edges: Mapping[tuple[str,
     return None
 
 
-def _links(nodes: Mapping[str, MotifNode], positions: set[str]) -> Iterator[tuple[str, str, str]]:
+def _links(nodes: Mapping[str, MotifNode], positions: set[str], parallel: bool) -> Iterator[tuple[str, str, str]]:
     written: dict[int, list[str]] = {}  # residual channel -> earlier nodes that write to it
-    for node in sorted(nodes.values(), key=lambda one: (one.layer, PLACES.index(one.kind), one.channel)):
+    for node in sorted(nodes.values(), key=lambda one: (stream_rank(f"{one.layer}.{one.kind}", parallel), one.channel)):
         if node.kind.endswith("resid_delta"):
             written.setdefault(node.channel, []).append(node.id)
         elif node.kind.endswith("act_in") and node.id not in positions:

@@ -192,7 +192,9 @@ class Result:
         from extractor.results.asked import batched_ids
 
         if not (self.place / FILE).is_file() and (self.place / "circuit.json").is_file():
-            why = "a circuit of a model with gates or rotary positions is not compiled"
+            resampled = self.numbers["ablation"] == "resample"
+            why = "under resampling" if resampled else "of a model with gates or rotary positions"
+            why = f"a circuit {why} is not compiled"
             raise NotFound(f"{self.place} has no {FILE}: {why}; use result.run(text)")
         found = CompiledCircuit.load(self.place / FILE)
         found.register_forward_pre_hook(lambda _module, given: (batched_ids(given[0]), *given[1:]) if given else None)

@@ -114,7 +114,7 @@ def train_card(spec: JobSpec, result: dict) -> str:
     )
     return f"""# {kind}, {result["parameters"]:,} parameters
 
-A {kind}: {shape.n_layer} layers, width {shape.d_model}, {shape.d_model // shape.d_head} heads, \
+A {kind}: {shape.n_layer} layers, width {shape.d_model}, {shape.n_head} heads, \
 vocabulary {result["vocab_size"]:,}, context {shape.n_ctx}.
 
 ```python

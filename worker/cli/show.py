@@ -80,6 +80,7 @@ def circuit_facts(result: Result) -> dict[str, Any]:
 
 
 def _nodes(result: Result) -> list[dict[str, Any]]:
+    from extractor.circuits.sites import stream_rank
     from extractor.spec.story import mechanism_of
 
     measured = (mechanism_of(result.numbers) or {}).get("nodes") or {}
@@ -105,7 +106,7 @@ def _nodes(result: Result) -> list[dict[str, Any]]:
         found[edge.target]["in"].append([edge.source, edge.weight])
         found[edge.source]["out"].append([edge.target, edge.weight])
     written: dict[int, list[str]] = {}  # residual channel -> nodes that write to it
-    for one in found.values():
+    for one in sorted(found.values(), key=lambda one: stream_rank(one["site"], result.circuit.parallel)):
         if one["site"].endswith("act_in") and not one["position"]:
             one["stream"] = list(written.get(one["channel"], ()))
         elif one["site"].endswith("resid_delta"):

@@ -30,7 +30,7 @@ from extractor.spec.sizes import block_entries, block_matrices, kept_in_blocks
 _SUFFIXES = {"k": 1e3, "K": 1e3, "m": 1e6, "M": 1e6}
 _ALIASES = {"model.d_model": "width"}
 _SCALED = ("sparsity.embedding_frac", "sparsity.bias_frac")
-_BLOCK_MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+_BLOCK_MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "c_gate.weight")
 MAX_POINTS = 256
 Facts = dict[str, Any]  # the facts of a point, as in sweep.json
 

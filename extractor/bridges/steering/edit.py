@@ -105,13 +105,15 @@ def find_node(pair: BridgedPair, node: str, known: Iterable[str] = ()) -> Steere
             raise UsageError(f"node {node} cannot be steered: it is a position channel, which has no place in the dense residual")
         raise UsageError(f"there is no node {node!r}: {layer}.{place} has {width} channels")
     if config.parallel and place == "mlp.act_in":
-        raise UsageError(f"node {node} cannot be steered: attention and MLP of a block read the same residual; use {_steerable(layer)}")
+        raise UsageError(
+            f"node {node} cannot be steered: attention and MLP of a block read the same residual; use {_steerable(layer, parallel=True)}"
+        )
     site = layer + (place != "attn.act_in") if config.parallel else 2 * layer + CARRIED[place]
     return SteeredNode(node, layer, place, channel, site)
 
 
-def _steerable(layer: int) -> str:
-    return ", ".join(f"{layer}.{place}.N" for place in CARRIED)
+def _steerable(layer: int, parallel: bool = False) -> str:
+    return ", ".join(f"{layer}.{place}.N" for place in CARRIED if not (parallel and place == "mlp.act_in"))
 
 
 def steerable(pair: BridgedPair, nodes: Iterable[str]) -> list[SteeredNode]:

@@ -174,11 +174,11 @@ def bridging_cost(config: Mapping[str, Any], spec: BridgeSpec) -> BridgingCost:
 
 def start_obstacle(config: Mapping[str, Any], dense: DenseShape, spec: BridgeSpec) -> str | None:
     """Why a sparse model of this spec cannot start from the weights of the model with this config.json; None where it can."""
-    if why := obstacle(config, spec.optim.context):
+    partner = spec.model_copy(update={"init": "dense"}).shape_beside(dense)
+    if why := obstacle(config, max(spec.optim.context, partner.n_ctx)):
         return why
     if spec.model.d_pos_emb:
         return "the dense model's positions exclude position channels in the sparse one (bridge.model.d_pos_emb=0 would do)"
-    partner = spec.model_copy(update={"init": "dense"}).shape_beside(dense)
     if partner.d_mlp < dense.neurons:
         ratio = -(-dense.neurons // partner.d_model)
         has = f"it has {dense.neurons} neurons a layer, the sparse model {partner.d_mlp}"

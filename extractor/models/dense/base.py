@@ -202,8 +202,10 @@ def tail(model: Sublayers, start: int, h: Tensor, context: Any, stop: int | None
 def wrap_dense(model: PreTrainedModel) -> DenseSublayers:
     """A model as sublayers, by its model_type. Raises UnsupportedModel for architectures that are not supported."""
     name, config = model.config.model_type, model.config.to_dict()
-    if name not in dense_types() or is_parallel(name, config):
+    if name not in dense_types():
         raise unsupported(name, config)
+    if why := refused(name, config):
+        raise UnsupportedModel(f"this {name} cannot be bridged: {why}; choose another model of its family")
     return dense_class(name)(model)
 
 
@@ -252,6 +254,15 @@ def dense_class(model_type: str) -> Any:
             f"the architecture {model_type!r} of {package} cannot be used: {type(error).__name__}: {first_line(error)}"
         ) from None
     return found
+
+
+def refused(model_type: str, config: Mapping[str, Any]) -> str | None:
+    """Why a model of a supported type cannot be bridged at all; config as in config.json."""
+    if model_type == "opt" and (not config.get("do_layer_norm_before", True) or config.get("_remove_final_layer_norm")):
+        return "its norms follow its sublayers (do_layer_norm_before), so that none reads the residual"
+    if model_type == "opt" and config.get("word_embed_proj_dim", config.get("hidden_size")) != config.get("hidden_size"):
+        return "its embeddings are projected (word_embed_proj_dim)"
+    return None
 
 
 def is_parallel(model_type: str, config: Mapping[str, Any]) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extractor.errors import UnsupportedModel
 from extractor.models.dense.base import BlockWeights, DenseContext, GPTWeights, causal_context
 from extractor.models.dense.gpt2 import linear, norm, plain
 from extractor.models.dense.start import ACTIVATIONS, obstacle
@@ -19,7 +18,7 @@ EPS = 1e-5  # of every LayerNorm: an OPT has no setting for it
 class OPTSublayers:
     """See `extractor.models.dense.base.DenseSublayers`. The model keeps its modules; nothing is copied or changed.
 
-    Raises UnsupportedModel for models whose norms follow the sublayers: there no norm reads the residual.
+    `base.refused` names the others.
     """
 
     norms: tuple[str, ...] = ("self_attn_layer_norm", "final_layer_norm", "final_layer_norm")
@@ -27,11 +26,6 @@ class OPTSublayers:
 
     def __init__(self, model: Any):
         self.model, self.inner = model, model.model.decoder
-        if self.inner.final_layer_norm is None or self.inner.project_in is not None:
-            raise UnsupportedModel(
-                "an OPT whose norms follow its sublayers (do_layer_norm_before false, as in opt-350m) or whose embeddings are projected "
-                "(word_embed_proj_dim) cannot be bridged; choose another of its family"
-            )
         self.n_sublayers = 2 * len(self.inner.layers)
         self.width: int = model.config.hidden_size
 

@@ -96,7 +96,7 @@ def _window(window: object, context: int) -> str | None:
 
 def _turns(config: Config) -> str | None:
     """Rotary positions whose angles depend on the length of the text."""
-    place = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    place = config.get("rope_scaling") or config.get("rope_parameters") or {}  # transformers takes the former where both are there
     kind = place.get("rope_type", place.get("type", "default")) if isinstance(place, Mapping) else "default"
     return None if kind in FIXED_TURNS else f"its rotary positions depend on the length of the text (rope_type {str(kind)[:40]!r})"
 

@@ -30,8 +30,8 @@ class Arrangement:
     floor: float
 
 
-def arrange(nodes: tuple[Node, ...], edges: list[Edge]) -> Arrangement:
-    rows, streams = build_rows(nodes), residual_streams(nodes)
+def arrange(nodes: tuple[Node, ...], edges: list[Edge], parallel: bool = False) -> Arrangement:
+    rows, streams = build_rows(nodes), residual_streams(nodes, parallel)
     for row, crossing in zip(rows, locate(streams, rows), strict=True):
         fit(row, len(crossing))
     width = max([_MIN_WIDTH, *(row.least_width(row.most_lanes) for row in rows)])

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from extractor.circuits.circuit import Node
-from extractor.circuits.sites import GATED_PLACES
-from extractor.report.picture.rows import Place, Row, order
+from extractor.circuits.sites import GATED_PLACES, stream_rank
+from extractor.report.picture.rows import Place, Row
 
 _STRAIGHTEN_ROUNDS = 3
 
@@ -39,17 +39,19 @@ class Stream:
         return [*ends[0], *(lane for _, lane in self.lanes), *ends[1]]
 
 
-def residual_streams(nodes: Iterable[Node]) -> list[Stream]:
+def residual_streams(nodes: Iterable[Node], parallel: bool = False) -> list[Stream]:
     """A stream from every write to the next reads of its channel, and to every read from the last write before it.
 
     A read without an earlier write comes from the input, a write without a later read goes to the answers. Position channels are not part
     of the residual stream. Gates and ups are joined to the neuron of their number, in which they meet: no weight is between them either.
+
+    parallel   attention and MLP of a block read the same residual
     """
     nodes = list(nodes)
     found = _gates(nodes)
     last: dict[int, Node] = {}
     unread: dict[int, list[Node]] = {}
-    for node in sorted(nodes, key=lambda n: (order(n.site), n.channel)):
+    for node in sorted(nodes, key=lambda n: (stream_rank(n.site, parallel), n.channel)):
         if node.site.endswith("resid_delta"):
             last[node.channel] = node
             unread.setdefault(node.channel, []).append(node)

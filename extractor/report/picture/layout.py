@@ -62,7 +62,7 @@ def layout(circuit: Circuit, changed: Collection[str] = (), labels: Mapping[str,
     shown = shown_part(circuit)
     names = {node.id for node in shown.nodes}
     edges = [e for e in shown.edges if e.source in names and e.target in names]
-    return _compose(circuit, arrange(shown.nodes, edges), edges, part_note(circuit, shown) or note, changed, tips)
+    return _compose(circuit, arrange(shown.nodes, edges, circuit.parallel), edges, part_note(circuit, shown) or note, changed, tips)
 
 
 def _labelled(node: Node, labels: Mapping[str, str]) -> Node:
