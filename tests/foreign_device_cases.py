@@ -1,7 +1,7 @@
 """Training, bridging, pruning, validation and steering on a second device: everything that meets there was made there.
 
-`test_foreign_device` runs this file in a process of its own. The second device is `foreign_device`: what a GPU would refuse, it refuses. Paths that only a CPU takes (sparse kernels, projection by
-NumPy) are not taken there.
+`test_foreign_device` runs this file in a process of its own. The second device is `foreign_device`: what a GPU would refuse, it refuses.
+Paths that only a CPU takes (sparse kernels, projection by NumPy) are not taken there.
 """
 
 from __future__ import annotations

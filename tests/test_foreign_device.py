@@ -1,4 +1,4 @@
-"""The cases of foreign_device_cases.py, in a fresh process: torch knows a device only if it is registered before its first backward pass."""
+"""The cases of foreign_device_cases.py, in a fresh process: a device is registered before torch's first backward pass."""
 
 from __future__ import annotations
 

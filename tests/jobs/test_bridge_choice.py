@@ -131,6 +131,15 @@ def test_what_the_changes_make_impossible_is_refused_too(changes: dict[str, str]
     assert said in str(caught.value)
 
 
+def test_a_window_is_no_shorter_than_what_the_sparse_model_reads_later():
+    """The bridging reads 16 tokens, the means and prompts of the sparse model 64."""
+    config = {"model_type": "mistral", **LLAMA, "num_key_value_heads": 2, "sliding_window": 48}
+    spec = bridge_spec("tiny")
+    spec = spec.model_copy(update={"optim": spec.optim.model_copy(update={"context": 16})})
+    with pytest.raises(SpecError, match="its local attention sees 48 tokens, fewer than the 64 that are read at once"):
+        bridging_cost(config, spec)
+
+
 def test_a_sparse_model_has_whole_heads_of_the_dense_models_width():
     """96 channels in 4 heads of 24: the preset's 128 channels would not be whole heads."""
     config = {"model_type": "gpt2", "n_embd": 96, "n_head": 4, "n_layer": 1, "n_positions": 128, "vocab_size": 50}

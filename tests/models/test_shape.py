@@ -93,7 +93,10 @@ def test_so_are_those_of_sparse_models(changes: dict):
         sparse_parameters(SPARSE | changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"bigram": "counts"}, {"bigram": "none", "d_pos_emb": 4}, {"added_positions": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"heads": 3, "gated": True, "d_head": 12}, {"bigram": "counts"}, {"bigram": "none", "d_pos_emb": 4}, {"added_positions": True}],
+)
 def test_a_sparse_model_has_at_least_the_parameters_that_its_config_implies(changes: dict):
     from extractor.sparse import SparseGPTConfig, SparseGPTForCausalLM
 
@@ -299,3 +302,11 @@ def test_what_transformers_says_of_a_config_names_the_field_and_the_value(copy: 
     assert "tie_word_embeddings" in text
     assert "'yes'" in text
     assert "correct its files" in text
+
+
+@pytest.mark.parametrize("changes", [{"do_layer_norm_before": False}, {"word_embed_proj_dim": 4}, {"_remove_final_layer_norm": True}])
+def test_an_opt_that_norms_after_its_sublayers_is_refused_by_its_config(copy: Path, changes: dict):
+    config = {"model_type": "opt", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 8, "vocab_size": 9}
+    (copy / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8, "architectures": ["OPTForCausalLM"]} | changes))
+    with pytest.raises(UnsupportedModel, match=r"cannot be bridged: its (norms follow|embeddings are projected)"):
+        resolve_pair(str(copy))

@@ -212,6 +212,17 @@ def test_streams_run_upwards_from_chip_to_chip_in_the_png_as_in_the_svg(tmp_path
             assert min(map(sum, near)) < 3 * 215, (x, y)  # the paper and the bands are lighter
 
 
+@pytest.mark.parametrize("parallel", [True, False])
+def test_in_a_parallel_block_the_mlp_does_not_read_what_attention_writes(parallel: bool):
+    value, written, read, later = node("0.attn.v", 1), node("0.attn.resid_delta", 5), node("0.mlp.act_in", 5), node("1.attn.act_in", 5)
+    circuit = replace(make([value, written, read, later], [Edge(value.id, written.id, 1.0)]), parallel=parallel)
+    joined = {(wire.source, wire.target) for wire in layout(circuit).wires if wire.kind == "stream"}
+    assert ((written.id, read.id) in joined) is not parallel
+    assert (written.id, later.id) in joined
+    assert Circuit.from_json(circuit.to_json()) == circuit
+    assert ("parallel" in circuit.to_json()) is parallel
+
+
 def test_gates_and_ups_are_joined_to_the_neuron_of_their_number():
     read, write = node("0.mlp.act_in", 7), node("0.mlp.resid_delta", 9)
     gate, up, neuron = (node(f"0.mlp.{place}", 3) for place in ("gate", "up", "post_act"))
