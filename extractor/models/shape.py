@@ -61,7 +61,7 @@ class DenseShape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], model: str = "the dense model") -> DenseShape:
-        """From a config.json. A family that is not listed in `_ROTARY` and `_TABLES` is counted as a Llama.
+        """From a config.json. A family that is not in `_TABLES` and `_BIASED_ROTARY` is counted as a Llama.
 
         model: how an error names it. Raises UnsupportedModel for a number that is missing or that no model can have.
         """
@@ -109,8 +109,6 @@ def sparse_parameters(config: Mapping[str, Any], model: str = "the sparse model"
 
 _TABLES = ("gpt2", "gpt_neo", "opt")  # families with a table of positions
 _BIASED_ROTARY = ("gpt_neox", "phi")  # rotary positions, LayerNorms, biases, an MLP without gate
-
-
 _HEADS = {"gemma2": 256, "qwen3": 128}  # transformers' channels of a head where the config does not say
 
 
