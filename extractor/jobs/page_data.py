@@ -52,7 +52,7 @@ def page_data(run: CircuitRun, problem: PruningProblem, circuit: Circuit, pruned
     read = {} if corpus is None else passages(problem, pruned.graph, corpus)
     found = {
         "pairs": [_pair(seen, texts, row) for row in range(0, 2 * pairs, 2)],
-        "nodes": {node: _values(seen, seen.values[node] - means[node]) for node in seen.nodes},
+        "nodes": {node: _values(seen, seen.values[node] - seen.mean(node)) for node in seen.nodes},
         "heads": {f"{layer}.{head}": _attention(seen, pattern) for (layer, head), pattern in seen.patterns.items()},
         "passages": {node: _passages(some, means[node], texts) for node, some in read.items()},
     }

@@ -63,7 +63,7 @@ class PromptRun:
     answers       first and second answer
     margin        logit of the first answer minus that of the second; calibrated as the circuit is, where they are its answers
     activations   {node id: (T,)} the value of every node of the circuit at every token
-    means         {node id: value that it has where it is ablated}
+    means         {node id: value that it has where it is ablated, at every token; in some models the first has another}
     attention     {(layer, head): (T, T)} rows attend to columns; heads with a node of the circuit. What a row lacks to 1, a sink takes
     """
 

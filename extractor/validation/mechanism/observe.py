@@ -77,10 +77,11 @@ class CircuitOnPairs:
 
     def without(self, nodes: Iterable[str]) -> float:
         """Loss, nats, while these nodes have their means; the circuit's own calibration."""
-        off = {node: self._mean(node).expand_as(self.real) for node in nodes}
+        off = {node: self.mean(node).expand_as(self.real) for node in nodes}
         return self.batch.losses(self._with(off)).double().mean().item()
 
-    def _mean(self, node: str) -> Tensor:
+    def mean(self, node: str) -> Tensor:
+        """What the node is where it is ablated: (), or (T,) where the first token has a mean of its own."""
         site, channel = self._site[node]
         return at_tokens(self.means, self.batch.ids.shape[1])[site][..., channel]
 
