@@ -80,7 +80,6 @@ def circuit_facts(result: Result) -> dict[str, Any]:
 
 
 def _nodes(result: Result) -> list[dict[str, Any]]:
-    from extractor.circuits.sites import stream_rank
     from extractor.spec.story import mechanism_of
 
     measured = (mechanism_of(result.numbers) or {}).get("nodes") or {}
@@ -106,12 +105,22 @@ def _nodes(result: Result) -> list[dict[str, Any]]:
         found[edge.target]["in"].append([edge.source, edge.weight])
         found[edge.source]["out"].append([edge.target, edge.weight])
     written: dict[int, list[str]] = {}  # residual channel -> nodes that write to it
-    for one in sorted(found.values(), key=lambda one: stream_rank(one["site"], result.circuit.parallel)):
+    for one in _by_stream(list(found.values()), result.circuit.parallel):
         if one["site"].endswith("act_in") and not one["position"]:
             one["stream"] = list(written.get(one["channel"], ()))
         elif one["site"].endswith("resid_delta"):
             written.setdefault(one["channel"], []).append(one["id"])
     return list(found.values())
+
+
+def _by_stream(nodes: list[dict[str, Any]], parallel: bool) -> list[dict[str, Any]]:
+    """Nodes in the order in which they meet the residual stream: in a parallel block every read comes before every write."""
+
+    def key(node: dict[str, Any]) -> tuple[int, bool]:
+        layer = node["site"].partition(".")[0]
+        return int(layer) if layer.isdecimal() else 0, parallel and node["site"].endswith("resid_delta")
+
+    return sorted(nodes, key=key)
 
 
 def _story(numbers: dict[str, Any]) -> dict[str, Any] | None:
