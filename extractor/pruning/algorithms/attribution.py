@@ -21,7 +21,7 @@ from extractor.pruning.problem import PruningProblem
 POINTS = 5
 PAIRS = 128
 FEWEST_PAIRS = 16
-MOST_VALUES = 1 << 29  # node values of all prompts: fewer pairs of a model with more
+MOST_VALUES = 1 << 27  # node values of all prompts: fewer pairs of a model with more
 VALUES_AT_ONCE = 1 << 25  # node values of the prompts of one pass, where prompts of a large model are computed in parts
 UNDIVIDED = 1 << 28  # fewer node values are computed together
 
