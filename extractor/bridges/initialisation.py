@@ -46,7 +46,7 @@ def normalise_sites(pair: BridgedPair, corpus: Corpus, context: int, seed: int) 
             h = h.double()
             total += torch.stack([h.sum((0, 1)), h.square().sum((0, 1))])
     for site, total in zip(pair.sites, sums, strict=True):
-        mean, square = total / (rows * (context if pair.dense.has_positions else context - 1))
+        mean, square = total / (rows * (context if pair.dense.has_positions else max(1, context - 1)))
         scale = (square - mean.square()).clamp_min(0).sqrt()
         scale = scale.clamp_min(SMALLEST_SCALE * float(scale.median())).clamp_min(1e-12)
         site.scaling[site.active_adapters[0]] = Scaling(mean.float(), scale.float())

@@ -20,6 +20,7 @@ from extractor.models.load import check_finite, open_dense
 from extractor.models.shape import DenseShape
 from extractor.models.sparse_folder import BRIDGES, DENSE_JSON, dense_of
 from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
+from extractor.spec.beside import shape_beside
 from extractor.spec.schema import BridgeSpec
 from extractor.training.compute import pick_device
 from extractor.training.train_sparse import new_sparse_gpt
@@ -75,7 +76,7 @@ def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.devic
     device = device or pick_device()
     sublayers = wrap_dense(dense.model.to(device))  # type: ignore[arg-type]
     sizes = DenseShape.of(dense.model.config.to_dict(), dense.name)
-    shape = spec.shape_beside(sizes)
+    shape = shape_beside(spec, sizes)
     weights = sublayers.weights(max(spec.optim.context, shape.n_ctx)) if spec.init == "dense" else None
     further = {} if weights is None else blocks_like(weights, shape.d_model)
     further |= {name: first_token(getattr(dense.model.config, name, None)) for name in ("bos_token_id", "eos_token_id")}

@@ -144,11 +144,8 @@ def links(model: SparseGPTForCausalLM) -> Iterator[tuple[str, str, Tensor]]:
         for name, weight in zip("qkv", block.attn.c_attn.weight.detach().chunk(3), strict=True):
             yield f"{layer}.attn.act_in", f"{layer}.attn.{name}", weight
         yield f"{layer}.attn.v", f"{layer}.attn.resid_delta", block.attn.c_proj.weight.detach()
-        if block.mlp.c_gate is None:
-            yield f"{layer}.mlp.act_in", f"{layer}.mlp.post_act", block.mlp.c_fc.weight.detach()
-        else:
-            yield f"{layer}.mlp.act_in", f"{layer}.mlp.gate", block.mlp.c_gate.weight.detach()
-            yield f"{layer}.mlp.act_in", f"{layer}.mlp.up", block.mlp.c_fc.weight.detach()
+        for name, reader in block.mlp.readers.items():
+            yield f"{layer}.mlp.act_in", f"{layer}.mlp.{name}", reader.weight.detach()
         yield f"{layer}.mlp.post_act", f"{layer}.mlp.resid_delta", block.mlp.c_proj.weight.detach()
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from extractor.sparse.modeling_sparse_gpt import SparseGPTForCausalLM
 
 
+ROWS, FEW_ROWS = 64, 8  # sequences in one pass; of pretrained models, whose every node at every token takes memory
+
+
 class Means(dict[str, Tensor]):
     """{site: (width,)} the mean of every node.
 
@@ -60,7 +63,7 @@ def measure_means(model: SparseGPTForCausalLM, corpus: Corpus, tokens: int, seed
     sums: dict[str, Tensor] = {}
     first: dict[str, Tensor] = {}
     with model.record() as values:
-        for ids in corpus.batch(seed, 1 << 40, rows, context).split(64 if begin == 0 else 8):
+        for ids in corpus.batch(seed, 1 << 40, rows, context).split(ROWS if begin == 0 else FEW_ROWS):
             model(input_ids=ids.to(model.device), logits_to_keep=1)
             for site, x in values.items():
                 for found, part in ((sums, x[:, begin:]), (first, x[:, :begin])):

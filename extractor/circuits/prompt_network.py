@@ -32,73 +32,13 @@ from extractor.circuits.graph import Link, NodeIndex, links
 from extractor.circuits.layers import future, pick
 from extractor.circuits.masks import Masks, compete, cut_edges
 from extractor.circuits.network import LENGTH_GROUPS, direct_logit_diff, readout_of
-from extractor.circuits.prompt_values import ReplacedStream, Replacements, Values
+from extractor.circuits.prompt_bases import AttentionBases, MLPBases, PromptGroup
+from extractor.circuits.prompt_values import ReplacedStream, Replacements
 from extractor.circuits.sites import sites
 from extractor.data.prompts import TaskBatch
 
 if TYPE_CHECKING:
     from extractor.sparse.modeling_sparse_gpt import Block, SparseGPTForCausalLM
-
-
-@dataclass(frozen=True)
-class AttentionBases:
-    """Of one attention sublayer: r of the kept nodes, and what its links and heads give without any deviation.
-
-    r            {place: (B, T, n)} of act_in, q, k, v, resid_delta
-    q, k, v      (B, T, n) base of the links into kept nodes
-    all_q, all_k (B, T, H * C) r of every channel of the H heads
-    writes       (B, H * T, n writes): W r of each head's values, at the token that they stand at
-    out          (B, T, n writes): bias, and what all other heads write: their pattern is that of r
-    """
-
-    r: Values
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    all_q: Tensor
-    all_k: Tensor
-    writes: Tensor
-    out: Tensor
-
-
-@dataclass(frozen=True)
-class MLPBases:
-    """The same of an MLP.
-
-    r           of act_in, post_act, resid_delta; with gates also of gate and up
-    into        {place: (B, T, n)} base of the links from the read: into post_act, or into gate and up
-    proj        base of the links into kept writes
-    factors     with gates: {gate, up: (B, T, n)} r at the numbers of the kept neurons
-    """
-
-    r: Values
-    into: Values
-    proj: Tensor
-    factors: Values
-
-
-@dataclass(frozen=True)
-class PromptGroup:
-    """Some prompts of a batch.
-
-    rows         (B,) their places in the batch
-    last         (B,) the scored position
-    residual     (2L + 1, B, T, R) h_r of the tracked channels before each norm
-    rest         (2L + 1, B, T) the sum of squares of the other channels of h_r
-    layers       the bases of each layer
-    readout      (B, R) weights of the tracked channels, normed, in the logit difference
-    rest_readout (B,) the other channels' part of it, before the norm's scale
-    direct       (B,) the part that depends on no sublayer and no norm
-    """
-
-    rows: Tensor
-    last: Tensor
-    residual: Tensor
-    rest: Tensor
-    layers: list[tuple[AttentionBases, MLPBases]]
-    readout: Tensor
-    rest_readout: Tensor
-    direct: Tensor
 
 
 class PromptMaskedModel:
@@ -236,8 +176,7 @@ class PromptMaskedModel:
 
     def _mlp(self, layer: int, block: Block, r: _Cut) -> MLPBases:
         prefix, mlp = f"{layer}.mlp.", block.mlp
-        layers = {"post_act": mlp.c_fc} if mlp.c_gate is None else {"gate": mlp.c_gate, "up": mlp.c_fc}
-        into = {name: r.base((prefix + "act_in", prefix + name), one.bias) for name, one in layers.items()}
+        into = {name: r.base((prefix + "act_in", prefix + name), reader.bias) for name, reader in mlp.readers.items()}
         proj = r.base((prefix + "post_act", prefix + "resid_delta"), mlp.c_proj.bias)
         kept = {place: r.kept(prefix + place) for place in ("act_in", *self._factors, "post_act", "resid_delta")}
         factors = {name: r.of(prefix + name, self._channels[prefix + "post_act"]) for name in self._factors}
@@ -347,12 +286,9 @@ class _Pass:
     def _mlp(self, layer: int, block: Block, bases: MLPBases, read: Tensor, last: Tensor | None) -> Tensor:
         prefix = f"{layer}.mlp."
         into = {name: self._base(base, last) + self._link(prefix + "act_in", prefix + name, read) for name, base in bases.into.items()}
-        if block.mlp.c_gate is None:
-            before = block.mlp.activation(into["post_act"])
-        else:
-            gate, up = (self._factor(prefix + name, into[name], bases.r[name], bases.factors[name], last) for name in ("gate", "up"))
-            before = block.mlp.activation(gate) * up
-        post = self._site(prefix + "post_act", before, self._base(bases.r["post_act"], last))
+        for name, r in bases.factors.items():
+            into[name] = self._factor(prefix + name, into[name], bases.r[name], r, last)
+        post = self._site(prefix + "post_act", block.mlp.activated(into), self._base(bases.r["post_act"], last))
         out = self._base(bases.proj, last) + self._link(prefix + "post_act", prefix + "resid_delta", post)
         return self._site(prefix + "resid_delta", out, self._base(bases.r["resid_delta"], last))
 

@@ -147,15 +147,13 @@ class _Sublayers:
     def mlp(self, prefix: str, mlp: MLP, read: Tensor) -> Tensor:
         x = self.site(prefix + "act_in", mlp.act_in.k, read)
         replacement = lambda: self.ablation_values[prefix + "act_in"]  # noqa: E731
-        if mlp.c_gate is None:
-            before = mlp.activation(self.link(prefix + "act_in", prefix + "post_act", mlp.c_fc.weight, x, replacement) + mlp.c_fc.bias)
-        else:
-            gate, up = (
-                self.site(prefix + name, site.k, self.link(prefix + "act_in", prefix + name, layer.weight, x, replacement) + layer.bias)
-                for name, site, layer in (("gate", mlp.gate, mlp.c_gate), ("up", mlp.up, mlp.c_fc))
-            )
-            before = mlp.activation(gate) * up
-        post = self.site(prefix + "post_act", mlp.post_act.k, before)
+        read_by = {
+            name: self.link(prefix + "act_in", prefix + name, layer.weight, x, replacement) + layer.bias
+            for name, layer in mlp.readers.items()
+        }
+        if mlp.c_gate is not None:
+            read_by = {name: self.site(prefix + name, getattr(mlp, name).k, value) for name, value in read_by.items()}
+        post = self.site(prefix + "post_act", mlp.post_act.k, mlp.activated(read_by))
         replaced = lambda: self.ablation_values[prefix + "post_act"]  # noqa: E731
         out = self.link(prefix + "post_act", prefix + "resid_delta", mlp.c_proj.weight, post, replaced) + mlp.c_proj.bias
         return self.site(prefix + "resid_delta", mlp.resid_delta.k, out)

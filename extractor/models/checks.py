@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 from extractor.errors import BrokenArtifact, UnsupportedModel
 from extractor.files import read_json
-from extractor.models.dense.base import dense_types, refused, unsupported
+from extractor.models.dense.base import dense_types, unsupported
+from extractor.models.dense.start import refused
 from extractor.models.lora import check_lora_config
 from extractor.models.shape import DenseShape, sparse_parameters
 from extractor.models.tokenizer_files import MAX_BYTES, TOKENIZER_FILES, too_large

@@ -142,13 +142,21 @@ class MLP(nn.Module):
         self.resid_delta = Site(width, config.kept("mlp.resid_delta", width))
         self.post_act = Site(config.d_mlp, config.kept("mlp.post_act", config.d_mlp))
 
+    @property
+    def readers(self) -> dict[str, nn.Linear]:
+        """The layers that read, by the site that follows: post_act, or with gates gate and up."""
+        return {"post_act": self.c_fc} if self.c_gate is None else {"gate": self.c_gate, "up": self.c_fc}
+
+    def activated(self, read: dict[str, Tensor]) -> Tensor:
+        """Neurons before AbsTopK, of what follows the `readers`: their outputs, with gates the values of gate and up."""
+        return self.activation(read["post_act"]) if self.c_gate is None else self.activation(read["gate"]) * read["up"]
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.act_in(x)
-        if self.c_gate is None:
-            hidden = self.activation(self.c_fc(x))
-        else:
-            hidden = self.activation(self.gate(self.c_gate(x))) * self.up(self.c_fc(x))
-        return self.resid_delta(self.c_proj(self.post_act(hidden)))
+        read = {name: layer(x) for name, layer in self.readers.items()}
+        if self.c_gate is not None:
+            read = {"gate": self.gate(read["gate"]), "up": self.up(read["up"])}
+        return self.resid_delta(self.c_proj(self.post_act(self.activated(read))))
 
 
 class Block(nn.Module):

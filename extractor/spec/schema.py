@@ -11,7 +11,7 @@ import json
 import math
 import stat
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -90,27 +90,6 @@ class CorpusSpec(Spec):
         if not self.sources and not self.datasets:
             raise ValueError("a corpus needs at least one source or dataset")
         return self
-
-
-class DenseSizes(Protocol):
-    """What a dense model and the sparse model beside it may share; implemented by `models.shape.DenseShape`.
-
-    heads           of queries; where they are grouped, every head of the sparse model has keys and values of its own
-    has_positions   whether absolute positions are added to the embedding
-    """
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def d_head(self) -> int: ...
-    @property
-    def neurons(self) -> int: ...
-    @property
-    def gated(self) -> bool: ...
-    @property
-    def has_positions(self) -> bool: ...
 
 
 class SparseModelSpec(Spec):
@@ -249,22 +228,6 @@ class BridgeSpec(Spec):
         if self.init == "scratch":  # otherwise the dense model's heads are taken
             _check_heads(self.model)
         return self
-
-    def shape_beside(self, dense: DenseSizes) -> SparseModelSpec:
-        """The shape of the sparse model beside a dense one of these sizes: `model`, with the values that both must share.
-
-        The table of positions has as many rows as the training's context has tokens; further rows would never be trained.
-        """
-        shape, positions = self.model, dense.has_positions and not self.model.d_pos_emb
-        shared: dict = {"added_positions": positions, "n_ctx": self.optim.context if positions else shape.n_ctx}
-        if self.init == "dense":
-            width = -(-max(shape.d_model, dense.width) // dense.d_head) * dense.d_head
-            shared |= {"sinks": False, "d_head": dense.d_head, "d_model": width, "gated": dense.gated}
-            if dense.heads * dense.d_head != dense.width:
-                shared["heads"] = max(dense.heads, width // dense.d_head)
-            if dense.neurons != 4 * dense.width and self.model.mlp_ratio == 4 and self.model.neurons is None:  # of no GPT-2's MLP
-                shared["neurons"] = max(1, round(dense.neurons * width / dense.width))
-        return shape.model_copy(update=shared)
 
 
 class PruneSpec(Spec):

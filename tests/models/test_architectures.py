@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from made_packages import made_site, put_package
 from transformers import GPT2Config, GPT2LMHeadModel
 from worlds import python
 
@@ -34,22 +34,9 @@ Install = Callable[..., None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Installs a package into a folder on sys.path, as pip would leave it."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(str(site))
-    monkeypatch.delitem(sys.modules, "offered_family", raising=False)
-
-    def package(entries: dict[str, str], name: str = "family") -> None:
-        (site / "offered_family.py").write_text(MODULE)
-        info = site / f"{name}-1.2.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
-        listed = "".join(f"{kind} = {place}\n" for kind, place in entries.items())
-        (info / "entry_points.txt").write_text(f"[extractor.architectures]\n{listed}")
-        importlib.invalidate_caches()
-
-    return package
+    """Installs a package into a folder on sys.path."""
+    site = made_site(tmp_path, monkeypatch, "offered_family")
+    return lambda entries, name="family": put_package(site, "offered_family", MODULE, "extractor.architectures", entries, name, "1.2")
 
 
 def of_type(model_type: str) -> GPT2LMHeadModel:

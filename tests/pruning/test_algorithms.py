@@ -132,7 +132,6 @@ def test_attribution_in_parts_of_a_batch_is_that_of_the_batch(standard: str, mon
     spec = PruneSpec(algorithm="attribution", standard=standard)
     problem = PruningProblem(model, random_base(model), batch, batch, spec, 0.15, 0, lambda stage: environment(tmp_path / stage))
     together = algorithms.rank(problem)
-    monkeypatch.setattr(attribution, "UNDIVIDED", 0)
     monkeypatch.setattr(attribution, "VALUES_AT_ONCE", 5000)
     assert torch.allclose(algorithms.rank(problem), together, atol=1e-5)
     assert together.abs().max() > 0.01

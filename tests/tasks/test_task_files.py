@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from made_packages import made_site, put_package
 
 from extractor.data.prompts import get_task, task_batch, tokenize_task
 from extractor.data.task_choice import choose, open_tasks
@@ -297,19 +296,10 @@ Install = Callable[..., Path]
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Installs a package into a folder on sys.path."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(str(site))
-    monkeypatch.delitem(sys.modules, "offered_loops", raising=False)
+    site = made_site(tmp_path, monkeypatch, "offered_loops")
 
     def package(name: str = "loop-tasks", version: str = "1.2", entries: dict[str, str] = ENTRIES, code: str = MODULE) -> Path:
-        (site / "offered_loops.py").write_text(code)
-        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        listed = "".join(f"{task} = {place}\n" for task, place in entries.items())
-        (info / "entry_points.txt").write_text(f"[extractor.tasks]\n{listed}")
-        importlib.invalidate_caches()
+        put_package(site, "offered_loops", code, "extractor.tasks", entries, name, version)
         return site
 
     return package

@@ -35,6 +35,7 @@ from extractor.jobs.cost.units import show_bytes
 from extractor.models.checks import SPARSE_TYPE
 from extractor.models.dense.start import ROTARY_CONTEXT, obstacle
 from extractor.models.shape import DenseShape
+from extractor.spec.beside import shape_beside
 from extractor.spec.schema import BridgeSpec
 from extractor.spec.sizes import bigram_entries, bigram_kind, block_matrices, tensor_sizes
 
@@ -166,7 +167,7 @@ def bridging_cost(config: Mapping[str, Any], spec: BridgeSpec) -> BridgingCost:
         )
     if spec.init == "dense" and (why := start_obstacle(config, dense, spec)):
         raise SpecError(f"bridging cannot start from the dense model's weights: {why}; use --init scratch")
-    partner = spec.shape_beside(dense)
+    partner = shape_beside(spec, dense)
     real = spec.model_copy(update={"model": partner.model_copy(update={"n_layer": dense.layers})})
     parameters = _parameters(dense, real)
     return BridgingCost(config, spec, real, dense, bigram_kind(real.model, dense.vocabulary), parameters, _flops(dense, real, parameters))
@@ -174,7 +175,7 @@ def bridging_cost(config: Mapping[str, Any], spec: BridgeSpec) -> BridgingCost:
 
 def start_obstacle(config: Mapping[str, Any], dense: DenseShape, spec: BridgeSpec) -> str | None:
     """Why a sparse model of this spec cannot start from the weights of the model with this config.json; None where it can."""
-    partner = spec.model_copy(update={"init": "dense"}).shape_beside(dense)
+    partner = shape_beside(spec.model_copy(update={"init": "dense"}), dense)
     if why := obstacle(config, max(spec.optim.context, partner.n_ctx)):
         return why
     if spec.model.d_pos_emb:

@@ -56,7 +56,9 @@ def _model(spec: JobSpec, config: Mapping[str, Any] | None) -> tuple[JobPart, in
     assert spec.bridge is not None  # JobSpec's validator checks it
     if config.get("model_type") == SPARSE_TYPE:
         width, layers = int(config.get("d_model", 0)), int(config.get("n_layer", 0))
-        return JobPart("bridge", "", 0.0), layers * (4 + 2 * int(config.get("mlp_ratio", 4))) * width**2, False
+        neurons, readers = int(config.get("d_mlp", int(config.get("mlp_ratio", 4)) * width)), 2 if config.get("gated") else 1
+        mixed = int(config["heads"]) * int(config["d_head"]) if config.get("heads") else width
+        return JobPart("bridge", "", 0.0), layers * (4 * mixed + (1 + readers) * neurons) * width, False
     if spec.prunes_dense:
         return JobPart("bridge", "", 0.0), DenseShape.of(config).block_parameters, True
     cost: BridgingCost = bridging_cost(config, spec.bridge)

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from extractor.errors import UnsupportedModel, first_line
+from extractor.models.dense.start import refused
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -256,24 +257,10 @@ def dense_class(model_type: str) -> Any:
     return found
 
 
-def refused(model_type: str, config: Mapping[str, Any]) -> str | None:
-    """Why a model of a supported type cannot be bridged at all; config as in config.json."""
-    if model_type == "opt" and (not config.get("do_layer_norm_before", True) or config.get("_remove_final_layer_norm")):
-        return "its norms follow its sublayers (do_layer_norm_before), so that none reads the residual"
-    if model_type == "opt" and config.get("word_embed_proj_dim", config.get("hidden_size")) != config.get("hidden_size"):
-        return "its embeddings are projected (word_embed_proj_dim)"
-    return None
-
-
-def is_parallel(model_type: str, config: Mapping[str, Any]) -> bool:
-    """Whether attention and MLP of an architecture without a file here read the same residual; config as in config.json."""
-    return model_type in PARALLEL and bool(config.get(PARALLEL[model_type], True))
-
-
 def unsupported(model_type: str, config: Mapping[str, Any]) -> UnsupportedModel:
     """The error for a model_type without a file here; config as in config.json."""
     supported = ", ".join(dense_types())
-    if is_parallel(model_type, config):
+    if model_type in PARALLEL and config.get(PARALLEL[model_type], True):
         return UnsupportedModel(
             f"models of type {model_type!r} compute attention and MLP from the same residual (parallel residual) and are not supported; "
             f"choose one of type {supported}"

@@ -77,20 +77,24 @@ class LlamaSublayers:
 
     def block(self, layer: Any) -> BlockWeights:
         attn, mlp = layer.self_attn, layer.mlp
-        heads, qkv = attn.config.num_attention_heads, [linear(part) for part in (attn.q_proj, attn.k_proj, attn.v_proj)]
-        weights, biases = ([by_head(one[i], heads, attn.head_dim) for one in qkv] for i in range(2))
         norms = [plain(getattr(attn, name).weight) if hasattr(attn, name) else None for name in ("q_norm", "k_norm")]
         return BlockWeights(
             norm(layer.input_layernorm),
             norm(layer.post_attention_layernorm),
-            torch.cat(weights),
-            torch.cat(biases),
+            *grouped(attn),
             *linear(attn.o_proj),
             *linear(mlp.up_proj),
             *linear(mlp.down_proj),
             *linear(mlp.gate_proj),
             *norms,
         )
+
+
+def grouped(attn: Any) -> tuple[Tensor, Tensor]:
+    """qkv and qkv_bias of an attention whose queries may share keys and values in groups."""
+    heads, qkv = attn.config.num_attention_heads, [linear(part) for part in (attn.q_proj, attn.k_proj, attn.v_proj)]
+    weight, bias = (torch.cat([by_head(one[i], heads, attn.head_dim) for one in qkv]) for i in range(2))
+    return weight, bias
 
 
 def by_head(rows: Tensor, heads: int, d_head: int) -> Tensor:

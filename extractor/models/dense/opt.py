@@ -18,7 +18,7 @@ EPS = 1e-5  # of every LayerNorm: an OPT has no setting for it
 class OPTSublayers:
     """See `extractor.models.dense.base.DenseSublayers`. The model keeps its modules; nothing is copied or changed.
 
-    `base.refused` names the others.
+    `start.refused` names the others.
     """
 
     norms: tuple[str, ...] = ("self_attn_layer_norm", "final_layer_norm", "final_layer_norm")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from extractor.models.dense.base import BlockWeights, DenseContext, GPTWeights
 from extractor.models.dense.gpt2 import linear, norm, plain
-from extractor.models.dense.llama import LlamaSublayers, by_head, rotary_of
+from extractor.models.dense.llama import LlamaSublayers, grouped, rotary_of
 from extractor.models.dense.start import ACTIVATIONS, obstacle
 
 
@@ -55,10 +54,8 @@ class PhiSublayers(LlamaSublayers):
 
 def _block(layer: Any) -> BlockWeights:
     attn = layer.self_attn
-    heads, qkv = attn.config.num_attention_heads, [linear(part) for part in (attn.q_proj, attn.k_proj, attn.v_proj)]
-    weights, biases = (torch.cat([by_head(one[i], heads, attn.head_dim) for one in qkv]) for i in range(2))
     both = norm(layer.input_layernorm)
-    return BlockWeights(both, both, weights, biases, *linear(attn.dense), *linear(layer.mlp.fc1), *linear(layer.mlp.fc2))
+    return BlockWeights(both, both, *grouped(attn), *linear(attn.dense), *linear(layer.mlp.fc1), *linear(layer.mlp.fc2))
 
 
 DENSE = PhiSublayers

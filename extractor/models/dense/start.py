@@ -1,4 +1,7 @@
-"""Whether a sparse GPT can start from a dense model's weights, decided by config.json alone. No torch."""
+"""What config.json alone says of a dense model: whether it can be bridged at all, and whether a sparse GPT can start from its weights.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,17 @@ GPT_NEO_WINDOW = 256  # tokens; transformers' default
 FIXED_TURNS = ("default", "linear", "llama3", "yarn", "proportional")  # kinds of rotary positions whose angles do not depend on the text
 ROTARY_CONTEXT = 256  # tokens of text that are read at once where a dense model without a table of positions is pruned itself
 Config = Mapping[str, Any]
+
+
+def refused(model_type: str, config: Config) -> str | None:
+    """Why a model of a supported type cannot be bridged at all; None where it can."""
+    if model_type != "opt":
+        return None
+    if not config.get("do_layer_norm_before", True) or config.get("_remove_final_layer_norm"):
+        return "its norms follow its sublayers (do_layer_norm_before), so that none reads the residual"
+    if config.get("word_embed_proj_dim", config.get("hidden_size")) != config.get("hidden_size"):
+        return "its embeddings are projected (word_embed_proj_dim)"
+    return None
 
 
 def obstacle(config: Config, context: int) -> str | None:
@@ -42,13 +56,9 @@ def _gpt_neo(config: Config, context: int) -> str | None:
 
 
 def _opt(config: Config, context: int) -> str | None:
-    if not config.get("do_layer_norm_before", True) or config.get("_remove_final_layer_norm"):
-        return "its norms follow its sublayers (do_layer_norm_before)"
-    if config.get("word_embed_proj_dim", config.get("hidden_size")) != config.get("hidden_size"):
-        return "its embeddings are projected (word_embed_proj_dim)"
     if not config.get("layer_norm_elementwise_affine", True):
         return "its norms have no gains (layer_norm_elementwise_affine)"
-    return _activation(config, "activation_function", "relu")
+    return refused("opt", config) or _activation(config, "activation_function", "relu")
 
 
 def _gpt_neox(config: Config, context: int) -> str | None:

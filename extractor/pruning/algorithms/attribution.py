@@ -22,8 +22,7 @@ POINTS = 5
 PAIRS = 128
 FEWEST_PAIRS = 16
 MOST_VALUES = 1 << 27  # node values of all prompts: fewer pairs of a model with more
-VALUES_AT_ONCE = 1 << 25  # node values of the prompts of one pass, where prompts of a large model are computed in parts
-UNDIVIDED = 1 << 28  # fewer node values are computed together
+VALUES_AT_ONCE = 1 << 26  # node values of the prompts of one pass; a batch of a large model with more is computed in parts
 
 
 def rank(problem: PruningProblem) -> Tensor:
@@ -56,7 +55,7 @@ def _pairs(problem: PruningProblem, network: MaskedModel) -> int:
 def _parts(problem: PruningProblem, network: MaskedModel, batch: TaskBatch) -> Iterator[tuple[Any, Tensor]]:
     """(prompts, their signs) of a batch in parts that fit into memory; gradients keep the values of all nodes."""
     values = len(network) * batch.ids.numel() * problem.standard.copies
-    if values <= UNDIVIDED or not isinstance(network, PromptMaskedModel):
+    if values <= VALUES_AT_ONCE or not isinstance(network, PromptMaskedModel):
         yield network.prepare(batch), batch.sign
         return
     for group in network.prepared(batch, min(len(batch.ids), -(-values // VALUES_AT_ONCE))):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from extractor.circuits.circuit import Node
-from extractor.circuits.sites import PLACES
+from extractor.circuits.sites import stream_rank
 from extractor.report.picture.scene import drawable, text_width
 
 TOKEN_FONT, TOKEN_LINE, TOKEN_GAP = 10.0, 13.5, 7.0
@@ -127,8 +127,7 @@ def build_rows(nodes: tuple[Node, ...]) -> list[Row]:
 
 
 def order(site: str) -> tuple[int, int, str]:
-    layer, _, place = site.partition(".")
-    return int(layer) if layer.isdecimal() else 10**9, PLACES.index(place) if place in PLACES else len(PLACES), site
+    return *stream_rank(site, parallel=False), site
 
 
 def fit(row: Row, streams: int) -> None:

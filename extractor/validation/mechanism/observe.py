@@ -45,7 +45,8 @@ class CircuitOnPairs:
     """
 
     def __init__(self, problem: PruningProblem, graph: CircuitMask, calibration: Calibration, batch: TaskBatch):
-        self.graph, self.means, self.calibration, self.batch = graph, problem.ablation_values, calibration, batch
+        self.graph, self.calibration, self.batch = graph, calibration, batch
+        self.means = at_tokens(problem.ablation_values, batch.ids.shape[1])
         self._site, self.pair = places_of(graph), torch.arange(len(batch.ids), device=batch.ids.device) ^ 1
         tokens = torch.arange(batch.ids.shape[1], device=batch.ids.device)
         self.real, end = tokens <= batch.last[:, None], tokens == batch.last[:, None]
@@ -83,7 +84,7 @@ class CircuitOnPairs:
     def mean(self, node: str) -> Tensor:
         """What the node is where it is ablated: (), or (T,) where the first token has a mean of its own."""
         site, channel = self._site[node]
-        return at_tokens(self.means, self.batch.ids.shape[1])[site][..., channel]
+        return self.means[site][..., channel]
 
     def _with(self, given: dict[str, Tensor]) -> Tensor:
         """Calibrated logit differences while nodes have these values (2P, T)."""
