@@ -14,6 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
+CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into checkpoints
+
+
 class Stopped(Exception):
     """A stop was requested; the checkpoint is on disk."""
 
@@ -24,7 +27,11 @@ def _silent(event: dict) -> None:
 
 @dataclass
 class Progress:
-    """on_event receives flat dicts; should_stop is called once per step; a checkpoint is due every `checkpoint_seconds`."""
+    """on_event receives flat dicts; should_stop is called once per step.
+
+    A checkpoint is due every `checkpoint_seconds`, or later where writing the last one took more than CHECKPOINT_SHARE of that time;
+    0: after every step.
+    """
 
     on_event: Callable[[dict], None] = _silent
     should_stop: Callable[[], bool] = lambda: False
@@ -32,6 +39,7 @@ class Progress:
     report_seconds: float = 0.5
     _last_report: float = field(default=-math.inf, repr=False)  # the clock starts at 0 when the machine boots
     _last_checkpoint: float = field(default_factory=time.monotonic, repr=False)
+    _writing: float = field(default=0.0, repr=False)  # seconds that the last checkpoint took
     _stage: str = field(default="", repr=False)
     _phase: str = field(default="", repr=False)
     _start: tuple[float, int, int] | None = field(default=None, repr=False)  # of the present count: time, first step, total steps
@@ -82,11 +90,12 @@ class Progress:
 
     def checkpoint_due(self) -> bool:
         """Whether to save now: enough time has passed, or a stop is requested."""
-        return self.should_stop() or time.monotonic() - self._last_checkpoint >= self.checkpoint_seconds
+        least = self.checkpoint_seconds and max(self.checkpoint_seconds, self._writing / CHECKPOINT_SHARE)
+        return self.should_stop() or time.monotonic() - self._last_checkpoint >= least
 
-    def checkpointed(self, step: int) -> None:
-        """Report that a checkpoint is on disk."""
-        self._last_checkpoint = time.monotonic()
+    def checkpointed(self, step: int, seconds: float = 0.0) -> None:
+        """Report that a checkpoint is on disk, which took `seconds` to write."""
+        self._last_checkpoint, self._writing = time.monotonic(), seconds
         self.on_event({"event": "checkpoint", "stage": self._stage, "step": step})
 
 

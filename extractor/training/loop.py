@@ -7,6 +7,7 @@ tensor that a step changes. So on one machine a run that was interrupted and res
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,13 +107,13 @@ def _resume(loop: Loop, state: TrainState, env: LoopEnvironment) -> int:
 
 
 def _save(loop: Loop, index: int, state: TrainState, env: LoopEnvironment, is_main: bool) -> None:
-    tensors = state.tensors()
+    began, tensors = time.monotonic(), state.tensors()
     broken = next((name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
     if broken is not None:
         raise TrainingDiverged(f"{loop.stage}: {broken} is no longer finite after step {index}; lower the learning rate")
     if is_main:
         env.checkpoints.save(index + 1, tensors)
-    env.progress.checkpointed(index + 1)
+    env.progress.checkpointed(index + 1, time.monotonic() - began)
 
 
 def _check_finite(stage: str, index: int, metrics: dict[str, float]) -> None:

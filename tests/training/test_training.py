@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,25 @@ def test_two_checkpoints_are_kept_and_they_are_due_by_time(corpus, tmp_path: Pat
     assert sorted(p.name for p in (tmp_path / ".work").iterdir()) == ["train-00000011.safetensors", "train-00000012.safetensors"]
     sparse(corpus, environment(tmp_path / "rare", Progress(checkpoint_seconds=3600)))
     assert not list((tmp_path / "rare").glob(".work/*"))
+
+
+def test_writing_checkpoints_takes_at_most_a_twentieth_of_the_time(corpus, tmp_path: Path, monkeypatch):
+    """A step of 10 seconds and a checkpoint of 30: one every 600 seconds, not one every 20."""
+    clock, saved = [0.0], []
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    progress = Progress(lambda event: saved.append(event["step"]) if event["event"] == "checkpoint" else None, _last_checkpoint=0.0)
+    env = environment(tmp_path, progress)
+
+    class Slow(Checkpoints):
+        def save(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
+            clock[0] += 30
+
+    def step(index: int) -> dict[str, float]:
+        clock[0] += 10
+        return {"loss": 1.0}
+
+    run_loop(Loop("train", 200, step), TrainState({}, []), replace(env, checkpoints=Slow(tmp_path, "train")))
+    assert saved == [2, 62, 122, 182]
 
 
 def loop(env: LoopEnvironment, losses: list[float]) -> torch.Tensor:
