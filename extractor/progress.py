@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-
 CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into checkpoints
 
 

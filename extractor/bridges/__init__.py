@@ -18,8 +18,9 @@ Symbols:
 
 Bridging starts in train.py, `train_bridges`; in a job, jobs/bridge_stage.py calls it. One training step reads in this order: crossing.py,
 losses.py, chunked_loss.py, train.py. Before it starts: tuner.py (the encoders and decoders as a PEFT adapter), pair.py (both models and
-their bridges, saved and loaded), basis.py, as_sparse.py, initialisation.py. After it: faithfulness.py (how much of the dense model the
-sparse one reproduces on text), behaviour.py (whose behaviour a task is), steering/ (edits carried into the dense model).
+their bridges, saved and loaded), outliers.py (massive activations), basis.py, as_sparse.py, initialisation.py. After it: faithfulness.py
+(how much of the dense model the sparse one reproduces on text), behaviour.py (whose behaviour a task is), steering/ (edits carried into
+the dense model).
 """
 
 from extractor.bridges.tuner import BridgeSite, SparseBridgeConfig, SparseBridgeModel, bridge_sites

@@ -26,7 +26,8 @@ from extractor.spec.schema import SparsitySpec
 from extractor.training.schedule import annealed_fraction
 
 MEASURED_TOKENS = 16_384
-SAMPLED_TOKENS = 4096
+SAMPLED_TOKENS = 4096  # of every site, at most
+SAMPLED_NUMBERS = 1 << 25  # of all sites together, at most: 128 MiB
 MEASURED_ROWS = 8  # sequences in one forward pass
 SMALLEST_SCALE = 1e-2  # of a site's median scale: channels that hardly vary are not amplified
 _PURPOSE = 1 << 41  # a step number beyond every training, which draws the text for measuring
@@ -37,11 +38,12 @@ def normalise_sites(pair: BridgedPair, corpus: Corpus, context: int, seed: int) 
     """Set every site's mean and scale (standard deviation) of channels over training text; returns samples hd_i (N, D) for every site."""
     device = pair.sparse.device
     rows = max(MEASURED_ROWS, MEASURED_TOKENS // context)
+    sampled = min(SAMPLED_TOKENS, max(1, SAMPLED_NUMBERS // (len(pair.sites) * pair.dense.width)))
     sums = [torch.zeros(2, pair.dense.width, dtype=torch.float64, device=device) for _ in pair.sites]
     samples: list[list[Tensor]] = [[] for _ in pair.sites]
     for ids in corpus.batch(seed, _PURPOSE, rows, context).split(MEASURED_ROWS):
         for total, sample, h in zip(sums, samples, pair.later_tokens(residuals(pair.dense, ids.to(device))), strict=True):
-            if sum(map(len, sample)) < SAMPLED_TOKENS:
+            if sum(map(len, sample)) < sampled:
                 sample.append(h.flatten(0, 1))
             h = h.double()
             total += torch.stack([h.sum((0, 1)), h.square().sum((0, 1))])

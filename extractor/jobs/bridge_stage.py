@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from extractor.models.load import DenseModel
     from extractor.spec.schema import BridgeSpec
 
+OUTLIER_ROWS = 8  # training sequences
 FAITHFULNESS_ROWS = 64  # held-out sequences
 BIGRAM_GAIN_ROWS = 32  # held-out sequences
 MIN_BIGRAM_GAIN = 0.3  # nats per token; a smaller gain of the dense model over bigrams means that the corpus does not suit it
@@ -92,6 +93,7 @@ def bridge(job: Job, given: GivenModel, dense: DenseModel, corpus: Corpus) -> No
     assert spec is not None
     spec = with_micro_batch(job, dense, spec)
     warn_of_unsuited_corpus(job, dense, corpus)
+    note_outliers(job, dense, corpus)
     pair = train_bridges(dense, spec, corpus, job.spec.seed, job.loop("bridge"), focus_of(job, given, spec))
     job.progress.phase("faithfulness")
     measured = faithfulness(pair, corpus, spec.optim.context, job.spec.seed, FAITHFULNESS_ROWS)
@@ -151,3 +153,14 @@ def warn_of_unsuited_corpus(job: Job, dense: DenseModel, corpus: Corpus) -> None
             f"warning: on this corpus {job.spec.model} is only {gain:.2f} nats per token better than a bigram model; "
             "it may not be the kind of text the model was trained on. Choose another with --corpus"
         )
+
+
+def note_outliers(job: Job, dense: DenseModel, corpus: Corpus) -> None:
+    """Note the sites of the dense model with massive activations, if any."""
+    from extractor.bridges.outliers import outliers_line, site_outliers
+    from extractor.models.dense.base import wrap_dense
+
+    assert job.spec.bridge is not None
+    ids = corpus.batch(job.spec.seed, 0, OUTLIER_ROWS, job.spec.bridge.optim.context).to(dense.model.device)
+    if (line := outliers_line(site_outliers(wrap_dense(dense.model), ids))) is not None:  # type: ignore[arg-type]
+        job.progress.note(line)

@@ -35,9 +35,10 @@ def spec(**model: object) -> BridgeSpec:
 
 
 def test_a_chunk_of_logits_is_as_large_as_the_training_s():
-    from extractor.bridges import chunked_loss
+    from extractor.bridges import chunked_loss, initialisation
 
     assert constants.LOGITS_AT_ONCE == chunked_loss.LOGITS_AT_ONCE
+    assert (constants.SAMPLED_TOKENS, constants.SAMPLED_NUMBERS) == (initialisation.SAMPLED_TOKENS, initialisation.SAMPLED_NUMBERS)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ from extractor.jobs.cost.constants import (
     PROCESS_BYTES,
     PROMPT_GRADIENTS,
     PROMPT_LENGTH,
+    SAMPLE_COPIES,
+    SAMPLED_NUMBERS,
+    SAMPLED_TOKENS,
     SMALLER,
     TRAFFIC_PER_BYTE,
     USABLE_SHARE,
@@ -88,10 +91,13 @@ class BridgingCost:
         }
 
     def bytes_needed(self, rows: int) -> int:
-        """Peak of memory in bytes: in a step, or at the start, when bigrams are counted in a table of doubles."""
-        start = 0
+        """Peak of memory in bytes: in a step, or at the start, when bigrams are counted in a table of doubles or a basis is chosen."""
+        start, models = 0, FLOAT_BYTES * (self.trained + self.parameters["dense"]) + PROCESS_BYTES
         if self.bigram == "dense" and self.spec.init == "scratch" and self.spec.model.bigram_init == "counts":
-            start = 3 * 8 * self.dense.vocabulary**2 + FLOAT_BYTES * (self.trained + self.parameters["dense"]) + PROCESS_BYTES
+            start = 3 * 8 * self.dense.vocabulary**2 + models
+        if self.spec.init == "dense":
+            sampled = min(SAMPLED_NUMBERS, self.sites * self.dense.width * SAMPLED_TOKENS)
+            start = models + FLOAT_BYTES * (self.parameters["dense"] + SAMPLE_COPIES * sampled)  # the dense weights with norms folded in
         return max(start, sum(self.memory(rows).values()))
 
     def _support(self) -> int:

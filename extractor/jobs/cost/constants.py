@@ -18,6 +18,13 @@ LOGITS_AT_ONCE = 1 << 24
 # Copies of one chunk of logits that are alive at once: target, logits, their difference, and the inputs of these. Counted.
 LOGITS_COPIES = 6
 
+# Residuals of the dense model from which a basis is chosen: tokens of a site, numbers of all; equal to those of `bridges.initialisation`,
+# which imports torch (a test compares them). Counted.
+SAMPLED_TOKENS, SAMPLED_NUMBERS = 4096, 1 << 25
+
+# Copies of them: as they are measured, joined, centred. Counted.
+SAMPLE_COPIES = 3
+
 # Copies of the unembedding's gradient: of the model's own predictions, of the hybrid passes, of a chunk; the last stays. Counted.
 HEAD_GRADIENTS = 3
 

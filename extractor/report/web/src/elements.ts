@@ -2,7 +2,7 @@
 
 import { STEPS } from "./data";
 
-const LATER = 80; // milliseconds
+export const LATER = 80; // milliseconds
 const waiting = new Map<Element, ReturnType<typeof setTimeout>>();
 
 /** Draw what is in the window now, all else after the next frames. */

@@ -1,11 +1,9 @@
 // Nodes by tokens: a heat map of one prompt, of its pair, or of the difference. A token's head recolours the picture.
 
 import type { PageData, Row } from "./data";
-import { answerBar, chance, drawSoon, make, nodeLink, short, signed, tint, visible } from "./elements";
+import { answerBar, chance, drawSoon, LATER, make, nodeLink, short, signed, tint, visible } from "./elements";
 import type { Shown, State } from "./state";
 import { alike, deviation, rowOf, UNLIKE, type View, type Views } from "./view";
-
-const SEEN = 0.01; // steps: smaller changes are not shown
 
 export class TokenView {
   private readonly table = document.querySelector<HTMLTableElement>("#heat")!;
@@ -13,6 +11,7 @@ export class TokenView {
   private rows = new Map<string, HTMLTableRowElement>();
   private filled = new Map<string, Row>(); // the steps that a row shows
   private drawn = ""; // the tokens of the table
+  private later: ReturnType<typeof setTimeout> | undefined; // writes the numbers
 
   constructor(private readonly data: PageData, private readonly state: State, private readonly views: Views) {
     const { pairs, texts } = data.tokens!;
@@ -84,16 +83,25 @@ export class TokenView {
     this.table.tBodies[0]!.replaceChildren(...this.rows.values());
   }
 
+  /** Colour the cells that change; the numbers of a row that was filled before follow after the next frames. */
   private fill(view: View): void {
+    clearTimeout(this.later);
+    const fresh = !this.filled.size;
     for (const [id, row] of this.rows) {
-      const scale = this.data.tokens!.nodes[id]!.scale, cells = row.cells;
-      const steps = rowOf(view, this.state.choice, id)!, before = this.filled.get(id);
+      const steps = rowOf(view, this.state.choice, id)!, before = this.filled.get(id), cells = row.cells;
       steps.forEach((step, i) => {
-        if (before && Math.abs(before[i]! - step) < SEEN) return;
-        cells[i + 1]!.title = signed(Number(short(deviation(scale, this.state.choice, step))));
-        cells[i + 1]!.style.background = tint(step);
+        if (!before || Math.round(before[i]!) !== Math.round(step)) cells[i + 1]!.style.background = tint(Math.round(step));
       });
       this.filled.set(id, steps);
+    }
+    if (fresh) this.number();
+    else this.later = setTimeout(() => this.number(), LATER);
+  }
+
+  private number(): void {
+    for (const [id, row] of this.rows) {
+      const scale = this.data.tokens!.nodes[id]!.scale, cells = row.cells;
+      this.filled.get(id)!.forEach((step, i) => (cells[i + 1]!.title = signed(Number(short(deviation(scale, this.state.choice, step))))));
     }
   }
 
