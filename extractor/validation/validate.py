@@ -38,7 +38,7 @@ from extractor.data.prompts import TaskBatch
 from extractor.pruning.algorithms import attribution
 from extractor.pruning.criteria import PrunedCircuit
 from extractor.pruning.problem import PruningProblem
-from extractor.spec.thresholds import FULL_MODEL_FAILS_RAW
+from extractor.spec.thresholds import FULL_MODEL_FAILS, FULL_MODEL_FAILS_RAW
 from extractor.validation.ablations import KINDS, ablated_logit_diffs, condition_logit_diffs, reference_logit_diffs
 from extractor.validation.activations import activations
 from extractor.validation.adversarial import adversarial, interchange
@@ -140,6 +140,7 @@ def validate(
     loss = {name: one.mean().item() for name, one in by_prompt.items()}
     sizes = {"nodes": guess.node_count(), "edges": guess.edge_count()}
     known, conditions = intervals(by_prompt, problem.seed), under_conditions(problem.at("conditions"), graph, held_out)
+    does_task = loss["without nothing"] < FULL_MODEL_FAILS  # else nothing was pruned
     problem.phase("binarised nodes")
     alone = binarised.alone(held_out)
     if pruned.standard == "robust":
@@ -162,9 +163,9 @@ def validate(
         edge_effects=edge_effects(problem.at("edge effects"), graph, held_out),
         activations=None if corpus is None else activations(problem.at("activations"), graph, corpus),
         mechanism=mechanism(problem.at("mechanism"), graph, pruned.calibration, held_out),
-        seeds=compare_seeds(pruned, problem.at("other seeds"), held_out) if problem.spec.seeds > 1 else None,
+        seeds=compare_seeds(pruned, problem.at("other seeds"), held_out) if problem.spec.seeds > 1 and does_task else None,
         why=why_not(loss["circuit"], loss["full"], problem.target, graph.node_count()),
-        **(_controls(pruned, problem, held_out, corpus) if problem.spec.controls else {}),
+        **(_controls(pruned, problem, held_out, corpus) if problem.spec.controls and does_task else {}),
     )
 
 

@@ -426,6 +426,17 @@ def test_validation_asks_for_seeds_where_the_spec_does(tmp_path, monkeypatch):
     assert (found["node_overlap"], found["shared"]) == (1.0, list(micro.CIRCUIT))
 
 
+def test_a_model_that_does_not_do_the_task_gets_no_controls_and_no_other_seeds(tmp_path):
+    model = micro.micro_model()
+    model.lm_head.weight.data.zero_()
+    problem = pose(tmp_path, model, QUICK.model_copy(update={"seeds": 2, "controls": 2}))
+    found = validate(circuit_of(problem), problem, BATCH)
+    assert (found.null_searches, found.random_circuits, found.adversarial, found.interchange, found.faithfulness) == (None,) * 5
+    assert found.seeds is None
+    assert found.why is not None
+    assert found.why.endswith("it does not do this task")
+
+
 def test_circuit_and_model_are_compared_on_shifted_prompts(problem, pruned):
     found = validate(pruned, problem, BATCH, shifted=BATCH).shifted
     assert (found["prompts"], found["same_answer"]) == (len(BATCH.ids), 1.0)

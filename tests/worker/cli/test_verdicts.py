@@ -162,6 +162,12 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
             "without calibration",
             "at worst 0.517 nats and 81.0% right, where other nodes have their means",
         ),
+        ({"validation": {"null_searches": None}}, "null searches", "not made: the job asks for no controls (prune.controls)"),
+        (
+            {"validation": {"null_searches": None, "removed": {"nothing": 0.69}}},
+            "null searches",
+            "not made: the full model does not do the task",
+        ),
         ({"validation": {"null_searches": NULLS}}, "null searches", "no circuit of exchanged answers, random weights"),
         (
             {"validation": {"null_searches": NULLS | {"robust": {"coin": {"edges": 7, "met": True}}}}},

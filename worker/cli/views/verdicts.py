@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from extractor.spec.claims import CONDITION_WORDS, NOT_DENSE, about_standards, is_foreign, is_met, loss_shares, worst_condition
+from extractor.spec.thresholds import FULL_MODEL_FAILS
 from extractor.spec.unmeasured import is_constant, no_gain, why_no_causal, why_no_share, why_no_steering
 
 _NULLS = {"inverted": "exchanged answers", "coin": "random answers", "random_weights": "random weights"}
@@ -70,6 +71,8 @@ def _null_searches(facts: dict[str, Any]) -> str:
     if "null_searches" not in validation:
         return _EARLIER
     found = validation["null_searches"]
+    if found is None and validation.get("removed", {}).get("nothing", 0.0) >= FULL_MODEL_FAILS:
+        return "not made: the full model does not do the task"
     if found is None:
         return "not made: the job asks for no controls (prune.controls)"
     made = [
