@@ -90,11 +90,11 @@ def answer_kl(pair: BridgedPair, batch: TaskBatch) -> dict:
             sums = part if sums is None else sums + part
     assert sums is not None
     own, *paths = (sums / len(batch.ids)).tolist()
-    return {"sparse": own, "to_sparse": paths[::2], "to_dense": paths[1::2]}
+    return {"sparse": own} | pair.by_site({"to_sparse": paths[::2], "to_dense": paths[1::2]})
 
 
 def _last_kls(pair: BridgedPair, batch: TaskBatch) -> Tensor:
-    """KLs (1 + 2 (2L + 1), B) at the last token: of the sparse model, then of both hybrid passes of every site."""
+    """KLs (1 + 2 S, B) at the last token: of the sparse model, then of both hybrid passes of each of the S sites that passes cross at."""
     dense_h, sparse_h = residuals(pair.dense, batch.ids), sparse_residuals(pair, batch.ids)
     ends = torch.arange(len(batch.ids), device=batch.ids.device), batch.last
     target = Target.of(pair.dense.unembed(dense_h[-1][ends]))
@@ -127,8 +127,9 @@ def circuit_through_bridges(
     base             ablation values of the nodes outside the circuit, as for `masked_logit_diff`
     calibrate_on     the select split; scale and shift of the logit difference are fitted there, separately for every site
 
-    Returns {loss, raw_loss, accuracy}, one number for each site: task loss in nats per prompt, calibrated and not, and the fraction of
-    prompts that the calibrated logit difference answers correctly. At site 0 no node has acted yet: there the bridge alone is measured.
+    Returns {loss, raw_loss, accuracy}, one number for each site, None where no passes cross: task loss in nats per prompt, calibrated
+    and not, and the fraction of prompts that the calibrated logit difference answers correctly. At site 0 no node has acted yet: there the
+    bridge alone is measured.
     """
     found: dict[str, list[float]] = {"loss": [], "raw_loss": [], "accuracy": []}
     select = _logit_diffs_through_bridges(pair, calibrate_on, graph, base)
@@ -137,19 +138,20 @@ def circuit_through_bridges(
         found["loss"].append(calibrated_loss(diff, batch.sign, calibration))
         found["raw_loss"].append(task_loss(diff, batch.sign).item())
         found["accuracy"].append(accuracy(calibration.apply(diff), batch.sign))
-    return rounded(found)
+    return pair.by_site(rounded(found))
 
 
 def _logit_diffs_through_bridges(pair: BridgedPair, batch: TaskBatch, graph: CircuitMask, base: Mapping[str, Tensor]) -> Tensor:
-    """Logit differences (2L + 1, B) of the hybrid passes that start in the circuit alone and end in the dense model."""
-    diffs = torch.empty(len(pair.sites), len(batch.ids), device=batch.ids.device)
+    """Logit differences (S, B) of the hybrid passes that start in the circuit alone and end in the dense model, for `pair.crossed`."""
+    diffs = torch.empty(len(pair.crossed), len(batch.ids), device=batch.ids.device)
     masks = NodeIndex.of(pair.sparse).split(graph.nodes.float())
     for rows in _by_length(batch):
         part = batch.rows(rows)
         context = pair.dense.context(part.ids)
         residuals = masked_residuals(pair.sparse, part.ids, masks, base, graph.edges)[:: 2 if pair.sparse.config.parallel else 1]
-        for index, (site, h) in enumerate(zip(pair.sites, residuals, strict=True)):
-            diffs[index, rows] = _dense_logit_diff(pair, tail(pair.dense, index, site.decode(h), context), part)
+        for place, index in enumerate(pair.crossed):
+            h = pair.sites[index].decode(residuals[index])
+            diffs[place, rows] = _dense_logit_diff(pair, tail(pair.dense, index, h, context), part)
     return diffs
 
 

@@ -22,7 +22,7 @@ from extractor.spec.schema import BridgeSpec
 class Crossing:
     """The crossings of one step, in the order of their sites.
 
-    rows       for each site, which sequences of the batch cross there, int64; C crossings in total
+    rows       for each site of `BridgedPair.crossed`, which sequences of the batch cross there, int64; C crossings in total
     weights    (C,): the sum over crossings of weight * mean KL estimates the sum over sites of the batch's mean KL
     positions  at which the KL of hybrid passes is scored, int64, at most T
     own        positions at which the sparse model's own predictions are scored, int64, at most T

@@ -136,6 +136,7 @@ def faithfulness(pair: BridgedPair, corpus: Corpus, context: int, seed: int, row
     loss_recovered                                    {sparse, to_sparse, to_dense, mean, worst}: shares of the gain in loss; None where the
                                                       dense model is no better than bigrams
     held_out_tokens                                   number of tokens measured
+    Numbers of sites at which no passes cross, those of layers that stay dense, are None.
     sites_per_layer                                   1 where blocks are parallel, else absent: 2
     """
     size = pair.sparse.config.vocab_size
@@ -143,7 +144,7 @@ def faithfulness(pair: BridgedPair, corpus: Corpus, context: int, seed: int, row
     texts = corpus.held_out_by_source(seed, max(1, rows // len(corpus.sources)), context)
     by_source = {name: _sums_of(pair, ids, bigrams) for name, ids in texts.items()}
     sources = {name: _of_source(sums) for name, sums in by_source.items()}
-    found = {"explained": _worst(sources), "sources": sources} | _of_all(_total([*by_source.values()]))
+    found = pair.by_site({"explained": _worst(sources), "sources": sources} | _of_all(_total([*by_source.values()])))
     return rounded(found | ({"sites_per_layer": 1} if pair.sparse.config.parallel else {}))
 
 
@@ -213,7 +214,7 @@ def _sums(pair: BridgedPair, ids: Tensor, bigrams: Counts) -> Sums:
     del logits
     paths = torch.stack([_scores(target, logits, ids) for logits in path_logits(pair, ids, dense_h, sparse_h)])
     to_sparse, to_dense = paths.unflatten(0, (-1, 2)).unbind(1)
-    at_sites = list(zip(pair.sites, dense_h, sparse_h, strict=True))
+    at_sites = [(pair.sites[index], dense_h[index], sparse_h[index]) for index in pair.crossed]
     encoder = torch.stack([_moments(site.encode(d), s) for site, d, s in at_sites])
     decoder = torch.stack([_moments(site.decode(s), d) for site, d, s in at_sites])
     return Sums(SiteScores(dense, sparse, bigram, to_sparse, to_dense), agreeing, encoder, decoder, ids.numel(), len(ids))
@@ -222,7 +223,7 @@ def _sums(pair: BridgedPair, ids: Tensor, bigrams: Counts) -> Sums:
 def path_logits(
     pair: BridgedPair, ids: Tensor, dense_h: list[Tensor], sparse_h: list[Tensor], last: Tensor | None = None
 ) -> Iterator[Tensor]:
-    """The logits (B, T, V) of both hybrid passes of each site in turn, dense then sparse first. One tensor of logits exists at a time.
+    """The logits (B, T, V) of both hybrid passes of each site of `pair.crossed` in turn, dense then sparse first, one tensor at a time.
 
     dense_h, sparse_h   hd_i and hs_i of ids (B, T)
     last                position (B,) at which alone the logits are wanted: then they are (B, V)
@@ -232,7 +233,8 @@ def path_logits(
     def at(values: Tensor) -> Tensor:
         return values if last is None else values[torch.arange(len(values), device=values.device), last]
 
-    for start, site in enumerate(pair.sites):
+    for start in pair.crossed:
+        site = pair.sites[start]
         yield pair.sparse.unembed(at(tail(pair.sparse, start, site.encode(dense_h[start]), sparse_context)), at(ids))
         yield pair.dense.unembed(at(tail(pair.dense, start, site.decode(sparse_h[start]), dense_context)))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from extractor.bridges.as_sparse import copy_weights
 from extractor.bridges.basis import centred, fold_norms, residual_vectors, rotated, sparsest_basis, with_sparse_heads
 from extractor.bridges.pair import BridgedPair
-from extractor.bridges.tuner import Scaling
+from extractor.bridges.tuner import Scaling, site_parameters
 from extractor.data.corpus import Corpus
 from extractor.errors import SpecError
 from extractor.models.dense.base import residuals
@@ -79,6 +79,16 @@ def start_from_dense(pair: BridgedPair, samples: list[Tensor]) -> None:
     into[:width] = turn
     for site in pair.sites:
         site.set_maps(centred(into, 1) if weights.centred else into, into.T)
+
+
+def freeze_dense_layers(pair: BridgedPair) -> None:
+    """Leave only the sparse layers, and the bridges of the sites that passes cross at, to be trained; the others are the dense model's."""
+    pair.sparse.requires_grad_(False)
+    for layer, block in enumerate(pair.sparse.blocks):
+        block.requires_grad_(pair.sparse.config.is_sparse(layer))
+    for index, site in enumerate(pair.sites):
+        for parameter in site_parameters([site]):
+            parameter.requires_grad_(index in pair.crossed)
 
 
 class ActivationAnnealing:

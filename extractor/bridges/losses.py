@@ -77,14 +77,15 @@ def bridge_loss(pair: BridgedPair, ids: Tensor, crossing: Crossing, variance: Te
 
     variance   v_i of the sparse residual at each site, (2L + 1,)
     """
-    sites = len(pair.sites)
+    sites = len(pair.crossed)
     per_site = 1 / sites if spec.over_sites == "mean" else 1.0
     with torch.no_grad():
         dense_h = residuals(pair.dense, ids)
     own, to_sparse = _sparse_pass(pair, ids, dense_h, crossing)
     to_dense = _dense_pass(pair, ids, own, crossing)
-    at_sites = list(zip(pair.sites, pair.later_tokens(dense_h), pair.later_tokens(own), strict=True))
-    encoder = torch.stack([_error(site.encode(d), h.detach()) for site, d, h in at_sites]) / variance.clamp_min(1e-12)
+    every = list(zip(pair.sites, pair.later_tokens(dense_h), pair.later_tokens(own), strict=True))
+    at_sites, scale = [every[index] for index in pair.crossed], variance[list(pair.crossed)].clamp_min(1e-12)
+    encoder = torch.stack([_error(site.encode(d), h.detach()) for site, d, h in at_sites]) / scale
     decoder = torch.stack([_error(site.decode_normalised(h), site.normalised(d)) for site, d, h in at_sites])
     own_loss, (ce, kl_plain) = _own_loss(pair, ids, own[-1], dense_h[-1], crossing, spec)
     crossed_loss, crossed_kl = _crossed_loss(pair, ids, to_sparse, to_dense, dense_h[-1], crossing, spec)
@@ -98,7 +99,7 @@ def focus_loss(pair: BridgedPair, prompts: Prompts, crossing: Crossing, spec: Br
 
     See the module.
     """
-    per_site = 1 / len(pair.sites) if spec.over_sites == "mean" else 1.0
+    per_site = 1 / len(pair.crossed) if spec.over_sites == "mean" else 1.0
     ids = prompts.ids
     with torch.no_grad():
         dense_h = residuals(pair.dense, ids)
@@ -137,12 +138,12 @@ def _sparse_pass(pair: BridgedPair, ids: Tensor, dense_h: list[Tensor], crossing
     batch = len(ids)
     context = pair.sparse.context(ids.shape[1])
     stream = pair.sparse.embed(ids, context)
-    own = []
-    for index, (site, rows) in enumerate(zip(pair.sites, crossing.rows, strict=True)):
+    own, crossing_at = [], dict(zip(pair.crossed, crossing.rows, strict=True))
+    for index, site in enumerate(pair.sites):
         if index:
             stream = pair.sparse.sublayer(index - 1, stream, context)  # replaces this sublayer of all tails that began before
         own.append(stream[:batch])
-        if len(rows):
+        if len(rows := crossing_at.get(index, ())):
             stream = torch.cat([stream, site.encode(dense_h[index][rows]).to(stream.dtype)])  # replaces the start of the tails of site i
     return own, stream[batch:]
 
@@ -154,10 +155,11 @@ def _dense_pass(pair: BridgedPair, ids: Tensor, own: list[Tensor], crossing: Cro
     """
     context = pair.dense.context(ids)
     stream: Tensor | None = None
-    for index, (site, rows) in enumerate(zip(pair.sites, crossing.rows, strict=True)):
+    crossing_at = dict(zip(pair.crossed, crossing.rows, strict=True))
+    for index, site in enumerate(pair.sites):
         if stream is not None:
             stream = pair.dense.sublayer(index - 1, stream, context)  # replaces this sublayer of all tails that began before
-        if len(rows):
+        if len(rows := crossing_at.get(index, ())):
             arriving = site.decode(own[index][rows])  # replaces the start of the tails of site i
             stream = arriving if stream is None else torch.cat([stream, arriving.to(stream.dtype)])
     return own[0].new_zeros((0, ids.shape[1], pair.dense.width)) if stream is None else stream

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -49,6 +49,20 @@ class BridgedPair:
     name: str
     facts: dict
 
+    @property
+    def crossed(self) -> range:
+        """The sites at which passes cross from one model to the other, see `crossed_sites`."""
+        return crossed_sites(self.sparse)
+
+    def by_site(self, found: Any) -> Any:
+        """The same JSON, whose lists are one number for each of the `crossed` sites, with one for each site: None where none cross."""
+        if isinstance(found, dict):
+            return {key: self.by_site(value) for key, value in found.items()}
+        if not isinstance(found, list):
+            return found
+        after = len(self.sites) - self.crossed.stop
+        return [None] * self.crossed.start + found + [None] * after
+
     def later_tokens(self, residuals: Sequence[Tensor]) -> list[Tensor]:
         """Residuals (B, T, width) without the first token, whose activations are far larger than all others in pretrained models.
 
@@ -69,6 +83,12 @@ class BridgedPair:
         files.write_text(folder / BRIDGES / "README.md", bridge_card(self.name, self.facts, self.sparse.config))
 
 
+def crossed_sites(sparse: SparseGPTForCausalLM) -> range:
+    """The sites from the first sparse layer's to the one behind the last: all where every layer is sparse. Elsewhere bridges are exact."""
+    of_layer, (first, last) = sparse.n_sublayers // sparse.config.n_layer, sparse.config.sparse_layers or (0, sparse.config.n_layer - 1)
+    return range(of_layer * first, of_layer * (last + 1) + 1)
+
+
 def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.device | None = None) -> BridgedPair:
     """A new sparse model with the dense model's layers and vocabulary, and untrained bridges between the two, on `device`."""
     from peft import PeftModelForCausalLM
@@ -81,6 +101,8 @@ def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.devic
     further = {} if weights is None else blocks_like(weights, shape.d_model)
     further |= {name: first_token(getattr(dense.model.config, name, None)) for name in ("bos_token_id", "eos_token_id")}
     further["parallel"] = sublayers.n_sublayers == sizes.layers
+    if weights is not None and spec.sparse_layers is not None:  # the other layers are exact: with the dense model's own activation
+        further |= {"sparse_layers": list(spec.sparse_layers), "activation": weights.activation}
     has_bias = spec.init == "dense"
     sparse = new_sparse_gpt(shape, sizes.layers, sizes.vocabulary, seed, logits_bias=has_bias, **further).to(device)  # type: ignore[arg-type]
     base, revision = _base_and_revision(str(dense.facts.get("model", dense.name)))
@@ -90,6 +112,7 @@ def new_pair(dense: DenseModel, spec: BridgeSpec, seed: int, device: torch.devic
         revision=revision or None,
         d_sparse=shape.d_model,
         encoder_frac=spec.encoder_frac,
+        crossed=None if spec.sparse_layers is None else [crossed_sites(sparse)[0], crossed_sites(sparse)[-1]],
         target_modules=set(sublayers.norms),
         sparse_model_name_or_path="..",
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from extractor.bridges.crossing import Crossing
-from extractor.bridges.initialisation import ActivationAnnealing, normalise_sites, start_from_dense
+from extractor.bridges.initialisation import ActivationAnnealing, freeze_dense_layers, normalise_sites, start_from_dense
 from extractor.bridges.losses import TERMS, bridge_loss, focus_loss, moments, sparse_residuals, variance_of
 from extractor.bridges.pair import BridgedPair, new_pair
 from extractor.bridges.tuner import site_parameters
@@ -45,14 +45,17 @@ class BridgeTrainer:
         if spec.init == "dense":
             start_from_dense(self.pair, samples)
             self.annealing = ActivationAnnealing(self.pair, spec.sparsity)
+            if spec.layers is not None:
+                freeze_dense_layers(self.pair)
         else:
             fill_bigram(self.pair.sparse, corpus, spec.model.bigram_init)
         optim = spec.optim
         self.sparse_optimizer = SparseOptimizer(self.pair.sparse, optim, spec.sparsity)
+        of_bridges = [parameter for parameter in site_parameters(self.pair.sites) if parameter.requires_grad]
         self.bridge_optimizer = torch.optim.AdamW(
-            site_parameters(self.pair.sites), lr=spec.bridge_lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0, fused=True
+            of_bridges, lr=spec.bridge_lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0, fused=True
         )
-        self.parameters = [*self.sparse_optimizer.parameters, *site_parameters(self.pair.sites)]
+        self.parameters = [*self.sparse_optimizer.parameters, *of_bridges]
         self.variance = torch.zeros(len(self.pair.sites), device=compute.device)
         self.state = TrainState(
             {"sparse": self.pair.sparse, "bridges": torch.nn.ModuleList(self.pair.sites)},
@@ -89,7 +92,7 @@ class BridgeTrainer:
         if self.annealing is not None:  # 1
             self.annealing.set(index, optim.steps)
         ids = self.corpus.batch(self.seed, index, optim.batch, optim.context).to(self.compute.device)  # 2
-        crossing = Crossing.draw(spec, len(self.pair.sites), torch.Generator().manual_seed(self.seed * 1_000_003 + index))
+        crossing = Crossing.draw(spec, len(self.pair.crossed), torch.Generator().manual_seed(self.seed * 1_000_003 + index))
         prompts = self._draw_prompts(index)
         if index == 0:
             self._start_variance(ids)
@@ -120,7 +123,7 @@ class BridgeTrainer:
             return None
         prompts = self.focus.batch(self.seed, index, self.focus_pairs)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index + 1)
-        return prompts, Crossing.of_prompts(self.spec, len(prompts.ids), len(self.pair.sites), generator)
+        return prompts, Crossing.of_prompts(self.spec, len(prompts.ids), len(self.pair.crossed), generator)
 
     def _focus_loss(self, prompts: Prompts, crossing: Crossing, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Loss and kl_focus of the prompts that go with sequences [start, stop); averaged over the batch as its sequences are."""

@@ -31,12 +31,16 @@ class BridgePeftType(enum.StrEnum):
 
 @dataclass
 class SparseBridgeConfig(PeftConfig):
-    """Widths D (d_dense) and S (d_sparse), the fraction of channels that the encoder's AbsTopK keeps, and the sparse model of the pair."""
+    """Widths D (d_dense) and S (d_sparse), the fraction of channels that the encoder's AbsTopK keeps, and the sparse model of the pair.
+
+    crossed   first and last of the sites between which the sparse model differs from the dense one; encoders elsewhere keep all channels
+    """
 
     d_dense: int | None = None
     d_sparse: int = 128
     encoder_frac: float = 0.25
     sparse_model_name_or_path: str | None = None
+    crossed: list[int] | None = None
     target_modules: set[str] | list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None
@@ -60,7 +64,7 @@ class BridgeSite(nn.Module, BaseTunerLayer):
     """One wrapped norm with its encoder and decoder, per adapter name."""
 
     adapter_layer_names = ("bridge_encoder", "bridge_decoder")
-    other_param_names = ("kept",)
+    other_param_names = ("kept", "crossed")
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: SparseBridgeConfig):
         super().__init__()
@@ -68,6 +72,7 @@ class BridgeSite(nn.Module, BaseTunerLayer):
         self.bridge_encoder = nn.ModuleDict()
         self.bridge_decoder = nn.ModuleDict()
         self.kept: dict[str, int] = {}
+        self.crossed: dict[str, list[int] | None] = {}
         self.scaling: dict[str, Scaling] = {}
         self.merged_adapters: list[str] = []
         self._steer: Tensor | None = None
@@ -79,6 +84,7 @@ class BridgeSite(nn.Module, BaseTunerLayer):
         """Add the encoder and decoder of one adapter, drawn with std 0.3/sqrt(inputs)."""
         width = int(self.get_parameter("base_layer.weight").shape[0])
         self.kept[adapter_name] = max(1, round(config.encoder_frac * config.d_sparse))
+        self.crossed[adapter_name] = config.crossed
         for layers, inputs, outputs in ((self.bridge_encoder, width, config.d_sparse), (self.bridge_decoder, config.d_sparse, width)):
             layer = nn.Linear(inputs, outputs)
             nn.init.normal_(layer.weight, std=0.3 / inputs**0.5)
@@ -193,7 +199,12 @@ PEFT_TYPE_TO_PREFIX_MAPPING[BridgePeftType.SPARSE_BRIDGE] = "bridge_"  # type: i
 def bridge_sites(model: nn.Module) -> list[BridgeSite]:
     """The 2L + 1 wrapped norms of a bridged model, in the order its forward pass meets them: those of the blocks, then the final one."""
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, BridgeSite)]
-    return [module for _, module in sorted(found, key=lambda one: not any(part.isdecimal() for part in one[0].split(".")))]
+    sites = [module for _, module in sorted(found, key=lambda one: not any(part.isdecimal() for part in one[0].split(".")))]
+    for index, site in enumerate(sites):
+        for name, crossed in site.crossed.items():
+            if crossed is not None and not crossed[0] <= index <= crossed[1]:
+                site.kept[name] = int(site.get_parameter(f"bridge_decoder.{name}.weight").shape[1])
+    return sites
 
 
 def site_parameters(sites: list[BridgeSite]) -> list[nn.Parameter]:

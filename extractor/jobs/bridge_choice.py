@@ -31,7 +31,7 @@ class BridgeChoice:
     def of(cls, preset: str, init: str | None, changes: Mapping[str, str]) -> BridgeChoice:
         """From the options of a request. Raises SpecError."""
         preferred = changed(bridge_spec(preset, init), changes, "bridge.")
-        is_settled = init is not None or preferred.init == "scratch"
+        is_settled = init is not None or preferred.init == "scratch" or preferred.layers is not None
         otherwise = None if is_settled else changed(bridge_spec(preset, "scratch"), changes, "bridge.")
         return cls(preferred, otherwise, frozenset(changes))
 

@@ -162,5 +162,5 @@ def note_outliers(job: Job, dense: DenseModel, corpus: Corpus) -> None:
 
     assert job.spec.bridge is not None
     ids = corpus.batch(job.spec.seed, 0, OUTLIER_ROWS, job.spec.bridge.optim.context).to(dense.model.device)
-    if (line := outliers_line(site_outliers(wrap_dense(dense.model), ids))) is not None:  # type: ignore[arg-type]
+    if (line := outliers_line(site_outliers(wrap_dense(dense.model), ids))) is not None:
         job.progress.note(line)

@@ -45,6 +45,7 @@ class CircuitRequest:
     labels        which answer is the right one: 'task', the task's; 'model', the given model's own
     strict        whether to find no circuit of a task that the dense model does not do, or on which its sparse model disagrees with it
     focus         whether prompts of tasks are part of every step of a bridging, as the preset says
+    layers        'A-B': only these layers of a bridging become sparse, the others stay as the dense model has them; None: all
     init          where the sparse model of a bridging starts: 'scratch' or 'dense'; None: the preset's choice, 'scratch' where the weights
                   of this model cannot be the start
     changes       dotted field -> text, over the preset; `circuit_settings` lists the fields
@@ -60,6 +61,7 @@ class CircuitRequest:
     labels: str = "task"
     strict: bool = False
     focus: bool = True
+    layers: str | None = None
     init: str | None = None
     changes: Mapping[str, str] | None = None
     preset: str = "tiny"
@@ -95,7 +97,7 @@ class CircuitRequest:
 
     def bridge_choice(self, changes: Mapping[str, Mapping[str, str]] | None = None) -> BridgeChoice:
         """The settings of the bridging, whatever the dense model is. Raises SpecError."""
-        parts = split_changes(self.changes or {}, CIRCUIT) if changes is None else changes
+        parts = self._changes() if changes is None else changes
         return BridgeChoice.of(_check_preset(self.preset), self.init, {**parts["bridge"], **({} if self.focus else {"focus": "0"})})
 
     def _checked(self) -> tuple[dict[str, dict[str, str]], TaskChoice]:
@@ -104,7 +106,7 @@ class CircuitRequest:
             raise SpecError("a circuit job needs a task; `extract tasks` lists them")
         if isinstance(self.tasks, str):
             raise SpecError(f"tasks is the text {self.tasks!r}, not a sequence of names; write ({self.tasks!r},)")
-        changes, chosen = split_changes(self.changes or {}, CIRCUIT), choose(self.tasks)
+        changes, chosen = self._changes(), choose(self.tasks)
         if self.labels not in ("task", "model"):
             raise SpecError(f"labels {self.labels!r} is unknown; choose task or model")
         if self.subject not in ("twin", "dense"):
@@ -118,6 +120,15 @@ class CircuitRequest:
             given = "the initial weights" if self.init is not None else f"bridge.{next(iter(changes['bridge']))}"
             raise SpecError(f"a dense model is pruned itself, without a bridging: leave out {given}, or leave out --dense")
         return changes, chosen
+
+    def _changes(self) -> dict[str, dict[str, str]]:
+        """The changes by part of the job. Raises SpecError."""
+        found = split_changes(self.changes or {}, CIRCUIT)
+        if self.layers is not None:
+            if "layers" in found["bridge"]:
+                raise SpecError(f"the layers are given twice, {self.layers} and {found['bridge']['layers']}: leave out one of the two")
+            found["bridge"]["layers"] = self.layers
+        return found
 
     def _spec(
         self,

@@ -75,7 +75,8 @@ def _other_sources(bridge: dict, worst: str) -> str:
 
 def _worst_pass(shares: dict) -> tuple[float, int, str]:
     """The least share of a hybrid pass, the site where it crosses, and its direction."""
-    return min((v, i, way) for way, key in ((_TO_SPARSE, "to_sparse"), (_TO_DENSE, "to_dense")) for i, v in enumerate(shares[key]))
+    ways = ((_TO_SPARSE, "to_sparse"), (_TO_DENSE, "to_dense"))
+    return min((v, i, way) for way, key in ways for i, v in enumerate(shares[key]) if v is not None)
 
 
 def _per_layer(bridge: dict) -> int:
@@ -143,7 +144,7 @@ def _answer_kl(name: str, kl: dict | None) -> str:
     """How far the predictions at the end of the prompts are apart; '' in results of older versions."""
     if not kl:
         return ""
-    worst = max(kl["to_sparse"] + kl["to_dense"])
+    worst = max(known(kl["to_sparse"] + kl["to_dense"]))
     return (
         f"At the answer the sparse model's prediction diverges from that of {name} by {nats(kl['sparse'])} nats (KL), that of the worst "
         f"hybrid pass by {nats(worst)}. "

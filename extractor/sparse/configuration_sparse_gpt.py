@@ -24,6 +24,7 @@ class SparseGPTConfig(PreTrainedConfig):
     parallel          attention and MLP of a block read the same residual (as in Pythia)
     activation_frac   AbsTopK keeps this share of the channels of every site, rounded to the nearest number
     site_k            the numbers themselves instead, by site: {'attn.q': 15}; a site that is not named keeps all
+    sparse_layers     [first, last]: at the sites of other layers AbsTopK keeps all channels; None: as said for every layer
     d_pos_emb         position channels, normed apart and concatenated to every read before its AbsTopK; 0: none
     added_positions   a table (n_ctx, d_model) added to the embeddings (published checkpoints; the paper: none)
     sinks             one learned logit per head in the softmax denominator, its value zero
@@ -50,6 +51,7 @@ class SparseGPTConfig(PreTrainedConfig):
     parallel: bool = False
     activation_frac: float = 0.25
     site_k: dict[str, int] | None = None
+    sparse_layers: list[int] | None = None
     d_pos_emb: int = 0
     added_positions: bool = False
     sinks: bool = True
@@ -97,7 +99,18 @@ class SparseGPTConfig(PreTrainedConfig):
             if place not in self.places:
                 raise ValueError(f"site_k names {place!r}; the sites are {', '.join(self.places)}")
             _check_count(f"site_k[{place!r}]", k, 1)
+        if self.sparse_layers is not None:
+            if len(self.sparse_layers) != 2:
+                raise ValueError(f"sparse_layers ({self.sparse_layers}) must be [first, last]")
+            for layer in self.sparse_layers:
+                _check_count("sparse_layers", layer, 0)
+            if not self.sparse_layers[0] <= self.sparse_layers[1] < self.n_layer:
+                raise ValueError(f"sparse_layers ({self.sparse_layers}) must be layers of the {self.n_layer}, the first not after the last")
         super().__post_init__(**kwargs)
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer is one of `sparse_layers`."""
+        return self.sparse_layers is None or self.sparse_layers[0] <= layer <= self.sparse_layers[1]
 
     @property
     def n_head(self) -> int:

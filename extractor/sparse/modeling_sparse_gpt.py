@@ -169,6 +169,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.ln_p1, self.ln_p2 = (RMSNorm(config.d_pos_emb, eps) if config.d_pos_emb else None for _ in range(2))
         self.resid_pre, self.resid_mid, self.resid_post = nn.Identity(), nn.Identity(), nn.Identity()
+        if not config.is_sparse(layer):
+            for site in (module for module in self.modules() if isinstance(module, Site)):
+                site.k = site.width
 
     def attention(self, h: Tensor, context: Context) -> Tensor:
         h = self.resid_pre(h)

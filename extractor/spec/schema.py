@@ -202,7 +202,7 @@ class BridgeSpec(Spec):
     sinks, and AbsTopK is annealed together with the weights.
     """
 
-    LATER = ("focus", "focus_coef", "focus_tokens")
+    LATER = ("focus", "focus_coef", "focus_tokens", "layers")
     init: Literal["scratch", "dense"] = "scratch"  # initial weights: random, or those of the dense model; paper: scratch
     over_sites: Literal["mean", "sum"] = "mean"  # reduction of the per-site loss terms; paper: sum
     estimator: Literal["split", "exact"] = "split"  # KL of hybrid passes: a sequence crosses at one site, or at every site (paper)
@@ -222,11 +222,30 @@ class BridgeSpec(Spec):
     focus: float = Field(0.0, ge=0, le=8)  # prompts of tasks in each step, as a share of the batch's sequences (ours); paper: none
     focus_coef: float = Field(1.0, ge=0)  # weight of the KLs at and after the ends of these prompts, each weighted as on text
     focus_tokens: int = Field(0, ge=0)  # most tokens of a program after its prompt, whose mean KL counts as the answer's does (ours)
+    layers: str | None = Field(None, pattern=r"^\d{1,4}-\d{1,4}$")  # A-B: only these become sparse, with init 'dense' (ours); None: all
+
+    @property
+    def sparse_layers(self) -> tuple[int, int] | None:
+        """First and last of the layers that become sparse; None: all do."""
+        if self.layers is None:
+            return None
+        first, _, last = self.layers.partition("-")
+        return int(first), int(last)
 
     @model_validator(mode="after")
     def _heads_fit(self) -> BridgeSpec:
         if self.init == "scratch":  # otherwise the dense model's heads are taken
             _check_heads(self.model)
+        return self
+
+    @model_validator(mode="after")
+    def _layers_fit(self) -> BridgeSpec:
+        if self.sparse_layers is not None:
+            first, last = self.sparse_layers
+            if first > last:
+                raise ValueError(f"layers ({self.layers}) end before they begin")
+            if self.init != "dense":
+                raise ValueError(f"layers ({self.layers}) leave the others as the dense model has them: that needs init='dense'")
         return self
 
 

@@ -15,13 +15,13 @@ from extractor.training.schedule import sharkfin
 
 
 class SparseOptimizer:
-    """Adam on normalised gradients, then the projection. All training of sparse models uses it."""
+    """Adam on normalised gradients, then the projection, of the parameters that require a gradient. All sparse training uses it."""
 
     def __init__(self, model: SparseGPTForCausalLM, optim: OptimSpec, sparsity: SparsitySpec):
         self.model, self.optim, self.sparsity = model, optim, sparsity
-        self.constrained = constraints(model, sparsity)
+        self.constrained = [each for each in constraints(model, sparsity) if each.tensor.requires_grad]
         self.projector = Projector(self.constrained, sparsity)
-        self.parameters = list(model.parameters())
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         matrices = {id(c.tensor) for c in self.constrained if c.tensor.dim() == 2}
         self.decayed = [p for p in self.parameters if id(p) in matrices]
         groups = [

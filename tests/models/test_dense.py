@@ -63,7 +63,7 @@ def gpt_neo(types: tuple[str, ...] = ("global", "global"), window: int = 3, **ch
 
 def llama(attention: str = "sdpa", **changes) -> PreTrainedModel:
     shape = {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return built(LlamaConfig(**SHARED, **shape, max_position_embeddings=POSITIONS, **changes), attention)
+    return built(LlamaConfig(**(SHARED | shape | {"max_position_embeddings": POSITIONS} | changes)), attention)
 
 
 def rotary(kind: type[PreTrainedConfig], attention: str = "sdpa", **changes) -> PreTrainedModel:
@@ -74,7 +74,7 @@ def rotary(kind: type[PreTrainedConfig], attention: str = "sdpa", **changes) -> 
 
 def neox(parallel: bool, **changes) -> PreTrainedModel:
     shape = {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": POSITIONS}
-    return built(GPTNeoXConfig(**SHARED, **shape, use_parallel_residual=parallel, **changes), "sdpa")
+    return built(GPTNeoXConfig(**(SHARED | shape | {"use_parallel_residual": parallel} | changes)), "sdpa")
 
 
 def phi(attention: str = "sdpa", **changes) -> PreTrainedModel:

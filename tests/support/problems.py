@@ -33,6 +33,7 @@ KINDS: dict[str, dict] = {
     "added_positions": {"added_positions": True, "logits_bias": True, "sinks": False, "site_k": {"attn.v": 3, "mlp.post_act": 5}},
     "counts": {"bigram": "counts", "bigram_top": 4},
     "low_rank": {"bigram": "low_rank", "bigram_rank": 3, "d_pos_emb": 2},
+    "one_sparse_layer": {"activation_frac": 0.25, "sparse_layers": [1, 1]},
     "one_layer": {"n_layer": 1, "activation_frac": 0.5},
 }
 # Blocks that the network of constants does not compute.

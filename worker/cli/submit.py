@@ -48,6 +48,11 @@ _OPTIONS = (
         default=True,
         help="Whether prompts of the tasks are part of every step of the bridging, where the preset has them. Default: --focus.",
     ),
+    click.option(
+        "--layers",
+        metavar="A-B",
+        help="Make only these layers sparse, counted from 0; the others stay as the dense model has them. Default: all layers.",
+    ),
     click.option("--dense", "is_dense", is_flag=True, help="Prune the dense model itself, without bridging."),
     prune_options,
     changes_option("bridge.optim.lr=0.01"),
@@ -92,7 +97,8 @@ def command(
         raise click.MissingParameter(param_hint="'--task'" if model else "'--model'", param_type="option")
     from worker.cli.request import request
 
-    same = {name: options.pop(name) for name in ("adapter", "labels", "strict", "focus", "init", "preset", "target_loss", "seed", "corpus")}
+    of_request = ("adapter", "labels", "strict", "focus", "layers", "init", "preset", "target_loss", "seed", "corpus")
+    same = {name: options.pop(name) for name in of_request}
     same["subject"] = "dense" if options.pop("is_dense") else "twin"
     changes, shared = (
         (*options.pop("pruning"), *options.pop("changes")),

@@ -40,7 +40,7 @@ from extractor.models.dense.start import ROTARY_CONTEXT, obstacle
 from extractor.models.shape import DenseShape
 from extractor.spec.beside import shape_beside
 from extractor.spec.schema import BridgeSpec
-from extractor.spec.sizes import bigram_entries, bigram_kind, block_matrices, tensor_sizes
+from extractor.spec.sizes import bigram_entries, bigram_kind, block_entries, block_matrices, kept_in_blocks, tensor_sizes
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,33 @@ class BridgingCost:
         return self.spec.optim.steps * self.spec.optim.batch * self.spec.optim.context
 
     @property
-    def trained(self) -> int:
-        """Number of parameters with gradients and Adam moments."""
+    def held(self) -> int:
+        """Number of parameters of the sparse model and the bridges."""
         return sum(self.parameters[name] for name in ("sparse", "bigram", "bridges"))
+
+    @property
+    def trained(self) -> int:
+        """Number of those with gradients and Adam moments: where some layers stay dense, those of the others and of their bridges."""
+        if self.spec.layers is None:
+            return self.held
+        blocks = block_entries(self.spec.model) * self.sparse_layers // self.dense.layers
+        return blocks + self.parameters["bridges"] * self.crossed // self.sites
+
+    @property
+    def sparse_layers(self) -> int:
+        """Number of layers that become sparse."""
+        first, last = self.spec.sparse_layers or (0, self.dense.layers - 1)
+        return last - first + 1
+
+    @property
+    def crossed(self) -> int:
+        """Number of sites at which passes cross."""
+        return self.sparse_layers * ((self.sites - 1) // self.dense.layers) + 1
 
     def memory(self, rows: int) -> dict[str, int]:
         """Bytes by part in a step with a micro-batch of `rows` sequences."""
         return {
-            "sparse model and bridges": FLOAT_BYTES * self.trained + self._support(),
+            "sparse model and bridges": FLOAT_BYTES * self.held + self._support(),
             "gradients": FLOAT_BYTES * self.trained,
             "Adam moments": 2 * FLOAT_BYTES * self.trained,
             "dense model": FLOAT_BYTES * self.parameters["dense"],
@@ -92,7 +111,7 @@ class BridgingCost:
 
     def bytes_needed(self, rows: int) -> int:
         """Peak of memory in bytes: in a step, or at the start, when bigrams are counted in a table of doubles or a basis is chosen."""
-        start, models = 0, FLOAT_BYTES * (self.trained + self.parameters["dense"]) + PROCESS_BYTES
+        start, models = 0, FLOAT_BYTES * (self.held + self.parameters["dense"]) + PROCESS_BYTES
         if self.bigram == "dense" and self.spec.init == "scratch" and self.spec.model.bigram_init == "counts":
             start = 3 * 8 * self.dense.vocabulary**2 + models
         if self.spec.init == "dense":
@@ -108,8 +127,8 @@ class BridgingCost:
         """Upper estimate of the crossing sequences of one micro-batch in full passes; each runs through a part of the layers."""
         batch = self.spec.optim.batch
         if self.spec.estimator == "exact":
-            return 0.5 * rows * self.sites
-        crossing = min(1.0, max(self.spec.crossing_share, min(self.sites, batch) / batch)) * rows
+            return 0.5 * rows * self.crossed
+        crossing = min(1.0, max(self.spec.crossing_share, min(self.crossed, batch) / batch)) * rows
         return crossing * min(1.0, 0.5 + CROSSING_SPREAD * math.sqrt((1 - rows / batch) / crossing))
 
     def _activations(self, rows: int) -> int:
@@ -119,8 +138,9 @@ class BridgingCost:
         sparse_layer = 7 * shape.d_model + 4 * mixed + 2 * shape.d_pos_emb + (5 if shape.gated else 2) * neurons
         activation = str(self.config.get("activation_function") or self.config.get("hidden_act") or "gelu_new")
         dense_layer = 8 * dense.width + ACTIVATIONS_PER_NEURON.get(activation, DEFAULT_ACTIVATIONS_PER_NEURON) * dense.neurons
-        own = dense.layers * sparse_layer + self.sites * (4 * dense.width + shape.d_model) + 2 * shape.d_model + dense.width
-        crossed = dense.layers * (sparse_layer + dense_layer) + 4 * (shape.d_model + dense.width)
+        layers = dense.layers - (self.spec.sparse_layers or (0, 0))[0]  # before these, nothing has a gradient
+        own = layers * sparse_layer + self.crossed * (4 * dense.width + shape.d_model) + 2 * shape.d_model + dense.width
+        crossed = layers * (sparse_layer + dense_layer) + 4 * (shape.d_model + dense.width)
         work = 2 * max(neurons, dense.neurons) * (rows + crossing)
         prompts = rows * self.spec.focus  # which all cross; they are shorter than a context, but padded to the longest of them
         text = rows * own + crossing * crossed + work
@@ -129,10 +149,10 @@ class BridgingCost:
     def _predictions(self, rows: int) -> int:
         """Bytes of one chunk of logits and of the unembedding's gradients."""
         spec, size = self.spec, self.dense.vocabulary
-        paths = self.sites * rows if spec.estimator == "exact" else rows
+        paths = self.crossed * rows if spec.estimator == "exact" else rows
         tokens = spec.optim.context * max(spec.own_share * rows, spec.kl_share * paths)
         chunk = min(max(1, LOGITS_AT_ONCE // size), max(1, round(tokens))) * size
-        head = size * spec.model.d_model + self.parameters["bigram"]
+        head = size * spec.model.d_model + self.parameters["bigram"] if spec.layers is None else 0
         # With several micro-batches the gradient of the earlier ones is in memory as well.
         copies = HEAD_GRADIENTS if rows < spec.optim.batch else HEAD_GRADIENTS - 1
         copies += PROMPT_GRADIENTS if spec.focus else 0
@@ -140,7 +160,9 @@ class BridgingCost:
 
     def _optimizer(self) -> int:
         """Bytes of the largest tensor's squared gradient and of its mask: normalised gradients, projected weights."""
-        return (FLOAT_BYTES + 1) * max(self.dense.vocabulary * self.spec.model.d_model, self.parameters["bigram"])
+        of_blocks = max(matrix.entries for matrix in block_matrices(self.spec.model))
+        of_embeddings = max(self.dense.vocabulary * self.spec.model.d_model, self.parameters["bigram"])
+        return (FLOAT_BYTES + 1) * (of_embeddings if self.spec.layers is None else of_blocks)
 
     def seconds(self, speed: Speed) -> float:
         """Seconds of one step: matrix products, and memory traffic of activations, weights, gradients and moments."""
@@ -172,7 +194,10 @@ def bridging_cost(config: Mapping[str, Any], spec: BridgeSpec) -> BridgingCost:
             f"--set bridge.optim.context={dense.positions}"
         )
     if spec.init == "dense" and (why := start_obstacle(config, dense, spec)):
-        raise SpecError(f"bridging cannot start from the dense model's weights: {why}; use --init scratch")
+        otherwise = "use --init scratch" if spec.layers is None else "leave out the layers, and use --init scratch"
+        raise SpecError(f"bridging cannot start from the dense model's weights: {why}; {otherwise}")
+    if spec.sparse_layers is not None and spec.sparse_layers[1] >= dense.layers:
+        raise SpecError(f"layers {spec.layers} are to be sparse, the dense model has layers 0 to {dense.layers - 1}; choose among these")
     partner = shape_beside(spec, dense)
     real = spec.model_copy(update={"model": partner.model_copy(update={"n_layer": dense.layers})})
     parameters = _parameters(dense, real)
@@ -196,10 +221,14 @@ def start_obstacle(config: Mapping[str, Any], dense: DenseShape, spec: BridgeSpe
 def _parameters(dense: DenseShape, spec: BridgeSpec) -> dict[str, int]:
     shape, sites = spec.model, dense.sites
     tensors = list(tensor_sizes(shape, spec.sparsity, dense.vocabulary, logits_bias=spec.init == "dense"))
+    kept, (first, last) = sum(tensor.kept for tensor in tensors), spec.sparse_layers or (0, shape.n_layer - 1)
+    if spec.layers is not None:  # the others, and the embeddings, keep all their weights
+        one_layer = (block_entries(shape) - kept_in_blocks(shape, spec.sparsity)) // shape.n_layer
+        kept = sum(tensor.entries for tensor in tensors) - (last - first + 1) * one_layer
     return {
         "dense": dense.parameters,
         "sparse": sum(tensor.entries for tensor in tensors),
-        "sparse_nonzero": sum(tensor.kept for tensor in tensors),
+        "sparse_nonzero": kept,
         "bigram": bigram_entries(shape, dense.vocabulary),
         "bridges": sites * (2 * dense.width * shape.d_model + dense.width + shape.d_model),
     }
@@ -208,7 +237,8 @@ def _parameters(dense: DenseShape, spec: BridgeSpec) -> dict[str, int]:
 def _flops(dense: DenseShape, spec: BridgeSpec, parameters: Mapping[str, int]) -> dict[str, float]:
     """Floating-point operations of one step. n weights cost 2n per token forward, 2n for the input's gradient, 2n for their own."""
     shape, optim, size = spec.model, spec.optim, dense.vocabulary
-    tokens, sites = float(optim.batch * optim.context), dense.sites
+    first, last = spec.sparse_layers or (0, dense.layers - 1)
+    tokens, sites = float(optim.batch * optim.context), (last - first + 1) * ((dense.sites - 1) // dense.layers) + 1
     crossing = tokens * (sites if spec.estimator == "exact" else max(spec.crossing_share, min(1.0, sites / optim.batch)))
     blocks = dense.layers * (sum(matrix.entries for matrix in block_matrices(shape)) + optim.context * shape.n_head * shape.d_head)
     dense_blocks = dense.block_parameters + dense.layers * optim.context * dense.width
@@ -218,12 +248,15 @@ def _flops(dense: DenseShape, spec: BridgeSpec, parameters: Mapping[str, int]) -
     prompts, scored = PROMPT_LENGTH * spec.focus * tokens + after, optim.batch * spec.focus + after
     tokens, crossing = tokens + prompts, crossing + prompts
     own, paths = own + scored, paths + scored
+    # Of frozen layers, those before the sparse ones are only run, those behind them also give their input's gradient.
+    before, inside, behind = (count / dense.layers for count in (first, last + 1 - first, dense.layers - 1 - last))
+    head = 2 if spec.layers else 3
     return {
         "dense model": 2.0 * tokens * dense_blocks,
-        "sparse model": 6.0 * tokens * blocks,
-        "bridges": 5.0 * (tokens + crossing / sites) * parameters["bridges"],
-        "crossing paths": 0.5 * crossing * (6 * blocks + 4 * dense_blocks),
-        "predictions": 2.0 * size * (own * (dense.width + 3 * shape.d_model) + paths * (3 * dense.width + 3 * shape.d_model)),
+        "sparse model": tokens * blocks * (2 * before + 6 * inside + 4 * behind),
+        "bridges": 5.0 * (tokens + crossing / sites) * parameters["bridges"] * sites / dense.sites,
+        "crossing paths": crossing * (blocks * (3 * inside + 4 * behind) + dense_blocks * (2 * inside + 4 * behind)),
+        "predictions": 2.0 * size * (own * (dense.width + head * shape.d_model) + paths * (3 * dense.width + head * shape.d_model)),
     }
 
 
