@@ -16,7 +16,7 @@ from extractor.bridges.pair import BridgedPair, load_pair, new_pair
 from extractor.bridges.train import train_bridges
 from extractor.circuits.sites import sites
 from extractor.data.prompts import TaskBatch
-from extractor.jobs.bridge_choice import BridgeChoice
+from extractor.errors import SpecError
 from extractor.jobs.cost.bridging import bridging_cost
 from extractor.jobs.request import CircuitRequest
 from extractor.models.dense.base import residuals, tail
@@ -137,10 +137,11 @@ def test_a_part_of_the_layers_costs_less_time_and_memory():
     ],
 )
 def test_layers_that_cannot_be_are_refused_at_submit(layers: str, changes: dict, said: str):
-    from extractor.errors import SpecError
+    def ask() -> None:
+        CircuitRequest("m", ("quote_close",), layers=layers, **changes).bridge_choice().beside(CONFIG, False, print)
+        CircuitRequest("python-tiny", ("quote_close",), layers=layers, **changes).template()
 
     with pytest.raises(SpecError) as error:
-        BridgeChoice.beside(CircuitRequest("m", ("quote_close",), layers=layers, **changes).bridge_choice(), CONFIG, False, print)
-        CircuitRequest("python-tiny", ("quote_close",), layers=layers, **changes).template()
+        ask()
     assert said in str(error.value)
     assert "\n" not in str(error.value)
