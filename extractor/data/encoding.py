@@ -73,7 +73,24 @@ def document_marks(tokenizer: Tokenizer, vocab_size: int | None = None) -> TextM
 
 def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a text that goes on: with the tokens that the tokenizer puts before it, without those that end it."""
-    encoding = encoded(tokenizer, text)
+    return _going_on(tokenizer, encoded(tokenizer, text))
+
+
+def text_ids_of(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, list[int]]:
+    """`text_ids` of many texts, by text: replaces one call for each. {} where that cannot be done together: then each must be asked for."""
+    if tokenizer.padding is not None:  # to the longest of a batch
+        return {}
+    try:
+        with _one_error("this text"):
+            encodings = tokenizer.encode_batch_fast(texts)
+    except UnsupportedModel:
+        return {}
+    if marks_of(tokenizer) == TextMarks([], []):  # replaces the line below: nothing is cut off
+        return {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
+    return {text: _going_on(tokenizer, encoding) for text, encoding in zip(texts, encodings, strict=True)}
+
+
+def _going_on(tokenizer: Tokenizer, encoding: Encoding) -> list[int]:
     ids: list[int] = encoding.ids
     if all(encoding.special_tokens_mask):  # no token is the text's
         return marks_of(tokenizer).before

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from extractor.data.encoding import text_ids, token_texts, without_embedding
+from extractor.data.encoding import text_ids, text_ids_of, token_texts, without_embedding
 from extractor.errors import TaskNotExpressible, UnknownTask, UnsupportedModel
 from tasks import Pair, Task, find_task
 
@@ -31,6 +31,8 @@ SHOWN_PIECES = 12  # tokens of a text in a message
 LAST_PIECES = 3
 UNFIT_IN_A_ROW = 1000  # pairs after which the search for fitting ones ends
 UNFIT_SHIFTED = 100  # the same of shifted pairs: a split has few templates, and their prompts are of nearly one length
+AT_ONCE = 256  # pairs that are encoded together
+NOTHING: Mapping[str, list[int]] = {}
 NEEDED_SHARE = 0.25  # of probed pairs that must have equal length and natural answers
 
 
@@ -194,13 +196,14 @@ class AnswerMismatch(Exception):
     """Two answers are not single, different tokens after their prompts. The message gives the reason."""
 
 
-def with_answer(prompt: str, answer: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
+def with_answer(prompt: str, answer: str, tokenizer: Tokenizer, known: Mapping[str, list[int]] = NOTHING) -> tuple[list[int], int]:
     """The ids of a prompt, and the one id that follows them when the answer is written after it.
 
+    known   ids of texts that are encoded already
     An answer is never encoded alone: many tokenizers mark the beginning of a text. Raises AnswerMismatch.
     """
     try:
-        ids, together = text_ids(tokenizer, prompt), text_ids(tokenizer, prompt + answer)
+        ids, together = (known.get(text) or text_ids(tokenizer, text) for text in (prompt, prompt + answer))
     except UnsupportedModel as error:
         raise AnswerMismatch(str(error)) from None
     end = together[len(ids) :]
@@ -212,10 +215,10 @@ def with_answer(prompt: str, answer: str, tokenizer: Tokenizer) -> tuple[list[in
     return ids, end[0]
 
 
-def answer_ids(pair: Pair, answers: tuple[str, str], tokenizer: Tokenizer) -> EncodedPair:
+def answer_ids(pair: Pair, answers: tuple[str, str], tokenizer: Tokenizer, known: Mapping[str, list[int]] = NOTHING) -> EncodedPair:
     """The ids of two prompts and of their answers. Raises AnswerMismatch."""
-    positive, first = with_answer(pair.positive, answers[0], tokenizer)
-    negative, second = with_answer(pair.negative, answers[1], tokenizer)
+    positive, first = with_answer(pair.positive, answers[0], tokenizer, known)
+    negative, second = with_answer(pair.negative, answers[1], tokenizer, known)
     if first == second:
         raise AnswerMismatch(f"the answers {answers[0]!r} and {answers[1]!r} are the same token")
     return EncodedPair(positive, negative, first, second)
@@ -245,7 +248,9 @@ def _unfitness(pairs: Sequence[Pair], answers: tuple[str, str] | tuple[()], toke
     return f"{pairs[0].positive!r} and {pairs[0].negative!r} differ in length"
 
 
-def encode_pair(pair: Pair, expression: TokenizedTask, tokenizer: Tokenizer) -> EncodedPair | None:
+def encode_pair(
+    pair: Pair, expression: TokenizedTask, tokenizer: Tokenizer, known: Mapping[str, list[int]] = NOTHING
+) -> EncodedPair | None:
     """None for a pair that does not fit: of unequal length, or with an answer that is not one token, or not the task's.
 
     Raises TaskNotExpressible for a token without an embedding.
@@ -254,7 +259,7 @@ def encode_pair(pair: Pair, expression: TokenizedTask, tokenizer: Tokenizer) -> 
     if not answers:
         return None
     try:
-        encoded = answer_ids(pair, answers, tokenizer)
+        encoded = answer_ids(pair, answers, tokenizer, known)
     except AnswerMismatch:
         return None
     if expression.answer_ids and (encoded.first, encoded.second) != expression.answer_ids:
@@ -307,8 +312,8 @@ def fitting_pairs(
     """
     found: list[tuple[Pair, EncodedPair]] = []
     unfit = left_out = 0
-    for pair in expression.task.pairs(split, seed, shifted):
-        encoded = encode_pair(pair, expression, tokenizer)
+    for pair, known in _with_ids(expression.task.pairs(split, seed, shifted), expression, tokenizer, min(most, AT_ONCE)):
+        encoded = encode_pair(pair, expression, tokenizer, known)
         if encoded is not None and len(encoded.positive) <= max_tokens:
             found.append((pair, encoded))
             unfit = 0
@@ -318,6 +323,22 @@ def fitting_pairs(
         if len(found) == most or unfit == (UNFIT_SHIFTED if shifted else UNFIT_IN_A_ROW):
             break
     return found, left_out
+
+
+def _with_ids(
+    pairs: Iterable[Pair], expression: TokenizedTask, tokenizer: Tokenizer, at_once: int
+) -> Iterator[tuple[Pair, Mapping[str, list[int]]]]:
+    """Each pair with the ids of its prompts with and without answers, which are encoded for many pairs together."""
+    remaining = iter(pairs)
+    while some := list(itertools.islice(remaining, at_once)):
+        known = text_ids_of(tokenizer, [text for pair in some for text in _texts(pair, expression.answers or pair.answers)])
+        yield from ((pair, known) for pair in some)
+
+
+def _texts(pair: Pair, answers: tuple[str, str] | None) -> Iterator[str]:
+    for prompt, answer in zip((pair.positive, pair.negative), answers or (), strict=False):
+        yield prompt
+        yield prompt + answer
 
 
 def logit_diff(last_logits: Tensor, batch: TaskBatch) -> Tensor:

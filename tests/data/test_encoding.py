@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from tokenizer_zoo import ZOO
 
 from extractor.data.build_corpus import build_corpus
-from extractor.data.encoding import document_marks, marks_of, prompt_text, text_ids, token_text, token_texts
+from extractor.data.encoding import document_marks, marks_of, prompt_text, text_ids, text_ids_of, token_text, token_texts
 from extractor.data.prompts import TokenizedTask, answer_ids, encode_pair, get_task, task_batch, tokenize_task
 from extractor.data.task_choice import check_expressible, choose
 from extractor.errors import TaskNotExpressible, UnsupportedModel
@@ -229,3 +230,21 @@ def test_a_prompt_is_shown_without_the_tokens_that_stand_before_every_text(tmp_p
     assert prompt_text(plain, text_ids(plain, "[SEP]x = 1")) == "[SEP]x = 1"
     assert text_ids(llama, "") == [1]
     assert text_ids(plain, "") == []
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_many_texts_have_the_ids_that_each_has_alone(tmp_path: Path, name: str):
+    """Or none, where the tokenizer cannot encode them together."""
+    tokenizer = made(tmp_path / "model", name)
+    pairs = itertools.islice(get_task("quote_close").pairs("train", 0), 5)
+    texts = ["print(", *(text for pair in pairs for text in (pair.positive, pair.negative + '")'))]
+    found = text_ids_of(tokenizer, texts)
+    assert found in ({}, {text: text_ids(tokenizer, text) for text in texts} if found else {})
+    assert found or name not in MARKING
+
+
+def test_texts_that_cannot_be_encoded_together_are_left_to_be_encoded_alone(tmp_path: Path):
+    tokenizer = made(tmp_path / "model", "llama")
+    assert text_ids_of(tokenizer, ["for x", "x"])
+    tokenizer.enable_padding()
+    assert text_ids_of(tokenizer, ["for x", "x"]) == {}
