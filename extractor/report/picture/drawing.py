@@ -13,7 +13,14 @@ from PIL import Image, ImageDraw
 from extractor.files import explain_full_disk
 from extractor.report.picture.scene import NEGATIVE, Box, Chip, Label, Scene, Wire, font, visible
 
-_CURVE = [i / 24 for i in range(25)]
+# Of a cubic curve at 25 places: the weights of its four points in the point there, and in the tangent.
+_CURVE = [
+    (
+        ((1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t * t, t**3),
+        (-3 * (1 - t) ** 2, 3 * (1 - t) ** 2 - 6 * (1 - t) * t, 6 * (1 - t) * t - 3 * t * t, 3 * t * t),
+    )
+    for t in (i / 24 for i in range(25))
+]
 _STRIP, _SMOOTH = 512, 2  # the PNG is drawn at twice its size for smooth lines, in strips of 512 rows to save memory
 _MAX_PIXELS = 40e6
 
@@ -129,11 +136,8 @@ def _pixel(x: float, y: float) -> tuple[int, int]:
 
 def _samples(points: tuple[tuple[float, float], ...]) -> Iterator[tuple[float, float, float, float]]:
     """Points of a cubic curve with the tangent at each: (x, y, dx, dy)."""
-    upright = len({x for x, _ in points}) == 1
-    for t in (0.0, 1.0) if upright else _CURVE:
-        u = 1 - t
-        weights = (u**3, 3 * u * u * t, 3 * u * t * t, t**3)
-        slopes = (-3 * u * u, 3 * u * u - 6 * u * t, 6 * u * t - 3 * t * t, 3 * t * t)
-        x, y = (sum(w * p[axis] for w, p in zip(weights, points, strict=True)) for axis in (0, 1))
-        dx, dy = (sum(s * p[axis] for s, p in zip(slopes, points, strict=True)) for axis in (0, 1))
-        yield x, y, dx, dy
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = points
+    upright = x0 == x1 == x2 == x3
+    for (a, b, c, d), (e, f, g, h) in (_CURVE[0], _CURVE[-1]) if upright else _CURVE:
+        dx, dy = e * x0 + f * x1 + g * x2 + h * x3, e * y0 + f * y1 + g * y2 + h * y3
+        yield a * x0 + b * x1 + c * x2 + d * x3, a * y0 + b * y1 + c * y2 + d * y3, dx, dy
