@@ -40,6 +40,8 @@ def shape_beside(spec: BridgeSpec, dense: DenseSizes) -> SparseModelSpec:
         shared |= {"sinks": False, "d_head": dense.d_head, "d_model": width, "gated": dense.gated}
         if dense.heads * dense.d_head != dense.width:
             shared["heads"] = max(dense.heads, width // dense.d_head)
+        if spec.layers is not None:  # nothing is learned beside these layers
+            shared["bigram"] = "none"
         if dense.neurons != 4 * dense.width and shape.mlp_ratio == 4 and shape.neurons is None:  # of no GPT-2's MLP
             shared["neurons"] = max(1, round(dense.neurons * width / dense.width))
     return shape.model_copy(update=shared)

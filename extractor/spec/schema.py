@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import stat
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -222,7 +223,7 @@ class BridgeSpec(Spec):
     focus: float = Field(0.0, ge=0, le=8)  # prompts of tasks in each step, as a share of the batch's sequences (ours); paper: none
     focus_coef: float = Field(1.0, ge=0)  # weight of the KLs at and after the ends of these prompts, each weighted as on text
     focus_tokens: int = Field(0, ge=0)  # most tokens of a program after its prompt, whose mean KL counts as the answer's does (ours)
-    layers: str | None = Field(None, pattern=r"^\d{1,4}-\d{1,4}$")  # A-B: only these become sparse, with init 'dense' (ours); None: all
+    layers: str | None = None  # A-B: only these become sparse, with init 'dense' (ours); None: all
 
     @property
     def sparse_layers(self) -> tuple[int, int] | None:
@@ -230,6 +231,8 @@ class BridgeSpec(Spec):
         if self.layers is None:
             return None
         first, _, last = self.layers.partition("-")
+        if not all(re.fullmatch(r"[0-9]{1,4}", part) for part in (first, last)):
+            raise ValueError(f"layers ({self.layers[:MAX_QUOTED]!r}) are written A-B, such as 3-7: the first and the last of them, from 0")
         return int(first), int(last)
 
     @model_validator(mode="after")

@@ -130,7 +130,7 @@ def test_a_part_of_the_layers_costs_less_time_and_memory():
     [
         ("1-12", {}, "the dense model has layers 0 to 11"),
         ("5-3", {}, "layers (5-3) end before they begin"),
-        ("three", {}, "layers"),
+        ("three", {}, "are written A-B, such as 3-7"),
         ("1-2", {"init": "scratch"}, "that needs init='dense'"),
         ("1-2", {"subject": "dense"}, "leave out bridge.layers, or leave out --dense"),
         ("1-2", {"changes": {"bridge.layers": "1-3"}}, "given twice, 1-2 and 1-3"),

@@ -189,6 +189,14 @@ tasks check
 tasks check --model python-tiny --task nonsense
 tasks check --model python-tiny --target-loss nan
 tasks check --model python-tiny --pairs 0
+tasks layers
+tasks layers quote_close
+tasks layers nonsense --model python-tiny
+tasks layers quote_close --model python-tiny --pairs 0
+submit --model python-tiny --task quote_close --layers 5-3
+submit --model python-tiny --task quote_close --layers 0-9
+submit --model python-tiny --task quote_close --layers 0-1 --init scratch
+submit --model python-tiny --task quote_close --layers 0-1 --dense
 models extra
 list --limit 0
 list --limit 10001

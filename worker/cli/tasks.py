@@ -1,4 +1,4 @@
-"""`extract tasks`, `extract tasks show`, `extract tasks check`."""
+"""`extract tasks`, `extract tasks show`, `extract tasks check`, `extract tasks layers`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def command(context: click.Context, example: bool, as_json: bool) -> int:
     Example: extract tasks --example
              extract tasks show quote_close --model python-tiny
              extract tasks check --model python-tiny
+             extract tasks layers quote_close --model python-tiny
     """
     if context.invoked_subcommand is not None:
         return 0
@@ -122,6 +123,42 @@ def check(model: str, adapter: str | None, tasks: tuple[str, ...], pairs: int, t
         print_json(facts | {"tasks": [vars(row) for row in rows]})
     else:
         _show_checks(rows, target_loss)
+    return 0
+
+
+@command.command("layers", short_help="Show in which layers a dense model's answer reaches the last token.")
+@click.argument("task", shell_complete=complete.tasks)
+@_MODEL
+@_ADAPTER
+@click.option("--pairs", type=click.IntRange(1, 1000), default=32, show_default=True, help="Number of prompt pairs to measure on.")
+@json_option
+def layers(task: str, model: str, adapter: str | None, pairs: int, as_json: bool) -> int:
+    """Show in which layers a dense model's answer to TASK reaches the last token, by exchanging residuals between two prompts.
+
+    Layers beyond those do not change the answer: `extract submit --layers A-B` leaves them as the dense model has them.
+
+    \b
+    Example: extract tasks layers quote_close --model gpt2
+    """
+    from extractor.data.task_choice import choose
+    from extractor.jobs.answer_layers import measure_layers
+    from extractor.training.loop import set_up_torch
+    from worker.cli.views.job import silence_transformers
+    from worker.settings import from_env
+
+    (found,) = choose([task]).tasks
+    reference, tuned = _resolve(model, adapter)
+    silence_transformers()
+    set_up_torch(from_env().threads)
+    facts = measure_layers(reference, tuned, found, pairs)
+    if as_json:
+        print_json(facts)
+        return 0
+    print_line("share of the answer that moves with the residual before a layer:")
+    print_line("layer   last token   all others")
+    for row in facts["layers"]:
+        print_line(f"{row['layer']:>5}   {row['last']:>10.0%}   {row['others']:>10.0%}")
+    say(f"the answer reaches the last token in layers {facts['span']}: `extract submit --layers {facts['span']}` leaves the others dense")
     return 0
 
 

@@ -1,0 +1,34 @@
+"""In which layers the answer to a task reaches the last token of its prompts, for a model's reference; `extract tasks layers`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from extractor.data.prompts import task_batch
+from extractor.data.task_choice import check_expressible
+from extractor.files import rounded
+from extractor.models.reference import open_model
+from extractor.models.tokenizer import load_tokenizer
+from tasks import Task
+
+
+def measure_layers(reference: str, adapter: str | None, task: Task, pairs: int, seed: int = 0) -> dict[str, Any]:
+    """{model, adapter, task, pairs, layers: [{layer, last, others}], span: 'A-B'}, see `bridges.answer_layers`; on select pairs.
+
+    Raises TaskNotExpressible, UnsupportedModel for a sparse model or an architecture that cannot be bridged, and what `open_dense` raises.
+    """
+    from extractor.bridges.answer_layers import answer_layers, span
+    from extractor.models.dense.base import wrap_dense
+    from extractor.models.load import open_dense
+    from extractor.training.compute import pick_device
+
+    dense = open_dense(reference, adapter)
+    model: Any = dense.model.to(pick_device())  # type: ignore[arg-type]
+    config, tokenizer = model.config, load_tokenizer(open_model(reference).path)
+    longest = config.max_position_embeddings
+    tokenized = check_expressible(task, tokenizer, longest, config.vocab_size)
+    available = task.available("select")
+    batch = task_batch(tokenized, tokenizer, "select", min(pairs, available or pairs), seed, longest).to(model.device)
+    found = list(answer_layers(wrap_dense(model), config.num_hidden_layers, batch))
+    facts = {"model": reference, "adapter": adapter, "task": task.name, "pairs": batch.pairs}
+    return facts | {"layers": rounded([one._asdict() for one in found]), "span": "{}-{}".format(*span(found))}
