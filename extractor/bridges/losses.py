@@ -73,9 +73,9 @@ class PlainTokens(NamedTuple):
 
 
 def bridge_loss(pair: BridgedPair, ids: Tensor, crossing: Crossing, variance: Tensor, spec: BridgeSpec) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss (scalar, with gradient) of ids (B, T), its TERMS (6,), and the `moments` of the sparse residuals.
+    """The loss (scalar, with gradient) of ids (B, T), its TERMS (6,), and the `moments` of the sparse residuals at the sites of crossings.
 
-    variance   v_i of the sparse residual at each site, (2L + 1,)
+    variance   v_i of the sparse residual at each of these sites
     """
     sites = len(pair.crossed)
     per_site = 1 / sites if spec.over_sites == "mean" else 1.0
@@ -83,15 +83,15 @@ def bridge_loss(pair: BridgedPair, ids: Tensor, crossing: Crossing, variance: Te
         dense_h = residuals(pair.dense, ids)
     own, to_sparse = _sparse_pass(pair, ids, dense_h, crossing)
     to_dense = _dense_pass(pair, ids, own, crossing)
-    every = list(zip(pair.sites, pair.later_tokens(dense_h), pair.later_tokens(own), strict=True))
-    at_sites, scale = [every[index] for index in pair.crossed], variance[list(pair.crossed)].clamp_min(1e-12)
-    encoder = torch.stack([_error(site.encode(d), h.detach()) for site, d, h in at_sites]) / scale
+    there, here = (pair.later_tokens([h[index] for index in pair.crossed]) for h in (dense_h, own))
+    at_sites = list(zip([pair.sites[index] for index in pair.crossed], there, here, strict=True))
+    encoder = torch.stack([_error(site.encode(d), h.detach()) for site, d, h in at_sites]) / variance.clamp_min(1e-12)
     decoder = torch.stack([_error(site.decode_normalised(h), site.normalised(d)) for site, d, h in at_sites])
-    own_loss, (ce, kl_plain) = _own_loss(pair, ids, own[-1], dense_h[-1], crossing, spec)
+    own_loss, (ce, kl_plain) = _own_loss(pair, ids, own[len(pair.sites) - 1], dense_h[-1], crossing, spec)
     crossed_loss, crossed_kl = _crossed_loss(pair, ids, to_sparse, to_dense, dense_h[-1], crossing, spec)
     loss = own_loss + per_site * (crossed_loss + spec.nmse_coef * (encoder.sum() + decoder.sum()))
     terms = torch.stack([ce, encoder.mean(), decoder.mean(), crossed_kl[0] / sites, crossed_kl[1] / sites, kl_plain])
-    return loss, terms.detach(), moments(pair.later_tokens(own))
+    return loss, terms.detach(), moments(here)
 
 
 def focus_loss(pair: BridgedPair, prompts: Prompts, crossing: Crossing, spec: BridgeSpec) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,9 @@ def focus_loss(pair: BridgedPair, prompts: Prompts, crossing: Crossing, spec: Br
     weights, order = prompts.weights, crossing.order
     at, crossed_at = weights.nonzero(as_tuple=True), weights[order].nonzero(as_tuple=True)
     at_answer = (at[1] == prompts.last[at[0]]).float()
-    plain, kl_answer = _plain_kl(pair, PlainTokens(own[-1][at], dense_h[-1][at], ids[at], weights[at] / len(ids), at_answer / len(ids)))
+    plain, kl_answer = _plain_kl(
+        pair, PlainTokens(own[len(pair.sites) - 1][at], dense_h[-1][at], ids[at], weights[at] / len(ids), at_answer / len(ids))
+    )
     crossed_weights = (crossing.weights[:, None] * weights[order])[crossed_at]
     dense, token = dense_h[-1][order][crossed_at], ids[order][crossed_at]
     crossed, _ = _crossed_kl(pair, CrossedTokens(to_sparse[crossed_at], to_dense[crossed_at], dense, token, crossed_weights), spec)
@@ -117,7 +119,7 @@ def focus_loss(pair: BridgedPair, prompts: Prompts, crossing: Crossing, spec: Br
 
 @torch.no_grad()
 def moments(sparse_h: list[Tensor]) -> Tensor:
-    """For each site the mean of every channel and, last, the mean of all squares: (2L + 1, S + 1), means over sequences and tokens."""
+    """For each of some sites the mean of every channel and, last, the mean of all squares: (sites, S + 1), over sequences and tokens."""
     return torch.stack([torch.cat([h.float().mean((0, 1)), h.float().square().mean().reshape(1)]) for h in sparse_h])
 
 
@@ -130,25 +132,29 @@ def _error(value: Tensor, target: Tensor) -> Tensor:
     return functional.mse_loss(value.float(), target.float())
 
 
-def _sparse_pass(pair: BridgedPair, ids: Tensor, dense_h: list[Tensor], crossing: Crossing) -> tuple[list[Tensor], Tensor]:
-    """hs_i for every site i, and the final sparse residuals (C, T, S) of the C sequences that crossed over from the dense model.
+def _sparse_pass(pair: BridgedPair, ids: Tensor, dense_h: list[Tensor], crossing: Crossing) -> tuple[dict[int, Tensor], Tensor]:
+    """hs_i for the sites i from the first crossing on, and the final sparse residuals (C, T, S) of the C sequences that crossed over from
+    the dense model.
 
     The reference for the latter: for every site i, tail(pair.sparse, i, site.encode(dense_h[i][rows]), context).
     """
     batch = len(ids)
-    context = pair.sparse.context(ids.shape[1])
-    stream = pair.sparse.embed(ids, context)
-    own, crossing_at = [], dict(zip(pair.crossed, crossing.rows, strict=True))
-    for index, site in enumerate(pair.sites):
+    context, first = pair.sparse.context(ids.shape[1]), pair.crossed.start
+    # Of layers before the sparse ones, which are the dense model's, an exact bridge replaces all but the last sublayer.
+    stream = pair.sites[first - 1].encode(dense_h[first - 1]) if first else pair.sparse.embed(ids, context)
+    own, crossing_at = {}, dict(zip(pair.crossed, crossing.rows, strict=True))
+    for index in range(first, len(pair.sites)):
         if index:
             stream = pair.sparse.sublayer(index - 1, stream, context)  # replaces this sublayer of all tails that began before
-        own.append(stream[:batch])
+        own[index] = stream[:batch]
         if len(rows := crossing_at.get(index, ())):
-            stream = torch.cat([stream, site.encode(dense_h[index][rows]).to(stream.dtype)])  # replaces the start of the tails of site i
+            stream = torch.cat(
+                [stream, pair.sites[index].encode(dense_h[index][rows]).to(stream.dtype)]
+            )  # replaces the start of the tails of site i
     return own, stream[batch:]
 
 
-def _dense_pass(pair: BridgedPair, ids: Tensor, own: list[Tensor], crossing: Crossing) -> Tensor:
+def _dense_pass(pair: BridgedPair, ids: Tensor, own: dict[int, Tensor], crossing: Crossing) -> Tensor:
     """The final dense residuals (C, T, D) of the C sequences that crossed over from the sparse model; `own` are hs_i.
 
     The reference: for every site i, tail(pair.dense, i, site.decode(own[i][rows]), context).
@@ -162,7 +168,7 @@ def _dense_pass(pair: BridgedPair, ids: Tensor, own: list[Tensor], crossing: Cro
         if len(rows := crossing_at.get(index, ())):
             arriving = site.decode(own[index][rows])  # replaces the start of the tails of site i
             stream = arriving if stream is None else torch.cat([stream, arriving.to(stream.dtype)])
-    return own[0].new_zeros((0, ids.shape[1], pair.dense.width)) if stream is None else stream
+    return own[len(pair.sites) - 1].new_zeros((0, ids.shape[1], pair.dense.width)) if stream is None else stream
 
 
 def _tokens_per_chunk(pair: BridgedPair) -> int:

@@ -56,7 +56,7 @@ class BridgeTrainer:
             of_bridges, lr=spec.bridge_lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0, fused=True
         )
         self.parameters = [*self.sparse_optimizer.parameters, *of_bridges]
-        self.variance = torch.zeros(len(self.pair.sites), device=compute.device)
+        self.variance = torch.zeros(len(self.pair.crossed), device=compute.device)
         self.state = TrainState(
             {"sparse": self.pair.sparse, "bridges": torch.nn.ModuleList(self.pair.sites)},
             [self.sparse_optimizer.adam, self.bridge_optimizer],
@@ -138,8 +138,11 @@ class BridgeTrainer:
     @torch.no_grad()
     def _start_variance(self, ids: Tensor) -> None:
         """Set v_i to the variance of hs_i on the first batch, ids (B, T)."""
-        parts = ids.split(int(self.compute.state["micro_batch"]))
-        averaged = [moments(self.pair.later_tokens(sparse_residuals(self.pair, rows))) * (len(rows) / len(ids)) for rows in parts]
+        averaged = []
+        for rows in ids.split(int(self.compute.state["micro_batch"])):
+            found = sparse_residuals(self.pair, rows)
+            own = self.pair.later_tokens([found[index] for index in self.pair.crossed])
+            averaged.append(moments(own) * (len(rows) / len(ids)))
         self.variance.copy_(variance_of(torch.stack(averaged).sum(0)))
 
     def finish(self) -> BridgedPair:

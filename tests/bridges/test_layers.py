@@ -10,8 +10,11 @@ import torch
 from worlds import VOCABULARY, environment, random_gpt2
 
 from extractor.bridges.behaviour import answer_kl
+from extractor.bridges.crossing import Crossing
 from extractor.bridges.faithfulness import faithfulness
 from extractor.bridges.initialisation import freeze_dense_layers, start_from_dense
+from extractor.bridges.losses import _sparse_pass as sparse_pass
+from extractor.bridges.losses import sparse_residuals
 from extractor.bridges.pair import BridgedPair, load_pair, new_pair
 from extractor.bridges.train import train_bridges
 from extractor.circuits.sites import sites
@@ -86,6 +89,19 @@ def test_outside_the_sparse_layers_both_models_are_one(kind: str, corpus, tmp_pa
             h = pair.sparse.sublayer(index, h, context)
         h = tail(pair.sparse, last + 1, pair.sites[last + 1].encode(wanted[last + 1]), context)
         torch.testing.assert_close(pair.sparse.unembed(h, ids), pair.dense.unembed(wanted[-1]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_step_begins_where_the_sparse_layers_do(kind: str, corpus, tmp_path: Path):
+    """A step's own residuals, from the dense model's before the sparse layers, are those of the sparse model alone."""
+    pair, ids = trained(kind, corpus, tmp_path), tokens()
+    crossing = Crossing.draw(spec(optim=OptimSpec(batch=3, context=12)), len(pair.crossed), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        own, _ = sparse_pass(pair, ids, residuals(pair.dense, ids), crossing)
+        alone = sparse_residuals(pair, ids)
+    assert [*own] == [*range(pair.crossed.start, len(pair.sites))]
+    for index, h in own.items():
+        torch.testing.assert_close(h, alone[index], rtol=1e-3, atol=1e-3)
 
 
 def test_numbers_of_a_site_are_those_where_passes_cross(corpus, tmp_path: Path):

@@ -248,12 +248,12 @@ def _flops(dense: DenseShape, spec: BridgeSpec, parameters: Mapping[str, int]) -
     prompts, scored = PROMPT_LENGTH * spec.focus * tokens + after, optim.batch * spec.focus + after
     tokens, crossing = tokens + prompts, crossing + prompts
     own, paths = own + scored, paths + scored
-    # Of frozen layers, those before the sparse ones are only run, those behind them also give their input's gradient.
-    before, inside, behind = (count / dense.layers for count in (first, last + 1 - first, dense.layers - 1 - last))
+    # The dense model itself stands for the layers before the sparse ones; frozen ones behind them give their input's gradient alone.
+    inside, behind = ((last + 1 - first) / dense.layers, (dense.layers - 1 - last) / dense.layers)
     head = 2 if spec.layers else 3
     return {
         "dense model": 2.0 * tokens * dense_blocks,
-        "sparse model": tokens * blocks * (2 * before + 6 * inside + 4 * behind),
+        "sparse model": tokens * blocks * (6 * inside + 4 * behind),
         "bridges": 5.0 * (tokens + crossing / sites) * parameters["bridges"] * sites / dense.sites,
         "crossing paths": crossing * (blocks * (3 * inside + 4 * behind) + dense_blocks * (2 * inside + 4 * behind)),
         "predictions": 2.0 * size * (own * (dense.width + head * shape.d_model) + paths * (3 * dense.width + head * shape.d_model)),
