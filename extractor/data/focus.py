@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FOCUS_PAIRS = 256  # pairs of every task, plain and shifted each, from which batches are drawn
+SCANNED_PAIRS = 16 * FOCUS_PAIRS  # pairs among which those that fit are sought
 
 
 class Prompts(NamedTuple):
@@ -110,7 +111,7 @@ def _fitting(expression: TokenizedTask, tokenizer: Tokenizer, longest: int, seed
     if shifted and not expression.task.shifted:
         return []
     try:
-        return fitting_pairs(expression, tokenizer, "train", FOCUS_PAIRS, seed, longest, shifted)[0]
+        return fitting_pairs(expression, tokenizer, "train", FOCUS_PAIRS, seed, longest, shifted, SCANNED_PAIRS)[0]
     except TaskNotExpressible:
         return []
 

@@ -282,14 +282,16 @@ def task_batch(
     on_note: Callable[[str], None] = lambda text: None,
     shifted: bool = False,
     fewer: bool = False,
+    scanned: int | None = None,
 ) -> TaskBatch:
     """`pairs` pairs of a split, plain or shifted ones, as tensors.
 
-    Pairs that do not fit and prompts longer than `max_tokens` are left out, which a note counts.
+    Pairs that do not fit and prompts longer than `max_tokens` are left out, which a note counts. scanned: how many pairs are looked at, at
+    most; None: until 1,000 in a row do not fit.
 
     Raises TaskNotExpressible when the split has fewer than that many fitting pairs; with `fewer` only when it has none.
     """
-    found, left_out = fitting_pairs(expression, tokenizer, split, pairs, seed, max_tokens, shifted)
+    found, left_out = fitting_pairs(expression, tokenizer, split, pairs, seed, max_tokens, shifted, scanned)
     if len(found) < (1 if fewer else pairs):
         raise TaskNotExpressible(
             f"task {expression.task.name!r} has {len(found)} fitting pairs of at most {max_tokens} tokens in split {split!r}, "
@@ -304,15 +306,23 @@ def task_batch(
 
 
 def fitting_pairs(
-    expression: TokenizedTask, tokenizer: Tokenizer, split: str, most: int, seed: int, max_tokens: int, shifted: bool
+    expression: TokenizedTask,
+    tokenizer: Tokenizer,
+    split: str,
+    most: int,
+    seed: int,
+    max_tokens: int,
+    shifted: bool,
+    scanned: int | None = None,
 ) -> tuple[list[tuple[Pair, EncodedPair]], int]:
-    """At most `most` pairs that fit, as text and as token ids; and how many before the last of them do not fit.
+    """At most `most` pairs that fit, of the first `scanned`, as text and as token ids; and how many before the last do not fit.
 
     Raises TaskNotExpressible for a token without an embedding.
     """
     found: list[tuple[Pair, EncodedPair]] = []
     unfit = left_out = 0
-    for pair, known in _with_ids(expression.task.pairs(split, seed, shifted), expression, tokenizer, min(most, AT_ONCE)):
+    pairs = itertools.islice(expression.task.pairs(split, seed, shifted), scanned)
+    for pair, known in _with_ids(pairs, expression, tokenizer, min(most, AT_ONCE)):
         encoded = encode_pair(pair, expression, tokenizer, known)
         if encoded is not None and len(encoded.positive) <= max_tokens:
             found.append((pair, encoded))

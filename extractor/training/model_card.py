@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 HELD_OUT_ROWS = 256
 INSIDE_ROWS = 64
 TASK_PAIRS = 256
+SCANNED_PAIRS = 8 * TASK_PAIRS  # a task of whose prompts fewer than an eighth fit is not measured: the others are not like them
 
 
 def held_out_loss(model: PreTrainedModel, corpus: Corpus, context: int, rows: int = HELD_OUT_ROWS) -> float:
@@ -35,7 +36,7 @@ def held_out_loss(model: PreTrainedModel, corpus: Corpus, context: int, rows: in
 
 
 def task_losses(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int) -> dict[str, float | None]:
-    """Held-out task loss of the full model on every task, nats per prompt; None where the tokenizer cannot express the task."""
+    """Held-out task loss of the full model on every task, nats per prompt; None where the task cannot be asked, see `_answers`."""
     found = {name: _answers(model, tokenizer, max_tokens, name, False) for name in task_names()}
     return {name: None if some is None else prompts.task_loss(*some).item() for name, some in found.items()}
 
@@ -47,7 +48,10 @@ def shifted_accuracies(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens:
 
 
 def _answers(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int, name: str, shifted: bool) -> tuple[Tensor, Tensor] | None:
-    """(logit differences, signs), (B,) each, of a held-out split; None where the task cannot be asked or no prompt fits."""
+    """(logit differences, signs), (B,) each, of a held-out split.
+
+    None where the task cannot be asked: the tokenizer cannot express it, or too few of its prompts fit, of shifted ones none.
+    """
     import torch
 
     task = prompts.get_task(name)
@@ -55,7 +59,9 @@ def _answers(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int, name
         return None
     try:
         expression = prompts.tokenize_task(task, tokenizer)
-        batch = prompts.task_batch(expression, tokenizer, "held_out", TASK_PAIRS, 0, max_tokens, shifted=shifted, fewer=shifted)
+        batch = prompts.task_batch(
+            expression, tokenizer, "held_out", TASK_PAIRS, 0, max_tokens, shifted=shifted, fewer=shifted, scanned=SCANNED_PAIRS
+        )
     except TaskNotExpressible:
         return None
     batch = batch.to(model.device)

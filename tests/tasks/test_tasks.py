@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from extractor.data.encoding import token_texts
-from extractor.data.prompts import PROBED_PAIRS, accuracy, encode_pair, get_task, logit_diff, task_batch, task_loss, tokenize_task
+from extractor.data.prompts import (
+    PROBED_PAIRS,
+    accuracy,
+    encode_pair,
+    fitting_pairs,
+    get_task,
+    logit_diff,
+    task_batch,
+    task_loss,
+    tokenize_task,
+)
 from extractor.errors import TaskNotExpressible, UnknownTask
 from extractor.models.reference import open_model
 from extractor.models.tokenizer import load_tokenizer, train_tokenizer
@@ -262,3 +272,11 @@ def test_picking_pairs_keeps_both_members_and_cuts_the_padding(bundled):
     assert one.ids.shape == (2, int(batch.last[2 * shortest]) + 1)
     assert torch.equal(one.ids, batch.ids[2 * shortest : 2 * shortest + 2, : one.ids.shape[1]])
     assert one.sign.tolist() == [1.0, -1.0]
+
+
+def test_only_so_many_pairs_are_looked_at(bundled):
+    expression = tokenize_task(find_task("with_open"), bundled)
+    every, _ = fitting_pairs(expression, bundled, "train", 50, 0, 64, False)
+    some, left_out = fitting_pairs(expression, bundled, "train", 50, 0, 64, False, scanned=20)
+    assert some == every[: len(some)]
+    assert len(some) + left_out == 20
