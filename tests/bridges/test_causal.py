@@ -13,10 +13,11 @@ from worlds import tiny_pair
 from extractor.bridges.initialisation import start_from_dense
 from extractor.bridges.pair import BridgedPair, new_pair
 from extractor.bridges.steering import few_nodes as few
+from extractor.bridges.steering import ranking
 from extractor.bridges.steering.causal import CausalEffects, agreement, causal_report, random_nodes
-from extractor.bridges.steering.edit import CounterfactualRun, SteeredNode, find_node, random_directions
+from extractor.bridges.steering.edit import CounterfactualRun, SteeredNode, find_node, random_directions, steerable
 from extractor.bridges.steering.evaluate import steering_report
-from extractor.bridges.steering.ranking import strongest_of_model
+from extractor.bridges.steering.ranking import first_order_effects, strongest_of_circuit, strongest_of_model
 from extractor.bridges.steering.trials import SteeringPrompts
 from extractor.circuits.reference import masked_logit_diff
 from extractor.data.bootstrap import share_interval
@@ -204,6 +205,23 @@ def test_the_nodes_of_a_model_are_ranked_by_what_a_small_step_toward_their_other
     assert effects[0] > 1
     assert effects[-1] < 0
     assert all(before > after - 0.02 * effects[0] for before, after in itertools.pairwise(effects))
+
+
+def test_of_a_large_circuit_the_nodes_with_the_largest_first_order_effects_are_tried(
+    exact: BridgedPair, batches: dict[str, TaskBatch], monkeypatch: pytest.MonkeyPatch
+):
+    prompts = SteeringPrompts(exact, batches["select"], 6)
+    effects = first_order_effects(exact, prompts.run, prompts.batch, prompts.counted)
+    nodes = steerable(exact, NODES)
+    assert strongest_of_circuit(exact, nodes, prompts.run, prompts.batch, prompts.counted) == nodes, "a small one is tried whole"
+    monkeypatch.setattr(ranking, "MOST_OF_CIRCUIT", 2)
+    kept = strongest_of_circuit(exact, nodes, prompts.run, prompts.batch, prompts.counted)
+    assert len(kept) == 2
+    assert min(abs(effects[node.id]) for node in kept) >= max(abs(effects[node.id]) for node in nodes if node not in kept)
+    assert kept == [node for node in nodes if node in kept]
+    found = causal_report(exact, NODES, batches["held_out"], 0)
+    assert found["nodes"]["count"] == 2
+    assert found["sets"] is None or found["sets"]["sparse"] is not None
 
 
 def test_a_node_that_random_edits_equal_is_not_preferred(

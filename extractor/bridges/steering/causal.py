@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from extractor.bridges.steering.edit import CounterfactualRun, SteeredNode, steerable
+from extractor.bridges.steering.ranking import strongest_of_circuit
 from extractor.circuits.reference import masked_logit_diff
 from extractor.circuits.sites import node_id, widths
 from extractor.data.prompts import TaskBatch, logit_diff
@@ -76,6 +77,8 @@ def causal_report(
 
     nodes, random   `agreement` of single nodes: the circuit's, and as many random other ones of the same sites
     sets            `agreement` of all circuit nodes of a site together; None where no site has two
+    Of a circuit of more than 256 nodes that can be edited, those with the largest first-order effects are measured alone.
+
     effects         [[node, mean effect in the sparse model, in the dense model], ...], logits, largest first
     distance        mean distance between the logit differences of a pair in the sparse model: the effect of exchanging everything
     pairs           number of held-out pairs
@@ -100,9 +103,10 @@ def causal_report(
     def measured(sets: Sequence[Sequence[SteeredNode]]) -> dict[str, Any]:
         return agreement(in_sparse(sets), in_dense(sets), effects.distance)
 
-    of_all = in_sparse([[node] for node in nodes])
+    strongest = strongest_of_circuit(pair, nodes, effects.run, effects.batch)
+    of_all = in_sparse([[node] for node in strongest])
     order = of_all.abs().mean(1).argsort(descending=True, stable=True)[:MOST_NODES]
-    alone, sparse = [nodes[i] for i in order.tolist()], of_all[order]
+    alone, sparse = [strongest[i] for i in order.tolist()], of_all[order]
     dense = in_dense([[node] for node in alone])
     by_site = [list(some) for _, some in groupby(sorted(nodes, key=lambda node: node.source), key=lambda node: node.source)]
     sets = [some for some in by_site if len(some) > 1]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from extractor.bridges.steering.edit import SteeredNode, random_directions, steerable
 from extractor.bridges.steering.few_nodes import FewPrompts, few_nodes
-from extractor.bridges.steering.ranking import strongest_of_model
+from extractor.bridges.steering.ranking import strongest_of_circuit, strongest_of_model
 from extractor.bridges.steering.trials import AnswerOdds, SteeringPrompts, SteeringTrial
 from extractor.circuits.sites import widths
 
@@ -42,6 +42,8 @@ def steering_report(
 ) -> dict[str, Any]:
     """How edits of the circuit's nodes steer the dense model; {} where no node can be edited or no prompt is answered correctly.
 
+    Of a circuit of more than 256 nodes that can be edited, those with the largest first-order effects are tried alone.
+
     {node, site, channel}         the best single node; for it:
     way                           'read' or 'stream', see `steering.edit`
     strengths                     0 to 1; for each of them probability, vocabulary, flipped (fraction of prompts whose answer changed),
@@ -65,7 +67,7 @@ def steering_report(
     few, many = SteeringPrompts(pair, select, TRIED_PAIRS), SteeringPrompts(pair, held_out, MEASURED_PAIRS)
     if not nodes or not few.counted.any() or not many.counted.any():
         return {}
-    alone = [trials([node]) for node in nodes]
+    alone = [trials([node]) for node in strongest_of_circuit(pair, nodes, few.run, few.batch, few.counted)]
     single = strongest_first(map(_better, alone))
     by_site = [list(found) for _, found in groupby(sorted(nodes, key=lambda n: n.source), key=lambda n: n.source)]
     groups = strongest_first(_better(trials(found)) for found in by_site if len(found) > 1)
