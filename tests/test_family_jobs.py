@@ -108,3 +108,25 @@ def test_such_a_model_is_pruned_itself(name: str, loops: CorpusSpec, gpt2_folder
     spec = JobSpec(kind="circuit", target_loss=0.69, **facts)
     run_job(spec, tmp_path / "out", threads=1)
     finished(tmp_path / "out")
+
+
+def test_a_job_whose_first_layers_stay_dense(loops: CorpusSpec, gpt2_folder: Path, tmp_path: Path):
+    """Nodes, numbers, page and Python know of layers that stay as they are: no passes cross there."""
+    config = LlamaConfig(**(GROUPED | {"num_hidden_layers": 3}))
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llama")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(gpt2_folder / file, tmp_path / "llama" / file)
+    bridge = BRIDGE.model_copy(update={"layers": "1-1"})
+    facts = {"model": str(tmp_path / "llama"), "tasks": (TASK,), "corpus": loops, "bridge": bridge, "prune": PRUNE}
+    run_job(JobSpec(kind="circuit", target_loss=0.69, **facts), tmp_path / "out", threads=1)
+    numbers = finished(tmp_path / "out")
+    measured = [False, False, True, True, True, False, False]
+    found = json.loads((tmp_path / "out" / "model" / "faithfulness.json").read_text())
+    assert [value is not None for value in found["path_kl"]["to_dense"]] == measured
+    assert [value is not None for value in numbers["bridge"]["prompts"]["kl"]["to_sparse"]] == measured
+    assert [value is not None for value in numbers["bridge"]["circuit"]["loss"]] == measured
+    page = (tmp_path / "out" / "circuits" / TASK / "report.html").read_text()
+    assert "layer 1, before the MLP" in page
+    assert ">None<" not in page
+    assert json.loads((tmp_path / "out" / "model" / "config.json").read_text())["sparse_layers"] == [1, 1]
