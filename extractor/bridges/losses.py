@@ -108,9 +108,8 @@ def focus_loss(pair: BridgedPair, prompts: Prompts, crossing: Crossing, spec: Br
     weights, order = prompts.weights, crossing.order
     at, crossed_at = weights.nonzero(as_tuple=True), weights[order].nonzero(as_tuple=True)
     at_answer = (at[1] == prompts.last[at[0]]).float()
-    plain, kl_answer = _plain_kl(
-        pair, PlainTokens(own[len(pair.sites) - 1][at], dense_h[-1][at], ids[at], weights[at] / len(ids), at_answer / len(ids))
-    )
+    final = own[len(pair.sites) - 1]
+    plain, kl_answer = _plain_kl(pair, PlainTokens(final[at], dense_h[-1][at], ids[at], weights[at] / len(ids), at_answer / len(ids)))
     crossed_weights = (crossing.weights[:, None] * weights[order])[crossed_at]
     dense, token = dense_h[-1][order][crossed_at], ids[order][crossed_at]
     crossed, _ = _crossed_kl(pair, CrossedTokens(to_sparse[crossed_at], to_dense[crossed_at], dense, token, crossed_weights), spec)
@@ -133,8 +132,7 @@ def _error(value: Tensor, target: Tensor) -> Tensor:
 
 
 def _sparse_pass(pair: BridgedPair, ids: Tensor, dense_h: list[Tensor], crossing: Crossing) -> tuple[dict[int, Tensor], Tensor]:
-    """hs_i for the sites i from the first crossing on, and the final sparse residuals (C, T, S) of the C sequences that crossed over from
-    the dense model.
+    """hs_i for the sites i from the first crossing on; and the final sparse residuals (C, T, S) of the C sequences that crossed over.
 
     The reference for the latter: for every site i, tail(pair.sparse, i, site.encode(dense_h[i][rows]), context).
     """
@@ -148,9 +146,8 @@ def _sparse_pass(pair: BridgedPair, ids: Tensor, dense_h: list[Tensor], crossing
             stream = pair.sparse.sublayer(index - 1, stream, context)  # replaces this sublayer of all tails that began before
         own[index] = stream[:batch]
         if len(rows := crossing_at.get(index, ())):
-            stream = torch.cat(
-                [stream, pair.sites[index].encode(dense_h[index][rows]).to(stream.dtype)]
-            )  # replaces the start of the tails of site i
+            arriving = pair.sites[index].encode(dense_h[index][rows])  # replaces the start of the tails of site i
+            stream = torch.cat([stream, arriving.to(stream.dtype)])
     return own, stream[batch:]
 
 
