@@ -33,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bridged", type=Path, help="folder in the cache of bridged models: read if it exists, else written")
     parser.add_argument("--guard", action="store_true", help="exit when standard input is closed")
     arguments = parser.parse_args(argv)
+    # OpenMP reads it when torch is imported. Threads that wait for each other give way: beside one busy process two threads keep half of
+    # their rate instead of a third, and lose nothing on a quiet machine (tests/benchmarks, contention).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -211,3 +211,14 @@ def test_an_output_that_is_a_file_is_left_alone(home: Path, monkeypatch: pytest.
     assert main(command(home, train_spec(5))[3:]) == 2
     assert json.loads(capsys.readouterr().out)["type"] == "OutputError"
     assert (home / "out").read_text() == "precious"
+
+
+@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
+def test_threads_that_wait_give_way_unless_the_user_says_otherwise(chosen: str | None, home: Path, monkeypatch: pytest.MonkeyPatch):
+    """Beside another busy process, threads that spin while they wait take the time of those they wait for."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("OMP_WAIT_POLICY", chosen or "")  # put back as it was afterwards
+    if chosen is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert main([str(home / "no-such.json"), "--out", str(home / "out")]) != 0
+    assert os.environ["OMP_WAIT_POLICY"] == (chosen or "PASSIVE")
