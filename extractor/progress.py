@@ -50,7 +50,7 @@ class Progress:
 
     def resume_stage(self, name: str) -> None:
         """Continue a stage that another process has reported."""
-        self._stage = name
+        self._stage, self._writing = name, 0.0  # its checkpoints may be smaller
         self._begin("")
 
     def phase(self, name: str) -> None:

@@ -54,6 +54,8 @@ def margins(on: dict, edges: str, base: dict, values: dict | None = None) -> tor
         """The values of a site's nodes, given what they are before AbsTopK."""
         size, place = x.shape[-1], site.partition(".")[2]
         k = c["site_k"].get(place, size) if c.get("site_k") else max(1, round(c["activation_frac"] * size))
+        first, last = c.get("sparse_layers") or (0, c["n_layer"])
+        k = k if first <= int(site.partition(".")[0]) <= last else size
         rivals = x.abs().masked_fill(~on[site], -1)
         x = torch.where(on[site], x * (rivals >= rivals.topk(k).values[..., -1:]), base[site])
         if values is not None:

@@ -1,13 +1,14 @@
-"""In which layers a dense model's answer reaches the last token of a prompt, so that a bridging can leave the others dense (`--layers`).
+"""In which layers what tells two prompts apart reaches their last token, so that a bridging can leave the others dense (`--layers`).
 
 Before each layer the residuals of one prompt of a pair are exchanged for the other's: at the last token alone, and at all other tokens. The
 share of the answer that moves,
 
     (d - d') / (d - o),    d, o: logit differences of the prompt and of the other one; d': after the exchange; median over prompts,
 
-says where the answer is: at the last token none of it in early layers and all of it in the last ones. Layers beyond the last in which it
-still moves do not change the answer. That an answer has not moved does not say that nothing is computed at the other tokens. Interchange
-interventions as in Geiger et al. 2021; ours otherwise.
+says where the difference between the prompts is: at the last token none of it in early layers, all of it in the last ones. `span` is where
+it moves there; a sparse model of these layers can be small and still carry the answer. Two things are not said: layers before may compute
+at the other tokens what is moved, and layers behind may still compute with what has arrived. Where the prompts differ in their last
+tokens, nothing moves and there is no span. Interchange interventions as in Geiger et al. 2021; ours otherwise.
 """
 
 from __future__ import annotations
@@ -48,12 +49,14 @@ def answer_layers(dense: DenseSublayers, layers: int, batch: TaskBatch) -> Itera
         reached = [tail(dense, site, h, dense.context(part.ids), site + of_layer) for h, part in zip(reached, parts, strict=True)]
 
 
-def span(found: list[LayerShares]) -> tuple[int, int]:
-    """First and last layer in which the answer moves to the last token: from `MOVED` of it to all but `MOVED`."""
+def span(found: list[LayerShares]) -> tuple[int, int] | None:
+    """First and last layer in which the difference moves to the last token: from MOVED of it to all but MOVED; None where it does not."""
     begun = [one.layer for one in found if one.last < MOVED and one.others > 1 - MOVED]
-    moved = [one.layer for one in found if one.last > 1 - MOVED and one.others < MOVED]
-    first = max(begun, default=0)
-    return first, max(first, min((layer for layer in moved if layer > first), default=len(found)) - 1)
+    if not begun:
+        return None
+    first = max(begun)
+    moved = (one.layer for one in found if one.layer > first and one.last > 1 - MOVED and one.others < MOVED)
+    return first, next(moved, len(found)) - 1
 
 
 def _exchanged(dense: DenseSublayers, site: int, h: Tensor, part: TaskBatch) -> tuple[Tensor, Tensor]:
@@ -68,8 +71,9 @@ def _exchanged(dense: DenseSublayers, site: int, h: Tensor, part: TaskBatch) -> 
 
 
 def _share(plain: Tensor, exchanged: Tensor) -> Tensor:
-    """The share of the answer that has moved, of every prompt."""
-    return (plain - exchanged) / (plain - plain[torch.arange(len(plain), device=plain.device) ^ 1])
+    """The share of the answer that has moved, of every prompt; of those whose answers are equally likely after both prompts, none."""
+    apart = plain - plain[torch.arange(len(plain), device=plain.device) ^ 1]
+    return torch.where(apart == 0, 0, (plain - exchanged) / torch.where(apart == 0, 1, apart))
 
 
 def _logit_diff(dense: DenseSublayers, h: Tensor, part: TaskBatch) -> Tensor:

@@ -43,8 +43,8 @@ def normalise_sites(pair: BridgedPair, corpus: Corpus, context: int, seed: int) 
     samples: list[list[Tensor]] = [[] for _ in pair.sites]
     for ids in corpus.batch(seed, _PURPOSE, rows, context).split(MEASURED_ROWS):
         for total, sample, h in zip(sums, samples, pair.later_tokens(residuals(pair.dense, ids.to(device))), strict=True):
-            if sum(map(len, sample)) < sampled:
-                sample.append(h.flatten(0, 1))
+            if (missing := sampled - sum(map(len, sample))) > 0:
+                sample.append(h.flatten(0, 1)[:missing].clone())  # else all of h stays in memory
             h = h.double()
             total += torch.stack([h.sum((0, 1)), h.square().sum((0, 1))])
     for site, total in zip(pair.sites, sums, strict=True):

@@ -138,8 +138,11 @@ def _sparse_pass(pair: BridgedPair, ids: Tensor, dense_h: list[Tensor], crossing
     """
     batch = len(ids)
     context, first = pair.sparse.context(ids.shape[1]), pair.crossed.start
-    # Of layers before the sparse ones, which are the dense model's, an exact bridge replaces all but the last sublayer.
-    stream = pair.sites[first - 1].encode(dense_h[first - 1]) if first else pair.sparse.embed(ids, context)
+    if first:  # replaces the layers before the sparse ones, which are the dense model's, but for their last sublayer
+        before = dense_h[first - 1]
+        stream = pair.sites[first - 1].encode(before).to(before.dtype)
+    else:
+        stream = pair.sparse.embed(ids, context)
     own, crossing_at = {}, dict(zip(pair.crossed, crossing.rows, strict=True))
     for index in range(first, len(pair.sites)):
         if index:

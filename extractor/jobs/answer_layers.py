@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from extractor.data.prompts import task_batch
+from extractor.data.prompts import task_batch, task_loss
 from extractor.data.task_choice import check_expressible
 from extractor.files import rounded
+from extractor.jobs.check_tasks import last_logit_diff
 from extractor.models.reference import open_model
 from extractor.models.tokenizer import load_tokenizer
 from tasks import Task
 
 
 def measure_layers(reference: str, adapter: str | None, task: Task, pairs: int, seed: int = 0) -> dict[str, Any]:
-    """{model, adapter, task, pairs, layers: [{layer, last, others}], span: 'A-B'}, see `bridges.answer_layers`; on select pairs.
+    """{model, adapter, task, pairs, loss, layers: [{layer, last, others}], span: 'A-B' or None}, see `bridges.answer_layers`.
+
+    On select pairs. loss   the model's own, nats, not calibrated
 
     Raises TaskNotExpressible, UnsupportedModel for a sparse model or an architecture that cannot be bridged, and what `open_dense` raises.
     """
@@ -30,5 +33,7 @@ def measure_layers(reference: str, adapter: str | None, task: Task, pairs: int, 
     available = task.available("select")
     batch = task_batch(tokenized, tokenizer, "select", min(pairs, available or pairs), seed, longest).to(model.device)
     found = list(answer_layers(wrap_dense(model), config.num_hidden_layers, batch))
-    facts = {"model": reference, "adapter": adapter, "task": task.name, "pairs": batch.pairs}
-    return facts | {"layers": rounded([one._asdict() for one in found]), "span": "{}-{}".format(*span(found))}
+    loss = task_loss(last_logit_diff(model, batch), batch.sign.cpu()).item()
+    facts = {"model": reference, "adapter": adapter, "task": task.name, "pairs": batch.pairs, "loss": round(loss, 6)}
+    place = span(found)
+    return facts | {"layers": rounded([one._asdict() for one in found]), "span": place and f"{place[0]}-{place[1]}"}

@@ -81,6 +81,8 @@ class CircuitRequest:
         given = resolve_given(self.model, self.adapter)
         if SELF in self.corpus and given.config.get("model_type") == SPARSE_TYPE:
             raise SpecError(NO_DENSE_TO_WRITE.format(self.model))
+        if self.layers is not None and given.config.get("model_type") == SPARSE_TYPE:
+            raise SpecError(f"{self.model} is a sparse model, which is not bridged: leave out the layers ({self.layers})")
         prunes_dense = self.subject == "dense"
         bridge = self.bridge_choice(changes).beside(given.config, prunes_dense, on_note)
         if given.folder is not None:
@@ -125,6 +127,8 @@ class CircuitRequest:
         """The changes by part of the job. Raises SpecError."""
         found = split_changes(self.changes or {}, CIRCUIT)
         if self.layers is not None:
+            if not isinstance(self.layers, str):
+                raise SpecError(f"layers are {self.layers!r}, not a text; write 'A-B', such as '3-7'")
             if "layers" in found["bridge"]:
                 raise SpecError(f"the layers are given twice, {self.layers} and {found['bridge']['layers']}: leave out one of the two")
             found["bridge"]["layers"] = self.layers

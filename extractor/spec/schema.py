@@ -248,7 +248,9 @@ class BridgeSpec(Spec):
             if first > last:
                 raise ValueError(f"layers ({self.layers}) end before they begin")
             if self.init != "dense":
-                raise ValueError(f"layers ({self.layers}) leave the others as the dense model has them: that needs init='dense'")
+                raise ValueError(
+                    f"layers ({self.layers}) leave the others as the dense model has them: that needs init dense (--init dense)"
+                )
         return self
 
 

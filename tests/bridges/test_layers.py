@@ -104,6 +104,14 @@ def test_a_step_begins_where_the_sparse_layers_do(kind: str, corpus, tmp_path: P
         torch.testing.assert_close(h, alone[index], rtol=1e-3, atol=1e-3)
 
 
+def test_the_residual_stream_stays_in_full_precision(corpus, tmp_path: Path):
+    pair, ids = trained("llama", corpus, tmp_path), tokens()
+    crossing = Crossing.draw(spec(optim=OptimSpec(batch=3, context=12)), len(pair.crossed), torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        own, crossed = sparse_pass(pair, ids, residuals(pair.dense, ids), crossing)
+    assert {h.dtype for h in [*own.values(), crossed]} == {torch.float32}
+
+
 def test_numbers_of_a_site_are_those_where_passes_cross(corpus, tmp_path: Path):
     pair = trained("gpt2", corpus, tmp_path)
     found = faithfulness(pair, corpus, 12, 0, 4)
@@ -147,7 +155,7 @@ def test_a_part_of_the_layers_costs_less_time_and_memory():
         ("1-12", {}, "the dense model has layers 0 to 11"),
         ("5-3", {}, "layers (5-3) end before they begin"),
         ("three", {}, "are written A-B, such as 3-7"),
-        ("1-2", {"init": "scratch"}, "that needs init='dense'"),
+        ("1-2", {"init": "scratch"}, "that needs init dense (--init dense)"),
         ("1-2", {"subject": "dense"}, "leave out bridge.layers, or leave out --dense"),
         ("1-2", {"changes": {"bridge.layers": "1-3"}}, "given twice, 1-2 and 1-3"),
     ],

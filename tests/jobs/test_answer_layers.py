@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from click import UsageError
 from click.testing import CliRunner
 
 from extractor.bridges.answer_layers import LayerShares, span
@@ -21,6 +22,7 @@ PAIRS = 6
 def test_shares_are_those_of_exchanged_inputs_of_a_layer():
     found = measure_layers("python-tiny", None, get_task("quote_close"), PAIRS)
     assert (found["model"], found["task"], found["pairs"]) == ("python-tiny", "quote_close", PAIRS)
+    assert found["loss"] < 0.1
     model, tokenizer = open_dense("python-tiny", None).model, load_tokenizer(open_model("python-tiny").path)
     batch = task_batch(tokenize_task(get_task("quote_close"), tokenizer), tokenizer, "select", PAIRS, 0, 100)
     rows = torch.arange(len(batch.ids))
@@ -51,12 +53,14 @@ def test_shares_are_those_of_exchanged_inputs_of_a_layer():
     ("shares", "wanted"),
     [
         ([(0, 1), (0, 1), (0.3, 0.7), (0.9, 0.1), (1, 0), (1, 0)], (1, 3)),
-        ([(0.2, 0.8), (0.6, 0.4), (0.99, 0.01)], (0, 1)),
+        ([(0, 1), (0.6, 0.4), (0.99, 0.01)], (0, 1)),
         ([(0, 1), (0, 1), (0.9, 0.2)], (1, 2)),
         ([(0, 1)], (0, 0)),
+        ([(1, 0), (1, 0), (1, 0)], None),
+        ([(0.5, 0.5), (0.7, 0.2)], None),
     ],
 )
-def test_the_span_begins_where_nothing_has_moved_and_ends_before_all_has(shares: list, wanted: tuple[int, int]):
+def test_the_span_begins_where_nothing_has_moved_and_ends_before_all_has(shares: list, wanted: tuple[int, int] | None):
     assert span([LayerShares(layer, *pair) for layer, pair in enumerate(shares)]) == wanted
 
 
@@ -75,3 +79,18 @@ def test_the_command_prints_a_row_for_each_layer_and_the_option_to_give():
     assert done.exit_code == 0, done.output
     assert "extract submit --layers" in done.output
     assert done.output.count("%") >= 4
+
+
+def test_prompts_that_end_in_different_tokens_have_no_span():
+    found = measure_layers("python-tiny", None, get_task("else_elif"), PAIRS)
+    assert found["span"] is None
+    assert all(row["last"] == pytest.approx(1) for row in found["layers"])
+    done = CliRunner().invoke(group, ["tasks", "layers", "else_elif", "--model", "python-tiny", "--pairs", "4"])
+    assert "nothing moves to the last token" in done.output
+    assert "--layers" not in done.output
+
+
+def test_one_task_is_measured_at_a_time():
+    done = CliRunner().invoke(group, ["tasks", "layers", "all", "--model", "python-tiny"])
+    assert done.exit_code != 0
+    assert isinstance(done.exception, SystemExit | UsageError)

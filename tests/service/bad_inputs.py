@@ -192,6 +192,7 @@ tasks check --model python-tiny --pairs 0
 tasks layers
 tasks layers quote_close
 tasks layers nonsense --model python-tiny
+tasks layers all --model python-tiny
 tasks layers quote_close --model python-tiny --pairs 0
 submit --model python-tiny --task quote_close --layers 5-3
 submit --model python-tiny --task quote_close --layers 0-9

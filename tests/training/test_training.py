@@ -113,6 +113,9 @@ def test_writing_checkpoints_takes_at_most_a_twentieth_of_the_time(corpus, tmp_p
 
     run_loop(Loop("train", 200, step), TrainState({}, []), replace(env, checkpoints=Slow(tmp_path, "train")))
     assert saved == [2, 62, 122, 182]
+    progress.stage("next", 1, 1)  # whose checkpoints may take no time
+    clock[0] += 20
+    assert progress.checkpoint_due()
 
 
 def loop(env: LoopEnvironment, losses: list[float]) -> torch.Tensor:

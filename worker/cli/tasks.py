@@ -126,16 +126,17 @@ def check(model: str, adapter: str | None, tasks: tuple[str, ...], pairs: int, t
     return 0
 
 
-@command.command("layers", short_help="Show in which layers a dense model's answer reaches the last token.")
+@command.command("layers", short_help="Show in which layers what tells prompts apart reaches their last token.")
 @click.argument("task", shell_complete=complete.tasks)
 @_MODEL
 @_ADAPTER
 @click.option("--pairs", type=click.IntRange(1, 1000), default=32, show_default=True, help="Number of prompt pairs to measure on.")
 @json_option
 def layers(task: str, model: str, adapter: str | None, pairs: int, as_json: bool) -> int:
-    """Show in which layers a dense model's answer to TASK reaches the last token, by exchanging residuals between two prompts.
+    """Show in which layers of a dense model what tells the two prompts of a pair of TASK apart reaches their last token.
 
-    Layers beyond those do not change the answer: `extract submit --layers A-B` leaves them as the dense model has them.
+    Measured by exchanging residuals between the prompts. `extract submit --layers A-B` makes these layers sparse and leaves the others as
+    the dense model has them.
 
     \b
     Example: extract tasks layers quote_close --model gpt2
@@ -146,7 +147,9 @@ def layers(task: str, model: str, adapter: str | None, pairs: int, as_json: bool
     from worker.cli.views.job import silence_transformers
     from worker.settings import from_env
 
-    (found,) = choose([task]).tasks
+    found, *more = choose([task]).tasks
+    if more:
+        raise click.UsageError(f"{task!r} names {len(more) + 1} tasks, and one is measured at a time: name one of them")
     reference, tuned = _resolve(model, adapter)
     silence_transformers()
     set_up_torch(from_env().threads)
@@ -157,8 +160,13 @@ def layers(task: str, model: str, adapter: str | None, pairs: int, as_json: bool
     print_line("share of the answer that moves with the residual before a layer:")
     print_line("layer   last token   all others")
     for row in facts["layers"]:
-        print_line(f"{row['layer']:>5}   {row['last']:>10.0%}   {row['others']:>10.0%}")
-    say(f"the answer reaches the last token in layers {facts['span']}: `extract submit --layers {facts['span']}` leaves the others dense")
+        last, others = (f"{row[name] + 0.0:.0%}".replace("-0%", "0%") for name in ("last", "others"))
+        print_line(f"{row['layer']:>5}   {last:>10}   {others:>10}")
+    print_line(f"task loss of the model on {facts['pairs']} pairs: {facts['loss']:.3f} nats (chance 0.693)")
+    if facts["span"] is None:
+        say("nothing moves to the last token: the prompts differ there already, or the model does not tell them apart")
+    else:
+        say(f"what tells the prompts apart reaches the last token in layers {facts['span']}: `extract submit --layers {facts['span']}`")
     return 0
 
 

@@ -4,12 +4,17 @@ import { STEPS } from "./data";
 
 export const LATER = 80; // milliseconds
 const waiting = new Map<Element, ReturnType<typeof setTimeout>>();
+const inWindow = new Map<Element, boolean>(); // asked of an observer: to measure an element now would lay out the page at every change
+const observer = new IntersectionObserver(entries => entries.forEach(entry => inWindow.set(entry.target, entry.isIntersecting)));
 
 /** Draw what is in the window now, all else after the next frames. */
 export function drawSoon(place: Element, draw: () => void): void {
-  const { top, bottom } = place.getBoundingClientRect();
   clearTimeout(waiting.get(place));
-  if (bottom >= 0 && top <= innerHeight) draw();
+  if (!inWindow.has(place)) {
+    inWindow.set(place, true);
+    observer.observe(place);
+  }
+  if (inWindow.get(place)) draw();
   else waiting.set(place, setTimeout(draw, LATER));
 }
 

@@ -3,7 +3,7 @@
 import type { Drawing, PageData } from "./data";
 import { tint } from "./elements";
 import type { Notes } from "./notes";
-import type { Paint } from "./paint";
+import type { Paint, Wires } from "./paint";
 import type { State } from "./state";
 import { rowOf, type Views } from "./view";
 
@@ -12,6 +12,7 @@ export class Picture {
   private readonly all: SVGGElement[];
   private readonly wires: SVGPathElement[];
   private readonly byId: Map<string, SVGGElement>;
+  private drawn: Wires = "weight"; // what the widths of edges are drawn by
   private readonly own: { nodes: Set<string>; edges: Set<string> };
 
   constructor(readonly svg: SVGSVGElement, private readonly data: PageData, private readonly state: State, private readonly views: Views, private readonly paint: Paint, private readonly notes: Notes, private readonly preview: (id: string | null) => void) {
@@ -62,6 +63,8 @@ export class Picture {
       note.hidden = token === null || token >= length || this.paint.fill !== "value";
       note.textContent = note.hidden ? "" : `The picture above shows the ${shown === "difference" ? "differences" : "values"} at token ${token! + 1}.`;
     }
+    if (this.drawn === this.paint.wires) return;
+    this.drawn = this.paint.wires;
     for (const wire of this.wires) if (wire.classList.contains("edge")) wire.style.strokeWidth = this.paint.width(wire.dataset.source!, wire.dataset.target!);
   }
 
