@@ -35,7 +35,7 @@ class SiteScores(NamedTuple):
     """Sums over tokens of [next-token loss, KL from the dense model's predictions], nats, fp64.
 
     dense, sparse, bigram   of each model's own predictions, (2,)
-    to_sparse, to_dense     of the hybrid passes, (2L + 1, 2): dense then sparse, sparse then dense
+    to_sparse, to_dense     of the hybrid passes, (crossings, 2): dense then sparse, sparse then dense
     """
 
     dense: Tensor
@@ -88,7 +88,7 @@ class Sums(NamedTuple):
 
     scores             losses and KLs
     agreeing           positions at which both models find the same next token likeliest, scalar
-    encoder, decoder   `_moments` of f_i(hd_i) beside hs_i (2L + 1, 3, S), of g_i(hs_i) beside hd_i (2L + 1, 3, D)
+    encoder, decoder   `_moments` of f_i(hd_i) beside hs_i (crossings, 3, S), of g_i(hs_i) beside hd_i (crossings, 3, D)
     tokens, rows       numbers of tokens and of sequences
     """
 
@@ -136,7 +136,8 @@ def faithfulness(pair: BridgedPair, corpus: Corpus, context: int, seed: int, row
     loss_recovered                                    {sparse, to_sparse, to_dense, mean, worst}: shares of the gain in loss; None where the
                                                       dense model is no better than bigrams
     held_out_tokens                                   number of tokens measured
-    Numbers of sites at which no passes cross, those of layers that stay dense, are None.
+    sparse_layers                                     [first, last] where the other layers stay dense, else absent; numbers of sites at
+                                                      which no passes cross, before and behind these layers, are None
     sites_per_layer                                   1 where blocks are parallel, else absent: 2
     """
     size = pair.sparse.config.vocab_size
@@ -145,6 +146,7 @@ def faithfulness(pair: BridgedPair, corpus: Corpus, context: int, seed: int, row
     by_source = {name: _sums_of(pair, ids, bigrams) for name, ids in texts.items()}
     sources = {name: _of_source(sums) for name, sums in by_source.items()}
     found = pair.by_site({"explained": _worst(sources), "sources": sources} | _of_all(_total([*by_source.values()])))
+    found |= {"sparse_layers": pair.sparse.config.sparse_layers} if pair.sparse.config.sparse_layers else {}
     return rounded(found | ({"sites_per_layer": 1} if pair.sparse.config.parallel else {}))
 
 
@@ -267,7 +269,7 @@ def _nmse_by_channel(moments: Tensor, count: int) -> list[float]:
 
 
 def _error_and_variance(moments: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The mean squared error and the target's variance of every channel, (2L + 1, width) each, from sums over `count` tokens."""
+    """The mean squared error and the target's variance of every channel, (crossings, width) each, from sums over `count` tokens."""
     error, mean, square = (moments / count).unbind(1)
     variance = square - mean.square()
     return error, torch.where(variance > FLAT * square, variance, 0)

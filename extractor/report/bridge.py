@@ -14,7 +14,7 @@ from typing import Any
 from extractor.report.html import nats, percent, plain, scroll, section
 from extractor.report.picture import short_name
 from extractor.report.plots import Level, Line, crossing, crossings_plot, known
-from extractor.spec.claims import loss_shares
+from extractor.spec.claims import loss_shares, which_layers
 from extractor.spec.schema import CHANCE
 from extractor.spec.unmeasured import why_no_share
 
@@ -41,7 +41,7 @@ def bridge_section(result: dict) -> str:
         return section("bridge", "Faithfulness to the dense model", f"<p>Not measured: {plain(why_no_share(result))}.</p>")
     name = plain(short_name(result["model"]))
     texts = [
-        _explained(name, bridge) or _carried(name, bridge, why_no_share(result)),
+        _layers(bridge) + (_explained(name, bridge) or _carried(name, bridge, why_no_share(result))),
         _text(name, bridge),
         _prompts(name, bridge) + _circuit(name, bridge, result["target_loss"]),
     ]
@@ -49,6 +49,12 @@ def bridge_section(result: dict) -> str:
     plots = [_plot_shares(bridge), _plot_circuit(bridge, result["target_loss"])]
     figures = f'<div class="plots">{"".join(plots)}</div>' if any(plots) else ""
     return section("bridge", "Faithfulness to the dense model", paragraphs + figures + _table(bridge))
+
+
+def _layers(bridge: dict) -> str:
+    """Which layers are sparse; '' where all are."""
+    some = which_layers(bridge)
+    return f"<strong>Of this model {plain(some)}</strong>: numbers by crossing are those beside the sparse layers. " if some else ""
 
 
 def _explained(name: str, bridge: dict) -> str:
@@ -153,14 +159,17 @@ def _answer_kl(name: str, kl: dict | None) -> str:
 
 def _circuit(name: str, bridge: dict, target: float) -> str:
     """The loss of the dense model when it continues from the residual stream of the circuit."""
-    losses = known(((bridge.get("circuit") or {}).get("loss") or [])[1:])  # no node comes before the first crossing
+    found = (bridge.get("circuit") or {}).get("loss") or []
+    starts = bool(found) and found[0] is not None  # no node comes before the first site
+    losses = known(found[1:] if starts else found)
     if not losses:
         return ""
     span = dict.fromkeys((nats(min(losses)), nats(max(losses))))
     met = sum(loss <= target for loss in losses)
     return (
         f"When {name} continues from the circuit's residual stream, passed through a bridge, the task loss is {' to '.join(span)} nats; at "
-        f"{met} of {len(losses)} crossings it meets the target of {nats(target)}. The first crossing is not counted: no node is before it."
+        f"{met} of {len(losses)} crossings it meets the target of {nats(target)}."
+        + (" The first crossing is not counted: no node is before it." if starts else "")
     )
 
 

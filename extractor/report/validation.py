@@ -13,7 +13,7 @@ from extractor.report.controls import controls_part
 from extractor.report.html import Bar, bars_table, count, identifier, nats, percent, scroll, section, table
 from extractor.report.plots import curve_plot, effects_plot
 from extractor.spec.claims import CONDITION_WORDS, worst_condition
-from extractor.spec.thresholds import COUNTED_RISE, OTHER_ROLE
+from extractor.spec.thresholds import COUNTED_RISE, FULL_MODEL_FAILS, OTHER_ROLE
 
 _ABLATIONS = {"mean": "All other nodes at their means", "zero": "All other nodes at zero", "resample": "Everything else resampled"}
 _OWN_SCALE = {
@@ -37,7 +37,7 @@ def validation_section(result: dict) -> str:
     body = [
         _standards(result),
         _conditions(result, found),
-        controls_part(result),
+        controls_part(result) or _no_controls(found),
         _figures(result, found, curve),
         _seeds(found.get("seeds")),
     ]
@@ -46,6 +46,13 @@ def validation_section(result: dict) -> str:
     said = (_interval(result, found), _shifted(found.get("shifted")), _edges(found.get("edge_effects")), _roles(found.get("roles")))
     text = " ".join(filter(None, said))
     return section("validation", "Validation", (f"<p>{text}</p>" if text else "") + "".join(body))
+
+
+def _no_controls(found: dict) -> str:
+    """Why a result has no controls, where that is the model's fault; '' where the job asked for none."""
+    if found.get("null_searches", found) is not None or found.get("removed", {}).get("nothing", 0.0) < FULL_MODEL_FAILS:
+        return ""
+    return "<p>No controls were made: the full model does not do the task.</p>"
 
 
 def effects_of(result: dict) -> dict[tuple[str, str], float]:

@@ -65,6 +65,15 @@ def about_standards(facts: Mapping[str, Any]) -> str:
     return f"the search found no small circuit that holds and is necessary; it ended with {size}, at {robust['loss']:.3f} nats{large}"
 
 
+def which_layers(bridge: Mapping[str, Any]) -> str:
+    """'layers 24 to 28 are sparse, the others the dense model's own' where faithfulness.json says so; '' where all are sparse."""
+    if not bridge.get("sparse_layers"):
+        return ""
+    first, last = bridge["sparse_layers"]
+    some = f"layer {first} is" if first == last else f"layers {first} to {last} are"
+    return f"{some} sparse, the others the dense model's own"
+
+
 def loss_shares(bridge: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The shares of the dense model's gain in loss over bigrams, of faithfulness.json; None where there are none.
 

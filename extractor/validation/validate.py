@@ -140,7 +140,7 @@ def validate(
     loss = {name: one.mean().item() for name, one in by_prompt.items()}
     sizes = {"nodes": guess.node_count(), "edges": guess.edge_count()}
     known, conditions = intervals(by_prompt, problem.seed), under_conditions(problem.at("conditions"), graph, held_out)
-    does_task = loss["without nothing"] < FULL_MODEL_FAILS  # else nothing was pruned
+    does_task = loss["without nothing"] < FULL_MODEL_FAILS  # as the search decides it
     problem.phase("binarised nodes")
     alone = binarised.alone(held_out)
     if pruned.standard == "robust":

@@ -21,6 +21,7 @@ from extractor.circuits.sites import sites
 from extractor.data.prompts import TaskBatch
 from extractor.errors import SpecError
 from extractor.jobs.cost.bridging import bridging_cost
+from extractor.jobs.cost.text import describe, line
 from extractor.jobs.request import CircuitRequest
 from extractor.models.dense.base import residuals, tail
 from extractor.models.load import DenseModel
@@ -115,6 +116,7 @@ def test_the_residual_stream_stays_in_full_precision(corpus, tmp_path: Path):
 def test_numbers_of_a_site_are_those_where_passes_cross(corpus, tmp_path: Path):
     pair = trained("gpt2", corpus, tmp_path)
     found = faithfulness(pair, corpus, 12, 0, 4)
+    assert found["sparse_layers"] == [1, 1]
     lists = [found["path_kl"]["to_sparse"], found["path_loss"]["to_dense"], found["nmse"]["encoder"], found["explained"]["to_dense"]]
     for values in lists:
         assert [value is not None for value in values] == [False, False, True, True, True, False, False]
@@ -147,6 +149,9 @@ def test_a_part_of_the_layers_costs_less_time_and_memory():
     assert part.bytes_needed(4) < 0.7 * whole.bytes_needed(4)
     assert sum(part.flops.values()) < 0.8 * sum(whole.flops.values())
     assert (part.crossed, whole.crossed) == (9, 25)
+    assert dict(describe(part))["sparse layers"].startswith("4-7; ")
+    assert "sparse layers" not in dict(describe(whole))
+    assert "12 layers, sparse in layers 4-7, " in line(part)
 
 
 @pytest.mark.parametrize(

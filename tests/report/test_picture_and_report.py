@@ -430,6 +430,23 @@ def test_the_bridge_section_says_how_much_of_the_dense_model_is_there(tmp_path):
         assert number in text, number
 
 
+def test_the_bridge_section_says_which_layers_are_sparse(tmp_path):
+    """The second of two: no passes cross before the layer, and nodes may come before its first crossing."""
+
+    def beside(values: list) -> list:
+        return [None, None, *values[2:]]
+
+    bridge = bridge_of(sparse_layers=[1, 1])
+    for name in ("nmse", "path_kl", "path_loss", "circuit"):
+        bridge[name] = {key: beside(values) for key, values in bridge[name].items()}
+    bridge["recovered"] |= {key: beside(bridge["recovered"][key]) for key in ("to_sparse", "to_dense")}
+    text = re.sub(r"\s+", " ", words(written(tmp_path, tiny(), bridge=bridge)))
+    assert "layer 1 is sparse, the others the dense model" in text
+    assert "at 3 of 3 crossings" in text
+    assert "The first crossing is not counted" not in text
+    assert "None" not in text
+
+
 def test_the_bridge_table_has_every_number_of_every_crossing(tmp_path):
     html = written(tmp_path, tiny(), bridge=bridge_of())
     (table,) = re.findall(r'<div class="card scroll crossings"[^>]*>(.*?)</div>', html, flags=re.S)

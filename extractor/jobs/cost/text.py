@@ -20,6 +20,7 @@ def describe(cost: BridgingCost, memory: int | None = None, speed: Speed | None 
         ("parameters, sparse", sparse),
         ("parameters, bigram", f"{show_count(known['bigram'])} ({cost.bigram})"),
         ("parameters, bridges", f"{show_count(known['bridges'])} at {cost.sites} sites"),
+        *(() if cost.spec.layers is None else (("sparse layers", _of_layers(cost)),)),
         *((f"memory, {part}", show_bytes(size)) for part, size in cost.memory(rows).items()),
         ("memory total", show_bytes(cost.bytes_needed(rows))),
     ]
@@ -31,6 +32,10 @@ def describe(cost: BridgingCost, memory: int | None = None, speed: Speed | None 
         seconds = cost.seconds(speed)
         found.append(("time of the bridging", f"about {show_seconds(seconds * optim.steps)}, {seconds:.2g} s per step"))
     return found
+
+
+def _of_layers(cost: BridgingCost) -> str:
+    return f"{cost.spec.layers}; {show_count(cost.trained)} parameters are trained, passes cross at {cost.crossed} of {cost.sites} sites"
 
 
 def to_json(cost: BridgingCost, memory: int | None = None, speed: Speed | None = None) -> dict[str, Any]:
@@ -59,8 +64,9 @@ def line(cost: BridgingCost, memory: int | None = None, speed: Speed | None = No
     rows, known, steps = _micro_batch(cost, memory), cost.parameters, cost.spec.optim.steps
     sizes = f"{show_count(known['sparse'] + known['bigram'])} sparse + {show_count(known['dense'])} dense + {show_count(known['bridges'])}"
     time = "" if speed is None else f", about {show_seconds(cost.seconds(speed) * steps)}"
+    part = "" if cost.spec.layers is None else f", sparse in layers {cost.spec.layers}"
     return (
-        f"{cost.dense.layers} layers, {cost.dense.vocabulary:,} tokens: {sizes} bridge parameters; "
+        f"{cost.dense.layers} layers{part}, {cost.dense.vocabulary:,} tokens: {sizes} bridge parameters; "
         f"{show_bytes(cost.bytes_needed(rows))} with micro-batch {rows}{time} for {steps:,} steps"
     )
 

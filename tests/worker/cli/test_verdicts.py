@@ -102,6 +102,11 @@ UNFIT = {"nodes": None, "meets_target": False, "holds_for_dense": None}
             "sparse model",
             "the dense model (0.020 nats per token) is no better than a bigram model (0.010); choose",
         ),
+        (
+            {"bridge": MEASURED["bridge"] | {"sparse_layers": [24, 28]}},
+            "sparse model",
+            "layers 24 to 28 are sparse, the others the dense model's own",
+        ),
         ({"bridge": {"dense_loss": 2.0}}, "sparse model", "not known: the version that made this result did not record why"),
         ({"bridge": None}, "sparse model", "not known: there is no dense model beside the one that was pruned"),
         ({"bridge": None, "not_measured": {"bridge": NO_DENSE}}, "sparse model", NO_DENSE),

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from extractor.spec.claims import CONDITION_WORDS, NOT_DENSE, about_standards, is_foreign, is_met, loss_shares, worst_condition
+from extractor.spec.claims import (
+    CONDITION_WORDS,
+    NOT_DENSE,
+    about_standards,
+    is_foreign,
+    is_met,
+    loss_shares,
+    which_layers,
+    worst_condition,
+)
 from extractor.spec.thresholds import FULL_MODEL_FAILS
 from extractor.spec.unmeasured import is_constant, no_gain, why_no_causal, why_no_share, why_no_steering
 
@@ -123,6 +132,7 @@ def _share(facts: dict[str, Any]) -> str:
     else:
         assert shares is not None  # `why_no_share` has found them
         line = f"recovers {shares['mean']:.0%} of the dense model's gain over bigrams, mean over all crossings"
+    remarks += [which] if (which := which_layers(bridge)) else []
     prompts = bridge.get("prompts") or {}
     if prompts.get("interval"):  # not in results of earlier versions
         shifted = prompts.get("shifted")
