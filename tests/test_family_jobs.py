@@ -128,5 +128,5 @@ def test_a_job_whose_first_layers_stay_dense(loops: CorpusSpec, gpt2_folder: Pat
     assert [value is not None for value in numbers["bridge"]["circuit"]["loss"]] == measured
     page = (tmp_path / "out" / "circuits" / TASK / "report.html").read_text()
     assert "layer 1, before the MLP" in page
-    assert ">None<" not in page
+    assert 'class="number">None' not in page
     assert json.loads((tmp_path / "out" / "model" / "config.json").read_text())["sparse_layers"] == [1, 1]
