@@ -211,11 +211,11 @@ def test_of_a_large_circuit_the_nodes_with_the_largest_first_order_effects_are_t
     exact: BridgedPair, batches: dict[str, TaskBatch], monkeypatch: pytest.MonkeyPatch
 ):
     prompts = SteeringPrompts(exact, batches["select"], 6)
-    effects = first_order_effects(exact, prompts.run, prompts.batch, prompts.counted)
+    effects = first_order_effects(exact, prompts.run, prompts.batch)
     nodes = steerable(exact, NODES)
-    assert strongest_of_circuit(exact, nodes, prompts.run, prompts.batch, prompts.counted) == nodes, "a small one is tried whole"
+    assert strongest_of_circuit(exact, nodes, prompts.batch) == nodes, "a small one is tried whole"
     monkeypatch.setattr(ranking, "MOST_OF_CIRCUIT", 2)
-    kept = strongest_of_circuit(exact, nodes, prompts.run, prompts.batch, prompts.counted)
+    kept = strongest_of_circuit(exact, nodes, prompts.batch)
     assert len(kept) == 2
     assert min(abs(effects[node.id]) for node in kept) >= max(abs(effects[node.id]) for node in nodes if node not in kept)
     assert kept == [node for node in nodes if node in kept]

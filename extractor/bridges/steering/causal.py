@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from extractor.bridges.steering.edit import CounterfactualRun, SteeredNode, steerable
-from extractor.bridges.steering.ranking import MOST_OF_CIRCUIT, strongest_of_circuit
+from extractor.bridges.steering.ranking import strongest_of_circuit
 from extractor.circuits.reference import masked_logit_diff
 from extractor.circuits.sites import node_id, widths
 from extractor.data.prompts import TaskBatch, logit_diff
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from extractor.bridges.pair import BridgedPair
 
 PAIRS = 48
-RANKED_PAIRS = 8  # by which the nodes of a large circuit are chosen: the values of all nodes are held for them
 MOST_NODES = 64  # measured by themselves: those with the largest effects in the sparse model
 MATERIAL = 0.02  # of the mean distance between a pair's logit differences; signs of smaller effects are not compared
 
@@ -103,8 +102,7 @@ def causal_report(
     def measured(sets: Sequence[Sequence[SteeredNode]]) -> dict[str, Any]:
         return agreement(in_sparse(sets), in_dense(sets), effects.distance)
 
-    few = CausalEffects(pair, held_out, RANKED_PAIRS) if len(nodes) > MOST_OF_CIRCUIT else effects
-    strongest = strongest_of_circuit(pair, nodes, few.run, few.batch)
+    strongest = strongest_of_circuit(pair, nodes, effects.batch)
     of_all = in_sparse([[node] for node in strongest])
     order = of_all.abs().mean(1).argsort(descending=True, stable=True)[:MOST_NODES]
     alone, sparse = [strongest[i] for i in order.tolist()], of_all[order]

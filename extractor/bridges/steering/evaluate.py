@@ -67,7 +67,7 @@ def steering_report(
     few, many = SteeringPrompts(pair, select, TRIED_PAIRS), SteeringPrompts(pair, held_out, MEASURED_PAIRS)
     if not nodes or not few.counted.any() or not many.counted.any():
         return {}
-    alone = [trials([node]) for node in strongest_of_circuit(pair, nodes, few.run, few.batch, few.counted)]
+    alone = [trials([node]) for node in strongest_of_circuit(pair, nodes, few.batch)]
     single = strongest_first(map(_better, alone))
     by_site = [list(found) for _, found in groupby(sorted(nodes, key=lambda n: n.source), key=lambda n: n.source)]
     groups = strongest_first(_better(trials(found)) for found in by_site if len(found) > 1)

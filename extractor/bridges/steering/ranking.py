@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TRIED = 64
 MOST_OF_CIRCUIT = 256  # nodes of a circuit that are tried one by one
+RANKED_PAIRS = 8  # by which the nodes of a larger one are chosen: the values of all nodes are held for them
 
 
 def strongest_of_model(pair: BridgedPair, prompts: SteeringPrompts, most: int = TRIED) -> list[SteeredNode]:
@@ -32,13 +33,13 @@ def strongest_of_model(pair: BridgedPair, prompts: SteeringPrompts, most: int = 
     return steerable(pair, sorted(effects, key=lambda name: (-effects[name], name)))[:most]
 
 
-def strongest_of_circuit(
-    pair: BridgedPair, nodes: Sequence[SteeredNode], run: CounterfactualRun, batch: TaskBatch, counted: Tensor | None = None
-) -> list[SteeredNode]:
+def strongest_of_circuit(pair: BridgedPair, nodes: Sequence[SteeredNode], batch: TaskBatch) -> list[SteeredNode]:
     """At most MOST_OF_CIRCUIT of the nodes, in their order: of more, those whose first-order effects are largest in either direction."""
     if len(nodes) <= MOST_OF_CIRCUIT:
         return list(nodes)
-    effects = first_order_effects(pair, run, batch, counted)
+    few = batch.pick(torch.arange(min(RANKED_PAIRS, batch.pairs)))
+    other = torch.arange(len(few.ids), device=few.ids.device) ^ 1
+    effects = first_order_effects(pair, CounterfactualRun(pair, few.ids, few.ids[other], few.last), few)
     kept = {node.id for node in sorted(nodes, key=lambda node: (-abs(effects[node.id]), node.id))[:MOST_OF_CIRCUIT]}
     return [node for node in nodes if node.id in kept]
 
