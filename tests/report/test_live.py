@@ -185,6 +185,27 @@ def test_a_node_is_switched_off_patched_and_scaled_from_its_card(opened, typed):
     assert again.locator("#card .answer-bar").first.get_attribute("aria-label") == scaled
 
 
+def test_rows_of_a_long_table_that_are_outside_the_window_follow_a_change_too(opened, typed):
+    """The page after a change shows in every row what the same page shows when it opens with that change."""
+    world, graph, path = typed
+    node = max(observe(graph, world.base, world.batch).values, key=lambda one: effect_of(world, graph, one))
+    page = opened(path, f"#node={node}")
+    page.set_viewport_size({"width": 1440, "height": 300})
+    page.locator("#heat thead").evaluate("head => head.scrollIntoView()")
+    shown = lambda: page.locator("#heat tbody td").evaluate_all("cells => cells.map(cell => [cell.style.background, cell.title])")  # noqa: E731
+    page.wait_for_timeout(300)
+    before = shown()
+    page.locator("#card").get_by_role("button", name="off", exact=True).evaluate("button => button.click()")
+    page.wait_for_timeout(300)
+    changed = shown()
+    assert sum(a != b for a, b in zip(before, changed, strict=True)) > 1
+    assert page.locator("#heat tbody").bounding_box()["height"] > 300  # some rows are outside
+    assert page.locator("#heat").get_by_role("row").count() == page.locator("#heat tr").count() > 10  # for screen readers it is a table
+    page = opened(path, f"#node={node}&set={node}=off")
+    page.wait_for_timeout(300)
+    assert shown() == changed
+
+
 def test_a_card_shows_the_node_in_every_pair_of_the_task(opened, typed):
     """A token's colour is its value there, whatever pair, prompt and changes the page shows."""
     world, graph, path = typed

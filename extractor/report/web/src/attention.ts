@@ -38,6 +38,7 @@ class Figure {
   private readonly scale = make("p", "note");
   private shown: number;
   private most = 0; // the largest share
+  private written = ""; // what the words show
 
   constructor(name: string, prompt: string, private rows: Row[], private readonly texts: string[]) {
     const [layer, head] = name.split("."), size = CELL * rows.length;
@@ -76,6 +77,9 @@ class Figure {
 
   private read(row: number): void {
     this.shown = row;
+    const shares = this.rows[row]!.map(Math.round), key = JSON.stringify([row, shares, this.most]);
+    if (key === this.written) return;
+    this.written = key;
     this.words.replaceChildren(...reading(this.texts, this.rows[row]!, row, this.most));
   }
 }

@@ -12,6 +12,7 @@ export class Picture {
   private readonly all: SVGGElement[];
   private readonly wires: SVGPathElement[];
   private readonly byId: Map<string, SVGGElement>;
+  private lighted: string | null = null;
   private drawn: Wires = "weight"; // what the widths of edges are drawn by
   private readonly own: { nodes: Set<string>; edges: Set<string> };
 
@@ -69,6 +70,8 @@ export class Picture {
   }
 
   light(id: string): void {
+    if (this.lighted === id) return;
+    this.lighted = id;
     const lit = new Set([id]);
     for (const wire of this.wires) {
       const { source, target } = wire.dataset;
@@ -84,6 +87,8 @@ export class Picture {
   }
 
   dim(): void {
+    if (this.lighted === null) return;
+    this.lighted = null;
     this.svg.classList.remove("focused");
     for (const shape of [...this.all, ...this.wires]) shape.classList.remove("lit", "chosen");
   }

@@ -10,6 +10,7 @@ export class TokenView {
   private readonly caption = document.getElementById("pair-answers")!;
   private rows = new Map<string, HTMLTableRowElement>();
   private filled = new Map<string, Row>(); // the steps that a row shows
+  private readonly outside = new WeakSet<HTMLTableRowElement>(); // rows that the browser does not draw
   private drawn = ""; // the tokens of the table
   private later: ReturnType<typeof setTimeout> | undefined; // writes the numbers
 
@@ -77,25 +78,34 @@ export class TokenView {
       const name = make("th", "", nodeLink(node.id));
       name.scope = "row";
       const row = make("tr", node.site === site ? "" : "begins", name, ...Array.from({ length }, () => make("td")));
+      row.addEventListener("contentvisibilityautostatechange", event => ((event as ContentVisibilityAutoStateChangeEvent).skipped ? this.outside.add(row) : this.outside.delete(row)));
       site = node.site;
       this.rows.set(node.id, row);
     }
+    this.table.style.setProperty("--names", `${0.47 * Math.max(0, ...[...this.rows.keys()].map(id => id.length)) + 1}rem`);
+    this.table.style.setProperty("--tokens", String(Math.max(0, ...[...this.rows.values()].map(row => row.cells.length - 1))));
     this.table.tBodies[0]!.replaceChildren(...this.rows.values());
   }
 
-  /** Colour the cells that change; the numbers of a row that was filled before follow after the next frames. */
+  /** Colour the cells that change; rows outside the window and the numbers of rows that were filled before follow after the next frames. */
   private fill(view: View): void {
     clearTimeout(this.later);
-    const fresh = !this.filled.size;
-    for (const [id, row] of this.rows) {
-      const steps = rowOf(view, this.state.choice, id)!, before = this.filled.get(id), cells = row.cells;
-      steps.forEach((step, i) => {
-        if (!before || Math.round(before[i]!) !== Math.round(step)) cells[i + 1]!.style.background = tint(Math.round(step));
-      });
-      this.filled.set(id, steps);
-    }
-    if (fresh) this.number();
-    else this.later = setTimeout(() => this.number(), LATER);
+    const fresh = !this.filled.size, rest: [string, HTMLTableRowElement][] = [];
+    for (const [id, row] of this.rows) fresh || !this.outside.has(row) ? this.colour(id, row, view) : rest.push([id, row]);
+    const finish = () => {
+      for (const [id, row] of rest) this.colour(id, row, view);
+      this.number();
+    };
+    if (fresh) finish();
+    else this.later = setTimeout(finish, LATER);
+  }
+
+  private colour(id: string, row: HTMLTableRowElement, view: View): void {
+    const steps = rowOf(view, this.state.choice, id)!, before = this.filled.get(id), cells = row.cells;
+    steps.forEach((step, i) => {
+      if (!before || Math.round(before[i]!) !== Math.round(step)) cells[i + 1]!.style.background = tint(Math.round(step));
+    });
+    this.filled.set(id, steps);
   }
 
   private number(): void {
