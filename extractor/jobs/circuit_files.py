@@ -195,6 +195,7 @@ def by_standard(problem: PruningProblem, result: PruneResult, run: CircuitRun, c
 
     found        whether a circuit meets the target on the select split, with confidence, and is necessary; else the best one is given
     nodes, edges, loss, accuracy, met   of its circuit, met: on held-out pairs;  edges_of_model   of the full model without its dead nodes
+    starts       {ranking: edges of the smallest circuit that elimination from it passed with the target loss on select pairs, or None}
     conditions   {condition: {loss, accuracy, interval}} of its circuit, at the model's own scale; measured where they are not given
     curve        [{target, nodes, edges, loss, accuracy, met}, ...], a circuit for every target
     """
@@ -204,6 +205,7 @@ def by_standard(problem: PruningProblem, result: PruneResult, run: CircuitRun, c
         "found": best.met,
         **{name: own[name] for name in ("nodes", "edges", "loss", "accuracy", "met")},
         "edges_of_model": problem.full_mask().without_dead().edge_count(),
+        "starts": result.starts,
         "conditions": conditions or under_conditions(problem, best.graph, run.splits.held_out),
         "curve": rows,
     }

@@ -26,6 +26,17 @@ def smallest(meets: Callable[[Tensor], Tensor], most: Tensor) -> Tensor:
     return torch.where(settled, high, 0)
 
 
-def smallest_count(meets: Callable[[int], bool], most: int) -> int:
-    """`smallest` for one ranking: the smallest k in [1, most] that meets; 0 where there is none."""
-    return int(smallest(lambda k: torch.tensor([meets(int(k))]), torch.tensor([most])))
+def smallest_count(meets: Callable[[int], bool], most: int, least: int = 1, slack: float = 0.0) -> int:
+    """`smallest` for one ranking: the smallest k in [least, most] that meets; 0 where there is none.
+
+    slack   the answer may be larger by this fraction: fewer k are tried
+    """
+    low, high = least - 1, min(least, most)
+    while not meets(high):
+        if high >= most:
+            return 0
+        low, high = high, min(2 * high, most)
+    while high - max(low, least - 1) > 1 and high > (1 + slack) * (low + 1):
+        middle = (low + high) // 2
+        low, high = (low, middle) if meets(middle) else (middle, high)
+    return high

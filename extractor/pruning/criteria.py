@@ -14,7 +14,7 @@ from extractor.data.prompts import TaskBatch
 from extractor.pruning.problem import PruningProblem
 from extractor.spec.thresholds import FULL_MODEL_FAILS, MOST_DEMANDED_LOSS
 
-NECESSITY_PAIRS = 128  # pairs for the necessity check of each elimination step
+FEW_PAIRS = 128  # select pairs by which starts are cut, candidates compared, and necessity is checked on the way
 NECESSITY_DOUBT = 0.05  # nats; closer than this to the demanded loss, all pairs are used
 
 
@@ -35,6 +35,7 @@ class CircuitCriteria:
     """When a circuit counts: the loss that it may have alone, and the loss that the model without it must have.
 
     full_loss            loss of the full model, select split, nats
+    prefixes             scorer of starts and of candidates: on few select pairs where the spec is confident, since `holds` measures all
     least_loss_without   calibrated loss that the model without the circuit must reach, nats; 0 where necessity is not asked for
     """
 
@@ -44,9 +45,9 @@ class CircuitCriteria:
 
         self.scorer = problem.scorer(problem.select)
         self.is_confident = problem.spec.confident
-        copies = problem.standard.copies
-        self.prefixes = self.scorer if copies == 1 else problem.scorer(few(max(1, problem.select.pairs // copies)))
-        self.without, self.without_few = (CircuitScorer(problem.paper, some) for some in (problem.select, few(NECESSITY_PAIRS)))
+        most = FEW_PAIRS if problem.standard.copies == 1 else problem.select.pairs // problem.standard.copies
+        self.prefixes = problem.scorer(few(max(1, most))) if self.is_confident or problem.standard.copies > 1 else self.scorer
+        self.without, self.without_few = (CircuitScorer(problem.paper, some) for some in (problem.select, few(FEW_PAIRS)))
         self.full_loss = self.scorer.loss(problem.full_mask())
         necessity = problem.spec.necessity
         full = self.full_loss if problem.standard is problem.paper else self.without.loss(problem.full_mask())
@@ -68,12 +69,11 @@ class CircuitCriteria:
 
     def is_necessary(self, mask: CircuitMask, extra: float = 0.0) -> bool:
         """extra: fraction of the way from the demanded loss to that of a model that fails, demanded in addition."""
-        demanded = self.least_loss_without + extra * max(0.0, FULL_MODEL_FAILS - self.least_loss_without)
-        return self.least_loss_without == 0 or self.without.loss(mask.complement()) >= demanded
+        return self.least_loss_without == 0 or self.without.loss(mask.complement()) >= self._demanded(extra)
 
-    def is_roughly_necessary(self, mask: CircuitMask) -> bool:
-        """`is_necessary` on few pairs; on all pairs where these are within `NECESSITY_DOUBT` of the demanded loss."""
-        if self.least_loss_without == 0:
-            return True
-        loss = self.without_few.loss(mask.complement())
-        return self.is_necessary(mask) if abs(loss - self.least_loss_without) < NECESSITY_DOUBT else loss > self.least_loss_without
+    def is_roughly_necessary(self, mask: CircuitMask, extra: float = 0.0) -> bool:
+        """`is_necessary` on few pairs."""
+        return self.least_loss_without == 0 or self.without_few.loss(mask.complement()) >= self._demanded(extra)
+
+    def _demanded(self, extra: float) -> float:
+        return self.least_loss_without + extra * max(0.0, FULL_MODEL_FAILS - self.least_loss_without)

@@ -36,7 +36,7 @@ from extractor.data.prompts import TaskBatch
 from extractor.pruning.elements import ELEMENTS, Edges, Nodes
 from extractor.pruning.problem import PruningProblem
 
-SINGLE_TRIALS = 16  # elements removed one by one in a round
+SINGLE_TRIALS = 8  # elements removed one by one in a round
 LARGEST_SHARE = 0.25  # fraction of the elements that may go at once
 MOST_SPENT = 0.5  # fraction of the loss left to spend, for a prefix of all elements
 PATIENCE = 32  # elements in a row that cannot go alone, after which elimination ends
@@ -70,14 +70,24 @@ class EliminationPath(Sequence[CircuitMask]):
         elements, on, nodes = self._entries[index]
         return CircuitMask(elements.circuit.model, nodes, elements.graph(on).edges)
 
+    def cut(self, count: int) -> None:
+        """Keep the first `count` circuits."""
+        del self.edges[count:], self._entries[count:]
+
     @classmethod
     def joined(cls, paths: Sequence[EliminationPath]) -> EliminationPath:
-        """The circuits of several paths, most edges first."""
+        """The circuits of several paths, most edges first; among equals those of the first path."""
         every = [(count, entry) for path in paths for count, entry in zip(path.edges, path._entries, strict=True)]
         every.sort(key=lambda one: -one[0])
         found = cls()
         found.edges, found._entries = [count for count, _ in every], [entry for _, entry in every]
         return found
+
+    @staticmethod
+    def order(paths: Sequence[EliminationPath], values: Sequence[Sequence[float]]) -> list[float]:
+        """Values of the circuits of several paths, in the order of `joined`."""
+        every = [pair for path, of in zip(paths, values, strict=True) for pair in zip(path.edges, of, strict=True)]
+        return [value for _, value in sorted(every, key=lambda one: -one[0])]
 
 
 @dataclass
@@ -111,42 +121,75 @@ def eliminate(
     """Nested circuits, starting with `graph`, until the loss on train pairs exceeds `most` nats (see above) or nothing more can go.
 
     kind           'node', or 'edge' for a circuit that lists its edges
-    is_necessary   whether the model fails without this circuit; checked whenever nodes go
+    is_necessary   whether the model fails without this circuit. The smaller a circuit, the less is missing without it: the first descent
+                   does not ask, its last necessary circuit is found by bisection, and from there every step that removes nodes is checked
 
     Raises Stopped.
     """
-    first, path, number = ELEMENTS[kind](graph), EliminationPath(), 0
-    path.append(first, graph, graph.edge_count())
-    stays = torch.zeros(len(first), dtype=torch.bool, device=graph.nodes.device)
-    corrections, largest, refused = torch.zeros(len(first), device=graph.nodes.device), len(first), 0
-    recent: deque[float] = deque(maxlen=problem.policy.averaged)
-    while refused < PATIENCE:
-        elements, number = ELEMENTS[kind](graph), number + 1
-        problem.tick(len(first) - len(elements), len(first))
-        places = first.places(graph)
-        free = ~stays[places]
-        if not bool(free.any()):
-            return path
-        here = _round(problem, elements, graph, number, corrections[places])
-        options, loss = _options(here, free, most, largest)
-        corrections[places] = here.correction
-        recent.append(loss)
-        if len(recent) == recent.maxlen and mean(recent) > most:
-            return path
-        for removed in options:  # step 4
-            smaller = elements.graph(~removed).without_dead()
-            if not bool(smaller.nodes.any()):
-                return path
-            if smaller.node_count() == graph.node_count() or is_necessary(smaller):
-                graph = smaller
-                path.append(first, graph, graph.edge_count())
-                largest, refused = 2 * largest, 0
-                break
-            largest = max(1, int(removed.sum()) // 2)
-        else:
-            stays |= first.places(elements.graph(options[-1]))  # options mark what would go: here the single element
-            refused += 1
-    return path
+    descent = _Descent(problem, kind, graph, most)
+    descent.run(lambda mask: True)
+    last = _last_necessary(descent.path, is_necessary)
+    if last < len(descent.path) - 1:
+        descent.back_to(last)
+        descent.run(is_necessary)
+    return descent.path
+
+
+def _last_necessary(path: EliminationPath, is_necessary: Callable[[CircuitMask], bool]) -> int:
+    """The place of the last circuit without which the model fails; 0 where there is none."""
+    if is_necessary(path[-1]):
+        return len(path) - 1
+    low, high = 0, len(path) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_necessary(path[middle]) else (low, middle)
+    return low
+
+
+class _Descent:
+    """One elimination: its rounds are numbered, so that each draws other pairs."""
+
+    def __init__(self, problem: PruningProblem, kind: str, graph: CircuitMask, most: float):
+        self.problem, self.kind, self.graph, self.most = problem, kind, graph, most
+        self.first, self.path, self.number = ELEMENTS[kind](graph), EliminationPath(), 0
+        self.path.append(self.first, graph, graph.edge_count())
+        self.corrections, self.largest = torch.zeros(len(self.first), device=graph.nodes.device), len(self.first)
+
+    def back_to(self, place: int) -> None:
+        """Forget the circuits after this place of the path."""
+        self.path.cut(place + 1)
+        self.graph, self.largest = self.path[place], 1
+
+    def run(self, is_necessary: Callable[[CircuitMask], bool]) -> None:
+        first, problem, refused = self.first, self.problem, 0
+        stays = torch.zeros(len(first), dtype=torch.bool, device=self.graph.nodes.device)
+        recent: deque[float] = deque(maxlen=problem.policy.averaged)
+        while refused < PATIENCE:
+            elements, places = ELEMENTS[self.kind](self.graph), first.places(self.graph)
+            self.number += 1
+            problem.tick(len(first) - len(elements), len(first))
+            free = ~stays[places]
+            if not bool(free.any()):
+                return
+            here = _round(problem, elements, self.graph, self.number, self.corrections[places])
+            options, loss = _options(here, free, self.most, self.largest)
+            self.corrections[places] = here.correction
+            recent.append(loss)
+            if len(recent) == recent.maxlen and mean(recent) > self.most:
+                return
+            for removed in options:  # step 4
+                smaller = elements.graph(~removed).without_dead()
+                if not bool(smaller.nodes.any()):
+                    return
+                if smaller.node_count() == self.graph.node_count() or is_necessary(smaller):
+                    self.graph = smaller
+                    self.path.append(first, smaller, smaller.edge_count())
+                    self.largest, refused = 2 * self.largest, 0
+                    break
+                self.largest = max(1, int(removed.sum()) // 2)
+            else:
+                stays |= first.places(elements.graph(options[-1]))  # options mark what would go: here the single element
+                refused += 1
 
 
 def _round(problem: PruningProblem, elements: Nodes | Edges, graph: CircuitMask, number: int, correction: Tensor) -> EliminationRound:

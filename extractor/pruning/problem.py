@@ -36,7 +36,9 @@ def unreported(phase: str) -> None:
 class SearchPolicy:
     """How a search differs from one standard to the other.
 
-    first_rankings     quick rankings that are tried before the one that is asked for
+    first_rankings     quick rankings that are tried before learned masks
+    few                edges of a start; one with at most so many is eliminated before another ranking is made
+    large              edges of a circuit; in a race one with more pays for another start
     most_start_edges   a start with more is cut to its first edges by attribution: the worst of several conditions varies from draw to draw,
                        and elimination ends before it has removed what such a cut removes at once
     most_edges         elimination starts from no larger circuit: several times as many prompts of a large network take hours
@@ -44,12 +46,17 @@ class SearchPolicy:
     """
 
     first_rankings: tuple[str, ...] = ()
+    few: float = 1e3
+    large: float = 100.0
     most_start_edges: float = float("inf")
     most_edges: float = float("inf")
     averaged: int = 1
 
 
-POLICY: Mapping[Name, SearchPolicy] = {"paper": SearchPolicy(), "robust": SearchPolicy(("attribution",), 2e3, MOST_ROBUST_EDGES, 8)}
+POLICY: Mapping[Name, SearchPolicy] = {
+    "paper": SearchPolicy(),
+    "robust": SearchPolicy(("attribution",), 500.0, float("inf"), 2e3, MOST_ROBUST_EDGES, 8),
+}
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def bridge_spec(preset: str, init: str | None = None) -> BridgeSpec:
 def prune_spec(preset: str) -> PruneSpec:
     """The search for a circuit."""
     return {
-        "tiny": PruneSpec(standard="robust", confident=True),
-        "small": PruneSpec(standard="robust", confident=True, steps=1000, trials=32, k_coef=1e-4),
+        "tiny": PruneSpec(algorithm="race", standard="robust", confident=True, trial_pairs=128),
+        "small": PruneSpec(algorithm="race", standard="robust", confident=True, steps=1000, trials=32, k_coef=1e-4),
         "paper": PruneSpec(confident=True, steps=2000, trials=256, k_coef=1e-4),
     }[preset]

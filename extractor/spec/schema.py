@@ -255,15 +255,15 @@ class BridgeSpec(Spec):
 
 
 class PruneSpec(Spec):
-    """Learned masks in populations, then elimination (Sec. 2.2, App. A.5)."""
+    """A ranking, or several that race, then elimination (Sec. 2.2, App. A.5)."""
 
     LATER = ("standard", "controls", "confident")
     standard: Literal["paper", "robust"] = "paper"  # what circuits must hold under: one ablation, calibrated; or also the worst of several
-    algorithm: str = "masks"  # ranking of nodes: masks (the paper's), attribution, random
+    algorithm: str = "masks"  # ranking: race (several in turn), edges, attribution (of nodes), masks (the paper's), random
     granularity: Literal["node", "edge"] = "edge"  # elements that are eliminated; paper: nodes
     ablation: Literal["mean", "zero", "resample"] = "mean"  # replacement values of ablated nodes; paper: mean
     trials: limits.Trials = 8  # total number of mask sets, each with its own hyperparameters; paper: 256
-    minutes: float | None = Field(None, gt=0)  # start no new round of trials after this many minutes; None: run all trials
+    minutes: float | None = Field(None, gt=0)  # start no new ranking or round of trials after this many minutes; None: run all
     population: limits.Population = 8  # mask sets learned in parallel; paper: 8
     steps: Count = 200  # optimiser steps of mask learning
     pairs: limits.Rows = 64  # pairs per batch; paper: 64

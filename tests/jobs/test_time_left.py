@@ -195,7 +195,7 @@ def test_larger_models_and_more_seeds_take_longer():
     def total(spec: JobSpec, config: dict[str, Any] = TINY) -> float:
         return sum(part.seconds or 0.0 for part in job_parts(spec, config))
 
-    assert total(SPECS["paper"]) > total(circuit_job("python-tiny", ("quote_close",), changes={"prune.standard": "paper"})) + 50
+    assert total(SPECS["paper"]) > total(circuit_job("python-tiny", ("quote_close",), changes={"prune.standard": "paper"})) + 20
     sparse = {"model_type": "sparse_gpt", "n_layer": 4, "d_model": 256, "mlp_ratio": 4}
     assert 7 < total(SPECS["main"], sparse) / total(SPECS["main"], sparse | {"n_layer": 2, "d_model": 128}) < 8.1
     assert total(SPECS["main"]) == pytest.approx(300 + total(SPECS["main"], sparse | {"n_layer": 2, "d_model": 128}), rel=0.1)
@@ -205,7 +205,11 @@ def recorded(name: str) -> tuple[JobSpec, dict[str, Any]]:
     facts = json.loads((RECORDINGS / f"{name}.json").read_text())
     if facts["kind"] == "train":
         return train_job(tokenizer="python-tiny", tasks=tuple(facts["tasks"]), changes={"optim.steps": str(facts["steps"])}), facts
-    changes = {"bridge.optim.steps": str(facts["steps"]), "prune.standard": facts["standard"]}
+    changes = {
+        "bridge.optim.steps": str(facts["steps"]),
+        "prune.standard": facts["standard"],
+        "prune.algorithm": facts.get("algorithm", "masks"),
+    }
     return circuit_job("python-tiny", tuple(facts["tasks"]), changes=changes), facts
 
 

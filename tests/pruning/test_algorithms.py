@@ -21,7 +21,7 @@ from extractor.pruning.problem import PruningProblem
 from extractor.pruning.prune import find_circuits
 from extractor.spec.schema import PruneSpec
 
-NAMES = algorithms.names()
+NAMES = algorithms.node_rankings()
 every_algorithm = pytest.mark.parametrize("name", NAMES)
 
 
@@ -35,6 +35,7 @@ def trials_of(folder: Path) -> list[dict]:
 def test_the_algorithms_are_the_files_of_their_folder():
     assert {"masks", "attribution", "random"} <= set(NAMES)
     assert sorted(NAMES) == NAMES
+    assert set(algorithms.names()) == {*NAMES, "edges", "race"}
 
 
 @pytest.mark.parametrize("name", ["guess", "", "__init__", "masks.py"])

@@ -19,7 +19,8 @@ from extractor.circuits.prompt_network import PromptMaskedModel
 from extractor.circuits.reference import ReferenceMaskedModel, masked_logit_diff
 from extractor.errors import SpecError
 from extractor.progress import Progress, Stopped
-from extractor.pruning import algorithms, prune
+from extractor.pruning import algorithms, prune, starts
+from extractor.pruning.bisection import smallest_count
 from extractor.pruning.criteria import CircuitCriteria
 from extractor.pruning.problem import POLICY, PruningProblem
 from extractor.pruning.prune import PruneResult, find_circuits
@@ -110,7 +111,7 @@ def test_resampled_values_are_those_of_the_definition_for_any_batch():
 
 
 def test_an_algorithm_that_there_is_not_is_refused(tmp_path: Path):
-    with pytest.raises(SpecError, match="choose attribution, masks, random"):
+    with pytest.raises(SpecError, match="choose attribution, edges, masks, race, random"):
         find_circuits(micro_problem(tmp_path, algorithm="guess"))
 
 
@@ -126,6 +127,46 @@ def test_the_smallest_circuit_is_three_nodes_and_two_edges_whatever_the_ranking(
     assert names_of(problem.model, best.graph.nodes) == set(micro.CIRCUIT)
     assert best.edges == best.graph.edge_count() == 2
     assert (best.graph.edges is None) == (granularity == "node")
+
+
+def test_the_smallest_circuit_of_all_starts_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A race finds for every target what is smallest among the candidates of its starts, each of which is told with its size."""
+    alone = {
+        name: find_circuits(graded_problem(tmp_path / name, algorithm=name, edge_k_coefs=())) for name in ("edges", "attribution", "masks")
+    }
+    raced = find_circuits(graded_problem(tmp_path / "race", algorithm="race", edge_k_coefs=()))
+    sizes = {name: found.starts[name] for name, found in alone.items()}
+    assert list(raced.starts) == ["edges", "attribution", "masks"][: len(raced.starts)]
+    assert raced.starts == {name: sizes[name] for name in raced.starts}
+    assert raced.best.edges == min(alone[name].best.edges for name in raced.starts)
+    assert sorted(raced.path.edges) == sorted(count for name in raced.starts for count in alone[name].path.edges)
+    assert raced.path.edges == sorted(raced.path.edges, reverse=True)
+
+
+def test_a_race_ends_when_its_minutes_are_over(tmp_path: Path):
+    found = find_circuits(graded_problem(tmp_path, algorithm="race", minutes=1e-6))
+    assert list(found.starts) == ["edges"]
+
+
+def test_a_race_over_nodes_ranks_no_edges(tmp_path: Path):
+    found = find_circuits(graded_problem(tmp_path, algorithm="race", granularity="node"))
+    assert next(iter(found.starts)) == "attribution"
+    assert found.best.graph.edges is None
+
+
+def test_where_the_edges_of_the_model_are_too_many_nodes_are_ranked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(starts, "MOST_RANKED_EDGES", 3)
+    assert list(find_circuits(graded_problem(tmp_path, algorithm="edges")).starts) == ["attribution"]
+    assert "edges" not in find_circuits(graded_problem(tmp_path, algorithm="race")).starts
+
+
+def test_a_shortest_prefix_is_longer_by_the_slack_at_most():
+    for least, most, slack in ((1, 1000, 0.0), (1, 1000, 0.05), (7, 1000, 0.05), (5, 5, 0.0)):
+        for wanted in range(least, most + 1, 37):
+            found = smallest_count(lambda k, wanted=wanted: k >= wanted, most, least, slack)
+            assert wanted <= found <= max(wanted, (1 + slack) * wanted)
+    assert smallest_count(lambda k: False, 9) == 0
+    assert smallest_count(lambda k: True, 9, least=4) == 4
 
 
 @pytest.mark.parametrize("ranking", ["forwards", "backwards"])

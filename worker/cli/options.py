@@ -105,7 +105,9 @@ _PRUNING = {
     "granularity": click.option(
         "--granularity", type=click.Choice(["edge", "node"]), help="Prune single edges or whole nodes.  [default: edge]"
     ),
-    "algorithm": click.option("--algorithm", type=click.Choice(algorithms.names()), help="How nodes are ranked.  [default: masks]"),
+    "algorithm": click.option(
+        "--algorithm", type=click.Choice(algorithms.names()), help="How nodes or edges are ranked; race: in several ways.  [default: race]"
+    ),
     "ablation": click.option(
         "--ablation",
         type=click.Choice(["mean", "zero", "resample"]),
@@ -119,7 +121,7 @@ _PRUNING = {
     ),
     "trials": click.option("--trials", type=click.IntRange(1), help="Number of mask sets to train. Default: set by the preset."),
     "minutes": click.option(
-        "--minutes", type=click.FloatRange(0, min_open=True), help="Start no new round of trials after this many minutes."
+        "--minutes", type=click.FloatRange(0, min_open=True), help="Start no new ranking or round of trials after this many minutes."
     ),
     "seeds": click.option("--seeds", type=click.IntRange(1), help="Repeat with N seeds and report how much the circuits overlap."),
 }

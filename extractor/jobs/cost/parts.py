@@ -13,6 +13,7 @@ from extractor.jobs.cost.constants import (
     MASK_SECONDS,
     MEASURES,
     PRUNE_SECONDS,
+    RACE_SECONDS,
     REFERENCE_BYTES,
     REFERENCE_ENTRIES,
     REFERENCE_FLOPS,
@@ -86,12 +87,13 @@ def _of_circuit(prune: PruneSpec, scale: float, is_bridged: bool, suffix: str) -
 def _of_search(prune: PruneSpec, scale: float, standard: str, stage: str) -> list[JobPart]:
     """The phases of the search by one standard: the ranking by what the spec asks for, the others as measured."""
     prefix, less = ("robust ", 2) if standard == "robust" else ("", 1)  # the robust standard halves what masks are learned with
-    rounds = math.ceil((len(prune.k_coefs) or prune.trials) / prune.population)
-    steps = rounds * max(1, prune.steps // less) if prune.algorithm == "masks" else 0
-    rank = steps * MASK_SECONDS[standard] * max(1, prune.population) / 8 * prune.pairs / 64
-    if prune.minutes is not None:
-        rank = min(rank, 60 * prune.minutes)
-    seconds = {"rank": rank, **PRUNE_SECONDS[standard]}
+    if prune.algorithm == "race":
+        steps, seconds = 0, dict(RACE_SECONDS[standard])
+    else:
+        rounds = math.ceil((len(prune.k_coefs) or prune.trials) / prune.population)
+        steps = rounds * max(1, prune.steps // less) if prune.algorithm == "masks" else 0
+        rank = steps * MASK_SECONDS[standard] * max(1, prune.population) / 8 * prune.pairs / 64
+        seconds = {"rank": rank if prune.minutes is None else min(rank, 60 * prune.minutes), **PRUNE_SECONDS[standard]}
     if prune.granularity == "node":
         seconds = {phase: spent for phase, spent in seconds.items() if "edges" not in phase}
     return [JobPart(stage, prefix + phase, scale * spent, steps if phase == "rank" else 0) for phase, spent in seconds.items()]

@@ -1,6 +1,7 @@
 """Rankings of nodes, one file each: `rank(problem)` returns scores (N,), higher is more needed; k of a channel has the score of its q.
 
-The steps after the ranking (see `pruning.prune`) are the same for all of them.
+Beside them a job can ask for 'edges', a ranking of all edges by attribution (`pruning.starts`), and 'race', several rankings in turn
+(`pruning.race`). The steps after the ranking (see `pruning.prune`) are the same for all of them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,17 @@ if TYPE_CHECKING:
     from extractor.pruning.problem import PruningProblem
 
 
-def names() -> list[str]:
-    """The algorithms: the files of this folder."""
+EDGES, RACE = "edges", "race"
+
+
+def node_rankings() -> list[str]:
+    """The rankings of nodes: the files of this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def names() -> list[str]:
+    """All that a job can ask for."""
+    return sorted([EDGES, RACE, *node_rankings()])
 
 
 def check(name: str) -> None:
@@ -29,7 +38,8 @@ def check(name: str) -> None:
 
 
 def rank(problem: PruningProblem, name: str | None = None) -> Tensor:
-    """Scores (N,) by an algorithm, else by the one that the problem's spec names. Raises SpecError for an unknown one."""
+    """Scores (N,) by a ranking of nodes, else by the one that the problem's spec names. Raises SpecError for an unknown one."""
     name = name or problem.spec.algorithm
-    check(name)
+    if name not in node_rankings():
+        raise SpecError(f"pruning algorithm {name[:80]!r} is unknown; choose {', '.join(node_rankings())}")
     return importlib.import_module(f"{__name__}.{name}").rank(problem)
