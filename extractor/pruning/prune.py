@@ -19,7 +19,7 @@ models are redundant, and the smallest sufficient circuit is often one of severa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class PruneResult:
     best: PrunedCircuit
     curve: tuple[PrunedCircuit, ...]
     path: EliminationPath
-    starts: dict[str, int | None]
+    starts: dict[str, int | None] = field(default_factory=dict)
 
 
 def find_circuits(problem: PruningProblem) -> PruneResult:

@@ -165,7 +165,11 @@ def test_a_loss_to_match_and_tensorboard_are_passed_on():
 
 def test_tasks_are_checked_and_bring_the_pruning():
     made = job(tasks=("for_while", "quote_close", "for_while"), target_loss=0.3)
-    assert (made.tasks, made.target_loss, made.prune) == (("for_while", "quote_close"), 0.3, PruneSpec(standard="robust", confident=True))
+    search = PruneSpec(algorithm="race", standard="robust", confident=True, trial_pairs=128)
+    assert (made.tasks, made.target_loss, made.prune) == (("for_while", "quote_close"), 0.3, search)
+    assert "'edges' ranks edges" in refused(
+        SpecError, tasks=("for_while",), changes={"prune.algorithm": "edges", "prune.granularity": "node"}
+    )
     assert job().prune is None
     assert "for_whilst" in refused(UnknownTask, tasks=("for_whilst",))
 
