@@ -201,6 +201,23 @@ def test_larger_models_and_more_seeds_take_longer():
     assert total(SPECS["main"]) == pytest.approx(300 + total(SPECS["main"], sparse | {"n_layer": 2, "d_model": 128}), rel=0.1)
 
 
+def test_a_large_model_of_which_few_layers_and_few_pairs_are_searched_takes_minutes_and_not_hours():
+    """SmolLM2-135M bridged in five of thirty layers: search, checks and report took less than half an hour."""
+    llama = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    llama |= {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True, "max_position_embeddings": 8192}
+    pairs = {"prune.select_pairs": "32", "prune.held_out_pairs": "64", "prune.trial_pairs": "16", "prune.controls": "0"}
+    few = job_parts(layered_spec(pairs), llama)
+    assert 60 < sum(part.seconds or 0.0 for part in few if part.stage != "bridge") < 1800
+    every = job_parts(layered_spec({}), llama)
+    assert all((a.seconds or 0.0) <= (b.seconds or 0.0) for a, b in zip(few, every, strict=True))
+
+
+def layered_spec(changes: dict[str, str]) -> JobSpec:
+    made = circuit_job("python-tiny", ("quote_close",), changes=changes | {"prune.standard": "paper"})
+    assert made.bridge is not None
+    return made.model_copy(update={"bridge": made.bridge.model_copy(update={"layers": "24-28"})})
+
+
 def recorded(name: str) -> tuple[JobSpec, dict[str, Any]]:
     facts = json.loads((RECORDINGS / f"{name}.json").read_text())
     if facts["kind"] == "train":
@@ -209,6 +226,7 @@ def recorded(name: str) -> tuple[JobSpec, dict[str, Any]]:
         "bridge.optim.steps": str(facts["steps"]),
         "prune.standard": facts["standard"],
         "prune.algorithm": facts.get("algorithm", "masks"),
+        "prune.trial_pairs": str(facts.get("trial_pairs", 256)),
     }
     return circuit_job("python-tiny", tuple(facts["tasks"]), changes=changes), facts
 

@@ -70,10 +70,13 @@ STEP_SECONDS = 0.02
 # What is measured of a model when it is trained, by stage: the phase, its seconds. Measured.
 MEASURES = {"train": ("numbers", 23.0), "bridge": ("faithfulness", 6.5)}
 
-# Entries of the matrices of the blocks of the model that was pruned. The search takes time in proportion, at least SMALLEST_SHARE of the
-# table. Counted, chosen.
+# Entries of the matrices of the blocks of the model that was pruned, and pairs of its select, held-out and trial batches. The search takes
+# time in proportion to both, at least SMALLEST_SHARE of the table; beyond LARGE times the entries, matrix products run at higher rates, and
+# it grows with a power of the entries. Counted; chosen; the power measured with SmolLM2-135M.
 REFERENCE_ENTRIES = 393_216
+REFERENCE_PAIRS = 1_280
 SMALLEST_SHARE = 0.25
+LARGE, LARGE_POWER = 16.0, 0.75
 
 # Text and tokens that are in no cache. Measured.
 CORPUS_SECONDS = 10.0

@@ -10,6 +10,8 @@ from extractor.jobs.cost.bridging import BridgingCost, bridging_cost
 from extractor.jobs.cost.constants import (
     CORPUS_SECONDS,
     FLOAT_BYTES,
+    LARGE,
+    LARGE_POWER,
     MASK_SECONDS,
     MEASURES,
     PRUNE_SECONDS,
@@ -17,6 +19,7 @@ from extractor.jobs.cost.constants import (
     REFERENCE_BYTES,
     REFERENCE_ENTRIES,
     REFERENCE_FLOPS,
+    REFERENCE_PAIRS,
     REPORT_SECONDS,
     SMALLEST_SHARE,
     STEP_SECONDS,
@@ -35,16 +38,25 @@ REFERENCE = Speed(REFERENCE_FLOPS, REFERENCE_BYTES)
 def job_parts(spec: JobSpec, config: Mapping[str, Any] | None) -> list[JobPart]:
     """The parts of a job in order. config: config.json of the given model of a circuit job. Raises UnsupportedModel, SpecError."""
     model, entries, is_bridged = _model(spec, config)
-    scale = max(SMALLEST_SHARE, entries / REFERENCE_ENTRIES)
+    scale = _scale(entries)
     parts = [JobPart("corpus", "", CORPUS_SECONDS, is_work=False), model]
     if model.steps and (spec.train is not None or is_bridged):
         phase, seconds = MEASURES[model.stage]
         parts.append(JobPart(model.stage, phase, scale * seconds, is_work=False))
     if spec.prune is not None:
+        scale = _scale(entries, spec.prune)
         for task in spec.tasks:
             suffix = f" {task}" if len(spec.tasks) > 1 or spec.kind == "train" else ""
             parts += _of_circuit(spec.prune, scale, is_bridged, suffix)
     return parts
+
+
+def _scale(entries: int, prune: PruneSpec | None = None) -> float:
+    """Seconds as a multiple of the reference model's. prune: of a search, by the number of its pairs too."""
+    size = entries / REFERENCE_ENTRIES
+    size = size if size <= LARGE else LARGE * (size / LARGE) ** LARGE_POWER
+    pairs = 1.0 if prune is None else (prune.select_pairs + prune.held_out_pairs + prune.trial_pairs) / REFERENCE_PAIRS
+    return max(SMALLEST_SHARE, size * pairs)
 
 
 def _model(spec: JobSpec, config: Mapping[str, Any] | None) -> tuple[JobPart, int, bool]:
@@ -64,7 +76,8 @@ def _model(spec: JobSpec, config: Mapping[str, Any] | None) -> tuple[JobPart, in
         return JobPart("bridge", "", 0.0), DenseShape.of(config).block_parameters, True
     cost: BridgingCost = bridging_cost(config, spec.bridge)
     steps = cost.spec.optim.steps
-    return JobPart("bridge", "", steps * cost.seconds(REFERENCE), steps), block_entries(cost.spec.model), True
+    entries = block_entries(cost.spec.model) * cost.sparse_layers // cost.dense.layers  # the other layers are no part of a circuit
+    return JobPart("bridge", "", steps * cost.seconds(REFERENCE), steps), entries, True
 
 
 def _training_step(train: TrainSpec) -> float:
@@ -74,7 +87,7 @@ def _training_step(train: TrainSpec) -> float:
 
 
 def _of_circuit(prune: PruneSpec, scale: float, is_bridged: bool, suffix: str) -> Iterator[JobPart]:
-    """The parts of the search for one circuit. scale: the model's size, as a multiple of the reference model's."""
+    """The parts of the search for one circuit. scale: as `_scale` gives it."""
     standards = ("paper", "robust") if prune.standard == "robust" else ("paper",)
     found = [_of_search(prune, scale, standard, f"prune{suffix}") for standard in standards]
     for parts in found:
