@@ -8,15 +8,16 @@ from extractor.data.prompts import task_batch, task_loss
 from extractor.data.task_choice import check_expressible
 from extractor.files import rounded
 from extractor.jobs.check_tasks import last_logit_diff
+from extractor.models.dense.start import obstacle
 from extractor.models.reference import open_model
 from extractor.models.tokenizer import load_tokenizer
 from tasks import Task
 
 
 def measure_layers(reference: str, adapter: str | None, task: Task, pairs: int, seed: int = 0) -> dict[str, Any]:
-    """{model, adapter, task, pairs, loss, layers: [{layer, last, others}], span: 'A-B' or None}, see `bridges.answer_layers`.
+    """{model, adapter, task, pairs, loss, layers: [{layer, last, others}], span: 'A-B' or None, obstacle}, see `bridges.answer_layers`.
 
-    On select pairs. loss   the model's own, nats, not calibrated
+    On select pairs. loss   the model's own, nats, not calibrated;  obstacle   why --layers does not go with this model; None where it does
 
     Raises TaskNotExpressible, UnsupportedModel for a sparse model or an architecture that cannot be bridged, and what `open_dense` raises.
     """
@@ -36,4 +37,5 @@ def measure_layers(reference: str, adapter: str | None, task: Task, pairs: int, 
     loss = task_loss(last_logit_diff(model, batch), batch.sign.cpu()).item()
     facts = {"model": reference, "adapter": adapter, "task": task.name, "pairs": batch.pairs, "loss": round(loss, 6)}
     place = span(found)
-    return facts | {"layers": rounded([one._asdict() for one in found]), "span": place and f"{place[0]}-{place[1]}"}
+    facts |= {"layers": rounded([one._asdict() for one in found]), "span": place and f"{place[0]}-{place[1]}"}
+    return facts | {"obstacle": obstacle(config.to_dict(), min(longest, batch.ids.shape[1]))}

@@ -81,6 +81,13 @@ def test_the_command_prints_a_row_for_each_layer_and_the_option_to_give():
     assert done.output.count("%") >= 4
 
 
+def test_a_model_of_which_no_layers_can_be_made_sparse_alone_gets_no_advice(monkeypatch):
+    monkeypatch.setattr("extractor.jobs.answer_layers.obstacle", lambda config, context: f"{config['model_type']} is odd")
+    done = CliRunner().invoke(group, ["tasks", "layers", "quote_close", "--model", "python-tiny", "--pairs", "4"])
+    assert "--layers does not go with it: gpt2 is odd" in " ".join(done.output.split())
+    assert "extract submit" not in done.output
+
+
 def test_prompts_that_end_in_different_tokens_have_no_span():
     found = measure_layers("python-tiny", None, get_task("else_elif"), PAIRS)
     assert found["span"] is None

@@ -166,7 +166,8 @@ def layers(task: str, model: str, adapter: str | None, pairs: int, as_json: bool
     if facts["span"] is None:
         say("nothing moves to the last token: the prompts differ there already, or the model does not tell them apart")
     else:
-        say(f"what tells the prompts apart reaches the last token in layers {facts['span']}: `extract submit --layers {facts['span']}`")
+        advice = f"--layers does not go with it: {facts['obstacle']}" if facts["obstacle"] else f"`extract submit --layers {facts['span']}`"
+        say(f"what tells the prompts apart reaches the last token in layers {facts['span']}: {advice}")
     return 0
 
 
