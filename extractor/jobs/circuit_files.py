@@ -195,7 +195,7 @@ def by_standard(problem: PruningProblem, result: PruneResult, run: CircuitRun, c
 
     found        whether a circuit meets the target on the select split, with confidence, and is necessary; else the best one is given
     nodes, edges, loss, accuracy, met   of its circuit, met: on held-out pairs;  edges_of_model   of the full model without its dead nodes
-    starts       {ranking: edges of the smallest circuit that elimination from it passed with the target loss on select pairs, or None}
+    starts       {ranking: edges of the smallest circuit that elimination from it passed and that is found in the sense above, or None}
     conditions   {condition: {loss, accuracy, interval}} of its circuit, at the model's own scale; measured where they are not given
     curve        [{target, nodes, edges, loss, accuracy, met}, ...], a circuit for every target
     """

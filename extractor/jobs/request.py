@@ -285,7 +285,7 @@ def _prune(preset: str, changes: dict[str, str]) -> PruneSpec:
     spec = changed(prune_spec(preset), changes, "prune.")
     algorithms.check(spec.algorithm)
     if spec.algorithm == algorithms.EDGES and spec.granularity == "node":
-        raise SpecError("algorithm 'edges' ranks edges and granularity 'node' keeps nodes; leave one of them out")
+        raise SpecError(f"algorithm {spec.algorithm!r} ranks edges and granularity 'node' keeps nodes; leave one of them out")
     return spec
 
 

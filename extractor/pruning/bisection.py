@@ -27,7 +27,7 @@ def smallest(meets: Callable[[Tensor], Tensor], most: Tensor) -> Tensor:
 
 
 def smallest_count(meets: Callable[[int], bool], most: int, least: int = 1, slack: float = 0.0) -> int:
-    """`smallest` for one ranking: the smallest k in [least, most] that meets; 0 where there is none.
+    """`smallest` for one ranking: the smallest k in [least, most], least <= most, that meets; 0 where there is none.
 
     slack   the answer may be larger by this fraction: fewer k are tried
     """
@@ -36,7 +36,7 @@ def smallest_count(meets: Callable[[int], bool], most: int, least: int = 1, slac
         if high >= most:
             return 0
         low, high = high, min(2 * high, most)
-    while high - max(low, least - 1) > 1 and high > (1 + slack) * (low + 1):
+    while high - low > 1 and high > (1 + slack) * (low + 1):
         middle = (low + high) // 2
         low, high = (low, middle) if meets(middle) else (middle, high)
     return high

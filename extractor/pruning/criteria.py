@@ -15,7 +15,6 @@ from extractor.pruning.problem import PruningProblem
 from extractor.spec.thresholds import FULL_MODEL_FAILS, MOST_DEMANDED_LOSS
 
 FEW_PAIRS = 128  # select pairs by which starts are cut, candidates compared, and necessity is checked on the way
-NECESSITY_DOUBT = 0.05  # nats; closer than this to the demanded loss, all pairs are used
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,12 @@ class CircuitCriteria:
         def few(pairs: int) -> TaskBatch:
             return problem.select.pick(torch.arange(min(pairs, problem.select.pairs)))
 
-        self.scorer = problem.scorer(problem.select)
-        self.is_confident = problem.spec.confident
-        most = FEW_PAIRS if problem.standard.copies == 1 else problem.select.pairs // problem.standard.copies
-        self.prefixes = problem.scorer(few(max(1, most))) if self.is_confident or problem.standard.copies > 1 else self.scorer
-        self.without, self.without_few = (CircuitScorer(problem.paper, some) for some in (problem.select, few(FEW_PAIRS)))
+        copies, some = problem.standard.copies, few(FEW_PAIRS)
+        self.scorer, self.is_confident = problem.scorer(problem.select), problem.spec.confident
+        self.prefixes = problem.scorer(some) if self.is_confident else self.scorer
+        if copies > 1:
+            self.prefixes = problem.scorer(few(max(1, problem.select.pairs // copies)))
+        self.without, self.without_few = CircuitScorer(problem.paper, problem.select), CircuitScorer(problem.paper, some)
         self.full_loss = self.scorer.loss(problem.full_mask())
         necessity = problem.spec.necessity
         full = self.full_loss if problem.standard is problem.paper else self.without.loss(problem.full_mask())

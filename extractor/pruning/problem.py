@@ -38,7 +38,7 @@ class SearchPolicy:
 
     first_rankings     quick rankings that are tried before learned masks
     few                edges of a start; one with at most so many is eliminated before another ranking is made
-    large              edges of a circuit; in a race one with more pays for another start
+    large              edges of a circuit; one with more pays for another ranking, where several race
     most_start_edges   a start with more is cut to its first edges by attribution: the worst of several conditions varies from draw to draw,
                        and elimination ends before it has removed what such a cut removes at once
     most_edges         elimination starts from no larger circuit: several times as many prompts of a large network take hours

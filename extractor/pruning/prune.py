@@ -3,9 +3,9 @@
 1. Start from a ranking (`starts`): of edges or of nodes, by attribution, learned masks or chance (`algorithms`). A prefix is kept that is
    sufficient and necessary, with loss to spare for step 2; dead nodes go.
 2. Eliminate nodes one by one, and with granularity 'edge' then edges, both from the result and from the prefix (`eliminate`). Every circuit
-   on the way is a candidate. With `edge_k_coefs` elimination also starts from edges that learned masks keep. Where so many edges are left
-   that this takes long and removes little (`problem.SearchPolicy`), it starts from the first of these edges by attribution, and where
-   these are too many as well, nothing is eliminated.
+   on the way is a candidate. With `edge_k_coefs` and a ranking of nodes, elimination also starts from edges that learned masks keep. Where
+   so many edges are left that this takes long and removes little (`problem.SearchPolicy`), it starts from the first of these edges by
+   attribution, and where these are too many as well, nothing is eliminated.
 3. With algorithm 'race' the next start runs while `race.Race` expects that it pays. The candidates of all starts count.
 4. Choose, for every target, the candidate with fewest edges that meets it on the select split, also at the upper end of its interval
    (`confident`; else by a margin), and is necessary (`choose.chosen`). The loss to report is measured on a third split.
@@ -37,12 +37,14 @@ from extractor.pruning.race import Race
 from extractor.pruning.starts import START_SHARE, edge_start, first_edges, node_start
 from extractor.spec.thresholds import FULL_MODEL_FAILS
 
+MOST_NODE_EDGES = 5000  # between the nodes of a start by edges; with more, its nodes are not eliminated
+
 
 @dataclass(frozen=True)
 class PruneResult:
     """best: the circuit for the problem's target; curve: one circuit per target, smallest target first; path: all candidates.
 
-    starts   {ranking: edges of the smallest candidate of its elimination that has the target loss on the select split; None: none has}
+    starts   {ranking: edges of the smallest candidate of its elimination that holds for the problem's target; None: none does}
     """
 
     best: PrunedCircuit
@@ -55,15 +57,26 @@ def find_circuits(problem: PruningProblem) -> PruneResult:
     """The circuits of a problem, one per target; not `met` where no candidate is sufficient and necessary. Raises Stopped."""
     targets = sorted({problem.target, *problem.spec.targets})
     criteria, race = CircuitCriteria(problem), Race(problem)
+    if problem.guarded and criteria.full_loss >= FULL_MODEL_FAILS:
+        return _nothing(problem, criteria, targets)
     while (named := race.next_start(lambda name: _start(problem, name, criteria, targets))) is not None:
         path = _path(problem, named[1], criteria, targets[-1])
-        race.ended(named[0], path, (criteria.prefixes if problem.spec.confident else criteria.scorer).losses(path).tolist())
-    problem.phase("choose")
+        problem.phase("choose")
+        losses = (criteria.prefixes if problem.spec.confident else criteria.scorer).losses(path).tolist()
+        race.ended(named[0], path, losses, chosen(problem, path, losses, criteria, problem.target))
     path, losses = race.joined()
-    found = {target: chosen(problem, path, losses, criteria, target) for target in targets}
+    known = {problem.target: race.best} if race.best else {}
+    found = {target: known.get(target) or chosen(problem, path, losses, criteria, target) for target in targets}
     if problem.spec.confident:
         found[problem.target] = minimal(problem, found[problem.target], criteria)
     return PruneResult(found[problem.target], tuple(found.values()), path, race.sizes)
+
+
+def _nothing(problem: PruningProblem, criteria: CircuitCriteria, targets: Sequence[float]) -> PruneResult:
+    """What is found where the full model does not do the task: itself, which meets no target."""
+    path = EliminationPath.of(problem.full_mask())
+    found = {target: chosen(problem, path, [criteria.full_loss], criteria, target) for target in targets}
+    return PruneResult(found[problem.target], tuple(found.values()), path)
 
 
 def _start(problem: PruningProblem, name: str, criteria: CircuitCriteria, targets: Sequence[float]) -> CircuitMask | None:
@@ -81,7 +94,7 @@ def _path(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria
         most = max(problem.select_target(target), criteria.scorer.loss(mask)) + problem.spec.margin
         return eliminate(problem, kind, mask, most, criteria.is_roughly_necessary)
 
-    is_hopeless = criteria.full_loss >= FULL_MODEL_FAILS and (problem.guarded or start.node_count() == len(problem.index))
+    is_hopeless = criteria.full_loss >= FULL_MODEL_FAILS and start.node_count() == len(problem.index)
     by_edges = problem.spec.granularity == "edge"
     if start.edge_count() > min(problem.policy.most_start_edges, problem.policy.most_edges) and by_edges and not is_hopeless:
         start = first_edges(problem, start, criteria)
@@ -94,17 +107,17 @@ def _path(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria
     else:
         starts, nodes = [start], CircuitMask(problem.model, start.nodes).without_dead()
     least = START_SHARE * problem.target
-    if nodes.edge_count() <= min(problem.policy.most_start_edges, problem.policy.most_edges):
+    if start.edges is None or nodes.edge_count() <= MOST_NODE_EDGES:
         fewer_nodes = _last_below(criteria, eliminated("node", nodes, least), least)
-        if start.edges is not None or fewer_nodes.node_count() < start.node_count():
+        if fewer_nodes is not None and (start.edges is not None or fewer_nodes.node_count() < start.node_count()):
             starts.append(fewer_nodes)
     return EliminationPath.joined([eliminated("edge", mask.with_edges(), largest) for mask in starts])
 
 
-def _last_below(criteria: CircuitCriteria, path: EliminationPath, loss: float) -> CircuitMask:
-    """The smallest circuit of a path with at most this loss; the first circuit where there is none."""
-    losses = criteria.scorer.losses(path).tolist()
-    return path[max((place for place, found in enumerate(losses) if found <= loss), default=0)]
+def _last_below(criteria: CircuitCriteria, path: EliminationPath, loss: float) -> CircuitMask | None:
+    """The smallest circuit of a path with at most this loss; None where there is none."""
+    place = max((place for place, found in enumerate(criteria.scorer.losses(path).tolist()) if found <= loss), default=None)
+    return None if place is None else path[place]
 
 
 def _edge_starts(problem: PruningProblem, mask: CircuitMask, criteria: CircuitCriteria) -> list[CircuitMask]:

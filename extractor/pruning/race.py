@@ -7,24 +7,31 @@ learned masks find a circuit of a half to a fifth of the edges.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 
 from extractor.circuits.graph import CircuitMask
+from extractor.errors import SpecError
 from extractor.pruning import algorithms
+from extractor.pruning.criteria import PrunedCircuit
 from extractor.pruning.eliminate import EliminationPath
 from extractor.pruning.problem import PruningProblem
 
 RACERS = ("edges", "attribution", "masks")
+FALLBACK = "attribution"  # where the edges of the model are too many to be ranked, or no prefix of them is sufficient
 
 
 class Race:
-    """The starts of one search. sizes: {ranking: edges of its smallest candidate with the target loss, None: it has none}."""
+    """The starts of one search.
+
+    sizes   {ranking: edges of the smallest candidate of its elimination that holds for the problem's target; None: none does}
+    best    the smallest of these circuits
+    """
 
     def __init__(self, problem: PruningProblem):
         self.problem, self.began = problem, time.monotonic()
         self.sizes: dict[str, int | None] = {}
+        self.best: PrunedCircuit | None = None
         self._waiting, self._paths = _rankings(problem), list[tuple[EliminationPath, list[float]]]()
 
     def next_start(self, start: Callable[[str], CircuitMask | None]) -> tuple[str, CircuitMask] | None:
@@ -34,15 +41,20 @@ class Race:
         """
         found: dict[str, CircuitMask] = {}
         while self._waiting and self._pays() and not any(one.edge_count() <= self.problem.policy.few for one in found.values()):
+            if found and self._is_late():
+                break
             name = self._waiting.pop(0)
             if (one := start(name)) is not None:
                 found[name] = one
+        if not found and not self.sizes and (one := start(FALLBACK)) is not None:
+            found[FALLBACK] = one
         return min(found.items(), key=lambda one: one[1].edge_count(), default=None)
 
-    def ended(self, name: str, path: EliminationPath, losses: list[float]) -> None:
-        """losses: of the candidates, nats, select split."""
-        limit = self.problem.select_target(self.problem.target)
-        self.sizes[name] = min((edges for edges, loss in zip(path.edges, losses, strict=True) if loss <= limit), default=None)
+    def ended(self, name: str, path: EliminationPath, losses: list[float], found: PrunedCircuit) -> None:
+        """losses: of the candidates, nats, select split;  found: the one that is chosen for the problem's target."""
+        self.sizes[name] = found.edges if found.met else None
+        if found.met and (self.best is None or found.edges < self.best.edges):
+            self.best = found
         self._paths.append((path, losses))
 
     def joined(self) -> tuple[EliminationPath, list[float]]:
@@ -54,9 +66,11 @@ class Race:
         """Whether another ranking is worth its time: nothing has been eliminated yet, or a race has found only a large circuit so far."""
         if not self.sizes:
             return True
-        minutes, best = self.problem.spec.minutes, min((size for size in self.sizes.values() if size is not None), default=math.inf)
-        is_late = minutes is not None and time.monotonic() - self.began > 60 * minutes
-        return best > self.problem.policy.large and not is_late
+        return (self.best is None or self.best.edges > self.problem.policy.large) and not self._is_late()
+
+    def _is_late(self) -> bool:
+        minutes = self.problem.spec.minutes
+        return minutes is not None and time.monotonic() - self.began > 60 * minutes
 
 
 def _rankings(problem: PruningProblem) -> list[str]:
@@ -65,5 +79,7 @@ def _rankings(problem: PruningProblem) -> list[str]:
     if name == algorithms.RACE:
         return [one for one in RACERS if one != algorithms.EDGES or problem.spec.granularity == "edge"]
     if name == algorithms.EDGES:
-        return [name, "attribution"]  # the second where the edges of the model are too many to be ranked
+        if problem.spec.granularity == "node":
+            raise SpecError(f"algorithm {name!r} ranks edges and granularity 'node' keeps nodes; leave one of them out")
+        return [name]
     return [*problem.policy.first_rankings, name] if name == "masks" else [name]

@@ -1,4 +1,4 @@
-"""Where elimination starts: a prefix of a ranking, with loss to spare, that is sufficient and necessary. Two kinds of rankings.
+"""Where elimination starts: a prefix of a ranking, with loss to spare, that is sufficient, and necessary where one is.
 
 Nodes (`node_start`): by any algorithm; the circuit has all edges between the nodes of the prefix. Edges (`edge_start`): by attribution, in
 two orders of which the one that leaves fewer edges counts: signed, and by size (an edge that cancels what another brings has a negative
@@ -53,15 +53,19 @@ class Prefixes:
         k = self.sufficient(loss)
         return k and max(k, self.necessary(least=k))
 
-    def with_loss_to_spend(self, shortest: int, targets: Sequence[float]) -> int:
-        """Elements of a longer prefix, with half the loss of these targets: elimination spends the rest."""
+    def with_loss_to_spend(self, shortest: int, target: float, least_target: float, is_capped: bool = True) -> int:
+        """Elements of a longer prefix, with half the loss of these targets: elimination spends the rest.
+
+        is_capped   whether at most `MOST_TIMES_SHORTEST` times the shortest, also for half of the target
+        """
         most = min(MOST_TIMES_SHORTEST * shortest, self.count)
-        counts = [self.sufficient(START_SHARE * target, most, shortest) for target in targets]
-        return max(shortest, *counts, self.necessary(START_SHARE, most, max(shortest, *counts)))
+        k = max(shortest, self.sufficient(START_SHARE * target, most if is_capped else self.count, shortest))
+        k = max(k, self.sufficient(START_SHARE * least_target, most, k)) if k < most else k
+        return max(k, self.necessary(START_SHARE, most, k)) if k < most else k
 
 
 def node_start(problem: PruningProblem, scores: Tensor, criteria: CircuitCriteria, targets: Sequence[float]) -> CircuitMask:
-    """The start by a ranking of nodes (N,); the full model where no prefix is both sufficient and necessary."""
+    """The start by a ranking of nodes (N,); the full model where no prefix is sufficient."""
     problem.phase("cut")
     place = scores.argsort(descending=True, stable=True).argsort()
     prefixes = Prefixes(lambda k: CircuitMask(problem.model, place < k).without_dead(), len(problem.index), criteria)
@@ -69,14 +73,18 @@ def node_start(problem: PruningProblem, scores: Tensor, criteria: CircuitCriteri
     shortest = next(filter(None, map(prefixes.shortest, losses)), 0)
     if not shortest:
         return problem.full_mask()
-    longer = prefixes.mask(prefixes.with_loss_to_spend(shortest, (problem.target, targets[0])))
+    longer = prefixes.mask(prefixes.with_loss_to_spend(shortest, problem.target, targets[0]))
     return longer if longer.edge_count() <= problem.policy.most_edges else prefixes.mask(shortest)
 
 
 def edge_start(problem: PruningProblem, criteria: CircuitCriteria, targets: Sequence[float]) -> CircuitMask | None:
-    """The start by a ranking of all edges of the model; None where they are too many, or no prefix is sufficient."""
+    """The start by a ranking of all edges of the model; None where there are none or too many, or no prefix is sufficient.
+
+    The shortest sufficient prefix can have few edges, and then hold on no other pairs: half of the target's loss is sought in any length.
+    """
     every, loss, found = problem.full_mask().without_dead(), problem.select_target(problem.target), []
-    if every.edge_count() > MOST_RANKED_EDGES or sum(mask.numel() for mask in every.present_edges().values()) > MOST_ENTRIES:
+    entries = sum(mask.numel() for mask in every.present_edges().values())
+    if not 0 < every.edge_count() <= MOST_RANKED_EDGES or entries > MOST_ENTRIES:
         return None
     for prefixes in _edge_prefixes(problem.at("first edges"), every, criteria):
         if k := prefixes.sufficient(loss):
@@ -85,7 +93,8 @@ def edge_start(problem: PruningProblem, criteria: CircuitCriteria, targets: Sequ
         return None
     _, k, best = min(found, key=lambda one: one[0])
     shortest = max(k, best.necessary(least=k))
-    return best.mask(best.with_loss_to_spend(shortest, (problem.target, targets[0])))
+    longer = best.mask(best.with_loss_to_spend(shortest, problem.target, targets[0], is_capped=False))
+    return longer if longer.edge_count() <= problem.policy.few else best.mask(shortest)
 
 
 def first_edges(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria) -> CircuitMask:

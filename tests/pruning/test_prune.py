@@ -13,7 +13,7 @@ import torch
 from problems import everything, graded_problem, in_folder, interrupted, micro_problem, names_of, nodes_of
 
 from extractor.circuits.calibration import calibrated_loss
-from extractor.circuits.graph import CircuitMask
+from extractor.circuits.graph import CircuitMask, links
 from extractor.circuits.network import FastMaskedModel
 from extractor.circuits.prompt_network import PromptMaskedModel
 from extractor.circuits.reference import ReferenceMaskedModel, masked_logit_diff
@@ -146,6 +146,52 @@ def test_the_smallest_circuit_of_all_starts_wins(tmp_path: Path, monkeypatch: py
 def test_a_race_ends_when_its_minutes_are_over(tmp_path: Path):
     found = find_circuits(graded_problem(tmp_path, algorithm="race", minutes=1e-6))
     assert list(found.starts) == ["edges"]
+
+
+def test_a_race_that_is_late_makes_no_further_ranking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(POLICY, "paper", replace(POLICY["paper"], few=0))
+    ranked: list[str] = []
+    rank = algorithms.rank
+    monkeypatch.setattr(algorithms, "rank", lambda problem, name: ranked.append(name) or rank(problem, name))
+    assert find_circuits(graded_problem(tmp_path / "late", algorithm="race", minutes=1e-6)).best.met
+    assert ranked == []
+    find_circuits(graded_problem(tmp_path / "long", algorithm="race"))
+    assert ranked == ["attribution", "masks"]
+
+
+@pytest.mark.parametrize("seed", [9, 24, 28])
+def test_the_size_of_a_start_is_that_of_a_circuit_that_holds(seed: int, tmp_path: Path):
+    found = find_circuits(graded_problem(tmp_path, seed=seed, algorithm="edges", confident=True))
+    assert (found.starts["edges"] is None) == (not found.best.met)
+    assert found.starts["edges"] is None or found.best.edges <= found.starts["edges"]
+
+
+def test_edges_and_nothing_else_are_ranked_where_edges_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(POLICY, "paper", replace(POLICY["paper"], few=0, large=0))
+    assert list(find_circuits(graded_problem(tmp_path, algorithm="edges")).starts) == ["edges"]
+    with pytest.raises(SpecError, match="ranks edges and granularity 'node' keeps nodes"):
+        find_circuits(graded_problem(tmp_path, algorithm="edges", granularity="node"))
+
+
+@pytest.mark.parametrize("algorithm", algorithms.names())
+def test_a_model_without_a_live_edge_has_no_circuit(algorithm: str, tmp_path: Path):
+    problem = graded_problem(tmp_path, algorithm=algorithm)
+    with torch.no_grad():
+        for _, _, weight in links(problem.model):
+            weight.zero_()
+    for guarded in (True, False):
+        best = find_circuits(replace(problem, guarded=guarded)).best
+        assert (best.met, best.edges) == (False, 0)
+
+
+def test_a_start_by_edges_that_is_too_large_is_the_shortest_prefix(monkeypatch: pytest.MonkeyPatch):
+    problem = graded_problem(algorithm="edges", seed=7)
+    criteria = CircuitCriteria(problem)
+    start = lambda: starts.edge_start(problem, criteria, (0.15,))  # noqa: E731
+    long = start().edge_count()
+    monkeypatch.setitem(POLICY, "paper", replace(POLICY["paper"], few=long - 1))
+    assert start().edge_count() < long
+    assert criteria.is_sufficient(start(), problem.select_target(0.15))
 
 
 def test_a_race_over_nodes_ranks_no_edges(tmp_path: Path):

@@ -100,8 +100,9 @@ def _of_circuit(prune: PruneSpec, scale: float, is_bridged: bool, suffix: str) -
 def _of_search(prune: PruneSpec, scale: float, standard: str, stage: str) -> list[JobPart]:
     """The phases of the search by one standard: the ranking by what the spec asks for, the others as measured."""
     prefix, less = ("robust ", 2) if standard == "robust" else ("", 1)  # the robust standard halves what masks are learned with
-    if prune.algorithm == "race":
-        steps, seconds = 0, dict(RACE_SECONDS[standard])
+    if prune.algorithm in ("race", "edges"):
+        nodes_first = {"rank": RACE_SECONDS["robust"]["rank"], "cut": RACE_SECONDS["robust"]["cut"]} if prune.granularity == "node" else {}
+        steps, seconds = 0, nodes_first | RACE_SECONDS[standard]
     else:
         rounds = math.ceil((len(prune.k_coefs) or prune.trials) / prune.population)
         steps = rounds * max(1, prune.steps // less) if prune.algorithm == "masks" else 0

@@ -30,8 +30,9 @@ _RANGE = {"k_coef": 10.0, "lr": 4.0, "weight_decay": 10.0, "temperature": 3.0}
 
 
 def rank(problem: PruningProblem) -> Tensor:
-    """Scores (N,) of the best trial."""
-    return Search(problem).run()
+    """Scores (N,) of the best trial; of a model without a live node all are -inf."""
+    search = Search(problem)
+    return search.run() if len(search.nodes) else torch.full((len(problem.index),), -torch.inf, device=problem.model.device)
 
 
 class Search:

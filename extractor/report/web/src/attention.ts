@@ -77,7 +77,7 @@ class Figure {
 
   private read(row: number): void {
     this.shown = row;
-    const shares = this.rows[row]!.map(Math.round), key = JSON.stringify([row, shares, this.most]);
+    const shares = this.rows[row]!.map(share => share.toFixed(2)), key = JSON.stringify([row, shares, this.most]);
     if (key === this.written) return;
     this.written = key;
     this.words.replaceChildren(...reading(this.texts, this.rows[row]!, row, this.most));
