@@ -11,6 +11,7 @@ from worlds import ROOT
 
 from extractor.report.page import _verdicts
 from extractor.report.story import story_section
+from extractor.spec.claims import worst_condition
 
 EXAMPLE = json.loads((ROOT / ".github" / "example" / "result.json").read_text(encoding="utf-8"))
 FAILED = "This does not hold on held-out prompts"
@@ -24,10 +25,17 @@ def test_the_story_of_the_example():
     told = sentences(EXAMPLE)
     assert len(told) == len(EXAMPLE["validation"]["mechanism"]["claims"])
     assert told[0].startswith("The two prompts of a pair differ in one token: (&quot; before the first answer")
-    assert "Head 7 of layer 1 gives from the last token 44.9 %" in told[2]
+    head = next(claim for claim in EXAMPLE["validation"]["mechanism"]["claims"] if claim["kind"] == "head")
+    layer, number = head["head"]
+    assert f"Head {number} of layer {layer} gives from the last token {100 * head['attention']['end']:.1f} %" in told[2]
     assert FAILED not in story_section(EXAMPLE)
     assert told[4].endswith("directly (share of its variance).")  # its node's effect stands in the sentence before
-    assert "(1.attn.resid_delta.12 alone does as much)" in told[5]
+    assert "alone does as much" not in told[5]
+    result = copy.deepcopy(EXAMPLE)
+    claims = result["validation"]["mechanism"]["claims"]
+    effects = {name: claims[3][name] for name in ("moved", "flipped", "without")}
+    claims[5] |= effects  # as if all together did no more than one of them
+    assert f"({claims[3]['nodes'][0]} alone does as much)" in sentences(result)[5]
 
 
 def test_a_claim_that_fails_says_so_and_several_differing_tokens_are_no_failure():
@@ -71,4 +79,5 @@ def test_shifted_prompts_have_a_card(circuit: float, full: float, same: float, c
     result["validation"]["shifted"] |= {"accuracy": {"circuit": circuit, "full": full}, "same_answer": same}
     (card,) = re.findall(rf'<li class="card \w+"><b>{claim}.*?</li>', _verdicts(result))
     assert f"right on {100 * circuit:.4g}&nbsp;%" in card
-    assert "without calibration at worst 4.926 nats" in card
+    _, worst = worst_condition(result["validation"]["shifted"])
+    assert f"without calibration at worst {worst['loss']:.3f} nats" in card
