@@ -107,7 +107,7 @@ def _path(problem: PruningProblem, start: CircuitMask, criteria: CircuitCriteria
     else:
         starts, nodes = [start], CircuitMask(problem.model, start.nodes).without_dead()
     least = START_SHARE * problem.target
-    if start.edges is None or nodes.edge_count() <= MOST_NODE_EDGES:
+    if start.edges is None or nodes.edge_count() <= min(MOST_NODE_EDGES, problem.policy.most_start_edges):
         fewer_nodes = _last_below(criteria, eliminated("node", nodes, least), least)
         if fewer_nodes is not None and (start.edges is not None or fewer_nodes.node_count() < start.node_count()):
             starts.append(fewer_nodes)

@@ -23,10 +23,8 @@ from extractor.spec.thresholds import FULL_MODEL_FAILS
 START_SHARE = 0.5  # of a target: the loss that elimination should start from
 MOST_TIMES_SHORTEST = 3  # the prefix that elimination starts from has at most this many times the elements of the shortest one
 SLACK = 0.05  # by which a prefix may be longer than the shortest: elimination removes the rest
-MOST_RANKED_EDGES, MOST_ENTRIES = (
-    1 << 21,
-    1 << 26,
-)  # of a model, and of its matrices: masks of all edges take four bytes an entry, and gradients
+MOST_RANKED_EDGES = 1 << 21  # of a model whose edges are ranked, and
+MOST_ENTRIES = 1 << 26  # of its matrices: the masks of all edges take four bytes an entry, their gradients as many
 FULL_MODEL_MARGIN = 1e-3  # nats above the full model's loss: the fallback where no prefix reaches the target
 
 
