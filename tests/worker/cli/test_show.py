@@ -21,12 +21,12 @@ from worker.cli.views.circuit import most_effective, wrapped
 from worker.cli.views.circuit_rows import Glyphs, RowColumns, glyphs_for
 
 EARLIER = ROOT / "tests" / "frozen" / "result"  # of the last release, without a mechanism
-EXAMPLE = ROOT / ".github" / "example"
+EXAMPLE = ROOT / "tests" / "data" / "quote_close"  # an earlier result of the README's main job
 
 
 @pytest.fixture
 def example(tmp_path: Path) -> Path:
-    """A result folder with the README's circuit of quote_close."""
+    """A result folder with a circuit of quote_close in a bridged python-tiny."""
     place = tmp_path / "out" / "circuits" / "quote_close"
     place.mkdir(parents=True)
     for name in ("circuit.json", "result.json"):
