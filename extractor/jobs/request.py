@@ -283,9 +283,7 @@ def dataset(reference: str, *, config: str | None = None, revision: str | None =
 
 def _prune(preset: str, changes: dict[str, str]) -> PruneSpec:
     spec = changed(prune_spec(preset), changes, "prune.")
-    algorithms.check(spec.algorithm)
-    if spec.algorithm == algorithms.EDGES and spec.granularity == "node":
-        raise SpecError(f"algorithm {spec.algorithm!r} ranks edges and granularity 'node' keeps nodes; leave one of them out")
+    algorithms.check(spec.algorithm, spec.granularity)
     return spec
 
 

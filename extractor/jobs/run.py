@@ -32,7 +32,7 @@ def run_job(spec: JobSpec, out: Path, progress: Progress | None = None, threads:
     from extractor.jobs.circuit_job import run_circuit_job
 
     if spec.prune is not None:
-        algorithms.check(spec.prune.algorithm)
+        algorithms.check(spec.prune.algorithm, spec.prune.granularity)
     set_up_torch(threads)
     runner = {"circuit": run_circuit_job, "train": run_train_job}[spec.kind]
     folder = out.absolute()

@@ -67,13 +67,10 @@ class CircuitCriteria:
     def is_sufficient(self, mask: CircuitMask, loss: float) -> bool:
         return self.prefixes.loss(mask) <= loss
 
-    def is_necessary(self, mask: CircuitMask, extra: float = 0.0) -> bool:
-        """extra: fraction of the way from the demanded loss to that of a model that fails, demanded in addition."""
-        return self.least_loss_without == 0 or self.without.loss(mask.complement()) >= self._demanded(extra)
+    def is_necessary(self, mask: CircuitMask) -> bool:
+        return self.least_loss_without == 0 or self.without.loss(mask.complement()) >= self.least_loss_without
 
     def is_roughly_necessary(self, mask: CircuitMask, extra: float = 0.0) -> bool:
-        """`is_necessary` on few pairs."""
-        return self.least_loss_without == 0 or self.without_few.loss(mask.complement()) >= self._demanded(extra)
-
-    def _demanded(self, extra: float) -> float:
-        return self.least_loss_without + extra * max(0.0, FULL_MODEL_FAILS - self.least_loss_without)
+        """`is_necessary` on few pairs. extra: fraction of the way from the demanded loss to that of a model that fails, demanded too."""
+        demanded = self.least_loss_without + extra * max(0.0, FULL_MODEL_FAILS - self.least_loss_without)
+        return self.least_loss_without == 0 or self.without_few.loss(mask.complement()) >= demanded

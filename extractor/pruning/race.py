@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 
 from extractor.circuits.graph import CircuitMask
-from extractor.errors import SpecError
 from extractor.pruning import algorithms
 from extractor.pruning.criteria import PrunedCircuit
 from extractor.pruning.eliminate import EliminationPath
@@ -74,12 +73,9 @@ class Race:
 
 
 def _rankings(problem: PruningProblem) -> list[str]:
+    """The rankings that the spec asks for, in turn. Raises SpecError."""
     name = problem.spec.algorithm
-    algorithms.check(name)
+    algorithms.check(name, problem.spec.granularity)
     if name == algorithms.RACE:
         return [one for one in RACERS if one != algorithms.EDGES or problem.spec.granularity == "edge"]
-    if name == algorithms.EDGES:
-        if problem.spec.granularity == "node":
-            raise SpecError(f"algorithm {name!r} ranks edges and granularity 'node' keeps nodes; leave one of them out")
-        return [name]
     return [*problem.policy.first_rankings, name] if name == "masks" else [name]

@@ -130,7 +130,7 @@ def test_the_smallest_circuit_is_three_nodes_and_two_edges_whatever_the_ranking(
 
 
 def test_the_smallest_circuit_of_all_starts_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A race finds for every target what is smallest among the candidates of its starts, each of which is told with its size."""
+    """The circuit of a race is the smallest that any of its rankings leads to; `starts` has the size for each ranking."""
     alone = {
         name: find_circuits(graded_problem(tmp_path / name, algorithm=name, edge_k_coefs=())) for name in ("edges", "attribution", "masks")
     }

@@ -31,15 +31,20 @@ def names() -> list[str]:
     return sorted([EDGES, RACE, *node_rankings()])
 
 
-def check(name: str) -> None:
-    """Raise SpecError for an unknown algorithm."""
-    if name not in names():
-        raise SpecError(f"pruning algorithm {name[:80]!r} is unknown; choose {', '.join(names())}")
+def check(name: str, granularity: str) -> None:
+    """Raise SpecError for an unknown algorithm, and for one that does not rank what the granularity keeps."""
+    _known(name, names())
+    if name == EDGES and granularity == "node":
+        raise SpecError(f"algorithm {name!r} ranks edges and granularity 'node' keeps nodes; leave one of them out")
+
+
+def _known(name: str, choices: list[str]) -> None:
+    if name not in choices:
+        raise SpecError(f"pruning algorithm {name[:80]!r} is unknown; choose {', '.join(choices)}")
 
 
 def rank(problem: PruningProblem, name: str | None = None) -> Tensor:
     """Scores (N,) by a ranking of nodes, else by the one that the problem's spec names. Raises SpecError for an unknown one."""
     name = name or problem.spec.algorithm
-    if name not in node_rankings():
-        raise SpecError(f"pruning algorithm {name[:80]!r} is unknown; choose {', '.join(node_rankings())}")
+    _known(name, node_rankings())
     return importlib.import_module(f"{__name__}.{name}").rank(problem)
