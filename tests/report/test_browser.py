@@ -159,13 +159,22 @@ def test_a_token_colours_the_picture(page):
     assert box.evaluate("box => getComputedStyle(box).fill") == plain
 
 
+def hover_until(target, shown, count):
+    """Points at a target again until what it shows is there: parts of the page that are drawn late move it from under the pointer."""
+    for _ in range(20):
+        target.hover()
+        if shown.count() == count:
+            break
+        target.page.wait_for_timeout(100)
+    sync_api.expect(shown).to_have_count(count)
+
+
 def test_attention_lights_up_the_tokens_that_are_read(page):
     figures = page.locator("#attention figure")
     assert figures.count() == len(TOKENS["heads"])
     rows = figures.first.locator("svg g")
     assert rows.count() == len(TOKENS["pairs"][0]["tokens"][0])
-    rows.nth(2).hover()
-    sync_api.expect(figures.first.locator(".reads code")).to_have_count(3)
+    hover_until(rows.nth(2), figures.first.locator(".reads code"), 3)
     head = next(iter(TOKENS["heads"]))
     opacity = figures.first.locator("svg g").last.locator("rect").first.evaluate("box => box.style.fill")
     step = TOKENS["heads"][head][0][0][-1][0]

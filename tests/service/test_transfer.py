@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -164,6 +165,28 @@ def test_a_folder_is_frozen_as_it_was_at_one_moment(tmp_path: Path):
         done.set()
         writer.join()
     assert pictures
+
+
+def test_a_listing_that_misses_a_name_while_others_move_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file system may leave out a name that is there all the time when names beside it come and go."""
+    folder = tmp_path / "result"
+    folder.mkdir()
+    (folder / "stays").write_text("stays")
+    walk, calls = os.walk, []
+
+    def missing(top: Path):
+        calls.append(top)
+        for path, folders, files in walk(top):
+            yield path, folders, [] if len(calls) <= 2 else files
+        (folder / "moved.tmp").touch()
+        (folder / "moved.tmp").unlink()
+
+    monkeypatch.setattr(checkpoints.os, "walk", missing)
+    with pytest.raises(Unstable):
+        freeze(folder, tmp_path / "frozen")
+    calls[:] = []
+    monkeypatch.setattr(checkpoints.os, "walk", lambda top: missing(top) if len(calls) < 2 else walk(top))
+    assert set(freeze(folder, tmp_path / "frozen")) == {"stays"}
 
 
 def test_a_disk_without_hard_links_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

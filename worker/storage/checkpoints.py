@@ -143,26 +143,30 @@ def freeze(folder: Path, into: Path) -> dict[str, Stamp]:
     """Hard-link every file of a changing folder into another: a consistent snapshot, without unfinished *.tmp files.
 
     Returns the stamps. A file that grows later counts up to the size in its stamp. Raises Unstable.
+    A listing made while names come and go may miss one that was there all the time: a folder that changed meanwhile is listed again.
     """
     for _ in range(_TRIES):
         shutil.rmtree(into, ignore_errors=True)
         into.mkdir(parents=True)
-        seen = _scan(folder)
+        seen, folders = _scan(folder)
         try:
             for name in seen:
                 (into / name).parent.mkdir(parents=True, exist_ok=True)
                 _link(folder / name, into / name)
         except FileNotFoundError:
             continue
-        if _inodes(_scan(folder)) == _inodes(seen):  # nothing was replaced during the linking
+        later, later_folders = _scan(folder)
+        if later_folders == folders and _inodes(later) == _inodes(seen):  # nothing was replaced during the linking
             return seen
     raise Unstable(f"{folder} changed during each of {_TRIES} attempts to copy it")
 
 
-def _scan(folder: Path) -> dict[str, Stamp]:
-    found = {}
+def _scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, int]]:
+    """Stamps of the files by name, and of every folder the time of its last change before it was listed (ns)."""
+    found, changed = {}, {str(folder): _change(folder)}
     for path, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.endswith(".tmp")]
+        changed |= {below: _change(Path(below)) for below in (os.path.join(path, name) for name in folders)}
         for name in files:
             if not name.endswith((".tmp", PART)):
                 place = Path(path, name)
@@ -172,7 +176,14 @@ def _scan(folder: Path) -> dict[str, Stamp]:
                     continue
                 if stat.S_ISREG(facts.st_mode):
                     found[place.relative_to(folder).as_posix()] = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items())), changed
+
+
+def _change(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _inodes(found: dict[str, Stamp]) -> dict[str, int]:
