@@ -176,8 +176,8 @@ def test_a_listing_that_misses_a_name_while_others_move_is_made_again(tmp_path: 
 
     def missing(top: Path):
         calls.append(top)
-        for path, folders, files in walk(top):
-            yield path, folders, [] if len(calls) <= 2 else files
+        for path, folders, names in walk(top):
+            yield path, folders, [] if len(calls) <= 2 else names
         (folder / "moved.tmp").touch()
         (folder / "moved.tmp").unlink()
 
