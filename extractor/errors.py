@@ -25,6 +25,7 @@ Any other exception is a bug; its traceback is in the job's log.
 from __future__ import annotations
 
 from html import escape
+from importlib.util import find_spec
 
 
 class ExtractorError(Exception):
@@ -105,6 +106,12 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 160 characters; the name of its type where it has no message."""
     text = str(error).strip()
     return text.splitlines()[0][:160] if text else type(error).__name__
+
+
+def require(package: str, what: str, extra: str, error: type[UsageError] = UsageError) -> None:
+    """Raise `error` where a package of an optional extra (pyproject.toml) is not installed; `what` needs it."""
+    if find_spec(package) is None:
+        raise error(f"{what} needs {package}, which is not installed here: pip install '.[{extra}]' in the checkout")
 
 
 def printable(text: str) -> str:

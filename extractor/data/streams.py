@@ -7,7 +7,6 @@ a broken connection it reopens at its position.
 from __future__ import annotations
 
 import gc
-import importlib.util
 import itertools
 import os
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from extractor.data.text_files import LeftOut, files_below
-from extractor.errors import BrokenArtifact, ExtractorError, NotFound, SpecError, first_line
+from extractor.errors import BrokenArtifact, ExtractorError, NotFound, SpecError, first_line, require
 from extractor.models.hub import HUB_ID, commit_of
 from extractor.progress import Progress, Stopped
 from extractor.spec.schema import DatasetSpec
@@ -160,10 +159,7 @@ class DocumentStream:
 
 def _client() -> Any:
     """The `datasets` library, with few retries of its own and no progress bars. Raises SpecError when it is not installed."""
-    if importlib.util.find_spec("datasets") is None:
-        raise SpecError(
-            "the spec names a dataset, but the library that reads it is not installed: pip install '.[datasets]' in the checkout"
-        )
+    require("datasets", "--dataset", "datasets", SpecError)
     import datasets
 
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 2

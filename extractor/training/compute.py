@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from extractor.errors import OutOfMemory, SpecError
+from extractor.errors import OutOfMemory, SpecError, require
 from extractor.spec.schema import OptimSpec
 
 if TYPE_CHECKING:
@@ -105,12 +105,7 @@ class Compute(SingleProcess):
         """Also write metrics as TensorBoard events to `folder`; a resumed run replaces what it repeats. Raises SpecError."""
         if folder is None or not self.is_main:
             return
-        try:
-            import tensorboard  # noqa: F401
-        except ImportError:
-            raise SpecError(
-                "TensorBoard events are requested, but tensorboard is not installed: pip install '.[tensorboard]' in the checkout"
-            ) from None
+        require("tensorboard", "--tensorboard", "tensorboard", SpecError)
         from accelerate.tracking import TensorBoardTracker
 
         tracker = TensorBoardTracker(folder.name, folder.parent, purge_step=first_step)

@@ -23,8 +23,11 @@ def command(host: str, port: int, as_json: bool) -> int:
     import signal
     import threading
 
+    from extractor.errors import require
     from worker.cli.connect import load_settings
     from worker.client import service
+
+    require("prometheus_client", "extract metrics", "monitor")
     from worker.monitoring import metrics
 
     clean_log()

@@ -48,7 +48,7 @@ def command(grid: tuple[str, ...], sweep_id: str | None, **options: Any) -> int:
     \b
     Example: extract sweep --grid width=64,128 --grid l0=16k,24k,32k --task quote_close --task bracket_counting --wait
     """
-    from extractor.errors import UsageError
+    from extractor.errors import UsageError, require
     from worker.cli.connect import load_settings, open_for, warn_without_worker
     from worker.sweeps.jobs import folder_of, open_plan, queue, save_plan
 
@@ -59,6 +59,7 @@ def command(grid: tuple[str, ...], sweep_id: str | None, **options: Any) -> int:
     if options["print_specs"]:
         print_json([{"job": p.job, "axes": p.axes, "spec": p.spec.model_dump(mode="json")} for p in sweep.points])
         return 0
+    require("matplotlib", "the frontier of a sweep", "sweep")
     out = _check_out(options["out"] or folder_of(settings, sweep.id), given=options["out"] is not None)
     service = open_for(options["no_worker"], only_again=sweep_id is not None and not options["wait"])
     if sweep_id is None:
