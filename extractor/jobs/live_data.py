@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from extractor.data.encoding import marks_of, token_texts
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from extractor.circuits.compiled import CompiledCircuit
 
-MOST_BYTES = 450_000  # of the tables; a third more as text
+MOST_BYTES = 450_000  # of the tables as 32-bit numbers; the same as text
 BY_TOKEN = ("tracked", "squares", "crossed", "rest_readout", "direct")  # (V, ...), and the columns of `crossed` are positions
 BY_POSITION = ("position_tracked", "position_squares", "position_readout")
 _UNUSED = ("_nodes", "_rows", "_columns")  # places in the model, which the page does not need
@@ -30,7 +29,8 @@ _UNUSED = ("_nodes", "_rows", "_columns")  # places in the model, which the page
 def live_data(compiled: CompiledCircuit, tokenizer: Tokenizer, tokens: Mapping[str, Any]) -> dict[str, Any] | None:
     """The data of the page's circuit; None where `tokens` is of a version that did not store ids.
 
-    tensors     {name: {shape, float or int: base64 of little-endian 32-bit numbers}}, as `CompiledCircuit` names them
+    tensors     {name: {shape, float or int: base64}}, as `CompiledCircuit` names them; int: little-endian 32-bit numbers; float: the upper
+                three bytes of such numbers, rounded (16 bits of the fraction: an error of at most 8e-6 of a number)
     layers      the sublayers, as compiled.safetensors describes them; tensors by their names
     longest     most tokens of a prompt; null: any number
     tokens      ids of the rows of the tables; null: all
@@ -77,6 +77,9 @@ def _longest(compiled: CompiledCircuit) -> int | None:
 
 
 def _packed(tensor: Tensor) -> dict[str, Any]:
-    kind = torch.float32 if tensor.is_floating_point() else torch.int32
-    data = tensor.detach().cpu().to(kind).contiguous().numpy().astype("<f4" if tensor.is_floating_point() else "<i4").tobytes()
-    return {"shape": list(tensor.shape), "float" if tensor.is_floating_point() else "int": base64.b64encode(data).decode("ascii")}
+    if not tensor.is_floating_point():
+        data, kind = tensor.detach().cpu().int().contiguous().numpy().astype("<i4").tobytes(), "int"
+    else:
+        bits = tensor.detach().cpu().float().contiguous().numpy().astype("<f4").view("<u4").flatten()
+        data, kind = (bits + 0x80).view("u1").reshape(-1, 4)[:, 1:].tobytes(), "float"
+    return {"shape": list(tensor.shape), kind: base64.b64encode(data).decode("ascii")}

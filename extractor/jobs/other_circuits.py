@@ -23,6 +23,7 @@ def other_circuits(problem: PruningProblem, found: FoundCircuits, numbers: Mappi
     size          [nodes, edges]
     nodes, edges  ids, and [source, target, weight]; None where it has more than `MOST_EDGES` edges
     positions     ids of the nodes that are position channels
+    means         of the listed nodes, in their order: the values that an ablated one has, of the model's text
 
     problem   by the paper's standard;  numbers   the content of result.json
     Raises Stopped.
@@ -33,11 +34,11 @@ def other_circuits(problem: PruningProblem, found: FoundCircuits, numbers: Mappi
         for one in reversed(found.by_standard[name].curve):
             if one is not shown:
                 row = measured[one.target]
-                rows.append(_row(one.graph, standard=name, target=one.target, seed=problem.seed, loss=row["loss"], met=row["met"]))
+                rows.append(_row(problem, one.graph, standard=name, target=one.target, seed=problem.seed, loss=row["loss"], met=row["met"]))
     for row in _of_other_seeds(numbers):
         graph = circuit_of_seed(problem.under(shown.standard), row["seed"]).graph
         met = row["loss"] <= problem.target
-        rows.append(_row(graph, standard=shown.standard, target=problem.target, seed=row["seed"], loss=row["loss"], met=met))
+        rows.append(_row(problem, graph, standard=shown.standard, target=problem.target, seed=row["seed"], loss=row["loss"], met=met))
     return rows
 
 
@@ -45,15 +46,16 @@ def _of_other_seeds(numbers: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return (numbers["validation"].get("seeds") or {"circuits": []})["circuits"][1:]
 
 
-def _row(graph: CircuitMask, **facts: Any) -> dict[str, Any]:
+def _row(problem: PruningProblem, graph: CircuitMask, **facts: Any) -> dict[str, Any]:
     nodes, edges = graph.node_ids(), graph.edge_count()
     listed = [[edge.source, edge.target, edge.weight] for edge in graph.named_edges()] if edges <= MOST_EDGES else None
     if listed is None:
-        return rounded(facts | {"size": [len(nodes), edges], "nodes": None, "edges": None, "positions": []})
+        return rounded(facts | {"size": [len(nodes), edges], "nodes": None, "edges": None, "positions": [], "means": []})
     positions = [
         node_id(site, channel)
         for site, channels in graph.channels().items()
         for channel in channels.tolist()
         if site.endswith("act_in") and channel >= graph.model.config.d_model
     ]
-    return rounded(facts | {"size": [len(nodes), edges], "nodes": nodes, "edges": listed, "positions": positions})
+    means = [problem.means[site][channel].item() for site, channels in graph.channels().items() for channel in channels.tolist()]
+    return rounded(facts | {"size": [len(nodes), edges], "nodes": nodes, "edges": listed, "positions": positions, "means": means})

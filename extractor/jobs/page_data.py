@@ -14,7 +14,7 @@ from torch import Tensor
 from extractor.data.encoding import token_text
 from extractor.validation.mechanism.claims import is_measured
 from extractor.validation.mechanism.observe import CircuitOnPairs
-from extractor.validation.passages import Passage, passages
+from extractor.validation.passages import OnText, Passage, on_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,6 +38,7 @@ def page_data(run: CircuitRun, problem: PruningProblem, circuit: Circuit, pruned
     nodes      {id: {scale, values: [[[integer, ...] of both prompts] of every pair]}}
     heads      {'layer.head': [[[[integer of 255, ...] of every token] of both prompts] of every pair]}: row i attends to tokens 0 to i
     passages   {id: {scale, texts: [{rank, tokens, values, at}]}}; {} without ordinary text
+    histograms {id: {low, high, counts: tokens in each of the bins between}}; {} without ordinary text
     """
     held_out = run.splits.held_out
     if not is_measured(problem, pruned.graph):
@@ -49,12 +50,13 @@ def page_data(run: CircuitRun, problem: PruningProblem, circuit: Circuit, pruned
     texts = _Texts(run.loaded.tokenizer)
     means = {node.id: node.mean for node in circuit.nodes}
     corpus = run.loaded.corpus
-    read = {} if corpus is None else passages(problem, pruned.graph, corpus)
+    read = {} if corpus is None else on_text(problem, pruned.graph, corpus)
     found = {
         "pairs": [_pair(seen, texts, row) for row in range(0, 2 * pairs, 2)],
         "nodes": {node: _values(seen, seen.values[node] - seen.mean(node)) for node in seen.nodes},
         "heads": {f"{layer}.{head}": _attention(seen, pattern) for (layer, head), pattern in seen.patterns.items()},
-        "passages": {node: _passages(some, means[node], texts) for node, some in read.items()},
+        "passages": {node: _passages(one.passages, means[node], texts) for node, one in read.items()},
+        "histograms": {node: _histogram(one) for node, one in read.items()},
     }
     return {"texts": texts.texts, "ids": texts.ids} | found
 
@@ -103,6 +105,10 @@ def _attention(seen: CircuitOnPairs, pattern: Tensor) -> list[list[Any]]:
     steps = (pattern * 255).round().int().tolist()
     rows = [[row[: i + 1] for i, row in enumerate(one[: int(last) + 1])] for one, last in zip(steps, seen.batch.last, strict=True)]
     return _by_pair(seen, rows)
+
+
+def _histogram(one: OnText) -> dict[str, Any]:
+    return {"low": float(f"{one.low:.4g}"), "high": float(f"{one.high:.4g}"), "counts": list(one.counts)}
 
 
 def _passages(some: Sequence[Passage], mean: float, texts: _Texts) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The pictures that the page offers beside its own: the core of a large circuit, and the circuits of others.json.
 
 Circuits of others.json share one picture with the page's own circuit, so that every node keeps its place: the page fades what the chosen
-circuit lacks and outlines what it adds.
+circuit lacks and dashes what it adds.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from extractor.circuits.circuit import Circuit, Edge, Node
 from extractor.report import picture
 from extractor.report.html import count, nats
 from extractor.report.picture import visible
+from extractor.spec.claims import NOT_FOUND
 from extractor.spec.story import best_place
 from extractor.spec.thresholds import SEPARATES
 
@@ -31,10 +33,11 @@ Others = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Drawings:
-    """first: the SVG that the page opens with. data: {svgs: further SVGs, choices}; None where there is nothing to choose.
+    """first: the SVG that the page opens with. data: {svgs: further SVGs, choices, more}; None where there is nothing to choose.
 
-    choices   [{label, words, svg, nodes, edges}]. svg: index into svgs, null: the first, -1: it is not drawn; nodes: ids, edges: 'source
-              target', both null where it is the page's own circuit or not drawn
+    choices   [{label, words, svg, nodes, edges, why it is not drawn}]. svg: index into svgs, null: the first, -1: it is not drawn; nodes:
+              ids, edges: [source, target, weight], both null where it is the page's own circuit or not drawn
+    more      [{id, site (in words), mean or null}] of the nodes that only the others have
     """
 
     first: str
@@ -61,7 +64,15 @@ def drawings(circuit: Circuit, result: Mapping[str, Any], scene: picture.Scene, 
         svgs.append(picture.to_svg(replace(shared, labels=labels)))
     for one in others:
         choices.append(_choice(circuit, one, result, len(svgs) - 1 if one in drawn else -1))
-    return Drawings(first, {"svgs": [_EDGE_TITLE.sub("", svg) for svg in svgs], "choices": choices} if len(choices) > 1 else None)
+    if len(choices) == 1:
+        return Drawings(first, None)
+    more = [_foreign(node) for node in union.nodes[len(circuit.nodes) :]]
+    return Drawings(first, {"svgs": [_EDGE_TITLE.sub("", svg) for svg in svgs], "choices": choices, "more": more})
+
+
+def _foreign(node: Node) -> dict[str, Any]:
+    mean = None if math.isnan(node.mean) else float(f"{node.mean:.4g}")
+    return {"id": visible(node.id), "site": picture.site_words(node.site), "mean": mean}
 
 
 _BY = {"paper": "the paper\u2019s standard", "robust": "the robust standard"}
@@ -122,7 +133,8 @@ def _union(circuit: Circuit, others: Others) -> tuple[Circuit, list[Mapping[str,
     for one in others:
         if one["nodes"] is None:
             continue
-        more_nodes = {name: _node(name, name in one["positions"]) for name in one["nodes"] if name not in nodes}
+        means = dict(zip(one["nodes"], one.get("means", ()), strict=False))  # earlier versions stored none
+        more_nodes = {name: _node(name, means.get(name, math.nan), name in one["positions"]) for name in one["nodes"] if name not in nodes}
         more_edges = {(a, b): Edge(a, b, weight) for a, b, weight in one["edges"] if (a, b) not in edges}
         if len(nodes) + len(more_nodes) <= MOST_NODES and len(edges) + len(more_edges) <= MOST_EDGES:
             nodes, edges = nodes | more_nodes, edges | more_edges
@@ -130,9 +142,9 @@ def _union(circuit: Circuit, others: Others) -> tuple[Circuit, list[Mapping[str,
     return replace(circuit, nodes=tuple(nodes.values()), edges=tuple(edges.values())), drawn
 
 
-def _node(name: str, position: bool) -> Node:
+def _node(name: str, mean: float, position: bool) -> Node:
     site, _, channel = name.rpartition(".")
-    return Node(name, site, int(channel), 0.0, position=position)
+    return Node(name, site, int(channel), mean, position=position)
 
 
 def _choice(circuit: Circuit, one: Mapping[str, Any], result: Mapping[str, Any], svg: int) -> dict[str, Any]:
@@ -142,9 +154,10 @@ def _choice(circuit: Circuit, one: Mapping[str, Any], result: Mapping[str, Any],
     by = _BY[one["standard"]]
     words = f"{_size(circuit, one)} {nats(one['loss'])} nats on held-out pairs by {by}, {met} {one['target']:g}."
     if svg < 0:
-        words += " It is too large to be drawn beside the circuit of this page."
-        return {"label": label, "words": words, "svg": -1, "nodes": None, "edges": None}
-    nodes, edges = [visible(name) for name in one["nodes"]], [f"{visible(a)} {visible(b)}" for a, b, _ in one["edges"]]
+        found = is_seed or ((result.get("standards") or {}).get(one["standard"]) or {}).get("found", True)
+        why = "Too large to be drawn beside the circuit of this page." + ("" if found else f" {NOT_FOUND}")
+        return {"label": label, "words": words, "svg": -1, "nodes": None, "edges": None, "why": why}
+    nodes, edges = [visible(name) for name in one["nodes"]], [[visible(a), visible(b), float(f"{w:.4g}")] for a, b, w in one["edges"]]
     return {"label": label, "words": words, "svg": svg, "nodes": nodes, "edges": edges}
 
 
@@ -157,4 +170,4 @@ def _size(circuit: Circuit, one: Mapping[str, Any]) -> str:
     own_nodes, own_edges = set(one["nodes"]), {(a, b) for a, b, _ in one["edges"]}
     more = f"{count(len(own_nodes - nodes), 'node')} and {count(len(own_edges - edges), 'edge')}"
     less = f"{count(len(nodes - own_nodes), 'node')} and {count(len(edges - own_edges), 'edge')}"
-    return f"{size}. Not in the circuit of this page: {more} (outlined). Only in the circuit of this page: {less} (faded)."
+    return f"{size}. Not in the circuit of this page: {more} (dashed). Only in the circuit of this page: {less} (faded)."

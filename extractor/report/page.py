@@ -8,6 +8,7 @@ from a model is escaped.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,8 @@ def page(
     effects, drawn_as = effects_of(result), drawings(circuit, result, scene, others)
     order = "by rise of the loss when removed" if effects else "by absolute weight"
     shown = f"{min(len(circuit.edges), _MAX_EDGES)} of {len(circuit.edges)}, ordered {order}."
-    return Template(template_file("page.html")).substitute(
+    text = Template(template_file("page.html")).substitute(
+        contents=_CONTENTS,
         title=plain(f"{result['task']} in {short_name(result['model'])}"),
         eyebrow=f"Circuit report · {plain(result['task'])}",
         headline=headline(circuit, result),
@@ -143,6 +145,16 @@ def page(
         calibration=f"{scale:.3g} and {shift:+.3g}",
         seconds=_seconds(result.get("seconds") or {}),
     )
+    return text.replace(_CONTENTS, _contents(text), 1)
+
+
+_CONTENTS, _HEADING = "<nav></nav>", re.compile(r'<h2 id="([a-z]+)">([^<]*)</h2>')
+
+
+def _contents(text: str) -> str:
+    """Links to the sections of a page."""
+    links = "".join(f'<li><a href="#{name}">{heading}</a></li>' for name, heading in _HEADING.findall(text))
+    return f'<nav class="contents" aria-label="Sections"><ul>{links}</ul></nav>'
 
 
 def headline(circuit: Circuit, result: dict) -> str:

@@ -9,6 +9,7 @@ from extractor.spec.thresholds import MOST_ROBUST_EDGES
 
 NOT_DENSE = "not the dense model's"  # in a table's cell
 # What nodes outside of the circuit have under each of `circuits.conditions`.
+NOT_FOUND = "This is what the search ended with, and counts as no circuit: it is too large, or the model does not need it."
 CONDITION_WORDS = {
     "mean": "have their means",
     "zero": "are zero",

@@ -84,8 +84,8 @@ class _Teller:
     show: Notation
 
     def sentence(self, claim: Facts) -> str:
-        kinds = {"difference": self._difference, "head": self._head, "node": self._node, "write": self._write, "together": self._together}
-        return kinds[claim["kind"]](claim)
+        kinds = {"difference": self._difference, "mlp": self._mlp, "head": self._head, "node": self._node}
+        return (kinds | {"write": self._write, "together": self._together})[claim["kind"]](claim)
 
     def _difference(self, claim: Facts) -> str:
         share, tokens = claim["one_token"], claim["tokens"]
@@ -97,6 +97,10 @@ class _Teller:
         distance = round(claim["before_end"])
         where = "it is the last token" if distance == 0 else f"{distance} token{'s' if distance > 1 else ''} before the last, at the median"
         return f"The two prompts of a pair differ in one token: {which}; {where}."
+
+    def _mlp(self, claim: Facts) -> str:
+        neurons = f"{len(claim['nodes'])} neurons" if len(claim["nodes"]) > 1 else "one neuron"
+        return f"The MLP of layer {claim['layer']} has {neurons} in the circuit, {self._names(claim['nodes'])}: {self._effect(claim)}."
 
     def _head(self, claim: Facts) -> str:
         layer, head = claim["head"]
@@ -131,7 +135,7 @@ class _Teller:
 
     def _together(self, claim: Facts) -> str:
         if not claim["nodes"]:
-            return "No head and no single node moves a fifth of the answer."
+            return "No MLP, no head and no single node moves a fifth of the answer."
         alone = max((one for one in self.found["claims"] if one["kind"] == "node"), key=lambda one: one["moved"], default=None)
         enough = alone is not None and alone["moved"] >= claim["moved"] - _AS_MUCH
         beside = f" ({self._names(alone['nodes'])} alone does as much)" if alone is not None and enough else ""

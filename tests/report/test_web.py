@@ -18,7 +18,7 @@ def test_the_script_was_built_from_these_sources():
 
 
 def test_the_script_is_small_and_its_tools_are_pinned():
-    assert (WEB / "page.js").stat().st_size < 80_000
+    assert (WEB / "page.js").stat().st_size < 90_000
     package = json.loads((WEB / "package.json").read_text(encoding="utf-8"))
     assert package["dependencies"] == {"@huggingface/tokenizers": "0.2.0"}  # all of others that is in the page
     assert all(version[0].isdigit() for version in package["devDependencies"].values())

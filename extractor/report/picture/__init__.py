@@ -10,7 +10,21 @@ drawing  scene -> SVG, scene -> PNG
 """
 
 from extractor.report.picture.drawing import to_svg, write_png
+from extractor.report.picture.lanes import residual_streams
 from extractor.report.picture.layout import layout
-from extractor.report.picture.scene import NEGATIVE, PLACE_NAMES, POSITIVE, Scene, describe, short_name, visible
+from extractor.report.picture.scene import NEGATIVE, PLACE_NAMES, POSITIVE, Scene, describe, short_name, site_words, visible
 
-__all__ = ["NEGATIVE", "PLACE_NAMES", "POSITIVE", "Scene", "describe", "layout", "short_name", "to_svg", "visible", "write_png"]
+__all__ = [
+    "NEGATIVE",
+    "PLACE_NAMES",
+    "POSITIVE",
+    "Scene",
+    "describe",
+    "layout",
+    "residual_streams",
+    "short_name",
+    "site_words",
+    "to_svg",
+    "visible",
+    "write_png",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -102,9 +103,15 @@ def short_name(model: str) -> str:
     return text if len(text) <= _MAX_NAME else text[: _MAX_NAME - 1] + "…"
 
 
+def site_words(site: str) -> str:
+    """'key channel of layer 1'."""
+    layer, _, place = site.partition(".")
+    return f"{PLACE_NAMES.get(place, place)} of layer {layer}"
+
+
 def describe(node: Node) -> str:
-    """A node in a few lines: name, mean, tokens it reads, tokens it writes."""
-    lines = [visible(node.id), f"mean {node.mean:.4g}"]
+    """A node in a few lines: name, mean (where it is known), tokens it reads, tokens it writes."""
+    lines = [visible(node.id)] + ([] if math.isnan(node.mean) else [f"mean {node.mean:.4g}"])
     lines += [f"reads {'  '.join(map(visible, node.reads))}"] if node.reads else []
     lines += [f"writes {'  '.join(map(visible, node.writes))}"] if node.writes else []
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """What a circuit does, as a chain of claims: each is chosen on select pairs and measured on held-out ones, where it may fail.
 
 difference   the two prompts of a pair differ in one token
+mlp          the answer follows the neurons of a layer
 head         a head attends to that token, and the answer follows the values that it brings
 node         a node tells the two prompts apart, and the answer follows it
 write        writes at the last token make up the logit difference directly
@@ -31,8 +32,8 @@ from extractor.validation.mechanism.separation import separation
 
 PAIRS = 64  # of each split
 MOST_NODES = 300  # of larger circuits nothing is measured
-SHOWN_HEADS, SHOWN_NODES, SHOWN_WRITES = 2, 2, 3  # claims of each kind, and writes of one claim
-ENOUGH = 0.2  # of the answer that a head or node must move, and of the logit difference that writes must make up
+SHOWN_MLPS, SHOWN_HEADS, SHOWN_NODES, SHOWN_WRITES = 1, 2, 2, 3  # claims of each kind, and writes of one claim
+ENOUGH = 0.2  # of the answer that an MLP, a head or a node must move, and of the logit difference that writes must make up
 STORY = 0.5  # of the answer that all claimed nodes together must move
 ONE_TOKEN = 0.9  # least fraction of pairs that differ in one token
 
@@ -66,7 +67,9 @@ def mechanism(problem: PruningProblem, graph: CircuitMask, calibration: Calibrat
     for node, aucs in separation(measured).items():
         problem.tick(len(found), len(measured.nodes))
         found[node] = _of_node(measured, node, aucs, written.get(node))
-    steps = [*_heads(choosing, measured), *_nodes(choosing, measured, found)]
+    nodes = _nodes(choosing, measured, found)
+    told = {node for claim in nodes for node in claim["nodes"]}
+    steps = [*_mlps(choosing, measured, found, told), *_heads(choosing, measured), *nodes]
     steps.sort(key=lambda claim: measured.nodes.index(claim["nodes"][0]))
     claims = [_difference(measured), *steps, *_writes(choosing, measured)]
     named = sorted({node for claim in claims for node in claim["nodes"]})
@@ -116,6 +119,20 @@ def _difference(circuit: CircuitOnPairs) -> Claim:
         "before_end": (batch.last - place)[single].median().item() if single.any() else None,
         "holds": share >= ONE_TOKEN,
     }
+
+
+def _mlps(choosing: CircuitOnPairs, measured: CircuitOnPairs, found: dict[str, Any], told: set[str]) -> list[Claim]:
+    """layer; nodes: its neurons in the circuit, those first without which the loss is highest. None for layers of `told` ones."""
+    neurons: dict[int, list[str]] = {}
+    for node in choosing.at("mlp.post_act"):
+        neurons.setdefault(int(node.partition(".")[0]), []).append(node)
+    moved = {layer: choosing.swapped(nodes).moved for layer, nodes in neurons.items() if not told.issuperset(nodes)}
+    best = sorted((layer for layer in moved if moved[layer] >= ENOUGH), key=lambda layer: -moved[layer])[:SHOWN_MLPS]
+    claims = []
+    for layer in best:
+        claim = _claim("mlp", measured, sorted(neurons[layer], key=lambda node: -found[node]["without"]), layer=layer)
+        claims.append(claim | {"holds": claim["moved"] >= ENOUGH})
+    return claims
 
 
 def _heads(choosing: CircuitOnPairs, measured: CircuitOnPairs) -> list[Claim]:

@@ -1,6 +1,6 @@
 // The card of a node: what it tells apart, what it does, where it is active, what it is joined to.
 
-import { type Edge, type NodeFacts, type PageData, type Passage, type Place, type Row, STEPS, type TokenData } from "./data";
+import { type Edge, type Foreign, type NodeFacts, type PageData, type Passage, type Place, type Row, STEPS, type TokenData, unpackedPassages } from "./data";
 import { make, nats, nodeLink, percent, short, signed, tint, visible } from "./elements";
 import { Switches } from "./live";
 import { noteFields, type Notes } from "./notes";
@@ -21,28 +21,23 @@ export class Card {
   }
 
   show(id: string | null): void {
-    const node = id === null ? undefined : this.byId.get(id);
-    this.panel.classList.toggle("filled", node !== undefined);
+    const node = id === null ? undefined : this.byId.get(id), foreign = this.data.drawings?.more.find(one => one.id === id);
+    this.panel.classList.toggle("filled", node !== undefined || foreign !== undefined);
     this.switches = null;
     if (!node) {
-      this.panel.replaceChildren(make("p", "note", this.hint));
+      this.panel.replaceChildren(...(foreign ? this.ofOthers(foreign) : [make("p", "note", this.hint)]));
       return;
     }
-    const close = make("button", "close", "×");
-    close.type = "button";
-    close.setAttribute("aria-label", "Close the card");
-    close.addEventListener("click", () => {
-      this.state.set({ node: null });
-      document.querySelector<HTMLElement>(".picture")!.focus({ preventScroll: true });
-    });
     this.switches = this.views.circuit && new Switches(node.id, visible(this.data.answers[0] ?? ""), this.state, this.views);
+    const { circuit } = this.state.choice, own = this.data.drawings?.choices[0]!.label;
     this.panel.replaceChildren(
-      make("header", "", make("h3", "", node.id), close),
-      make("p", "note", node.site),
+      this.heading(node.id),
+      make("p", "note", node.site, circuit ? `. Numbers, edges and runs are those of the circuit of this page (${own}).` : ""),
       ...(this.switches ? [this.switches.row] : []),
       facts(node, this.data),
       noteFields(node.id, this.notes),
-      ...this.joined(node.id),
+      ...this.joined(node.id, this.data.edges),
+      ...streams(node.id, this.data),
       ...partners(node, this.data),
       ...passagesOf(node.id, this.data),
       ...(this.data.tokens ? [this.onTask(node.id, this.data.tokens)] : []),
@@ -53,6 +48,31 @@ export class Card {
   /** After the circuit ran with other changes. */
   refresh(): void {
     this.switches?.update();
+  }
+
+  private heading(id: string): HTMLElement {
+    const close = make("button", "close", "×");
+    close.type = "button";
+    close.setAttribute("aria-label", "Close the card");
+    close.addEventListener("click", () => {
+      this.state.set({ node: null });
+      document.querySelector<HTMLElement>(".picture")!.focus({ preventScroll: true });
+    });
+    return make("header", "", make("h3", "", id), close);
+  }
+
+  /** A node that the page's circuit lacks: what is known is where it stands, its mean, and its edges. */
+  private ofOthers(node: Foreign): Node[] {
+    const { choices } = this.data.drawings!, having = choices.filter(choice => choice.nodes?.includes(node.id)), now = choices[this.state.choice.circuit]!;
+    const shown = having.includes(now) ? now : having[0]!;
+    const edges = shown.edges!.map(([source, target, weight]): Edge => [source, target, weight, null]);
+    return [
+      this.heading(node.id),
+      make("p", "note", `${node.site}. Not in the circuit of this page, so nothing else was measured; in: ${having.map(choice => choice.label).join("; ")}.`),
+      ...(node.mean === null ? [] : [make("dl", "facts", make("dt", "", "mean"), make("dd", "", short(node.mean)))]),
+      make("p", "note", `Its edges in ${shown.label}:`),
+      ...this.joined(node.id, edges),
+    ];
   }
 
   /** The node's values in every pair that the page has, drawn when the reader opens them. */
@@ -70,10 +90,10 @@ export class Card {
     return found;
   }
 
-  private joined(id: string): Node[] {
+  private joined(id: string, edges: Edge[]): Node[] {
     return [
-      ...edgeList("From", this.data.edges.filter(edge => edge[1] === id), 0),
-      ...edgeList("To", this.data.edges.filter(edge => edge[0] === id), 1),
+      ...edgeList("From", edges.filter(edge => edge[1] === id), 0),
+      ...edgeList("To", edges.filter(edge => edge[0] === id), 1),
     ];
   }
 }
@@ -89,7 +109,7 @@ function facts(node: NodeFacts, data: PageData): HTMLElement {
   }
   if (node.moved !== undefined) add("set to the other prompt’s value", `moves ${percent(node.moved)} of the answer, flips ${percent(node.flipped!)}`);
   if (node.direct?.length === 2) add(`adds to ${answer(data, 0)} less ${answer(data, 1)}`, `${signed(hundredths(node.direct[0]!))} logits before ${answer(data, 0)}, ${signed(hundredths(node.direct[1]!))} before ${answer(data, 1)}`);
-  if (node.without !== undefined && data.loss !== null) add("loss if removed", `${nats(node.without)} nats, with it ${nats(data.loss)}`);
+  if (node.without !== undefined && data.loss !== null) add("loss if removed", make("span", "", `${nats(node.without)} nats, with it ${nats(data.loss)} `, make("small", "note", "the pairs of “how it works”, calibration kept")));
   if (node.steering !== undefined) add("steers the dense model", `other answer ${percent(node.steering)} (select pairs)`);
   add("mean", short(node.mean));
   if (node.percentiles) {
@@ -115,7 +135,17 @@ function edgeList(heading: string, edges: Edge[], end: 0 | 1): Node[] {
     const rise = edge[3] === null ? "" : signed(Number(edge[3].toFixed(3)));
     list.append(make("li", "", nodeLink(edge[end]), make("span", edge[2] < 0 ? "negative" : "positive", signed(edge[2])), measured ? make("span", "", rise) : null));
   }
-  return [make("h4", "", `${heading} ${edges.length} node${edges.length > 1 ? "s" : ""} `, make("small", "note", measured ? "weight, loss if removed" : "weight")), list];
+  return [make("h4", "", `${heading} ${edges.length} node${edges.length > 1 ? "s" : ""} `, make("small", "note", measured ? "weight, rise of the loss if removed: all pairs, calibrated anew" : "weight")), list];
+}
+
+/** A channel that one node writes and another reads, and a gate that meets its neuron: no weight joins them, so they are no edges. */
+function streams(id: string, { streams }: PageData): Node[] {
+  const ends = (heading: string, found: string[], none: string) =>
+    found.length ? [make("h4", "", `${heading} `, make("small", "note", "no weight")), make("ul", "joined", ...found.map(one => make("li", "", one ? nodeLink(one) : make("span", "note", none))))] : [];
+  return [
+    ...ends("Reads what is written by", streams.filter(([, target]) => target === id).map(([source]) => source), "the tokens alone"),
+    ...ends("Is read by", streams.filter(([source]) => source === id).map(([, target]) => target), "the answers"),
+  ];
 }
 
 /** Queries and keys of one head meet in its attention: no weight joins them, so they are no edges. */
@@ -131,13 +161,40 @@ function partners(node: NodeFacts, data: PageData): Node[] {
 function passagesOf(id: string, data: PageData): Node[] {
   const found = data.tokens?.passages[id];
   if (!found) return [];
-  const rows = found.texts.map(text => passage(text, data.tokens!.texts, found.scale));
-  return [make("h4", "", "In ordinary text ", make("small", "note", "share of tokens with a higher value")), make("ul", "passages", ...rows)];
+  const each = new Map<number, Passage[]>(); // by the share, which is not quite the same for passages of one kind
+  for (const one of unpackedPassages(found)) {
+    const kind = SHARES.reduce((a, b) => (Math.abs(b - one.rank) < Math.abs(a - one.rank) ? b : a));
+    each.set(kind, [...(each.get(kind) ?? []), one]);
+  }
+  const row = (one: Passage, rank: number) => passage(one, rank, data.tokens!.texts, found.scale), kinds = [...each];
+  const more = kinds.flatMap(([rank, some]) => some.slice(1).map(one => row(one, rank)));
+  const rest = make("details", "", make("summary", "", `${more.length} more passages`), make("ul", "passages", ...more));
+  const words = make("h4", "", "In ordinary text ", make("small", "note", "share of tokens with a higher value"));
+  return [words, ...histogram(id, data), make("ul", "passages", ...kinds.map(([rank, some]) => row(some[0]!, rank))), ...(more.length ? [rest] : [])];
 }
 
-function passage(one: Passage, texts: string[], scale: number): HTMLElement {
+const SHARES = [0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999];
+
+/** How often the node has what value, by the square root: rare values count. */
+function histogram(id: string, data: PageData): Node[] {
+  const found = data.tokens!.histograms[id];
+  if (!found || found.high <= found.low) return [];
+  const { low, high, counts } = found, most = Math.max(...counts), all = counts.reduce((a, b) => a + b, 0);
+  const bars = counts.map((count, i) => {
+    const bar = make("i"), from = low + ((high - low) * i) / counts.length, to = low + ((high - low) * (i + 1)) / counts.length;
+    bar.style.height = `${100 * Math.sqrt(count / most)}%`;
+    bar.title = `${short(from)} to ${short(to)}: ${percent(count / all)}`;
+    return bar;
+  });
+  const plot = make("div", "histogram", ...bars);
+  plot.setAttribute("role", "img");
+  plot.setAttribute("aria-label", `Histogram of the values on ordinary text, from ${short(low)} to ${short(high)}`);
+  return [plot, make("p", "note ends", make("span", "", short(low)), make("span", "", "height: square root of the number of tokens"), make("span", "", short(high)))];
+}
+
+function passage(one: Passage, rank: number, texts: string[], scale: number): HTMLElement {
   const words = one.tokens.map(token => texts[token]!.replaceAll("·", " "));
-  return make("li", "", make("small", "", `${Number((100 * one.rank).toFixed(1))} %`), tinted(words, one.values, scale, one.at));
+  return make("li", "", make("small", "", `${Number((100 * rank).toFixed(1))} %`), tinted(words, one.values, scale, one.at));
 }
 
 /** A text whose tokens have the colour of the node's deviation from its mean; at: the token that the text was chosen for, -1: none. */

@@ -41,13 +41,24 @@ export interface TokenData {
   pairs: Pair[];
   nodes: Record<string, { scale: number; values: [Row, Row][] }>;
   heads: Record<string, [Row[], Row[]][]>;
-  passages: Record<string, { scale: number; texts: Passage[] }>;
+  passages: Record<string, Passages>;
+  histograms: Record<string, { low: number; high: number; counts: number[] }>;
+}
+
+/** Of one node: of all passages one after the other, places of texts (16 bits) and steps (8 bits, signed), as base64. */
+export interface Passages {
+  scale: number;
+  rank: number[];
+  at: number[];
+  length: number[];
+  tokens: string;
+  values: string;
 }
 
 export interface Packed {
   shape: number[];
-  float?: string; // base64 of little-endian 32-bit numbers
-  int?: string;
+  float?: string; // base64 of the upper three bytes of little-endian 32-bit numbers
+  int?: string; // base64 of little-endian 32-bit numbers
 }
 
 /** The circuit itself, see `extractor.jobs.live_data`. */
@@ -67,12 +78,21 @@ export interface Drawing {
   words: string;
   svg: number | null;
   nodes: string[] | null;
-  edges: string[] | null;
+  edges: [source: string, target: string, weight: number][] | null;
+  why?: string; // it is not drawn
+}
+
+/** A node that only other circuits have. */
+export interface Foreign {
+  id: string;
+  site: string;
+  mean: number | null;
 }
 
 export interface PageData {
   key: string;
-  drawings: { svgs: string[]; choices: Drawing[] } | null;
+  drawings: { svgs: string[]; choices: Drawing[]; more: Foreign[] } | null;
+  streams: [source: string, target: string][]; // '': the input, the answers
   answers: string[];
   calibration: [scale: number, shift: number];
   live: LiveData | null;
@@ -84,6 +104,18 @@ export interface PageData {
 }
 
 export const STEPS = 127; // a value of this size is `scale`, the largest deviation from the node's mean
+
+export const bytesOf = (text: string): Uint8Array<ArrayBuffer> => Uint8Array.from(atob(text), character => character.charCodeAt(0));
+
+export function unpackedPassages({ rank, at, length, tokens, values }: Passages): Passage[] {
+  const places = new Uint16Array(bytesOf(tokens).buffer), steps = new Int8Array(bytesOf(values).buffer);
+  let end = 0;
+  return rank.map((one, i) => {
+    const start = end;
+    end += length[i]!;
+    return { rank: one, at: at[i]!, tokens: [...places.subarray(start, end)], values: [...steps.subarray(start, end)] };
+  });
+}
 
 declare const pageData: PageData; // stands before this script
 

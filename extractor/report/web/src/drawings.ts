@@ -18,6 +18,7 @@ export class Drawings {
   private chosen = 0;
   private painted = ""; // what nodes and edges are painted by
   private scale = 0; // 0: the width of the page
+  private fits = false; // all of it is shown, whatever the size of the window
 
   constructor(private readonly data: PageData, private readonly state: State, private readonly views: Views, private readonly notes: Notes, private readonly preview: (id: string | null) => void) {
     this.paint = new Paint(data);
@@ -27,6 +28,9 @@ export class Drawings {
     this.painting();
     this.scaling();
     bindSaving(() => this.shown.svg);
+    this.frame.addEventListener("scroll", () => this.shown.follow(this.frame.scrollLeft / this.zoom), { passive: true });
+    addEventListener("resize", () => this.fits && this.fit());
+    this.centre();
   }
 
   get choices(): Drawing[] {
@@ -65,20 +69,36 @@ export class Drawings {
     this.frame.replaceChildren(this.shown.svg);
     this.shown.mark(choice);
     this.resize();
+    this.shown.follow(this.frame.scrollLeft / this.zoom);
+  }
+
+  /** Pixels of the screen for one of the drawing. */
+  private get zoom(): number {
+    return this.shown.svg.getBoundingClientRect().width / this.shown.svg.viewBox.baseVal.width || 1;
+  }
+
+  /** On a screen narrower than the picture: begin where the nodes are. */
+  private centre(): void {
+    const { frame } = this;
+    if (frame.scrollWidth > frame.clientWidth) frame.scrollLeft = this.shown.middle * this.zoom - frame.clientWidth / 2;
   }
 
   private choosing(): HTMLButtonElement[] {
     const row = document.getElementById("drawings")!;
     row.hidden = !this.choices.length;
+    const undrawn = this.choices.filter(choice => choice.svg === -1);
     const buttons = this.choices.map((choice, i) => {
       const button = make("button", "", choice.label);
       button.type = "button";
       button.title = choice.words;
+      button.hidden = choice.svg === -1;
       button.setAttribute("aria-pressed", String(i === 0));
       button.addEventListener("click", () => this.state.set({ circuit: i }));
       return button;
     });
     row.append(...buttons);
+    const why = [...new Set(undrawn.map(choice => choice.why ?? ""))].join(" ");
+    if (undrawn.length) row.after(make("ul", "note undrawn", ...undrawn.map(choice => make("li", "", make("b", "", choice.label), `: ${choice.words}`)), make("li", "", why)));
     return buttons;
   }
 
@@ -95,32 +115,37 @@ export class Drawings {
 
   /** As the address says; choices without numbers are left out. */
   private repaint(): void {
-    const { fill, wires } = this.state.choice;
+    const { fill, wires, token } = this.state.choice, note = document.getElementById("paint-note")!, words = this.paint.words(token !== null);
+    if (note.textContent !== words) note.textContent = words;
     if (this.painted === `${fill} ${wires}`) return;
     this.painted = `${fill} ${wires}`;
     this.paint.fill = this.paint.has(fill) ? fill : "value";
     this.paint.wires = this.paint.hasEdges ? wires : "weight";
     document.querySelector<HTMLSelectElement>("#fill")!.value = this.paint.fill;
     document.querySelector<HTMLSelectElement>("#wires")!.value = this.paint.wires;
-    document.getElementById("paint-note")!.textContent = this.paint.words;
   }
 
   /** The buttons that make the picture larger and smaller; "fit" shows all of it. */
   private scaling(): void {
-    const size = () => this.shown.svg.viewBox.baseVal;
-    const now = () => this.shown.svg.getBoundingClientRect().width / size().width;
     const actions: Record<string, () => void> = {
-      larger: () => (this.scale = Math.min(4, now() * 1.25)),
-      smaller: () => (this.scale = Math.max(0.1, now() / 1.25)),
-      fit: () => (this.scale = Math.min(this.frame.clientWidth / size().width, (innerHeight - 40) / size().height)),
+      larger: () => (this.scale = Math.min(4, this.zoom * 1.25)),
+      smaller: () => (this.scale = Math.max(0.1, this.zoom / 1.25)),
+      fit: () => this.fit(),
       width: () => (this.scale = 0),
     };
     for (const button of document.querySelectorAll<HTMLButtonElement>("button[data-zoom]")) {
       button.addEventListener("click", () => {
+        this.fits = button.dataset.zoom === "fit";
         actions[button.dataset.zoom!]!();
         this.resize();
       });
     }
+  }
+
+  private fit(): void {
+    const { width, height } = this.shown.svg.viewBox.baseVal;
+    this.scale = Math.min(this.frame.clientWidth / width, (innerHeight - 40) / height);
+    this.resize();
   }
 
   private resize(): void {

@@ -2,6 +2,7 @@
 //
 // The names of parts and fields are those of compiled.safetensors. T tokens; a matrix (T, n) is a list of T rows.
 
+import { bytesOf } from "./data";
 import type { LiveData, Packed } from "./data";
 
 type Numbers = Float32Array | Int32Array;
@@ -229,8 +230,11 @@ export function erf(x: number): number {
 }
 
 function unpacked(packed: Packed): Tensor {
-  const bytes = Uint8Array.from(atob(packed.float ?? packed.int!), character => character.charCodeAt(0));
-  return { shape: packed.shape, data: packed.float === undefined ? new Int32Array(bytes.buffer) : new Float32Array(bytes.buffer) };
+  const given = bytesOf(packed.float ?? packed.int!);
+  if (packed.float === undefined) return { shape: packed.shape, data: new Int32Array(given.buffer) };
+  const whole = new Uint8Array((given.length / 3) * 4); // the lowest byte of each number is 0
+  for (let from = 0, to = 1; from < given.length; to++) for (let i = 0; i < 3; i++) whole[to++] = given[from++]!;
+  return { shape: packed.shape, data: new Float32Array(whole.buffer) };
 }
 
 /** Row of a matrix. */

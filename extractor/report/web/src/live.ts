@@ -52,7 +52,10 @@ export class LivePanel {
     const button = make("button", "close", "×");
     button.type = "button";
     button.setAttribute("aria-label", `Undo the change of ${node}`);
-    button.addEventListener("click", () => this.state.edit(node, undefined));
+    button.addEventListener("click", () => {
+      this.state.edit(node, undefined);
+      (this.changes.querySelector("button") ?? this.prompts[0]!).focus({ preventScroll: true }); // the button is gone
+    });
     return button;
   }
 }

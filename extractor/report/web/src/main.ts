@@ -4,7 +4,7 @@ import { AttentionView } from "./attention";
 import { Card } from "./card";
 import { readData } from "./data";
 import { Drawings } from "./drawings";
-import { drawSoon } from "./elements";
+import { drawSoon, nodeLink } from "./elements";
 import { LivePanel } from "./live";
 import { bindNotes, Notes } from "./notes";
 import { State } from "./state";
@@ -12,8 +12,8 @@ import { TokenView } from "./tokens";
 import { Views } from "./view";
 
 const pristine = document.documentElement.outerHTML; // before anything below changes it
-const data = readData(), ids = new Set(data.nodes.map(node => node.id));
-const state = new State(ids, data.tokens?.pairs.map(pair => pair.tokens[0].length) ?? [], data.drawings?.choices.length ?? 1);
+const data = readData(), ids = new Set(data.nodes.map(node => node.id)), others = new Set(data.drawings?.more.map(node => node.id));
+const state = new State(ids, others, data.tokens?.pairs.map(pair => pair.tokens[0].length) ?? [], data.drawings?.choices.length ?? 1);
 const views = new Views(data), notes = new Notes(data.key, ids, pristine), card = new Card(data, state, views, notes);
 const picture = new Drawings(data, state, views, notes, id => card.show(id));
 const tokens = data.tokens && new TokenView(data, state, views), attention = data.tokens && new AttentionView(state, views);
@@ -31,13 +31,17 @@ state.onChange((now, before) => {
   if (now.node !== before.node) {
     card.show(now.node);
     if (now.node) picture.reveal(now.node);
-  } else if (ran) card.refresh();
+  } else if (now.circuit !== before.circuit) card.show(now.node);
+  else if (ran) card.refresh();
 });
 bindNotes(notes);
 notes.onChange(() => picture.update());
 addEventListener("keydown", event => {
   if (event.key === "Escape" && !(event.target as Element).matches("textarea, select, input")) state.set({ node: null, token: null });
 });
+for (const name of document.querySelectorAll<HTMLElement>("main > section code.id")) {
+  if (ids.has(name.textContent!) && !name.closest("a, #heat, #card")) name.replaceWith(nodeLink(name.textContent!)); // nodes that tables and sentences name
+}
 Object.assign(globalThis, { circuit: views.circuit });
 picture.update();
 card.show(state.choice.node);

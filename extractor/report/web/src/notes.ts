@@ -10,12 +10,14 @@ export interface Note {
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#5b3fa8"]; // of groups, in their order
 
 export class Notes {
-  private readonly notes: Record<string, Note>;
+  private notes: Record<string, Note> = {};
   private readonly listeners: (() => void)[] = [];
+  private readonly saved = document.body.dataset.notes; // by "Save page with notes": such a page has a place of its own in the browser
 
   /** key: of the circuit; pristine: the page as it was loaded. */
   constructor(private readonly key: string, private readonly nodes: Set<string>, private readonly pristine: string) {
-    this.notes = { ...this.parsed(document.body.dataset.notes), ...this.parsed(this.stored()) };
+    this.load();
+    addEventListener("storage", event => event.key === this.place && this.tell()); // another window of this page
   }
 
   onChange(listener: () => void): void {
@@ -27,6 +29,7 @@ export class Notes {
   }
 
   set(id: string, change: Partial<Note>): void {
+    this.load(); // what other windows have written since
     this.notes[id] = { ...this.of(id), ...change };
     try {
       localStorage.setItem(this.place, JSON.stringify(this.notes));
@@ -34,6 +37,17 @@ export class Notes {
       // the browser keeps nothing for files: the notes last as long as the page is open
     }
     for (const listener of this.listeners) listener();
+  }
+
+  private tell(): void {
+    this.load();
+    for (const listener of this.listeners) listener();
+  }
+
+  /** What the browser has, else what the page was saved with; else, where the browser keeps nothing, what was written since. */
+  private load(): void {
+    const stored = this.stored();
+    this.notes = stored === undefined ? { ...this.parsed(this.saved), ...this.notes } : this.parsed(stored);
   }
 
   get written(): [string, Note][] {
@@ -52,13 +66,13 @@ export class Notes {
 
   /** This page as a file, with the notes in it. */
   save(): void {
-    const kept = JSON.stringify(Object.fromEntries(this.written)).replace(/&/g, "&amp;").replace(/"/g, "&quot;").replace(/</g, "&lt;");
+    const kept = JSON.stringify(Object.fromEntries(this.written)).replace(/&/g, "&amp;").replace(/"/g, "&quot;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
     const text = this.pristine.replace(/<body[^>]*>/, () => `<body data-notes="${kept}">`);
     download(URL.createObjectURL(new Blob(["<!doctype html>\n", text], { type: "text/html" })), "report-with-notes.html");
   }
 
   private get place(): string {
-    return `extractor notes ${this.key}`;
+    return `extractor notes ${this.key}${this.saved === undefined ? "" : ` ${checksum(this.saved)}`}`;
   }
 
   private stored(): string | undefined {
@@ -81,6 +95,13 @@ export class Notes {
     }
     return found;
   }
+}
+
+/** A short number of a text: two saved pages with other notes have other numbers. */
+function checksum(text: string): string {
+  let found = 2166136261;
+  for (const character of text) found = Math.imul(found ^ character.codePointAt(0)!, 16777619);
+  return (found >>> 0).toString(16);
 }
 
 /** The section with all notes, by group. */

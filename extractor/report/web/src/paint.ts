@@ -38,24 +38,27 @@ export class Paint {
     return this.rises.size > 0;
   }
 
-  get words(): string {
-    return WORDS[this.fill] + (this.wires === "removed" ? " Wide edges: the loss rises without them." : "");
+  /** token: whether one is chosen, whose values nodes are painted by. */
+  words(token: boolean): string {
+    const nodes = WORDS[this.fill === "value" && !token && this.has("removed") ? "removed" : this.fill];
+    return nodes + (this.wires === "removed" ? " Wide edges: the loss rises without them; dotted: not measured." : "");
   }
 
-  /** -STEPS to STEPS; null: not painted. */
+  /** -STEPS to STEPS; null: not painted. Of values: the rise of the loss, which stands where no token is chosen. */
   step(id: string): number | null {
     const node = this.facts.get(id)!;
-    if (this.fill === "removed") return (STEPS * (this.rise(node) ?? 0)) / this.highest.node;
+    if (this.fill !== "auc") return this.rise(node) === null ? null : (STEPS * (this.rise(node) ?? 0)) / this.highest.node;
     const found = Object.values(node.auc ?? {}).filter(auc => auc !== null);
-    if (this.fill !== "auc" || !found.length) return null;
+    if (!found.length) return null;
     const best = found.reduce((a, b) => (Math.abs(b - 0.5) > Math.abs(a - 0.5) ? b : a));
     return 2 * STEPS * (best - 0.5);
   }
 
-  /** Width of an edge, pixels; '' for that of its weight. */
-  width(source: string, target: string): string {
-    if (this.wires === "weight") return "";
-    return String(0.5 + 6 * Math.sqrt(Math.max(0, this.rises.get(`${source} ${target}`) ?? 0) / this.highest.edge));
+  /** Width and dashes of an edge, pixels; '' for those of its weight. */
+  line(source: string, target: string): [width: string, dashes: string] {
+    if (this.wires === "weight") return ["", ""];
+    const rise = this.rises.get(`${source} ${target}`);
+    return rise === undefined ? ["1", "1 4"] : [String(0.5 + 6 * Math.sqrt(Math.max(0, rise) / this.highest.edge)), ""];
   }
 
   private rise(node: NodeFacts): number | null {

@@ -5,53 +5,59 @@ import { tint } from "./elements";
 import type { Notes } from "./notes";
 import type { Paint, Wires } from "./paint";
 import type { State } from "./state";
-import { rowOf, type Views } from "./view";
+import { rowOf, shownOf, type Views } from "./view";
 
 export class Picture {
-  readonly nodes: SVGGElement[]; // those of the page's circuit
+  private readonly own: SVGGElement[]; // those of the page's circuit
   private readonly all: SVGGElement[];
+  private readonly names: SVGTextElement[]; // of the rows: they stay in view
   private readonly wires: SVGPathElement[];
   private readonly byId: Map<string, SVGGElement>;
+  private readonly heads: Map<string, number>; // of queries, keys and values
   private lighted: string | null = null;
   private drawn: Wires = "weight"; // what the widths of edges are drawn by
-  private readonly own: { nodes: Set<string>; edges: Set<string> };
+  private readonly circuit: { nodes: Set<string>; edges: Set<string> };
 
   constructor(readonly svg: SVGSVGElement, private readonly data: PageData, private readonly state: State, private readonly views: Views, private readonly paint: Paint, private readonly notes: Notes, private readonly preview: (id: string | null) => void) {
-    this.own = { nodes: new Set(data.nodes.map(node => node.id)), edges: new Set(data.edges.map(([source, target]) => `${source} ${target}`)) };
+    this.circuit = { nodes: new Set(data.nodes.map(node => node.id)), edges: new Set(data.edges.map(([source, target]) => `${source} ${target}`)) };
     this.all = [...svg.querySelectorAll<SVGGElement>(".node")];
-    this.nodes = this.all.filter(node => this.own.nodes.has(node.dataset.id!));
+    this.own = this.all.filter(node => this.circuit.nodes.has(node.dataset.id!));
+    const texts = [...svg.querySelectorAll<SVGTextElement>(":scope > text")];
+    this.names = texts.filter(text => text.getAttribute("x") === texts[0]!.getAttribute("x")); // all that stands at the left edge
     this.wires = [...svg.querySelectorAll<SVGPathElement>("path.edge, path.stream")];
-    this.byId = new Map(this.nodes.map(node => [node.dataset.id!, node]));
+    this.byId = new Map(this.all.map(node => [node.dataset.id!, node]));
+    this.heads = new Map(data.nodes.filter(node => node.head !== undefined).map(node => [node.id, node.head!]));
     svg.setAttribute("role", "group");
     svg.querySelector("title")?.remove();
-    this.nodes.forEach((node, i) => this.prepare(node, i));
+    this.all.forEach((node, i) => this.prepare(node, i));
     for (const wire of this.wires) if (wire.dataset.weight && !wire.firstChild) wire.append(titleOf(wire.dataset));
   }
 
   /** In a picture of several circuits: outline what the chosen one adds to the page's, fade what it lacks, hide what only others have. */
   mark({ nodes, edges }: Drawing): void {
-    const chosen = nodes && { nodes: new Set(nodes), edges: new Set(edges) };
+    const chosen = nodes && { nodes: new Set(nodes), edges: new Set(edges!.map(([source, target]) => `${source} ${target}`)) };
     const paint = (shape: Element, own: boolean, there: boolean) => {
       shape.classList.toggle("added", there && !own);
       shape.classList.toggle("left", own && !there);
       shape.classList.toggle("absent", !own && !there);
     };
-    for (const node of this.all) paint(node, this.own.nodes.has(node.dataset.id!), !chosen || chosen.nodes.has(node.dataset.id!));
+    for (const node of this.all) paint(node, this.circuit.nodes.has(node.dataset.id!), !chosen || chosen.nodes.has(node.dataset.id!));
     for (const wire of this.wires) {
       const { source, target } = wire.dataset, ends = [source!, target!].filter(Boolean);
-      if (wire.classList.contains("edge")) paint(wire, this.own.edges.has(`${source} ${target}`), !chosen || chosen.edges.has(`${source} ${target}`));
-      else paint(wire, ends.every(id => this.own.nodes.has(id)), !chosen || ends.every(id => chosen.nodes.has(id)));
+      if (wire.classList.contains("edge")) paint(wire, this.circuit.edges.has(`${source} ${target}`), !chosen || chosen.edges.has(`${source} ${target}`));
+      else paint(wire, ends.every(id => this.circuit.nodes.has(id)), !chosen || ends.every(id => chosen.nodes.has(id)));
     }
   }
 
   update(): void {
-    const { node, token, edits, shown } = this.state.choice, view = this.data.tokens && this.views.of(this.state.choice);
+    const { node, token, edits, circuit } = this.state.choice, view = this.data.tokens && this.views.of(this.state.choice);
+    const shown = view && shownOf(view, this.state.choice);
     node ? this.light(node) : this.dim();
-    for (const chip of this.nodes) {
+    for (const chip of this.own) {
       const id = chip.dataset.id!, here = token === null || !view ? null : (rowOf(view, this.state.choice, id)?.[token] ?? null);
-      const step = this.paint.fill === "value" ? here : this.paint.step(id);
+      const step = this.paint.fill === "value" && token !== null ? here : this.paint.step(id);
       const box = chip.querySelector("rect")!;
-      box.style.fill = step === null ? "" : tint(step);
+      box.style.fill = step === null ? "" : tint(step, 0.5);
       const colour = this.notes.colour(id);
       if (box.style.stroke !== colour) box.style.stroke = colour;
       chip.classList.toggle("valued", step !== null);
@@ -62,39 +68,66 @@ export class Picture {
     const note = document.getElementById("token-note"), length = view?.ids[shown === "second" ? 1 : 0].length ?? 0;
     if (note) {
       note.hidden = token === null || token >= length || this.paint.fill !== "value";
-      note.textContent = note.hidden ? "" : `The picture above shows the ${shown === "difference" ? "differences" : "values"} at token ${token! + 1}.`;
+      note.textContent = note.hidden ? "" : `The picture above shows the ${shown === "difference" ? "differences" : "values"} at token ${token! + 1}${circuit ? " in the circuit of this page" : ""}.`;
     }
     if (this.drawn === this.paint.wires) return;
     this.drawn = this.paint.wires;
-    for (const wire of this.wires) if (wire.classList.contains("edge")) wire.style.strokeWidth = this.paint.width(wire.dataset.source!, wire.dataset.target!);
+    for (const wire of this.wires) if (wire.classList.contains("edge")) [wire.style.strokeWidth, wire.style.strokeDasharray] = this.paint.line(wire.dataset.source!, wire.dataset.target!) as [string, string];
   }
 
   light(id: string): void {
     if (this.lighted === id) return;
     this.lighted = id;
-    const lit = new Set([id]);
+    const lit = new Set([id]), before = this.reached(id, "target", "source"), after = this.reached(id, "source", "target");
     for (const wire of this.wires) {
       const { source, target } = wire.dataset;
       const touches = source === id || target === id;
       wire.classList.toggle("lit", touches);
+      wire.classList.toggle("path", !touches && (before.has(target!) && source !== undefined && before.has(source) || after.has(source!) && target !== undefined && after.has(target)));
       if (touches) lit.add(source!).add(target!);
     }
     for (const node of this.all) {
-      node.classList.toggle("lit", lit.has(node.dataset.id!));
-      node.classList.toggle("chosen", node.dataset.id === id);
+      const own = node.dataset.id!;
+      node.classList.toggle("lit", lit.has(own));
+      node.classList.toggle("path", !lit.has(own) && (before.has(own) || after.has(own)));
+      node.classList.toggle("chosen", own === id);
     }
     this.svg.classList.add("focused");
+  }
+
+  /** The node and all before or after it, through edges, the residual stream, and attention: queries and keys act on what their head brings. */
+  private reached(id: string, from: "source" | "target", to: "source" | "target"): Set<string> {
+    const found = new Set([id]), waiting = [id];
+    const add = (one: string | undefined) => one && !found.has(one) && (found.add(one), waiting.push(one));
+    for (let one = waiting.pop(); one !== undefined; one = waiting.pop()) {
+      for (const { dataset } of this.wires) if (dataset[from] === one) add(dataset[to]);
+      const [layer, , place] = one.split("."), head = this.heads.get(one);
+      const partners = head === undefined ? [] : [...this.heads].filter(([other, same]) => same === head && other.startsWith(`${layer}.`)).map(([other]) => other);
+      for (const other of partners) if ((place === "v") === (to === "source") && (place === "v") !== (other.split(".")[2] === "v")) add(other);
+    }
+    return found;
   }
 
   dim(): void {
     if (this.lighted === null) return;
     this.lighted = null;
     this.svg.classList.remove("focused");
-    for (const shape of [...this.all, ...this.wires]) shape.classList.remove("lit", "chosen");
+    for (const shape of [...this.all, ...this.wires]) shape.classList.remove("lit", "path", "chosen");
   }
 
   has(id: string): boolean {
     return this.byId.has(id);
+  }
+
+  /** Keep the names of the rows at the left edge of the window of the picture. left: of that window, pixels of the drawing. */
+  follow(left: number): void {
+    for (const name of this.names) name.setAttribute("transform", left > 0 ? `translate(${left.toFixed(1)} 0)` : "");
+  }
+
+  /** The middle of all nodes, pixels of the drawing. */
+  get middle(): number {
+    const boxes = this.own.map(node => node.querySelector("rect")!), places = boxes.map(box => Number(box.getAttribute("x")) + Number(box.getAttribute("width")) / 2);
+    return places.reduce((sum, x) => sum + x, 0) / Math.max(1, places.length);
   }
 
   reveal(id: string): void {
@@ -131,8 +164,9 @@ export class Picture {
     const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
     if (!step) return;
     event.preventDefault();
-    const next = this.nodes[(this.nodes.indexOf(node) + step + this.nodes.length) % this.nodes.length]!;
-    for (const other of this.nodes) other.setAttribute("tabindex", other === next ? "0" : "-1");
+    const nodes = this.all.filter(one => !one.classList.contains("absent"));
+    const next = nodes[(nodes.indexOf(node) + step + nodes.length) % nodes.length]!;
+    for (const other of nodes) other.setAttribute("tabindex", other === next ? "0" : "-1");
     next.focus();
   }
 }

@@ -8,6 +8,9 @@ export function bindSaving(shown: () => SVGSVGElement): void {
   }
 }
 
+const LINES = ["opacity", "visibility", "fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity"];
+const SHAPES: Record<string, string[]> = { g: ["opacity", "visibility"], rect: LINES, path: LINES, text: ["opacity", "visibility", "fill", "text-decoration-line"] };
+
 /** The picture as a data URL that needs no style sheet. */
 export function source(svg: SVGSVGElement): string {
   const copy = svg.cloneNode(true) as SVGSVGElement, { width, height } = svg.viewBox.baseVal;
@@ -15,20 +18,13 @@ export function source(svg: SVGSVGElement): string {
   copy.setAttribute("width", String(width));
   copy.setAttribute("height", String(height));
   copy.removeAttribute("style");
-  const shown = svg.querySelectorAll<SVGElement>("rect, path"), copied = copy.querySelectorAll<SVGElement>("rect, path");
+  const shown = svg.querySelectorAll<SVGElement>("g, rect, path, text"), copied = copy.querySelectorAll<SVGElement>("g, rect, path, text");
   shown.forEach((shape, i) => {
-    const { fill, stroke, strokeWidth, strokeDasharray, opacity, visibility } = getComputedStyle(shape);
+    const style = getComputedStyle(shape), kept = SHAPES[shape.tagName]!;
     copied[i]!.removeAttribute("style");
-    copied[i]!.setAttribute("opacity", opacity);
-    copied[i]!.setAttribute("visibility", visibility);
-    copied[i]!.setAttribute("fill", fill);
-    copied[i]!.setAttribute("stroke", stroke);
-    copied[i]!.setAttribute("stroke-width", strokeWidth);
-    copied[i]!.setAttribute("stroke-dasharray", strokeDasharray);
+    if (shape.tagName === "text") copied[i]!.removeAttribute("transform"); // names of rows go back to their places
+    for (const name of kept) copied[i]!.setAttribute(name, style.getPropertyValue(name));
   });
-  const groups = copy.querySelectorAll<SVGElement>("g.node"), texts = copy.querySelectorAll("text");
-  svg.querySelectorAll("g.node").forEach((group, i) => groups[i]!.setAttribute("opacity", getComputedStyle(group).opacity));
-  svg.querySelectorAll("text").forEach((text, i) => texts[i]!.setAttribute("fill", getComputedStyle(text).fill));
   return "data:image/svg+xml;charset=utf-8," + encodeURIComponent(new XMLSerializer().serializeToString(copy));
 }
 

@@ -26,12 +26,14 @@ const SHOWN: Shown[] = ["first", "second", "difference"];
 export class State {
   choice: Choice;
   private later: ReturnType<typeof setTimeout> | undefined; // writes the address once typing and dragging have ended
+  private pending: (() => void) | null = null; // what it will do then
   private readonly listeners: ((choice: Choice, before: Choice) => void)[] = [];
 
-  /** lengths: number of tokens of each pair's prompts; circuits: how many can be drawn. */
-  constructor(private readonly nodes: Set<string>, private readonly lengths: number[], private readonly circuits: number) {
+  /** nodes: of the page's circuit; others: that only other circuits have; lengths: number of tokens of each pair's prompts; circuits: how many are offered. */
+  constructor(private readonly nodes: Set<string>, private readonly others: Set<string>, private readonly lengths: number[], private readonly circuits: number) {
     this.choice = this.fitting({ ...NOTHING, ...this.read() });
     addEventListener("hashchange", () => {
+      this.settle(null); // the reader has left the entry that a late change belongs to
       const found = this.read(); // a link to a section says nothing
       if (!location.hash || Object.keys(found).length) this.apply(this.fitting({ ...NOTHING, ...found }));
     });
@@ -49,12 +51,29 @@ export class State {
       if (change.token === undefined) next.token = null;
       if (change.typed === undefined) next.typed = null;
     }
-    clearTimeout(this.later);
+    if (leaves) this.pending?.(); // Back returns to the last change, too
     const address = this.hash(next) || location.pathname + location.search;
-    const write = () => (leaves ? history.pushState(null, "", address) : history.replaceState(null, "", address));
-    if (change.typed !== undefined || change.edits !== undefined) this.later = setTimeout(write, SETTLED);
+    const write = () => {
+      this.settle(null);
+      try {
+        leaves ? history.pushState(null, "", address) : history.replaceState(null, "", address);
+      } catch {
+        // a page without an address of its own, or too many changes at once: the view changes all the same
+      }
+    };
+    if (change.typed !== undefined || change.edits !== undefined) this.settle(write);
     else write();
     this.apply(next);
+  }
+
+  private settle(write: (() => void) | null): void {
+    clearTimeout(this.later);
+    this.pending = write;
+    if (write) this.later = setTimeout(write, SETTLED);
+  }
+
+  private has(node: string): boolean {
+    return this.nodes.has(node) || this.others.has(node);
   }
 
   /** Change a node; undefined: leave it as it is computed. */
@@ -88,7 +107,7 @@ export class State {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return; // another window opens
     const link = (event.target as Element).closest?.('a[href^="#node="]');
     const node = link && new URLSearchParams(link.getAttribute("href")!.slice(1)).get("node");
-    if (!node || !this.nodes.has(node)) return;
+    if (!node || !this.has(node)) return;
     event.preventDefault();
     this.set({ node }, true);
   }
@@ -107,7 +126,7 @@ export class State {
       const value = Number(parts.get(key)) - 1;
       return Number.isInteger(value) && value >= 0 && value < most ? value : null;
     };
-    if (node && this.nodes.has(node)) found.node = node;
+    if (node && this.has(node)) found.node = node;
     if (shown && SHOWN.includes(shown)) found.shown = shown;
     const pair = number("pair", this.lengths.length), token = number("token", Infinity);
     const circuit = number("circuit", this.circuits);

@@ -3,7 +3,7 @@
 import type { PageData, Row } from "./data";
 import { answerBar, chance, drawSoon, LATER, make, nodeLink, short, signed, tint, visible } from "./elements";
 import type { Shown, State } from "./state";
-import { alike, deviation, rowOf, UNLIKE, type View, type Views } from "./view";
+import { alike, deviation, rowOf, shownOf, UNLIKE, type View, type Views } from "./view";
 
 export class TokenView {
   private readonly table = document.querySelector<HTMLTableElement>("#heat")!;
@@ -26,7 +26,7 @@ export class TokenView {
   }
 
   draw(): void {
-    const { pair, shown } = this.state.choice, view = this.views.of(this.state.choice), same = alike(view);
+    const { pair } = this.state.choice, view = this.views.of(this.state.choice), same = alike(view), shown = shownOf(view, this.state.choice);
     document.querySelector<HTMLSelectElement>("#pair")!.value = String(pair);
     for (const button of document.querySelectorAll<HTMLButtonElement>("button[data-shown]")) button.setAttribute("aria-pressed", String(button.dataset.shown === shown));
     const difference = document.querySelector<HTMLButtonElement>('button[data-shown="difference"]')!;
@@ -109,9 +109,10 @@ export class TokenView {
   }
 
   private number(): void {
+    const { choice } = this.state, shown = shownOf(this.views.of(choice), choice);
     for (const [id, row] of this.rows) {
       const scale = this.data.tokens!.nodes[id]!.scale, cells = row.cells;
-      this.filled.get(id)!.forEach((step, i) => (cells[i + 1]!.title = signed(Number(short(deviation(scale, this.state.choice, step))))));
+      this.filled.get(id)!.forEach((step, i) => (cells[i + 1]!.title = signed(Number(short(deviation(scale, shown, step))))));
     }
   }
 

@@ -3,7 +3,7 @@
 import { PageCircuit } from "./circuit";
 import { type PageData, type Row, STEPS } from "./data";
 import { visible } from "./elements";
-import type { Choice } from "./state";
+import type { Choice, Shown } from "./state";
 
 export interface View {
   ids: [number[], number[]]; // to compare tokens; of stored pairs their texts' places
@@ -102,13 +102,16 @@ export const UNLIKE = "the prompts have different numbers of tokens";
 
 /** A node's deviations for the prompt or the difference that is shown; null where there are none. */
 export function rowOf(view: View, choice: Choice, node: string): Row | null {
-  const found = view.rows(node);
+  const found = view.rows(node), shown = shownOf(view, choice);
   if (!found) return null;
-  if (choice.shown !== "difference" || !alike(view)) return found[choice.shown === "second" ? 1 : 0];
+  if (shown !== "difference") return found[shown === "second" ? 1 : 0];
   return found[0].map((step, i) => (step - found[1][i]!) / 2);
 }
 
+/** What is shown: of prompts that are not alike there is no difference, but the first one. */
+export const shownOf = (view: View, choice: Choice): Shown => (choice.shown === "difference" && !alike(view) ? "first" : choice.shown);
+
 /** The value itself: for a difference that between the two prompts, else the deviation from the node's mean. */
-export function deviation(scale: number, choice: Choice, step: number): number {
-  return (step / STEPS) * scale * (choice.shown === "difference" ? 2 : 1);
+export function deviation(scale: number, shown: Shown, step: number): number {
+  return (step / STEPS) * scale * (shown === "difference" ? 2 : 1);
 }
