@@ -141,8 +141,8 @@ def _shifted(name: str, shifted: dict | None) -> str:
     low, high = (percent(end) for end in shifted["interval"]["agreement"])
     dense, sparse = (percent(shifted["accuracy"][who]) for who in ("dense", "sparse"))
     return (
-        f"On shifted prompts, longer and from other templates, they prefer the same answer {percent(shifted['agreement'])} of the "
-        f"time ({low} to {high}); {name} is right {dense}, the sparse model {sparse} of the time. "
+        "On all shifted prompts, longer and from other templates (the validation takes the first of them), they prefer the same answer "
+        f"{percent(shifted['agreement'])} of the time ({low} to {high}); {name} is right {dense}, the sparse model {sparse} of the time. "
     )
 
 

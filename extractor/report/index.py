@@ -115,9 +115,9 @@ def _fidelity(bridge: Mapping[str, Any] | None) -> list[str]:
     explained = (bridge or {}).get("explained")
     if not explained or bridge is None or is_constant(bridge):
         return []
-    mean, worst = percent(explained["mean"]), percent(explained["worst"])
+    mean, worst, alone = (percent(explained.get(name)) for name in ("mean", "worst", "sparse"))
     what = f"of the dense model&rsquo;s predictions beyond bigrams on {plain(explained['source'])}"
-    return [f"explains {mean} {what}, {worst} at the worst crossing (share of KL)"]
+    return [f"explains {mean} {what}, {worst} at the worst crossing (share of KL; the sparse model alone {alone})"]
 
 
 def _reasons(rows: Rows) -> str:

@@ -219,14 +219,16 @@ def test_the_picture_grows_shrinks_and_fits(page):
 def test_nodes_and_edges_are_painted_by_what_they_do(page):
     nodes = json.loads((EXAMPLE / "result.json").read_text(encoding="utf-8"))["validation"]["mechanism"]["nodes"]
     fill = lambda node: chip(page, node).locator("rect").first.evaluate("box => box.style.fill")  # noqa: E731
-    assert fill(NODE) == ""
+    by_removal = fill(NODE)
+    assert by_removal.startswith("rgb(var(--")
+    assert "without this node" in page.locator("#paint-note").inner_text()
     page.locator("#fill").select_option("auc")
     best = max((auc for auc in nodes[NODE]["auc"].values() if auc is not None), key=lambda auc: abs(auc - 0.5))
     assert fill(NODE).startswith(f"rgb(var({'--above' if best > 0.5 else '--below'})")
     assert "AUC" in page.locator("#paint-note").inner_text()
     page.locator("#fill").select_option("removed")
     most = max(nodes, key=lambda node: nodes[node].get("without", 0))
-    assert fill(most) == "rgb(var(--above) / 0.850)"
+    assert fill(most) == "rgb(var(--above) / 0.500)"
     width = "path => getComputedStyle(path).strokeWidth"
     edge = page.locator(f'.picture path.edge[data-target="{NODE}"]').first
     plain = edge.evaluate(width)
@@ -235,7 +237,7 @@ def test_nodes_and_edges_are_painted_by_what_they_do(page):
     page.locator("#wires").select_option("weight")
     page.locator("#fill").select_option("value")
     assert edge.evaluate(width) == plain
-    assert fill(NODE) == ""
+    assert fill(NODE) == by_removal
 
 
 def test_the_painted_picture_is_saved(page, tmp_path: Path):

@@ -91,7 +91,7 @@ def test_a_larger_circuit_outlines_what_it_adds(page):
     assert page.locator(".picture path.edge.added").count() == 1
     assert not classes(chip(page, NODE)) & {"added", "left", "absent"}
     note = page.locator("#drawing-note").inner_text()
-    assert "Not in the circuit of this page: 1 node and 1 edge (outlined)" in note
+    assert "Not in the circuit of this page: 1 node and 1 edge (dashed)" in note
     assert "0.010 nats on held-out pairs by the paper\u2019s standard, meets 0.05" in note
     choose(page, "paper, 0.15 nats")
     assert chip(page, ADDED).count() == 0
@@ -111,10 +111,10 @@ def test_a_smaller_circuit_fades_what_it_lacks_and_hides_what_only_others_have(p
 
 
 def test_a_circuit_that_is_too_large_is_named(page):
-    choose(page, "robust, 0.15 nats")
-    note = page.locator("#drawing-note").inner_text()
-    assert "1,342 nodes, 15,143 edges" in note
-    assert "too large to be drawn" in note
+    assert not page.locator("#drawings button", has_text="robust, 0.15 nats").is_visible()
+    note = page.locator(".undrawn").inner_text()
+    assert "robust, 0.15 nats: 1,342 nodes, 15,143 edges" in note
+    assert "Too large to be drawn" in note
     assert chip(page, ADDED).count() == 0
 
 

@@ -145,3 +145,13 @@ def test_the_story_of_a_planted_circuit_names_what_was_planted(tmp_path):
     assert by_kind["write"]["share"] > 0.9
     looks = [node for node in plant.nodes if ".attn.q." in node or ".attn.k." in node]
     assert all(found["nodes"][node]["flipped"] < 0.1 for node in looks if node.startswith("1."))
+
+
+def test_an_mlp_of_several_neurons_is_told_and_one_that_a_node_tells_is_not(problem, circuit):
+    seen = CircuitOnPairs(problem, circuit, PLAIN, problem.select)
+    found = {node: {"without": 0.5} for node in seen.nodes}
+    assert claims._mlps(seen, seen, found, told={NEURON}) == []
+    (claim,) = claims._mlps(seen, seen, found, told=set())
+    assert (claim["kind"], claim["layer"], claim["nodes"]) == ("mlp", int(NEURON.partition(".")[0]), [NEURON])
+    assert claim["moved"] == pytest.approx(seen.swapped([NEURON]).moved)
+    assert claim["holds"]

@@ -138,6 +138,8 @@ def _share(facts: dict[str, Any]) -> str:
         shifted = prompts.get("shifted")
         same = f"same answer as the dense model on {prompts['agreement']:.1%} of held-out prompts"
         remarks.append(same + (f", {shifted['agreement']:.1%} of shifted ones" if shifted else ""))
+    alone = (explained or {}).get("sparse")  # the share above is a mean over this and all passes that cross once
+    remarks += [f"the sparse model alone explains {alone:.0%}"] if alone is not None else []
     return "; ".join([line, *remarks])
 
 

@@ -115,14 +115,14 @@ export class Drawings {
 
   /** As the address says; choices without numbers are left out. */
   private repaint(): void {
-    const { fill, wires, token } = this.state.choice, note = document.getElementById("paint-note")!, words = this.paint.words(token !== null);
-    if (note.textContent !== words) note.textContent = words;
-    if (this.painted === `${fill} ${wires}`) return;
-    this.painted = `${fill} ${wires}`;
+    const { fill, wires, token } = this.state.choice, now = `${fill} ${wires} ${token !== null}`;
+    if (this.painted === now) return;
+    this.painted = now;
     this.paint.fill = this.paint.has(fill) ? fill : "value";
     this.paint.wires = this.paint.hasEdges ? wires : "weight";
     document.querySelector<HTMLSelectElement>("#fill")!.value = this.paint.fill;
     document.querySelector<HTMLSelectElement>("#wires")!.value = this.paint.wires;
+    document.getElementById("paint-note")!.textContent = this.paint.words(token !== null);
   }
 
   /** The buttons that make the picture larger and smaller; "fit" shows all of it. */

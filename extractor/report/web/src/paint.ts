@@ -40,7 +40,8 @@ export class Paint {
 
   /** token: whether one is chosen, whose values nodes are painted by. */
   words(token: boolean): string {
-    const nodes = WORDS[this.fill === "value" && !token && this.has("removed") ? "removed" : this.fill];
+    const instead = this.fill === "value" && !token && this.has("removed");
+    const nodes = instead ? `No token is chosen. ${WORDS.removed}` : WORDS[this.fill];
     return nodes + (this.wires === "removed" ? " Wide edges: the loss rises without them; dotted: not measured." : "");
   }
 

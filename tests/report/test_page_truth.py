@@ -1,0 +1,190 @@
+"""What the page must not get wrong: what belongs to which circuit, saved pictures and notes, links, unlike prompts, the way to a node."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from test_browser import BROWSER, NODE, TOKENS, hover_until, sync_api
+from test_drawings_browser import ADDED, CIRCUIT, EDGES, IDS, browser, chip, choose, classes, folder, page
+
+from extractor.report.picture import residual_streams
+
+__all__ = ["browser", "folder", "page"]  # fixtures
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser: apt-get install chromium, or name one in EXTRACT_TEST_BROWSER")
+KEY = next(node for node in IDS if ".attn.k." in node)
+
+
+def saved_picture(page: sync_api.Page, place: Path) -> str:
+    with page.expect_download() as started:
+        page.locator('[data-save="svg"]').click()
+    started.value.save_as(place)
+    return place.read_text(encoding="utf-8")
+
+
+def card(page: sync_api.Page) -> str:
+    return page.locator("#card").inner_text()
+
+
+def test_a_saved_picture_shows_no_text_of_nodes_that_are_not_drawn(page, tmp_path: Path):
+    choose(page, "paper, 0.3 nats")
+    text = saved_picture(page, tmp_path / "circuit.svg")
+    group = re.search(rf'<g [^>]*data-id="{re.escape(ADDED)}".*?</g>', text, flags=re.S)[0]
+    assert group.count("<text") >= 1
+    assert group.count('visibility="hidden"') == 1 + group.count("<text") + group.count("<rect")
+
+
+def test_a_saved_picture_fades_what_the_page_fades(page, tmp_path: Path):
+    chip(page, NODE).click()
+    page.wait_for_timeout(400)  # the fading takes an eighth of a second
+    text = saved_picture(page, tmp_path / "circuit.svg")
+    faded = page.locator(".picture path.edge:not(.lit, .path)").count()
+    assert faded
+    assert text.count('stroke-opacity="0.07"') >= faded
+
+
+def test_a_node_of_another_circuit_has_a_card_of_its_own(page):
+    choose(page, "paper, 0.05 nats")
+    chip(page, ADDED).click()
+    assert page.locator("#card h3").inner_text() == ADDED
+    assert "Not in the circuit of this page" in card(page)
+    assert "in: paper, 0.05 nats." in card(page)
+    assert "To 1 node" in card(page)
+    assert "mean" not in card(page)  # this file was written without it
+    assert page.locator("#card .switches").count() == 0
+    page.locator("#card a.id").first.click()
+    assert "those of the circuit of this page (paper, 0.15 nats)" in card(page)
+    choose(page, "paper, 0.15 nats")
+    assert "those of the circuit of this page" not in card(page)
+
+
+def test_edges_that_were_not_measured_are_dotted_where_edges_show_what_they_do(page):
+    choose(page, "paper, 0.05 nats")
+    page.locator("#wires").select_option("removed")
+    added = page.locator(f'.picture path.edge[data-source="{ADDED}"]')
+    assert added.evaluate("path => getComputedStyle(path).strokeDasharray") == "1px, 4px"
+    assert "dotted: not measured" in page.locator("#paint-note").inner_text()
+    page.locator("#wires").select_option("weight")
+    assert added.evaluate("path => path.style.strokeDasharray") == ""
+
+
+def test_the_note_on_a_token_says_whose_values_are_shown(page):
+    choose(page, "paper, 0.3 nats")
+    page.locator(".heat thead button").last.click()
+    assert "in the circuit of this page" in page.locator("#token-note").inner_text()
+
+
+def test_two_windows_keep_each_others_notes(browser, page, folder):
+    other = page.context.new_page()
+    other.goto(page.url)
+    for window, node in ((page, NODE), (other, KEY)):
+        chip(window, node).click()
+        window.get_by_label("Note", exact=True).fill(f"of {node}")
+    for window in (page, other):
+        sync_api.expect(window.locator("#note-list li")).to_have_count(2)
+    other.close()
+
+
+def test_a_saved_page_shows_its_own_notes_where_the_browser_has_others(page, tmp_path: Path):
+    chip(page, NODE).click()
+    page.get_by_label("Note", exact=True).fill("theirs > mine")
+    with page.expect_download() as started:
+        page.locator("#save-notes").click()
+    saved = tmp_path / "report-with-notes.html"
+    started.value.save_as(saved)
+    page.get_by_label("Note", exact=True).fill("mine")
+    window = page.context.new_page()
+    window.goto(saved.as_uri())
+    assert "theirs > mine" in window.locator("#note-list").inner_text()
+    assert "data-notes" not in window.locator("main").inner_text()
+    window.close()
+
+
+def test_what_lies_before_and_after_a_node_stays_clear(page):
+    chip(page, NODE).click()
+    before, waiting = {NODE}, [NODE]
+    joined = [(a, b) for a, b, _ in EDGES] + [(s.source.id, s.target.id) for s in residual_streams(CIRCUIT.nodes) if s.source and s.target]
+    while waiting:
+        one = waiting.pop()
+        found = {a for a, b in joined if b == one} - before
+        before |= found
+        waiting += found
+    assert len(before) > 2
+    for node in before - {NODE}:
+        assert classes(chip(page, node)) & {"lit", "path"}, node
+    page.keyboard.press("Escape")
+    assert page.locator(".picture .path").count() == 0
+
+
+def test_a_card_names_what_the_residual_stream_joins(page):
+    stream = next(one for one in residual_streams(CIRCUIT.nodes) if one.source and one.target)
+    chip(page, stream.target.id).click()
+    assert f"Reads what is written by no weight\n{stream.source.id}" in card(page)
+    chip(page, stream.source.id).click()
+    assert "Is read by no weight" in card(page)
+    assert stream.target.id in card(page)
+
+
+def test_ids_in_tables_and_sentences_are_links(page):
+    link = page.locator(f'section[aria-labelledby="edges"] a[href="#node={NODE}"]').first
+    link.click()
+    assert page.locator("#card h3").inner_text() == NODE
+
+
+def test_every_section_is_in_the_list_of_contents(page):
+    named = page.locator(".contents a").evaluate_all("links => links.map(link => link.getAttribute('href').slice(1))")
+    assert named == page.locator("main h2[id]").evaluate_all("headings => headings.map(heading => heading.id)")
+    assert len(named) > 8
+
+
+def test_attention_names_its_tokens_and_answers_to_cells_and_keys(page):
+    figure = page.locator("#attention figure").first
+    tokens = TOKENS["pairs"][0]["tokens"][0]
+    assert figure.locator("svg text").count() == len(tokens)
+    cell = figure.locator("svg g").nth(2).locator("rect").nth(1)
+    hover_until(cell, figure.locator("rect.at"), 1)
+    assert "of the attention of" in figure.locator(".reads").inner_text()
+    figure.locator("svg").focus()  # scrolls: the pointer is told of its new place later
+    page.mouse.move(1, 1)
+    page.wait_for_timeout(300)
+    page.keyboard.press("ArrowDown")
+    sync_api.expect(figure.locator(".reads code")).to_have_count(4)
+    page.locator('[data-shown="difference"]').click()
+    assert page.locator("#attention figure").count() == 2 * len(TOKENS["heads"])
+
+
+def test_back_at_once_after_a_change_leaves_page_and_address_alike(page):
+    page.locator(f'section[aria-labelledby="edges"] a[href="#node={NODE}"]').first.click()
+    page.evaluate("state => { location.hash = state }", f"node={KEY}")
+    sync_api.expect(page.locator("#card h3")).to_have_text(KEY)
+    page.evaluate("""() => { document.querySelector('#card .note-fields input').focus(); history.back(); }""")
+    sync_api.expect(page.locator("#card h3")).to_have_text(NODE)
+    page.wait_for_timeout(400)
+    assert unquote(page.evaluate("location.hash")) == f"#node={NODE}"
+
+
+def test_a_page_without_an_address_works(browser, folder):
+    context = browser.new_context()
+    outer, failed = context.new_page(), []
+    outer.on("pageerror", lambda error: failed.append(str(error)))
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    outer.set_content("<iframe style='width: 1400px; height: 900px'></iframe>")
+    outer.locator("iframe").evaluate("(frame, text) => { frame.srcdoc = text }", text)
+    inner = outer.frame_locator("iframe")
+    inner.locator(f'.picture .node[data-id="{NODE}"]').click()
+    assert inner.locator("#card h3").inner_text() == NODE
+    assert failed == []
+    context.close()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_nothing_is_cut_on_paper_after_the_picture_was_enlarged(page, before):
+    if before:
+        for _ in range(3):
+            page.get_by_role("button", name="Larger").click()
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 720, "height": 1000})
+    assert page.locator(".picture svg").evaluate("svg => svg.getBoundingClientRect().right <= innerWidth")
+    assert page.locator(".heat").evaluate("table => table.getBoundingClientRect().right <= innerWidth")
