@@ -146,8 +146,9 @@ def test_attention_names_its_tokens_and_answers_to_cells_and_keys(page):
     cell = figure.locator("svg g").nth(2).locator("rect").nth(1)
     hover_until(cell, figure.locator("rect.at"), 1)
     assert "of the attention of" in figure.locator(".reads").inner_text()
-    figure.locator("svg").focus()  # scrolls: the pointer is told of its new place later
     page.mouse.move(1, 1)
+    page.wait_for_timeout(300)  # the browser tells elements of the pointer's new place later
+    figure.locator("svg").focus()
     page.wait_for_timeout(300)
     before = figure.locator(".reads code").count()
     page.keyboard.press("ArrowDown")
