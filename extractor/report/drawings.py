@@ -6,6 +6,8 @@ circuit lacks and dashes what it adds.
 
 from __future__ import annotations
 
+import base64
+import gzip
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +24,7 @@ from extractor.spec.thresholds import SEPARATES
 
 LARGE = 150  # nodes; a larger circuit is shown by its core first
 CORE = 60  # nodes of a core
+PLAIN_BYTES = 200_000  # of an SVG that is not compressed
 MOST_NODES, MOST_EDGES = 200, 800  # of the shared picture; circuits that do not fit in it are named and not drawn
 
 _EDGE_TITLE = re.compile(r"<title>[^<]* to [^<]*: [^<]*</title>(?=</path>)")  # the page makes them again
@@ -33,7 +36,9 @@ Others = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Drawings:
-    """first: the SVG that the page opens with. data: {svgs: further SVGs, choices, more}; None where there is nothing to choose.
+    """first: the SVG that the page opens with. data: {svgs, choices, more}; None where there is nothing to choose.
+
+    svgs      further SVGs, large ones as {gzip: base64}
 
     choices   [{label, words, svg, nodes, edges, why it is not drawn}]. svg: index into svgs, null: the first, -1: it is not drawn; nodes:
               ids, edges: [source, target, weight], both null where it is the page's own circuit or not drawn
@@ -67,7 +72,14 @@ def drawings(circuit: Circuit, result: Mapping[str, Any], scene: picture.Scene, 
     if len(choices) == 1:
         return Drawings(first, None)
     more = [_foreign(node) for node in union.nodes[len(circuit.nodes) :]]
-    return Drawings(first, {"svgs": [_EDGE_TITLE.sub("", svg) for svg in svgs], "choices": choices, "more": more})
+    return Drawings(first, {"svgs": [_kept(_EDGE_TITLE.sub("", svg)) for svg in svgs], "choices": choices, "more": more})
+
+
+def _kept(svg: str) -> str | dict[str, str]:
+    """A picture as the page keeps it: a large one, of hundreds of nodes, is an eighth of its size when it is compressed."""
+    if len(svg) < PLAIN_BYTES:
+        return svg
+    return {"gzip": base64.b64encode(gzip.compress(svg.encode(), mtime=0)).decode("ascii")}
 
 
 def _foreign(node: Node) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def _page(folder: Path, nodes: int) -> tuple[Path, str]:
     tokenizer = load_tokenizer(BUNDLED / "python-tiny-1")
     place = folder / str(nodes)
     place.mkdir()
-    return written(place, world, graph, tokenizer), world.circuit(graph).nodes[nodes // 2].id
+    return written(place, world, graph, tokenizer, with_text=True), world.circuit(graph).nodes[nodes // 2].id
 
 
 def _times(browser: Browser, path: Path, node: str) -> tuple[float, float, float]:

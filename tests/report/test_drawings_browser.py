@@ -11,6 +11,7 @@ import pytest
 from test_browser import BROWSER, EXAMPLE, NO_SKIP_LINKS, NODE, PATIENCE, QUIET, TOKENS, sync_api
 
 from extractor.circuits.circuit import Circuit, Edge, Node
+from extractor.report import drawings
 from extractor.report.drawings import CORE
 from extractor.report.page import write_report
 
@@ -174,7 +175,10 @@ def test_the_picture_is_dark_where_the_page_is(browser, folder):
     context.close()
 
 
-def test_a_large_circuit_begins_with_its_core(browser, tmp_path):
+@pytest.mark.parametrize("plain_bytes", [0, 10**9])
+def test_a_large_circuit_begins_with_its_core(browser, tmp_path, monkeypatch, plain_bytes):
+    """Its complete picture is kept as it is, or compressed: it shows the same."""
+    monkeypatch.setattr(drawings, "PLAIN_BYTES", plain_bytes)
     nodes = [Node(f"0.mlp.act_in.{i}", "0.mlp.act_in", i, 0.0) for i in range(100)]
     nodes += [Node(f"0.mlp.post_act.{i}", "0.mlp.post_act", i, 0.0) for i in range(100)]
     edges = [Edge(f"0.mlp.act_in.{i}", f"0.mlp.post_act.{i}", 0.001 + i / 100) for i in range(100)]
@@ -190,7 +194,13 @@ def test_a_large_circuit_begins_with_its_core(browser, tmp_path):
     assert shown == {str(i) for i in range(70, 100)}  # both ends of the heaviest edges
     assert page.locator("#drawings button").all_inner_texts() == [f"core: {CORE} nodes", "all 200 nodes"]
     choose(page, "all 200 nodes")
-    assert page.locator(".picture .node").count() == 200
+    sync_api.expect(page.locator(".picture .node")).to_have_count(200)
+    assert ("gzip" in (tmp_path / "report.html").read_text(encoding="utf-8").partition("<script>")[2].partition("drawings")[2][:40]) == (
+        not plain_bytes
+    )
+    page.goto("about:blank")
+    page.goto((tmp_path / "report.html").as_uri() + "#circuit=2&node=0.mlp.act_in.3")
+    sync_api.expect(page.locator('.picture .chosen[data-id="0.mlp.act_in.3"]')).to_be_visible()
     page.close()
 
 

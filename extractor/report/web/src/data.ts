@@ -91,7 +91,7 @@ export interface Foreign {
 
 export interface PageData {
   key: string;
-  drawings: { svgs: string[]; choices: Drawing[]; more: Foreign[] } | null;
+  drawings: { svgs: (string | { gzip: string })[]; choices: Drawing[]; more: Foreign[] } | null;
   streams: [source: string, target: string][]; // '': the input, the answers
   answers: string[];
   calibration: [scale: number, shift: number];
@@ -106,6 +106,12 @@ export interface PageData {
 export const STEPS = 127; // a value of this size is `scale`, the largest deviation from the node's mean
 
 export const bytesOf = (text: string): Uint8Array<ArrayBuffer> => Uint8Array.from(atob(text), character => character.charCodeAt(0));
+
+/** Text that was compressed. */
+export async function inflated(packed: { gzip: string }): Promise<string> {
+  const bytes = new Blob([bytesOf(packed.gzip)]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(bytes).text();
+}
 
 export function unpackedPassages({ rank, at, length, tokens, values }: Passages): Passage[] {
   const places = new Uint16Array(bytesOf(tokens).buffer), steps = new Int8Array(bytesOf(values).buffer);

@@ -1,6 +1,6 @@
 // The frame of the picture: which circuit is drawn, how it is painted, its size, and saving it.
 
-import type { Drawing, PageData } from "./data";
+import { type Drawing, inflated, type PageData } from "./data";
 import { make } from "./elements";
 import type { Notes } from "./notes";
 import { type Fill, Paint, type Wires } from "./paint";
@@ -62,10 +62,30 @@ export class Drawings {
     document.getElementById("drawing-note")!.textContent = number ? choice.words : "";
     const svg = choice.svg === -1 ? null : choice.svg;
     if (!this.pictures.has(svg)) {
-      const parsed = new DOMParser().parseFromString(this.data.drawings!.svgs[svg!]!, "image/svg+xml");
-      this.pictures.set(svg, this.made(document.importNode(parsed.documentElement, true) as unknown as SVGSVGElement));
+      const kept = this.data.drawings!.svgs[svg!]!;
+      if (typeof kept !== "string") return void inflated(kept).then(text => this.opened(svg!, text));
+      this.pictures.set(svg, this.parsed(kept));
     }
-    this.shown = this.pictures.get(svg)!;
+    this.show(this.pictures.get(svg)!, choice);
+  }
+
+  /** A compressed picture has been read; meanwhile the reader may have chosen another. */
+  private opened(svg: number, text: string): void {
+    if (!this.pictures.has(svg)) this.pictures.set(svg, this.parsed(text));
+    const choice = this.choices[this.chosen]!, { node } = this.state.choice;
+    if (choice.svg !== svg) return;
+    this.show(this.pictures.get(svg)!, choice);
+    this.shown.update();
+    if (node) this.shown.reveal(node);
+  }
+
+  private parsed(text: string): Picture {
+    const read = new DOMParser().parseFromString(text, "image/svg+xml");
+    return this.made(document.importNode(read.documentElement, true) as unknown as SVGSVGElement);
+  }
+
+  private show(picture: Picture, choice: Drawing): void {
+    this.shown = picture;
     this.frame.replaceChildren(this.shown.svg);
     this.shown.mark(choice);
     this.resize();
