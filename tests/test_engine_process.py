@@ -103,10 +103,12 @@ def stopped_by(number: signal.Signals, home: Path, spec: JobSpec) -> int:
     return rest[-1]["step"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_asks_for_a_checkpoint_too(home: Path):
     assert stopped_by(signal.SIGINT, home, train_spec(100_000)) >= 1
 
 
+@pytest.mark.slow
 def test_a_termination_asks_for_a_checkpoint_and_the_same_command_resumes(home: Path):
     spec = train_spec(250)
     stopped_at = stopped_by(signal.SIGTERM, home, spec)
@@ -130,6 +132,7 @@ def test_a_killed_job_resumes_from_its_checkpoint(home: Path):
     files.verify_manifest(home / "out")
 
 
+@pytest.mark.slow
 def test_a_guarded_engine_ends_with_its_supervisor(home: Path):
     process = start(home, train_spec(100_000), "--guard")
     wait_for(process, "progress")
@@ -141,6 +144,7 @@ def test_a_guarded_engine_ends_with_its_supervisor(home: Path):
     process.stdout.close()
 
 
+@pytest.mark.slow
 def test_a_listener_that_goes_away_does_not_stop_the_work(home: Path):
     process = start(home, train_spec(300))
     wait_for(process, "stage")

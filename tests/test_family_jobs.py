@@ -87,6 +87,7 @@ def finished(out: Path) -> dict:
     return numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_model_of_every_family_is_bridged_and_pruned(name: str, loops: CorpusSpec, gpt2_folder: Path, tmp_path: Path):
     model = saved(tmp_path, name, gpt2_folder)

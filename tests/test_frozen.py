@@ -278,6 +278,7 @@ def numbers(value: Any) -> list[float]:
     return [float(value)] if isinstance(value, int | float) else []
 
 
+@pytest.mark.slow
 def test_a_job_that_was_stopped_half_way_through_bridging_ends_as_if_it_had_not_been(result: Path, tmp_path: Path):
     """It keeps its bridged model for others as well, in the layout of the cache."""
     out, events = gone_on("bridging", tmp_path, "--bridged", str(tmp_path / "kept"))
@@ -291,6 +292,7 @@ def test_a_job_that_was_stopped_half_way_through_bridging_ends_as_if_it_had_not_
     assert files_of(tmp_path / "kept") == {"manifest.json", *manifest["files"]}
 
 
+@pytest.mark.slow
 def test_a_job_that_was_stopped_half_way_through_pruning_ends_as_if_it_had_not_been(result: Path, tmp_path: Path):
     """The first round of its search is whole, the second is half done."""
     out, events = gone_on("pruning", tmp_path)

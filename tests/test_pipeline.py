@@ -301,6 +301,7 @@ def test_the_held_out_pairs_share_no_prompt_with_the_others(result: Path, dense:
         assert not mine & prompts(batch.ids, batch.last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ablation", "count"), [("mean", 13), ("zero", 13), ("resample", 9)])
 def test_the_circuits_figures_can_be_recomputed_from_its_files_alone(
     result: Path, loops: CorpusSpec, tmp_path: Path, no_pictures: None, ablation: str, count: int
@@ -387,6 +388,7 @@ def test_the_bridged_pair_opens_around_the_dense_model_it_was_made_for_with_the_
     assert found["explained"]["mean"] == pytest.approx(told["explained"]["mean"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_second_task_on_the_same_bridging_still_knows_its_dense_model(result: Path, loops: CorpusSpec, tmp_path: Path):
     """`--model JOB`: the sparse model is pruned at once, and what came with it says which dense model it is bridged to."""
     run_job(circuit_spec(result / "model", loops, prune=QUICK), tmp_path / "out", threads=1)
@@ -413,6 +415,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("extractor.report.picture.part.MAX_EDGES", 100)
 
 
+@pytest.mark.slow
 def test_a_corpus_the_dense_model_does_not_know_is_said_to_be_one(dense: Path, tmp_path: Path, no_pictures: None):
     text = tmp_path / "other.txt"
     text.write_text("".join(f"{i * 7919 % 1000} {i * 104729 % 997}\n" for i in range(4000)))
@@ -487,6 +490,7 @@ def same_results(one: Path, two: Path) -> None:
     assert first == second
 
 
+@pytest.mark.slow
 def test_the_same_job_twice_leaves_the_same_bytes(spec: JobSpec, result: Path, tmp_path: Path):
     run_job(spec, tmp_path / "again", threads=1, bridged=tmp_path / "kept")
     same_results(result, tmp_path / "again")
@@ -510,6 +514,7 @@ def test_a_job_stopped_in_every_long_stage_ends_in_the_same_bytes(spec: JobSpec,
     assert not (out / ".work").exists()
 
 
+@pytest.mark.slow
 def test_a_job_of_both_standards_stopped_in_the_robust_search_ends_in_the_same_bytes(
     result: Path, loops: CorpusSpec, tmp_path: Path, no_pictures: None
 ):
@@ -533,6 +538,7 @@ def test_a_job_of_both_standards_stopped_in_the_robust_search_ends_in_the_same_b
     assert found["faithfulness"]["paper"].keys() == {"node", "edge"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["the folder", "the result"])
 def test_a_sparse_model_is_copied_and_pruned_at_once(result: Path, loops: CorpusSpec, tmp_path: Path, reference: str):
     given = result / "model" if reference == "the folder" else result
@@ -546,6 +552,7 @@ def test_a_sparse_model_is_copied_and_pruned_at_once(result: Path, loops: Corpus
     assert found == original
 
 
+@pytest.mark.slow
 def test_several_k_coefs_are_one_round_each(result: Path, loops: CorpusSpec, tmp_path: Path):
     prune = PRUNE.model_copy(update={"k_coefs": (1e-3, 1e-2), "population": 1, "steps": 8})
     run_job(circuit_spec(result / "model", loops, prune=prune), tmp_path / "out", threads=1)
@@ -651,6 +658,7 @@ def turned(tmp_path_factory: pytest.TempPathFactory, own_task: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "not strict"])
 def test_a_task_that_the_dense_model_does_not_do_is_said_to_be_none_of_its(spec: JobSpec, turned: Path, tmp_path: Path, strict: bool):
     chosen, told = choose([str(turned)]), []
@@ -687,12 +695,14 @@ def test_a_task_of_a_file_is_asked_with_the_pairs_it_has_and_described_by_its_fi
     assert load_file(several[0] / "circuits" / "my_loops" / "held_out.safetensors")["ids"].shape[0] == 2 * held
 
 
+@pytest.mark.slow
 def test_of_several_tasks_each_has_the_circuit_that_it_would_have_alone(several: tuple[Path, list[dict]], three: JobSpec, tmp_path: Path):
     run_job(three.model_copy(update={"tasks": (TASK,), "task_files": ()}), tmp_path / "alone", threads=1)
     assert circuit_bytes(tmp_path / "alone") == circuit_bytes(several[0])
     assert not (tmp_path / "alone" / "tasks.json").exists()
 
 
+@pytest.mark.slow
 def test_of_several_tasks_finished_circuits_are_not_made_again(several: tuple[Path, list[dict]], three: JobSpec, tmp_path: Path):
     out, told = tmp_path / "stopped", []
     with pytest.raises(Stopped):
@@ -788,6 +798,7 @@ def both(trained_and_pruned: JobSpec, tmp_path_factory: pytest.TempPathFactory) 
     return out, told
 
 
+@pytest.mark.slow
 def test_a_train_job_with_tasks_leaves_their_circuits_and_says_of_each_how_it_went(both: tuple[Path, list[dict]]):
     out, _ = both
     files.verify_manifest(out)
@@ -825,6 +836,7 @@ def test_a_circuit_of_a_train_job_is_the_one_that_its_model_alone_would_have_giv
     assert one == two
 
 
+@pytest.mark.slow
 def test_a_train_job_stopped_in_training_and_in_pruning_ends_in_the_same_bytes(both, trained_and_pruned: JobSpec, tmp_path: Path):
     calm, out = both[0], tmp_path / "stopped"
     for stage, after in (("train", 30), (f"prune {TASK}", 9), (f"prune {TASK}", 33), (f"validate {TASK}", 0)):
@@ -881,6 +893,7 @@ def matching(sparse_train: JobSpec, loss: float) -> JobSpec:
     return sparse_train.model_copy(update={"train": sparse_train.train.model_copy(update={"match_loss": loss, "optim": optim})})
 
 
+@pytest.mark.slow
 def test_a_train_job_that_matches_a_loss_keeps_the_width_that_does_and_the_curve(sparse_train: JobSpec, tmp_path: Path):
     spec = matching(sparse_train, 4.2)
     run_job(spec, tmp_path / "calm", threads=1)
@@ -907,6 +920,7 @@ def test_a_train_job_that_matches_a_loss_keeps_the_width_that_does_and_the_curve
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_loss_out_of_reach_is_said_so_and_the_closest_width_is_kept(sparse_train: JobSpec, tmp_path: Path):
     run_job(matching(sparse_train, 0.01), tmp_path / "out", threads=1)
     match = json.loads((tmp_path / "out" / "result.json").read_text())["match"]

@@ -159,6 +159,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_saved_halves_open_in_a_fresh_process_with_bit_equal_hybrid_logits(pair: BridgedPair, tmp_path: Path):
     random_gpt2().save_pretrained(tmp_path / "dense")
     pair.save(tmp_path / "model")

@@ -136,6 +136,7 @@ def test_edits_of_several_sites_are_the_edits_one_after_the_other(exact: Bridged
     assert torch.allclose(run.logits([edits[1]]), run.logits(edits[1]))
 
 
+@pytest.mark.slow
 def test_few_nodes_are_chosen_on_select_and_measured_elsewhere_beside_the_strongest_of_random_edits(
     exact: BridgedPair, batches: dict[str, TaskBatch], monkeypatch: pytest.MonkeyPatch
 ):
@@ -161,6 +162,7 @@ def test_few_nodes_are_chosen_on_select_and_measured_elsewhere_beside_the_strong
     assert held_out["random_probability"] == pytest.approx(of_draw(prompts, strongest), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_set_may_be_chosen_among_all_nodes_of_the_sparse_model(
     exact: BridgedPair, batches: dict[str, TaskBatch], monkeypatch: pytest.MonkeyPatch
 ):

@@ -51,6 +51,7 @@ def trained(kind: str, corpus, folder: Path, **changes) -> BridgedPair:
     return train_bridges(dense(kind), spec(**changes), corpus, 0, environment(folder, stage="bridge"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_only_the_sparse_layers_and_their_bridges_change(kind: str, corpus, tmp_path: Path):
     ours, ids = dense(kind), tokens()

@@ -136,6 +136,7 @@ def test_what_was_read_is_not_read_again(folder: Path, tokenizer, tmp_path: Path
     assert read == TEXTS[blocks * 16 :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["state", "shard", "pending"])
 def test_a_damaged_rest_is_thrown_away(folder: Path, tokenizer, tmp_path: Path, small: None, damage: str):
     whole = prepare_dataset(local(folder), tokenizer, 0, tmp_path / "whole")
@@ -148,6 +149,7 @@ def test_a_damaged_rest_is_thrown_away(folder: Path, tokenizer, tmp_path: Path, 
     assert contents(prepare_dataset(local(folder), tokenizer, 0, tmp_path / "cut")) == contents(whole)
 
 
+@pytest.mark.slow
 def test_a_preparation_killed_again_and_again_ends_in_the_same_bytes(folder: Path, tokenizer, tmp_path: Path, small: None):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     whole = prepare_dataset(local(folder), tokenizer, 0, tmp_path / "whole")

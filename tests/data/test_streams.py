@@ -50,6 +50,7 @@ def test_a_folder_without_data_is_refused(tmp_path: Path):
     assert "holds no data files" in refused(lambda: check_dataset(local(tmp_path / "data")))
 
 
+@pytest.mark.slow
 def test_files_that_belong_to_no_split_are_named(tmp_path: Path):
     parts = {"a.jsonl": lines(TEXTS[:30]), "more/c.jsonl": lines(TEXTS[30:60]), "b.csv": b"text\nx\n", "README.md": b"# made"}
     spec, notes = local(save(tmp_path / "mixed", parts), tokens=100), list[str]()
@@ -167,6 +168,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_revision_is_pinned_and_what_is_streamed_is_the_pinned_commit(hub: LocalHub, tmp_path: Path):
     hub.fetched.clear()
     found = json.loads(python(ASK, "some/data", f"some/data@{OLD}", "some/configs:two", env=hub.environment(tmp_path)))
@@ -214,6 +216,7 @@ def from_hub(hub: LocalHub, tokenizer, tmp_path_factory: pytest.TempPathFactory)
     return spec, home / "tokenizer.json", contents(prepare_killed(spec, home / "tokenizer.json", home, hub.environment(home), []))
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_over_the_hub_ends_in_the_same_bytes(hub: LocalHub, from_hub, tmp_path: Path):
     spec, tokenizer_file, whole = from_hub
     assert contents(prepare_killed(spec, tokenizer_file, tmp_path, hub.environment(tmp_path), [12])) == whole
@@ -257,6 +260,7 @@ except ExtractorError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_broken_connection_is_opened_again_where_it_broke(hub: LocalHub, tmp_path: Path):
     texts, notes = json.loads(python(BREAK, "once", "0", "70", "71", "200", env=hub.environment(tmp_path)))
     assert texts == TEXTS[:300]

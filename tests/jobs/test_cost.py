@@ -99,6 +99,7 @@ def test_the_known_sizes_of_gpt2():
     assert text.endswith("for 2,000 steps")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [24, 6])
 def test_the_planned_memory_is_near_the_measured_peak(micro_batch: int):
     threads, layers, width, vocabulary, context, batch = 1, 2, 128, 1024, 48, 24

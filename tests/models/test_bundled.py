@@ -68,6 +68,7 @@ def test_it_does_the_task(model, task: str):
     assert task_loss(logit_diff(model.lm_head(last), batch), batch.sign).item() <= 0.1
 
 
+@pytest.mark.slow
 def test_it_does_nearly_all_of_the_papers_tasks_and_its_card_says_how_well(model):
     losses = task_losses(model, load_tokenizer(FOLDER), 128)
     told = dict(re.findall(r"^\| (\w+) \| (\d\.\d{4}) \|", CARD, re.M))
@@ -76,6 +77,7 @@ def test_it_does_nearly_all_of_the_papers_tasks_and_its_card_says_how_well(model
     assert sum(loss < 0.15 for loss in losses.values()) >= KNOWN
 
 
+@pytest.mark.slow
 def test_it_does_most_of_them_in_code_of_other_templates_too(model):
     found = shifted_accuracies(model, load_tokenizer(FOLDER), 128)
     told = {name: int(share) / 100 for name, share in re.findall(r"^\| (\w+) \| \S+ \| (\d+)% \|$", CARD, re.M)}

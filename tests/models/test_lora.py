@@ -292,6 +292,7 @@ SUBMITTED: dict[str, tuple[str | None, str | None] | int] = {  # options -> what
 }
 
 
+@pytest.mark.slow
 def test_base_and_adapter_on_the_hub_are_pinned_downloaded_and_merged(gpt2_folder: Path, lora: Path, tmp_path: Path):
     base = {path.name: path.read_bytes() for path in gpt2_folder.iterdir()}
 

@@ -344,6 +344,7 @@ def test_another_models_tokenizer_is_refused(checkpoint: Path, tmp_path: Path, t
 CLI = "import sys; from worker.cli import main; main(sys.argv[1:])"
 
 
+@pytest.mark.slow
 def test_the_command_shows_checksums_and_notes(checkpoint: Path, tmp_path: Path):
     said = python(CLI, "import", str(checkpoint), "--out", str(tmp_path / "out"))
     digest = hashlib.sha256((checkpoint / "final_model.pt").read_bytes()).hexdigest()

@@ -180,6 +180,7 @@ def test_a_trials_value_is_the_edges_of_its_shortest_prefix_that_does(tmp_path: 
     assert never._edges_at_target(first[None]).item() == search.graph.edge_count() + 1
 
 
+@pytest.mark.slow
 def test_of_several_k_coefs_the_one_with_fewest_edges_is_pruned_as_if_given_alone(tmp_path: Path):
     k_coefs = (1e-4, 3e-3, 3e-2)
     several = find_circuits(graded_problem(tmp_path / "several", k_coefs=k_coefs, population=1, targets=(), edge_k_coefs=())).best

@@ -144,6 +144,7 @@ def difference(name: str, kept: set, wanted: set) -> str:
     return "\n".join(f"{name} {what}: {sorted(some)}" for what, some in found.items() if some)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "variant"), [PLANTS[0], PLANTS[3], PLANTS[4]], ids=str)
 def test_the_engine_finds_the_planted_edges_and_nothing_else(task, variant, tmp_path):
     plant = plant_of(task, variant)
@@ -152,6 +153,7 @@ def test_the_engine_finds_the_planted_edges_and_nothing_else(task, variant, tmp_
     assert not any(wrong), "\n".join(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "variant"), [PLANTS[4]], ids=str)
 def test_the_robust_standard_finds_the_planted_edges_and_nothing_else(task, variant, tmp_path):
     plant = plant_of(task, variant)
@@ -160,6 +162,7 @@ def test_the_robust_standard_finds_the_planted_edges_and_nothing_else(task, vari
     assert not any(wrong), "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_beside_a_shortcut_the_robust_standard_finds_the_mechanism_and_the_papers_the_shortcut(tmp_path):
     plant = plant_of(QUOTE, {"shortcut": True})
     for shifted in (False, True):
@@ -179,6 +182,7 @@ def test_pruning_nodes_only_finds_the_planted_nodes(tmp_path):
     assert edges > plant.edges  # with the strays between them
 
 
+@pytest.mark.slow
 def test_the_engine_finds_a_plant_from_a_poor_ranking(tmp_path):
     plant = plant_of(BRACKET, {})
     nodes, edges = planted.names(plant.model, find(plant, tmp_path, algorithm="attribution", edge_k_coefs=()))

@@ -200,6 +200,7 @@ def test_a_race_over_nodes_ranks_no_edges(tmp_path: Path):
     assert found.best.graph.edges is None
 
 
+@pytest.mark.slow
 def test_where_the_edges_of_the_model_are_too_many_nodes_are_ranked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(starts, "MOST_RANKED_EDGES", 3)
     assert list(find_circuits(graded_problem(tmp_path, algorithm="edges")).starts) == ["attribution"]
@@ -391,6 +392,7 @@ def test_sizes_are_chosen_on_pairs_that_nothing_is_learned_or_tried_on(tmp_path:
     assert [{int(token) for batch in batches for token in batch.ids[:, 0]} for batches in (judged, drawn)] == [{0, 6}, {5, 6}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "spec"), [(micro_problem, {"redundant": True}), (graded_problem, {"trial_pairs": 16, "targets": ()})])
 def test_interrupted_at_ten_moments_it_finds_the_same_circuit_bit_for_bit(make, spec: dict, tmp_path: Path):
     problem = make(steps=10, edge_steps=8, trials=4, population=2, **spec)

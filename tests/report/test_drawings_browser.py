@@ -252,6 +252,7 @@ def test_notes_of_other_circuits_and_broken_ones_are_left_out(page):
     assert page.locator(".picture .node").count() == len(IDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "colours"), [(1440, "dark"), (390, "light")])
 def test_the_new_parts_are_accessible(browser, folder, width, colours):
     from axe_playwright_python.sync_playwright import Axe

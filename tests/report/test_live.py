@@ -314,6 +314,7 @@ def test_tokens_of_an_older_result_have_no_circuit_in_the_page(typed, tokenizer:
     assert live.live_data(world.compiled(graph), tokenizer, tokens) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "colours"), [(1440, "light"), (390, "dark")])
 def test_the_panel_is_accessible_and_fits(browser, typed, width: int, colours: str):
     from axe_playwright_python.sync_playwright import Axe

@@ -122,6 +122,7 @@ def test_of_many_motifs_the_first_are_shown_and_of_none_that_is_said(found):
     assert "No motif varies between the shuffles." in empty
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no browser: apt-get install chromium, or name one in EXTRACT_TEST_BROWSER")
 @pytest.mark.parametrize(("width", "colours"), [(1440, "dark"), (390, "light")])
 def test_the_page_is_accessible(found, tmp_path, width, colours):

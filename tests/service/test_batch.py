@@ -182,6 +182,7 @@ def test_a_task_that_a_model_turns_out_unable_to_express_is_no_failure(machine, 
     assert machine.extract(*request, "--json").json["queued"] == []
 
 
+@pytest.mark.slow
 def test_a_simulated_hub_of_200_models_is_worked_off_and_every_refusal_explained(machine):
     machine.plan(steps=1, seconds=0, fail_for={"lab/llama-": NOT_EXPRESSIBLE})
     (machine.home / "named.txt").write_text("\n".join(f"lab/hidden-{number}" for number in range(4)))

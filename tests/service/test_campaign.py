@@ -6,6 +6,7 @@ import pytest
 from campaign import campaign
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_whatever_is_killed_cut_or_stopped_every_job_ends_once_with_the_undisturbed_result():
     with campaign(jobs=5, injections=12, seed=1) as whole:

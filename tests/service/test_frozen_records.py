@@ -200,6 +200,7 @@ def test_everything_that_was_left_is_listed_and_asked_for_again_it_is_the_same(l
     assert (other.code, other.json["error"]["type"]) == (2, "UsageError")
 
 
+@pytest.mark.slow
 def test_a_worker_of_this_version_ends_all_that_was_left(left: Machine):
     left.plan(steps=8, seconds=0)
     before = {job: left.steps(job) for job in ("running", BATCH["queued"][3])}

@@ -59,6 +59,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict[str, str
     return _files(home / "out")
 
 
+@pytest.mark.slow
 def test_a_job_whose_worker_is_killed_in_mid_training_ends_in_the_same_bytes(machine, monkeypatch, cache, calm):
     monkeypatch.setenv("EXTRACT_ENGINE", "extractor")
     monkeypatch.setenv("EXTRACT_CHECKPOINT_SECONDS", "0.3")

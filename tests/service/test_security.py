@@ -48,6 +48,7 @@ def denied(secured: Secured) -> list[dict]:
     return [{"user": entry["username"], "what": entry["object"], "why": entry["reason"]} for entry in secured.client("operator").acl_log()]
 
 
+@pytest.mark.slow
 def test_a_job_goes_from_submit_to_its_result_over_tls_as_a_user_with_few_rights(machine, secured):
     alive = machine.home / "alive"
     worker = machine.worker("--alive-file", str(alive))

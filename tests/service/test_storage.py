@@ -93,6 +93,7 @@ def test_the_machine_that_has_the_checkpoint_goes_on_where_its_engine_died(machi
     assert worker.poll() is None
 
 
+@pytest.mark.slow
 def test_a_zombie_s_uploads_change_nothing_for_the_new_owner(machine, bucket):
     machine.plan(steps=20, seconds=0.15, announce=True)
     zombie = machine.worker()
@@ -116,6 +117,7 @@ def test_a_zombie_s_uploads_change_nothing_for_the_new_owner(machine, bucket):
     assert zombie.poll() is None
 
 
+@pytest.mark.slow
 def test_storage_that_goes_away_does_not_stop_the_engine_and_has_everything_once_it_is_back(machine, bucket):
     machine.plan(steps=15, seconds=0.2, announce=True)
     machine.worker()
@@ -134,6 +136,7 @@ def test_storage_that_goes_away_does_not_stop_the_engine_and_has_everything_once
     assert machine.extract("result", job, "--out", str(machine.home / "out")).code == 0
 
 
+@pytest.mark.slow
 def test_an_upload_that_breaks_off_publishes_nothing_and_is_made_good(machine, bucket):
     machine.plan(steps=1, seconds=0.1, bulk=24 * MB)
     worker = machine.worker()
@@ -163,6 +166,7 @@ def test_a_result_has_its_manifest_last_of_all(machine, bucket, monkeypatch):
     assert f"{place}/manifest.json" in bucket.keys("done")
 
 
+@pytest.mark.slow
 def test_storage_that_stays_away_ends_in_one_line(machine, bucket):
     machine.plan(steps=1, seconds=0.1)
     machine.worker(EXTRACT_STORE_PATIENCE="0.5")
@@ -175,6 +179,7 @@ def test_storage_that_stays_away_ends_in_one_line(machine, bucket):
     assert bucket.keys(job) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
@@ -203,6 +208,7 @@ def test_a_damaged_object_is_named_and_nothing_looks_like_a_result(machine, buck
     assert (out / "model" / "bulk.txt").read_bytes() == right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["cut", "no manifest"])
 def test_a_result_damaged_in_storage_is_made_anew_when_its_job_is_asked_for_again(machine, bucket, harm):
 
@@ -224,6 +230,7 @@ def test_a_result_damaged_in_storage_is_made_anew_when_its_job_is_asked_for_agai
     assert machine.extract("result", "done", "--out", str(out)).code == 0
 
 
+@pytest.mark.slow
 def test_a_fetch_that_breaks_off_goes_on_where_it_stopped(machine, bucket):
     finish(machine, bucket, bulk=32 * MB)
     out = machine.home / "out"
@@ -270,6 +277,7 @@ def limited(size, *arguments, **environment):
     return process
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_a_fetch_that_goes_on(machine, bucket):
     finish(machine, bucket, bulk=20 * MB)
     out = machine.home / "out"
@@ -281,6 +289,7 @@ def test_a_full_disk_leaves_a_fetch_that_goes_on(machine, bucket):
     assert machine.extract("result", "done", "--out", str(out)).code == 0
 
 
+@pytest.mark.slow
 def test_a_worker_whose_disk_is_full_says_so_and_leaves_the_job_to_others(machine, bucket):
     machine.plan(**SLOW, bulk=6 * MB)
     first = machine.worker()
@@ -358,6 +367,7 @@ def test_a_folder_that_holds_something_else_takes_no_result(machine, bucket):
     assert not (machine.home / "config.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["../outside", "/etc/outside", "a/../../outside", "a//b", "", ".", "a\\b", "a\nb", "manifest.json", "x.part"]
 )
@@ -443,6 +453,7 @@ def test_a_folder_given_as_a_url_is_mirrored_too(machine, monkeypatch):
     wait_for(lambda: {path.name for path in (shared / job).glob("*/*")} == left, "the first attempt's checkpoints to go")
 
 
+@pytest.mark.slow
 def test_a_bridging_made_on_one_machine_serves_another_and_an_altered_one_is_made_again(machine, bucket):
     first = machine.worker()
     machine.wait_state(machine.submit("first", circuit_spec("quote_close")), "succeeded")
@@ -487,6 +498,7 @@ def test_the_log_of_all_attempts_is_read_where_none_of_them_ran(machine, bucket)
     assert len({(line["time"], line["message"]) for line in lines}) == len(lines)
 
 
+@pytest.mark.slow
 def test_a_batch_is_summed_up_from_storage_without_fetching_its_models(machine, bucket, models):
     machine.plan(bulk=MB)
     submitted = machine.extract(

@@ -7,6 +7,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from extractor.spec.schema import parse_job
 from tasks import find_task
 from tasks.words import NOUNS
@@ -51,6 +53,7 @@ def corpus(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_sweep_queues_its_points_draws_what_they_left_and_repeats_only_what_failed(machine, monkeypatch):
     monkeypatch.setenv("EXTRACT_ENGINE", "extractor")
     monkeypatch.setenv("EXTRACT_CACHE_DIR", str(machine.home / "cache"))

@@ -254,6 +254,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_every_variant_loads_generates_and_can_be_edited_where_we_are_not_installed(tmp_path: Path):
     wanted = []
     for name in VARIANTS:
@@ -293,6 +294,7 @@ print(model(input_ids=ids).logits.double().sum().item())
 """
 
 
+@pytest.mark.slow
 def test_a_pushed_model_comes_back_from_the_hub(tmp_path: Path):
     model = variant("position_channels")
     model.save_pretrained(tmp_path / "model")

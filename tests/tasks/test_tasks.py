@@ -128,6 +128,7 @@ def test_pairs_of_a_stream_are_distinct(name: str):
     assert len(set(positive)) == len(positive)
 
 
+@pytest.mark.slow
 @every_task
 def test_every_split_holds_what_the_tiny_preset_asks_for(name: str, bundled):
     from extractor.jobs.find_circuit import TRAIN_POOL

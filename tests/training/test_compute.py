@@ -142,6 +142,7 @@ def train(spec: TrainSpec, corpus, folder: Path, processes: int, monkeypatch: py
     return distributed.train_model(spec, corpus, VOCABULARY, 0, environment(folder, progress)).state_dict()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_weights_of_one_and_can_be_stopped(corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     spec = changed(batch=7, steps=12)  # an odd batch: four rows in one process, three in the other
     one = train(spec, corpus, tmp_path / "one", 1, monkeypatch)
