@@ -85,7 +85,7 @@ def test_a_node_is_chosen_by_mouse_and_let_go(page):
     (flipped,) = (claim["flipped"] for claim in CLAIMS if claim["kind"] == "node" and claim["nodes"] == [NODE])
     assert f"flips {100 * flipped:.1f} %" in text
     assert "In ordinary text" in text
-    assert page.locator(".passages li").count() == 7
+    assert page.locator("#card > .passages li").count() == 7
     assert page.locator(".picture path.lit").count() > 0
     assert page.evaluate("location.href").endswith(f"#node={NODE}")
     page.keyboard.press("Escape")

@@ -37,7 +37,7 @@ def test_a_saved_picture_shows_no_text_of_nodes_that_are_not_drawn(page, tmp_pat
 
 
 def test_a_saved_picture_fades_what_the_page_fades(page, tmp_path: Path):
-    chip(page, NODE).click()
+    chip(page, IDS[0]).click()
     page.wait_for_timeout(400)  # the fading takes an eighth of a second
     text = saved_picture(page, tmp_path / "circuit.svg")
     faded = page.locator(".picture path.edge:not(.lit, .path)").count()
