@@ -119,6 +119,24 @@ def test_each_transition_leaves_one_event(records):
     assert events[3]["error"] == {"type": "SpecError", "message": "bad"}
 
 
+def test_an_ended_job_keeps_its_last_progress_and_all_else(records):
+    claim(records)
+    records.report("job", "mine", {"event": "note", "message": "early"}, {})
+    for step in range(300):
+        records.report("job", "mine", {"event": "progress", "stage": "bridge", "step": step, "total": 300}, {"step": step})
+    records.client.xadd("ex:ev:job", {"nonsense": "1"})
+    middle = records.events("job", "0", 0.001)[150][0]
+    before = records.client.memory_usage("ex:ev:job")
+    records.end("job", "mine", "succeeded", "/result")
+    events = records.events("job", "0", 0.001)
+    names = [event.get("state", event["event"]) for _, event in events]
+    assert [name for name in names if name != "progress"] == ["queued", "running", "note", "succeeded"]
+    assert [event["step"] for _, event in events if event["event"] == "progress"] == list(range(242, 300))
+    assert [event.get("step", event["event"]) for _, event in records.events("job", middle, 0.001)] == [*range(242, 300), "state"]
+    assert records.client.memory_usage("ex:ev:job") < before / 3
+    assert records.client.ttl("ex:ev:job") > 29 * 24 * 3600
+
+
 def test_the_record_of_an_ended_job_expires_and_of_an_open_one_does_not(records):
     assert records.client.ttl("ex:job:job") == -1
     records.cancel("job")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 MAX_EVENTS = 2000  # approximate length of a job's stream
+KEPT_EVENTS = 60  # of an ended job: the last of its events, and all that are no progress
 KEEP_SECONDS = 30 * 24 * 3600  # lifetime of the record of an ended job; its result does not expire
 
 _PRELUDE = """
@@ -33,6 +34,15 @@ local function integer(name, otherwise)
   if not n or n < 0 or n > 1e9 or n ~= math.floor(n) then return otherwise end
   return n
 end
+local function shorten()
+  local entries = redis.pcall('XRANGE', ev, '-', '+')
+  if entries.err or #entries <= KEPT_EVENTS then return end
+  redis.call('DEL', ev)
+  for i, entry in ipairs(entries) do
+    local is_progress = string.find(tostring(entry[2][2]), '^{"event": ?"progress"')
+    if i > #entries - KEPT_EVENTS or not is_progress then redis.call('XADD', ev, entry[1], unpack(entry[2])) end
+  end
+end
 local function become(state, event)
   local id = string.sub(job, 8)
   for _, other in ipairs(STATES) do redis.call('ZREM', 'ex:state:' .. other, id) end
@@ -49,6 +59,7 @@ local function become(state, event)
     redis.call('HSET', job, 'ended', now)
     redis.call('ZREM', open, id)
     redis.call('EXPIRE', job, KEEP_SECONDS)
+    shorten()
     redis.call('EXPIRE', ev, KEEP_SECONDS)
     count(state)
   end
@@ -178,5 +189,5 @@ return requeue(reason)
 }
 
 _LIST = ", ".join(f"'{state}'" for state in STATES)
-_CONSTANTS = f"local KEEP_SECONDS, MAX_EVENTS, STATES = {KEEP_SECONDS}, {MAX_EVENTS}, {{{_LIST}}}"
+_CONSTANTS = f"local KEEP_SECONDS, MAX_EVENTS, KEPT_EVENTS, STATES = {KEEP_SECONDS}, {MAX_EVENTS}, {KEPT_EVENTS}, {{{_LIST}}}"
 SCRIPTS = {name: _CONSTANTS + _PRELUDE + body for name, body in _BODIES.items()}
