@@ -23,6 +23,7 @@ def other_circuits(problem: PruningProblem, found: FoundCircuits, numbers: Mappi
     size          [nodes, edges]
     nodes, edges  ids, and [source, target, weight]; None where it has more than `MOST_EDGES` edges
     positions     ids of the nodes that are position channels
+    heads         {id: number in its layer} of the queries, keys and values
     means         of the listed nodes, in their order: the values that an ablated one has, of the model's text
 
     problem   by the paper's standard;  numbers   the content of result.json
@@ -50,7 +51,7 @@ def _row(problem: PruningProblem, graph: CircuitMask, **facts: Any) -> dict[str,
     nodes, edges = graph.node_ids(), graph.edge_count()
     listed = [[edge.source, edge.target, edge.weight] for edge in graph.named_edges()] if edges <= MOST_EDGES else None
     if listed is None:
-        return rounded(facts | {"size": [len(nodes), edges], "nodes": None, "edges": None, "positions": [], "means": []})
+        return rounded(facts | {"size": [len(nodes), edges], "nodes": None, "edges": None, "positions": [], "means": [], "heads": {}})
     positions = [
         node_id(site, channel)
         for site, channels in graph.channels().items()
@@ -58,4 +59,12 @@ def _row(problem: PruningProblem, graph: CircuitMask, **facts: Any) -> dict[str,
         if site.endswith("act_in") and channel >= graph.model.config.d_model
     ]
     means = [problem.means[site][channel].item() for site, channels in graph.channels().items() for channel in channels.tolist()]
-    return rounded(facts | {"size": [len(nodes), edges], "nodes": nodes, "edges": listed, "positions": positions, "means": means})
+    width = graph.model.config.d_head
+    heads = {
+        node_id(site, channel): channel // width
+        for site, channels in graph.channels().items()
+        if site.endswith((".q", ".k", ".v"))
+        for channel in channels.tolist()
+    }
+    found = {"size": [len(nodes), edges], "nodes": nodes, "edges": listed, "positions": positions, "means": means, "heads": heads}
+    return rounded(facts | found)

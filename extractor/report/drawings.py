@@ -28,7 +28,7 @@ PLAIN_BYTES = 200_000  # of an SVG that is not compressed
 MOST_NODES, MOST_EDGES = 200, 800  # of the shared picture; circuits that do not fit in it are named and not drawn
 
 _EDGE_TITLE = re.compile(r"<title>[^<]* to [^<]*: [^<]*</title>(?=</path>)")  # the page makes them again
-_SEVERAL = "circuits of several searches"
+_SEVERAL = "circuits of several searches"  # the script of the page writes the size and the name of the drawn one in its place
 _WHERE = {"difference": "diff", "after": "after", "end": "last"}  # the token that differs, between it and the last, the last token
 
 Others = Sequence[Mapping[str, Any]]
@@ -42,7 +42,7 @@ class Drawings:
 
     choices   [{label, words, svg, nodes, edges, why it is not drawn}]. svg: index into svgs, null: the first, -1: it is not drawn; nodes:
               ids, edges: [source, target, weight], both null where it is the page's own circuit or not drawn
-    more      [{id, site (in words), mean or null}] of the nodes that only the others have
+    more      [{id, site (in words), mean or null, head where it has one}] of the nodes that only the others have
     """
 
     first: str
@@ -64,14 +64,13 @@ def drawings(circuit: Circuit, result: Mapping[str, Any], scene: picture.Scene, 
         choices = [own | {"label": f"core: {CORE} nodes", "words": words}, own | {"label": f"all {len(circuit.nodes)} nodes", "svg": 0}]
     union, drawn = _union(circuit, others)
     if drawn:
-        shared = picture.layout(union, changed_of(result), class_labels(circuit, result), _SEVERAL)
-        labels = tuple(label for label in shared.labels if _SEVERAL not in label.text)  # its sizes are those of no circuit
-        svgs.append(picture.to_svg(replace(shared, labels=labels)))
+        svgs.append(picture.to_svg(picture.layout(union, changed_of(result), class_labels(circuit, result), _SEVERAL)))
     for one in others:
         choices.append(_choice(circuit, one, result, len(svgs) - 1 if one in drawn else -1))
     if len(choices) == 1:
         return Drawings(first, None)
-    more = [_foreign(node) for node in union.nodes[len(circuit.nodes) :]]
+    heads = {name: head for one in others for name, head in one.get("heads", {}).items()}  # earlier versions stored none
+    more = [_foreign(node, heads.get(node.id)) for node in union.nodes[len(circuit.nodes) :]]
     return Drawings(first, {"svgs": [_kept(_EDGE_TITLE.sub("", svg)) for svg in svgs], "choices": choices, "more": more})
 
 
@@ -82,9 +81,10 @@ def _kept(svg: str) -> str | dict[str, str]:
     return {"gzip": base64.b64encode(gzip.compress(svg.encode(), mtime=0)).decode("ascii")}
 
 
-def _foreign(node: Node) -> dict[str, Any]:
-    mean = None if math.isnan(node.mean) else float(f"{node.mean:.4g}")
-    return {"id": visible(node.id), "site": picture.site_words(node.site), "mean": mean}
+def _foreign(node: Node, head: int | None) -> dict[str, Any]:
+    mean, site = None if math.isnan(node.mean) else float(f"{node.mean:.4g}"), picture.site_words(node.site)
+    found: dict[str, Any] = {"id": visible(node.id), "site": site, "mean": mean}
+    return found if head is None else found | {"site": f"{site}, head {head}", "head": head}
 
 
 _BY = {"paper": "the paper\u2019s standard", "robust": "the robust standard"}

@@ -377,7 +377,7 @@ def _nodes(listed: Sequence[Node], result: dict) -> str:
         one = found["nodes"].get(n.id) if found else None
         spread = (distribution(found["percentiles"], one["values"]), percent(one["nonzero"])) if found and one else (ABSENT, ABSENT)
         rows.append((identifier(n.id), f"{n.mean:.4g}", _tokens(n.reads), _tokens(n.writes), *spread))
-    head = ("node", "mean", "reads", "writes", "values on text, 1&ndash;99&nbsp;%", "nonzero")
+    head = ("node", "mean", "reads", "writes", "values on text, full model, 1&ndash;99&nbsp;%", "nonzero")
     columns = len(head) if found else len(head) - 2
     return table(head[:columns], [row[:columns] for row in rows], numbers={1, 5})
 

@@ -60,6 +60,67 @@ def test_a_node_of_another_circuit_has_a_card_of_its_own(page):
     assert "those of the circuit of this page" not in card(page)
 
 
+def test_what_lies_before_and_after_is_that_of_the_drawn_circuit(page):
+    """Without NODE nothing that came only through it stays clear, and what is faded is on no way."""
+    choose(page, "paper, 0.3 nats")
+    source = next(a for a, b, _ in EDGES if b == NODE)
+    chip(page, source).click()
+    assert "path" not in classes(chip(page, NODE))
+    assert page.locator(".picture .left.path, .picture .absent.path, .picture .left.lit").count() == 0
+
+
+def test_queries_and_keys_come_before_what_their_head_writes_and_before_no_value(page):
+    value = next(node for node in IDS if ".attn.v." in node)
+    chip(page, value).click()
+    assert not classes(chip(page, KEY)) & {"lit", "path"}
+    chip(page, NODE).click()
+    assert classes(chip(page, KEY)) & {"path"}
+
+
+def test_a_node_that_the_drawn_circuit_lacks_has_one_drawn_that_has_it(page, folder):
+    page.goto("about:blank")
+    page.goto((folder / "report.html").as_uri() + f"#node={ADDED}")
+    assert page.locator("#card h3").inner_text() == ADDED
+    assert page.locator('#drawings [aria-pressed="true"]').inner_text() == "paper, 0.05 nats"
+    choose(page, "paper, 0.15 nats")  # the card stays; nothing is faded for a node that is not there
+    assert page.locator(".picture .focused").count() == 0
+
+
+def test_every_drawn_circuit_is_reached_by_tab_and_names_itself(page):
+    for label in ("paper, 0.05 nats", "paper, 0.3 nats", "seed 1"):
+        choose(page, label)
+        stops = page.locator('.picture .node[tabindex="0"]')
+        assert stops.count() == 1
+        assert stops.is_visible()
+        assert page.locator(".picture svg > text", has_text=f"edges; {label}").count() == 1
+
+
+def test_the_legend_says_what_widths_mean(page):
+    legend = page.locator(".picture svg > text", has_text="the wider, the")
+    weight = legend.inner_html()
+    page.locator("#wires").select_option("removed")
+    assert legend.inner_html() == "the wider, the more the loss rises without it"
+    page.locator("#wires").select_option("weight")
+    assert legend.inner_html() == weight
+
+
+def test_a_link_to_a_section_keeps_the_address_and_opens_what_is_closed(page):
+    chip(page, NODE).click()
+    address = page.evaluate("location.href")
+    page.locator(".contents a", has_text="All nodes").click()
+    assert page.evaluate("location.href") == address
+    assert page.locator("section[aria-labelledby='nodes'] details").evaluate("one => one.open")
+
+
+def test_back_returns_to_the_place_and_a_link_to_the_chosen_node_makes_no_entry(page):
+    chip(page, KEY).click()
+    before = page.evaluate("history.length")
+    link = page.locator(f'section[aria-labelledby="edges"] a[href="#node={NODE}"]').first
+    link.click()
+    link.click()
+    assert page.evaluate("history.length") == before + 1
+
+
 def test_edges_that_were_not_measured_are_dotted_where_edges_show_what_they_do(page):
     choose(page, "paper, 0.05 nats")
     page.locator("#wires").select_option("removed")
@@ -84,6 +145,17 @@ def test_two_windows_keep_each_others_notes(browser, page, folder):
         window.get_by_label("Note", exact=True).fill(f"of {node}")
     for window in (page, other):
         sync_api.expect(window.locator("#note-list li")).to_have_count(2)
+    other.close()
+
+
+def test_a_field_shows_what_another_window_has_written(page):
+    other = page.context.new_page()
+    other.goto(page.url)
+    for window in (page, other):
+        chip(window, NODE).click()
+    other.bring_to_front()
+    other.get_by_label("Note", exact=True).fill("from the other")
+    sync_api.expect(page.get_by_label("Note", exact=True)).to_have_value("from the other")
     other.close()
 
 
@@ -186,7 +258,10 @@ def test_nothing_is_cut_on_paper_after_the_picture_was_enlarged(page, before):
     if before:
         for _ in range(3):
             page.get_by_role("button", name="Larger").click()
+        page.locator(".picture").evaluate("frame => { frame.scrollLeft = 200 }")
+        page.wait_for_timeout(100)
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 720, "height": 1000})
+    assert set(page.locator(".picture text.kept").evaluate_all("all => all.map(one => getComputedStyle(one).transform)")) == {"none"}
     assert page.locator(".picture svg").evaluate("svg => svg.getBoundingClientRect().right <= innerWidth")
     assert page.locator(".heat").evaluate("table => table.getBoundingClientRect().right <= innerWidth")

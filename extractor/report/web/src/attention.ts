@@ -61,7 +61,8 @@ class Figure {
     this.shown = [rows.length - 1, null];
     this.fill(rows);
     this.element = make("figure", "plot card", make("figcaption", "", `Head ${head} of layer ${layer}, ${prompt}`));
-    this.element.append(svg, this.scale, this.words);
+    svg.style.width = `${size + NAME}px`; // a long prompt scrolls
+    this.element.append(make("div", "scroll", svg as unknown as Node), this.scale, this.words);
   }
 
   fill(rows: Row[]): void {

@@ -13,6 +13,7 @@ export class Card {
   private readonly panel = document.getElementById("card")!;
   private readonly byId: Map<string, NodeFacts>;
   private readonly hint: string;
+  streams: () => [string, string][] = () => []; // of the drawn circuit
   private switches: Switches | null = null;
 
   constructor(private readonly data: PageData, private readonly state: State, private readonly views: Views, private readonly notes: Notes) {
@@ -37,8 +38,8 @@ export class Card {
       facts(node, this.data),
       noteFields(node.id, this.notes),
       ...this.joined(node.id, this.data.edges),
-      ...streams(node.id, this.data),
-      ...partners(node, this.data),
+      ...streams(node.id, this.data.streams),
+      ...partners(node, this.data.nodes),
       ...passagesOf(node.id, this.data),
       ...(this.data.tokens ? [this.onTask(node.id, this.data.tokens)] : []),
     );
@@ -72,6 +73,8 @@ export class Card {
       ...(node.mean === null ? [] : [make("dl", "facts", make("dt", "", "mean"), make("dd", "", short(node.mean)))]),
       make("p", "note", `Its edges in ${shown.label}:`),
       ...this.joined(node.id, edges),
+      ...streams(node.id, this.streams()),
+      ...partners(node, [...this.data.nodes, ...this.data.drawings!.more].filter(one => shown.nodes!.includes(one.id))),
     ];
   }
 
@@ -114,7 +117,7 @@ function facts(node: NodeFacts, data: PageData): HTMLElement {
   add("mean", short(node.mean));
   if (node.percentiles) {
     const at = (percentile: number) => short(node.percentiles![data.percentiles!.indexOf(percentile)]!);
-    add("values on text", `${at(1)} to ${at(99)} (1–99 %), median ${at(50)}, nonzero ${percent(node.nonzero!)}`);
+    add("values on text, full model", `${at(1)} to ${at(99)} (1–99 %), median ${at(50)}, nonzero ${percent(node.nonzero!)}`);
   }
   if (node.unexplained != null) add("role in the full model", `${node.changed ? "another: " : ""}${node.unexplained > 1 ? "its values differ from those there by more than they vary there" : `${percent(node.unexplained)} of its variance unexplained`}`);
   if (node.reads.length) add("furthest from its mean at", tokens(node.reads));
@@ -139,20 +142,25 @@ function edgeList(heading: string, edges: Edge[], end: 0 | 1): Node[] {
 }
 
 /** A channel that one node writes and another reads, and a gate that meets its neuron: no weight joins them, so they are no edges. */
-function streams(id: string, { streams }: PageData): Node[] {
-  const ends = (heading: string, found: string[], none: string) =>
-    found.length ? [make("h4", "", `${heading} `, make("small", "note", "no weight")), make("ul", "joined", ...found.map(one => make("li", "", one ? nodeLink(one) : make("span", "note", none))))] : [];
+function streams(id: string, streams: [string, string][]): Node[] {
+  const ends = (heading: string, found: string[], none: string) => {
+    const rows = found.map(one => make("li", "", one ? nodeLink(one) : make("span", "note", none)));
+    if (id.includes(".act_in.") && found.some(Boolean) && none === TOKENS) rows.push(make("li", "", make("span", "note", `and by ${TOKENS}`))); // a channel begins with them
+    return found.length ? [make("h4", "", `${heading} `, make("small", "note", "no weight")), make("ul", "joined", ...rows)] : [];
+  };
   return [
-    ...ends("Reads what is written by", streams.filter(([, target]) => target === id).map(([source]) => source), "the tokens alone"),
+    ...ends("Reads what is written by", streams.filter(([, target]) => target === id).map(([source]) => source), TOKENS),
     ...ends("Is read by", streams.filter(([source]) => source === id).map(([, target]) => target), "the answers"),
   ];
 }
 
+const TOKENS = "the tokens’ embeddings";
+
 /** Queries and keys of one head meet in its attention: no weight joins them, so they are no edges. */
-function partners(node: NodeFacts, data: PageData): Node[] {
+function partners(node: NodeFacts | Foreign, nodes: (NodeFacts | Foreign)[]): Node[] {
   const [layer, , place] = node.id.split("."), other = place === "q" ? "k" : place === "k" ? "q" : null;
   if (other === null || node.head === undefined) return [];
-  const found = data.nodes.filter(one => one.head === node.head && one.id.startsWith(`${layer}.attn.${other}.`));
+  const found = nodes.filter(one => one.head === node.head && one.id.startsWith(`${layer}.attn.${other}.`));
   const words = other === "k" ? "Meets the keys of its head" : "Meets the queries of its head";
   if (!found.length) return [make("h4", "", words), make("p", "note", "The circuit has none of them: they have their means.")];
   return [make("h4", "", words, " ", make("small", "note", "no edges: they meet in attention")), make("ul", "joined", ...found.map(one => make("li", "", nodeLink(one.id))))];
@@ -169,7 +177,7 @@ function passagesOf(id: string, data: PageData): Node[] {
   const row = (one: Passage, rank: number) => passage(one, rank, data.tokens!.texts, found.scale), kinds = [...each];
   const more = kinds.flatMap(([rank, some]) => some.slice(1).map(one => row(one, rank)));
   const rest = make("details", "", make("summary", "", `${more.length} more passages`), make("ul", "passages", ...more));
-  const words = make("h4", "", "In ordinary text ", make("small", "note", "share of tokens with a higher value"));
+  const words = make("h4", "", "In ordinary text, in the full model ", make("small", "note", "share of tokens with a higher value"));
   return [words, ...histogram(id, data), make("ul", "passages", ...kinds.map(([rank, some]) => row(some[0]!, rank))), ...(more.length ? [rest] : [])];
 }
 
@@ -183,13 +191,14 @@ function histogram(id: string, data: PageData): Node[] {
   const bars = counts.map((count, i) => {
     const bar = make("i"), from = low + ((high - low) * i) / counts.length, to = low + ((high - low) * (i + 1)) / counts.length;
     bar.style.height = `${100 * Math.sqrt(count / most)}%`;
-    bar.title = `${short(from)} to ${short(to)}: ${percent(count / all)}`;
+    const range = i === 0 ? `up to ${short(to)}` : i === counts.length - 1 ? `${short(from)} and more` : `${short(from)} to ${short(to)}`;
+    bar.title = `${range}: ${percent(count / all)}`;
     return bar;
   });
   const plot = make("div", "histogram", ...bars);
   plot.setAttribute("role", "img");
   plot.setAttribute("aria-label", `Histogram of the values on ordinary text, from ${short(low)} to ${short(high)}`);
-  return [plot, make("p", "note ends", make("span", "", short(low)), make("span", "", "height: square root of the number of tokens"), make("span", "", short(high)))];
+  return [plot, make("p", "note ends", make("span", "", short(low)), make("span", "", "height: square root of the number of tokens; both ends hold what lies beyond"), make("span", "", short(high)))];
 }
 
 function passage(one: Passage, rank: number, texts: string[], scale: number): HTMLElement {

@@ -87,6 +87,7 @@ export interface Foreign {
   id: string;
   site: string;
   mean: number | null;
+  head?: number;
 }
 
 export interface PageData {

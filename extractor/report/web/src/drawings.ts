@@ -7,7 +7,7 @@ import { type Fill, Paint, type Wires } from "./paint";
 import { Picture } from "./picture";
 import { bindSaving } from "./save";
 import type { State } from "./state";
-import type { Views } from "./view";
+import { shownOf, tokenOf, type Views } from "./view";
 
 export class Drawings {
   private readonly frame = document.querySelector<HTMLElement>(".picture")!;
@@ -28,7 +28,7 @@ export class Drawings {
     this.painting();
     this.scaling();
     bindSaving(() => this.shown.svg);
-    this.frame.addEventListener("scroll", () => this.shown.follow(this.frame.scrollLeft / this.zoom), { passive: true });
+    this.frame.addEventListener("scroll", () => this.follow(), { passive: true });
     addEventListener("resize", () => this.fits && this.fit());
     this.centre();
   }
@@ -44,11 +44,21 @@ export class Drawings {
     this.shown.update();
   }
 
-  /** Bring a node into view; where the drawn core lacks it, draw the complete circuit. */
+  /** What joins the drawn nodes without a weight. */
+  get streams(): [string, string][] {
+    return this.shown.streams;
+  }
+
+  /** Bring a node into view; where the drawn circuit lacks it, draw one that has it: of a large circuit all of it, or another. */
   reveal(id: string): void {
-    const complete = this.choices.findIndex(choice => choice.nodes === null && choice.svg !== null && choice.svg >= 0);
-    if (!this.shown.has(id) && complete >= 0) this.state.set({ circuit: complete });
+    const isAll = (choice: Drawing) => choice.nodes === null && choice.svg !== null && choice.svg >= 0;
+    const having = this.choices.findIndex(choice => isAll(choice) || choice.nodes?.includes(id));
+    if (!this.shown.has(id) && having >= 0) this.state.set({ circuit: having });
     this.shown.reveal(id);
+  }
+
+  private follow(): void {
+    this.frame.style.setProperty("--left", `${(this.frame.scrollLeft / this.zoom).toFixed(1)}px`);
   }
 
   private made(svg: SVGSVGElement): Picture {
@@ -88,8 +98,8 @@ export class Drawings {
     this.shown = picture;
     this.frame.replaceChildren(this.shown.svg);
     this.shown.mark(choice);
-    this.resize();
-    this.shown.follow(this.frame.scrollLeft / this.zoom);
+    this.fits ? this.fit() : this.resize();
+    this.follow();
   }
 
   /** Pixels of the screen for one of the drawing. */
@@ -117,8 +127,7 @@ export class Drawings {
       return button;
     });
     row.append(...buttons);
-    const why = [...new Set(undrawn.map(choice => choice.why ?? ""))].join(" ");
-    if (undrawn.length) row.after(make("ul", "note undrawn", ...undrawn.map(choice => make("li", "", make("b", "", choice.label), `: ${choice.words}`)), make("li", "", why)));
+    if (undrawn.length) row.after(notDrawn(undrawn));
     return buttons;
   }
 
@@ -135,14 +144,16 @@ export class Drawings {
 
   /** As the address says; choices without numbers are left out. */
   private repaint(): void {
-    const { fill, wires, token } = this.state.choice, now = `${fill} ${wires} ${token !== null}`;
+    const { fill, wires, circuit } = this.state.choice, view = this.data.tokens && this.views.of(this.state.choice);
+    const place = view && tokenOf(view, this.state.choice), text = view && place !== null ? view.texts[shownOf(view, this.state.choice) === "second" ? 1 : 0][place]! : null;
+    const now = JSON.stringify([fill, wires, text, this.choices[circuit]?.nodes !== null && circuit]);
     if (this.painted === now) return;
     this.painted = now;
     this.paint.fill = this.paint.has(fill) ? fill : "value";
     this.paint.wires = this.paint.hasEdges ? wires : "weight";
     document.querySelector<HTMLSelectElement>("#fill")!.value = this.paint.fill;
     document.querySelector<HTMLSelectElement>("#wires")!.value = this.paint.wires;
-    document.getElementById("paint-note")!.textContent = this.paint.words(token !== null);
+    document.getElementById("paint-note")!.textContent = this.paint.words(text, (this.choices[circuit]?.nodes ?? null) !== null);
   }
 
   /** The buttons that make the picture larger and smaller; "fit" shows all of it. */
@@ -173,4 +184,19 @@ export class Drawings {
     style.width = this.scale ? `${Math.round(viewBox.baseVal.width * this.scale)}px` : "";
     style.minWidth = this.scale ? "0" : "";
   }
+}
+
+/** The circuits that are not drawn; those that differ in their target only share a line. */
+function notDrawn(choices: Drawing[]): HTMLElement {
+  const lines = new Map<string, Drawing[]>();
+  for (const choice of choices) {
+    const same = choice.words.slice(0, choice.words.lastIndexOf(", "));
+    lines.set(same, [...(lines.get(same) ?? []), choice]);
+  }
+  const why = [...new Set(choices.map(choice => choice.why ?? ""))].join(" ");
+  const line = (same: string, some: Drawing[]) => {
+    const ends = some.map(({ words }) => words.slice(same.length + 2).replace(/\.$/, ""));
+    return make("li", "", make("b", "", some.map(({ label }) => label).join("; ")), `: ${same}, ${ends.join(", ")}.`);
+  };
+  return make("ul", "note undrawn", ...[...lines].map(([same, some]) => line(same, some)), make("li", "", why));
 }

@@ -6,7 +6,7 @@ import { readData } from "./data";
 import { Drawings } from "./drawings";
 import { drawSoon, nodeLink } from "./elements";
 import { LivePanel } from "./live";
-import { bindNotes, Notes } from "./notes";
+import { bindNotes, Notes, refreshFields } from "./notes";
 import { State } from "./state";
 import { TokenView } from "./tokens";
 import { Views } from "./view";
@@ -30,15 +30,28 @@ state.onChange((now, before) => {
   picture.update();
   if (now.node !== before.node) {
     card.show(now.node);
-    if (now.node) picture.reveal(now.node);
+    if (now.node && !state.goesBack) picture.reveal(now.node);
   } else if (now.circuit !== before.circuit) card.show(now.node);
   else if (ran) card.refresh();
 });
 bindNotes(notes);
 notes.onChange(() => picture.update());
+notes.onChange(() => refreshFields(notes));
 addEventListener("keydown", event => {
   if (event.key === "Escape" && !(event.target as Element).matches("textarea, select, input")) state.set({ node: null, token: null });
 });
+card.streams = () => picture.streams;
+for (const link of document.querySelectorAll<HTMLAnchorElement>(".contents a")) {
+  link.addEventListener("click", event => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault(); // the address keeps what is chosen, and a page without one stays where it is
+    const heading = document.getElementById(link.getAttribute("href")!.slice(1))!, closed = heading.closest("details");
+    if (closed) closed.open = true;
+    heading.scrollIntoView();
+    heading.tabIndex = -1;
+    heading.focus({ preventScroll: true });
+  });
+}
 for (const name of document.querySelectorAll<HTMLElement>("main > section code.id")) {
   if (ids.has(name.textContent!) && !name.closest("a, #heat, #card")) name.replaceWith(nodeLink(name.textContent!)); // nodes that tables and sentences name
 }

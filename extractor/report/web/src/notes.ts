@@ -134,7 +134,16 @@ export function noteFields(id: string, notes: Notes): HTMLElement {
   name.maxLength = 40;
   known.id = "groups";
   name.setAttribute("list", known.id);
+  area.dataset.note = name.dataset.group = id;
   area.addEventListener("input", () => notes.set(id, { text: area.value }));
   name.addEventListener("input", () => notes.set(id, { group: name.value.trim() }));
   return make("div", "note-fields", make("label", "", "Note ", area), make("label", "", "Group ", name), known);
+}
+
+/** After another window has written: the fields show it, unless the reader writes in them here. */
+export function refreshFields(notes: Notes): void {
+  for (const field of document.querySelectorAll<HTMLTextAreaElement | HTMLInputElement>(".note-fields textarea, .note-fields input")) {
+    const { note, group } = field.dataset, now = note ? notes.of(note).text : notes.of(group!).group;
+    if (field.value !== now && !(document.hasFocus() && document.activeElement === field)) field.value = now;
+  }
 }

@@ -9,7 +9,7 @@ export const FILLS: Fill[] = ["value", "auc", "removed"];
 export const WIRES: Wires[] = ["weight", "removed"];
 
 const WORDS: Record<Fill, string> = {
-  value: "",
+  value: "", // see `words`
   auc: "Blue: higher before the first answer, orange: before the second. The stronger, the nearer is the AUC to 1 at the node’s best place.",
   removed: "The stronger the blue, the more the loss rises without this node; orange: it falls.",
 };
@@ -38,11 +38,13 @@ export class Paint {
     return this.rises.size > 0;
   }
 
-  /** token: whether one is chosen, whose values nodes are painted by. */
-  words(token: boolean): string {
-    const instead = this.fill === "value" && !token && this.has("removed");
-    const nodes = instead ? `No token is chosen. ${WORDS.removed}` : WORDS[this.fill];
-    return nodes + (this.wires === "removed" ? " Wide edges: the loss rises without them; dotted: not measured." : "");
+  /** token: the text of the chosen one, whose values nodes are painted by; other: another circuit than the page's is drawn. */
+  words(token: string | null, other: boolean): string {
+    const instead = this.fill === "value" && token === null && this.has("removed");
+    const values = token === null ? "" : `Values at “${token}”: blue above the node’s mean, orange below.`;
+    const nodes = instead ? `No token is chosen. ${WORDS.removed}` : this.fill === "value" ? values : WORDS[this.fill];
+    const edges = this.wires === "removed" ? "Wide edges: the loss rises without them; dotted: not measured." : "";
+    return [nodes, edges, other && (nodes || edges) ? "All this was measured in the circuit of this page; nodes that it lacks are white." : ""].filter(Boolean).join(" ");
   }
 
   /** -STEPS to STEPS; null: not painted. Of values: the rise of the loss, which stands where no token is chosen. */

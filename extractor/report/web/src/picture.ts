@@ -4,16 +4,18 @@ import type { Drawing, PageData } from "./data";
 import { tint } from "./elements";
 import type { Notes } from "./notes";
 import type { Paint, Wires } from "./paint";
+import { Paths } from "./paths";
 import type { State } from "./state";
-import { rowOf, shownOf, type Views } from "./view";
+import { rowOf, shownOf, tokenOf, type Views } from "./view";
 
 export class Picture {
   private readonly own: SVGGElement[]; // those of the page's circuit
   private readonly all: SVGGElement[];
-  private readonly names: SVGTextElement[]; // of the rows: they stay in view
   private readonly wires: SVGPathElement[];
   private readonly byId: Map<string, SVGGElement>;
-  private readonly heads: Map<string, number>; // of queries, keys and values
+  private readonly texts: SVGTextElement[];
+  private readonly heads: Map<string, string>; // of queries, keys and values: 'layer.head'
+  private paths: Paths | null = null; // of the drawn circuit
   private lighted: string | null = null;
   private drawn: Wires = "weight"; // what the widths of edges are drawn by
   private readonly circuit: { nodes: Set<string>; edges: Set<string> };
@@ -22,11 +24,13 @@ export class Picture {
     this.circuit = { nodes: new Set(data.nodes.map(node => node.id)), edges: new Set(data.edges.map(([source, target]) => `${source} ${target}`)) };
     this.all = [...svg.querySelectorAll<SVGGElement>(".node")];
     this.own = this.all.filter(node => this.circuit.nodes.has(node.dataset.id!));
-    const texts = [...svg.querySelectorAll<SVGTextElement>(":scope > text")];
-    this.names = texts.filter(text => text.getAttribute("x") === texts[0]!.getAttribute("x")); // all that stands at the left edge
+    this.texts = [...svg.querySelectorAll<SVGTextElement>(":scope > text")];
+    const highest = Math.min(...this.all.map(node => Number(node.querySelector("rect")!.getAttribute("y")))) - 20;
+    for (const text of this.texts) if (text.getAttribute("x") === this.texts[0]!.getAttribute("x") && Number(text.getAttribute("y")) > highest) text.classList.add("kept"); // names of rows stay in view
     this.wires = [...svg.querySelectorAll<SVGPathElement>("path.edge, path.stream")];
     this.byId = new Map(this.all.map(node => [node.dataset.id!, node]));
-    this.heads = new Map(data.nodes.filter(node => node.head !== undefined).map(node => [node.id, node.head!]));
+    const heads = [...data.nodes, ...(data.drawings?.more ?? [])].filter(node => node.head !== undefined);
+    this.heads = new Map(heads.map(({ id, head }) => [id, `${id.split(".")[0]}.${head}`]));
     svg.setAttribute("role", "group");
     svg.querySelector("title")?.remove();
     this.all.forEach((node, i) => this.prepare(node, i));
@@ -34,7 +38,9 @@ export class Picture {
   }
 
   /** In a picture of several circuits: outline what the chosen one adds to the page's, fade what it lacks, hide what only others have. */
-  mark({ nodes, edges }: Drawing): void {
+  mark({ label, nodes, edges }: Drawing): void {
+    this.paths = null;
+    this.dim();
     const chosen = nodes && { nodes: new Set(nodes), edges: new Set(edges!.map(([source, target]) => `${source} ${target}`)) };
     const paint = (shape: Element, own: boolean, there: boolean) => {
       shape.classList.toggle("added", there && !own);
@@ -47,12 +53,22 @@ export class Picture {
       if (wire.classList.contains("edge")) paint(wire, this.circuit.edges.has(`${source} ${target}`), !chosen || chosen.edges.has(`${source} ${target}`));
       else paint(wire, ends.every(id => this.circuit.nodes.has(id)), !chosen || ends.every(id => chosen.nodes.has(id)));
     }
+    const drawn = this.all.filter(isDrawn), size = this.texts.find(text => text.textContent!.includes(SEVERAL) || text.dataset.size !== undefined);
+    this.all.forEach(node => node.setAttribute("tabindex", node === drawn[0] ? "0" : "-1"));
+    if (!size) return;
+    size.dataset.size = "";
+    size.textContent = `${drawn.length} nodes, ${this.wires.filter(wire => wire.classList.contains("edge") && isDrawn(wire)).length} edges; ${label}`;
+  }
+
+  /** What joins the drawn nodes without a weight. */
+  get streams(): [string, string][] {
+    return this.wires.filter(wire => wire.classList.contains("stream") && isDrawn(wire)).map(({ dataset }) => [dataset.source!, dataset.target!]);
   }
 
   update(): void {
-    const { node, token, edits, circuit } = this.state.choice, view = this.data.tokens && this.views.of(this.state.choice);
-    const shown = view && shownOf(view, this.state.choice);
-    node ? this.light(node) : this.dim();
+    const { node, edits, circuit } = this.state.choice, view = this.data.tokens && this.views.of(this.state.choice);
+    const shown = view && shownOf(view, this.state.choice), token = view && tokenOf(view, this.state.choice);
+    node && this.shows(node) ? this.light(node) : this.dim();
     for (const chip of this.own) {
       const id = chip.dataset.id!, here = token === null || !view ? null : (rowOf(view, this.state.choice, id)?.[token] ?? null);
       const step = this.paint.fill === "value" && token !== null ? here : this.paint.step(id);
@@ -65,26 +81,32 @@ export class Picture {
       chip.classList.toggle("grouped", colour !== "");
       chip.classList.toggle("noted", this.notes.of(id).text !== "");
     }
-    const note = document.getElementById("token-note"), length = view?.ids[shown === "second" ? 1 : 0].length ?? 0;
+    const note = document.getElementById("token-note");
     if (note) {
-      note.hidden = token === null || token >= length || this.paint.fill !== "value";
+      note.hidden = token === null || this.paint.fill !== "value";
       note.textContent = note.hidden ? "" : `The picture above shows the ${shown === "difference" ? "differences" : "values"} at token ${token! + 1}${circuit ? " in the circuit of this page" : ""}.`;
     }
     if (this.drawn === this.paint.wires) return;
     this.drawn = this.paint.wires;
+    const legend = this.texts.find(text => text.dataset.legend !== undefined || text.textContent!.startsWith(WIDER));
+    if (legend) {
+      legend.dataset.legend ??= legend.textContent!;
+      legend.textContent = this.drawn === "removed" ? `${WIDER} more the loss rises without it` : legend.dataset.legend;
+    }
     for (const wire of this.wires) if (wire.classList.contains("edge")) [wire.style.strokeWidth, wire.style.strokeDasharray] = this.paint.line(wire.dataset.source!, wire.dataset.target!) as [string, string];
   }
 
   light(id: string): void {
     if (this.lighted === id) return;
     this.lighted = id;
-    const lit = new Set([id]), before = this.reached(id, "target", "source"), after = this.reached(id, "source", "target");
+    this.paths ??= this.drawnPaths();
+    const lit = new Set([id]), before = this.paths.before(id), after = this.paths.after(id);
     for (const wire of this.wires) {
-      const { source, target } = wire.dataset;
-      const touches = source === id || target === id;
+      const source = wire.dataset.source!, target = wire.dataset.target!;
+      const touches = isDrawn(wire) && (source === id || target === id);
       wire.classList.toggle("lit", touches);
-      wire.classList.toggle("path", !touches && (before.has(target!) && source !== undefined && before.has(source) || after.has(source!) && target !== undefined && after.has(target)));
-      if (touches) lit.add(source!).add(target!);
+      wire.classList.toggle("path", !touches && isDrawn(wire) && ((before.has(target) && before.has(source)) || (after.has(source) && after.has(target))));
+      if (touches) lit.add(source).add(target);
     }
     for (const node of this.all) {
       const own = node.dataset.id!;
@@ -95,19 +117,6 @@ export class Picture {
     this.svg.classList.add("focused");
   }
 
-  /** The node and all before or after it, through edges, the residual stream, and attention: queries and keys act on what their head brings. */
-  private reached(id: string, from: "source" | "target", to: "source" | "target"): Set<string> {
-    const found = new Set([id]), waiting = [id];
-    const add = (one: string | undefined) => one && !found.has(one) && (found.add(one), waiting.push(one));
-    for (let one = waiting.pop(); one !== undefined; one = waiting.pop()) {
-      for (const { dataset } of this.wires) if (dataset[from] === one) add(dataset[to]);
-      const [layer, , place] = one.split("."), head = this.heads.get(one);
-      const partners = head === undefined ? [] : [...this.heads].filter(([other, same]) => same === head && other.startsWith(`${layer}.`)).map(([other]) => other);
-      for (const other of partners) if ((place === "v") === (to === "source") && (place === "v") !== (other.split(".")[2] === "v")) add(other);
-    }
-    return found;
-  }
-
   dim(): void {
     if (this.lighted === null) return;
     this.lighted = null;
@@ -115,13 +124,20 @@ export class Picture {
     for (const shape of [...this.all, ...this.wires]) shape.classList.remove("lit", "path", "chosen");
   }
 
-  has(id: string): boolean {
-    return this.byId.has(id);
+  private drawnPaths(): Paths {
+    const arrows = this.wires.filter(isDrawn).map(({ dataset }): [string, string] => [dataset.source!, dataset.target!]);
+    return new Paths(arrows, new Map([...this.heads].filter(([id]) => this.shows(id))));
   }
 
-  /** Keep the names of the rows at the left edge of the window of the picture. left: of that window, pixels of the drawing. */
-  follow(left: number): void {
-    for (const name of this.names) name.setAttribute("transform", left > 0 ? `translate(${left.toFixed(1)} 0)` : "");
+  /** Whether the drawn circuit has the node. */
+  shows(id: string): boolean {
+    const node = this.byId.get(id);
+    return node !== undefined && isDrawn(node);
+  }
+
+  /** Whether the picture has it: of the chosen circuit, or faded. */
+  has(id: string): boolean {
+    return this.byId.get(id)?.classList.contains("absent") === false;
   }
 
   /** The middle of all nodes, pixels of the drawing. */
@@ -137,7 +153,7 @@ export class Picture {
 
   private prepare(node: SVGGElement, place: number): void {
     const title = node.querySelector("title");
-    node.setAttribute("tabindex", place ? "-1" : "0");
+    node.setAttribute("tabindex", place ? "-1" : "0"); // until a circuit is chosen: see mark
     node.setAttribute("role", "button");
     node.setAttribute("aria-label", (title?.textContent ?? "").split("\n").join(", "));
     title?.remove(); // the card shows this text; two tips would overlap
@@ -170,6 +186,9 @@ export class Picture {
     next.focus();
   }
 }
+
+const SEVERAL = "circuits of several searches", WIDER = "the wider, the"; // words of the picture's own texts, which report.drawings and report.picture write
+const isDrawn = (shape: Element): boolean => !shape.classList.contains("absent") && !shape.classList.contains("left");
 
 function titleOf({ source, target, weight }: DOMStringMap): SVGElement {
   const title = document.createElementNS("http://www.w3.org/2000/svg", "title");

@@ -22,7 +22,6 @@ export function source(svg: SVGSVGElement): string {
   shown.forEach((shape, i) => {
     const style = getComputedStyle(shape), kept = SHAPES[shape.tagName]!;
     copied[i]!.removeAttribute("style");
-    if (shape.tagName === "text") copied[i]!.removeAttribute("transform"); // names of rows go back to their places
     for (const name of kept) copied[i]!.setAttribute(name, style.getPropertyValue(name));
   });
   return "data:image/svg+xml;charset=utf-8," + encodeURIComponent(new XMLSerializer().serializeToString(copy));

@@ -25,6 +25,7 @@ const SHOWN: Shown[] = ["first", "second", "difference"];
 
 export class State {
   choice: Choice;
+  goesBack = false; // the address changed by Back or Forward: the browser returns to where the reader was
   private later: ReturnType<typeof setTimeout> | undefined; // writes the address once typing and dragging have ended
   private pending: (() => void) | null = null; // what it will do then
   private readonly listeners: ((choice: Choice, before: Choice) => void)[] = [];
@@ -34,8 +35,10 @@ export class State {
     this.choice = this.fitting({ ...NOTHING, ...this.read() });
     addEventListener("hashchange", () => {
       this.settle(null); // the reader has left the entry that a late change belongs to
+      this.goesBack = true;
       const found = this.read(); // a link to a section says nothing
       if (!location.hash || Object.keys(found).length) this.apply(this.fitting({ ...NOTHING, ...found }));
+      this.goesBack = false;
     });
     addEventListener("click", event => this.follow(event));
   }
@@ -109,7 +112,7 @@ export class State {
     const node = link && new URLSearchParams(link.getAttribute("href")!.slice(1)).get("node");
     if (!node || !this.has(node)) return;
     event.preventDefault();
-    this.set({ node }, true);
+    this.set({ node }, node !== this.choice.node);
   }
 
   private apply(next: Choice): void {

@@ -100,6 +100,12 @@ export const alike = (view: View): boolean => view.ids[0].length === view.ids[1]
 
 export const UNLIKE = "the prompts have different numbers of tokens";
 
+/** The chosen token; null where there is none, or the shown prompt is shorter. */
+export function tokenOf(view: View, choice: Choice): number | null {
+  const { token } = choice;
+  return token !== null && token < view.ids[shownOf(view, choice) === "second" ? 1 : 0].length ? token : null;
+}
+
 /** A node's deviations for the prompt or the difference that is shown; null where there are none. */
 export function rowOf(view: View, choice: Choice, node: string): Row | null {
   const found = view.rows(node), shown = shownOf(view, choice);
