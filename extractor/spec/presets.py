@@ -117,10 +117,13 @@ def bridge_spec(preset: str, init: str | None = None) -> BridgeSpec:
     )
 
 
+_TARGETS = (0.05, 0.1, 0.2, 0.3)  # nats: the report draws a circuit for each, beside that for the target itself
+
+
 def prune_spec(preset: str) -> PruneSpec:
     """The search for a circuit."""
     return {
-        "tiny": PruneSpec(algorithm="race", standard="robust", confident=True, trial_pairs=128),
-        "small": PruneSpec(algorithm="race", standard="robust", confident=True, steps=1000, trials=32, k_coef=1e-4),
+        "tiny": PruneSpec(algorithm="race", standard="robust", confident=True, targets=_TARGETS, trial_pairs=128),
+        "small": PruneSpec(algorithm="race", standard="robust", confident=True, targets=_TARGETS, steps=1000, trials=32, k_coef=1e-4),
         "paper": PruneSpec(confident=True, steps=2000, trials=256, k_coef=1e-4),
     }[preset]

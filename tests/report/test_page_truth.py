@@ -265,3 +265,35 @@ def test_nothing_is_cut_on_paper_after_the_picture_was_enlarged(page, before):
     assert set(page.locator(".picture text.kept").evaluate_all("all => all.map(one => getComputedStyle(one).transform)")) == {"none"}
     assert page.locator(".picture svg").evaluate("svg => svg.getBoundingClientRect().right <= innerWidth")
     assert page.locator(".heat").evaluate("table => table.getBoundingClientRect().right <= innerWidth")
+
+
+def test_edges_show_what_they_bring_to_the_chosen_token(page):
+    """Against the stored numbers: weight times the source's deviation there; to a write, through the attention of its head."""
+    page.locator("#wires").select_option("passed")
+    pair = TOKENS["pairs"][0]
+    at = len(pair["tokens"][0]) - 1
+    deviation = lambda node, token: TOKENS["nodes"][node]["values"][0][0][token] * TOKENS["nodes"][node]["scale"] / 127  # noqa: E731
+    shares = TOKENS["heads"][next(iter(TOKENS["heads"]))][0][0]
+    for token in (at, 3):
+        if token != at:
+            page.locator(".heat thead button").nth(token).click()
+        brought = {
+            (a, b): w
+            * (
+                sum(share / 255 * deviation(a, i) for i, share in enumerate(shares[token]))
+                if "attn.resid_delta" in b
+                else deviation(a, token)
+            )
+            for a, b, w in EDGES
+        }
+        most = max(map(abs, brought.values()))
+        for (a, b), value in brought.items():
+            path = page.locator(f'.picture path.edge[data-source="{a}"][data-target="{b}"]')
+            width, colour = path.evaluate("path => [path.style.strokeWidth, path.style.stroke]")
+            assert float(width) == pytest.approx(0.3 + 6 * (abs(value) / most) ** 0.5, abs=0.02), (a, b, token)
+            if abs(value) > 1e-6:
+                assert ("below" if value < 0 else "above") in colour
+    assert "what they bring to the chosen token" in page.locator("#paint-note").inner_text()
+    assert page.evaluate("location.href").endswith("wires=passed&token=4") or "wires=passed" in page.evaluate("location.href")
+    page.locator("#wires").select_option("weight")
+    assert page.locator(".picture path.edge").first.evaluate("path => path.style.stroke") == ""

@@ -126,8 +126,12 @@ THEN = {"ce_coef": 1, "focus": 0, "focus_coef": 1, "focus_tokens": 0, "optim.bat
 THEN |= {"optim.lr": 0.02, "optim.weight_decay": 0.1, "model.activation_frac": 0.5, "sparsity.anneal_end": 0.7}
 
 
-THEN_PRUNED = {"standard": "paper", "confident": "false", "algorithm": "masks", "trial_pairs": "256"}
-PRUNED_NOW = {"algorithm": "race", "trial_pairs": 128}  # of these, what the presets have now; the others were not written then
+THEN_PRUNED = {"standard": "paper", "confident": "false", "algorithm": "masks", "trial_pairs": "256", "targets": "0.05,0.3"}
+PRUNED_NOW = {
+    "algorithm": "race",
+    "trial_pairs": 128,
+    "targets": [0.05, 0.1, 0.2, 0.3],
+}  # of these, what the presets have now; the others were not written then
 
 
 def pruned_as_then(words: list[str]) -> list[str]:

@@ -136,7 +136,8 @@ export class Drawings {
     const fill = document.querySelector<HTMLSelectElement>("#fill")!, wires = document.querySelector<HTMLSelectElement>("#wires")!;
     for (const option of [...fill.options]) if (!this.paint.has(option.value as Fill)) option.remove();
     fill.closest("label")!.hidden = fill.options.length < 2;
-    wires.closest("label")!.hidden = !this.paint.hasEdges;
+    for (const option of [...wires.options]) if (option.value !== "weight" && !this.hasWires(option.value as Wires)) option.remove();
+    wires.closest("label")!.hidden = wires.options.length < 2;
     const change = () => this.state.set({ fill: fill.value as Fill, wires: wires.value as Wires });
     fill.addEventListener("change", change);
     wires.addEventListener("change", change);
@@ -150,10 +151,14 @@ export class Drawings {
     if (this.painted === now) return;
     this.painted = now;
     this.paint.fill = this.paint.has(fill) ? fill : "value";
-    this.paint.wires = this.paint.hasEdges ? wires : "weight";
+    this.paint.wires = this.hasWires(wires) ? wires : "weight";
     document.querySelector<HTMLSelectElement>("#fill")!.value = this.paint.fill;
     document.querySelector<HTMLSelectElement>("#wires")!.value = this.paint.wires;
     document.getElementById("paint-note")!.textContent = this.paint.words(text, (this.choices[circuit]?.nodes ?? null) !== null);
+  }
+
+  private hasWires(wires: Wires): boolean {
+    return wires === "weight" || (wires === "removed" ? this.paint.hasRises : this.paint.has(wires));
   }
 
   /** The buttons that make the picture larger and smaller; "fit" shows all of it. */

@@ -4,9 +4,9 @@ import type { Edge, NodeFacts, PageData } from "./data";
 import { STEPS } from "./data";
 
 export type Fill = "value" | "auc" | "removed";
-export type Wires = "weight" | "removed";
+export type Wires = "weight" | "removed" | "passed";
 export const FILLS: Fill[] = ["value", "auc", "removed"];
-export const WIRES: Wires[] = ["weight", "removed"];
+export const WIRES: Wires[] = ["weight", "removed", "passed"];
 
 const WORDS: Record<Fill, string> = {
   value: "", // see `words`
@@ -30,11 +30,12 @@ export class Paint {
 
   /** Which of the choices have numbers. */
   has(what: Fill | Wires): boolean {
+    if (what === "passed") return this.data.tokens !== null;
     if (what === "auc") return this.data.nodes.some(node => node.auc);
     return what !== "removed" || this.data.nodes.some(node => this.rise(node) !== null);
   }
 
-  get hasEdges(): boolean {
+  get hasRises(): boolean {
     return this.rises.size > 0;
   }
 
@@ -43,7 +44,7 @@ export class Paint {
     const instead = this.fill === "value" && token === null && this.has("removed");
     const values = token === null ? "" : `Values at “${token}”: blue above the node’s mean, orange below.`;
     const nodes = instead ? `No token is chosen. ${WORDS.removed}` : this.fill === "value" ? values : WORDS[this.fill];
-    const edges = this.wires === "removed" ? "Wide edges: the loss rises without them; dotted: not measured." : "";
+    const edges = EDGES[this.wires];
     return [nodes, edges, other && (nodes || edges) ? "All this was measured in the circuit of this page; nodes that it lacks are white." : ""].filter(Boolean).join(" ");
   }
 
@@ -57,16 +58,25 @@ export class Paint {
     return 2 * STEPS * (best - 0.5);
   }
 
-  /** Width and dashes of an edge, pixels; '' for those of its weight. */
-  line(source: string, target: string): [width: string, dashes: string] {
-    if (this.wires === "weight") return ["", ""];
-    const rise = this.rises.get(`${source} ${target}`);
-    return rise === undefined ? ["1", "1 4"] : [String(0.5 + 6 * Math.sqrt(Math.max(0, rise) / this.highest.edge)), ""];
+  /** Width, dashes and colour of an edge; '' for those of its weight. passed: see `Passed`. */
+  line(edge: string, passed: Map<string, number> | null): [width: string, dashes: string, colour: string] {
+    if (this.wires === "weight") return ["", "", ""];
+    const found = this.wires === "removed" ? this.rises.get(edge) : passed?.get(edge);
+    if (found === undefined) return ["1", "1 4", ""];
+    if (this.wires === "removed") return [String(0.5 + 6 * Math.sqrt(Math.max(0, found) / this.highest.edge)), "", ""];
+    const most = Math.max(1e-9, ...Array.from(passed!.values(), Math.abs));
+    return [String(0.3 + 6 * Math.sqrt(Math.abs(found) / most)), "", `rgb(var(--${found < 0 ? "below" : "above"}))`];
   }
 
   private rise(node: NodeFacts): number | null {
     return node.without === undefined || this.data.loss === null ? null : node.without - this.data.loss;
   }
 }
+
+const EDGES: Record<Wires, string> = {
+  weight: "",
+  removed: "Wide edges: the loss rises without them; dotted: not measured.",
+  passed: "Edges: what they bring to the chosen token of the shown prompt, else to the last: weight times the source’s deviation from its mean, through attention from all tokens; blue raises, orange lowers the target; dotted: not of the circuit that runs.",
+};
 
 const key = (edge: Edge): string => `${edge[0]} ${edge[1]}`;

@@ -4,6 +4,7 @@ import type { Drawing, PageData } from "./data";
 import { tint } from "./elements";
 import type { Notes } from "./notes";
 import type { Paint, Wires } from "./paint";
+import { passed } from "./passed";
 import { Paths } from "./paths";
 import type { State } from "./state";
 import { rowOf, shownOf, tokenOf, type Views } from "./view";
@@ -86,14 +87,17 @@ export class Picture {
       note.hidden = token === null || this.paint.fill !== "value";
       note.textContent = note.hidden ? "" : `The picture above shows the ${shown === "difference" ? "differences" : "values"} at token ${token! + 1}${circuit ? " in the circuit of this page" : ""}.`;
     }
-    if (this.drawn === this.paint.wires) return;
+    const brought = this.paint.wires === "passed" && view ? passed(this.data, view, this.state.choice) : null;
+    if (this.drawn === this.paint.wires && !brought) return;
     this.drawn = this.paint.wires;
     const legend = this.texts.find(text => text.dataset.legend !== undefined || text.textContent!.startsWith(WIDER));
     if (legend) {
       legend.dataset.legend ??= legend.textContent!;
-      legend.textContent = this.drawn === "removed" ? `${WIDER} more the loss rises without it` : legend.dataset.legend;
+      legend.textContent = { weight: legend.dataset.legend, removed: `${WIDER} more the loss rises without it`, passed: `${WIDER} more it brings to the token; blue raises` }[this.drawn]!;
     }
-    for (const wire of this.wires) if (wire.classList.contains("edge")) [wire.style.strokeWidth, wire.style.strokeDasharray] = this.paint.line(wire.dataset.source!, wire.dataset.target!) as [string, string];
+    for (const { classList, dataset, style } of this.wires) {
+      if (classList.contains("edge")) [style.strokeWidth, style.strokeDasharray, style.stroke] = this.paint.line(`${dataset.source} ${dataset.target}`, brought) as [string, string, string];
+    }
   }
 
   light(id: string): void {
