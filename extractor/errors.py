@@ -111,7 +111,12 @@ def first_line(error: BaseException) -> str:
 def require(package: str, what: str, extra: str, error: type[UsageError] = UsageError) -> None:
     """Raise `error` where a package of an optional extra (pyproject.toml) is not installed; `what` needs it."""
     if find_spec(package) is None:
-        raise error(f"{what} needs {package}, which is not installed here: pip install '.[{extra}]' in the checkout")
+        raise error(f"{what} needs {package}, which is not installed here; {install(extra)}")
+
+
+def install(extra: str) -> str:
+    """How to install an extra: a plain `pip install .` would turn a checkout's environment into a copy of it."""
+    return f"in the checkout: deploy/in-venv pip install -c deploy/constraints.txt -e '.[{extra}]'"
 
 
 def printable(text: str) -> str:

@@ -73,7 +73,7 @@ print(said.getvalue())
     code, line = python(BLOCKED + code, env=env).strip().split("\n")
     assert code == "2"
     assert f"needs {package}, which is not installed" in line
-    assert f"pip install '.[{extra}]'" in line
+    assert f"pip install -c deploy/constraints.txt -e '.[{extra}]'" in line
     assert not list(tmp_path.rglob("*.json"))
 
 

@@ -62,8 +62,12 @@ def about_standards(facts: Mapping[str, Any]) -> str:
     if facts.get("standard") == "robust":
         return f"this circuit holds under {len(CONDITION_WORDS)} ablations, without calibration; the paper's standard alone needs {least}"
     size = f"{robust['nodes']:,} nodes and {robust['edges']:,} of the model's {robust['edges_of_model']:,} edges"
-    large = f", which hold; more than {MOST_ROBUST_EDGES:,} edges are not shown as a circuit" if robust.get("met") else ""
-    return f"the search found no small circuit that holds and is necessary; it ended with {size}, at {robust['loss']:.3f} nats{large}"
+    line = f"the search found no small circuit that holds and is necessary; it ended with {size}, at {robust['loss']:.3f} nats"
+    if not robust.get("met"):
+        return line
+    is_large = robust["edges"] > MOST_ROBUST_EDGES
+    why = f"more than {MOST_ROBUST_EDGES:,} edges are not shown as a circuit" if is_large else "but the model does the task without them"
+    return f"{line}, which hold; {why}"
 
 
 def which_layers(bridge: Mapping[str, Any]) -> str:

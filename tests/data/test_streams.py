@@ -131,7 +131,7 @@ def test_without_the_library_one_line_says_what_to_install(folder: Path):
         "from extractor.errors import SpecError\nfrom extractor.jobs.request import dataset, train_job\n"
         "try:\n    train_job(datasets=(dataset(sys.argv[1]),))\nexcept SpecError as error:\n    print(error)"
     )
-    assert "pip install '.[datasets]' in the checkout" in python(code, str(folder))
+    assert "deploy/in-venv pip install -c deploy/constraints.txt -e '.[datasets]'" in python(code, str(folder))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from extractor.errors import NotFound, StorageRefused, StorageUnavailable, UsageError
+from extractor.errors import NotFound, StorageRefused, StorageUnavailable, UsageError, install
 
 log = logging.getLogger("extract")
 PAUSES = (0.3, 1.5)  # seconds between the tries of one request
@@ -101,7 +101,7 @@ class Store:
         try:
             found = fsspec.filesystem(self.scheme, use_listings_cache=False, skip_instance_cache=True, **_options(self.scheme))
         except ImportError as error:
-            hint = "; in the checkout: pip install '.[s3]'" if self.scheme in ("s3", "s3a") else ""
+            hint = f"; {install('s3')}" if self.scheme in ("s3", "s3a") else ""
             raise UsageError(f"EXTRACT_ROOT {self.url} needs a package that is not installed: {_line(error)}{hint}") from None
         except ValueError as error:
             raise UsageError(

@@ -15,6 +15,7 @@ from extractor.spec.claims import (
     which_layers,
     worst_condition,
 )
+from extractor.spec.schema import CHANCE
 from extractor.spec.thresholds import FULL_MODEL_FAILS
 from extractor.spec.unmeasured import is_constant, no_gain, why_no_causal, why_no_share, why_no_steering
 
@@ -27,6 +28,9 @@ def verdict_lines(facts: dict[str, Any]) -> Iterator[str]:
     circuit = facts.get("circuit")
     if isinstance(circuit, dict):
         yield f"circuit: {_circuit(facts, circuit)}"
+        removed = (facts.get("validation") or {}).get("removed") or {}
+        if removed.get("edges") is not None:
+            yield f"without its edges alone: the model, all nodes kept, has {removed['edges']:.3f} nats; chance {CHANCE:.3f}"
     if "tasks" in facts:
         yield f"circuits: {describe_tasks(facts['tasks'])}"
     if isinstance(circuit, dict) or "tasks" in facts:
