@@ -34,6 +34,12 @@ FOLDER = ".twins"  # below the root; no job id starts with a dot
 BEFORE = ("corpus", "bridge")  # the stages until the bridged model exists
 
 
+def is_kept(spec: JobSpec, settings: Settings) -> bool:
+    """Whether a job of this spec finds its bridged model on this machine's disk. Raises what `bridged_cache.address` raises."""
+    address = bridged_cache.address(spec, settings.threads)
+    return address is not None and (settings.root / FOLDER / address / files.MANIFEST).is_file()
+
+
 class SharedBridging:
     """The bridging that a job shares with others. publish: sends a job's message to the queue."""
 

@@ -18,6 +18,8 @@ def show_preflight(spec: JobSpec, as_json: bool) -> None:
     from extractor.jobs.cost import bridging, hardware, memory, text
     from extractor.jobs.cost.units import show_bytes, show_count
     from extractor.spec.schema import stages_of
+    from worker.settings import from_env
+    from worker.supervision.shared_bridging import is_kept
 
     facts: dict[str, Any] = {"kind": spec.kind, "stages": list(stages_of(spec))}
     rows = [("job", spec.kind), ("stages", describe_stages(facts["stages"]))]
@@ -32,8 +34,10 @@ def show_preflight(spec: JobSpec, as_json: bool) -> None:
         available = hardware.available_memory()
         bridging.check(found, available)
         here = (available, hardware.measure_speed(spec.bridge.optim.precision))
-        facts["bridge"] = text.to_json(found, *here)
+        facts["bridge"] = text.to_json(found, *here) | {"kept": is_kept(spec, from_env())}
         rows += text.describe(found, *here)
+        if facts["bridge"]["kept"]:
+            rows.append(("kept", "an earlier job has made this bridged model here: the bridging takes no time"))
     if spec.train is not None:
         optim = spec.train.optim
         available = hardware.available_memory()
