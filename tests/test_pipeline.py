@@ -436,6 +436,7 @@ def test_a_corpus_the_dense_model_does_not_know_is_said_to_be_one(dense: Path, t
     lines = dict(line.split(": ", 1) for line in verdict_lines(numbers_of(tmp_path / "out")))
     assert list(lines) == [
         "circuit",
+        "without its edges alone",
         "robust standard",
         "without calibration",
         "null searches",

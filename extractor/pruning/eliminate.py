@@ -10,13 +10,13 @@ circuit C, m_e the mask of element e:
    elements, at most `LARGEST_SHARE` of them.
 3. Options: the prefixes whose measured rise is within their share of the loss left to spend,
        L(C without prefix) - L(C) <= MOST_SPENT * (most - L(C)) * size / E,
-   the largest first, and last the least step: the cheapest single element, or of many elements the first `LEAST_SHARE`.
-4. Remove the first option after which the circuit is still necessary; dead nodes go with it. If not even the least step can go, it is
+   the largest first, and last the cheapest single element. Of many elements the first `LEAST_SHARE` may spend MOST_SPENT of all that is
+   left: one by one, thousands that each cost little would take hours.
+4. Remove the first option after which the circuit is still necessary; dead nodes go with it. If not even the single element can go, it is
    kept for good. A refusal halves the size of the largest prefix, a removal doubles its limit.
 
-Elimination ends when the least step leaves more than `most` nats (by the robust standard as a mean over the last rounds,
-`problem.SearchPolicy`), when `PATIENCE` rounds in a row remove nothing, or when nothing more can go. E elements, P trials. The least step
-bounds the rounds: one by one, thousands of edges that each cost little would take hours.
+Elimination ends when the cheapest of the single removals leaves more than `most` nats (by the robust standard as a mean over the last
+rounds, `problem.SearchPolicy`), when `PATIENCE` rounds in a row remove nothing, or when nothing more can go. E elements, P trials.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from extractor.pruning.problem import PruningProblem
 
 SINGLE_TRIALS = 8  # elements removed one by one in a round
 LARGEST_SHARE = 0.25  # fraction of the elements that may go at once
-LEAST_SHARE = 1 / 256  # fraction of the elements that go at least; of fewer than 512 one goes
+LEAST_SHARE = 1 / 256  # fraction of the elements that may spend as much as all; of fewer than 512 none does
 MOST_SPENT = 0.5  # fraction of the loss left to spend, for a prefix of all elements
 PATIENCE = 32  # elements in a row that cannot go alone, after which elimination ends
 _FIRST_DRAW = 1 << 20  # draws of train pairs are numbered from here; mask learning uses the numbers below
@@ -190,7 +190,7 @@ class _Descent:
                     break
                 self.largest = max(1, int(removed.sum()) // 2)
             else:
-                stays |= first.places(elements.graph(options[-1]))  # options mark what would go: here the least step
+                stays |= first.places(elements.graph(options[-1]))  # options mark what would go: here the single element
                 refused += 1
 
 
@@ -201,7 +201,7 @@ def _round(problem: PruningProblem, elements: Nodes | Edges, graph: CircuitMask,
 
 
 def _options(here: EliminationRound, free: Tensor, most: float, largest: int) -> tuple[Tensor, float]:
-    """Steps 1 to 3: (options (n, E) bool, largest first, the least step last; loss after that step, nats).
+    """Steps 1 to 3: (options (n, E) bool, largest first, a single element last; loss without that element, nats).
 
     free      (E,) bool: elements that may go
     largest   elements of the largest option
@@ -217,12 +217,13 @@ def _options(here: EliminationRound, free: Tensor, most: float, largest: int) ->
     of_prefixes, of_singles = losses[: len(sizes)], losses[len(sizes) :]
     here.correction[tried] = (of_singles - now).to(rise.dtype) - rise[tried]
     budget = MOST_SPENT * max(0.0, most - now)  # step 3
-    cheap = of_prefixes - now <= budget * sizes / len(rise)
-    last = len(sizes) - 1 if least > 1 else len(sizes) + int(of_singles.argmin())
-    return torch.cat([removed[: len(sizes)][cheap], removed[last : last + 1]]), losses[last].item()
+    allowed = torch.where((sizes == least) & (least > 1), budget, budget * sizes / len(rise))
+    cheap = of_prefixes - now <= allowed
+    best = len(sizes) + int(of_singles.argmin())
+    return torch.cat([removed[: len(sizes)][cheap], removed[best : best + 1]]), losses[best].item()
 
 
 def _sizes(most: int, least: int) -> Tensor:
-    """Powers of two from the largest that is at most `most` down to 2; where more than one element goes at least, down to that number."""
+    """Powers of two from the largest that is at most `most` down to 2; where `least` is more than one, down to that number."""
     powers = [2**power for power in reversed(range(1, most.bit_length())) if 2**power > least]
     return torch.tensor([*powers, *([least] if least > 1 else [])], dtype=torch.long)

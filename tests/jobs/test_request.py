@@ -165,7 +165,7 @@ def test_a_loss_to_match_and_tensorboard_are_passed_on():
 
 def test_tasks_are_checked_and_bring_the_pruning():
     made = job(tasks=("for_while", "quote_close", "for_while"), target_loss=0.3)
-    search = PruneSpec(algorithm="race", standard="robust", confident=True, trial_pairs=128)
+    search = PruneSpec(algorithm="race", standard="robust", confident=True, targets=(0.05, 0.1, 0.2, 0.3), trial_pairs=128)
     assert (made.tasks, made.target_loss, made.prune) == (("for_while", "quote_close"), 0.3, search)
     assert "'edges' ranks edges" in refused(
         SpecError, tasks=("for_while",), changes={"prune.algorithm": "edges", "prune.granularity": "node"}

@@ -100,7 +100,13 @@ def test_a_sweep_of_the_earlier_version_is_found_and_asked_for_again_is_the_same
     [(sweep, points)] = SWEEP.items()
     before = left.extract("sweep", "--status", sweep, "--no-worker", "--json").json
     assert [(point["job"], point["state"]) for point in before["points"]] == [(job, "queued") for job in points]
-    then = {"standard": "paper", "confident": "false", "algorithm": "masks", "trial_pairs": 256}  # what the presets had
+    then = {
+        "standard": "paper",
+        "confident": "false",
+        "algorithm": "masks",
+        "trial_pairs": 256,
+        "targets": "0.05,0.3",
+    }  # what the presets had
     as_then = [f"--set=prune.{name}={value}" for name, value in then.items()]
     again = ("sweep", "--grid", "width=16,32", "--task", "for_while", *as_then, "--no-worker", "--json")
     assert left.extract(*again).json == {

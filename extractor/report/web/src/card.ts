@@ -1,6 +1,6 @@
 // The card of a node: what it tells apart, what it does, where it is active, what it is joined to.
 
-import { type Edge, type Foreign, type NodeFacts, type PageData, type Passage, type Place, type Row, STEPS, type TokenData, unpackedPassages } from "./data";
+import { type Edge, type Foreign, isOther, type NodeFacts, type PageData, type Passage, type Place, type Row, STEPS, type TokenData, unpackedPassages } from "./data";
 import { make, nats, nodeLink, percent, short, signed, tint, visible } from "./elements";
 import { Switches } from "./live";
 import { noteFields, type Notes } from "./notes";
@@ -33,7 +33,7 @@ export class Card {
     const { circuit } = this.state.choice, own = this.data.drawings?.choices[0]!.label;
     this.panel.replaceChildren(
       this.heading(node.id),
-      make("p", "note", node.site, circuit ? `. Numbers, edges and runs are those of the circuit of this page (${own}).` : ""),
+      make("p", "note", node.site, isOther(this.data, circuit) ? `. Numbers, edges and runs are those of the circuit of this page (${own}).` : ""),
       ...(this.switches ? [this.switches.row] : []),
       facts(node, this.data),
       noteFields(node.id, this.notes),

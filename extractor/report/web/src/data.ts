@@ -124,6 +124,9 @@ export function unpackedPassages({ rank, at, length, tokens, values }: Passages)
   });
 }
 
+/** Whether the chosen circuit is another one than the page's: the core of a large circuit and all of it are the page's own. */
+export const isOther = (data: PageData, circuit: number): boolean => (data.drawings?.choices[circuit]?.nodes ?? null) !== null;
+
 declare const pageData: PageData; // stands before this script
 
 export function readData(): PageData {

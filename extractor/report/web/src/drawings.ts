@@ -1,6 +1,6 @@
 // The frame of the picture: which circuit is drawn, how it is painted, its size, and saving it.
 
-import { type Drawing, inflated, type PageData } from "./data";
+import { type Drawing, inflated, isOther, type PageData } from "./data";
 import { make } from "./elements";
 import type { Notes } from "./notes";
 import { type Fill, Paint, type Wires } from "./paint";
@@ -122,6 +122,7 @@ export class Drawings {
       button.type = "button";
       button.title = choice.words;
       button.hidden = choice.svg === -1;
+      button.style.order = String(choice.label.startsWith("seed") ? 0 : -1e4 * Number(/, ([\d.]+) nats/.exec(choice.label)?.[1] ?? 1)); // largest target first
       button.setAttribute("aria-pressed", String(i === 0));
       button.addEventListener("click", () => this.state.set({ circuit: i }));
       return button;
@@ -147,14 +148,14 @@ export class Drawings {
   private repaint(): void {
     const { fill, wires, circuit } = this.state.choice, view = this.data.tokens && this.views.of(this.state.choice);
     const place = view && tokenOf(view, this.state.choice), text = view && place !== null ? view.texts[shownOf(view, this.state.choice) === "second" ? 1 : 0][place]! : null;
-    const now = JSON.stringify([fill, wires, text, this.choices[circuit]?.nodes !== null && circuit]);
+    const now = JSON.stringify([fill, wires, text, isOther(this.data, circuit)]);
     if (this.painted === now) return;
     this.painted = now;
     this.paint.fill = this.paint.has(fill) ? fill : "value";
     this.paint.wires = this.hasWires(wires) ? wires : "weight";
     document.querySelector<HTMLSelectElement>("#fill")!.value = this.paint.fill;
     document.querySelector<HTMLSelectElement>("#wires")!.value = this.paint.wires;
-    document.getElementById("paint-note")!.textContent = this.paint.words(text, (this.choices[circuit]?.nodes ?? null) !== null);
+    document.getElementById("paint-note")!.textContent = this.paint.words(text, isOther(this.data, circuit));
   }
 
   private hasWires(wires: Wires): boolean {
@@ -201,7 +202,7 @@ function notDrawn(choices: Drawing[]): HTMLElement {
   const why = [...new Set(choices.map(choice => choice.why ?? ""))].join(" ");
   const line = (same: string, some: Drawing[]) => {
     const ends = some.map(({ words }) => words.slice(same.length + 2).replace(/\.$/, ""));
-    return make("li", "", make("b", "", some.map(({ label }) => label).join("; ")), `: ${same}, ${ends.join(", ")}.`);
+    return make("li", "", make("b", "", some.length > 1 ? `${some[0]!.label.split(",")[0]}, ${some.length} targets` : some[0]!.label), `: ${same}, ${ends.join(", ")}.`);
   };
   return make("ul", "note undrawn", ...[...lines].map(([same, some]) => line(same, some)), make("li", "", why));
 }

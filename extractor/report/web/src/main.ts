@@ -38,7 +38,8 @@ bindNotes(notes);
 notes.onChange(() => picture.update());
 notes.onChange(() => refreshFields(notes));
 addEventListener("keydown", event => {
-  if (event.key === "Escape" && !(event.target as Element).matches("textarea, select, input")) state.set({ node: null, token: null });
+  if (event.key !== "Escape" || (event.target as Element).matches("textarea, select, input")) return;
+  state.set(state.choice.node ? { node: null } : { token: null }); // first the card closes, then the token is let go
 });
 card.streams = () => picture.streams;
 for (const link of document.querySelectorAll<HTMLAnchorElement>(".contents a")) {

@@ -1,6 +1,6 @@
 // A picture of circuits: what a node is joined to lights up, and nodes take the colour of their value at the chosen token.
 
-import type { Drawing, PageData } from "./data";
+import { type Drawing, isOther, type PageData } from "./data";
 import { tint } from "./elements";
 import type { Notes } from "./notes";
 import type { Paint, Wires } from "./paint";
@@ -85,15 +85,21 @@ export class Picture {
     const note = document.getElementById("token-note");
     if (note) {
       note.hidden = token === null || this.paint.fill !== "value";
-      note.textContent = note.hidden ? "" : `The picture above shows the ${shown === "difference" ? "differences" : "values"} at token ${token! + 1}${circuit ? " in the circuit of this page" : ""}.`;
+      note.textContent = note.hidden ? "" : `The picture above shows the ${shown === "difference" ? "differences" : "values"} at token ${token! + 1}${isOther(this.data, circuit) ? " in the circuit of this page" : ""}.`;
     }
     const brought = this.paint.wires === "passed" && view ? passed(this.data, view, this.state.choice) : null;
     if (this.drawn === this.paint.wires && !brought) return;
     this.drawn = this.paint.wires;
     const legend = this.texts.find(text => text.dataset.legend !== undefined || text.textContent!.startsWith(WIDER));
+    const signs = this.texts.filter(text => text.dataset.sign !== undefined || / weight$/.test(text.textContent!));
+    for (const sign of signs) {
+      sign.dataset.sign ??= sign.textContent!;
+      const raises = sign.dataset.sign.startsWith("positive");
+      sign.textContent = this.drawn === "passed" ? (raises ? "raises its target" : "lowers its target") : sign.dataset.sign;
+    }
     if (legend) {
       legend.dataset.legend ??= legend.textContent!;
-      legend.textContent = { weight: legend.dataset.legend, removed: `${WIDER} more the loss rises without it`, passed: `${WIDER} more it brings to the token; blue raises` }[this.drawn]!;
+      legend.textContent = { weight: legend.dataset.legend, removed: `${WIDER} more the loss rises without it`, passed: `${WIDER} more it brings to the token` }[this.drawn]!;
     }
     for (const { classList, dataset, style } of this.wires) {
       if (classList.contains("edge")) [style.strokeWidth, style.strokeDasharray, style.stroke] = this.paint.line(`${dataset.source} ${dataset.target}`, brought) as [string, string, string];
