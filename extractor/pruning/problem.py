@@ -73,6 +73,7 @@ class PruningProblem:
     shifted  shifted pairs of the train and the select split, which a robust circuit must do too; None where there are none
     guarded  nothing is eliminated where the full model fails; else also there, but not from the full model
     phase    called with the name of every phase that begins
+    quick    a control: elimination starts from no more edges than by the robust standard, also by the paper's
     """
 
     model: SparseGPTForCausalLM
@@ -88,6 +89,7 @@ class PruningProblem:
     shifted: tuple[TaskBatch, TaskBatch] | None = None
     guarded: bool = True
     phase: Callable[[str], None] = unreported
+    quick: bool = False
 
     def at(self, phase: str) -> PruningProblem:
         """Report that a phase begins; returns this problem."""
@@ -138,7 +140,8 @@ class PruningProblem:
 
     @property
     def policy(self) -> SearchPolicy:
-        return POLICY[self.standard.name]
+        own, robust = POLICY[self.standard.name], POLICY["robust"]
+        return replace(own, most_start_edges=robust.most_start_edges, most_edges=robust.most_edges) if self.quick else own
 
     def full_mask(self) -> CircuitMask:
         """All nodes and edges of the model."""

@@ -5,7 +5,9 @@ inverted         the right answers exchanged: the model answers all of these pro
 coin             the right answers of each pair exchanged by a coin: a rule that the model does not follow
 random weights   the task in a model whose weights are permuted within each matrix, so that the places of its nonzeros stay
 
-A quick search ranks by attribution and asks for sufficiency only. Controls: LessWrong sHpZZnRDLg7ccX9aF; arXiv 2512.18792.
+A quick search ranks by attribution, asks for sufficiency only, and starts elimination from no more edges than the robust standard: of a
+task that needs most of the model, or where there is nothing to find, it would take hours.
+Controls: LessWrong sHpZZnRDLg7ccX9aF; arXiv 2512.18792.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def null_searches(
     """
     spec = problem.spec.model_copy(update={**QUICK, "trial_pairs": PAIRS})
     select = problem.select.pick(torch.arange(min(PAIRS, problem.select.pairs)))
-    quick = replace(problem, spec=spec, select=select, work=None, shifted=None, guarded=False, phase=unreported)
+    quick = replace(problem, spec=spec, select=select, work=None, shifted=None, guarded=False, phase=unreported, quick=True)
     kinds = {"task": (quick, held_out)} | {name: _relabelled(quick, held_out, name) for name in (INVERTED, COIN)}
     if corpus is not None:
         model = with_random_weights(problem.model, problem.seed)

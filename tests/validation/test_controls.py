@@ -13,7 +13,8 @@ from problems import graded_problem, micro_problem, nodes_of
 
 from extractor.circuits.circuit import Calibration
 from extractor.circuits.graph import CircuitMask
-from extractor.pruning.problem import PruningProblem
+from extractor.pruning.problem import POLICY, PruningProblem
+from extractor.pruning.prune import find_circuits
 from extractor.validation import adversarial, faithfulness_curve, null_search, random_circuits
 
 OWN = Calibration(1.0, 0.0)
@@ -40,6 +41,16 @@ def test_the_papers_standard_finds_a_circuit_of_the_opposite_answers_and_the_rob
     assert found["robust"].keys() == {"inverted", "coin"}
     assert not found["robust"]["inverted"]["met"]
     assert not any(one["coin"]["met"] for one in found.values())
+
+
+def test_a_control_eliminates_nothing_from_thousands_of_edges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of the task as of what is none: each starts from at most as many as by the robust standard, and a larger start stays as it is."""
+    problem, asked = micro_problem(tmp_path), []
+    monkeypatch.setattr(null_search, "find_circuits", lambda one: asked.append(one.policy) or find_circuits(one))
+    null_search.null_searches(problem, ("paper",), problem.select, None)
+    robust = POLICY["robust"]
+    assert {(one.most_start_edges, one.most_edges) for one in asked} == {(robust.most_start_edges, robust.most_edges)}
+    assert problem.policy == POLICY["paper"]
 
 
 def test_a_coin_exchanges_whole_pairs_and_about_half_of_them():
