@@ -97,23 +97,20 @@ def _two(value: float | None) -> str:
 
 
 def _finding(found: dict, model: str) -> str:
-    """The result in words: one node changes the answer in the mean over prompts, else all nodes of one site together, else neither."""
+    """The result in words: one node changes the answer, else all nodes of one site together, else neither."""
     before, after = found["probability"][0], found["probability"][-1]
-    one = (
-        f"One node, {identifier(found['node'])}, moves {model} from {_percent(before)} to {_percent(after)} probability of the other answer"
-    )
-    one += " in the mean"
+    one = f"In the mean over prompts: One node, {identifier(found['node'])}, moves {model} from {_percent(before)} to {_percent(after)} probability of the other answer"
     if after > FLIPPED:
-        return f"{one}: this single edit changes the mean answer. {_against_random(found)}"
+        return f"{one}: this single edit changes the answer. {_against_random(found)}"
     together = found.get("together")
     if not together:
-        return f"{one}, which does not change the mean answer. {_against_random(found)}"
+        return f"{one}, which does not change the answer. {_against_random(found)}"
     many, reached = (
         f"All {len(together['nodes'])} circuit nodes at {identifier(together['site'])} together reach",
         together["probability"][-1],
     )
-    enough = "changes the mean answer" if reached > FLIPPED else "does not change it either"
-    return f"{one}; no single node changes the mean answer. {many} {_percent(reached)}, which {enough}. {_against_random(together)}"
+    enough = "changes the answer" if reached > FLIPPED else "does not change it either"
+    return f"{one}; no single node changes the answer. {many} {_percent(reached)}, which {enough}. {_against_random(together)}"
 
 
 def _against_random(curves: dict) -> str:
