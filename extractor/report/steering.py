@@ -99,7 +99,8 @@ def _two(value: float | None) -> str:
 def _finding(found: dict, model: str) -> str:
     """The result in words: one node changes the answer, else all nodes of one site together, else neither."""
     before, after = found["probability"][0], found["probability"][-1]
-    one = f"In the mean over prompts: One node, {identifier(found['node'])}, moves {model} from {_percent(before)} to {_percent(after)} probability of the other answer"
+    moves = f"from {_percent(before)} to {_percent(after)} probability of the other answer"
+    one = f"In the mean over prompts: One node, {identifier(found['node'])}, moves {model} {moves}"
     if after > FLIPPED:
         return f"{one}: this single edit changes the answer. {_against_random(found)}"
     together = found.get("together")
