@@ -10,8 +10,8 @@ circuit C, m_e the mask of element e:
    elements, at most `LARGEST_SHARE` of them.
 3. Options: the prefixes whose measured rise is within their share of the loss left to spend,
        L(C without prefix) - L(C) <= MOST_SPENT * (most - L(C)) * size / E,
-   the largest first, and last the cheapest single element. Of many elements the first `LEAST_SHARE` may spend MOST_SPENT of all that is
-   left: one by one, thousands that each cost little would take hours.
+   the largest first, and last the cheapest single element. Of many elements a block, the first `BLOCK_SHARE`, may spend MOST_SPENT of
+   all that is left: one by one, thousands that each cost little would take hours.
 4. Remove the first option after which the circuit is still necessary; dead nodes go with it. If not even the single element can go, it is
    kept for good. A refusal halves the size of the largest prefix, a removal doubles its limit.
 
@@ -39,7 +39,7 @@ from extractor.pruning.problem import PruningProblem
 
 SINGLE_TRIALS = 8  # elements removed one by one in a round
 LARGEST_SHARE = 0.25  # fraction of the elements that may go at once
-LEAST_SHARE = 1 / 256  # fraction of the elements that may spend as much as all; of fewer than 512 none does
+BLOCK_SHARE = 1 / 256  # fraction of the elements that may spend as much as all; of fewer than 512 none does
 MOST_SPENT = 0.5  # fraction of the loss left to spend, for a prefix of all elements
 PATIENCE = 32  # elements in a row that cannot go alone, after which elimination ends
 _FIRST_DRAW = 1 << 20  # draws of train pairs are numbered from here; mask learning uses the numbers below
@@ -208,8 +208,8 @@ def _options(here: EliminationRound, free: Tensor, most: float, largest: int) ->
     """
     now, rise = here.predicted()  # step 1
     order = torch.where(free, rise + here.correction, torch.inf).argsort(stable=True)[: int(free.sum())]
-    least = int(LEAST_SHARE * len(order))
-    tried, sizes = order[:SINGLE_TRIALS], _sizes(min(largest, int(LARGEST_SHARE * len(order))), least).to(order.device)
+    block = int(BLOCK_SHARE * len(order))
+    tried, sizes = order[:SINGLE_TRIALS], _sizes(min(largest, int(LARGEST_SHARE * len(order))), block).to(order.device)
     counting = torch.arange(len(order), device=order.device)
     place = torch.full(rise.shape, len(order), device=order.device).scatter(0, order, counting)
     removed = torch.cat([place < sizes[:, None], place == counting[: len(tried), None]])
@@ -217,13 +217,13 @@ def _options(here: EliminationRound, free: Tensor, most: float, largest: int) ->
     of_prefixes, of_singles = losses[: len(sizes)], losses[len(sizes) :]
     here.correction[tried] = (of_singles - now).to(rise.dtype) - rise[tried]
     budget = MOST_SPENT * max(0.0, most - now)  # step 3
-    allowed = torch.where((sizes == least) & (least > 1), budget, budget * sizes / len(rise))
+    allowed = torch.where((sizes == block) & (block > 1), budget, budget * sizes / len(rise))
     cheap = of_prefixes - now <= allowed
     best = len(sizes) + int(of_singles.argmin())
     return torch.cat([removed[: len(sizes)][cheap], removed[best : best + 1]]), losses[best].item()
 
 
-def _sizes(most: int, least: int) -> Tensor:
-    """Powers of two from the largest that is at most `most` down to 2; where `least` is more than one, down to that number."""
-    powers = [2**power for power in reversed(range(1, most.bit_length())) if 2**power > least]
-    return torch.tensor([*powers, *([least] if least > 1 else [])], dtype=torch.long)
+def _sizes(most: int, block: int) -> Tensor:
+    """Powers of two from the largest that is at most `most` down to 2; where a block is more than one element, down to a block."""
+    powers = [2**power for power in reversed(range(1, most.bit_length())) if 2**power > block]
+    return torch.tensor([*powers, *([block] if block > 1 else [])], dtype=torch.long)

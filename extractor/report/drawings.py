@@ -18,7 +18,7 @@ from extractor.circuits.circuit import Circuit, Edge, Node
 from extractor.report import picture
 from extractor.report.html import count, nats
 from extractor.report.picture import visible
-from extractor.spec.claims import NOT_FOUND
+from extractor.spec.claims import why_no_circuit
 from extractor.spec.story import best_place
 from extractor.spec.thresholds import SEPARATES
 
@@ -166,8 +166,9 @@ def _choice(circuit: Circuit, one: Mapping[str, Any], result: Mapping[str, Any],
     by = _BY[one["standard"]]
     words = f"{_size(circuit, one)} {nats(one['loss'])} nats on held-out pairs by {by}, {met} {one['target']:g}."
     if svg < 0:
-        found = is_seed or ((result.get("standards") or {}).get(one["standard"]) or {}).get("found", True)
-        why = "Too large to be drawn beside the circuit of this page." + ("" if found else f" {NOT_FOUND}")
+        why, standard = "Too large to be drawn here.", (result.get("standards") or {}).get(one["standard"])
+        if not is_seed and standard is not None and not standard.get("found", True):
+            why += f" The search ended with it, and it counts as none: {why_no_circuit(standard)}."
         return {"label": label, "words": words, "svg": -1, "nodes": None, "edges": None, "why": why}
     nodes, edges = [visible(name) for name in one["nodes"]], [[visible(a), visible(b), float(f"{w:.4g}")] for a, b, w in one["edges"]]
     return {"label": label, "words": words, "svg": svg, "nodes": nodes, "edges": edges}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -44,9 +44,8 @@ from extractor.report.plots import distribution
 from extractor.report.steering import steering_section
 from extractor.report.story import story_section
 from extractor.report.validation import activations_of, controls, effects_of, interval_of, validation_section
-from extractor.spec.claims import CONDITION_WORDS, is_foreign, worst_condition
+from extractor.report.verdicts import answers_of, headline, known, verdicts
 from extractor.spec.schema import CHANCE
-from extractor.spec.thresholds import AT_CHANCE, RIGHT_ENOUGH, SAME_ANSWER, THE_SAME_AS_CHANCE
 
 _MAX_EDGES = 20  # rows of the table of edges
 _NETWORKS = (
@@ -55,8 +54,6 @@ _NETWORKS = (
     ("without_circuit", "Without the circuit", "without"),
     ("random", "Same number of random nodes", "random"),
 )
-
-_ABLATED = {"mean": "other nodes at their means", "zero": "other nodes at zero", "resample": "other nodes resampled"}
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,7 @@ def page(
         headline=headline(circuit, result),
         description=_description(result),
         meta=_meta(circuit, result),
-        verdicts=_verdicts(result),
+        verdicts=verdicts(result),
         story=story_section(result),
         picture=drawn_as.first,
         tokens=template_file("tokens.html") if tokens else "",
@@ -157,51 +154,15 @@ def _contents(text: str) -> str:
     return f'<nav class="contents" aria-label="Sections"><ul>{links}</ul></nav>'
 
 
-def headline(circuit: Circuit, result: dict) -> str:
-    """The result in one or two sentences of HTML; also states a missed target or a circuit that the model does not need."""
-    size = f"{count(len(circuit.nodes), 'node')} and {count(len(circuit.edges), 'edge')}"
-    owner = f"{plain(short_name(result['model']))}{'&rsquo;s sparse model' if result.get('bridge') else ''}"
-    score = f"{nats(result['loss'].get('circuit'))} nats, {percent(result['accuracy'].get('circuit'))} right"
-    if is_foreign(result):
-        met = "meet the target" if result["meets_target"] else "do not meet the target"
-        what = f"Not the dense model&rsquo;s: {size} of its sparse model, which {met}"
-        return f"{what}, choose between {_answers(circuit)}: {score}. {_without(result)}"
-    if result["meets_target"]:
-        verb = "chooses" if len(circuit.nodes) == 1 and not circuit.edges else "choose"
-        return f"{size} of {owner} {verb} between {_answers(circuit)}: {score}. {_without(result)}"
-    found = f"The best circuit found to choose between {_answers(circuit)}, {size} of {owner}, reaches {score}"
-    return f"Target not met. {found}; the target is {nats(result['target_loss'])} nats. {_without(result)}"
-
-
 def _description(result: dict) -> str:
     task = f"<p>The task: {plain(result['description'])}.</p>" if result.get("description") else ""
     return task + (f'<p class="why">Why: {plain(result["why"])}.</p>' if result.get("why") else "")
 
 
-def _answers(circuit: Circuit) -> str:
-    return " and ".join(map(token, circuit.answers)) or "the two answers of each pair"
-
-
-def _without(result: dict) -> str:
-    loss, right = result["loss"].get("without_circuit"), percent(result["accuracy"].get("without_circuit"))
-    who = "sparse model" if result.get("bridge") else "model"
-    if loss is None or not math.isfinite(loss):
-        return f"The {who} without them was not measured."
-    fails = loss >= AT_CHANCE
-    if fails or loss > result["target_loss"]:
-        cut = _without_edges(result)
-        is_told = cut is not None and not (fails and cut >= AT_CHANCE)
-        edges = f"; without these edges alone, all nodes kept, it has {nats(cut)} nats" if is_told else ""
-        near = "at chance" if loss >= THE_SAME_AS_CHANCE else f"near chance, {nats(loss)} nats"
-        what = near if fails else f"still {right} right, above chance"
-        return f"Without {'them' if cut is None else 'these nodes'} the {who} is {what}{edges}."
-    return f"The {who} does not need them: without them it is still {right} right."
-
-
 def _meta(circuit: Circuit, result: dict) -> str:
     facts = [
         f"Model {plain(result['model'])}",
-        f"answers {_answers(circuit)}" if circuit.answers else "every pair has its own answers",
+        f"answers {answers_of(circuit)}" if circuit.answers else "every pair has its own answers",
         f"target {nats(result['target_loss'])} nats",
         f"{result['held_out_pairs']} held-out pairs of prompts",
         f"seed {result['seed']}",
@@ -209,105 +170,8 @@ def _meta(circuit: Circuit, result: dict) -> str:
     return " · ".join(facts)
 
 
-def _verdicts(result: dict) -> str:
-    """Sufficient, necessary, better than random: three claims, each with its number; a claim without a number is not made."""
-    loss, target = result["loss"], result["target_loss"]
-    alone, random = (_known(loss.get(k)) for k in ("circuit", "random"))
-    enough = ("yes", "Sufficient") if result["meets_target"] else ("no", "Not sufficient")
-    if random is None or alone is None:
-        special = ("part", "Not compared with random")
-    else:
-        special = ("yes", "Better than random") if random > max(target, alone) else ("no", "Not better than random")
-    claims = (
-        *_dense_claim(result),
-        (*enough, f"circuit alone, {_condition_of(result)}: {nats(alone)} nats; target {nats(target)}"),
-        *_condition_claim(result),
-        *_shifted_claim(result),
-        _necessity_claim(result),
-        (*special, f"same number of random nodes: {nats(random)} nats"),
-    )
-    return "".join(f'<li class="card {kind}"><b>{name}</b><span>{numbers}</span></li>' for kind, name, numbers in claims)
-
-
-def _without_edges(result: dict) -> float | None:
-    """Loss of the full model, calibrated, without the circuit's edges alone; None where it was not measured."""
-    return _known(((result.get("validation") or {}).get("removed") or {}).get("edges"))
-
-
-def _necessity_claim(result: dict) -> tuple[str, str, str]:
-    """What the full model has without the circuit's nodes, and without its edges alone, which asks for more."""
-    target, cut = result["target_loss"], _without_edges(result)
-    full, without = (_known(result["loss"].get(name)) for name in ("full", "without_circuit"))
-    if without is None:
-        needed = ("part", "Necessity not measured")
-    elif full is not None and full >= AT_CHANCE:
-        needed = ("no", "Not necessary: the full model fails, too")
-    elif without >= AT_CHANCE:
-        needed = ("yes", "Necessary")
-        if cut is not None and cut < AT_CHANCE:
-            needed = ("part", "Nodes necessary, edges only partly" if cut > target else "Only its nodes are necessary")
-    elif without > target:
-        needed = ("part", "Partly necessary")
-    else:
-        needed = ("no", "Not necessary")
-    if cut is None:
-        return (*needed, f"without the circuit: {nats(without)} nats; chance {nats(CHANCE)}")
-    beside = f"full model, calibrated {nats(result['validation']['removed'].get('nothing'))}; chance {nats(CHANCE)}"
-    return (*needed, f"all nodes kept, its edges cut: {nats(cut)} nats; its nodes ablated: {nats(without)} nats; {beside}")
-
-
-def _condition_of(result: dict) -> str:
-    """The condition under which the circuit's own loss is measured."""
-    if result.get("standard") == "robust":
-        return f"worst of {len(CONDITION_WORDS)} ablations, without calibration"
-    return f"{_ABLATED[result.get('ablation', 'mean')]}, calibrated"
-
-
-def _condition_claim(result: dict) -> Iterator[tuple[str, str, str]]:
-    """Whether the circuit meets the target under each condition, at the model's own scale; nothing where that was not measured."""
-    worst = worst_condition(result.get("validation"))
-    if worst is None:
-        return
-    name, numbers = worst
-    holds = numbers["loss"] <= result["target_loss"]
-    kind, claim = ("yes", "Holds under every condition") if holds else ("no", "Not under every condition")
-    text = f"without calibration, where other nodes {CONDITION_WORDS[name]} (worst of {len(CONDITION_WORDS)}): {nats(numbers['loss'])} nats"
-    adversary = result["validation"].get("adversarial")
-    beside = "" if adversary is None else f"; where an adversary sets them: {nats(adversary['loss'])} nats"
-    yield kind, claim, f"{text}, {percent(numbers['accuracy'])} right{beside}"
-
-
-def _shifted_claim(result: dict) -> Iterator[tuple[str, str, str]]:
-    """Whether circuit and full model answer alike on prompts from other templates; nothing where that was not measured."""
-    found = (result.get("validation") or {}).get("shifted")
-    if not found:
-        return
-    right, same = found["accuracy"], found["same_answer"]
-    if same < SAME_ANSWER:
-        kind, claim = "no", "Not on shifted prompts"
-    elif right["full"] < RIGHT_ENOUGH:
-        kind, claim = "part", "Full model fails on shifted prompts"
-    else:
-        kind, claim = "yes", "Holds on shifted prompts"
-    worst = worst_condition(found)
-    beyond = "" if worst is None else f"; without calibration at worst {nats(worst[1]['loss'])} nats"
-    answers = f"right on {percent(right['circuit'])}, full model {percent(right['full'])}; same answer on {percent(same)}"
-    yield kind, claim, f"longer code, other templates: {answers}{beyond}"
-
-
-def _dense_claim(result: dict) -> Iterator[tuple[str, str, str]]:
-    """Whether the task is the dense model's, with its numbers; nothing where that was not measured."""
-    prompts = (result.get("bridge") or {}).get("prompts") or {}
-    if result.get("holds_for_dense") is None or "agreement" not in prompts:
-        return
-    low, high = (percent(end) for end in prompts["interval"]["agreement"])
-    kind, claim = ("no", "Not the dense model&rsquo;s") if is_foreign(result) else ("yes", "The dense model does it, too")
-    numbers = f"same answer as the sparse model on {percent(prompts['agreement'])} of held-out prompts ({low} to {high})"
-    yield kind, claim, f"dense model: {nats(prompts['loss']['dense'])} nats; {numbers}"
-
-
 def _losses_note(result: dict) -> str:
-    full, target = _known(result["loss"].get("full")), result["target_loss"]
+    full, target = known(result["loss"].get("full")), result["target_loss"]
     text = "Loss on held-out prompts, lower is better. Right: share of prompts on which the right answer is preferred to the other."
     return text + (" The full model itself is above the target." if full is not None and full > target else "")
 
@@ -399,11 +263,6 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _known(value: float | None) -> float | None:
-    """The value; None where it is missing or no number."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _size(edge: Edge) -> float:

@@ -12,7 +12,7 @@ from statistics import median_high
 from extractor.report.controls import controls_part
 from extractor.report.html import Bar, bars_table, count, identifier, nats, percent, scroll, section, table
 from extractor.report.plots import curve_plot, effects_plot
-from extractor.spec.claims import CONDITION_WORDS, NOT_FOUND, worst_condition
+from extractor.spec.claims import CONDITION_WORDS, why_no_circuit, worst_condition
 from extractor.spec.thresholds import COUNTED_RISE, FULL_MODEL_FAILS, OTHER_ROLE
 
 _ABLATIONS = {"mean": "All other nodes at their means", "zero": "All other nodes at zero", "resample": "Everything else resampled"}
@@ -153,12 +153,12 @@ def _standards(result: dict) -> str:
         shown = f"<strong>{name}</strong> (shown here)" if name == result["standard"] else name
         sizes = (f"{one['nodes']:,}", f"{one['edges']:,}", nats(one["loss"]), _met(one["met"] and one["found"]))
         rows.append((shown, *sizes, f"{nats(numbers['loss'])} ({worst})", percent(numbers["accuracy"])))
-    missed = [name.capitalize() for name, one in standards.items() if one["met"] and not one["found"]]
+    missed = {name.capitalize(): one for name, one in standards.items() if one["met"] and not one["found"]}
     head = ("standard", "nodes", "edges", "nats by it", "found and met", "worst ablation, not calibrated", "right there")
     note = (
         "Paper: other nodes at one replacement value, scale and shift of the answer fitted. Robust: the worst of five ablations, nothing "
         f"fitted. The model has {next(iter(standards.values()))['edges_of_model']:,} edges."
-        + "".join(f" {name}: no circuit was found. {NOT_FOUND}" for name in missed)
+        + "".join(f" {name}: what the search ended with holds; {why_no_circuit(one)}." for name, one in missed.items())
     )
     return f'<p class="note">{note}</p>{scroll(table(head, rows, numbers={1, 2, 3, 4, 5, 6}), "Both standards")}'
 

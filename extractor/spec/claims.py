@@ -9,7 +9,6 @@ from extractor.spec.thresholds import MOST_ROBUST_EDGES
 
 NOT_DENSE = "not the dense model's"  # in a table's cell
 # What nodes outside of the circuit have under each of `circuits.conditions`.
-NOT_FOUND = "This is what the search ended with, and counts as no circuit: it is too large, or the model does not need it."
 CONDITION_WORDS = {
     "mean": "have their means",
     "zero": "are zero",
@@ -65,9 +64,14 @@ def about_standards(facts: Mapping[str, Any]) -> str:
     line = f"the search found no small circuit that holds and is necessary; it ended with {size}, at {robust['loss']:.3f} nats"
     if not robust.get("met"):
         return line
-    is_large = robust["edges"] > MOST_ROBUST_EDGES
-    why = f"more than {MOST_ROBUST_EDGES:,} edges are not shown as a circuit" if is_large else "but the model does the task without them"
-    return f"{line}, which hold; {why}"
+    return f"{line}, which hold; {why_no_circuit(robust)}"
+
+
+def why_no_circuit(standard: Mapping[str, Any]) -> str:
+    """Why what a search ended with counts as no circuit although it holds. standard: of `standards` in result.json."""
+    if standard["edges"] > MOST_ROBUST_EDGES:
+        return f"more than {MOST_ROBUST_EDGES:,} edges are not shown as a circuit"
+    return "but the model does the task without them"
 
 
 def which_layers(bridge: Mapping[str, Any]) -> str:

@@ -16,9 +16,10 @@ import pytest
 from extractor.circuits.circuit import Calibration, Circuit, Edge, Node
 from extractor.circuits.sites import GATED_PLACES, PLACES
 from extractor.report.drawings import CORE, LARGE
-from extractor.report.page import Example, _condition_claim, headline, write_report
+from extractor.report.page import Example, write_report
 from extractor.report.picture import NEGATIVE, POSITIVE, drawing, layout, part, to_svg, visible, write_png
 from extractor.report.plots import effects_plot
+from extractor.report.verdicts import condition_claim, headline
 from extractor.spec.claims import CONDITION_WORDS
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -356,9 +357,9 @@ def test_a_loss_below_chance_is_said_with_its_number():
 
 def test_the_card_on_conditions_names_the_adversary():
     validation = {"conditions": {"zero": {"loss": 0.1, "accuracy": 0.9, "interval": [0.05, 0.15]}}, "adversarial": {"loss": 3.25}}
-    claims = {claim[1]: claim[2] for claim in _condition_claim(result_of(tiny()) | {"validation": validation})}
+    claims = {claim[1]: claim[2] for claim in condition_claim(result_of(tiny()) | {"validation": validation})}
     assert "where an adversary sets them: 3.250 nats" in claims["Holds under every condition"]
-    (claim,) = _condition_claim(result_of(tiny()) | {"validation": validation | {"adversarial": None}})
+    (claim,) = condition_claim(result_of(tiny()) | {"validation": validation | {"adversarial": None}})
     assert "adversary" not in claim[2]
 
 

@@ -9,8 +9,8 @@ import re
 import pytest
 from worlds import ROOT
 
-from extractor.report.page import _verdicts
 from extractor.report.story import story_section
+from extractor.report.verdicts import verdicts
 from extractor.spec.claims import worst_condition
 
 EXAMPLE = json.loads((ROOT / ".github" / "example" / "result.json").read_text(encoding="utf-8"))
@@ -81,7 +81,7 @@ def test_no_mechanism_no_section():
 def test_shifted_prompts_have_a_card(circuit: float, full: float, same: float, claim: str):
     result = copy.deepcopy(EXAMPLE)
     result["validation"]["shifted"] |= {"accuracy": {"circuit": circuit, "full": full}, "same_answer": same}
-    (card,) = re.findall(rf'<li class="card \w+"><b>{claim}.*?</li>', _verdicts(result))
+    (card,) = re.findall(rf'<li class="card \w+"><b>{claim}.*?</li>', verdicts(result))
     assert f"right on {100 * circuit:.4g}&nbsp;%" in card
     _, worst = worst_condition(result["validation"]["shifted"])
     assert f"without calibration at worst {worst['loss']:.3f} nats" in card

@@ -44,7 +44,7 @@ def test_the_papers_standard_finds_a_circuit_of_the_opposite_answers_and_the_rob
 
 
 def test_a_control_eliminates_nothing_from_thousands_of_edges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Of the task as of what is none: each starts from at most as many as by the robust standard, and a larger start stays as it is."""
+    """All quick searches, also that of the task itself, have the robust standard's limits: a larger start is not eliminated."""
     problem, asked = micro_problem(tmp_path), []
     monkeypatch.setattr(null_search, "find_circuits", lambda one: asked.append(one.policy) or find_circuits(one))
     null_search.null_searches(problem, ("paper",), problem.select, None)

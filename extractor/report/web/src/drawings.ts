@@ -137,7 +137,7 @@ export class Drawings {
     const fill = document.querySelector<HTMLSelectElement>("#fill")!, wires = document.querySelector<HTMLSelectElement>("#wires")!;
     for (const option of [...fill.options]) if (!this.paint.has(option.value as Fill)) option.remove();
     fill.closest("label")!.hidden = fill.options.length < 2;
-    for (const option of [...wires.options]) if (option.value !== "weight" && !this.hasWires(option.value as Wires)) option.remove();
+    for (const option of [...wires.options]) if (option.value !== "weight" && !this.paint.hasWires(option.value as Wires)) option.remove();
     wires.closest("label")!.hidden = wires.options.length < 2;
     const change = () => this.state.set({ fill: fill.value as Fill, wires: wires.value as Wires });
     fill.addEventListener("change", change);
@@ -152,14 +152,10 @@ export class Drawings {
     if (this.painted === now) return;
     this.painted = now;
     this.paint.fill = this.paint.has(fill) ? fill : "value";
-    this.paint.wires = this.hasWires(wires) ? wires : "weight";
+    this.paint.wires = this.paint.hasWires(wires) ? wires : "weight";
     document.querySelector<HTMLSelectElement>("#fill")!.value = this.paint.fill;
     document.querySelector<HTMLSelectElement>("#wires")!.value = this.paint.wires;
     document.getElementById("paint-note")!.textContent = this.paint.words(text, isOther(this.data, circuit));
-  }
-
-  private hasWires(wires: Wires): boolean {
-    return wires === "weight" || (wires === "removed" ? this.paint.hasRises : this.paint.has(wires));
   }
 
   /** The buttons that make the picture larger and smaller; "fit" shows all of it. */

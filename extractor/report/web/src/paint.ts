@@ -29,14 +29,13 @@ export class Paint {
   }
 
   /** Which of the choices have numbers. */
-  has(what: Fill | Wires): boolean {
-    if (what === "passed") return this.data.tokens !== null;
+  has(what: Fill): boolean {
     if (what === "auc") return this.data.nodes.some(node => node.auc);
     return what !== "removed" || this.data.nodes.some(node => this.rise(node) !== null);
   }
 
-  get hasRises(): boolean {
-    return this.rises.size > 0;
+  hasWires(what: Wires): boolean {
+    return what === "weight" || (what === "removed" ? this.rises.size > 0 : this.data.tokens !== null);
   }
 
   /** token: the text of the chosen one, whose values nodes are painted by; other: another circuit than the page's is drawn. */
